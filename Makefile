@@ -1,0 +1,51 @@
+# Everything happens in .venv; `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MEMPOOL ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run tail test check fmt lint types cover bench install uninstall clean lock
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "whaled needs Python 3.11 or newer; set PYTHON=python3.x" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(STAMP) ## run whaled against the bundled simulator, or MEMPOOL=ws://host:8999/api/v1/ws
+	$(BIN)/whaled run --config config/dev.yaml $(if $(MEMPOOL),--mempool-url $(MEMPOOL),--simulate)
+
+tail: $(STAMP) ## watch the alerts of `make run` in this terminal
+	$(BIN)/whaled tail
+
+check: $(STAMP) lint types ## lint, types and the fast tests
+	$(BIN)/pytest -q -n auto -m 'not slow'
+
+test: $(STAMP) lint types ## the whole suite
+	$(BIN)/pytest -q -n auto
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy --strict on the package, the tests and the benchmarks
+	$(BIN)/mypy
+
+fmt: $(STAMP) ## format and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+cover: $(STAMP) ## the suite with branch coverage
+	$(BIN)/pytest -q --cov --cov-report=term-missing:skip-covered
+
+lock: $(STAMP) ## write constraints.txt from what is installed
+	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip | LC_ALL=C sort -f > constraints.txt
+
+clean: ## remove the virtual environment and everything generated
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist var
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,106 @@
+"""The house: which module may import which. Imports go down the ranks, never sideways between capabilities."""
+
+import ast
+from pathlib import Path
+
+import whaled
+
+PACKAGE = Path(whaled.__file__).parent
+
+# The first matching prefix decides. Modules of one prefix may import each other; otherwise only lower ranks.
+RANKS = {
+    "errors": 0,
+    "model": 1,
+    "config": 2,
+    "whales": 3,
+    "upstream": 3,
+    "auth": 3,
+    "eventlog": 4,
+    "gateway": 4,
+    "web": 4,
+    "ops": 5,
+    "client": 6,
+    "simulator": 6,
+    "pipeline": 6,
+    "service": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+# The gateway performs sessions, and sessions replay from the log.
+SIDEWAYS = {("gateway", "eventlog")}
+
+# Modules that hold rules: they take `now` and values, and do no I/O.
+PURE = (
+    "errors", "model", "config.sections", "whales.amounts", "whales.detect", "whales.fees", "whales.labels",
+    "whales.lifecycle", "whales.filters", "upstream.dialect", "auth.tokens", "gateway.wire", "gateway.session",
+    "gateway.limits",
+)  # fmt: skip
+IMPURE_MODULES = {
+    "asyncio",
+    "socket",
+    "time",
+    "os",
+    "logging",
+    "structlog",
+    "sqlite3",
+    "aiohttp",
+    "threading",
+    "random",
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imports(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module} at line {node.lineno}: name the whole path"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
+
+
+def test_every_module_has_a_rank() -> None:
+    homeless = {room(name) for name in modules()} - RANKS.keys() - {"__init__"}
+    assert not homeless
+
+
+def test_imports_go_down_the_ranks_only() -> None:
+    wrong = []
+    for name, tree in modules().items():
+        if name == "__init__":
+            continue
+        mine = room(name)
+        for imported in imports(tree):
+            if not imported.startswith("whaled."):
+                continue
+            theirs = room(imported.removeprefix("whaled."))
+            if theirs not in RANKS or theirs == mine or (mine, theirs) in SIDEWAYS:
+                continue
+            if RANKS[theirs] >= RANKS[mine]:
+                wrong.append(f"{name} (rank {RANKS[mine]}) imports {imported} (rank {RANKS[theirs]})")
+    assert not wrong
+
+
+def test_pure_modules_do_no_io() -> None:
+    known = modules()
+    assert set(PURE) <= known.keys()
+    wrong = [
+        f"{name} imports {imported}"
+        for name in PURE
+        for imported in imports(known[name])
+        if imported.split(".", maxsplit=1)[0] in IMPURE_MODULES
+    ]
+    assert not wrong

@@ -1,0 +1,151 @@
+"""The configuration as frozen values: every key, its default and its unit.
+
+The annotations say what the parser accepts: `Seconds` are written "30s", "5m", "90d"; `Bytes` "16KiB", "1MiB".
+`config/whaled.example.yaml` says the same for the operator, and a test compares the two.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+Seconds = Annotated[float, Meta(ge=0.001, extra={"unit": "duration"})]
+Bytes = Annotated[int, Meta(ge=1, extra={"unit": "size"})]
+Count = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
+
+
+class Basis(StrEnum):
+    """Which amount is compared with the threshold."""
+
+    TOTAL = "total"
+    MOVED = "moved"
+
+
+class LogFormat(StrEnum):
+    """How log lines look. `auto` is text on a terminal, journald priorities under systemd, else JSON."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+    JOURNALD = "journald"
+
+
+class LogLevel(StrEnum):
+    """The least severe log line that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Upstream(Struct, frozen=True, kw_only=True):
+    """The mempool backend."""
+
+    url: Annotated[str, Meta(min_length=1)] = "ws://127.0.0.1:8999/api/v1/ws"
+    rest_url: str | None = None
+    proxy: str | None = None
+    connect_timeout: Seconds = 10.0
+    rest_timeout: Seconds = 10.0
+    rest_concurrency: Count = 4
+    max_message: Bytes = 256 * 1024 * 1024
+    ping_interval: Seconds = 20.0
+    stale_after: Seconds = 60.0
+    reconnect_initial: Seconds = 0.5
+    reconnect_max: Seconds = 30.0
+    stable_after: Seconds = 60.0
+
+
+class Detection(Struct, frozen=True, kw_only=True):
+    """What a whale is."""
+
+    threshold_btc: Annotated[float, Meta(gt=0, le=21_000_000)] = 100.0
+    basis: Basis = Basis.TOTAL
+    fetch_inputs: bool = True
+    inputs_wait: Seconds = 2.0
+    address_book: Path | None = None
+    seen_limit: Count = 200_000
+
+
+class EventLog(Struct, frozen=True, kw_only=True):
+    """The durable event log."""
+
+    path: Path = "/var/lib/whaled/whaled.db"
+    retention: Seconds = 90 * 86400.0
+    prune_interval: Seconds = 3600.0
+    busy_timeout: Seconds = 5.0
+
+
+class Tls(Struct, frozen=True, kw_only=True):
+    """Certificate chain and private key, both PEM files; TLS is on when both are given."""
+
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+
+class Gateway(Struct, frozen=True, kw_only=True):
+    """The WebSocket server clients connect to."""
+
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Port = 8765
+    backlog: Count = 4096
+    tls: Tls = field(default_factory=Tls)
+    origins: tuple[str, ...] = ()
+    max_connections: Count = 10_000
+    max_connections_per_address: Count = 200
+    max_unauthenticated: Count = 1_000
+    handshake_timeout: Seconds = 5.0
+    auth_timeout: Seconds = 5.0
+    max_frame: Bytes = 16 * 1024
+    max_addresses: Count = 1_000
+    messages_per_second: Annotated[float, Meta(gt=0)] = 10.0
+    message_burst: Count = 40
+    max_unsent: Bytes = 256 * 1024
+    slow_timeout: Seconds = 60.0
+    replay_page: Count = 500
+    ping_interval: Seconds = 30.0
+    ping_timeout: Seconds = 30.0
+    close_timeout: Seconds = 5.0
+    position_interval: Seconds = 30.0
+    drain_window: Seconds = 10.0
+
+
+class Auth(Struct, frozen=True, kw_only=True):
+    """Who may connect."""
+
+    enabled: bool = True
+    key_ring: Path = "/etc/whaled/keys.json"
+    token_ttl: Seconds = 86400.0
+    max_token_ttl: Seconds = 90 * 86400.0
+    expiry_grace: Seconds = 25.0
+    issuer: str | None = None
+    audience: str | None = None
+
+
+class Http(Struct, frozen=True, kw_only=True):
+    """The plain HTTP server with /metrics and /healthz."""
+
+    enabled: bool = True
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Port = 9108
+
+
+class Log(Struct, frozen=True, kw_only=True):
+    """Log output."""
+
+    level: LogLevel = LogLevel.INFO
+    format: LogFormat = LogFormat.AUTO
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """The whole configuration."""
+
+    upstream: Upstream = field(default_factory=Upstream)
+    detection: Detection = field(default_factory=Detection)
+    eventlog: EventLog = field(default_factory=EventLog)
+    gateway: Gateway = field(default_factory=Gateway)
+    auth: Auth = field(default_factory=Auth)
+    http: Http = field(default_factory=Http)
+    log: Log = field(default_factory=Log)

@@ -1,0 +1,143 @@
+"""What can go wrong, sorted by whose fault it is, and the catalogue of WebSocket close codes."""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum, StrEnum
+
+
+class ExitStatus(IntEnum):
+    """How the process ends. systemd and scripts read these."""
+
+    STOPPED = 0
+    FAILED = 1
+    USAGE = 2
+    CONFIG = 78  # EX_CONFIG of sysexits.h
+
+
+class WhaledError(Exception):
+    """Base of all errors whaled raises on purpose."""
+
+
+class OperatorError(WhaledError):
+    """The operator must change something: a file, a key, a port. The process ends with status 78."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with the configuration.
+
+    `where` is the key's path (`gateway.port`), `problem` says what was found and what is allowed, `source` names
+    the file and line, the environment variable or the command-line option it came from.
+    """
+
+    where: str
+    problem: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        prefix = f"{self.source}: " if self.source else ""
+        place = f"{self.where}: " if self.where else ""
+        return f"{prefix}{place}{self.problem}"
+
+
+class ConfigError(OperatorError):
+    """The configuration cannot be used. Carries every fault found, not only the first."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
+class KeyRingError(OperatorError):
+    """The signing keys are missing, unreadable, readable by others, or too weak."""
+
+
+class ListenError(OperatorError):
+    """A listening socket could not be opened."""
+
+
+class EventLogError(WhaledError):
+    """The event log cannot be read or written. The daemon stops rather than publish what is not stored."""
+
+    def __init__(self, message: str, *, reason: "LogFailure") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class LogFailure(StrEnum):
+    """Why the event log failed (a metric label)."""
+
+    DISK_FULL = "disk_full"
+    LOCKED = "locked"
+    CORRUPT = "corrupt"
+    READ_ONLY = "read_only"
+    NEWER_SCHEMA = "newer_schema"
+    IO = "io"
+    CLOSED = "closed"
+
+
+class UpstreamError(WhaledError):
+    """The mempool backend did not do what it should; whaled reconnects or asks again."""
+
+
+class ClientErrorCode(StrEnum):
+    """`code` of an error frame to a client."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_MESSAGE = "invalid_message"
+    INVALID_FILTER = "invalid_filter"
+    INVALID_POSITION = "invalid_position"
+    UNKNOWN_TYPE = "unknown_type"
+    RATE_LIMITED = "rate_limited"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    INTERNAL = "internal"
+
+
+class ClientError(WhaledError):
+    """A client sent something that cannot be done; it is answered with an error frame and stays connected."""
+
+    def __init__(self, code: ClientErrorCode, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.path = path
+
+
+class TokenRefusal(StrEnum):
+    """Why a credential was refused. For logs and metrics only: a client is never told."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_KEY = "unknown_key"
+    BAD_SIGNATURE = "bad_signature"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    BAD_CLAIMS = "bad_claims"
+    REVOKED = "revoked"
+
+
+class TokenError(WhaledError):
+    """A token or API key is not accepted."""
+
+    def __init__(self, reason: TokenRefusal, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+
+
+class Close(Enum):
+    """Every way whaled closes a client's connection: (code, reason, may the client come back as it is?)."""
+
+    NORMAL = (1000, "", True)
+    GOING_AWAY = (1001, "Server is going away", True)
+    AUTH_REQUIRED = (1008, "Authentication required", False)
+    TOKEN_EXPIRED = (1008, "Token expired", False)
+    TOKEN_REVOKED = (1008, "Token revoked", False)
+    RATE_LIMITED = (1008, "Rate limit exceeded", False)
+    FRAME_TOO_BIG = (1009, "Message too big", False)
+    BUG = (1011, "Internal error", True)
+    RESTART = (1012, "Service restart", True)
+    FULL = (1013, "Too many connections", True)
+    TOO_SLOW = (1013, "Too slow", True)
+
+    def __init__(self, code: int, reason: str, retry: bool) -> None:
+        self.code = code
+        self.reason = reason
+        self.retry = retry

@@ -1,0 +1,243 @@
+"""The values that travel between the rooms of whaled. Frozen; money is integer satoshi, time is Unix seconds."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+SAT_PER_BTC = 100_000_000
+
+
+class Permission(StrEnum):
+    """What a token allows: `read` alerts and history, `write` state kept on the server, `admin` keys and tokens."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """Who a client is and what it may do, as proven by its credential."""
+
+    client_id: str
+    permissions: frozenset[Permission]
+    issued_at: float | None = None
+    expires_at: float | None = None
+    token_id: str | None = None
+    key_id: str | None = None
+
+
+class Position(Struct, frozen=True):
+    """A place in the event log: `offset` counts 1, 2, 3 ... within one `epoch`."""
+
+    epoch: str
+    offset: Annotated[int, Meta(ge=0)]
+
+
+# --- what the mempool backend tells ---------------------------------------------------------------------------------
+
+
+class Output(Struct, frozen=True, gc=False):
+    """A transaction output. `script` is the scriptPubKey in hex; `address` is None where there is none."""
+
+    value: int
+    script: str
+    address: str | None = None
+
+
+class Input(Struct, frozen=True, gc=False):
+    """A transaction input: the outpoint it spends, its nSequence, and the spent output where the backend gave it."""
+
+    txid: str
+    vout: int
+    sequence: int
+    prevout: Output | None = None
+
+
+class Transaction(Struct, frozen=True, kw_only=True):
+    """A transaction as the mempool backend sends it in full.
+
+    `fee_sat` is None where the backend does not know it (a confirmed transaction is sent with fee 0). `fee_rate` is
+    the effective rate in sat/vB, ancestors included, as of the sending. `first_seen` is the backend's clock.
+    """
+
+    txid: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    fee_sat: int | None
+    vsize: float
+    fee_rate: float | None = None
+    first_seen: int | None = None
+    is_confirmed: bool = False
+
+    @property
+    def value_sat(self) -> int:
+        """Sum of all outputs, in satoshi."""
+        return sum(output.value for output in self.outputs)
+
+
+class FeeMarket(Struct, frozen=True):
+    """Recommended fee rates in sat/vB, fractional, as the backend gives them."""
+
+    fastest: float
+    half_hour: float
+    hour: float
+    economy: float
+    minimum: float
+
+
+class ProjectedBlock(Struct, frozen=True):
+    """A block the backend expects: total size in vB and its lowest and highest fee rate in sat/vB."""
+
+    vsize: float
+    min_rate: float
+    max_rate: float
+
+
+class Market(Struct, frozen=True, kw_only=True):
+    """What is known about fees, the chain tip and the price at one moment; None is unknown."""
+
+    fees: FeeMarket | None = None
+    projected: tuple[ProjectedBlock, ...] | None = None
+    tip_height: int | None = None
+    btc_usd: float | None = None
+
+
+class Block(Struct, frozen=True, kw_only=True):
+    """A block's place in the chain."""
+
+    height: int
+    hash: str
+    previous_hash: str | None
+    timestamp: int
+
+
+class UpstreamState(StrEnum):
+    """The link to the mempool backend, as clients are told."""
+
+    CONNECTED = "connected"
+    DEGRADED = "degraded"
+    DISCONNECTED = "disconnected"
+
+
+# --- what whaled says about a whale ----------------------------------------------------------------------------------
+
+
+class Shape(StrEnum):
+    """What a transaction looks like."""
+
+    TRANSFER = "transfer"
+    SELF_TRANSFER = "self_transfer"
+    CONSOLIDATION = "consolidation"
+    BATCH = "batch"
+    COINJOIN = "coinjoin"
+
+
+class Flow(StrEnum):
+    """Where the money goes, seen from the operator's address book."""
+
+    INFLOW = "inflow"
+    OUTFLOW = "outflow"
+    INTERNAL = "internal"
+    UNKNOWN = "unknown"
+
+
+class Status(StrEnum):
+    """Where a whale is in its life."""
+
+    PENDING = "pending"
+    CONFIRMED = "confirmed"
+    REPLACED = "replaced"
+    DROPPED = "dropped"
+
+
+class Source(StrEnum):
+    """How whaled came to know a whale."""
+
+    LIVE = "live"
+    SNAPSHOT = "snapshot"
+    BLOCK = "block"
+
+
+class Alert(Struct, frozen=True, kw_only=True):
+    """`data` of a whale_alert frame, field by field as docs/protocol.md lists them."""
+
+    transaction_id: str
+    btc_value: float
+    value_sat: int
+    moved_sat: int | None
+    fee_sat: int | None
+    usd_value: float | None
+    btc_usd: float | None
+    fee_rate: float | None
+    vsize: float
+    urgency_score: float | None
+    flow_type: Flow
+    exchange_addresses: tuple[str, ...]
+    confidence_score: float | None
+    from_labels: tuple[str, ...]
+    to_labels: tuple[str, ...]
+    shape: Shape
+    reasons: tuple[str, ...]
+    input_count: int
+    output_count: int
+    rbf_enabled: bool
+    predicted_confirmation_block: int | None
+    detection_timestamp: str
+    status: Status
+    source: Source
+    replaces: str | None = None
+
+
+class Update(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`data` of a whale_update frame: what became of a whale that was alerted. Absent fields do not apply."""
+
+    transaction_id: str
+    status: Status
+    btc_value: float
+    block_height: int | None = None
+    block_hash: str | None = None
+    replaced_by: str | None = None
+    seconds_to_confirmation: float | None = None
+    predicted_confirmation_block: int | None = None
+    blocks_off: int | None = None
+
+
+class Kind(StrEnum):
+    """What an event in the log says. (txid, kind, ref) is unique: ref is the block hash or the replacing txid."""
+
+    ALERT = "alert"
+    CONFIRMED = "confirmed"
+    REPLACED = "replaced"
+    DROPPED = "dropped"
+    PENDING = "pending"
+
+
+class Whale(Struct, frozen=True):
+    """An alert and every address in its transaction: filters look at these, frames do not carry them (there may be
+    thousands).
+    """
+
+    alert: Alert
+    addresses: tuple[str, ...] = ()
+
+
+class Draft(Struct, frozen=True, kw_only=True):
+    """An event that is not in the log yet. `whale` is what it is about; `update` is None for the alert itself."""
+
+    kind: Kind
+    at: float
+    whale: Whale
+    ref: str = ""
+    update: Update | None = None
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """An event in the log: a Draft with its offset."""
+
+    offset: int
+    kind: Kind
+    at: float
+    whale: Whale
+    ref: str = ""
+    update: Update | None = None
