@@ -71,6 +71,7 @@ class LogFailure(StrEnum):
     CORRUPT = "corrupt"
     READ_ONLY = "read_only"
     NEWER_SCHEMA = "newer_schema"
+    FOREIGN = "foreign"
     IO = "io"
     CLOSED = "closed"
 

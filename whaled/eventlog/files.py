@@ -1,0 +1,185 @@
+"""The files of the event log: who may open them, how they are opened, and what SQLite's failures mean."""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog.schema import identify
+
+PRIVATE = 0o600  # alerts say what an operator watches: nobody else's business
+
+REASONS = {
+    sqlite3.SQLITE_FULL: LogFailure.DISK_FULL,
+    sqlite3.SQLITE_BUSY: LogFailure.LOCKED,
+    sqlite3.SQLITE_LOCKED: LogFailure.LOCKED,
+    sqlite3.SQLITE_CORRUPT: LogFailure.CORRUPT,
+    sqlite3.SQLITE_NOTADB: LogFailure.CORRUPT,
+    sqlite3.SQLITE_READONLY: LogFailure.READ_ONLY,
+    sqlite3.SQLITE_PERM: LogFailure.READ_ONLY,
+}
+
+BUGS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_MISUSE)
+
+ADVICE = {
+    LogFailure.DISK_FULL: "Make room on its file system, then start whaled again; nothing stored was lost",
+    LogFailure.LOCKED: "Another program holds it locked (a sqlite3 shell, a backup): end that, then start whaled again",
+    LogFailure.CORRUPT: "The file is damaged or is no SQLite database. Move it away together with its -wal and -shm "
+    "files and restore a backup, or let whaled begin a new log (a new epoch: clients are told their position is gone)",
+    LogFailure.READ_ONLY: "Let the user whaled runs as write to the file and its directory, then start whaled again",
+    LogFailure.IO: "Look for disk errors in the kernel log, and for a disk quota or a file size limit",
+}
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn SQLite's failures into EventLogError with a reason and what to do. Bugs of ours stay what they are."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code: int | None = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            # From the sqlite3 module, not from SQLite: text that is no UTF-8, or a misuse of the module.
+            if not isinstance(error, sqlite3.OperationalError):
+                raise
+            code = sqlite3.SQLITE_CORRUPT
+        if code & 0xFF in BUGS:
+            raise
+        reason = REASONS.get(code & 0xFF, LogFailure.IO)
+        raise EventLogError(f"{path}: cannot {doing}: {error}. {ADVICE[reason]}", reason=reason) from error
+
+
+class DaemonLock:
+    """One whaled per database: an exclusive flock on a file beside it, let go by the kernel when the process ends.
+
+    SQLite's own locks would do, but holding them would also shut out our reader, and a backup or a sqlite3 shell.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._path = database.with_name(database.name + ".lock")
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Raises EventLogError if another process has it, or if the directory does not allow it."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(self._path, flags, PRIVATE)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise self._unusable(error) from error
+            raise EventLogError(
+                f"{self._database}: another whaled (process {holder}) has this event log open. "
+                "Stop it, or give this one its own eventlog.path",
+                reason=LogFailure.LOCKED,
+            ) from error
+        with suppress(OSError):  # the process id is a courtesy to the reader of the message above: a full disk may not
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let go. The file stays: removing it would let two processes lock two files of one name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _unusable(self, error: OSError) -> EventLogError:
+        directory = self._database.parent
+        if isinstance(error, FileNotFoundError):
+            return EventLogError(
+                f"{self._database}: the directory {directory} does not exist. "
+                "Create it for the user whaled runs as, or set eventlog.path",
+                reason=LogFailure.IO,
+            )
+        return EventLogError(
+            f"{self._path}: cannot create or lock this file: {error.strerror}. "
+            f"The user whaled runs as (uid {os.geteuid()}) must be able to write in {directory}; "
+            "change its owner, or set eventlog.path",
+            reason=LogFailure.READ_ONLY if isinstance(error, PermissionError) else LogFailure.IO,
+        )
+
+
+def ensure_exists(path: Path) -> None:
+    """Make the file if there is none: mode 0600 whatever the umask; SQLite gives -wal and -shm the same mode.
+
+    Only before any connection is open: closing a descriptor of the file drops this process's SQLite locks on it.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise EventLogError(
+            f"{path}: cannot create the event log: {error.strerror}. "
+            f"The user whaled runs as (uid {os.geteuid()}) must be able to write in {path.parent}",
+            reason=LogFailure.READ_ONLY if isinstance(error, PermissionError) else LogFailure.IO,
+        ) from error
+    try:
+        os.fchmod(descriptor, PRIVATE)
+    finally:
+        os.close(descriptor)
+    # SQLite syncs what is in the file; that the file has a name is ours to make durable.
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def open_to_write(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
+    """The writing connection. Looks first without writing, so that a database that is not ours stays as it is."""
+    looking = connect(path, "ro", busy_timeout_s)
+    try:
+        identify(looking, path)
+    finally:
+        looking.close()
+    db = connect(path, "rw", busy_timeout_s)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")  # WAL and FULL: fsync at each commit
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA secure_delete = OFF")  # what is pruned is public; zeroing it doubles the writing
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection:
+    """A connection in autocommit mode, for the calling thread only. `mode` is SQLite's: ro or rw, never create."""
+    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=busy_timeout_s, isolation_level=None)
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of the database and its write-ahead log on disk."""
+    try:
+        return path.stat().st_size + wal_bytes(path)
+    except FileNotFoundError:
+        return 0
+
+
+def wal_bytes(path: Path) -> int:
+    """Bytes of SQLite's write-ahead log, 0 if there is none."""
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def inode(path: Path) -> tuple[int, int]:
+    """Which file a name stands for; (0, 0) if none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (0, 0)
+    return stat.st_dev, stat.st_ino

@@ -1,0 +1,126 @@
+"""The reading connection. One thread uses it; a statement sees every commit that was answered before it began."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import files
+from whaled.eventlog.codec import Codec
+from whaled.model import Event, Whale
+
+FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
+
+
+class Reader:
+    """Opened read-only: no mistake here can change the log."""
+
+    def __init__(self, path: Path, busy_timeout_s: float) -> None:
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._codec = Codec(path)
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        """Raises EventLogError."""
+        with files.explained(self._path, "open the event log for reading"):
+            self._connection = files.connect(self._path, "ro", self._busy_timeout_s)
+
+    def close(self) -> None:
+        """Does what is needed after a failed open, too."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def interrupt(self) -> None:
+        """End the running query: the one call other threads may make."""
+        if self._connection is not None:
+            self._connection.interrupt()
+
+    def check(self) -> bool:
+        """Look through the whole file; False if interrupted before the end. Raises EventLogError(CORRUPT)."""
+        try:
+            with files.explained(self._path, "check the event log"):
+                found = [line for (line,) in self._db.execute(f"PRAGMA quick_check({FAULTS_SHOWN})")]
+        except EventLogError as error:
+            if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                return False
+            raise
+        if found != ["ok"]:
+            raise EventLogError(
+                f"{self._path}: the event log is damaged: {'; '.join(found)}. {files.ADVICE[LogFailure.CORRUPT]}",
+                reason=LogFailure.CORRUPT,
+            )
+        return True
+
+    def between(self, after: int, through: int, limit: int) -> list[Event]:
+        """Events with after < offset <= through, ascending, at most `limit`."""
+        with files.explained(self._path, "read events"):
+            rows = self._db.execute(
+                "SELECT e.offset, e.kind, e.ref, e.at, e.body, w.txid, w.alert, w.addresses "
+                "FROM events AS e JOIN whales AS w ON w.id = e.whale "
+                "WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?",
+                (after, through, limit),
+            ).fetchall()
+        return [self._codec.event(row) for row in rows]
+
+    def offset_before(self, at: float) -> int:
+        """The greatest offset that is, like all before it, older than `at`; one below the oldest if there is none."""
+        with self._snapshot("look up a time") as db:
+            (head,) = db.execute("SELECT head FROM log").fetchone()
+            (low,) = db.execute("SELECT coalesce(min(offset) - 1, ?) FROM events", (head,)).fetchone()
+            high = head
+            # Offsets have no holes and high_at never falls: bisection is exact, and spares every commit an index.
+            while low < high:
+                middle = (low + high + 1) // 2
+                (high_at,) = db.execute("SELECT high_at FROM events WHERE offset = ?", (middle,)).fetchone()
+                if high_at < at:
+                    low = middle
+                else:
+                    high = middle - 1
+        return int(low)
+
+    def first_to_keep(self, cutoff: float, now: float) -> int:
+        """The offset pruning stops at: the first event not older than `cutoff`.
+
+        A time later than `now` says nothing (some clock was wrong). Such an event goes when the ones after it do not
+        need it, and stays while there is none after it: a wrong clock must not empty the log.
+        """
+        query = "SELECT offset FROM events WHERE at BETWEEN ? AND ? ORDER BY offset LIMIT 1"
+        with self._snapshot("look for old events") as db:
+            found = db.execute(query, (cutoff, now)).fetchone() or db.execute(query, (cutoff, 9e99)).fetchone()
+            (head,) = db.execute("SELECT head FROM log").fetchone()
+        return int(found[0]) if found else int(head) + 1
+
+    def whales(self, txids: Sequence[str]) -> dict[str, Whale]:
+        """The alerts known for these txids."""
+        with files.explained(self._path, "read alerts"):
+            rows = self._db.execute(
+                "SELECT txid, alert, addresses FROM whales WHERE txid IN (SELECT value FROM json_each(?))",
+                (msgspec.json.encode(txids).decode(),),
+            ).fetchall()
+        return {row[0]: self._codec.whale(*row) for row in rows}
+
+    def state(self, key: str) -> str | None:
+        """The text stored under a key."""
+        with files.explained(self._path, "read state"):
+            row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connection is not None, "the reader is used between open and close only"
+        return self._connection
+
+    @contextlib.contextmanager
+    def _snapshot(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """Several statements that see one and the same state."""
+        with files.explained(self._path, doing):
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")

@@ -1,0 +1,108 @@
+"""What the database looks like, and how an older one becomes the current one. Runs on the thread that writes.
+
+`log` is one row: the epoch and the offset counter, which outlives the events (pruning all of them restarts nothing).
+`whales` holds each alert and its addresses once, however many events speak of it, and for as long as one of them is
+held: an update is complete even when its alert has been pruned. `events` are the offsets, without holes.
+`high_at` is the highest `at` up to that offset: it never falls, so a time is found by bisection even where the
+clock was set back. `state` is small text by key.
+"""
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from whaled.errors import EventLogError, LogFailure
+
+APPLICATION_ID = 0x57484C44  # "WHLD", in the header of the file: `file whaled.db` shows it
+
+EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
+
+Migration = Callable[[sqlite3.Connection, float], None]
+
+
+def create(db: sqlite3.Connection, now: float) -> None:
+    """Version 1: the tables, and the epoch that lives as long as they do."""
+    db.execute("""
+        CREATE TABLE log (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            epoch TEXT NOT NULL,
+            head INTEGER NOT NULL CHECK (head >= 0),
+            created_at REAL NOT NULL
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE whales (
+            id INTEGER PRIMARY KEY,
+            txid TEXT NOT NULL UNIQUE,
+            alert TEXT NOT NULL,
+            addresses TEXT NOT NULL
+        ) STRICT""")
+    db.execute("""
+        CREATE TABLE events (
+            offset INTEGER PRIMARY KEY,
+            whale INTEGER NOT NULL REFERENCES whales (id),
+            kind TEXT NOT NULL,
+            ref TEXT NOT NULL,
+            at REAL NOT NULL,
+            high_at REAL NOT NULL,
+            body TEXT,
+            UNIQUE (whale, kind, ref)
+        ) STRICT""")
+    db.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID")
+    epoch = secrets.token_urlsafe(EPOCH_BYTES)
+    db.execute("INSERT INTO log (id, epoch, head, created_at) VALUES (1, ?, 0, ?)", (epoch, now))
+
+
+# Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
+MIGRATIONS: tuple[Migration, ...] = (create,)
+
+
+def migrate(
+    db: sqlite3.Connection, path: Path, *, now: float, steps: Sequence[Migration] = MIGRATIONS
+) -> tuple[int, int]:
+    """Bring the database to the newest version, all of it or nothing. Returns the versions (before, after).
+
+    Raises EventLogError for a database that is not whaled's or is newer than this program, and leaves it as it is.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        before = identify(db, path, newest=len(steps))
+        for step in steps[before:]:
+            step(db, now)
+        if before < len(steps):
+            # Pragmas take no parameters; both values are our own integers.
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {len(steps)}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return before, len(steps)
+
+
+def identify(db: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)) -> int:
+    """The schema version, 0 for an empty database. Reads only; raises EventLogError as `migrate` does."""
+    application = _number(db, "PRAGMA application_id")
+    version = _number(db, "PRAGMA user_version")
+    if application == 0 and version == 0 and _number(db, "SELECT count(*) FROM sqlite_schema") == 0:
+        return 0
+    if application != APPLICATION_ID:
+        raise EventLogError(
+            f"{path}: this SQLite database was not made by whaled (application id {application:#010x}, "
+            f"whaled's is {APPLICATION_ID:#010x}); it was not changed. "
+            "Set eventlog.path to whaled's own file, or to one that does not exist yet",
+            reason=LogFailure.FOREIGN,
+        )
+    if version > newest:
+        raise EventLogError(
+            f"{path}: this event log has schema version {version}, made by a newer whaled; this one knows versions "
+            f"up to {newest} and did not change it. Run the newer whaled again, or set eventlog.path to another file",
+            reason=LogFailure.NEWER_SCHEMA,
+        )
+    return version
+
+
+def _number(db: sqlite3.Connection, query: str) -> int:
+    (number,) = db.execute(query).fetchone()
+    return int(number)

@@ -1,0 +1,314 @@
+"""The durable event log, as the event loop sees it. Nothing is published that is not in here.
+
+All waiting for the disk happens on two threads. One owns the writing connection. The other owns a read-only
+connection, so that a client replaying a day of events, or a page that comes from a cold disk, never stands between
+a new event and its commit: with a write-ahead log, reading and writing do not wait for each other.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, Self, TypeVar, TypeVarTuple
+
+import structlog
+
+from whaled.config import sections
+from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog.reader import Reader
+from whaled.eventlog.writer import Committed, Opened, Writer
+from whaled.model import Draft, Event, Position, Whale
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+# Offsets removed in one transaction: an append that comes in between waits for one of these, some milliseconds.
+PRUNE_BATCH = 500
+# Txids looked up at once: a mempool snapshot of 300,000 must not keep the reader from everybody else's pages.
+TXID_CHUNK = 2_000
+# How long the check may hold up the start: well below the 90 s systemd gives.
+CHECK_LIMIT_S = 20.0
+
+
+class LogMeter(Protocol):
+    """Counts what the log does. Called on the event loop."""
+
+    def committed(self, events: int, seconds: float) -> None:
+        """A transaction with new events was stored; `seconds` includes the fsync."""
+        ...
+
+    def failed(self, reason: LogFailure) -> None:
+        """An operation failed."""
+        ...
+
+    def pruned(self, events: int) -> None:
+        """Retention removed events."""
+        ...
+
+    def size(self, size_bytes: int) -> None:
+        """What database and write-ahead log take on disk."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """The two connections and the one thread of each."""
+
+    writer: Writer
+    reader: Reader
+    write_thread: ThreadPoolExecutor
+    read_thread: ThreadPoolExecutor
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingAppend:
+    """A call of `append` whose transaction has not ended."""
+
+    drafts: tuple[Draft, ...]
+    outcome: asyncio.Future[list[Event]]
+
+
+class EventLog:
+    """Made by `EventLog.open`. Every coroutine here may raise EventLogError; after one, end the process: what is not
+    stored must not be published, and the message says what the operator has to mend.
+
+    `epoch` is a random id made with the database. `head` is the newest committed offset, 0 before the first; `oldest`
+    the oldest offset still held, head + 1 if none is. Both move on the event loop only.
+    """
+
+    def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: LogMeter) -> None:
+        self.epoch = opened.epoch
+        self.head = opened.head
+        self.oldest = opened.oldest
+        self._threads = threads
+        self._retention_s = retention_s
+        self._meter = meter
+        # Bounded by the tasks that append: each waits for its own outcome.
+        self._waiting: list[WaitingAppend] = []
+        self._is_committing = False
+        self._is_closed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, settings: sections.EventLog, meter: LogMeter, clock: Callable[[], float] = time.time
+    ) -> AsyncIterator[Self]:
+        """Open or make the database, and check it. On leaving, what waits is stored, then the files are closed.
+
+        Raises EventLogError: in use by another whaled, newer, not whaled's, damaged, not writable.
+        """
+        threads = threads_for(settings)
+        try:
+            try:
+                opened = await on_thread(threads.write_thread, threads.writer.open, clock())
+                await on_thread(threads.read_thread, threads.reader.open)
+                await check_within(CHECK_LIMIT_S, threads)
+            except EventLogError as error:
+                meter.failed(error.reason)
+                raise
+            meter.size(opened.size_bytes)
+            event_log = cls(threads=threads, opened=opened, retention_s=settings.retention, meter=meter)
+            log.info("event log open", path=settings.path, head=event_log.head, oldest=event_log.oldest)
+            try:
+                yield event_log
+            finally:
+                event_log._refuse_from_now_on()
+        finally:
+            # The thread works in order: what was submitted before is stored before. Submitted in one go, so that a
+            # cancellation here cannot leave the files open or let another daemon in too early.
+            reader_closed = threads.read_thread.submit(threads.reader.close)
+            writer_closed = threads.write_thread.submit(threads.writer.close, reader_closed)
+            threads.read_thread.shutdown(wait=False)
+            threads.write_thread.shutdown(wait=False)
+            await asyncio.shield(asyncio.wrap_future(writer_closed))
+
+    @property
+    def position(self) -> Position:
+        """Where the log ends now."""
+        return Position(self.epoch, self.head)
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Event]:
+        """Store drafts in one transaction. Returns, after the fsync, the new events in the order of their offsets.
+
+        Drafts that the log already has are skipped and take no offset: same txid, kind and ref, or an alert for a whale
+        of which any event is held. Calls that wait at the same time share a transaction, and its failure.
+
+        If the caller is cancelled while its transaction runs, the events may be stored all the same: `head` then moves
+        although nobody was given the events. Who publishes sees that the next offset is not the one expected.
+        """
+        self._refuse_if_closed()
+        if not drafts:
+            return []
+        call = WaitingAppend(tuple(drafts), asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        if not self._is_committing:
+            self._commit()
+        return await call.outcome
+
+    async def between(self, after: int, through: int, limit: int) -> list[Event]:
+        """Events with after < offset <= through, ascending, at most `limit`.
+
+        There are no holes in what is held, so if the first one is not `after` + 1 (or there is none although
+        `through` has been reached), retention has removed what is missing.
+        """
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        return await self._read(self._threads.reader.between, after, through, limit)
+
+    async def offset_before(self, at: float) -> int:
+        """The greatest offset that is, like all before it, older than `at`: replay after it misses nothing since `at`.
+
+        `oldest` - 1 if none is.
+        """
+        return await self._read(self._threads.reader.offset_before, at)
+
+    async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
+        """The alerts known for these txids, as they were logged. Sees every append that has returned."""
+        known: dict[str, Whale] = {}
+        rest = iter(txids)
+        while chunk := list(islice(rest, TXID_CHUNK)):
+            known.update(await self._read(self._threads.reader.whales, chunk))
+        return known
+
+    async def prune(self, now: float) -> int:
+        """Remove what is older than the retention, oldest first, a batch at a time. Returns how many events.
+
+        `oldest` moves up; `head` and the numbering stay, even if nothing is left. A whale stays known as long as any
+        event about it is held. After that it is forgotten: a transaction that outlives the retention in the mempool
+        would be alerted again after a restart (nodes drop a transaction after 14 days unless told otherwise).
+        """
+        boundary = await self._read(self._threads.reader.first_to_keep, now - self._retention_s, now)
+        removed = 0
+        while self.oldest < boundary:
+            self._refuse_if_closed()
+            upto = min(self.oldest + PRUNE_BATCH, boundary)
+            job = on_thread(self._threads.write_thread, self._threads.writer.prune, upto)
+            job.add_done_callback(partial(self._apply_prune, upto))
+            # Shielded: cancelling the caller must not keep `oldest` from following the database.
+            deleted, _ = await asyncio.shield(job)
+            removed += deleted
+        return removed
+
+    async def state(self, key: str) -> str | None:
+        """The text stored under a key."""
+        return await self._read(self._threads.reader.state, key)
+
+    async def set_state(self, key: str, value: str) -> None:
+        """Store a small text under a key; returns after the fsync."""
+        self._refuse_if_closed()
+        await self._counted(on_thread(self._threads.write_thread, self._threads.writer.set_state, key, value))
+
+    async def check(self) -> None:
+        """Look through the whole file for damage, however long it takes. Pages of other readers wait meanwhile."""
+        await self._read(self._threads.reader.check)
+
+    def _commit(self, *, checkpoint: bool = False) -> None:
+        """Give what waits to the writer; with nothing waiting, let it checkpoint if it wants to."""
+        calls = [call for call in self._waiting if not call.outcome.cancelled()]
+        self._waiting.clear()
+        if calls:
+            # The future of the transaction is nobody's to cancel: its outcome always reaches `_apply_commit`.
+            job = on_thread(self._threads.write_thread, self._threads.writer.append, [call.drafts for call in calls])
+            job.add_done_callback(partial(self._apply_commit, calls))
+            self._is_committing = True
+        elif checkpoint and not self._is_closed:
+            on_thread(self._threads.write_thread, self._threads.writer.checkpoint).add_done_callback(
+                self._apply_checkpoint
+            )
+
+    def _apply_commit(self, calls: Sequence[WaitingAppend], job: asyncio.Future[Committed]) -> None:
+        """On the event loop, before any caller wakes."""
+        self._is_committing = False
+        error = job.exception()
+        if error is None:
+            committed = job.result()
+            stored = committed.head - self.head
+            self.head = committed.head
+            if stored:
+                self._meter.committed(stored, committed.seconds)
+                self._meter.size(committed.size_bytes)
+            for call, events in zip(calls, committed.events, strict=True):
+                if not call.outcome.done():
+                    call.outcome.set_result(events)
+        else:
+            self._count_failure(error)
+            for call in calls:
+                if not call.outcome.done():
+                    call.outcome.set_exception(error)
+        self._commit(checkpoint=error is None and job.result().wants_checkpoint)
+
+    def _apply_prune(self, upto: int, job: asyncio.Future[tuple[int, int]]) -> None:
+        error = job.exception()
+        if error is not None:
+            self._count_failure(error)
+            return
+        removed, size_bytes = job.result()
+        self.oldest = max(self.oldest, upto)
+        self._meter.pruned(removed)
+        self._meter.size(size_bytes)
+
+    def _apply_checkpoint(self, job: asyncio.Future[None]) -> None:
+        error = job.exception()
+        if error is not None:
+            # Nothing is lost and the next commit tries again; if the disk is full, an append will say so.
+            self._count_failure(error)
+            log.warning("event log not checkpointed", error=str(error))
+
+    async def _read(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        self._refuse_if_closed()
+        return await self._counted(on_thread(self._threads.read_thread, function, *args))
+
+    async def _counted(self, job: asyncio.Future[T]) -> T:
+        try:
+            return await job
+        except EventLogError as error:
+            self._count_failure(error)
+            raise
+
+    def _count_failure(self, error: BaseException) -> None:
+        if isinstance(error, EventLogError):
+            self._meter.failed(error.reason)
+
+    def _refuse_from_now_on(self) -> None:
+        self._is_closed = True
+        self._commit()
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise EventLogError("the event log is closed", reason=LogFailure.CLOSED)
+
+
+def threads_for(settings: sections.EventLog) -> Threads:
+    """The connections, not opened yet, and their threads."""
+    # Resolved, so that two names of one file have one lock.
+    path = Path(settings.path).resolve()
+    return Threads(
+        writer=Writer(path, settings.busy_timeout),
+        reader=Reader(path, settings.busy_timeout),
+        write_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-writer"),
+        read_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-reader"),
+    )
+
+
+def on_thread(thread: ThreadPoolExecutor, function: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
+    """Run a plain function on one of the threads."""
+    return asyncio.get_running_loop().run_in_executor(thread, function, *args)
+
+
+async def check_within(limit_s: float, threads: Threads) -> bool:
+    """Look through the file for damage, but not for longer than the limit. Returns whether it got to the end."""
+    timer = asyncio.get_running_loop().call_later(limit_s, threads.reader.interrupt)
+    try:
+        is_complete = await on_thread(threads.read_thread, threads.reader.check)
+    finally:
+        timer.cancel()
+    if not is_complete:
+        log.warning("event log check stopped before the end: the file is large", limit_s=limit_s)
+    return is_complete
