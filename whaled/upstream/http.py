@@ -1,0 +1,251 @@
+"""JSON over HTTP to one backend, bounded in number, size, time and attempts."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Literal, Protocol, Self, TypeVar
+
+import aiohttp
+import msgspec
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from whaled.config.sections import Upstream
+from whaled.errors import UpstreamError
+from whaled.upstream.address import rest_base, shown
+
+T = TypeVar("T")
+
+# The largest answer asked for is mempool/txids: 67 bytes for each of 300,000 transactions is 20 MB.
+RESPONSE_LIMIT_BYTES = 64 * 1024 * 1024
+ATTEMPTS = 3
+# All attempts together, in rest_timeouts: each may use up its own.
+TOTAL_TIMEOUTS = 3
+BACKOFF_FIRST_S = 0.25
+# What is quoted of a body that explains an error.
+EXCERPT_CHARS = 120
+
+
+class RestFailure(StrEnum):
+    """Why a request failed, or why inputs stay unknown (a metric label)."""
+
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    CLIENT_ERROR = "client_error"
+    REDIRECTED = "redirected"
+    NOT_FOUND = "not_found"
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    TLS = "tls"
+    TOO_BIG = "too_big"
+    GARBAGE = "garbage"
+    DEADLINE = "deadline"
+    INCOMPLETE = "incomplete"
+
+
+# Worth asking again: the others give the same answer twice.
+TRANSIENT = frozenset(
+    {RestFailure.RATE_LIMITED, RestFailure.SERVER_ERROR, RestFailure.TIMEOUT, RestFailure.UNREACHABLE}
+)
+
+
+class RestError(UpstreamError):
+    """The REST API gave no usable answer. `retry_after_s` is what the server asked for, in seconds."""
+
+    def __init__(
+        self, reason: RestFailure, message: str, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class RestMeter(Protocol):
+    """What the REST client counts."""
+
+    def requested(self, failure: RestFailure | None, seconds: float) -> None:
+        """One attempt ended; None is an answer, be it "not found"."""
+        ...
+
+    def inputs_unknown(self, failure: RestFailure) -> None:
+        """The inputs of a whale could not be fetched."""
+        ...
+
+
+class Http:
+    """Requests to one backend. Made by `open`."""
+
+    def __init__(
+        self,
+        settings: Upstream,
+        meter: RestMeter,
+        session: aiohttp.ClientSession,
+        *,
+        response_limit_bytes: int = RESPONSE_LIMIT_BYTES,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._base = rest_base(settings)
+        self.shown_base = shown(self._base)
+        self.meter = meter
+        self._session = session
+        self._limit_bytes = response_limit_bytes
+        self._clock = clock
+        self._monotonic = monotonic
+        self._total_s = settings.rest_timeout * TOTAL_TIMEOUTS
+        self._backoff = wait_random_exponential(multiplier=BACKOFF_FIRST_S, max=settings.rest_timeout)
+        # aiohttp counts the wait for a free connection into its timeout; a request that waits for its turn is not slow.
+        self._slots = asyncio.Semaphore(settings.rest_concurrency)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, settings: Upstream, meter: RestMeter, *, response_limit_bytes: int = RESPONSE_LIMIT_BYTES
+    ) -> AsyncIterator[Self]:
+        """A client whose connections are closed at the end of the block."""
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=settings.rest_concurrency),
+            timeout=aiohttp.ClientTimeout(total=settings.rest_timeout, sock_connect=settings.connect_timeout),
+            trust_env=False,
+            proxy=settings.proxy,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session:
+            yield cls(settings, meter, session, response_limit_bytes=response_limit_bytes)
+
+    async def get(self, path: str, kind: type[T]) -> T | None:
+        """The JSON answer to a GET as `kind`; None if the backend does not know it (404) or has nothing (204).
+
+        Raises RestError after the last attempt.
+        """
+        return self._decoded(path, kind, await self._ask("GET", path))
+
+    async def post(self, path: str, body: object, kind: type[T]) -> T | None:
+        """The JSON answer to a POST of `body` as JSON. Must be a question: it may be asked more than once."""
+        return self._decoded(path, kind, await self._ask("POST", path, msgspec.json.encode(body)))
+
+    async def text(self, path: str) -> str | None:
+        """The plain text answer to a GET; None as for `get`."""
+        raw = await self._ask("GET", path)
+        return None if raw is None else raw.decode("utf-8", "replace").strip()
+
+    async def _ask(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(lambda exc: isinstance(exc, RestError) and exc.reason in TRANSIENT),
+            # A Retry-After beyond the total ends it at once.
+            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(self._total_s),
+            wait=self._delay_s,
+            reraise=True,
+        )
+        answer: bytes | None = await retrying(self._attempt, method, path, body)
+        return answer
+
+    def _delay_s(self, state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after_s if isinstance(error, RestError) else None
+        return self._backoff(state) if asked is None else asked
+
+    async def _attempt(self, method: str, path: str, body: bytes | None) -> bytes | None:
+        async with self._slots:
+            started = self._monotonic()
+            failure: RestFailure | None = None
+            try:
+                return await self._exchange(method, path, body)
+            except RestError as exc:
+                failure = exc.reason
+                raise
+            except asyncio.CancelledError:
+                failure = RestFailure.DEADLINE
+                raise
+            finally:
+                self.meter.requested(failure, self._monotonic() - started)
+
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> bytes | None:
+        what = f"{method} {self.shown_base}{path}"
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        try:
+            async with self._session.request(
+                method, self._base + path, data=body, headers=headers, allow_redirects=False
+            ) as response:
+                return await self._answer(what, response)
+        except TimeoutError as exc:
+            raise RestError(RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout") from exc
+        except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
+            raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise RestError(RestFailure.UNREACHABLE, f"{what}: {str(exc) or type(exc).__name__}") from exc
+
+    async def _answer(self, what: str, response: aiohttp.ClientResponse) -> bytes | None:
+        status = response.status
+        if status in {404, 204}:
+            return None
+        if 300 <= status < 400:
+            where = shown(response.headers.get("Location", ""))
+            raise RestError(
+                RestFailure.REDIRECTED,
+                f"{what}: HTTP {status} redirects to {where or 'nowhere'}; set upstream.rest_url to where the API is",
+                status=status,
+            )
+        if status >= 400:
+            raise await self._refusal(what, response)
+        raw = bytearray()
+        async for chunk in response.content.iter_any():
+            raw += chunk
+            if len(raw) > self._limit_bytes:
+                raise RestError(RestFailure.TOO_BIG, f"{what}: the answer exceeds {self._limit_bytes} bytes")
+        return bytes(raw)
+
+    async def _refusal(self, what: str, response: aiohttp.ClientResponse) -> RestError:
+        status = response.status
+        excerpt = (await response.content.read(EXCERPT_CHARS)).decode("utf-8", "replace")
+        reason = RestFailure.CLIENT_ERROR
+        if status == 429:
+            reason = RestFailure.RATE_LIMITED
+        elif status >= 500:
+            reason = RestFailure.SERVER_ERROR
+        retry_after_s = _retry_after_s(response.headers.get("Retry-After"), self._clock())
+        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=retry_after_s)
+
+    def _decoded(self, path: str, kind: type[T], raw: bytes | None) -> T | None:
+        if raw is None:
+            return None
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
+            raise RestError(
+                RestFailure.GARBAGE, f"{self.shown_base}{path}: {exc}; the answer begins with {excerpt!r}"
+            ) from exc
+
+    def found(self, path: str, answer: T | None) -> T:
+        """`answer`, which every mempool backend has; RestError if it has not."""
+        if answer is None:
+            raise RestError(
+                RestFailure.NOT_FOUND,
+                f"{self.shown_base}{path}: HTTP 404; is this a mempool backend? "
+                "upstream.rest_url is expected to end in /api/v1/",
+                status=404,
+            )
+        return answer
+
+
+def _retry_after_s(header: str | None, now: float) -> float | None:
+    """Seconds or an HTTP date (RFC 9110, 10.2.3); None if absent or neither."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+    except ValueError:
+        return None
