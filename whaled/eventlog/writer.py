@@ -73,8 +73,10 @@ class Writer:
             db.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
             epoch, head = db.execute("SELECT epoch, head FROM log").fetchone()
             (oldest,) = db.execute("SELECT coalesce(min(offset), ?) FROM events", (head + 1,)).fetchone()
-        if before != after:
-            log.info("event log schema migrated", path=str(self._path), before=before, after=after)
+        if before == 0:
+            log.info("event log made", path=str(self._path), epoch=epoch)
+        elif before < after:
+            log.info("event log migrated", path=str(self._path), from_version=before, to_version=after)
         return Opened(epoch, head, oldest, files.size_bytes(self._path))
 
     def append(self, calls: Sequence[Sequence[Draft]]) -> Committed:
