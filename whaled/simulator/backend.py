@@ -1,0 +1,302 @@
+"""The mempool backend itself: polls its node and says what changed, with the quirks of the real one.
+
+Paths in comments are those of the backend's source. In one respect it is exact on purpose: it knows only what its
+polls showed it. What came and went between two polls it never mentions.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from msgspec import Struct
+
+from whaled.simulator.chain import Block, Chain
+from whaled.simulator.market import Adjustment, Projected, Seen, adjustment, prices, project
+from whaled.simulator.rbf import RbfHistory
+from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.transactions import Tx
+
+# `blocks.ts`: shown at the start; beyond this many at once the backend skips to the last 8.
+SHOWN_BLOCKS = 8
+MOST_BLOCKS_AT_ONCE = 16
+# `mempool.ts:98`: so many failed polls and it is out of sync.
+FAILED_POLLS = 5
+# `common.ts:83`: a loser is looked for among what left within this many updates.
+LOSERS_REMEMBERED = 10
+# Corrected blocks after a reorganisation, with a database.
+CORRECTED_BLOCKS = 32
+LATEST_TXS = 6
+RATE_WINDOW_S = 150
+
+
+class Delta(Struct, frozen=True, kw_only=True):
+    """One `mempool-transactions` message, with the block if it is about one."""
+
+    sequence: int
+    block: Block | None = None
+    added: Sequence[Seen] = ()
+    removed: Sequence[str] = ()
+    mined: Sequence[str] = ()
+    replaced: Sequence[tuple[str, Seen]] = ()
+    similarity: float | None = None
+
+
+class Indicators(Struct, frozen=True):
+    """`loadingIndicators`, pushed to everybody."""
+
+    values: dict[str, int]
+
+
+class Corrected(Struct, frozen=True):
+    """`blocks` and `da` after a reorganisation, with a database."""
+
+    blocks: Sequence[Block]
+
+
+class Prices(Struct, frozen=True):
+    """`conversions`, pushed to everybody."""
+
+    values: dict[str, int]
+
+
+Update = Delta | Indicators | Corrected | Prices
+
+
+class Backend:
+    """One process of the backend: it reads `chain` and remembers what it saw. `usd` None: no price known yet."""
+
+    def __init__(self, chain: Chain, settings: SimulatorSettings, now: float, *, usd: int | None) -> None:
+        self._chain = chain
+        self.settings = settings
+        self.limit = settings.weight_of_block
+        self.has_database = settings.database
+        self.sequence = 0
+        self.in_sync = False
+        self.indicators: dict[str, int] = {"mempool": 0}
+        self.mempool: dict[str, Seen] = {}
+        self.blocks: deque[Block] = deque(maxlen=settings.keep_blocks)
+        self.stale: deque[str] = deque(maxlen=settings.keep_blocks)
+        self.projected: list[Projected] = []
+        self.latest: deque[Seen] = deque(maxlen=LATEST_TXS)
+        self.rbf = RbfHistory()
+        self.prices = prices(usd, int(now), database=settings.database)
+        self._price_due = now + settings.price_interval
+        self._height: int | None = None
+        self._failed = 0
+        self._uid = 0
+        self._losers: deque[list[Seen]] = deque(maxlen=LOSERS_REMEMBERED)
+        self._spenders: dict[tuple[str, int], str] = {}
+        self._arrived: deque[tuple[float, float]] = deque()
+
+    def load_cache(self, old: "Backend") -> None:
+        """Start from what the process before had: its mempool and blocks, but not its sequence or replacements."""
+        self.mempool = dict(old.mempool)
+        self._spenders = {coin.outpoint: txid for txid, seen in self.mempool.items() for coin in seen.tx.inputs}
+        self.blocks.extend(old.blocks)
+        self._height = old.blocks[-1].height if old.blocks else None
+        self._uid = max((seen.uid or 0 for seen in self.mempool.values()), default=0)
+
+    # --- what it knows ---
+
+    def bytes_per_second(self, now: float) -> int:
+        """vB that arrived per second of late (`vBytesPerSecond`)."""
+        return round(sum(vsize for at, vsize in self._arrived if at >= now - RATE_WINDOW_S) / RATE_WINDOW_S)
+
+    def adjustment(self, now: float) -> Adjustment | None:
+        """The difficulty adjustment; None while fewer than two blocks are known."""
+        return adjustment(self.blocks[-1], self.blocks[0], now) if len(self.blocks) > 1 else None
+
+    # --- polling ---
+
+    def poll(
+        self,
+        now: float,
+        *,
+        usd: int | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Iterator[Update]:
+        """One look at the node: getrawmempool, then blocks, then (`meanwhile` goes by) what is new in the mempool.
+
+        Yields one update after the other, each while the backend is as it was when that one was sent. After blocks it
+        looks again at once (`index.ts`), so changes of the mempool may follow. `usd` is the price outside; it is
+        looked at once per interval.
+        """
+        raw = list(self._chain.mempool)
+        self._failed = 0
+        if now >= self._price_due and self.settings.usd is not None:
+            self._price_due = now + self.settings.price_interval
+            self.prices = prices(usd, int(now), database=self.has_database)
+            yield Prices(self.prices)
+        handled = False
+        for update in self._read_blocks(now):
+            handled = True
+            yield update
+        if not self.in_sync:
+            yield Indicators(dict(self.indicators))
+        if handled:
+            raw = list(self._chain.mempool)
+        meanwhile()
+        change = self._read_mempool(raw, now)
+        if change is not None:
+            yield change
+        if not self.in_sync:
+            self.in_sync = True
+            self.indicators = {}
+            yield Indicators({})
+
+    def fail(self) -> list[Update]:
+        """A poll that the node did not answer."""
+        self._failed += 1
+        if self._failed < FAILED_POLLS:
+            return []
+        self.in_sync = False
+        self.indicators = {"mempool": 99}
+        return [Indicators(dict(self.indicators))]
+
+    def _next_sequence(self) -> int:
+        if self.in_sync:
+            self.sequence += 1
+        return self.sequence
+
+    # --- blocks ---
+
+    def _read_blocks(self, now: float) -> Iterator[Update]:
+        tip = self._chain.tip.height
+        if self._height is None or tip - self._height > MOST_BLOCKS_AT_ONCE:
+            self._height = tip - SHOWN_BLOCKS
+        while self._height < tip:
+            block = self._chain.block_at(self._height + 1)
+            if block is None:
+                raise AssertionError(f"the node has no block at {self._height + 1}, the tip is {tip}")
+            if self.has_database and self.blocks and block.previous != self.blocks[-1].hash:
+                yield from self._correct(block)
+            self._height += 1
+            yield self._read_block(block, now)
+
+    def _correct(self, newcomer: Block) -> list[Update]:
+        """With a database a reorganisation is noticed, at the first block above the old tip."""
+        if newcomer.height != self.blocks[-1].height + 1:
+            return []  # skipped blocks look the same from here and are no reorganisation
+        for place, known in enumerate(self.blocks):
+            real = self._chain.block_at(known.height)
+            if real is not None and real.hash != known.hash:
+                self.stale.append(known.hash)
+                self.blocks[place] = real
+        return [Corrected(list(self.blocks)[-CORRECTED_BLOCKS:])]
+
+    def _read_block(self, block: Block, now: float) -> Delta:
+        txids = block.txids
+        replaced: list[tuple[str, Seen]] = []
+        inside = set(txids)
+        for tx in block.txs[1:]:
+            losers = {self._spenders.get(coin.outpoint) for coin in tx.inputs} - {None, tx.txid}
+            for loser in sorted(txid for txid in losers if txid is not None and txid not in inside):
+                # Never in this mempool, so it has none of the fields a mempool gives.
+                winner = self.mempool.get(tx.txid) or Seen(tx, tx.fee, None, None, tx.rate, block=block)
+                winner.is_replacement = True
+                winner.frame = b""
+                replaced.append((loser, winner))
+                self.rbf.note(self.mempool[loser], winner, now, mined=True)
+        similarity = self._similarity(inside) if self.in_sync else None
+        for txid in txids:
+            mined = self.mempool.pop(txid, None)
+            if mined is not None:
+                self._unspend(mined)
+        self.rbf.mined(txids)
+        self.blocks.append(block)
+        self._project()
+        sequence = self._next_sequence()
+        return Delta(sequence=sequence, block=block, mined=txids, replaced=replaced, similarity=similarity)
+
+    def _similarity(self, txids: set[str]) -> float:
+        """How much of the projected block was mined, by weight."""
+        if not self.projected:
+            return 1.0
+        expected = self.projected[0]
+        return sum(seen.tx.weight for seen in expected.txs if seen.tx.txid in txids) / expected.weight
+
+    # --- the mempool ---
+
+    def _read_mempool(self, raw: Sequence[str], now: float) -> Delta | None:
+        present = set(raw)
+        removed = [seen for txid, seen in self.mempool.items() if txid not in present]
+        added = [seen for seen in (self._fetch(txid, now) for txid in raw if txid not in self.mempool) if seen]
+        if not added and not removed:
+            return None
+        for seen in removed:
+            del self.mempool[seen.tx.txid]
+            self._unspend(seen)
+        for seen in added:
+            self.mempool[seen.tx.txid] = seen
+            self._spenders.update((coin.outpoint, seen.tx.txid) for coin in seen.tx.inputs)
+            self.latest.append(seen)
+        self._arrived.append((now, sum(seen.tx.vsize for seen in added)))
+        while self._arrived[0][0] < now - RATE_WINDOW_S:
+            self._arrived.popleft()
+        self._losers.append(removed)
+        replaced = self._match(added, now)
+        self._project()
+        # As `order` has it: not the order of arrival.
+        added.sort(key=lambda seen: seen.tx.txid[::-1])
+        return Delta(
+            sequence=self._next_sequence(),
+            added=added,
+            removed=[seen.tx.txid for seen in removed],
+            replaced=replaced,
+        )
+
+    def _fetch(self, txid: str, now: float) -> Seen | None:
+        """A new transaction, or None if it is gone since its txid was read. Mined since: without fee and time."""
+        entry = self._chain.mempool.get(txid)
+        block = None
+        tx: Tx | None
+        if entry is not None:
+            tx = entry.tx
+        else:
+            tx, block = self._chain.find(txid), self._chain.confirmed.get(txid)
+            if tx is None:
+                return None
+        self._uid += 1
+        return Seen(
+            tx,
+            0 if block else tx.fee,
+            self._uid,
+            None if block else int(now),
+            0.0 if block else self._chain.mempool[txid].score,
+            self._txs(self._chain.ancestors(txid)) if entry and entry.parents else (),
+            self._txs(self._chain.descendants(txid)) if entry and entry.children else (),
+            block,
+        )
+
+    def _txs(self, txids: Iterable[str]) -> tuple[Tx, ...]:
+        return tuple(self._chain.mempool[txid].tx for txid in sorted(txids))
+
+    def _match(self, added: Sequence[Seen], now: float) -> list[tuple[str, Seen]]:
+        """Pairs of loser and replacer: they share an input, the replacer pays more in fee and in rate."""
+        lost: dict[tuple[str, int], list[Seen]] = {}
+        for update in self._losers:
+            for loser in update:
+                for coin in loser.tx.inputs:
+                    lost.setdefault(coin.outpoint, []).append(loser)
+        if not lost:
+            return []
+        pairs: list[tuple[str, Seen]] = []
+        for seen in added:
+            losers = {loser.tx.txid: loser for coin in seen.tx.inputs for loser in lost.get(coin.outpoint, ())}
+            for txid, loser in losers.items():
+                if txid != seen.tx.txid and seen.fee > loser.fee and seen.tx.rate > loser.tx.rate:
+                    seen.is_replacement = True
+                    pairs.append((txid, seen))
+                    self.rbf.note(loser, seen, now)
+        return pairs
+
+    def _unspend(self, seen: Seen) -> None:
+        for coin in seen.tx.inputs:
+            if self._spenders.get(coin.outpoint) == seen.tx.txid:
+                del self._spenders[coin.outpoint]
+
+    def _project(self) -> None:
+        for txid, seen in self.mempool.items():
+            entry = self._chain.mempool.get(txid)
+            if entry is not None:
+                seen.rate = entry.score
+        self.projected = project(list(self.mempool.values()), self.limit)

@@ -1,0 +1,131 @@
+"""One client's side of the conversation: what it asked for, and so what it gets. No I/O."""
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from whaled.simulator import frames
+from whaled.simulator.backend import Delta, Update
+from whaled.simulator.market import Seen
+from whaled.simulator.messages import STATS, Messages, Parts
+
+# `websocket-handler.ts:61-65`.
+MAX_MESSAGE_BYTES = 50_000
+MAX_MESSAGES = 100
+WINDOW_S = 10.0
+# Newly wanted, and what is answered at once.
+_ANSWERS = {"blocks": ("blocks",), "mempool-blocks": ("mempool-blocks",), "stats": STATS}
+
+
+class HangUp(Exception):  # noqa: N818 -- not an error: the real backend closes without a code here
+    """The backend closes the connection: too many messages, or one that is not JSON."""
+
+
+class Dialogue:
+    """What a client wants. `hear` takes what it says, `tell` picks what it gets of an update."""
+
+    def __init__(self) -> None:
+        self._wanted: set[str] = set()
+        self._tracks_mempool = False
+        self._tracks_txids = False
+        self._tracked_block: int | None = None
+        self._shown: dict[str, Seen] = {}
+        self._rates: dict[str, float] = {}
+        self._heard: deque[float] = deque(maxlen=MAX_MESSAGES)
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether deltas go to this client."""
+        return self._tracks_mempool or self._tracks_txids
+
+    def hear(self, text: bytes, now: float, messages: Messages) -> Parts:
+        """The answer to a message, empty for none. HangUp: close without a code."""
+        if len(self._heard) == MAX_MESSAGES and now - self._heard[0] < WINDOW_S:
+            raise HangUp("too many messages")
+        self._heard.append(now)
+        try:
+            said = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise HangUp("not JSON") from error
+        if said is None:
+            raise HangUp("null")
+        return self._obey(said, messages) if isinstance(said, dict) else {}
+
+    def _obey(self, said: dict[str, Any], messages: Messages) -> Parts:
+        parts: Parts = {}
+        match said.get("action"):
+            case "init":
+                parts |= messages.init()
+            case "ping":
+                parts["pong"] = b"true"
+            case "want" if isinstance(said.get("data"), list):
+                wanted = {name for name in said["data"] if isinstance(name, str)}
+                for name in sorted(wanted - self._wanted):
+                    parts |= messages.parts(_ANSWERS.get(name, ()))
+                self._wanted = wanted
+        # Only the JSON booleans count: "yes" is ignored.
+        if isinstance(said.get("track-mempool"), bool):
+            self._tracks_mempool = said["track-mempool"]
+        if isinstance(said.get("track-mempool-txids"), bool):
+            self._tracks_txids = said["track-mempool-txids"]
+        if said.get("refresh-blocks") is True:
+            parts |= messages.parts(("blocks",))
+        if "track-mempool-block" in said:
+            parts |= self._track_block(said["track-mempool-block"], messages)
+        return parts
+
+    def _track_block(self, index: object, messages: Messages) -> Parts:
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            self._tracked_block = None
+            self._remember([])
+            return {}
+        self._tracked_block = index
+        return self._whole_block(index, messages)
+
+    def _whole_block(self, index: int, messages: Messages) -> Parts:
+        txs = messages.projected(index)
+        self._remember(txs)
+        frame = frames.projected_block(index, messages.sequence, txs)
+        return {"projected-block-transactions": frames.ENCODER.encode(frame)}
+
+    def _remember(self, txs: list[Seen]) -> None:
+        self._shown = {seen.tx.txid: seen for seen in txs}
+        self._rates = {seen.tx.txid: seen.rate for seen in txs}
+
+    def tell(self, update: Update, own: Parts, messages: Messages) -> Parts:
+        """The parts of an update (`own`) this client gets, and what else goes with them."""
+        if not isinstance(update, Delta):
+            return own
+        parts: Parts = {}
+        if update.block is not None and "blocks" in self._wanted:
+            parts["block"] = own["block"]
+        if "stats" in self._wanted:
+            parts |= messages.parts(STATS if update.block else (*STATS, "transactions"))
+        if "mempool-blocks" in self._wanted:
+            parts |= messages.parts(("mempool-blocks",))
+        if self._tracks_mempool:
+            parts["mempool-transactions"] = own["mempool-transactions"]
+        if self._tracks_txids:
+            parts["mempool-txids"] = own["mempool-txids"]
+        if self._tracked_block is not None:
+            parts |= self._changed_block(self._tracked_block, messages, whole=update.block is not None)
+        return parts
+
+    def _changed_block(self, index: int, messages: Messages, *, whole: bool) -> Parts:
+        if whole:
+            return self._whole_block(index, messages)
+        before, rates = self._shown, self._rates
+        txs = messages.projected(index)
+        self._remember(txs)
+        delta = {
+            "added": [frames.compressed(seen) for seen in txs if seen.tx.txid not in before],
+            "removed": [txid for txid in before if txid not in self._shown],
+            "changed": [
+                [seen.tx.txid, frames.number(seen.rate), frames.flags(seen)]
+                for seen in txs
+                if rates.get(seen.tx.txid, seen.rate) != seen.rate
+            ],
+        }
+        frame = {"index": index, "sequence": messages.sequence, "delta": delta}
+        return {"projected-block-transactions": frames.ENCODER.encode(frame)}

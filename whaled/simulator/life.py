@@ -1,0 +1,156 @@
+"""What happens by chance: arrivals, replacements, children, blocks and what blocks bring with them.
+
+Events lie in a heap by time, and chance is drawn when one happens: how often `advance` is called changes nothing.
+"""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+
+from whaled.model import SAT_PER_BTC
+from whaled.simulator.transactions import ImpossibleError, Tx, TxKind
+from whaled.simulator.world import World
+
+_KINDS = {
+    TxKind.PAYMENT: 62,
+    TxKind.CHANGE_TO_SELF: 8,
+    TxKind.TINY_PAYMENT: 5,
+    TxKind.SELF_TRANSFER: 4,
+    TxKind.CONSOLIDATION: 6,
+    TxKind.BATCH: 7,
+    TxKind.COINJOIN: 2,
+    TxKind.OP_RETURN: 4,
+    TxKind.ALL_SCRIPTS: 2,
+}
+# How often something happens to a transaction later on, with `events` at 1. Whales more often: they are watched.
+TROUBLE_OF_WHALES = 0.15
+TROUBLE_OF_OTHERS = 0.05
+# How often a block brings a surprise, one of three; and how often the chain reorganises with it.
+SURPRISE = 0.3
+REORG = 0.01
+# Log-normal amounts of everybody else, in BTC: the median, and the spread as sigma of the logarithm.
+USUAL_BTC = 0.03
+USUAL_SPREAD = 1.8
+# Longest wait for a block, in block intervals. Chance alone would allow any.
+LONGEST_WAIT = 5.0
+
+
+class Life:
+    """Makes a world live, as its settings say."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._settings = world.settings
+        self._rng = world.rng
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._threshold = round(self._settings.whale_btc * SAT_PER_BTC)
+        if self._settings.rate > 0:
+            self._later(self._rng.expovariate(self._settings.rate), self._arrive)
+        if self._settings.block_interval > 0:
+            self._later(self._wait_for_block(), self._find_block)
+        if world.usd is not None:
+            self._later(self._settings.price_interval, self._drift)
+
+    def advance(self, now: float) -> None:
+        """Let everything happen that is due by `now`."""
+        while self._events and self._events[0][0] <= now:
+            at, _, happen = heappop(self._events)
+            self._world.now = max(self._world.now, at)
+            try:
+                happen()
+            except ImpossibleError:
+                # What was planned no longer fits, such as a replacement of what has been mined meanwhile.
+                continue
+        self._world.now = max(self._world.now, now)
+
+    def _later(self, seconds: float, happen: Callable[[], None]) -> None:
+        heappush(self._events, (self._world.now + seconds, next(self._order), happen))
+
+    def _drift(self) -> None:
+        self._later(self._settings.price_interval, self._drift)
+        if self._world.usd is not None:
+            self._world.usd = max(1, round(self._world.usd * self._rng.lognormvariate(0, 0.004)))
+
+    # --- transactions ---
+
+    def _arrive(self) -> None:
+        self._later(self._rng.expovariate(self._settings.rate), self._arrive)
+        is_whale = self._rng.random() < self._settings.whale_share
+        tx = self._whale() if is_whale else self._other()
+        trouble = TROUBLE_OF_WHALES if is_whale else TROUBLE_OF_OTHERS
+        if self._rng.random() < trouble * self._settings.events:
+            self._trouble(tx)
+
+    def _whale(self) -> Tx:
+        if self._rng.random() < 0.02:
+            return self._world.pay(self._threshold)
+        least = int(self._threshold * (1 + min(200.0, self._rng.lognormvariate(-0.7, 1.3))))
+        return self._world.transact(self._any_kind(), least, at_most=least * 5 // 4)
+
+    def _other(self) -> Tx:
+        if self._rng.random() < 0.002:
+            return self._world.pay(self._threshold - 1)
+        # Well below, for a coin may be half as big again and a big one would make a whale of a small payment.
+        most = self._threshold * 9 // 10
+        usual = int(self._rng.lognormvariate(0, USUAL_SPREAD) * USUAL_BTC * SAT_PER_BTC)
+        least = min(max(usual, 100_000), most // 2)
+        return self._world.transact(self._any_kind(), least, at_most=min(most, least * 3 // 2))
+
+    def _any_kind(self) -> TxKind:
+        return self._rng.choices(list(_KINDS), list(_KINDS.values()))[0]
+
+    def _trouble(self, tx: Tx) -> None:
+        soon, poll = self._rng.uniform(0, 0.02), self._settings.poll_interval
+        later = self._rng.uniform(0.5, 4) * poll
+        match self._rng.randrange(6):
+            case 0:  # replaced within one poll: mostly nobody will ever hear of the first one
+                self._later(soon, lambda: self._replace(tx.txid, 0))
+            case 1:
+                self._later(later, lambda: self._replace(tx.txid, 0))
+            case 2:  # replaced again and again
+                self._later(later, lambda: self._replace(tx.txid, self._rng.randint(1, 3)))
+            case 3:
+                self._later(later, lambda: self._act(self._world.cancel, tx.txid))
+            case 4:  # a child pays for its parent
+                rate = tx.rate * 3 + 5
+                self._later(later, lambda: self._act(lambda txid: self._world.spend(txid, rate=rate), tx.txid))
+            case _:  # a child goes down with its parent
+                self._later(soon, lambda: self._act(self._world.spend, tx.txid))
+                self._later(later, lambda: self._replace(tx.txid, 0))
+
+    def _replace(self, txid: str, more: int) -> None:
+        newer = self._world.replace(txid)
+        if more:
+            wait = self._rng.uniform(0.5, 4) * self._settings.poll_interval
+            self._later(wait, lambda: self._replace(newer.txid, more - 1))
+
+    def _act(self, act: Callable[[str], Tx], txid: str) -> None:
+        act(txid)
+
+    # --- blocks ---
+
+    def _wait_for_block(self) -> float:
+        mean = self._settings.block_interval
+        return min(self._rng.expovariate(1 / mean), mean * LONGEST_WAIT)
+
+    def _find_block(self) -> None:
+        self._later(self._wait_for_block(), self._find_block)
+        if self._rng.random() < REORG * self._settings.events:
+            self._world.reorg(self._rng.randint(1, 3))
+            return
+        extra = self._surprise() if self._rng.random() < SURPRISE * self._settings.events else []
+        self._world.mine(extra)
+
+    def _surprise(self) -> list[Tx]:
+        """What a block brings that the stream tells late or not at all."""
+        amount = int(self._threshold * self._rng.uniform(1, 3))
+        match self._rng.randrange(3):
+            case 0:  # sent a moment before
+                self._world.pay(amount, rate=250.0)
+                return []
+            case 1:
+                return [self._world.pay(amount, relay=False)]
+            case _:
+                waiting = [record.txid for record in self._world.truth.whales()[-20:] if record.fate == "pending"]
+                return [self._world.rival(self._rng.choice(waiting))] if waiting else []

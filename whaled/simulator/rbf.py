@@ -1,0 +1,143 @@
+"""Who replaced whom, as a backend remembers it: trees whose root is the final replacer."""
+
+from typing import TypedDict
+
+from msgspec import Struct
+
+from whaled.simulator.market import Seen
+from whaled.simulator.transactions import REPLACEABLE
+
+# A backend keeps 24 hours. Transactions are kept whole here (some 2 KB each), so there is a bound in number.
+REMEMBERED = 5_000
+# `replacements` shows this many trees; `rbfSummary` six.
+TREES_SHOWN = 25
+SUMMARIES_SHOWN = 6
+
+
+class Replacement(Struct, frozen=True):
+    """One transaction that took the place of others."""
+
+    seen: Seen
+    at: int
+
+
+class RbfTx(TypedDict, total=False):
+    """A transaction in a tree, stripped."""
+
+    txid: str
+    fee: int
+    vsize: float
+    value: int
+    rate: float
+    time: int | None
+    rbf: bool
+    mined: bool
+
+
+class RbfTree(TypedDict, total=False):
+    """A replacer and, below it, what it replaced."""
+
+    tx: RbfTx
+    time: int
+    fullRbf: bool
+    interval: int
+    mined: bool
+    replaces: list["RbfTree"]
+
+
+class RbfHistory:
+    """Replacements in both directions. Lost when the backend restarts without its cache."""
+
+    def __init__(self) -> None:
+        self._txs: dict[str, Replacement] = {}
+        self._replaced_by: dict[str, str] = {}
+        self._replaces: dict[str, list[str]] = {}
+        self._mined: set[str] = set()
+
+    def note(self, loser: Seen, winner: Seen, now: float, *, mined: bool = False) -> None:
+        """`winner` takes the place of `loser`."""
+        for seen in (loser, winner):
+            self._txs.setdefault(seen.tx.txid, Replacement(seen, int(now)))
+        # An older loser comes again with each later replacer; the tree keeps who was first.
+        if loser.tx.txid not in self._replaced_by:
+            self._replaced_by[loser.tx.txid] = winner.tx.txid
+            self._replaces.setdefault(winner.tx.txid, []).append(loser.tx.txid)
+        if mined:
+            self._mined.add(winner.tx.txid)
+        while len(self._txs) > REMEMBERED:
+            self._forget(next(iter(self._txs)))
+
+    def mined(self, txids: list[str]) -> None:
+        """These were mined."""
+        self._mined.update(txid for txid in txids if txid in self._replaces)
+
+    def cached(self, txid: str) -> Seen | None:
+        """A replaced transaction in full."""
+        known = self._txs.get(txid)
+        return known.seen if known and txid in self._replaced_by else None
+
+    def replaces(self, txid: str) -> list[str] | None:
+        """What this one replaced itself."""
+        return self._replaces.get(txid)
+
+    def tree(self, txid: str) -> RbfTree | None:
+        """The whole tree a transaction is part of."""
+        if txid not in self._txs:
+            return None
+        while txid in self._replaced_by:
+            txid = self._replaced_by[txid]
+        return self._branch(txid, None) if txid in self._txs else None
+
+    def latest(self) -> list[RbfTree]:
+        """The latest trees, newest first."""
+        roots = [txid for txid in reversed(self._replaces) if txid not in self._replaced_by][:TREES_SHOWN]
+        return [tree for tree in map(self.tree, roots) if tree is not None]
+
+    def summary(self) -> list[dict[str, object]]:
+        """`rbfSummary`: the latest replacements, each with the fee it beat."""
+        found: list[dict[str, object]] = []
+        for winner in list(reversed(self._replaces))[:SUMMARIES_SHOWN]:
+            new = self._txs[winner].seen
+            olds = [self._txs[loser].seen for loser in self._replaces[winner] if loser in self._txs]
+            found.append(
+                {
+                    "txid": winner,
+                    "mined": winner in self._mined,
+                    "fullRbf": any(old.tx.sequence > REPLACEABLE for old in olds),
+                    "oldFee": sum(old.fee for old in olds),
+                    "oldVsize": sum(old.tx.vsize for old in olds),
+                    "newFee": new.fee,
+                    "newVsize": new.tx.vsize,
+                }
+            )
+        return found
+
+    def _branch(self, txid: str, replaced_at: int | None) -> RbfTree:
+        known = self._txs[txid]
+        tx = known.seen.tx
+        is_mined = txid in self._mined
+        stripped = RbfTx(
+            txid=txid,
+            fee=known.seen.fee,
+            vsize=tx.vsize,
+            value=tx.out_sat,
+            rate=known.seen.fee / tx.vsize,
+            time=known.seen.first_seen,
+            rbf=tx.sequence <= REPLACEABLE,
+        )
+        branches = [self._branch(old, known.at) for old in self._replaces.get(txid, ()) if old in self._txs]
+        full = any(not branch["tx"]["rbf"] or branch["fullRbf"] for branch in branches)
+        tree = RbfTree(tx=stripped, time=known.at, fullRbf=full, replaces=branches)
+        if replaced_at is not None:
+            tree["interval"] = replaced_at - known.at
+        if is_mined:
+            tree["mined"] = stripped["mined"] = True
+        return tree
+
+    def _forget(self, txid: str) -> None:
+        del self._txs[txid]
+        self._replaces.pop(txid, None)
+        self._mined.discard(txid)
+        winner = self._replaced_by.pop(txid, None)
+        if winner in self._replaces:
+            self._replaces[winner].remove(txid)

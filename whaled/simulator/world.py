@@ -1,0 +1,208 @@
+"""The simulated Bitcoin: wallets, a node's mempool, a chain, and the truth about all of it.
+
+Nothing happens here by itself: `life.Life` makes things happen by chance, tests and faults make them happen on
+purpose. The same seed and the same calls give the same world.
+"""
+
+from collections.abc import Collection, Iterable
+from random import Random
+from statistics import median
+
+from whaled.model import SAT_PER_BTC
+from whaled.simulator.chain import Block, Chain, Leaving
+from whaled.simulator.scripts import Network, Scripts, ScriptType
+from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.transactions import Ids, ImpossibleError, Payment, Tx, TxKind, measure
+from whaled.simulator.truth import Truth
+from whaled.simulator.wallets import FEE_BUDGET, MAX_RATE, Wallets
+
+# Blocks there are at the start, with nothing but a coinbase. A backend shows the last 8.
+FIRST_BLOCKS = 12
+# A reorganisation leaves this many blocks untouched below it, so that a backend can find where branches part.
+UNTOUCHED_BLOCKS = 9
+
+
+class World:
+    """A mempool and a chain. `now` is the moment of whatever happens next; amounts are satoshi."""
+
+    def __init__(self, settings: SimulatorSettings, now: float) -> None:
+        self.settings = settings
+        self.now = now
+        self.usd = settings.usd
+        self.rng = Random(settings.seed)  # noqa: S311 -- a reproducible world, nothing secret
+        self._ids = Ids(settings.seed)
+        self._scripts = Scripts(settings.network, self.rng)
+        self.chain = Chain(settings.keep_blocks, settings.mempool_limit, self._on_leave)
+        self.truth = Truth(round(settings.whale_btc * SAT_PER_BTC), settings.truth_limit)
+        self.wallets = Wallets(self._scripts, self._ids, self.rng, self.chain.is_spendable)
+        pace = settings.block_interval or 600.0
+        for place in range(FIRST_BLOCKS):
+            self.now = now - pace * (FIRST_BLOCKS - place)
+            self._connect(())
+        self.now = now
+
+    # --- sending ---
+
+    def send(self, tx: Tx) -> Tx:
+        """Offer a transaction to the node's mempool. ImpossibleError: the node refuses it."""
+        if not self.chain.accept(tx):
+            self.truth.note(tx)
+            raise ImpossibleError(
+                f"the mempool refuses {tx.txid}: its coins are spent, or it pays too little to replace"
+            )
+        self.truth.pending(tx, self.now)
+        self.chain.trim()
+        return tx
+
+    def pay(self, sat: int, *, rate: float | None = None, relay: bool = True) -> Tx:
+        """A payment whose outputs sum to exactly `sat`. With `relay` False only a miner knows it: see `mine`."""
+        kind = TxKind.EXACT if relay else TxKind.UNRELAYED
+        tx = self.wallets.exact(sat, rate or self.usual_rate(), self.now, kind)
+        return self.send(tx) if relay else self._keep_back(tx)
+
+    def transact(self, kind: TxKind, sat: int, *, at_most: int | None = None, rate: float | None = None) -> Tx:
+        """A transaction of some kind whose outputs sum to at least `sat` (and at most `at_most`)."""
+        least = sat + FEE_BUDGET
+        return self.send(
+            self.wallets.make(kind, least, max(least, at_most or sat * 3), rate or self.usual_rate(), self.now)
+        )
+
+    def replace(self, txid: str, *, rate: float | None = None) -> Tx:
+        """Pay more for the same: the old transaction leaves, and its descendants with it."""
+        old = self._pending(txid)
+        return self.send(self.wallets.replacement(old, rate or old.rate * 1.5 + 1, self.now, self._fees_above(old)))
+
+    def cancel(self, txid: str) -> Tx:
+        """Spend one of its inputs back to the owner."""
+        old = self._pending(txid)
+        return self.send(self.wallets.takeback(old, self._fees_above(old), self.now))
+
+    def spend(self, txid: str, *, rate: float | None = None) -> Tx:
+        """A child that spends the largest output: a CPFP if its rate is high."""
+        parent = self._pending(txid)
+        coins = [coin for coin in parent.coins() if self.chain.spender(coin.outpoint) is None]
+        if not coins:
+            raise ImpossibleError(f"{txid} has no output left to spend")
+        coin = max(coins, key=lambda each: each.value)
+        return self.send(self.wallets.child(coin, rate or self.usual_rate(), self.now))
+
+    def rival(self, txid: str) -> Tx:
+        """A double spend that only a miner knows: hand it to `mine`."""
+        old = self._pending(txid)
+        return self._keep_back(self.wallets.takeback(old, old.fee, self.now, TxKind.DOUBLE_SPEND))
+
+    def burst(self, count: int) -> list[Tx]:
+        """Many small payments at once."""
+        return [self.pay(self.rng.randint(100_000, 10_000_000)) for _ in range(count)]
+
+    def usual_rate(self) -> float:
+        """A fee rate as people choose them, sat/vB."""
+        return min(MAX_RATE, max(1.0, self.rng.lognormvariate(1.5, 0.8)))
+
+    def _pending(self, txid: str) -> Tx:
+        entry = self.chain.mempool.get(txid)
+        if entry is None:
+            raise ImpossibleError(f"{txid} is not in the mempool")
+        return entry.tx
+
+    def _fees_above(self, old: Tx) -> int:
+        family = (old.txid, *self.chain.descendants(old.txid))
+        return sum(self.chain.mempool[each].tx.fee for each in family)
+
+    def _keep_back(self, tx: Tx) -> Tx:
+        self.truth.note(tx)
+        return tx
+
+    # --- blocks ---
+
+    def mine(self, extra: Iterable[Tx] = (), *, only: Collection[str] | None = None) -> Block:
+        """A block on the tip: first `extra`, then what pays best of the mempool, or of the txids in `only`."""
+        chosen = list(extra)
+        gone = {coin.outpoint for tx in chosen for coin in tx.inputs}
+        included: set[str] = set()
+        room = self.settings.weight_of_block - sum(tx.weight for tx in chosen)
+        for tx in self.chain.template(room):
+            unfit = (
+                (only is not None and tx.txid not in only)
+                or any(coin.outpoint in gone for coin in tx.inputs)
+                or not self.chain.mempool[tx.txid].parents <= included
+            )
+            if not unfit:
+                chosen.append(tx)
+                included.add(tx.txid)
+        return self._connect(chosen)
+
+    def reorg(
+        self, depth: int, *, double_spend: Collection[str] = (), keep: Collection[str] | None = None
+    ) -> list[Block]:
+        """Throw `depth` blocks away and build one more than that; returns the new ones.
+
+        Transactions of the dead branch go to any of the new blocks or back to the mempool by chance; those named in
+        `double_spend` lose to another one, those in `keep` are mined again for certain (and no others).
+        """
+        most = len(self.chain.blocks) - UNTOUCHED_BLOCKS
+        if not 1 <= depth <= most:
+            raise ImpossibleError(f"a reorg of {depth} blocks is not possible here; use 1 to {most}")
+        dead = [self.chain.disconnect() for _ in range(depth)][::-1]
+        back: list[Tx] = []
+        for block in dead:
+            self.truth.unmined(block, self.now)
+            for tx in block.txs[1:]:
+                if self.chain.accept(tx):
+                    self.truth.pending(tx, self.now)
+                    back.append(tx)
+        rivals = [self.rival(txid) for txid in double_spend]
+        slots: list[set[str]] = [set() for _ in range(depth + 2)]  # one for each block, the last for the mempool
+        for tx in back:
+            place = self.rng.randrange(len(slots)) if keep is None else (0 if tx.txid in keep else depth + 1)
+            slots[place].add(tx.txid)
+        built = []
+        for place in range(depth + 1):
+            # Whoever waits for a parent gets a chance in each later block.
+            allowed = set().union(*slots[: place + 1])
+            built.append(self.mine(rivals if place == 0 else (), only=allowed))
+        return built
+
+    def _connect(self, txs: Collection[Tx]) -> Block:
+        blocks = self.chain.blocks
+        height = blocks[-1].height + 1 if blocks else self.settings.start_height - FIRST_BLOCKS + 1
+        # Header times must grow past the median of the last 11 (mediantime is that of the block before it).
+        mediantime = int(median([block.timestamp for block in blocks[-11:]])) if blocks else int(self.now) - 1
+        block_hash = self._ids.next()
+        if self.settings.network is Network.MAINNET:
+            block_hash = "0" * 19 + block_hash[19:]
+        block = Block(
+            hash=block_hash,
+            height=height,
+            previous=blocks[-1].hash if blocks else self._ids.next(),
+            timestamp=max(int(self.now), mediantime + 1),
+            mediantime=mediantime,
+            txs=(self._coinbase(height, sum(tx.fee for tx in txs)), *txs),
+        )
+        self.chain.connect(block)
+        self.truth.mined(block, self.now)
+        for tx in block.txs[1:]:
+            self.wallets.put(tx.coins())
+        return block
+
+    def _coinbase(self, height: int, fees: int) -> Tx:
+        halving = 210_000 if self.settings.network is Network.MAINNET else 150
+        reward = (50 * SAT_PER_BTC >> height // halving) + fees
+        payee, commitment = self._scripts.make(ScriptType.P2WPKH), self._scripts.make(ScriptType.OP_RETURN)
+        size, weight = measure([ScriptType.P2WPKH], [payee, commitment])
+        return Tx(
+            txid=self._ids.next(),
+            kind=TxKind.COINBASE,
+            inputs=(),
+            outputs=(Payment(reward, payee), Payment(0, commitment)),
+            fee=0,
+            size=size,
+            weight=weight,
+            sent_at=self.now,
+            sequence=0xFFFFFFFF,
+        )
+
+    def _on_leave(self, tx: Tx, why: Leaving, by: Tx | None) -> None:
+        if by is not None:
+            self.truth.note(by)
+        self.truth.left(tx, why, by, self.now)
