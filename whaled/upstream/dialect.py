@@ -1,1 +1,533 @@
-"""Not built yet."""
+"""The mempool backend's WebSocket dialect: what to send it, and its frames as typed values. Pure.
+
+The backend merges everything due for a client into one JSON object, so a frame is a set of parts, told apart by their
+keys and never by a message type. docs/upstream.md has what was measured; paths of the backend's source below are
+relative to its `backend/src/`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
+
+from whaled.errors import UpstreamError
+from whaled.model import SAT_PER_BTC, Block, FeeMarket, Input, Output, ProjectedBlock, Transaction
+
+PING = '{"action":"ping"}'
+# The dollar is the only currency whaled speaks of; the backend sends up to 34.
+CURRENCY = "USD"
+# Of a frame that cannot be read, as much as helps in a log line.
+SAMPLE_LIMIT = 200
+DELTA_KEY = '"mempool-transactions"'
+
+
+def subscribe_frames() -> tuple[str, ...]:
+    """What to send after connecting, in order. Deltas follow; a snapshot has to be asked for (`track_block_frame`)."""
+    return (
+        '{"action":"init"}',
+        '{"action":"want","data":["blocks","stats","mempool-blocks"]}',
+        '{"track-mempool":true}',
+    )
+
+
+def track_block_frame(index: int) -> str:
+    """Ask for the transactions of the projected block `index` (0..7); -1 ends it. Answered by `Frame.snapshot`."""
+    return f'{{"track-mempool-block":{index}}}'
+
+
+class DialectFault(StrEnum):
+    """Why a frame could not be read (a metric label)."""
+
+    MALFORMED = "malformed"
+    NOT_AN_OBJECT = "not_an_object"
+    BAD_SHAPE = "bad_shape"
+
+
+class DialectError(UpstreamError):
+    """A frame of which nothing is usable. `sample` is how it begins, at most 200 characters."""
+
+    def __init__(self, reason: DialectFault, detail: str, sample: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+        self.sample = sample
+
+
+# --- what a frame says -----------------------------------------------------------------------------------------------
+
+
+class Replacement(Struct, frozen=True):
+    """`by` took the place of `replaced`. A pair can come again, with a later replacer."""
+
+    replaced: str
+    by: str
+
+
+class Delta(Struct, frozen=True, kw_only=True):
+    """A `mempool-transactions` part: how the mempool changed.
+
+    `removed` does not mean dropped and `mined` names every transaction of the block, coinbase included. `malformed`
+    counts transactions and ids that could not be read and are missing here. `added` and `replacers` are what the first
+    look kept of each transaction, `frame` where the rest is.
+    """
+
+    sequence: int
+    removed: tuple[str, ...] = ()
+    mined: tuple[str, ...] = ()
+    replaced: tuple[Replacement, ...] = ()
+    malformed: int = 0
+    added: Sequence["_Glance"] = ()
+    replacers: Sequence["_Glance"] = ()
+    frame: bytes | str = b""
+
+    @property
+    def added_count(self) -> int:
+        """Transactions that entered the mempool."""
+        return len(self.added)
+
+    def at_least(self, minimum_sat: int) -> list[Transaction]:
+        """The transactions in full whose outputs add up to `minimum_sat` or more, each once.
+
+        They come from `added` and from `replaced[].by`: the winner of a double spend that a block brought is told
+        nowhere else. What cannot be read of a transaction beside its outputs' values is unknown in the result
+        (no inputs, fee None, no script); the transaction is not lost.
+        """
+        wanted: dict[str, None] = {}
+        for part in (self.added, self.replacers):
+            for transaction in part:
+                # A plain loop: twice as fast here as sum() over a generator or comprehension.
+                total = 0
+                for output in transaction.vout:
+                    total += output.value
+                if total >= minimum_sat:
+                    wanted[transaction.txid] = None
+        return [_transaction(fields) for fields in _cut(self.frame, wanted)] if wanted else []
+
+
+class Snapshot(Struct, frozen=True, kw_only=True):
+    """The transactions of one projected block, with the sequence number of the delta they include."""
+
+    index: int
+    sequence: int
+    transactions: Sequence["_Stripped"] = ()
+
+    def at_least(self, minimum_sat: int) -> list[str]:
+        """The txids of the transactions whose outputs add up to `minimum_sat` or more."""
+        return [transaction.txid for transaction in self.transactions if transaction.value >= minimum_sat]
+
+
+class BackendInfo(Struct, frozen=True):
+    """Which backend this is. `backend` is its mode: none, electrum or esplora."""
+
+    hostname: str = ""
+    version: str = ""
+    backend: str = ""
+
+
+class Frame(Struct, frozen=True, kw_only=True):
+    """Everything one message says; None is not said.
+
+    `price_known` tells whether the price is said; then `btc_usd` None is the news that the backend does not know it.
+    `loading` is whether the backend says that it is not in sync (start-up, or bitcoind is gone). `skipped` names the
+    parts that could not be read, `unknown` the keys this dialect does not have.
+    """
+
+    delta: Delta | None = None
+    snapshot: Snapshot | None = None
+    block: Block | None = None
+    blocks: tuple[Block, ...] | None = None
+    fees: FeeMarket | None = None
+    projected: tuple[ProjectedBlock, ...] | None = None
+    price_known: bool = False
+    btc_usd: float | None = None
+    loading: bool | None = None
+    has_difficulty: bool = False
+    is_init: bool = False
+    backend: BackendInfo | None = None
+    pong: bool = False
+    skipped: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the backend says, in an init object, that it is in sync and its data can be believed."""
+        return self.is_init and self.has_difficulty and self.loading is not True
+
+
+# --- the wire shapes, only what is needed ----------------------------------------------------------------------------
+# gc=False: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
+
+Txid = Annotated[str, Meta(min_length=64, max_length=64)]
+# Above all coins there will ever be, a value is not one; sums stay far within 64 bits.
+Satoshi = Annotated[int, Meta(ge=0, le=21_000_000 * SAT_PER_BTC)]
+Rate = Annotated[float, Meta(ge=0)]
+
+
+class _Value(Struct, gc=False):
+    value: Satoshi
+
+
+class _Glance(Struct, gc=False):
+    """What tells whether a transaction matters. The rest is read of those that do: reading all of every transaction
+    takes 1.5 times as long (docs/performance.md).
+    """
+
+    txid: Txid
+    vout: list[_Value]
+
+
+class _Replaced(Struct, gc=False):
+    replaced: Txid
+    by: _Glance
+
+
+class _Delta(Struct):
+    sequence: int
+    added: list[_Glance] = []
+    removed: list[Txid] = []
+    mined: list[Txid] = []
+    replaced: list[_Replaced] = []
+
+
+class _Output(Struct, gc=False):
+    value: Satoshi
+    script: str = field(name="scriptpubkey", default="")
+    # "" where there is no address in none mode; the key is absent in esplora mode.
+    address: str | None = field(name="scriptpubkey_address", default=None)
+
+
+class _Input(Struct, gc=False):
+    txid: str
+    vout: int
+    sequence: int
+    # null in none and electrum mode; filled in esplora mode; null for a coinbase.
+    prevout: _Output | None = None
+
+
+class _Status(Struct, gc=False):
+    confirmed: bool = False
+
+
+class _DeltaParts(Struct):
+    sequence: Raw = Raw(b"0")
+    added: Raw = Raw(b"[]")
+    removed: Raw = Raw(b"[]")
+    mined: Raw = Raw(b"[]")
+    replaced: Raw = Raw(b"[]")
+
+
+class _Stripped(Struct, array_like=True, gc=False):
+    """`[txid, fee, vsize, value, rate, flags, firstSeen(, 1 if accelerated)]`"""
+
+    txid: Txid
+    fee: float
+    vsize: float
+    value: Satoshi
+
+
+class _Snapshot(Struct):
+    index: int
+    sequence: int
+    # Absent in the deltas that follow the first answer.
+    transactions: list[_Stripped] | None = field(name="blockTransactions", default=None)
+
+
+class _Block(Struct, gc=False):
+    id: Txid
+    height: Annotated[int, Meta(ge=0)]
+    timestamp: int
+    previous: str | None = field(name="previousblockhash", default=None)
+
+
+class _Fees(Struct, gc=False, rename="camel"):
+    fastest_fee: Rate
+    half_hour_fee: Rate
+    hour_fee: Rate
+    economy_fee: Rate
+    minimum_fee: Rate
+
+
+class _ProjectedBlock(Struct, gc=False):
+    vsize: Rate = field(name="blockVSize")
+    rates: Annotated[list[Rate], Meta(min_length=1)] = field(name="feeRange")
+
+
+_NOT_READ = Raw()
+
+
+class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Every key a backend is known to send. Those that whaled does not read are passed over without being parsed."""
+
+    delta: _Delta | UnsetType = field(name="mempool-transactions", default=UNSET)
+    snapshot: _Snapshot | UnsetType = field(name="projected-block-transactions", default=UNSET)
+    block: _Block | UnsetType = UNSET
+    blocks: list[_Block] | UnsetType = UNSET
+    fees: _Fees | UnsetType = UNSET
+    projected: list[_ProjectedBlock] | UnsetType = field(name="mempool-blocks", default=UNSET)
+    conversions: dict[str, float] | UnsetType = UNSET
+    # Beside "mempool" there can be junk of REST calls, "blocktxs-<hash>".
+    loading: dict[str, Any] | UnsetType = field(name="loadingIndicators", default=UNSET)
+    difficulty: dict[str, Raw] | UnsetType = field(name="da", default=UNSET)
+    backend_info: BackendInfo | UnsetType = field(name="backendInfo", default=UNSET)
+    pong: bool | UnsetType = UNSET
+
+    backend: Raw = _NOT_READ
+    mempool_info: Raw = field(name="mempoolInfo", default=_NOT_READ)
+    transactions: Raw = _NOT_READ
+    growth: Raw = field(name="vBytesPerSecond", default=_NOT_READ)
+    rbf_summary: Raw = field(name="rbfSummary", default=_NOT_READ)
+    rbf_latest: Raw = field(name="rbfLatest", default=_NOT_READ)
+    rbf_latest_summary: Raw = field(name="rbfLatestSummary", default=_NOT_READ)
+    rbf_info: Raw = field(name="rbfInfo", default=_NOT_READ)
+    rbf_transaction: Raw = field(name="rbfTransaction", default=_NOT_READ)
+    txids: Raw = field(name="mempool-txids", default=_NOT_READ)
+    position: Raw = field(name="txPosition", default=_NOT_READ)
+    confirmed: Raw = field(name="txConfirmed", default=_NOT_READ)
+    spent: Raw = field(name="utxoSpent", default=_NOT_READ)
+    chart: Raw = field(name="live-2h-chart", default=_NOT_READ)
+    tomahawk: Raw = _NOT_READ
+
+
+# As tolerant as the first look: control characters in strings do not matter.
+_JSON = json.JSONDecoder(strict=False)
+_decode_frame = msgspec.json.Decoder(_Parts).decode
+_decode_keys = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_delta_parts = msgspec.json.Decoder(_DeltaParts).decode
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
+_decode_int = msgspec.json.Decoder(int).decode
+_decode_txid = msgspec.json.Decoder(Txid).decode
+_decode_glance = msgspec.json.Decoder(_Glance).decode
+_decode_replaced = msgspec.json.Decoder(_Replaced).decode
+_TYPES = get_type_hints(_Parts, include_extras=True)
+_PARTS = {
+    key: (name, msgspec.json.Decoder(_TYPES[name]).decode)
+    for key, name in zip(_Parts.__struct_encode_fields__, _Parts.__struct_fields__, strict=True)
+}
+
+
+def decode(raw: bytes | str) -> Frame:
+    """A frame of the backend.
+
+    It is read in one pass. If that fails, each part is read for itself, and the transactions of a delta one by one, so
+    that one thing that is not as it should be costs nothing else. Raises DialectError where nothing is usable.
+    """
+    try:
+        return _frame(raw, _decode_frame(raw))
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return _decode_apart(raw)
+
+
+def _decode_apart(raw: bytes | str) -> Frame:
+    try:
+        keys = _decode_keys(raw)
+    except msgspec.ValidationError as error:
+        raise DialectError(DialectFault.NOT_AN_OBJECT, str(error), _sample(raw)) from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise DialectError(DialectFault.MALFORMED, str(error), _sample(raw)) from error
+    parts: dict[str, Any] = {}
+    skipped: list[str] = []
+    unknown: list[str] = []
+    malformed = 0
+    problem: Exception | None = None
+    for key, value in keys.items():
+        if key not in _PARTS:
+            unknown.append(key)
+            continue
+        name, decoder = _PARTS[key]
+        try:
+            parts[name] = decoder(value)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            skipped.append(key)
+            problem = error
+            if name == "delta" and (rescued := _decode_delta_apart(value)) is not None:
+                parts[name], malformed = rescued
+    if problem is not None and not parts:
+        raise DialectError(DialectFault.BAD_SHAPE, f"{skipped[-1]}: {problem}", _sample(raw)) from problem
+    return _frame(raw, _Parts(**parts), tuple(skipped), tuple(unknown), malformed)
+
+
+def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
+    """A delta without what cannot be read in it, and how many things that are. None if it is no object.
+
+    A sequence number that cannot be read becomes 0, which claims nothing: not in sync.
+    """
+    try:
+        parts = _decode_delta_parts(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    malformed = 0
+    try:
+        sequence = _decode_int(parts.sequence)
+    except msgspec.DecodeError:
+        sequence = 0
+        malformed += 1
+    lists = []
+    for value, decoder in (
+        (parts.added, _decode_glance),
+        (parts.removed, _decode_txid),
+        (parts.mined, _decode_txid),
+        (parts.replaced, _decode_replaced),
+    ):
+        good, bad = _each(value, decoder)
+        lists.append(good)
+        malformed += bad
+    return _Delta(sequence, *lists), malformed
+
+
+def _each(raw: Raw, decoder: Any) -> tuple[list[Any], int]:
+    try:
+        items = _decode_items(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return [], 1
+    good = []
+    for item in items:
+        try:
+            good.append(decoder(item))
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            continue
+    return good, len(items) - len(good)
+
+
+def _sample(raw: bytes | str) -> str:
+    head = raw[:SAMPLE_LIMIT]
+    return head if isinstance(head, str) else bytes(head).decode("utf-8", "replace")
+
+
+# --- from wire shapes to values --------------------------------------------------------------------------------------
+
+
+def _frame(
+    raw: bytes | str,
+    parts: _Parts,
+    skipped: tuple[str, ...] = (),
+    unknown: tuple[str, ...] = (),
+    malformed: int = 0,
+) -> Frame:
+    snapshot = parts.snapshot
+    conversions = parts.conversions
+    usd = conversions.get(CURRENCY, -1.0) if conversions is not UNSET else -1.0
+    return Frame(
+        delta=_delta(raw, parts.delta, malformed) if parts.delta is not UNSET else None,
+        snapshot=Snapshot(index=snapshot.index, sequence=snapshot.sequence, transactions=snapshot.transactions)
+        if snapshot is not UNSET and snapshot.transactions is not None
+        else None,
+        block=_block(parts.block) if parts.block is not UNSET else None,
+        blocks=tuple(map(_block, parts.blocks)) if parts.blocks is not UNSET else None,
+        fees=_fees(parts.fees) if parts.fees is not UNSET else None,
+        projected=tuple(ProjectedBlock(block.vsize, min(block.rates), max(block.rates)) for block in parts.projected)
+        if parts.projected is not UNSET
+        else None,
+        price_known=conversions is not UNSET,
+        btc_usd=usd if usd > 0 else None,
+        loading="mempool" in parts.loading if parts.loading is not UNSET else None,
+        has_difficulty=parts.difficulty is not UNSET,
+        is_init=parts.backend_info is not UNSET or "backendInfo" in skipped,
+        backend=parts.backend_info if parts.backend_info is not UNSET else None,
+        pong=parts.pong is True,
+        skipped=skipped,
+        unknown=unknown,
+    )
+
+
+def _delta(raw: bytes | str, delta: _Delta, malformed: int) -> Delta:
+    return Delta(
+        sequence=delta.sequence,
+        removed=tuple(delta.removed),
+        mined=tuple(delta.mined),
+        replaced=tuple(Replacement(pair.replaced, pair.by.txid) for pair in delta.replaced),
+        malformed=malformed,
+        added=delta.added,
+        replacers=[pair.by for pair in delta.replaced],
+        frame=raw,
+    )
+
+
+def _cut(frame: bytes | str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The wanted transactions out of a frame, without parsing the others.
+
+    A backend begins a transaction with its txid, so it can be found, and the next one behind it. Where that does not
+    hold, the frame is parsed whole: slower, same result.
+    """
+    text = frame if isinstance(frame, str) else str(frame, "utf-8", "replace")
+    begin = at = max(0, text.find(DELTA_KEY))
+    missing = []
+    for txid in wanted:
+        found = _find(text, at, txid) or _find(text, begin, txid)
+        if found is None:
+            missing.append(txid)
+        else:
+            fields, at = found
+            yield fields
+    if missing:
+        delta = _JSON.decode(text)["mempool-transactions"]
+        pairs = [pair for pair in delta.get("replaced", ()) if isinstance(pair, dict)]
+        everything = (*delta.get("added", ()), *(pair.get("by") for pair in pairs))
+        by_txid = {fields.get("txid"): fields for fields in everything if isinstance(fields, dict)}
+        yield from (by_txid[txid] for txid in missing)
+
+
+def _find(text: str, begin: int, txid: str) -> tuple[dict[str, Any], int] | None:
+    """The first transaction from `begin` on that starts with this txid, and where it ends.
+
+    Inputs (in esplora mode) and summaries may start alike, but have no outputs.
+    """
+    opening = f'{{"txid":"{txid}"'
+    at = text.find(opening, begin)
+    while at >= 0:
+        fields, end = _JSON.raw_decode(text, at)
+        if "vout" in fields and "vin" in fields:
+            return fields, end
+        at = text.find(opening, end)
+    return None
+
+
+def _transaction(fields: dict[str, Any]) -> Transaction:
+    status = _read(fields.get("status"), _Status, _Status())
+    fee = _read(fields.get("fee"), int | None, None)
+    rate = _read(fields.get("effectiveFeePerVsize"), Rate | None, None)
+    # A block that came between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
+    if fee is not None and (fee < 0 or (status.confirmed and fee == 0)):
+        fee = rate = None
+    vsize = _read(fields.get("vsize"), Rate | None, None)
+    return Transaction(
+        txid=fields["txid"],
+        inputs=tuple(
+            Input(spent.txid, spent.vout, spent.sequence, _output(spent.prevout) if spent.prevout else None)
+            for spent in _read(fields.get("vin"), list[_Input], [])
+        ),
+        outputs=tuple(
+            _output(_read(output, _Output, None) or _Output(int(output["value"]))) for output in fields["vout"]
+        ),
+        fee_sat=fee,
+        vsize=vsize if vsize is not None else _read(fields.get("weight"), Rate, 0.0) / 4,
+        fee_rate=rate,
+        first_seen=_read(fields.get("firstSeen"), int | None, None) or None,
+        is_confirmed=status.confirmed,
+    )
+
+
+def _read(value: Any, shape: Any, otherwise: Any) -> Any:
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError:
+        return otherwise
+
+
+def _output(output: _Output) -> Output:
+    return Output(output.value, output.script, output.address or None)
+
+
+def _block(block: _Block) -> Block:
+    return Block(height=block.height, hash=block.id, previous_hash=block.previous or None, timestamp=block.timestamp)
+
+
+def _fees(fees: _Fees) -> FeeMarket:
+    return FeeMarket(
+        fastest=fees.fastest_fee,
+        half_hour=fees.half_hour_fee,
+        hour=fees.hour_fee,
+        economy=fees.economy_fee,
+        minimum=fees.minimum_fee,
+    )
