@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from whaled.config.sections import Upstream
+from whaled.errors import ConfigError
 from whaled.model import FeeMarket, Input, Output, Transaction
 from whaled.upstream.address import rest_base, shown
 from whaled.upstream.http import RestError, RestFailure
@@ -209,6 +210,14 @@ async def client(url: str, meter: Recorder, *, limit_bytes: int = 1 << 20, **set
 )
 def test_the_rest_base_follows_from_the_websocket_url(url: str, rest_url: str | None, base: str) -> None:
     assert rest_base(Upstream(url=url, rest_url=rest_url)) == base
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8999", "ws://", "ws://h:99999", "ws://[::1", "127.0.0.1:8999"])
+def test_a_url_that_can_never_work_is_the_operators_fault(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^upstream\.url: found .* write it like ws://127.0.0.1:8999/api/v1/ws$"):
+        rest_base(Upstream(url=url))
+    with pytest.raises(ConfigError, match=r"^upstream\.rest_url: found "):
+        rest_base(Upstream(rest_url=url.replace("http://", "ftp://")))
 
 
 def test_a_shown_url_holds_no_secrets() -> None:

@@ -3,6 +3,7 @@
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from whaled.config.sections import Upstream
+from whaled.errors import ConfigError, Fault
 
 REST_PREFIX = "/api/v1/"
 SOCKET_PATH = "/api/v1/ws"
@@ -10,24 +11,43 @@ SOCKET_PATH = "/api/v1/ws"
 
 def shown(url: str) -> str:
     """The URL without user, password and query: these may be secrets."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(no URL)"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def rest_base(settings: Upstream) -> str:
-    """Where REST paths are appended, with a slash at the end.
+    """Where REST paths are appended, with a slash at the end. Raises ConfigError.
 
     `rest_url` as it stands where it is set (`/api/v1/` is added if it names no path); else the host of `url`, and its
     prefix where it has one: `wss://host/testnet4/api/v1/ws` gives `https://host/testnet4/api/v1/`. Any other path is
     ignored, as the backend itself ignores it.
     """
     if settings.rest_url is not None:
-        parts = urlsplit(settings.rest_url)
+        parts = _split("upstream.rest_url", settings.rest_url, ("http", "https"), "http://127.0.0.1:8999/api/v1/")
         return _joined(parts, parts.scheme, parts.path.rstrip("/") + "/" if parts.path.strip("/") else REST_PREFIX)
-    parts = urlsplit(settings.url)
+    parts = _split("upstream.url", settings.url, ("ws", "wss"), "ws://127.0.0.1:8999/api/v1/ws")
     path = parts.path.rstrip("/")
     prefix = path.removesuffix(SOCKET_PATH) if path.endswith(SOCKET_PATH) else ""
     return _joined(parts, "https" if parts.scheme == "wss" else "http", prefix + REST_PREFIX)
+
+
+def unusable(key: str, url: str, example: str) -> ConfigError:
+    """A URL that can never work."""
+    return ConfigError((Fault(key, f"found {shown(url)!r}, which cannot be used; write it like {example}"),))
+
+
+def _split(key: str, url: str, schemes: tuple[str, str], example: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0  # reading the port checks it
+    except ValueError as exc:
+        raise unusable(key, url, example) from exc
+    if parts.scheme not in schemes or not has_host:
+        raise unusable(key, url, example)
+    return parts
 
 
 def _joined(parts: SplitResult, scheme: str, path: str) -> str:

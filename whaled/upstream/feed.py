@@ -1,0 +1,89 @@
+"""The link to the mempool backend, over all reconnects."""
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import structlog
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exception, wait_random_exponential
+
+from whaled.config.sections import Upstream
+from whaled.model import UpstreamState
+from whaled.upstream.address import shown
+from whaled.upstream.link import Link
+from whaled.upstream.losses import LinkLostError, LossReason
+from whaled.upstream.news import Connected, FeedMessage, FeedMeter, Lost, Received, StateChanged
+
+__all__ = ["Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "StateChanged"]
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Feed:
+    """One link to the backend in `settings.url`."""
+
+    def __init__(
+        self,
+        settings: Upstream,
+        meter: FeedMeter,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._meter = meter
+        self._clock = clock
+        self._monotonic = monotonic
+
+    async def messages(self) -> AsyncGenerator[FeedMessage, None]:
+        """Everything the backend says, over all reconnects, without an end.
+
+        Iterate within `contextlib.aclosing`, so that the connection ends with the iteration, in bounded time. Raises
+        ConfigError if `url` or `proxy` can never work.
+        """
+        settings = self._settings
+        link = Link(settings, self._meter, self._clock, self._monotonic)
+        backoff = wait_random_exponential(
+            multiplier=settings.reconnect_initial,
+            max=settings.reconnect_max,
+            min=min(settings.reconnect_initial, settings.reconnect_max) / 2,
+        )
+        # The delay is drawn before tenacity asks for it, because the consumer is told it before the wait.
+        retrying = AsyncRetrying(retry=retry_if_exception_type(LinkLostError), wait=wait_exception(_next_delay_s))
+        async for attempt in retrying:
+            tries = attempt.retry_state
+            connected_at: float | None = None
+            try:
+                async with aclosing(link.messages(tries.attempt_number)) as heard:
+                    async for message in heard:
+                        if isinstance(message, Connected):
+                            connected_at = self._monotonic()
+                        yield message
+            except LinkLostError as error:
+                lost = error
+            else:
+                raise AssertionError("a link ends by an error only")
+            if connected_at is not None and self._monotonic() - connected_at >= settings.stable_after:
+                tries.attempt_number = 1
+            lost.next_delay_s = backoff(tries)
+            self._report(lost, tries)
+            if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
+                yield change
+            yield Lost(lost.reason, lost.next_delay_s)
+            with attempt:
+                raise lost
+
+    def _report(self, lost: LinkLostError, tries: RetryCallState) -> None:
+        self._meter.lost(lost.reason)
+        log.warning(
+            "no link to the mempool backend",
+            url=shown(self._settings.url),
+            reason=lost.reason.value,
+            detail=lost.detail,
+            attempt=tries.attempt_number,
+            next_attempt_s=round(lost.next_delay_s, 3),
+        )
+
+
+def _next_delay_s(error: BaseException) -> float:
+    assert isinstance(error, LinkLostError)
+    return error.next_delay_s

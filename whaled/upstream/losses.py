@@ -1,0 +1,132 @@
+"""Why a link to the mempool backend ended or never came to be, told so that the operator knows what to do."""
+
+import errno
+import socket
+import ssl
+from enum import StrEnum
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.frames import CloseCode
+
+from whaled.config.sections import Upstream
+from whaled.errors import UpstreamError
+from whaled.upstream.address import shown
+
+
+class LossReason(StrEnum):
+    """Why there is no link (a metric label)."""
+
+    REFUSED = "refused"
+    DNS = "dns"
+    TIMEOUT = "timeout"
+    HANDSHAKE = "handshake"
+    TLS = "tls"
+    CLOSED = "closed"
+    STALE = "stale"
+    TOO_BIG = "too_big"
+    PROTOCOL = "protocol"
+    NOT_MEMPOOL = "not_mempool"
+    OTHER = "other"
+
+
+class LinkLostError(UpstreamError):
+    """The link is gone, or could not be made. `next_delay_s` is when the next attempt is due, once that is drawn."""
+
+    def __init__(self, reason: LossReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+        self.next_delay_s = 0.0
+
+
+# Everything the network, TLS or a server that is no WebSocket server can do to us.
+LINK_ERRORS = (OSError, EOFError, WebSocketException)
+
+
+def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
+    """What one of LINK_ERRORS means."""
+    match error:
+        case ConnectionClosed():
+            return _closed(error, settings)
+        case InvalidStatus():
+            return LinkLostError(LossReason.HANDSHAKE, _status(error, settings))
+        case InvalidHandshake():
+            return LinkLostError(LossReason.HANDSHAKE, f"no WebSocket server: {_chain(error)}; {_EXPECTED}")
+        case ssl.SSLCertVerificationError():
+            return LinkLostError(
+                LossReason.TLS,
+                f"the certificate is not accepted: {error.verify_message}; for a private CA, set SSL_CERT_FILE",
+            )
+        case ssl.SSLError():
+            return LinkLostError(LossReason.TLS, f"TLS failed: {error}; does the server speak TLS (wss:// or ws://)?")
+        case socket.gaierror():
+            return LinkLostError(LossReason.DNS, f"the host name cannot be resolved: {error.strerror}")
+        case TimeoutError():
+            return LinkLostError(
+                LossReason.TIMEOUT, f"no connection within upstream.connect_timeout ({settings.connect_timeout:g} s)"
+            )
+        case OSError() if _is_refusal(error):
+            return LinkLostError(LossReason.REFUSED, "nothing listens there; is the mempool backend running?")
+        case ConnectionError():
+            return LinkLostError(LossReason.CLOSED, f"the connection broke: {error}")
+        case _:
+            return LinkLostError(LossReason.OTHER, f"{type(error).__name__}: {_chain(error)}")
+
+
+def not_mempool(said: str | None, settings: Upstream) -> LinkLostError:
+    """The server accepted the subscription and never answered as a backend does."""
+    found = f"it said {said!r}" if said is not None else "it said nothing"
+    return LinkLostError(
+        LossReason.NOT_MEMPOOL,
+        f"no mempool backend: within {settings.connect_timeout:g} s no answer to init, {found}; {_EXPECTED}",
+    )
+
+
+def stale(settings: Upstream) -> LinkLostError:
+    """Silence, with a ping unanswered."""
+    return LinkLostError(
+        LossReason.STALE, f"nothing received for {settings.stale_after:g} s (upstream.stale_after), pings unanswered"
+    )
+
+
+_EXPECTED = "is upstream.url a mempool backend? Expected ws://host:8999/api/v1/ws or wss://host/api/v1/ws"
+
+
+def _closed(error: ConnectionClosed, settings: Upstream) -> LinkLostError:
+    by_us = error.sent is not None and not error.rcvd_then_sent
+    code = error.sent.code if by_us and error.sent is not None else None
+    if code == CloseCode.MESSAGE_TOO_BIG:
+        return LinkLostError(
+            LossReason.TOO_BIG,
+            f"a message exceeds upstream.max_message ({settings.max_message} bytes); raise it to read such messages",
+        )
+    if code in {CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA}:
+        return LinkLostError(LossReason.PROTOCOL, f"the server broke the WebSocket protocol: {error.sent}")
+    if error.rcvd is None:
+        # Beside network errors there is only websockets' own word for "the stream ended".
+        cause = f": {error.__cause__}" if isinstance(error.__cause__, OSError) else ""
+        return LinkLostError(LossReason.CLOSED, f"the connection ended without a close frame{cause}")
+    return LinkLostError(LossReason.CLOSED, f"closed by the server: {error.rcvd}")
+
+
+def _status(error: InvalidStatus, settings: Upstream) -> str:
+    status = error.response.status_code
+    location = error.response.headers.get("Location")
+    if 300 <= status < 400 and location is not None:
+        to = shown(location).replace("https://", "wss://", 1).replace("http://", "ws://", 1)
+        return f"HTTP {status}, redirected to {shown(location)}; set upstream.url to {to} if that is the backend"
+    if status in {401, 403}:
+        return f"HTTP {status}: the server, or a proxy before it, does not let whaled in"
+    if status in {502, 503, 504}:
+        return f"HTTP {status}: a proxy answered, the mempool backend behind it did not; is it running?"
+    return f"HTTP {status} for {shown(settings.url)}; {_EXPECTED}"
+
+
+def _is_refusal(error: OSError) -> bool:
+    # A name with several addresses gives one OSError that only quotes the errors of each.
+    return error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error)
+
+
+def _chain(error: BaseException) -> str:
+    cause = error.__cause__
+    return f"{error} ({cause})" if cause is not None else str(error)

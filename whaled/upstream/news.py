@@ -1,0 +1,103 @@
+"""What the feed tells: its messages, its state, and what it counts."""
+
+from typing import Protocol
+
+import structlog
+from msgspec import Struct
+
+from whaled.model import UpstreamState
+from whaled.upstream.continuity import Continuity
+from whaled.upstream.dialect import DialectFault, Frame
+from whaled.upstream.losses import LossReason
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Connected(Struct, frozen=True):
+    """The backend answered the subscription. `attempt` counts from 1, over again after a link that was stable."""
+
+    attempt: int
+
+
+class Received(Struct, frozen=True, kw_only=True):
+    """A frame, with the wall clock and the monotonic clock at its receipt. `continuity` is that of its delta."""
+
+    frame: Frame
+    received_at: float
+    received_monotonic: float
+    raw_bytes: int
+    continuity: Continuity | None = None
+
+
+class Lost(Struct, frozen=True):
+    """There is no link; the next attempt comes in `next_delay_s` seconds."""
+
+    reason: LossReason
+    next_delay_s: float
+
+
+class StateChanged(Struct, frozen=True):
+    """The link is in another state than before. It begins as disconnected."""
+
+    state: UpstreamState
+    why: str
+
+
+FeedMessage = Connected | Received | Lost | StateChanged
+
+
+class FeedMeter(Protocol):
+    """What the feed counts."""
+
+    def connected(self) -> None:
+        """A link that the backend answered on."""
+        ...
+
+    def lost(self, reason: LossReason) -> None:
+        """A link that ended, or an attempt that failed."""
+        ...
+
+    def state(self, state: UpstreamState) -> None:
+        """The state from now on."""
+        ...
+
+    def received(self, raw_bytes: int, decode_s: float) -> None:
+        """A message, and how long its decoding took."""
+        ...
+
+    def undecodable(self, fault: DialectFault) -> None:
+        """A message of which nothing was usable."""
+        ...
+
+    def malformed(self, parts: int) -> None:
+        """Parts of a message, or transactions in it, that were passed over because they could not be read."""
+        ...
+
+    def unknown(self, keys: int) -> None:
+        """Keys of a message that the dialect does not have."""
+        ...
+
+    def observed(self, continuity: Continuity) -> None:
+        """A delta's place in the sequence."""
+        ...
+
+
+class LinkState:
+    """The state that clients are told."""
+
+    def __init__(self, meter: FeedMeter) -> None:
+        self._meter = meter
+        self._now = UpstreamState.DISCONNECTED
+        meter.state(self._now)
+
+    def become(self, state: UpstreamState, why: str) -> StateChanged | None:
+        """The change, or None if it is none."""
+        before, self._now = self._now, state
+        if before is state:
+            return None
+        self._meter.state(state)
+        if state is UpstreamState.DEGRADED:
+            log.warning("mempool backend degraded", why=why)
+        elif before is UpstreamState.DEGRADED and state is UpstreamState.CONNECTED:
+            log.info("mempool backend recovered", why=why)
+        return StateChanged(state, why)
