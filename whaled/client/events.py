@@ -1,0 +1,240 @@
+"""What a stream yields, and how frames become it.
+
+A server may be newer than this client: unknown fields and frame types are passed over, and only the fields that every
+version has are required. Values the server picks from a list (`shape`, `flow_type` ...) are plain strings, since the
+list may grow; they compare equal to the enums of whaled.model.
+"""
+
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct, field
+
+from whaled.client.failures import ProtocolError
+from whaled.client.since import Since
+from whaled.model import Position
+
+# How much of a frame an error message quotes.
+QUOTED_BYTES = 120
+
+
+class AlertData(Struct, frozen=True, kw_only=True):
+    """A whale, as docs/protocol.md lists it under whale_alert.data. None is unknown."""
+
+    transaction_id: str
+    btc_value: float
+    value_sat: int | None = None
+    moved_sat: int | None = None
+    fee_sat: int | None = None
+    usd_value: float | None = None
+    btc_usd: float | None = None
+    fee_rate: float | None = None
+    vsize: float | None = None
+    urgency_score: float | None = None
+    flow_type: str = "unknown"
+    exchange_addresses: tuple[str, ...] = ()
+    confidence_score: float | None = None
+    from_labels: tuple[str, ...] = ()
+    to_labels: tuple[str, ...] = ()
+    shape: str = "transfer"
+    reasons: tuple[str, ...] = ()
+    input_count: int | None = None
+    output_count: int | None = None
+    rbf_enabled: bool | None = None
+    predicted_confirmation_block: int | None = None
+    detection_timestamp: datetime | None = None
+    status: str = "pending"
+    source: str = "live"
+    replaces: str | None = None
+
+
+class UpdateData(Struct, frozen=True, kw_only=True):
+    """What became of a whale, as docs/protocol.md lists it under whale_update.data. None does not apply."""
+
+    transaction_id: str
+    status: str
+    btc_value: float | None = None
+    block_height: int | None = None
+    block_hash: str | None = None
+    replaced_by: str | None = None
+    seconds_to_confirmation: float | None = None
+    predicted_confirmation_block: int | None = None
+    blocks_off: int | None = None
+
+
+# --- what a stream yields ---------------------------------------------------------------------------------------------
+
+
+class WhaleAlert(Struct, frozen=True, kw_only=True):
+    """A whale was seen. `raw` is the frame as it came, with fields this client does not know."""
+
+    data: AlertData
+    timestamp: datetime
+    position: Position
+    raw: bytes
+
+
+class WhaleUpdate(Struct, frozen=True, kw_only=True):
+    """A whale was confirmed, replaced, dropped, or is pending again. `raw` is the frame as it came."""
+
+    data: UpdateData
+    timestamp: datetime
+    position: Position
+    raw: bytes
+
+
+class UpstreamStatus(Struct, frozen=True, kw_only=True, tag="status"):
+    """The server's link to its mempool backend: `connected`, `degraded` or `disconnected`, and since when.
+
+    While it is not `connected` alerts come late, not never: the server closes the gap afterwards.
+    """
+
+    state: str = field(name="upstream")
+    since: datetime | None = None
+
+
+class Missed(Struct, frozen=True, kw_only=True):
+    """The server no longer holds everything after `since`: events may be lost between there and `position`.
+
+    The stream goes on live after `position`. `oldest` is the oldest event the server holds, where it says so.
+    """
+
+    since: Since
+    position: Position
+    oldest: Position | None = None
+
+
+class Connected(Struct, frozen=True, kw_only=True):
+    """The subscription stands. `head` is the server's newest event; `is_recovered` says that everything since the last
+    position follows.
+    """
+
+    client_id: str | None
+    head: Position | None
+    is_recovered: bool
+
+
+class Disconnected(Struct, frozen=True, kw_only=True):
+    """The connection ended or could not be made; the stream tries again in `retry_in_s` seconds."""
+
+    reason: str
+    code: int
+    retry_in_s: float
+
+
+class Progress(Struct, frozen=True, kw_only=True):
+    """Nothing for this stream up to `position`: a bot that saves its position may save this one."""
+
+    position: Position
+
+
+StreamEvent = WhaleAlert | WhaleUpdate | UpstreamStatus | Missed | Connected | Disconnected | Progress
+
+
+# --- other frames -----------------------------------------------------------------------------------------------------
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """The server delivers from here on."""
+
+    authenticated: bool = False
+    client_id: str | None = None
+    permissions: tuple[str, ...] = ()
+    position: Position | None = None
+
+
+class Subscribed(Struct, frozen=True, tag="subscribed"):
+    """The answer to subscribe. `recovered` is None where the server does not say."""
+
+    recovered: bool | None = None
+    position: Position | None = None
+    oldest: Position | None = None
+
+
+class ErrorFrame(Struct, frozen=True, tag="error"):
+    """Something was not done."""
+
+    message: str = ""
+    code: str = ""
+    path: str | None = None
+    retry_after: float | None = None
+
+
+class Closing(Struct, frozen=True, tag="closing"):
+    """The server closes the connection in a moment."""
+
+    code: int = 1012
+    retry_after: float | None = None
+
+
+class TokenExpiring(Struct, frozen=True, tag="token_expiring"):
+    """The credential of this connection ends soon."""
+
+
+class Token(Struct, frozen=True, tag="token"):
+    """A new token of the same client."""
+
+    token: str
+
+
+class Moved(Struct, frozen=True, tag="position"):
+    """The head moved and nothing matched."""
+
+    position: Position
+
+
+class _Alert(Struct, frozen=True, tag="whale_alert"):
+    data: AlertData
+    timestamp: datetime
+    position: Position
+
+
+class _Update(Struct, frozen=True, tag="whale_update"):
+    data: UpdateData
+    timestamp: datetime
+    position: Position
+
+
+Frame = (
+    WhaleAlert
+    | WhaleUpdate
+    | UpstreamStatus
+    | Welcome
+    | Subscribed
+    | ErrorFrame
+    | Closing
+    | TokenExpiring
+    | Token
+    | Moved
+)
+_Plain = UpstreamStatus | Welcome | Subscribed | ErrorFrame | Closing | TokenExpiring | Token | Moved
+
+
+class _Head(Struct):
+    type: str
+
+
+_head = msgspec.json.Decoder(_Head)
+_alert = msgspec.json.Decoder(_Alert)
+_update = msgspec.json.Decoder(_Update)
+_plain: msgspec.json.Decoder[_Plain] = msgspec.json.Decoder(_Plain)
+_PLAIN = {"status", "welcome", "subscribed", "error", "closing", "token_expiring", "token", "position"}
+
+
+def decode(raw: bytes) -> Frame | None:
+    """The frame in a message; None for a type this client does not know. Raises ProtocolError."""
+    try:
+        kind = _head.decode(raw).type
+        if kind == "whale_alert":
+            alert = _alert.decode(raw)
+            return WhaleAlert(data=alert.data, timestamp=alert.timestamp, position=alert.position, raw=raw)
+        if kind == "whale_update":
+            update = _update.decode(raw)
+            return WhaleUpdate(data=update.data, timestamp=update.timestamp, position=update.position, raw=raw)
+        return _plain.decode(raw) if kind in _PLAIN else None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        quoted = ascii(raw[:QUOTED_BYTES].decode(errors="replace"))
+        raise ProtocolError(
+            f"the server sent what no frame of protocol 1 looks like ({error}): {quoted}; is this a whaled server, "
+            "and is this client new enough for it?"
+        ) from error

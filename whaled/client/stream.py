@@ -1,0 +1,248 @@
+"""WhaleStream: connects, comes back, hands over."""
+
+import asyncio
+import logging
+import ssl as ssl_module
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from msgspec import Struct
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+from websockets.exceptions import InvalidURI
+from websockets.uri import parse_uri
+
+from whaled.client.credentials import Credentials, TokenProvider
+from whaled.client.cursor import Cursor
+from whaled.client.dial import Dial, Limits, call, hang_up
+from whaled.client.events import (
+    Connected,
+    Disconnected,
+    Missed,
+    Progress,
+    StreamEvent,
+    WhaleAlert,
+    WhaleUpdate,
+)
+from whaled.client.failures import LinkLostError
+from whaled.client.since import Since, parse_since
+from whaled.client.visit import Visit
+from whaled.model import Position
+
+# Plain logging, not structlog: a bot that has configured neither still sees warnings, on stderr.
+log = logging.getLogger("whaled.client")
+
+
+class Retry(Struct, frozen=True, kw_only=True):
+    """How a stream comes back: after a random part of `initial_s`, which doubles up to `max_s` with each failure in a
+    row. A connection that stood for `stable_after_s` starts the row anew. What the server asks for (`retry_after`,
+    Retry-After) is waited on top.
+    """
+
+    initial_s: float = 0.5
+    max_s: float = 30.0
+    stable_after_s: float = 10.0
+
+
+class WhaleStream:
+    """Whale alerts of one server, each once and in order, over as many connections as it takes.
+
+    `url` is `ws://` or `wss://`; `ssl` replaces the verifying default context of the latter. `token` is a JWT or an API
+    key. `token_provider` is awaited for a token when there is none, when it was refused and before it expires; an
+    OSError or TimeoutError from it is tried again, anything else ends the stream. `filters` are those of
+    docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime,
+    or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and Progress;
+    without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of coming back.
+    `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
+
+    Iterate in one task. Raises ValueError for an impossible argument; iterating raises StreamError (see
+    whaled.client.failures), or what `token_provider` raised.
+    """
+
+    def __init__(  # noqa: PLR0913 - all by name, and few streams need more than two
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        token_provider: TokenProvider | None = None,
+        filters: Mapping[str, object] | None = None,
+        since: Since | str | None = None,
+        link_events: bool = False,
+        reconnect: bool = True,
+        ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
+        retry: Retry | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        start = parse_since(since) if isinstance(since, str) else since
+        self._dial = _dial(url, ssl, filters=dict(filters or {}), proxy=proxy, limits=limits or Limits())
+        self._link_events = link_events
+        self._reconnect = reconnect
+        self._retry = retry or Retry()
+        self._credentials = Credentials(token, token_provider, self._dial.limits.open_timeout_s)
+        self._cursor = Cursor(start)
+        self._position = self._cursor.received
+        self._buffer = _Buffer(self._dial.limits.buffered_events)
+        self._backoff = wait_random_exponential(multiplier=self._retry.initial_s, max=self._retry.max_s)
+        self._was_connected = False
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """The newest position handed over: inside the loop, that of the event in hand. Save it after the event is dealt
+        with, and give it as `since` to the next run. None before the server told one.
+        """
+        return self._position
+
+    @property
+    def token(self) -> str | None:
+        """The token in use, which the server may have renewed. A process that outlives its first token saves it."""
+        return self._credentials.token
+
+    async def __aenter__(self) -> Self:
+        if self._reader is not None:
+            raise RuntimeError("a WhaleStream is entered once; make a new one with since=stream.position")
+        # A TaskGroup would wrap what the body raises in an ExceptionGroup. This task is ended in __aexit__.
+        self._reader = asyncio.create_task(self._read(), name="whaled stream")
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._reader is not None:
+            self.stop()
+            await asyncio.wait({self._reader})
+
+    def stop(self) -> None:
+        """End the iteration: the event in hand was the last one. What was not handed over is not in `position`."""
+        self._buffer.end(None, drop=True)
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        if self._reader is None:
+            raise RuntimeError("use `async with WhaleStream(...) as stream:` around `async for event in stream:`")
+        while True:
+            event = await self._buffer.get()
+            if event is None:
+                raise StopAsyncIteration
+            if isinstance(event, WhaleAlert | WhaleUpdate | Missed | Progress):
+                self._position = event.position
+            if self._link_events or not isinstance(event, Connected | Disconnected | Progress):
+                return event
+
+    # --- the task behind it ---
+
+    async def _read(self) -> None:
+        try:
+            await AsyncRetrying(
+                retry=retry_if_exception(self._comes_back), wait=self._delay, before_sleep=self._tell_lost, reraise=True
+            )(self._visit)
+        except asyncio.CancelledError:
+            self._buffer.end(None)
+            raise
+        except Exception as error:  # noqa: BLE001 - the consumer's task is where it is raised
+            self._buffer.end(error)
+
+    async def _visit(self) -> None:
+        await self._credentials.current()
+        ws = await call(self._dial, is_first=not self._was_connected)
+        try:
+            visit = Visit(
+                ws, self._dial, credentials=self._credentials, cursor=self._cursor, deliver=self._take_delivery
+            )
+            await visit.run()
+        finally:
+            await hang_up(ws, self._dial.limits.close_timeout_s)
+
+    async def _take_delivery(self, event: StreamEvent) -> None:
+        if isinstance(event, Connected):
+            self._was_connected = True
+            if not self._link_events:
+                log.info("connected to %s", self._dial.place)
+        await self._buffer.put(event)
+
+    def _comes_back(self, error: BaseException) -> bool:
+        return self._reconnect and isinstance(error, LinkLostError)
+
+    def _delay(self, state: RetryCallState) -> float:
+        lost = _lost(state)
+        if lost.was_up_s >= self._retry.stable_after_s:
+            state.attempt_number = 1
+        return self._backoff(state) + (lost.retry_after_s or 0.0)
+
+    async def _tell_lost(self, state: RetryCallState) -> None:
+        lost = _lost(state)
+        if not self._link_events:
+            log.warning("%s; trying again in %.1f s", lost, state.upcoming_sleep)
+        await self._buffer.put(Disconnected(reason=lost.reason, code=lost.code, retry_in_s=state.upcoming_sleep))
+
+
+class _Buffer:
+    """Events between the reading task and the consumer: bounded, in order, with an end."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._events: deque[StreamEvent] = deque()
+        self._is_ended = False
+        self._error: Exception | None = None
+        self._changed = asyncio.Event()  # something came in, or the end
+        self._room = asyncio.Event()
+
+    async def put(self, event: StreamEvent) -> None:
+        """Add an event once there is room."""
+        while len(self._events) >= self._limit and not self._is_ended:
+            self._room.clear()
+            await self._room.wait()
+        if not self._is_ended:
+            self._events.append(event)
+            self._changed.set()
+
+    async def get(self) -> StreamEvent | None:
+        """The next event; None at the end, or the error that made the end. Safe to cancel."""
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            if self._is_ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        self._room.set()
+        return self._events.popleft()
+
+    def end(self, error: Exception | None, *, drop: bool = False) -> None:
+        """No more events after those that are here, or after none of them. The first end counts."""
+        if not self._is_ended:
+            self._is_ended = True
+            self._error = error
+        if drop:
+            self._events.clear()
+            self._error = None
+        self._changed.set()
+        self._room.set()
+
+
+def _lost(state: RetryCallState) -> LinkLostError:
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(error, LinkLostError)  # `_comes_back` lets nothing else come here
+    return error
+
+
+def _dial(
+    url: str, ssl: ssl_module.SSLContext | None, *, filters: Mapping[str, object], proxy: str | None, limits: Limits
+) -> Dial:
+    """Raises ValueError."""
+    try:
+        uri = parse_uri(url)
+    except (InvalidURI, ValueError) as error:
+        problem = error.msg if isinstance(error, InvalidURI) else error
+        raise ValueError(f"{url!r} is not a WebSocket URL such as ws://127.0.0.1:8765: {problem}") from None
+    if ssl is not None and not uri.secure:
+        raise ValueError(f"{url!r} is not encrypted: a TLS context goes with wss://")
+    host = f"[{uri.host}]" if ":" in uri.host else uri.host
+    tls = ssl if ssl is not None else True if uri.secure else None
+    return Dial(url=url, place=f"{host}:{uri.port}", filters=filters, tls=tls, proxy=proxy, limits=limits)
