@@ -1,1 +1,125 @@
-"""Not built yet."""
+"""How much a transaction moves, and what it looks like. Pure."""
+
+from collections import Counter
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+
+from whaled.model import SAT_PER_BTC, Input, Output, Shape, Transaction
+
+MAX_BTC = 21_000_000
+# BIP 125: an input signals with any nSequence below this.
+FINAL_SEQUENCES = 0xFFFFFFFE
+NULL_TXID = "0" * 64
+OP_RETURN = "6a"
+# The ratio at which the backend itself calls a transaction a consolidation or a batch payout (api/common.ts, flags).
+MANY_TO_ONE = 5
+# A consolidation gathers: one output, or two where it pays something on the way.
+CONSOLIDATION_OUTPUTS = 2
+# Equal outputs that make a coinjoin, where the inputs are known to come from as many scripts and where they are not.
+COINJOIN_EQUAL = 3
+COINJOIN_EQUAL_BLIND = 5
+# Equal values at the dust limits come from token protocols, not from coinjoins (546 sat P2PKH, 2730 sat old relay).
+COINJOIN_ABOVE_SAT = 2730
+
+
+def btc_to_sat(value: float | str) -> int:
+    """BTC as satoshi, to the nearest one.
+
+    Decimal arithmetic on the shortest text of a float, so 0.29 is 29,000,000 and 110.00000000000001, which is what a
+    program makes of 100 * 1.1, is 110. Raises ValueError for what is no amount: not a number, negative, beyond
+    21 million.
+    """
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not an amount of BTC") from None
+    if not amount.is_finite() or not 0 <= amount <= MAX_BTC:
+        raise ValueError(f"{value} is not an amount of BTC: it must be from 0 to {MAX_BTC}")
+    return int((amount * SAT_PER_BTC).to_integral_value(ROUND_HALF_EVEN))
+
+
+def sat_to_btc(value_sat: int) -> float:
+    """Satoshi as the nearest float of BTC."""
+    return value_sat / SAT_PER_BTC
+
+
+def is_coinbase(spent: Input) -> bool:
+    """Whether this input makes new coins."""
+    return spent.txid == NULL_TXID
+
+
+def has_unknown_inputs(transaction: Transaction) -> bool:
+    """Whether an output that this transaction spends is not known."""
+    return not transaction.inputs or any(
+        spent.prevout is None and not is_coinbase(spent) for spent in transaction.inputs
+    )
+
+
+def input_scripts(transaction: Transaction) -> frozenset[str]:
+    """The scripts of the known spent outputs."""
+    return frozenset(spent.prevout.script for spent in transaction.inputs if spent.prevout is not None)
+
+
+def moved_sat(transaction: Transaction) -> int | None:
+    """Satoshi in outputs whose script is not the script of an input. None while any spent output is unknown.
+
+    Change to a fresh address counts as moved: nothing in the transaction proves that it is change. So does what an
+    OP_RETURN output burns. Never more than the sum of all outputs.
+    """
+    if has_unknown_inputs(transaction):
+        return None
+    own = input_scripts(transaction)
+    return sum(output.value for output in transaction.outputs if output.script not in own)
+
+
+def is_spendable(output: Output) -> bool:
+    """Whether the output pays somebody: it has a value and is no data carrier."""
+    return output.value > 0 and not output.script.startswith(OP_RETURN)
+
+
+def shape(transaction: Transaction) -> tuple[Shape, tuple[str, ...]]:
+    """What the transaction looks like, and the rules that decided.
+
+    The first that holds, over the outputs that pay somebody:
+
+    - self_transfer: all of them return to the script of an input. Proven, so only where the inputs are known.
+    - coinjoin: at least half of the outputs have the same value, each to another script, and there are as many inputs
+      (Goldfeder et al. 2017 for JoinMarket, where each participant has one equal output and at most one of change;
+      Whirlpool and Wasabi 1 rounds meet it as well, Wasabi 2 rounds do not). Three such outputs are enough if the
+      inputs are known to come from as many scripts, five if the inputs are not known.
+    - consolidation: one or two outputs, five times as many inputs.
+    - batch: five times as many outputs as inputs.
+    - transfer: everything else; no rule decided.
+
+    "inputs_unknown" says that rules which need the inputs could not be tried in full.
+    """
+    outputs = [output for output in transaction.outputs if is_spendable(output)]
+    unknown = has_unknown_inputs(transaction)
+    blind = ("inputs_unknown",) if unknown else ()
+    count = len(transaction.inputs)
+    if not outputs or count == 0:
+        return Shape.TRANSFER, blind
+    if not unknown:
+        own = input_scripts(transaction)
+        if all(output.script in own for output in outputs):
+            return Shape.SELF_TRANSFER, ("outputs_return_to_inputs",)
+    equal = _equal_outputs(outputs)
+    participants = count if unknown else min(count, len(input_scripts(transaction)))
+    least = COINJOIN_EQUAL_BLIND if unknown else COINJOIN_EQUAL
+    if least <= equal <= participants and 2 * equal >= len(outputs):
+        return Shape.COINJOIN, (f"equal_outputs>={least}", "inputs>=equal_outputs", *blind)
+    if len(outputs) <= CONSOLIDATION_OUTPUTS and count >= MANY_TO_ONE * len(outputs):
+        return Shape.CONSOLIDATION, (f"inputs>={MANY_TO_ONE}*outputs", f"outputs<={CONSOLIDATION_OUTPUTS}", *blind)
+    if len(outputs) >= MANY_TO_ONE * count:
+        return Shape.BATCH, (f"outputs>={MANY_TO_ONE}*inputs", *blind)
+    return Shape.TRANSFER, blind
+
+
+def _equal_outputs(outputs: list[Output]) -> int:
+    """How many different scripts get the most frequent value."""
+    paid = Counter(value for value, _ in {(output.value, output.script) for output in outputs})
+    return max((count for value, count in paid.items() if value > COINJOIN_ABOVE_SAT), default=0)
+
+
+def signals_rbf(transaction: Transaction) -> bool:
+    """Whether an input signals that the transaction may be replaced (BIP 125, rule 1; ancestors are not looked at)."""
+    return any(spent.sequence < FINAL_SEQUENCES for spent in transaction.inputs)

@@ -1,1 +1,78 @@
-"""Not built yet."""
+"""How urgent a transaction is, and in which block it should be. Pure; what is not known is None, never a guess."""
+
+from collections.abc import Sequence
+
+from whaled.model import FeeMarket, ProjectedBlock
+
+# What the score is at each recommended rate, from the cheapest to the fastest.
+AT_MINIMUM = 0.05
+AT_ECONOMY = 0.25
+AT_HOUR = 0.5
+AT_HALF_HOUR = 0.75
+AT_FASTEST = 0.95
+# A projected block larger than this is no block but the rest of the mempool (the backend's last one).
+BLOCK_VSIZE = 1_000_000
+# The backend's blocks leave a little room; in one fuller than this nothing more of ordinary size fits.
+FULL_VSIZE = 990_000
+# As many blocks as the backend projects at most (MEMPOOL.MEMPOOL_BLOCKS_AMOUNT).
+PROJECTED_BLOCKS = 8
+
+
+def urgency(rate: float | None, fees: FeeMarket | None) -> float | None:
+    """Where an effective rate (sat/vB) stands among the recommended ones: 0..1, never falling with the rate.
+
+    Linear between the recommended rates, 0.95 at the fastest, from there towards 1 as the rate grows beyond it. None if
+    the rate or the market is unknown.
+    """
+    if rate is None or fees is None:
+        return None
+    if rate >= fees.fastest:
+        # Twice the fastest rate is halfway from 0.95 to 1.
+        excess = fees.fastest / rate if rate > 0 else 1.0
+        return round(1.0 - (1.0 - AT_FASTEST) * excess, 4)
+    low_rate, low_score = 0.0, 0.0
+    score = 0.0
+    for high_rate, high_score in _scale(fees):
+        if rate < high_rate:
+            part = (rate - low_rate) / (high_rate - low_rate)
+            score = low_score + part * (high_score - low_score)
+            break
+        low_rate, low_score = high_rate, high_score
+    return round(max(0.0, score), 4)
+
+
+def _scale(fees: FeeMarket) -> list[tuple[float, float]]:
+    """Rates with their scores, ascending. A slower target is never taken to cost more than a faster one."""
+    half_hour = min(fees.half_hour, fees.fastest)
+    hour = min(fees.hour, half_hour)
+    economy = min(fees.economy, hour)
+    minimum = min(fees.minimum, economy)
+    return [
+        (minimum, AT_MINIMUM),
+        (economy, AT_ECONOMY),
+        (hour, AT_HOUR),
+        (half_hour, AT_HALF_HOUR),
+        (fees.fastest, AT_FASTEST),
+    ]
+
+
+def predicted_block(
+    rate: float | None, projected: Sequence[ProjectedBlock] | None, tip_height: int | None
+) -> int | None:
+    """The height of the block that should hold a transaction of this effective rate (sat/vB).
+
+    That is the first projected block whose cheapest transaction pays no more; below all of them, the last one if it has
+    room, else the one after. None if the market or the tip is unknown, or if it is beyond what the backend projects.
+    """
+    if rate is None or projected is None or tip_height is None:
+        return None
+    for index, block in enumerate(projected):
+        if rate >= block.min_rate:
+            return tip_height + 1 + index if block.vsize <= BLOCK_VSIZE else None
+    if not projected:
+        return tip_height + 1
+    if projected[-1].vsize < FULL_VSIZE:
+        return tip_height + len(projected)
+    if projected[-1].vsize <= BLOCK_VSIZE and len(projected) < PROJECTED_BLOCKS:
+        return tip_height + len(projected) + 1
+    return None

@@ -1,1 +1,244 @@
-"""Not built yet."""
+"""A client's filter: parsed once, compiled once, with one meaning for live delivery, replay and history. Pure."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from whaled.errors import ClientError, ClientErrorCode
+from whaled.model import Draft, Event, Flow, Kind, Whale
+from whaled.whales.addresses import canonical
+from whaled.whales.amounts import btc_to_sat, sat_to_btc
+
+MAX_EXCHANGES = 100
+MAX_NAME = 100
+
+
+class EventClass(StrEnum):
+    """The two sorts of frames with events."""
+
+    ALERT = "alert"
+    UPDATE = "update"
+
+
+class UpdatesOf(StrEnum):
+    """Which whales' updates pass: of those whose alert passes, or of all."""
+
+    SENT = "sent"
+    ALL = "all"
+
+
+_Test = Callable[[Whale], bool]
+_E = TypeVar("_E", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which events a client wants: all that is given must hold, None is not given. Equal filters compare equal.
+
+    `exchanges` is case-folded. A null value of an alert never passes a minimum.
+    """
+
+    min_sat: int | None = None
+    max_sat: int | None = None
+    min_moved_sat: int | None = None
+    min_usd: float | None = None
+    flow_types: frozenset[Flow] | None = None
+    min_urgency: float | None = None
+    min_confidence: float | None = None
+    exchanges: frozenset[str] | None = None
+    addresses: frozenset[str] | None = None
+    kinds: frozenset[EventClass] | None = None
+    updates_of: UpdatesOf = UpdatesOf.SENT
+    _tests: tuple[_Test, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compile: only what is given is ever looked at."""
+        object.__setattr__(self, "_tests", tuple(_compile(self)))
+
+    def matches(self, event: Event | Draft) -> bool:
+        """Whether the client wants this event. An update goes with its alert unless `updates_of` is all."""
+        if event.kind is Kind.ALERT:
+            if self.kinds is not None and EventClass.ALERT not in self.kinds:
+                return False
+        elif self.kinds is not None and EventClass.UPDATE not in self.kinds:
+            return False
+        elif self.updates_of is UpdatesOf.ALL:
+            return True
+        whale = event.whale
+        return all(test(whale) for test in self._tests)
+
+    def normalised(self) -> dict[str, Any]:
+        """The filter as `parse_filter` takes it, with only what is given; ready for JSON."""
+        given: dict[str, Any] = {}
+        for key, value_sat in (("min_btc", self.min_sat), ("max_btc", self.max_sat)):
+            if value_sat is not None:
+                given[key] = sat_to_btc(value_sat)
+        if self.min_moved_sat is not None:
+            given["min_moved_btc"] = sat_to_btc(self.min_moved_sat)
+        for key in ("min_usd", "min_urgency", "min_confidence"):
+            if getattr(self, key) is not None:
+                given[key] = getattr(self, key)
+        for key in ("flow_types", "exchanges", "addresses", "kinds"):
+            if getattr(self, key) is not None:
+                given[key] = sorted(str(value) for value in getattr(self, key))
+        if self.updates_of is not UpdatesOf.SENT:
+            given["updates_of"] = str(self.updates_of)
+        return given
+
+
+def _compile(wanted: Filter) -> list[_Test]:
+    """The tests of what is given, cheap ones first."""
+    tests: list[_Test] = []
+    if (min_sat := wanted.min_sat) is not None:
+        tests.append(lambda whale: whale.alert.value_sat >= min_sat)
+    if (max_sat := wanted.max_sat) is not None:
+        tests.append(lambda whale: whale.alert.value_sat <= max_sat)
+    if (min_moved := wanted.min_moved_sat) is not None:
+        tests.append(lambda whale: (moved := whale.alert.moved_sat) is not None and moved >= min_moved)
+    if (min_usd := wanted.min_usd) is not None:
+        tests.append(lambda whale: (usd := whale.alert.usd_value) is not None and usd >= min_usd)
+    if (flows := wanted.flow_types) is not None:
+        tests.append(lambda whale: whale.alert.flow_type in flows)
+    if (min_urgency := wanted.min_urgency) is not None:
+        tests.append(lambda whale: (urgency := whale.alert.urgency_score) is not None and urgency >= min_urgency)
+    if (min_sure := wanted.min_confidence) is not None:
+        tests.append(lambda whale: (sure := whale.alert.confidence_score) is not None and sure >= min_sure)
+    if (exchanges := wanted.exchanges) is not None:
+        tests.append(lambda whale: not exchanges.isdisjoint(_names(whale)))
+    if (addresses := wanted.addresses) is not None:
+        tests.append(lambda whale: not addresses.isdisjoint(whale.addresses))
+    return tests
+
+
+def _names(whale: Whale) -> list[str]:
+    alert = whale.alert
+    return [name.casefold() for name in (*alert.from_labels, *alert.to_labels, *alert.exchange_addresses)]
+
+
+EVERYTHING: Final = Filter()
+
+
+# --- parsing ---------------------------------------------------------------------------------------------------------
+
+
+def parse_filter(raw: object, *, max_addresses: int) -> Filter:
+    """The filter in `filters` of a subscribe message.
+
+    Raises ClientError with code invalid_filter, the path of what is wrong, what was found and what is allowed.
+    """
+    if not isinstance(raw, Mapping):
+        raise _invalid("", f"must be an object, found {_kind(raw)}")
+    given: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key == "addresses":
+            found = _strings(key, value, max_addresses)
+            given[key] = frozenset(_address(f"{key}[{index}]", address) for index, address in enumerate(found))
+        elif key in _READERS:
+            name, reader = _READERS[key]
+            given[name] = reader(key, value)
+        else:
+            near = get_close_matches(str(key)[:MAX_NAME], KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KEYS)}"
+            raise _invalid(str(key)[:MAX_NAME], f"unknown key; {hint}")
+    if given.get("min_sat", 0) > given.get("max_sat", math.inf):
+        raise _invalid("max_btc", f"is less than min_btc ({raw['max_btc']} < {raw['min_btc']}): nothing would pass")
+    return Filter(**given)
+
+
+def _amount(key: str, value: object) -> int:
+    number = _number(key, value, 0, 21_000_000)
+    return btc_to_sat(number)
+
+
+def _usd(key: str, value: object) -> float:
+    return _number(key, value, 0, 1e15)
+
+
+def _part(key: str, value: object) -> float:
+    return _number(key, value, 0, 1)
+
+
+def _number(key: str, value: object, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _invalid(key, f"must be a number, found {_kind(value)}")
+    if not least <= value <= most:
+        # An integer of thousands of digits cannot be written out.
+        found = str(value) if abs(value) < 1e18 else "a larger one"
+        raise _invalid(key, f"must be from {least:,} to {most:,.0f}, found {found}")
+    return float(value)
+
+
+def _flows(key: str, value: object) -> frozenset[Flow]:
+    return frozenset(_member(f"{key}[{i}]", name, Flow) for i, name in enumerate(_strings(key, value, 100)))
+
+
+def _kinds(key: str, value: object) -> frozenset[EventClass]:
+    return frozenset(_member(f"{key}[{i}]", name, EventClass) for i, name in enumerate(_strings(key, value, 100)))
+
+
+def _updates_of(key: str, value: object) -> UpdatesOf:
+    if not isinstance(value, str):
+        raise _invalid(key, f"must be a string, found {_kind(value)}")
+    return _member(key, value, UpdatesOf)
+
+
+def _exchanges(key: str, value: object) -> frozenset[str]:
+    return frozenset(name.casefold() for name in _strings(key, value, MAX_EXCHANGES))
+
+
+def _address(path: str, value: str) -> str:
+    # Whether the checksum is right is not worth the time of the loop: a wrong address matches nothing.
+    if not (value.isascii() and value.isalnum() and 14 <= len(value) <= 90):
+        raise _invalid(path, f"is no address: {value[:MAX_NAME]!r}")
+    return canonical(value)
+
+
+def _strings(key: str, value: object, limit: int) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise _invalid(key, f"must be an array of strings, found {_kind(value)}")
+    if not 1 <= len(value) <= limit:
+        raise _invalid(key, f"must have 1 to {limit} entries, found {len(value)}; leave it out to allow any")
+    for index, entry in enumerate(value):
+        if not isinstance(entry, str):
+            raise _invalid(f"{key}[{index}]", f"must be a string, found {_kind(entry)}")
+        if not 1 <= len(entry) <= MAX_NAME:
+            raise _invalid(f"{key}[{index}]", f"must have 1 to {MAX_NAME} characters, found {len(entry)}")
+    return list(value)
+
+
+def _member(path: str, value: str, allowed: type[_E]) -> _E:
+    try:
+        return allowed(value)
+    except ValueError:
+        names = ", ".join(allowed)
+        raise _invalid(path, f"must be one of {names}; found {value[:MAX_NAME]!r}") from None
+
+
+def _invalid(key: str, problem: str) -> ClientError:
+    path = f"filters.{key}" if key else "filters"
+    return ClientError(ClientErrorCode.INVALID_FILTER, f"{path} {problem}", path=path)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
+    return kinds.get(type(value), "an object")
+
+
+_READERS: Final[Mapping[str, tuple[str, Callable[[str, object], object]]]] = {
+    "min_btc": ("min_sat", _amount),
+    "max_btc": ("max_sat", _amount),
+    "min_moved_btc": ("min_moved_sat", _amount),
+    "min_usd": ("min_usd", _usd),
+    "flow_types": ("flow_types", _flows),
+    "min_urgency": ("min_urgency", _part),
+    "min_confidence": ("min_confidence", _part),
+    "exchanges": ("exchanges", _exchanges),
+    "kinds": ("kinds", _kinds),
+    "updates_of": ("updates_of", _updates_of),
+}
+KEYS: Final = (*_READERS, "addresses")

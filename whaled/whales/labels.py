@@ -1,1 +1,188 @@
-"""Not built yet."""
+"""The operator's address book, and what it says about where a transaction's money goes. Pure."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from msgspec import Struct, field
+
+from whaled.errors import ConfigError, Fault
+from whaled.model import Flow, Output, Transaction
+from whaled.whales import addresses
+from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_coinbase, is_spendable
+
+COLUMNS = ("label", "address", "type")
+MAX_LABEL = 64
+# An address that is in no book is only assumed to belong to nobody in it.
+UNLABELLED_WEIGHT = 0.8
+
+
+class OwnerType(StrEnum):
+    """Who an address belongs to."""
+
+    EXCHANGE = "exchange"  # trading venue: deposit, hot and cold wallets
+    CUSTODIAN = "custodian"  # holds coins for others: funds' custodians, prime brokers
+    SERVICE = "service"  # payment processors, bridges, lenders, gambling
+    MINER = "miner"  # pools and miners
+    FUND = "fund"  # funds and companies that hold coins themselves
+    GOVERNMENT = "government"
+    OWN = "own"  # the operator's wallets
+    OTHER = "other"
+
+
+# Coins that arrive there can be sold at once: arriving is inflow, leaving is outflow.
+EXCHANGE_LIKE = frozenset({OwnerType.EXCHANGE, OwnerType.CUSTODIAN})
+
+
+class Owner(Struct, frozen=True):
+    """Whose an address is."""
+
+    label: str
+    type: OwnerType
+
+
+class Involved(Struct, frozen=True, kw_only=True):
+    """What the address book says about a transaction. `confidence` is None where `flow` is unknown."""
+
+    flow: Flow = Flow.UNKNOWN
+    confidence: float | None = None
+    from_labels: tuple[str, ...] = ()
+    to_labels: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+class AddressBook(Struct, frozen=True):
+    """Who owns which address. Empty without a book: then every flow is unknown."""
+
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> "AddressBook":
+        """The book in CSV text of three columns, `label,address,type`.
+
+        A first line with the names of the columns, empty lines and lines that begin with # are passed over. Raises
+        ConfigError with a fault for every line that cannot be used; `source` is the file's name in it.
+        """
+        owners: dict[str, Owner] = {}
+        first_lines: dict[str, int] = {}
+        faults: list[Fault] = []
+        # Line by line: no label needs a line break, and one quote too many must not swallow the rest of the file.
+        for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            try:
+                cells = [cell.strip() for cell in next(csv.reader([line], strict=True, skipinitialspace=True))]
+            except csv.Error as error:
+                faults.append(Fault(f"line {number}", f"not CSV: {error}", source))
+                continue
+            if not first_lines and not faults and tuple(cell.lower() for cell in cells) == COLUMNS:
+                continue
+            entry, problem = _entry(cells)
+            if entry is not None:
+                address, owner = entry
+                known = owners.setdefault(address, owner)
+                first = first_lines.setdefault(address, number)
+                if known != owner:
+                    problem = (
+                        f"{address} is {owner.label!r} ({owner.type}) here and {known.label!r} ({known.type}) in "
+                        f"line {first}; an address has one owner: remove one of the lines"
+                    )
+            if problem is not None:
+                faults.append(Fault(f"line {number}", problem, source))
+        if faults:
+            raise ConfigError(tuple(faults))
+        return cls(owners)
+
+    def owner(self, output: Output | None) -> Owner | None:
+        """Whose this output is, None if nobody in the book."""
+        return self.owners.get(output.address) if output is not None and output.address is not None else None
+
+    def involved(self, transaction: Transaction) -> Involved:
+        """Whose money goes where.
+
+        Exchange-like owners are exchanges and custodians. Change, that is what returns to the script of an input or to
+        a label that also pays, is left out of account unless nothing else is there.
+
+        - inflow: nobody exchange-like pays, somebody exchange-like is paid.
+        - outflow: somebody exchange-like pays; most of what leaves goes to others.
+        - internal: everything stays with the labels that pay, or most of what leaves an exchange-like owner goes to
+          another one.
+        - unknown: everything else. Always while the inputs are not known: that an exchange is paid may as well be the
+          change of a withdrawal.
+
+        `confidence` is the share of the inputs' value times the share of the outputs' value for which the statement
+        holds, times 0.8 if one side is in no book at all.
+        """
+        payers = [spent.prevout for spent in transaction.inputs]
+        own = input_scripts(transaction)
+        paid = [output for output in transaction.outputs if output.script not in own] or list(transaction.outputs)
+        from_owners = self._owners_of(payers)
+        flow, confidence = Flow.UNKNOWN, None
+        minted = any(is_coinbase(spent) for spent in transaction.inputs)
+        if self.owners and not minted and not has_unknown_inputs(transaction):
+            flow, confidence = self._flow([payer for payer in payers if payer is not None], paid)
+        everything = (*payers, *transaction.outputs)
+        labelled = (output.address for output in everything if output is not None and self.owner(output) is not None)
+        return Involved(
+            flow=flow,
+            confidence=round(confidence, 4) if confidence is not None else None,
+            from_labels=_labels(from_owners),
+            to_labels=_labels(self._owners_of(paid)),
+            addresses=tuple(dict.fromkeys(address for address in labelled if address is not None)),
+        )
+
+    def _flow(self, payers: list[Output], paid: list[Output]) -> tuple[Flow, float | None]:
+        paying = {owner.label for owner in self._owners_of(payers)}
+        total_in = sum(payer.value for payer in payers)
+        labelled_in = sum(payer.value for payer in payers if self.owner(payer) is not None)
+        exchange_in = self._exchange_like_sat(payers)
+        leaving = [
+            output
+            for output in paid
+            if is_spendable(output) and ((owner := self.owner(output)) is None or owner.label not in paying)
+        ]
+        total_out = sum(output.value for output in leaving)
+        if not leaving and paying and total_in:
+            return Flow.INTERNAL, labelled_in / total_in
+        if not total_out or not total_in:
+            return Flow.UNKNOWN, None
+        exchange_out = self._exchange_like_sat(leaving)
+        to_share = exchange_out / total_out
+        if not exchange_in:
+            if not exchange_out:
+                return Flow.UNKNOWN, None
+            return Flow.INFLOW, to_share * (1.0 if labelled_in == total_in else UNLABELLED_WEIGHT)
+        from_share = exchange_in / total_in
+        if to_share > 0.5:
+            return Flow.INTERNAL, from_share * to_share
+        labelled_out = any(self.owner(output) is not None for output in leaving)
+        return Flow.OUTFLOW, from_share * (1.0 - to_share) * (1.0 if labelled_out else UNLABELLED_WEIGHT)
+
+    def _exchange_like_sat(self, outputs: Iterable[Output]) -> int:
+        return sum(
+            output.value
+            for output in outputs
+            if (owner := self.owner(output)) is not None and owner.type in EXCHANGE_LIKE
+        )
+
+    def _owners_of(self, outputs: Iterable[Output | None]) -> list[Owner]:
+        return [owner for output in outputs if (owner := self.owner(output)) is not None]
+
+
+def _labels(owners: Iterable[Owner]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(owner.label for owner in owners))
+
+
+def _entry(cells: list[str]) -> tuple[tuple[str, Owner] | None, str | None]:
+    """The address and its owner, or what is wrong with the line."""
+    if len(cells) != len(COLUMNS):
+        return None, f"expected 3 columns, label,address,type, found {len(cells)}; put a label with a comma in quotes"
+    label, address, kind = cells
+    if not label or len(label) > MAX_LABEL or not label.isprintable():
+        return None, f"label must be 1 to {MAX_LABEL} printable characters, found {label[: MAX_LABEL + 1]!r}"
+    problem = addresses.fault_in(address)
+    if problem is not None:
+        return None, f"address {address[:100]!r} {problem}"
+    if kind.lower() not in set(OwnerType):
+        return None, f"type must be one of {', '.join(OwnerType)}; found {kind[:MAX_LABEL]!r}"
+    return (addresses.canonical(address), Owner(label, OwnerType(kind.lower()))), None

@@ -1,1 +1,66 @@
-"""Not built yet."""
+"""What becomes of a whale: pending -> confirmed | replaced | dropped -> pending again. Pure.
+
+Each step is a Draft; the event log takes (txid, kind, ref) once, so saying a step again is harmless.
+"""
+
+from datetime import datetime
+
+from whaled.model import Alert, Block, Draft, Kind, Status, Update, Whale
+
+# A miner's clock may be this far ahead (consensus), so a block that is older than this was mined while nobody looked:
+# only then its own time is the better one.
+BLOCK_CLOCK_S = 7200.0
+
+
+def alerted(whale: Whale, now: float) -> Draft:
+    """A whale was found."""
+    return Draft(kind=Kind.ALERT, at=now, whale=whale)
+
+
+def confirmed(whale: Whale, block: Block, now: float) -> Draft:
+    """It is in a block. The prediction is scored: `blocks_off` is positive if it took longer."""
+    alert = whale.alert
+    predicted = alert.predicted_confirmation_block
+    update = Update(
+        transaction_id=alert.transaction_id,
+        status=Status.CONFIRMED,
+        btc_value=alert.btc_value,
+        block_height=block.height,
+        block_hash=block.hash,
+        seconds_to_confirmation=_waited_s(alert, block, now),
+        predicted_confirmation_block=predicted,
+        blocks_off=block.height - predicted if predicted is not None else None,
+    )
+    return Draft(kind=Kind.CONFIRMED, at=now, whale=whale, ref=block.hash, update=update)
+
+
+def replaced(whale: Whale, by: str, now: float) -> Draft:
+    """Another transaction spends its inputs. It can be said again with a later replacer."""
+    update = Update(
+        transaction_id=whale.alert.transaction_id,
+        status=Status.REPLACED,
+        btc_value=whale.alert.btc_value,
+        replaced_by=by,
+    )
+    return Draft(kind=Kind.REPLACED, at=now, whale=whale, ref=by, update=update)
+
+
+def dropped(whale: Whale, now: float) -> Draft:
+    """It left the mempool and is in no block. To be said after a grace period and after the backend was asked."""
+    update = Update(transaction_id=whale.alert.transaction_id, status=Status.DROPPED, btc_value=whale.alert.btc_value)
+    return Draft(kind=Kind.DROPPED, at=now, whale=whale, update=update)
+
+
+def pending_again(whale: Whale, block_hash: str, now: float) -> Draft:
+    """The block `block_hash` that held it is no longer in the chain."""
+    update = Update(transaction_id=whale.alert.transaction_id, status=Status.PENDING, btc_value=whale.alert.btc_value)
+    return Draft(kind=Kind.PENDING, at=now, whale=whale, ref=block_hash, update=update)
+
+
+def _waited_s(alert: Alert, block: Block, now: float) -> float | None:
+    """Seconds from detection to confirmation, None for a whale that was first seen confirmed."""
+    if alert.status is Status.CONFIRMED:
+        return None
+    detected = datetime.fromisoformat(alert.detection_timestamp).timestamp()
+    mined = float(block.timestamp) if now - block.timestamp > BLOCK_CLOCK_S else now
+    return round(max(0.0, mined - detected), 3)
