@@ -30,8 +30,10 @@ from whaled.simulator.settings import SimulatorSettings
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault, subscribe_frames
 from whaled.upstream.feed import Connected, Feed, FeedMessage, LossReason, Lost, Received, StateChanged
+from whaled.upstream.http import RestFailure
 from whaled.upstream.link import CLOSE_TIMEOUT_S
 from whaled.upstream.losses import diagnose
+from whaled.upstream.rest import Rest
 from whaled.upstream.sampling import Sampler
 
 RECORDING = Path(__file__).parent / "data" / "regtest-1.jsonl.gz"
@@ -83,6 +85,12 @@ class Recorder:
 
     def unknown(self, keys: int) -> None:
         self.unknown_keys += keys
+
+    def requested(self, failure: RestFailure | None, seconds: float) -> None:
+        assert failure is None
+
+    def inputs_unknown(self, failure: RestFailure) -> None:
+        raise AssertionError(failure)
 
     def observed(self, continuity: Continuity) -> None:
         self.continuity.append(continuity)
@@ -349,6 +357,25 @@ async def test_the_simulators_whales_arrive(meter: Recorder) -> None:
         delta = (await polled_until(simulator, until(stream, Received, has_delta))).frame.delta
     assert delta is not None
     assert len(delta.at_least(100 * 100_000_000)) == 1
+
+
+async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorder) -> None:
+    async with (
+        quiet_simulator() as simulator,
+        Rest.open(Upstream(url=simulator.url), meter) as rest,
+        feed(simulator.url, meter) as stream,
+    ):
+        await until(stream, Connected)
+        simulator.world.pay(150 * 100_000_000)
+        delta = (await polled_until(simulator, until(stream, Received, has_delta))).frame.delta
+        assert delta is not None
+        (whale,) = delta.at_least(100 * 100_000_000)
+        assert all(spent.prevout is None for spent in whale.inputs)
+        filled = await rest.prevouts(whale, 2.0)
+        assert await rest.tip_height() == simulator.world.chain.tip.height
+    spent_sat = sum(spent.prevout.value for spent in filled.inputs if spent.prevout is not None)
+    assert whale.fee_sat is not None
+    assert spent_sat == whale.value_sat + whale.fee_sat
 
 
 # --- garbage ---

@@ -69,8 +69,8 @@ class Feed:
             if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
                 yield change
             yield Lost(lost.reason, lost.next_delay_s)
-            with attempt:
-                raise lost
+            tries.set_exception((type(lost), lost, lost.__traceback__))
+            del lost  # its traceback holds the last frames of the old connection
 
     def _report(self, lost: LinkLostError, tries: RetryCallState) -> None:
         self._meter.lost(lost.reason)
