@@ -1,1 +1,122 @@
-"""Not built yet."""
+"""What one client, one address and all together may take. Pure: `now` is monotonic seconds."""
+
+from collections import OrderedDict
+from enum import StrEnum
+
+
+class TokenBucket:
+    """A rate with a burst. It may run into debt down to minus one burst, so that a client that goes on after it was
+    told to slow down is recognised.
+    """
+
+    __slots__ = ("_burst", "_level", "_rate", "_updated")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._level = burst
+        self._updated = now
+
+    def take(self, now: float, cost: float = 1.0) -> float:
+        """Take `cost` tokens. Returns 0 if they were there, else the seconds until the debt is paid."""
+        elapsed = max(0.0, now - self._updated)  # a clock that steps back must not take tokens away
+        self._level = min(self._burst, self._level + elapsed * self._rate) - cost
+        self._updated = now
+        if self._level >= 0:
+            return 0.0
+        self._level = max(self._level, -self._burst)
+        return -self._level / self._rate
+
+    @property
+    def is_exhausted(self) -> bool:
+        """The debt is as large as the burst: the client does not listen."""
+        return self._level <= -self._burst
+
+
+class Refusal(StrEnum):
+    """Why a connection was turned away before the upgrade (a metric label)."""
+
+    GLOBAL_CAP = "global_cap"
+    ADDRESS_CAP = "address_cap"
+    UNAUTHENTICATED_CAP = "unauthenticated_cap"
+    DRAINING = "draining"
+    ORIGIN = "origin"
+    TOKEN_IN_URL = "token_in_url"  # noqa: S105 - a label, not a secret
+    BAD_HANDSHAKE = "bad_handshake"
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+
+
+class ConnectionCaps:
+    """Counts open connections: in all, per address, and those that have not authenticated yet."""
+
+    def __init__(self, *, total: int, per_address: int, unauthenticated: int) -> None:
+        self.total_limit = total
+        self.per_address_limit = per_address
+        self.unauthenticated_limit = unauthenticated
+        self.total = 0
+        self.unauthenticated = 0
+        self._by_address: dict[str, int] = {}
+
+    def admit(self, address: str) -> Refusal | None:
+        """Count a new connection from `address`, or say why not. An admitted one must be released once."""
+        if self.total >= self.total_limit:
+            return Refusal.GLOBAL_CAP
+        if self.unauthenticated >= self.unauthenticated_limit:
+            return Refusal.UNAUTHENTICATED_CAP
+        if self._by_address.get(address, 0) >= self.per_address_limit:
+            return Refusal.ADDRESS_CAP
+        self.total += 1
+        self.unauthenticated += 1
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+        return None
+
+    def ready(self) -> None:
+        """An admitted connection has authenticated, or need not."""
+        self.unauthenticated -= 1
+
+    def release(self, address: str, *, was_ready: bool) -> None:
+        """An admitted connection is gone."""
+        self.total -= 1
+        if not was_ready:
+            self.unauthenticated -= 1
+        left = self._by_address[address] - 1
+        if left:
+            self._by_address[address] = left
+        else:
+            del self._by_address[address]
+
+
+# Addresses remembered for failed authentications. Beyond it the longest idle is forgotten: an attacker with more
+# addresses than this is not stopped by a rate per address anyway.
+TRACKED_ADDRESSES = 10_000
+
+
+class FailureLimit:
+    """Failed authentications per address: `burst` at once, then `rate` a second."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._blocked_until: dict[str, float] = {}
+
+    def failed(self, address: str, now: float) -> None:
+        """Count a failure."""
+        bucket = self._buckets.pop(address, None) or TokenBucket(self._rate, self._burst, now)
+        self._buckets[address] = bucket
+        wait_s = bucket.take(now)
+        if wait_s > 0:
+            self._blocked_until[address] = now + wait_s
+        while len(self._buckets) > TRACKED_ADDRESSES:
+            forgotten, _ = self._buckets.popitem(last=False)
+            self._blocked_until.pop(forgotten, None)
+
+    def wait_s(self, address: str, now: float) -> float:
+        """Seconds until this address may try again; 0 if it may now."""
+        until = self._blocked_until.get(address)
+        if until is None:
+            return 0.0
+        if until <= now:
+            del self._blocked_until[address]
+            return 0.0
+        return until - now

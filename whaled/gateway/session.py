@@ -1,1 +1,356 @@
-"""Not built yet."""
+"""One client's life: a command or a moment in, actions out. The table at the end of the class is the state machine.
+
+Pure: the server performs the actions, reads the clock and owns the socket.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import ClassVar, Protocol
+
+from msgspec import Struct
+
+from whaled.config.sections import Auth as AuthSettings
+from whaled.config.sections import Gateway as GatewaySettings
+from whaled.errors import ClientError, ClientErrorCode, Close, TokenError, TokenRefusal
+from whaled.gateway import wire
+from whaled.gateway.limits import FailureLimit, TokenBucket
+from whaled.model import Grant, Permission, Position
+from whaled.whales.filters import EVERYTHING, Filter, parse_filter
+
+# What a malformed message costs, in messages: guessing must not be cheaper than asking properly.
+MALFORMED_COST = 5.0
+WARN_BEFORE_EXPIRY_S = 300.0
+WARN_BEFORE_EXPIRY_PART = 0.1
+
+
+class Authenticator(Protocol):
+    """Proves credentials. Raises TokenError."""
+
+    def verify(self, credential: str, now: float) -> Grant:
+        """Who this is and what it may do."""
+        ...
+
+    def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
+        """A new token of the same client with the same permissions."""
+        ...
+
+
+class Surroundings(Protocol):
+    """What a session asks of the house."""
+
+    def position(self) -> Position:
+        """The newest event published."""
+        ...
+
+    def counters(self) -> wire.Counters:
+        """The answer to `stats`."""
+        ...
+
+
+# --- actions ----------------------------------------------------------------------------------------------------------
+
+
+class Send(Struct, frozen=True):
+    """Send this frame."""
+
+    frame: bytes
+
+
+class Admit(Struct, frozen=True):
+    """The client is in: count it; deliver if it may read."""
+
+    grant: Grant | None
+    may_read: bool
+
+
+class Attach(Struct, frozen=True):
+    """Deliver what passes `filter`, from `since` on (None: from now on), after the `subscribed` answer."""
+
+    filter: Filter
+    since: wire.Since | None
+
+
+class Detach(Struct, frozen=True):
+    """Deliver nothing."""
+
+
+class Refused(Struct, frozen=True):
+    """An authentication failed: count it. `reason` is None where there was no credential to judge."""
+
+    message: wire.AuthMessage
+    reason: TokenRefusal | None = None
+
+
+class Limited(Struct, frozen=True):
+    """A message was over the rate: count it."""
+
+
+class Rejected(Struct, frozen=True):
+    """A message could not be done: count it."""
+
+    code: ClientErrorCode
+
+
+class Stop(Struct, frozen=True):
+    """Close the connection."""
+
+    close: Close
+
+
+Action = Send | Admit | Attach | Detach | Refused | Limited | Rejected | Stop
+
+
+class State(Enum):
+    """Where a session is. Delivery (live, replaying, paused) belongs to the hub and the server."""
+
+    AUTHENTICATING = auto()
+    READY = auto()
+    CLOSED = auto()
+
+
+class Resume(Struct, frozen=True):
+    """Where delivery starts (the offset before the first event) and whether everything since `since` is there."""
+
+    cursor: int
+    recovered: bool | None
+
+
+def resume(since: Position | wire.Last | None, *, epoch: str, head: int, oldest: int) -> Resume:
+    """Honour a position, or not: recovery is all or nothing, and a position not honoured starts at the head."""
+    match since:
+        case None:
+            return Resume(head, None)
+        case wire.Last(last=count):
+            return Resume(max(head - count, oldest - 1, 0), True)
+        case Position(epoch=theirs, offset=offset):
+            if theirs == epoch and oldest - 1 <= offset <= head:
+                return Resume(offset, True)
+            return Resume(head, False)
+
+
+class Session:
+    """The rules for one connection."""
+
+    __slots__ = ("_address", "_authenticator", "_bucket", "_failures", "_house", "_limits", "_warned", "grant", "state")
+
+    def __init__(
+        self,
+        *,
+        limits: "SessionLimits",
+        authenticator: Authenticator | None,
+        house: Surroundings,
+        failures: FailureLimit,
+        address: str,
+        now: float,
+    ) -> None:
+        self._limits = limits
+        self._authenticator = authenticator
+        self._house = house
+        self._failures = failures
+        self._address = address
+        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
+        self._warned = False
+        self.grant: Grant | None = None
+        self.state = State.AUTHENTICATING
+
+    @property
+    def may_read(self) -> bool:
+        """Whether this client may receive alerts. Without authentication everybody may."""
+        return self._authenticator is None or (self.grant is not None and Permission.READ in self.grant.permissions)
+
+    # --- what happens ---
+
+    def opened(self, credential: str | None, now: float) -> list[Action]:
+        """The handshake is done; `credential` came with it or not."""
+        if self._authenticator is None:
+            self.state = State.READY
+            return [Send(wire.welcome_frame(None, self._house.position(), now)), Admit(None, True)]
+        if credential is not None:
+            return self._authenticate(wire.Auth(credential), now)
+        return []
+
+    def received(self, raw: bytes | bytearray, now: float) -> list[Action]:
+        """A text message."""
+        if self.state is State.CLOSED:
+            return []
+        over_s = self._bucket.take(now)
+        try:
+            command = wire.parse(raw)
+        except ClientError as error:
+            if self.state is State.AUTHENTICATING:
+                return self._refuse(wire.AuthMessage.FIRST)
+            return self.rejected(error, now)
+        if over_s > 0:
+            return self._limited(over_s)
+        step = self._TABLE.get((self.state, type(command)))
+        if step is None:
+            return self._refuse(wire.AuthMessage.FIRST)
+        try:
+            return step(self, command, now)
+        except ClientError as error:
+            return self.rejected(error, now)
+
+    def received_binary(self, now: float) -> list[Action]:
+        """A binary message: nobody needs one."""
+        if self.state is State.AUTHENTICATING:
+            return self._refuse(wire.AuthMessage.FIRST)
+        self._bucket.take(now)
+        return self.rejected(ClientError(ClientErrorCode.INVALID_MESSAGE, "binary frames are not accepted"), now)
+
+    def received_control(self, now: float) -> list[Action]:
+        """A ping frame: already answered by the protocol, but it costs like a message."""
+        over_s = self._bucket.take(now)
+        return self._limited(over_s) if over_s > 0 and self.state is State.READY else []
+
+    def auth_deadline(self) -> list[Action]:
+        """The time to authenticate is over."""
+        return self._refuse(wire.AuthMessage.TIMEOUT) if self.state is State.AUTHENTICATING else []
+
+    def next_deadline(self) -> float | None:
+        """When `tick` wants to be called (Unix seconds), None if never."""
+        grant = self.grant
+        if grant is None or grant.expires_at is None:
+            return None
+        if not self._warned:
+            life_s = grant.expires_at - grant.issued_at if grant.issued_at is not None else WARN_BEFORE_EXPIRY_S
+            return grant.expires_at - min(WARN_BEFORE_EXPIRY_S, max(0.0, life_s) * WARN_BEFORE_EXPIRY_PART)
+        return grant.expires_at + self._limits.expiry_grace_s
+
+    def tick(self, now: float) -> list[Action]:
+        """The credential may be about to end, or have ended."""
+        deadline = self.next_deadline()
+        if self.state is not State.READY or deadline is None or self.grant is None or now < deadline:
+            return []
+        if not self._warned:
+            self._warned = True
+            return [Send(wire.token_expiring_frame(self.grant))]
+        return self._stop(Close.TOKEN_EXPIRED)
+
+    def rejected(self, error: ClientError, now: float) -> list[Action]:
+        """Answer something that cannot be done; the connection stays, unless the client goes on and on."""
+        over_s = self._bucket.take(now, MALFORMED_COST - 1.0)
+        if over_s > 0 and self._bucket.is_exhausted:
+            return [Rejected(error.code), *self._limited(over_s)]
+        return [Rejected(error.code), Send(wire.error_frame(error.code, str(error), path=error.path))]
+
+    # --- steps of the table ---
+
+    def _authenticate(self, command: wire.Command, now: float) -> list[Action]:
+        assert isinstance(command, wire.Auth)
+        if command.credential is None:
+            return self._refuse(wire.AuthMessage.TOKEN_REQUIRED)
+        if self._failures.wait_s(self._address, now) > 0:
+            return self._refuse(wire.AuthMessage.RATE_LIMITED)
+        assert self._authenticator is not None
+        try:
+            grant = self._authenticator.verify(command.credential, now)
+        except TokenError as error:
+            self._failures.failed(self._address, now)
+            return self._refuse(wire.AuthMessage.INVALID, error.reason)
+        self.grant = grant
+        self.state = State.READY
+        return [
+            Send(wire.auth_success_frame(grant)),
+            Send(wire.welcome_frame(grant, self._house.position(), now)),
+            Admit(grant, self.may_read),
+        ]
+
+    def _authenticate_again(self, command: wire.Command, now: float) -> list[Action]:
+        assert isinstance(command, wire.Auth)
+        if self._authenticator is None:
+            return [Send(wire.auth_success_frame(None))]
+        if command.credential is None:
+            raise ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.TOKEN_REQUIRED)
+        try:
+            grant = self._authenticator.verify(command.credential, now)
+            if self.grant is None or grant.client_id != self.grant.client_id:
+                raise TokenError(TokenRefusal.BAD_CLAIMS, "another client's token on an open connection")
+        except TokenError as error:
+            refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.INVALID)
+            return [Refused(wire.AuthMessage.INVALID, error.reason), *self.rejected(refusal, now)]
+        could_read = self.may_read
+        self.grant = grant
+        self._warned = False
+        actions: list[Action] = [Send(wire.auth_success_frame(grant))]
+        if could_read and not self.may_read:
+            actions.append(Detach())
+        return actions
+
+    def _pong(self, command: wire.Command, now: float) -> list[Action]:
+        assert isinstance(command, wire.Ping)
+        return [Send(wire.pong_frame(command, now))]
+
+    def _stats(self, _command: wire.Command, _now: float) -> list[Action]:
+        return [Send(wire.stats_frame(self._house.counters()))]
+
+    def _subscribe(self, command: wire.Command, _now: float) -> list[Action]:
+        assert isinstance(command, wire.Subscribe)
+        if not self.may_read:
+            raise ClientError(ClientErrorCode.FORBIDDEN, "this token has no `read` permission")
+        wanted = command.filters
+        chosen = EVERYTHING if wanted in ({}, None) else parse_filter(wanted, max_addresses=self._limits.max_addresses)
+        return [Attach(chosen, command.since)]
+
+    def _unsubscribe(self, _command: wire.Command, _now: float) -> list[Action]:
+        return [Detach(), Send(wire.unsubscribed_frame())]
+
+    def _refresh(self, _command: wire.Command, now: float) -> list[Action]:
+        if self._authenticator is None or self.grant is None:
+            raise ClientError(ClientErrorCode.INVALID_MESSAGE, "this server has no authentication: nothing to refresh")
+        try:
+            token, grant = self._authenticator.refresh(self.grant, now)
+        except TokenError:
+            raise ClientError(ClientErrorCode.FORBIDDEN, "this token cannot be refreshed; ask for a new one") from None
+        self.grant = grant
+        self._warned = False
+        return [Send(wire.token_frame(token, grant))]
+
+    _TABLE: ClassVar[
+        dict[tuple[State, type[wire.Command]], Callable[["Session", wire.Command, float], list[Action]]]
+    ] = {
+        (State.AUTHENTICATING, wire.Auth): _authenticate,
+        (State.READY, wire.Auth): _authenticate_again,
+        (State.READY, wire.Ping): _pong,
+        (State.READY, wire.Stats): _stats,
+        (State.READY, wire.Subscribe): _subscribe,
+        (State.READY, wire.Unsubscribe): _unsubscribe,
+        (State.READY, wire.Refresh): _refresh,
+    }
+
+    # --- endings ---
+
+    def _refuse(self, message: wire.AuthMessage, reason: TokenRefusal | None = None) -> list[Action]:
+        return [
+            Refused(message, reason),
+            Send(wire.error_frame(ClientErrorCode.UNAUTHENTICATED, message)),
+            *self._stop(Close.AUTH_REQUIRED),
+        ]
+
+    def _limited(self, over_s: float) -> list[Action]:
+        told = Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, "Rate limit exceeded", retry_after_s=over_s))
+        if self._bucket.is_exhausted:
+            return [Limited(), told, *self._stop(Close.RATE_LIMITED)]
+        return [Limited(), told]
+
+    def _stop(self, close: Close) -> list[Action]:
+        self.state = State.CLOSED
+        return [Stop(close)]
+
+
+class SessionLimits(Struct, frozen=True, kw_only=True):
+    """The part of the configuration that sessions read, shared by all of them."""
+
+    messages_per_second: float
+    message_burst: float
+    max_addresses: int
+    expiry_grace_s: float
+
+    @classmethod
+    def of(cls, gateway: GatewaySettings, auth: AuthSettings) -> "SessionLimits":
+        """Taken from the configuration."""
+        return cls(
+            messages_per_second=gateway.messages_per_second,
+            message_burst=float(gateway.message_burst),
+            max_addresses=gateway.max_addresses,
+            expiry_grace_s=auth.expiry_grace,
+        )

@@ -1,1 +1,311 @@
-"""Not built yet."""
+"""The client dialect: JSON text frames in, JSON text frames out. docs/protocol.md is the contract.
+
+Every `*_frame` function returns a whole WebSocket text frame, header included. A frame from a server is not masked
+(RFC 6455, 5.1), so the same bytes serve every client.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from whaled.errors import ClientError, ClientErrorCode, Close
+from whaled.model import Event, Grant, Position, UpstreamState
+
+PROTOCOL_VERSION = 1
+SUBPROTOCOL = "whaled.v1"
+BEARER_SUBPROTOCOL_PREFIX = "bearer."
+WELCOME = "Connected to whale alert broadcaster"
+PING_FRAME = b"\x89\x00"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class AuthMessage(StrEnum):
+    """What a client whose authentication failed is told. Existing clients compare these texts."""
+
+    FIRST = "First message must be authentication"
+    TOKEN_REQUIRED = "Token required"  # noqa: S105 - a text, not a secret
+    INVALID = "Invalid or expired token"
+    RATE_LIMITED = "Rate limit exceeded"
+    TIMEOUT = "Authentication timeout"
+    FAILED = "Authentication failed"
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+class Auth(Struct, frozen=True):
+    """Prove who you are."""
+
+    credential: str | None
+
+
+class Ping(Struct, frozen=True):
+    """Ask for a pong; `id` comes back as it was."""
+
+    id: str | int | float | None = None
+
+
+class Stats(Struct, frozen=True):
+    """Ask for the counters."""
+
+
+class Last(Struct, frozen=True, forbid_unknown_fields=True):
+    """Start `last` events back."""
+
+    last: Annotated[int, Meta(ge=0)]
+
+
+class At(Struct, frozen=True, forbid_unknown_fields=True):
+    """Start at a time."""
+
+    time: datetime
+
+
+Since = Position | Last | At
+
+
+class Subscribe(Struct, frozen=True):
+    """Replace the filter, and the position if `since` is given. `filters` is as sent: the filter rules parse it."""
+
+    filters: object
+    since: Since | None = None
+
+
+class Unsubscribe(Struct, frozen=True):
+    """Stop delivery until the next subscribe."""
+
+
+class Refresh(Struct, frozen=True):
+    """Ask for a new token of the same client."""
+
+
+Command = Auth | Ping | Stats | Subscribe | Unsubscribe | Refresh
+
+
+def parse(raw: bytes | bytearray) -> Command:
+    """The command in a text frame. Raises ClientError with the code the client is answered with."""
+    try:
+        message = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise ClientError(ClientErrorCode.INVALID_JSON, "Invalid JSON") from None
+    if not isinstance(message, dict):
+        raise ClientError(ClientErrorCode.INVALID_MESSAGE, f"expected a JSON object, found {_kind(message)}")
+    match message.get("type"):
+        case "auth":
+            return Auth(_credential(message))
+        case "ping":
+            return Ping(_ping_id(message))
+        case "stats":
+            return Stats()
+        case "subscribe":
+            return Subscribe(message.get("filters", {}), _since(message.get("since")))
+        case "unsubscribe":
+            return Unsubscribe()
+        case "refresh":
+            return Refresh()
+        case str(unknown):
+            raise ClientError(
+                ClientErrorCode.UNKNOWN_TYPE,
+                f"unknown type {unknown[:40]!r}; known are auth, ping, stats, subscribe, unsubscribe, refresh",
+            )
+        case other:
+            raise ClientError(
+                ClientErrorCode.INVALID_MESSAGE, f"`type` must be a string, found {_kind(other)}", path="type"
+            )
+
+
+def _credential(message: dict[str, Any]) -> str | None:
+    for key in ("token", "api_key"):
+        value = message.get(key)
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+def _ping_id(message: dict[str, Any]) -> str | int | float | None:
+    value = message.get("id")
+    if value is None or (isinstance(value, str | int | float) and len(str(value)) <= 128):
+        return value
+    raise ClientError(
+        ClientErrorCode.INVALID_MESSAGE,
+        f"`id` must be a number or a string of at most 128 characters, found {_kind(value)}",
+        path="id",
+    )
+
+
+def _since(value: object) -> Since | None:
+    if value is None:
+        return None
+    shapes: tuple[tuple[str, type[Since]], ...] = (("offset", Position), ("last", Last), ("time", At))
+    try:
+        if isinstance(value, dict):
+            for key, shape in shapes:
+                if key in value:
+                    since: Since = msgspec.convert(value, shape)
+                    if isinstance(since, At) and since.time.tzinfo is None:
+                        return At(since.time.replace(tzinfo=UTC))
+                    return since
+        problem = f"found {_kind(value)}"
+    except msgspec.ValidationError as error:
+        problem = str(error)
+    raise ClientError(
+        ClientErrorCode.INVALID_POSITION,
+        '`since` must be {"epoch":..,"offset":n}, {"last":n} or {"time":"ISO 8601"}: ' + problem,
+        path="since",
+    )
+
+
+_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), "null")
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def text_frame(payload: bytes) -> bytes:
+    """A final, unmasked text frame around a payload (RFC 6455, 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return bytes((0x81, size)) + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
+
+
+def iso(at: float) -> str:
+    """Unix seconds as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+class _EventFrame(Struct):
+    type: Literal["whale_alert", "whale_update"]
+    data: object
+    timestamp: str
+    position: Position
+
+
+def event_frame(event: Event, epoch: str) -> bytes:
+    """A whale_alert or whale_update."""
+    position = Position(epoch, event.offset)
+    if event.update is None:
+        return text_frame(_encode(_EventFrame("whale_alert", event.whale.alert, iso(event.at), position)))
+    return text_frame(_encode(_EventFrame("whale_update", event.update, iso(event.at), position)))
+
+
+def _object(**fields: object) -> bytes:
+    return text_frame(_encode(fields))
+
+
+def _expiry(grant: Grant | None) -> str | None:
+    return iso(grant.expires_at) if grant is not None and grant.expires_at is not None else None
+
+
+def _permissions(grant: Grant | None) -> list[str]:
+    return sorted(grant.permissions) if grant is not None else []
+
+
+def auth_success_frame(grant: Grant | None) -> bytes:
+    """The answer to an accepted `auth`; `grant` is None on a server without authentication."""
+    return _object(
+        type="auth_success",
+        client_id=grant.client_id if grant is not None else None,
+        permissions=_permissions(grant),
+        expires_at=_expiry(grant),
+    )
+
+
+def welcome_frame(grant: Grant | None, position: Position, now: float) -> bytes:
+    """From here on alerts are delivered."""
+    return _object(
+        type="welcome",
+        message=WELCOME,
+        authenticated=grant is not None,
+        client_id=grant.client_id if grant is not None else None,
+        permissions=_permissions(grant),
+        server_time=iso(now),
+        protocol=PROTOCOL_VERSION,
+        position=position,
+    )
+
+
+def error_frame(
+    code: ClientErrorCode, message: str, *, path: str | None = None, retry_after_s: float | None = None
+) -> bytes:
+    """Something was not done, and why."""
+    fields: dict[str, object] = {"type": "error", "code": code, "message": message}
+    if path is not None:
+        fields["path"] = path
+    if retry_after_s is not None:
+        fields["retry_after"] = round(retry_after_s, 3)
+    return text_frame(_encode(fields))
+
+
+def pong_frame(ping: Ping, now: float) -> bytes:
+    """The answer to `ping`."""
+    if ping.id is None:
+        return _object(type="pong", timestamp=iso(now))
+    return _object(type="pong", timestamp=iso(now), id=ping.id)
+
+
+class Counters(Struct, frozen=True):
+    """`data` of the answer to `stats`: connections now, alerts and refused authentications since the start."""
+
+    total_connections: int
+    authenticated_connections: int
+    alerts_broadcast: int
+    auth_failures: int
+
+
+def stats_frame(counters: Counters) -> bytes:
+    """The answer to `stats`."""
+    return _object(type="stats", data=counters)
+
+
+def subscribed_frame(
+    filters: object, *, recovered: bool | None, position: Position, oldest: Position | None = None
+) -> bytes:
+    """The answer to `subscribe`; `recovered` is None where no position was asked for."""
+    fields: dict[str, object] = {"type": "subscribed", "filters": filters}
+    if recovered is not None:
+        fields["recovered"] = recovered
+    fields["position"] = position
+    if oldest is not None:
+        fields["oldest"] = oldest
+    return text_frame(_encode(fields))
+
+
+def unsubscribed_frame() -> bytes:
+    """The answer to `unsubscribe`."""
+    return _object(type="unsubscribed")
+
+
+def token_expiring_frame(grant: Grant) -> bytes:
+    """The credential of this connection ends soon."""
+    return _object(type="token_expiring", expires_at=_expiry(grant))
+
+
+def token_frame(token: str, grant: Grant) -> bytes:
+    """The answer to `refresh`."""
+    return _object(type="token", token=token, expires_at=_expiry(grant))
+
+
+def position_frame(position: Position) -> bytes:
+    """The head moved, nothing matched: where to resume from."""
+    return _object(type="position", position=position)
+
+
+def status_frame(state: UpstreamState, since: float) -> bytes:
+    """The link to the mempool backend changed."""
+    return _object(type="status", upstream=state, since=iso(since))
+
+
+def closing_frame(close: Close, retry_after_s: float) -> bytes:
+    """A drain closes this connection now; come back after `retry_after` seconds."""
+    return _object(type="closing", code=close.code, retry_after=round(retry_after_s, 3))

@@ -1,0 +1,136 @@
+"""What several tests need: whales to publish, and a running gateway over a real event log."""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from whaled.config.sections import Auth as AuthSettings
+from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import Gateway as GatewaySettings
+from whaled.eventlog.store import EventLog
+from whaled.gateway.server import Gateway
+from whaled.gateway.session import Authenticator
+from whaled.model import Alert, Draft, Event, Flow, Kind, Shape, Source, Status, Update, Whale
+from whaled.ops.metrics import Metrics
+
+SAT = 100_000_000
+
+
+def txid(number: int) -> str:
+    """A txid that looks like one."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def whale(number: int, btc: float = 150.0, *, addresses: tuple[str, ...] = ()) -> Whale:
+    """A whale of so many BTC."""
+    return Whale(
+        Alert(
+            transaction_id=txid(number),
+            btc_value=btc,
+            value_sat=round(btc * SAT),
+            moved_sat=None,
+            fee_sat=1470,
+            usd_value=None,
+            btc_usd=None,
+            fee_rate=10.5,
+            vsize=141,
+            urgency_score=None,
+            flow_type=Flow.UNKNOWN,
+            exchange_addresses=(),
+            confidence_score=None,
+            from_labels=(),
+            to_labels=(),
+            shape=Shape.TRANSFER,
+            reasons=(),
+            input_count=1,
+            output_count=2,
+            rbf_enabled=False,
+            predicted_confirmation_block=None,
+            detection_timestamp="2026-01-01T00:00:00+00:00",
+            status=Status.PENDING,
+            source=Source.LIVE,
+        ),
+        addresses,
+    )
+
+
+def alert_draft(number: int, btc: float = 150.0, at: float = 1_800_000_000.0) -> Draft:
+    """An alert that is not in the log yet."""
+    return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc))
+
+
+def confirmed_draft(number: int, btc: float = 150.0, at: float = 1_800_000_600.0) -> Draft:
+    """The news that a whale is in a block."""
+    update = Update(transaction_id=txid(number), status=Status.CONFIRMED, btc_value=btc, block_height=800_000)
+    return Draft(kind=Kind.CONFIRMED, at=at, whale=whale(number, btc), ref="b" * 64, update=update)
+
+
+class Rig:
+    """A gateway that listens, and the log behind it."""
+
+    def __init__(self, log: EventLog, gateway: Gateway, url: str, metrics: Metrics) -> None:
+        self.log = log
+        self.gateway = gateway
+        self.url = url
+        self.metrics = metrics
+
+    async def publish(self, *drafts: Draft) -> list[Event]:
+        """Commit and publish, as the pipeline does."""
+        events = await self.log.append(drafts)
+        self.gateway.publish(events)
+        return events
+
+    async def alerts(self, *numbers: int, btc: float = 150.0) -> list[Event]:
+        """Commit and publish an alert for each number."""
+        return await self.publish(*(alert_draft(number, btc) for number in numbers))
+
+    def connect(self, path: str = "/", **options: Any) -> connect:
+        """A client of the `websockets` library, not ours: the other side must be somebody else's."""
+        return connect(self.url + path, proxy=None, compression=None, **options)
+
+    def value(self, metric: str, **labels: str) -> float:
+        """A sample of the registry."""
+        value = self.metrics.registry.get_sample_value(metric, labels)
+        assert value is not None, f"no metric {metric} {labels}"
+        return value
+
+
+@asynccontextmanager
+async def running_gateway(
+    directory: Path, *, authenticator: Authenticator | None = None, auth: AuthSettings | None = None, **settings: Any
+) -> AsyncIterator[Rig]:
+    """A gateway on port 0 over a log in `directory`."""
+    metrics = Metrics()
+    async with EventLog.open(EventLogSettings(path=str(directory / "whaled.db")), metrics.eventlog) as log:
+        gateway = Gateway(
+            GatewaySettings(port=0, **settings),
+            auth or AuthSettings(),
+            log_=log,
+            authenticator=authenticator,
+            meter=metrics.gateway,
+        )
+        async with gateway.serving() as (host, port):
+            yield Rig(log, gateway, f"ws://{host}:{port}", metrics)
+
+
+async def receive(client: ClientConnection) -> Any:
+    """The next frame as JSON."""
+    return json.loads(await client.recv())
+
+
+async def receive_type(client: ClientConnection, kind: str) -> Any:
+    """The next frame of a type; others before it are passed over."""
+    while True:
+        frame = await receive(client)
+        if frame["type"] == kind:
+            return frame
+
+
+async def ask(client: ClientConnection, **message: Any) -> None:
+    """Send a command."""
+    await client.send(json.dumps(message))

@@ -1,0 +1,390 @@
+"""The gateway over real sockets, with a client of the `websockets` library on the other side."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from support import Rig, alert_draft, ask, confirmed_draft, receive, receive_type, running_gateway, txid
+from test_session import Tokens
+from whaled.config.sections import Auth
+from whaled.model import Grant, Permission, UpstreamState
+
+
+async def closed_with(client: Any) -> tuple[int, str]:
+    """Read until the server closes; its code and reason."""
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionClosed):
+            async for _ in client:
+                pass
+    return client.close_code, client.close_reason
+
+
+async def test_a_client_gets_every_alert_from_its_welcome_on(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        assert (await receive(client))["type"] == "welcome"
+        assert (await receive(client))["upstream"] == "disconnected"
+        await rig.alerts(1, 2)
+        first, second = await receive(client), await receive(client)
+        assert [first["type"], second["type"]] == ["whale_alert", "whale_alert"]
+        assert first["data"]["transaction_id"] == txid(1)
+        assert first["data"]["btc_value"] == 150.0
+        assert first["position"] == {"epoch": rig.log.epoch, "offset": 1}
+        assert second["position"]["offset"] == 2
+
+
+async def test_any_path_is_accepted(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect("/ws/whales?x=1") as client:
+        assert (await receive(client))["type"] == "welcome"
+
+
+async def test_authentication_by_first_message_header_and_subprotocol(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig:
+        async with rig.connect() as client:
+            await ask(client, type="auth", token="good")
+            assert [(await receive(client))["type"] for _ in range(2)] == ["auth_success", "welcome"]
+        async with rig.connect(additional_headers={"Authorization": "Bearer good"}) as client:
+            assert [(await receive(client))["type"] for _ in range(2)] == ["auth_success", "welcome"]
+        async with rig.connect(subprotocols=["whaled.v1", "bearer.good"]) as client:
+            assert client.subprotocol == "whaled.v1"
+            assert [(await receive(client))["type"] for _ in range(2)] == ["auth_success", "welcome"]
+        assert rig.value("whaled_authentications_total", outcome="success") == 3
+
+
+async def test_a_wrong_token_is_answered_and_closed_with_1008(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig:
+        async with rig.connect() as client:
+            await ask(client, type="auth", token="bad")
+            error = await receive(client)
+            assert (error["type"], error["message"]) == ("error", "Invalid or expired token")
+            assert await closed_with(client) == (1008, "Authentication required")
+        assert rig.value("whaled_authentications_total", outcome="bad_signature") == 1
+
+
+async def test_who_does_not_authenticate_in_time_is_closed(tmp_path: Path) -> None:
+    async with (
+        running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), auth_timeout=0.05) as rig,
+        rig.connect() as client,
+    ):
+        assert (await receive(client))["message"] == "Authentication timeout"
+        assert await closed_with(client) == (1008, "Authentication required")
+
+
+async def test_nothing_is_delivered_before_authentication(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig, rig.connect() as client:
+        await rig.alerts(1)
+        await ask(client, type="auth", token="good")
+        assert [(await receive(client))["type"] for _ in range(2)] == ["auth_success", "welcome"]
+        await rig.alerts(2)
+        assert (await receive_type(client, "whale_alert"))["data"]["transaction_id"] == txid(2)
+
+
+async def test_a_token_in_the_url_is_refused_before_the_upgrade(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig:
+        with pytest.raises(InvalidStatus) as caught:
+            async with rig.connect("/?token=good"):
+                pass
+        assert caught.value.response.status_code == 400
+        assert rig.value("whaled_connections_refused_total", reason="token_in_url") == 1
+
+
+async def test_a_browser_is_let_in_only_from_an_allowed_origin(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, origins=("https://good.example",)) as rig:
+        async with rig.connect(origin="https://good.example") as client:
+            assert (await receive(client))["type"] == "welcome"
+        with pytest.raises(InvalidStatus) as caught:
+            async with rig.connect(origin="https://evil.example"):
+                pass
+        assert caught.value.response.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [("max_connections", 503), ("max_connections_per_address", 429)],
+)
+async def test_a_cap_answers_with_retry_after(tmp_path: Path, limit: str, status: int) -> None:
+    settings: dict[str, Any] = {limit: 1}
+    async with running_gateway(tmp_path, **settings) as rig:
+        async with rig.connect() as client:
+            await receive(client)
+            with pytest.raises(InvalidStatus) as caught:
+                async with rig.connect():
+                    pass
+            assert caught.value.response.status_code == status
+            assert int(caught.value.response.headers["Retry-After"]) > 0
+        await until(lambda: not rig.gateway.connections)
+        async with rig.connect() as client:  # the place is free again
+            assert (await receive(client))["type"] == "welcome"
+
+
+async def test_filters_select_and_updates_follow_their_alert(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await ask(client, type="subscribe", filters={"min_btc": 200})
+        subscribed = await receive_type(client, "subscribed")
+        assert subscribed["filters"]["min_btc"] == 200
+        assert "recovered" not in subscribed
+        await rig.publish(
+            alert_draft(1, 100.0), alert_draft(2, 250.0), confirmed_draft(1, 100.0), confirmed_draft(2, 250.0)
+        )
+        first, second = await receive(client), await receive(client)
+        assert (first["type"], first["data"]["transaction_id"]) == ("whale_alert", txid(2))
+        assert (second["type"], second["data"]["transaction_id"]) == ("whale_update", txid(2))
+
+
+async def test_unsubscribe_stops_delivery_until_the_next_subscribe(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await ask(client, type="unsubscribe")
+        await receive_type(client, "unsubscribed")
+        await rig.alerts(1)
+        await ask(client, type="subscribe")
+        await receive_type(client, "subscribed")
+        await rig.alerts(2)
+        assert (await receive(client))["data"]["transaction_id"] == txid(2)
+
+
+async def offsets(client: Any, count: int) -> list[int]:
+    return [(await receive_type(client, "whale_alert"))["position"]["offset"] for _ in range(count)]
+
+
+async def test_a_client_that_comes_back_gets_what_it_missed_once_and_in_order(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, replay_page=7) as rig:
+        await rig.alerts(*range(1, 41))
+        async with rig.connect() as client:
+            await ask(client, type="subscribe", since={"epoch": rig.log.epoch, "offset": 10})
+            subscribed = await receive_type(client, "subscribed")
+            assert subscribed["recovered"] is True
+            publishing = asyncio.create_task(rig.alerts(*range(41, 61)))  # live events arrive amid the replay
+            assert await offsets(client, 50) == list(range(11, 61))
+            await publishing
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [({"last": 3}, [18, 19, 20]), ({"time": "2027-01-15T08:00:00Z"}, list(range(1, 21)))],
+)
+async def test_replay_by_count_and_by_time(tmp_path: Path, since: dict[str, Any], expected: list[int]) -> None:
+    async with running_gateway(tmp_path) as rig:
+        await rig.alerts(*range(1, 21))
+        async with rig.connect() as client:
+            await ask(client, type="subscribe", since=since)
+            assert (await receive_type(client, "subscribed"))["recovered"] is True
+            assert await offsets(client, len(expected)) == expected
+
+
+async def test_a_position_of_another_epoch_is_not_recovered_and_says_what_is_held(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig:
+        await rig.alerts(1, 2)
+        async with rig.connect() as client:
+            await ask(client, type="subscribe", since={"epoch": "another", "offset": 1})
+            subscribed = await receive_type(client, "subscribed")
+            assert subscribed["recovered"] is False
+            assert subscribed["oldest"] == {"epoch": rig.log.epoch, "offset": 1}
+            assert subscribed["position"]["offset"] == 2
+            await rig.alerts(3)
+            assert await offsets(client, 1) == [3]
+
+
+async def test_a_client_joining_amid_broadcasts_disturbs_nobody_and_misses_nothing(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as steady:
+        await receive(steady)
+
+        async def publish() -> None:
+            for number in range(1, 201):
+                await rig.alerts(number)
+
+        async def join(number: int) -> list[int]:
+            async with rig.connect() as client:
+                welcome = await receive(client)
+                start = welcome["position"]["offset"]
+                return [start, *await offsets(client, 200 - start)] if start < 200 else [start]
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(publish())
+            joiners = [tasks.create_task(join(number)) for number in range(10)]
+            assert await offsets(steady, 200) == list(range(1, 201))
+        for joiner in joiners:
+            seen = joiner.result()
+            assert seen == list(range(seen[0], 201))
+
+
+async def test_malformed_input_keeps_the_connection(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await client.send("{nope")
+        assert (await receive_type(client, "error"))["message"] == "Invalid JSON"
+        await client.send(b"\x00\x01")
+        assert (await receive(client))["code"] == "invalid_message"
+        await ask(client, type="ping", id=1)
+        assert (await receive(client))["type"] == "pong"
+
+
+async def test_a_message_in_fragments_is_one_message(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await client.send(iter(['{"type":', '"ping",', '"id":5}']))
+        assert (await receive_type(client, "pong"))["id"] == 5
+
+
+async def test_an_enormous_frame_closes_1009(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig:
+        async with rig.connect() as client:
+            await receive(client)
+            await client.send("x" * 17_000)
+            assert (await closed_with(client))[0] == 1009
+        await until(lambda: rig.value("whaled_connections_closed_total", code="1009") == 1)
+
+
+async def test_a_flood_is_told_and_closed_1008(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await receive(client)
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(1000):
+                await ask(client, type="ping")
+        assert await closed_with(client) == (1008, "Rate limit exceeded")
+
+
+async def test_a_token_that_ends_is_announced_and_closed(tmp_path: Path) -> None:
+    tokens = Tokens(expires_at=4e9)
+    async with running_gateway(tmp_path, authenticator=tokens, auth=Auth(expiry_grace=0.001)) as rig:
+        now = rig.gateway.now()
+        tokens.known["brief"] = Grant(
+            client_id="c9", permissions=frozenset({Permission.READ}), issued_at=now - 10.0, expires_at=now + 0.2
+        )
+        async with rig.connect() as client:
+            await ask(client, type="auth", token="brief")
+            assert (await receive_type(client, "token_expiring"))["expires_at"]
+            assert await closed_with(client) == (1008, "Token expired")
+
+
+def stuffed_client(rig: Rig) -> socket.socket:
+    """A client that shakes hands and then reads nothing, with a small receive buffer."""
+    host, port = rig.url.removeprefix("ws://").split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((host, int(port)))
+    sock.sendall(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    return sock
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - a test has no hook into what it watches from outside
+            await asyncio.sleep(0.001)
+
+
+async def test_a_client_that_reads_nothing_is_bounded_and_cut_off_while_others_go_on(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, max_unsent=20_000, slow_timeout=0.3, close_timeout=0.2) as rig:
+        stuck = stuffed_client(rig)
+        try:
+            async with rig.connect(max_queue=None) as client:
+                await until(lambda: rig.gateway.hub.live_members == 2)
+                batches = 0
+                while rig.gateway.hub.live_members == 2:
+                    await rig.alerts(*range(batches * 500, batches * 500 + 500))
+                    batches += 1
+                    assert batches < 60
+                assert rig.value("whaled_clients_lagged_total") == 1
+                assert await offsets(client, batches * 500) == list(range(1, batches * 500 + 1))
+                await until(lambda: rig.gateway.connections == 1)
+                assert rig.value("whaled_connections_closed_total", code="1013") == 1
+        finally:
+            stuck.close()
+
+
+async def test_a_slow_client_is_switched_to_replay_and_misses_nothing(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, max_unsent=20_000, slow_timeout=20.0) as rig:
+        stuck = stuffed_client(rig)
+        stuck.setblocking(False)
+        try:
+            await until(lambda: rig.gateway.hub.live_members == 1)
+            count = 0
+            while rig.gateway.hub.live_members == 1:
+                await rig.alerts(*range(count, count + 500))
+                count += 500
+                assert count < 30_000
+            await rig.alerts(*range(count, count + 100))
+            count += 100
+            loop, seen = asyncio.get_running_loop(), bytearray()
+            async with asyncio.timeout(20):
+                while b'"offset":%d}' % count not in seen[-4000:]:
+                    seen += await loop.sock_recv(stuck, 65536)
+            found = [int(part.split(b"}")[0]) for part in bytes(seen).split(b'"offset":')[2:]]
+            assert found == list(range(1, count + 1))
+        finally:
+            stuck.close()
+
+
+async def test_clients_hear_of_the_upstream_and_of_the_head(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, position_interval=0.05) as rig, rig.connect() as client:
+        await ask(client, type="subscribe", filters={"min_btc": 1000})
+        await receive_type(client, "subscribed")
+        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        assert (await receive(client))["upstream"] == "connected"
+        await rig.alerts(1)
+        assert (await receive(client)) == {"type": "position", "position": {"epoch": rig.log.epoch, "offset": 1}}
+
+
+async def test_a_peer_that_is_gone_without_a_word_is_noticed(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, ping_interval=0.1, ping_timeout=0.1) as rig:
+        stuck = stuffed_client(rig)
+        try:
+            await until(lambda: rig.gateway.hub.live_members == 1)
+            await until(lambda: rig.gateway.connections == 0)
+            assert rig.value("whaled_connections_closed_total", code="1006") == 1
+        finally:
+            stuck.close()
+
+
+async def test_a_connection_without_a_handshake_is_cut_off(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, handshake_timeout=0.05) as rig:
+        host, port = rig.url.removeprefix("ws://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        assert rig.value("whaled_connections_refused_total", reason="handshake_timeout") == 1
+
+
+async def test_a_drain_tells_clients_when_to_come_back_and_ends_in_time(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, close_timeout=0.3) as rig:
+        stuck = stuffed_client(rig)
+        try:
+            async with rig.connect() as client:
+                await receive(client)
+                await until(lambda: rig.gateway.hub.live_members == 2)
+                async with asyncio.timeout(5):
+                    drain = asyncio.create_task(rig.gateway.drain(4.0))
+                    closing = await receive_type(client, "closing")
+                    assert closing["code"] == 1012
+                    assert closing["retry_after"] > 0
+                    assert await closed_with(client) == (1012, "Service restart")
+                    await drain
+                assert rig.gateway.connections == 0
+                with pytest.raises(InvalidStatus) as caught:
+                    async with rig.connect():
+                        pass
+                assert caught.value.response.status_code == 503
+        finally:
+            stuck.close()
+
+
+async def test_the_stats_are_counted(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig:
+        async with rig.connect() as bad:
+            await ask(bad, type="auth", token="bad")
+            await closed_with(bad)
+        async with rig.connect() as client:
+            await ask(client, type="auth", token="good")
+            await receive_type(client, "welcome")
+            await rig.alerts(1)
+            await ask(client, type="stats")
+            stats = (await receive_type(client, "stats"))["data"]
+        assert stats == json.loads(
+            '{"total_connections":1,"authenticated_connections":1,"alerts_broadcast":1,"auth_failures":1}'
+        )

@@ -1,0 +1,75 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal, TokenBucket
+
+
+def test_a_burst_passes_at_once_and_then_the_rate_holds() -> None:
+    bucket = TokenBucket(rate=2.0, burst=3.0, now=0.0)
+    assert [bucket.take(0.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert bucket.take(0.0) == 0.5
+    assert bucket.take(2.0) == 0.0
+
+
+def test_debt_ends_at_one_burst_and_is_recognised() -> None:
+    bucket = TokenBucket(rate=1.0, burst=2.0, now=0.0)
+    for _ in range(100):
+        bucket.take(0.0)
+    assert bucket.is_exhausted
+    assert bucket.take(0.0) == 2.0  # however long it hammered, the debt is bounded
+
+
+def test_a_clock_that_steps_back_takes_nothing_away() -> None:
+    bucket = TokenBucket(rate=1.0, burst=5.0, now=1000.0)
+    assert bucket.take(10.0) == 0.0
+    assert bucket.take(10.0) == 0.0
+
+
+@given(st.lists(st.floats(0.0, 10.0), max_size=60))
+def test_no_more_passes_than_burst_plus_rate_times_time(gaps: list[float]) -> None:
+    bucket = TokenBucket(rate=2.0, burst=5.0, now=0.0)
+    now = passed = 0.0
+    for gap in gaps:
+        now += gap
+        passed += bucket.take(now) == 0.0
+    assert passed <= 5.0 + 2.0 * now + 1e-6
+
+
+def test_caps_count_in_all_per_address_and_unauthenticated() -> None:
+    caps = ConnectionCaps(total=3, per_address=2, unauthenticated=2)
+    assert caps.admit("a") is None
+    assert caps.admit("a") is None
+    assert caps.admit("b") is Refusal.UNAUTHENTICATED_CAP
+    caps.ready()
+    assert caps.admit("a") is Refusal.ADDRESS_CAP
+    assert caps.admit("b") is None
+    caps.ready()
+    assert caps.admit("c") is Refusal.GLOBAL_CAP
+    caps.release("a", was_ready=True)
+    assert caps.admit("c") is None
+    assert (caps.total, caps.unauthenticated) == (3, 2)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=50))
+def test_what_is_admitted_and_released_leaves_nothing_counted(clients: list[tuple[str, bool]]) -> None:
+    caps = ConnectionCaps(total=20, per_address=9, unauthenticated=10)
+    admitted = []
+    for address, becomes_ready in clients:
+        if caps.admit(address) is None:
+            if becomes_ready:
+                caps.ready()
+            admitted.append((address, becomes_ready))
+    for address, was_ready in admitted:
+        caps.release(address, was_ready=was_ready)
+    assert (caps.total, caps.unauthenticated, caps._by_address) == (0, 0, {})
+
+
+def test_an_address_that_fails_too_often_waits() -> None:
+    failures = FailureLimit(rate=0.5, burst=2)
+    failures.failed("a", 0.0)
+    failures.failed("a", 0.0)
+    assert failures.wait_s("a", 0.0) == 0.0
+    failures.failed("a", 0.0)
+    assert failures.wait_s("a", 0.0) == 2.0
+    assert failures.wait_s("b", 0.0) == 0.0
+    assert failures.wait_s("a", 2.0) == 0.0

@@ -1,0 +1,277 @@
+"""The session's rules, without a socket: what is said in which state, and what comes of it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from test_wire import payload
+from whaled.errors import Close, TokenError, TokenRefusal
+from whaled.gateway import session as rules
+from whaled.gateway import wire
+from whaled.gateway.limits import FailureLimit
+from whaled.gateway.session import Action, Admit, Attach, Detach, Refused, Rejected, Send, Session, SessionLimits, Stop
+from whaled.model import Grant, Permission, Position
+
+LIMITS = SessionLimits(messages_per_second=10.0, message_burst=20.0, max_addresses=10, expiry_grace_s=25.0)
+READ = frozenset({Permission.READ})
+
+
+class Tokens:
+    """Knows three tokens; the real authenticator has tests of its own."""
+
+    def __init__(self, expires_at: float = 1000.0) -> None:
+        self.known = {
+            "good": Grant(client_id="c1", permissions=READ, issued_at=0.0, expires_at=expires_at),
+            "other": Grant(client_id="c2", permissions=READ, issued_at=0.0, expires_at=9000.0),
+            "longer": Grant(client_id="c1", permissions=READ, issued_at=0.0, expires_at=9000.0),
+            "mute": Grant(client_id="c3", permissions=frozenset()),
+        }
+
+    def verify(self, credential: str, now: float) -> Grant:
+        if credential not in self.known:
+            raise TokenError(TokenRefusal.BAD_SIGNATURE)
+        return self.known[credential]
+
+    def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
+        if grant.client_id != "c1":
+            raise TokenError(TokenRefusal.REVOKED)
+        return "longer", self.known["longer"]
+
+
+class House:
+    def position(self) -> Position:
+        return Position("e", 7)
+
+    def counters(self) -> wire.Counters:
+        return wire.Counters(3, 2, 1, 0)
+
+
+def new(authenticator: rules.Authenticator | None, failures: FailureLimit | None = None) -> Session:
+    return Session(
+        limits=LIMITS,
+        authenticator=authenticator,
+        house=House(),
+        failures=failures or FailureLimit(0.1, 3),
+        address="127.0.0.1",
+        now=0.0,
+    )
+
+
+def say(session: Session, now: float = 1.0, /, **message: Any) -> list[Action]:
+    return session.received(json.dumps(message).encode(), now)
+
+
+def sent(actions: Sequence[Action]) -> list[Any]:
+    return [payload(action.frame) for action in actions if isinstance(action, Send)]
+
+
+def admitted() -> Session:
+    session = new(Tokens())
+    say(session, type="auth", token="good")
+    return session
+
+
+def test_a_token_in_the_first_message_lets_in() -> None:
+    session = new(Tokens())
+    assert session.opened(None, 0.0) == []
+    actions = say(session, type="auth", token="good")
+    success, welcome = sent(actions)
+    assert success == {
+        "type": "auth_success", "client_id": "c1", "permissions": ["read"],
+        "expires_at": "1970-01-01T00:16:40+00:00",
+    }  # fmt: skip
+    assert welcome["authenticated"] is True
+    assert welcome["message"] == "Connected to whale alert broadcaster"
+    assert welcome["position"] == {"epoch": "e", "offset": 7}
+    assert Admit(Tokens().known["good"], True) in actions
+
+
+def test_a_token_in_the_handshake_lets_in_without_a_message() -> None:
+    assert [frame["type"] for frame in sent(new(Tokens()).opened("good", 0.0))] == ["auth_success", "welcome"]
+
+
+def test_without_authentication_everybody_is_welcome_and_may_read() -> None:
+    actions = new(None).opened(None, 0.0)
+    (welcome,) = sent(actions)
+    assert (welcome["authenticated"], welcome["client_id"], welcome["permissions"]) == (False, None, [])
+    assert Admit(None, True) in actions
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ({"type": "ping"}, "First message must be authentication"),
+        ({"type": "nonsense"}, "First message must be authentication"),
+        ({"type": "auth"}, "Token required"),
+        ({"type": "auth", "token": ""}, "Token required"),
+        ({"type": "auth", "token": "bad"}, "Invalid or expired token"),
+    ],
+)
+def test_a_failed_authentication_says_the_fixed_text_and_closes_1008(first: dict[str, str], message: str) -> None:
+    session = new(Tokens())
+    actions = say(session, **first)
+    (error,) = sent(actions)
+    assert (error["type"], error["message"]) == ("error", message)
+    assert actions[-1] == Stop(Close.AUTH_REQUIRED)
+    assert say(session, type="auth", token="good") == []  # it is over
+
+
+def test_garbage_as_first_message_is_a_failed_authentication() -> None:
+    actions = new(Tokens()).received(b"{{{", 0.0)
+    assert sent(actions)[0]["message"] == "First message must be authentication"
+    assert actions[-1] == Stop(Close.AUTH_REQUIRED)
+
+
+def test_who_says_nothing_is_told_so_and_closed() -> None:
+    actions = new(Tokens()).auth_deadline()
+    assert sent(actions)[0]["message"] == "Authentication timeout"
+    assert actions[-1] == Stop(Close.AUTH_REQUIRED)
+    assert admitted().auth_deadline() == []
+
+
+def test_an_address_that_keeps_failing_is_not_even_judged() -> None:
+    failures = FailureLimit(0.1, 3)
+    for _ in range(4):
+        say(new(Tokens(), failures), type="auth", token="bad")
+    actions = say(new(Tokens(), failures), type="auth", token="good")
+    assert sent(actions)[0]["message"] == "Rate limit exceeded"
+    assert actions[-1] == Stop(Close.AUTH_REQUIRED)
+
+
+def test_ping_and_stats_are_answered() -> None:
+    session = admitted()
+    (pong,) = sent(say(session, type="ping", id="x"))
+    assert (pong["type"], pong["id"]) == ("pong", "x")
+    (stats,) = sent(say(session, type="stats"))
+    assert stats == {
+        "type": "stats",
+        "data": {"total_connections": 3, "authenticated_connections": 2, "alerts_broadcast": 1, "auth_failures": 0},
+    }
+
+
+def test_subscribe_attaches_and_unsubscribe_detaches() -> None:
+    session = admitted()
+    (attach,) = say(session, type="subscribe", filters={"min_btc": 500}, since={"epoch": "e", "offset": 3})
+    assert isinstance(attach, Attach)
+    assert attach.since == Position("e", 3)
+    actions = say(session, type="unsubscribe")
+    assert actions[0] == Detach()
+    assert sent(actions) == [{"type": "unsubscribed"}]
+
+
+def test_a_bad_filter_names_its_path_and_attaches_nothing() -> None:
+    actions = say(admitted(), type="subscribe", filters={"min_btcc": 5})
+    (error,) = sent(actions)
+    assert (error["code"], error["path"]) == ("invalid_filter", "filters.min_btcc")
+    assert not any(isinstance(action, Attach) for action in actions)
+
+
+def test_a_token_without_read_is_welcome_but_gets_no_alerts() -> None:
+    session = new(Tokens())
+    actions = say(session, type="auth", token="mute")
+    assert actions[-1] == Admit(Tokens().known["mute"], False)
+    assert sent(say(session, type="subscribe"))[0]["code"] == "forbidden"
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[]", b'{"type":"nonsense"}', b'{"type":"subscribe","since":1}'])
+def test_malformed_input_is_answered_and_the_connection_stays(raw: bytes) -> None:
+    session = admitted()
+    actions = session.received(raw, 1.0)
+    assert any(isinstance(action, Rejected) for action in actions)
+    assert sent(actions)[0]["type"] == "error"
+    assert sent(say(session, type="ping"))[0]["type"] == "pong"
+
+
+def test_a_client_over_its_rate_is_told_when_to_go_on_and_then_closed() -> None:
+    session = admitted()
+    answers = [frame for _ in range(60) for frame in sent(say(session, 1.0, type="ping"))]
+    kinds = [answer["type"] for answer in answers]
+    assert kinds[:18] == ["pong"] * 18
+    limited = next(answer for answer in answers if answer["type"] == "error")
+    assert limited["code"] == "rate_limited"
+    assert limited["retry_after"] > 0
+    assert session.state is rules.State.CLOSED
+
+
+def test_a_client_that_waits_as_told_goes_on() -> None:
+    session = admitted()
+    for _ in range(25):
+        say(session, 1.0, type="ping")
+    assert sent(say(session, 30.0, type="ping"))[0]["type"] == "pong"
+
+
+def test_garbage_costs_more_than_messages() -> None:
+    session = admitted()
+    stops = [action for _ in range(20) for action in session.received(b"{", 1.0) if isinstance(action, Stop)]
+    assert stops == [Stop(Close.RATE_LIMITED)]
+
+
+def test_expiry_is_announced_and_then_enforced_after_the_grace() -> None:
+    session = admitted()
+    assert session.next_deadline() == 900.0  # a tenth of its life before
+    assert sent(session.tick(900.0))[0]["type"] == "token_expiring"
+    assert session.tick(1024.0) == []
+    assert session.tick(1025.0) == [Stop(Close.TOKEN_EXPIRED)]
+
+
+def test_a_refreshed_token_moves_the_end() -> None:
+    session = admitted()
+    session.tick(900.0)
+    (token,) = sent(say(session, 950.0, type="refresh"))
+    assert (token["type"], token["token"]) == ("token", "longer")
+    assert session.tick(1025.0) == []
+    assert session.next_deadline() == 8700.0
+
+
+def test_a_new_token_in_place_keeps_the_connection() -> None:
+    session = admitted()
+    assert sent(say(session, type="auth", token="longer"))[0]["type"] == "auth_success"
+    assert session.grant == Tokens().known["longer"]
+
+
+@pytest.mark.parametrize("token", ["bad", "other"])
+def test_a_wrong_token_in_place_changes_nothing(token: str) -> None:
+    session = admitted()
+    actions = say(session, type="auth", token=token)
+    assert isinstance(actions[0], Refused)
+    assert sent(actions)[0]["message"] == "Invalid or expired token"
+    assert session.grant == Tokens().known["good"]
+
+
+def test_a_late_auth_without_authentication_is_answered_not_punished() -> None:
+    session = new(None)
+    session.opened(None, 0.0)
+    (answer,) = sent(say(session, type="auth", token="anything"))
+    assert (answer["type"], answer["client_id"]) == ("auth_success", None)
+
+
+def test_a_refresh_that_is_refused_says_so() -> None:
+    session = new(Tokens())
+    say(session, type="auth", token="other")
+    assert sent(say(session, type="refresh"))[0]["code"] == "forbidden"
+
+
+@pytest.mark.parametrize(
+    ("since", "cursor", "recovered"),
+    [
+        (None, 20, None),
+        (Position("e", 15), 15, True),
+        (Position("e", 9), 9, True),  # everything after 9 is held
+        (Position("e", 8), 20, False),  # 9 is gone
+        (Position("e", 20), 20, True),
+        (Position("e", 21), 20, False),  # the future of another log
+        (Position("f", 15), 20, False),
+        (wire.Last(5), 15, True),
+        (wire.Last(500), 9, True),
+        (wire.Last(0), 20, True),
+    ],
+)
+def test_a_position_is_honoured_whole_or_not_at_all(since: Any, cursor: int, recovered: bool | None) -> None:
+    assert rules.resume(since, epoch="e", head=20, oldest=10) == rules.Resume(cursor, recovered)
+
+
+def test_an_empty_log_resumes_at_its_beginning() -> None:
+    assert rules.resume(Position("e", 0), epoch="e", head=0, oldest=1) == rules.Resume(0, True)
+    assert rules.resume(wire.Last(5), epoch="e", head=0, oldest=1) == rules.Resume(0, True)

@@ -1,0 +1,438 @@
+"""One client's socket: the WebSocket protocol of `websockets` (its part without I/O) under an asyncio.Protocol.
+
+No task, queue or future per client: a connection costs a few KiB, and a delivery costs the kernel's send
+(docs/performance.md has the comparison with one task per connection).
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from urllib.parse import parse_qs, urlsplit
+
+import structlog
+from websockets.datastructures import Headers
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+from websockets.typing import Origin, Subprotocol
+
+from whaled.config.sections import Gateway as GatewaySettings
+from whaled.errors import Close
+from whaled.gateway import wire
+from whaled.gateway.limits import Refusal
+from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Query parameters that carry a credential in other products. URLs end up in logs and histories.
+CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization"}
+
+REFUSAL_STATUS = {
+    Refusal.GLOBAL_CAP: (503, "too many connections"),
+    Refusal.UNAUTHENTICATED_CAP: (503, "too many connections that have not authenticated"),
+    Refusal.ADDRESS_CAP: (429, "too many connections from this address"),
+    Refusal.DRAINING: (503, "restarting"),
+    Refusal.TOKEN_IN_URL: (
+        400,
+        "a token in the URL ends up in logs: send it as first message, as Authorization header or as subprotocol",
+    ),
+}
+
+
+class ConnectionOwner(Protocol):
+    """The gateway, as a connection sees it."""
+
+    settings: GatewaySettings
+    allowed_origins: list[Origin | None] | None
+    retry_after_s: int
+
+    def connected(self, connection: "Connection") -> Refusal | None:
+        """Count a new connection, or say why it is refused."""
+        ...
+
+    def refused(self, reason: Refusal) -> None:
+        """A handshake did not lead to a session."""
+        ...
+
+    def new_session(self, connection: "Connection") -> Session:
+        """The rules for a connection whose handshake is done."""
+        ...
+
+    def perform(self, connection: "Connection", action: Admit | Attach | Detach | Refused | Limited | Rejected) -> None:
+        """An action that concerns more than the socket."""
+        ...
+
+    def received(self, connection: "Connection", size_bytes: int) -> None:
+        """A message came in."""
+        ...
+
+    def failed(self) -> None:
+        """A bug met while serving a client."""
+        ...
+
+    def fell_behind(self, connection: "Connection", cursor: int) -> None:
+        """The connection is to go on from the log once it has drained."""
+        ...
+
+    def disconnected(self, connection: "Connection") -> None:
+        """The socket is gone."""
+        ...
+
+    def now(self) -> float:
+        """Unix seconds."""
+        ...
+
+
+class _Server(ServerProtocol):
+    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise."""
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
+
+
+class Connection(asyncio.Protocol):
+    """A client's connection from accept to close."""
+
+    __slots__ = (
+        "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_text", "_paused", "_refusal", "_timer",
+        "_transport", "_ws", "address", "close_code", "closing", "connected_at", "delivery", "fd", "is_counted",
+        "is_ready", "pinged_at", "session", "slot",
+    )  # fmt: skip
+
+    def __init__(self, gateway: ConnectionOwner) -> None:
+        self._gateway = gateway
+        self._ws = _Server(origins=gateway.allowed_origins, max_size=gateway.settings.max_frame)
+        self._transport: asyncio.Transport = _NO_TRANSPORT
+        self._direct_fd = -1
+        self._paused = False
+        self._drained: asyncio.Future[None] | None = None
+        self._fragments: bytearray | None = None
+        self._is_text = True
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: float | None = None
+        self._refusal: Refusal | None = None
+        self.fd = -1
+        self.address = ""
+        self.session: Session | None = None
+        self.is_counted = False
+        self.is_ready = False
+        self.closing: Close | None = None
+        self.close_code = 1006
+        self.connected_at = 0.0
+        self.pinged_at = 0.0
+        self.slot = 0
+        self.delivery: asyncio.Task[None] | None = None
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection and wait for its handshake, not forever."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else "unix"
+        # "High water" at 0 bytes: pause_writing tells as soon as anything is unsent, resume_writing when nothing is.
+        transport.set_write_buffer_limits(high=0)
+        self._refusal = self._gateway.connected(self)
+        if transport.get_extra_info("ssl_object") is None:
+            self._direct_fd = transport.get_extra_info("socket").fileno()
+        self._call_later(self._gateway.settings.handshake_timeout, self._handshake_timed_out)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self.pinged_at = 0.0
+        ws = self._ws
+        ws.receive_data(data)
+        for event in ws.events_received():
+            if isinstance(event, Request):
+                self._handshake(event)
+            elif isinstance(event, Frame):
+                try:
+                    self._frame(event)
+                except Exception:
+                    log.exception("client message failed", address=self.address)
+                    self._gateway.failed()
+                    self.close(Close.BUG)
+        self._flush()
+
+    def eof_received(self) -> bool:
+        """The client has nothing more to say; whaled closes too."""
+        self._ws.receive_eof()
+        self._flush()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a broken link has many names; the close code tells
+        """The socket is gone; its descriptor may be reused from now on."""
+        self.fd = self._direct_fd = -1
+        self._cancel_timer()
+        self._ws.receive_eof()
+        received = self._ws.close_rcvd
+        if received is not None:
+            self.close_code = received.code
+        elif self.closing is not None:
+            self.close_code = self.closing.code
+        if self.session is None and self._refusal is None:
+            self._gateway.refused(Refusal.BAD_HANDSHAKE)
+        self._wake()
+        self._gateway.disconnected(self)
+        # Break the cycle transport <-> protocol now: 10,000 clients leaving must not wait for the collector.
+        self._transport = _NO_TRANSPORT
+
+    def pause_writing(self) -> None:
+        """Bytes are unsent: the client does not get to ask for more until they are gone."""
+        self._paused = True
+        self.fd = -1
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Everything is sent."""
+        self._paused = False
+        self.pinged_at = 0.0
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+        if self.session is not None and self.closing is None:
+            self.fd = self._direct_fd
+        self._wake()
+
+    # --- handshake ---
+
+    def _handshake(self, request: Request) -> None:
+        response = self._judge(request)
+        refused = response is not None
+        if response is None:
+            response = self._ws.accept(request)
+        self._ws.send_response(response)
+        if self._ws.state is not OPEN:
+            if not refused:
+                is_origin = response.status_code == 403
+                self._gateway.refused(Refusal.ORIGIN if is_origin else Refusal.BAD_HANDSHAKE)
+                self._refusal = Refusal.ORIGIN if is_origin else Refusal.BAD_HANDSHAKE
+            return
+        self._cancel_timer()
+        self._flush()
+        self.session = self._gateway.new_session(self)
+        self.connected_at = self._gateway.now()
+        self.fd = -1 if self._paused else self._direct_fd
+        self.perform(self.session.opened(_credential(request.headers), self.connected_at))
+        if self.session.state is State.AUTHENTICATING:
+            self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
+
+    def _judge(self, request: Request) -> Response | None:
+        if self._refusal is None and _has_credential(request.path):
+            self._refusal = Refusal.TOKEN_IN_URL
+        if self._refusal is None:
+            return None
+        self._gateway.refused(self._refusal)
+        status, text = REFUSAL_STATUS[self._refusal]
+        response = self._ws.reject(status, text + "\n")
+        if status != 400:
+            response.headers["Retry-After"] = str(self._gateway.retry_after_s)
+        return response
+
+    def _handshake_timed_out(self) -> None:
+        if self._refusal is None:
+            self._refusal = Refusal.HANDSHAKE_TIMEOUT
+            self._gateway.refused(Refusal.HANDSHAKE_TIMEOUT)
+        self._transport.abort()
+
+    # --- messages ---
+
+    def _frame(self, frame: Frame) -> None:
+        session = self.session
+        if session is None or self.closing is not None:
+            return
+        if frame.opcode is Opcode.PING:
+            self.perform(session.received_control(self._gateway.now()))
+            return
+        if frame.opcode in (Opcode.CLOSE, Opcode.PONG):
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._is_text = frame.opcode is Opcode.TEXT
+            if not frame.fin:
+                self._fragments = bytearray(frame.data)
+                return
+            message = frame.data
+        else:
+            assert self._fragments is not None  # ServerProtocol refuses a continuation of nothing
+            self._fragments += frame.data
+            if not frame.fin:
+                return
+            message, self._fragments = self._fragments, None
+        self._gateway.received(self, len(message))
+        now = self._gateway.now()
+        self.perform(session.received(bytes(message), now) if self._is_text else session.received_binary(now))
+
+    def _auth_timed_out(self) -> None:
+        if self.session is not None:
+            self.perform(self.session.auth_deadline())
+
+    def _tick(self) -> None:
+        self._deadline = None
+        if self.session is not None:
+            self.perform(self.session.tick(self._gateway.now()))
+
+    def _schedule_tick(self) -> None:
+        deadline = self.session.next_deadline() if self.session is not None else None
+        if deadline == self._deadline or self.closing is not None:
+            return
+        self._deadline = deadline
+        self._cancel_timer()
+        if deadline is not None:
+            # An hour at most: the wall clock may be set meanwhile.
+            self._call_later(min(3600.0, max(0.0, deadline - self._gateway.now())), self._tick)
+
+    def perform(self, actions: list[Action]) -> None:
+        """Do what the session decided."""
+        for action in actions:
+            match action:
+                case Send(frame=frame):
+                    self.write(frame)
+                case Stop(close=close):
+                    self.close(close)
+                case Admit():
+                    self.is_ready = True
+                    self._cancel_timer()
+                    self._gateway.perform(self, action)
+                case _:
+                    self._gateway.perform(self, action)
+        if self.is_ready:
+            self._schedule_tick()
+
+    # --- writing ---
+
+    @property
+    def unsent(self) -> int:
+        """Bytes the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def write(self, frame: bytes) -> None:
+        """Send a complete frame, unless the connection is closing."""
+        if self.closing is None:
+            self._transport.write(frame)
+
+    def write_rest(self, rest: bytes) -> None:
+        """Queue the rest of a frame whose beginning is in the socket already."""
+        self._transport.write(rest)
+
+    def write_behind(self, data: bytes) -> bool:
+        """Queue data behind what is unsent, if the client may have that much unsent."""
+        if self.closing is not None:
+            return True  # it is going; it costs nothing more
+        if self.unsent + len(data) > self._gateway.settings.max_unsent and self.unsent:
+            return False
+        self._transport.write(data)
+        return True
+
+    def fell_behind(self, cursor: int) -> None:
+        """The hub took this connection out: go on from the log."""
+        self._gateway.fell_behind(self, cursor)
+
+    async def drained(self) -> None:
+        """Wait until nothing is unsent, or the socket is gone. The caller bounds the wait."""
+        while self._paused and self._transport is not _NO_TRANSPORT:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def _wake(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    def keepalive(self, now: float) -> bool:
+        """Ping a client, or give up one that did not answer. False if it was given up. `now` is monotonic."""
+        if self.session is None or self.closing is not None:
+            return True  # the handshake's and the close's own timers watch it
+        if not self.pinged_at:
+            self.pinged_at = now
+            if not self._paused:
+                self._transport.write(wire.PING_FRAME)
+            return True
+        if now - self.pinged_at < self._gateway.settings.ping_timeout:
+            return True
+        self._transport.abort()
+        return False
+
+    # --- closing ---
+
+    def close(self, close: Close) -> None:
+        """Start the closing handshake; a peer that does not answer in time is cut off."""
+        if self.closing is not None or self._transport is _NO_TRANSPORT:
+            return
+        self.closing = close
+        self.fd = -1
+        if self._ws.state is OPEN:
+            self._ws.send_close(close.code, close.reason)
+        self._flush()
+        self._cancel_timer()
+        self._call_later(self._gateway.settings.close_timeout, self.abort)
+
+    def abort(self) -> None:
+        """Cut the connection now."""
+        self._transport.abort()
+
+    def _flush(self) -> None:
+        """Send what the WebSocket protocol has to say, and follow it when it ends the connection."""
+        transport = self._transport
+        for data in self._ws.data_to_send():
+            if data:
+                transport.write(data)
+            elif transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()
+        if self.closing is None and self._ws.close_sent is not None:
+            # The protocol itself closes: an answer to the client's close, or a frame that breaks the rules.
+            self.closing = Close.FRAME_TOO_BIG if self._ws.close_sent.code == 1009 else Close.NORMAL
+            self.fd = -1
+            self._cancel_timer()
+            self._call_later(self._gateway.settings.close_timeout, self.abort)
+
+    # --- one timer at a time: handshake, then authentication, then expiry, then close ---
+
+    def _call_later(self, delay_s: float, callback: Callable[[], object]) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, callback)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _credential(headers: Headers) -> str | None:
+    """The credential of the Authorization header, or of the subprotocol pair that browsers can send."""
+    scheme, _, credential = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credential:
+        return credential.strip()
+    for offered in headers.get_all("Sec-WebSocket-Protocol"):
+        for name in offered.split(","):
+            if name.strip().startswith(wire.BEARER_SUBPROTOCOL_PREFIX):
+                return name.strip().removeprefix(wire.BEARER_SUBPROTOCOL_PREFIX)
+    return None
+
+
+def _has_credential(path: str) -> bool:
+    query = urlsplit(path).query
+    return bool(query) and not CREDENTIAL_PARAMETERS.isdisjoint(key.lower() for key in parse_qs(query))
+
+
+class _NoTransport(asyncio.Transport):
+    """Before the connection is made and after it is lost: whatever is written goes nowhere."""
+
+    def write(self, data: object) -> None: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def is_closing(self) -> bool:
+        return True
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+_NO_TRANSPORT = _NoTransport()

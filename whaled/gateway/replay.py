@@ -1,0 +1,83 @@
+"""Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from whaled.gateway import wire
+from whaled.gateway.hub import Hub, Member
+from whaled.model import Event
+from whaled.whales.filters import Filter
+
+# Pages read at the same time, over all clients: the log has one reader, more would only wait in its queue.
+CONCURRENT_PAGES = 8
+
+
+class LogReader(Protocol):
+    """What replay needs of the event log."""
+
+    async def between(self, after: int, through: int, limit: int) -> list[Event]:
+        """Events with after < offset <= through, oldest first, at most `limit`."""
+        ...
+
+
+class Receiver(Member, Protocol):
+    """A connection that is being replayed to."""
+
+    def write(self, frame: bytes) -> None:
+        """Send complete frames."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until nothing is unsent."""
+        ...
+
+
+class TooSlowError(Exception):
+    """The client did not take a page in time."""
+
+
+class LostError(Exception):
+    """Events the client has not seen were removed by retention while it was catching up."""
+
+
+class Replay:
+    """Pages the log to one client at a time per call; calls run side by side."""
+
+    def __init__(self, *, log: LogReader, hub: Hub, page: int, slow_timeout_s: float) -> None:
+        self._log = log
+        self._hub = hub
+        self._page = page
+        self._slow_timeout_s = slow_timeout_s
+        self._slots = asyncio.Semaphore(CONCURRENT_PAGES)
+
+    async def run(self, receiver: Receiver, chosen: Filter, cursor: int) -> int:
+        """Send what passes `chosen` after `cursor`, then join the hub. Returns how many frames were sent.
+
+        No gap and no double: the last look at the head and joining the hub happen without an await between them.
+        """
+        sent = 0
+        await self._drain(receiver)
+        while cursor < self._hub.head:
+            async with self._slots:
+                events = await self._log.between(cursor, self._hub.head, self._page)
+            if not events or events[0].offset != cursor + 1:
+                raise LostError
+            cursor = events[-1].offset
+            sent += self._send(receiver, chosen, events)
+            await self._drain(receiver)
+        self._hub.join(receiver, chosen)
+        return sent
+
+    def _send(self, receiver: Receiver, chosen: Filter, events: Sequence[Event]) -> int:
+        frames = [wire.event_frame(event, self._hub.epoch) for event in events if chosen.matches(event)]
+        if frames:
+            receiver.write(b"".join(frames))
+        return len(frames)
+
+    async def _drain(self, receiver: Receiver) -> None:
+        try:
+            async with asyncio.timeout(self._slow_timeout_s):
+                await receiver.drained()
+        except TimeoutError:
+            raise TooSlowError from None
