@@ -25,11 +25,14 @@ class Send(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Control:
-    """Routes that act on one world. `apply` makes a fault happen."""
+    """Routes that act on one world. `apply` makes a fault happen, `catch_up` brings the world to this moment."""
 
-    def __init__(self, world: World, apply: Callable[[AnyFault], Awaitable[None]]) -> None:
+    def __init__(
+        self, world: World, apply: Callable[[AnyFault], Awaitable[None]], catch_up: Callable[[], None]
+    ) -> None:
         self._world = world
         self._apply = apply
+        self._catch_up = catch_up
 
     def add_to(self, app: web.Application) -> None:
         """Put the routes on an application."""
@@ -65,6 +68,7 @@ class Control:
     async def _fault(self, request: web.Request) -> web.Response:
         try:
             fault = msgspec.json.decode(await request.read(), type=AnyFault)
+            self._catch_up()
             await self._apply(fault)
         except (msgspec.DecodeError, ImpossibleError) as error:
             return _json({"error": str(error)}, 400)
@@ -73,6 +77,7 @@ class Control:
     async def _send(self, request: web.Request) -> web.Response:
         try:
             wish = msgspec.json.decode(await request.read(), type=Send)
+            self._catch_up()
             tx = self._world.pay(round(wish.btc * SAT_PER_BTC), rate=wish.rate)
         except (msgspec.DecodeError, ImpossibleError) as error:
             return _json({"error": str(error)}, 400)

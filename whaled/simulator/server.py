@@ -62,7 +62,7 @@ class Simulator:
         self._running.set()
         self._front = Front(settings.host, settings.port, self._running, lambda: self._messages)
         Rest(lambda: self._answers, self._rest_faults, self._running).add_to(self._front.app)
-        Control(self.world, self.apply).add_to(self._front.app)
+        Control(self.world, self.apply, self._catch_up).add_to(self._front.app)
         self._waits_for_subscriber = settings.early_subscriber
         self._node_is_lost = False
         self._late_block = False
@@ -141,7 +141,7 @@ class Simulator:
             if self._waits_for_subscriber:
                 await self._front.subscribed.wait()
                 self._waits_for_subscriber = False
-            self._now = self._clock() + self._ahead
+            self._read_clock()
             corrected = self._step(self._now)
             pause = self.settings.poll_interval * (SLOW_POLLS if corrected else 1)
             await asyncio.sleep(min(pause, RETRY_S) if self._node_is_lost else pause)
@@ -168,6 +168,14 @@ class Simulator:
             self._front.broadcast(update)
         self._messages.changed()
         return corrected
+
+    def _read_clock(self) -> None:
+        if not self.settings.manual:
+            self._now = self._clock() + self._ahead
+
+    def _catch_up(self) -> None:
+        self._read_clock()
+        self._life.advance(self._now)
 
     def _meanwhile(self) -> None:
         if self._late_block:
@@ -224,13 +232,14 @@ class Simulator:
             await asyncio.sleep(down)
             # Without a database the price is unknown until the next update.
             usd = self.world.usd if self.settings.database else None
-            self.backend = Backend(self.world.chain, self.settings, self.world.now, usd=usd)
+            self.backend = Backend(self.world.chain, self.settings, self._now, usd=usd)
             if cache:
                 self.backend.load_cache(old)
             self._messages = Messages(self.backend, self.world)
             self._answers = Answers(self.world, self.backend, self._messages)
             self._waits_for_subscriber = resend and not cache
             if not self._waits_for_subscriber:
+                self._read_clock()
                 self._step(self._now)
             await self._front.come_up()
 
