@@ -106,6 +106,16 @@ class Delta(Struct, frozen=True, kw_only=True):
         return [_transaction(fields) for fields in _cut(self.frame, wanted)] if wanted else []
 
 
+    def predecessor(self, txid: str) -> str | None:
+        """The transaction that `txid` took the place of, None if it replaced none.
+
+        A pair can come again with a later replacer, so of several the one that left in this message is meant.
+        """
+        replaced = [pair.replaced for pair in self.replaced if pair.by == txid]
+        left = set(self.removed)
+        return next((old for old in replaced if old in left), replaced[0] if replaced else None)
+
+
 class Snapshot(Struct, frozen=True, kw_only=True):
     """The transactions of one projected block, with the sequence number of the delta they include."""
 

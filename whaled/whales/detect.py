@@ -8,7 +8,10 @@ from msgspec import Struct, field
 from whaled.config.sections import Basis, Detection
 from whaled.model import SAT_PER_BTC, Alert, Flow, Market, Shape, Source, Status, Transaction, Whale
 from whaled.whales import amounts, fees
+from whaled.whales.amounts import btc_to_sat
 from whaled.whales.labels import AddressBook, Involved
+
+__all__ = ["Detector", "Rules", "assess", "btc_to_sat", "needs_inputs"]
 
 
 class Rules(Struct, frozen=True):
@@ -20,7 +23,7 @@ class Rules(Struct, frozen=True):
     @classmethod
     def of(cls, detection: Detection) -> "Rules":
         """Taken from the configuration."""
-        return cls(amounts.btc_to_sat(detection.threshold_btc), detection.basis)
+        return cls(btc_to_sat(detection.threshold_btc), detection.basis)
 
     @property
     def minimum_sat(self) -> int:
@@ -37,7 +40,7 @@ class Detector:
 
     __slots__ = ("_seen", "book", "rules", "seen_limit")
 
-    def __init__(self, rules: Rules, book: AddressBook | None = None, *, seen_limit: int = 200_000) -> None:
+    def __init__(self, rules: Rules, book: AddressBook | None = None, seen_limit: int = 200_000) -> None:
         self.rules = rules
         self.book = book if book is not None else AddressBook()
         self.seen_limit = seen_limit
@@ -48,7 +51,7 @@ class Detector:
 
         What is in the mempool already is judged by the rules of when it came; a lower threshold finds new whales only.
         """
-        other = Detector(rules, book, seen_limit=self.seen_limit)
+        other = Detector(rules, book, self.seen_limit)
         other._seen = self._seen
         return other
 
