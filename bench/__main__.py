@@ -1,0 +1,75 @@
+"""`python -m bench`: measure, print tables, say which aims are met. Fails only if something is broken."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from bench import decode, fanout, machine
+from bench.programs import BrokenError
+from bench.report import Aim, Section, aims_table
+
+NAMES = ("decode", "fanout")
+# Nothing here takes that long; a hung child must not hang CI.
+LIMIT_S = 900.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what was asked for. 0: measured, whatever the numbers; 1: something is broken."""
+    options = parser().parse_args(arguments)
+    try:
+        asyncio.run(run(options))
+    except BrokenError as error:
+        print(f"broken: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    made.add_argument("only", nargs="*", choices=[*NAMES, []], help=f"what to measure, of {', '.join(NAMES)}")
+    made.add_argument("--quick", action="store_true", help="small and short, for CI: shows that it works, not how fast")
+    made.add_argument("--clients", type=int, default=5000, help="connections in the fan-out (%(default)s)")
+    return made
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Measure one after the other, printing as it goes."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    print(f"{machine.kind()}\nload average before: {machine.busy()}\n", flush=True)
+    aims: list[Aim] = []
+    with tempfile.TemporaryDirectory(prefix="whaled-bench-") as directory:
+        async with asyncio.timeout(LIMIT_S):
+            async for section in sections(options, Path(directory)):
+                print(section.text(), flush=True)
+                aims += section.aims
+    if options.quick:
+        print("--quick: too short for the numbers to mean much.\n")
+    print(f"{aims_table(aims)}\n\nload average after: {machine.busy()}")
+
+
+async def sections(options: argparse.Namespace, directory: Path) -> AsyncIterator[Section]:
+    """The measurements that were asked for."""
+    wanted = options.only or NAMES
+    if "decode" in wanted:
+        yield decode.measure(rounds=3 if options.quick else 25)
+    if "fanout" in wanted:
+        if options.quick:
+            plan = fanout.Plan(clients=min(200, options.clients), rounds=2, messages=10, rate=20, warm_up=2)
+        else:
+            plan = fanout.Plan(clients=machine.clients_possible(options.clients), rounds=7, messages=20)
+        yield await fanout.measure(plan, directory)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

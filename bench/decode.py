@@ -1,0 +1,146 @@
+"""Decode and detect: from the bytes of a backend's frame to the whales in it, beside json.loads on the same bytes."""
+
+import gc
+import gzip
+import json
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.programs import BrokenError
+from bench.report import Aim, Section
+from whaled.model import Market, Source, Whale
+from whaled.upstream.dialect import decode
+from whaled.whales.detect import Detector, Rules, btc_to_sat
+
+RECORDING = Path(__file__).parent.parent / "tests" / "data" / "regtest-1.jsonl.gz"
+TRANSACTIONS = 2000
+FEW_WHALES = 4
+THRESHOLD_SAT = btc_to_sat(100)
+DELTA = "mempool-transactions"
+
+
+def measure(rounds: int) -> Section:
+    """Both ways in turns, `rounds` times, on two frames; the medians. Raises BrokenError if a whale is missed."""
+    recorded = transactions()
+    rows: list[tuple[str, ...]] = []
+    ratios = []
+    for added in (recorded[:TRANSACTIONS], with_few_whales(recorded)):
+        raw = frame(added)
+        found = check(raw)
+        loads_s, detect_s = [], []
+        for _ in range(rounds):
+            loads_s.append(seconds(json.loads, raw))
+            detect_s.append(seconds(detect, raw))
+        ratios.append(statistics.median(a / b for a, b in zip(loads_s, detect_s, strict=True)))
+        what = f"{found} whales, {len(raw) / 2**20:.1f} MiB"
+        rows.append(row(f"json.loads alone ({what})", loads_s, peak_mib(json.loads, raw), 1.0))
+        rows.append(row(f"decode and detect ({what})", detect_s, peak_mib(detect, raw), ratios[-1]))
+    return Section(
+        title=f"Decode and detect: a frame of {TRANSACTIONS} recorded transactions",
+        header=("", "us/transaction", "transactions/s", "peak MiB", "x json.loads"),
+        rows=rows,
+        notes=(
+            f"Medians of {rounds} turns. First the transactions as recorded (one whale has 1100 inputs and is a sixth",
+            f"of the frame), then with {FEW_WHALES} whales among them. Every whale is read and assessed in full.",
+        ),
+        aims=(
+            Aim("decode and detect, times json.loads alone, as recorded", ratios[0], 5, more_is_better=True),
+            Aim(f"the same with {FEW_WHALES} whales", ratios[1], 5, more_is_better=True),
+        ),
+    )
+
+
+def transactions() -> list[dict[str, Any]]:
+    """Every transaction that entered the mempool in the recording, once."""
+    found: dict[str, dict[str, Any]] = {}
+    for message in messages():
+        for each in message.get(DELTA, {}).get("added", ()):
+            found.setdefault(each["txid"], each)
+    if len(found) < TRANSACTIONS:
+        raise BrokenError(f"{RECORDING} has only {len(found)} transactions")
+    return list(found.values())
+
+
+def with_few_whales(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As many transactions, of which few are whales, as on the main network; they stand where they stood."""
+    whales = [each for each in recorded if value_sat(each) >= THRESHOLD_SAT]
+    dropped = {each["txid"] for each in whales[FEW_WHALES:]}
+    return [each for each in recorded if each["txid"] not in dropped][:TRANSACTIONS]
+
+
+def value_sat(transaction: dict[str, Any]) -> int:
+    """The sum of the outputs."""
+    return sum(output["value"] for output in transaction["vout"])
+
+
+def frame(added: list[dict[str, Any]]) -> bytes:
+    """One message with these transactions and with everything else that a backend sends along."""
+    message: dict[str, Any] = {}
+    for recorded in messages():
+        if recorded.get(DELTA, {}).get("added"):
+            message |= recorded
+    message[DELTA] = {"sequence": 0, "added": added, "removed": [], "mined": [], "replaced": []}
+    return msgspec.json.encode(message)
+
+
+def messages() -> Iterator[dict[str, Any]]:
+    """What the backend of the recording said."""
+    with gzip.open(RECORDING, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            if record.get("dir") == "in":
+                yield json.loads(record["raw"])
+
+
+def detect(raw: bytes) -> list[Whale]:
+    """What the daemon does with a frame until it has something to store."""
+    delta = decode(raw).delta
+    assert delta is not None
+    detector = Detector(Rules(THRESHOLD_SAT))
+    candidates = [each for each in delta.at_least(detector.minimum_sat) if detector.is_new(each.txid)]
+    whales = [detector.assess(each, market=Market(), now=0.0, source=Source.LIVE) for each in candidates]
+    return [whale for whale in whales if whale is not None]
+
+
+def check(raw: bytes) -> int:
+    """The whales are those that json.loads and a sum find; returns how many. Raises BrokenError."""
+    found = {(whale.alert.transaction_id, whale.alert.value_sat) for whale in detect(raw)}
+    sums = {(each["txid"], value_sat(each)) for each in json.loads(raw)[DELTA]["added"]}
+    wanted = {(txid, value) for txid, value in sums if value >= THRESHOLD_SAT}
+    if found != wanted or not wanted:
+        raise BrokenError(f"{len(wanted)} whales in the frame, {len(found)} found, {len(found ^ wanted)} differ")
+    return len(found)
+
+
+def seconds(work: Callable[[bytes], object], raw: bytes) -> float:
+    """How long it takes, without the collector's pauses: they fall on whoever comes next."""
+    gc.collect()
+    gc.disable()
+    try:
+        began = time.perf_counter()
+        work(raw)
+        return time.perf_counter() - began
+    finally:
+        gc.enable()
+
+
+def peak_mib(work: Callable[[bytes], object], raw: bytes) -> float:
+    """The most memory it has allocated at once."""
+    tracemalloc.start()
+    try:
+        work(raw)
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def row(title: str, times_s: list[float], peak: float, ratio: float) -> tuple[str, ...]:
+    """One line of the table."""
+    typical_s = statistics.median(times_s) / TRANSACTIONS
+    return (title, f"{typical_s * 1e6:.2f}", f"{1 / typical_s:,.0f}", f"{peak:.2f}", f"{ratio:.1f}")

@@ -1,0 +1,140 @@
+"""The Python servers under test, each as a process: `python -m bench.servers gateway|broadcast`.
+
+Both say their port on stdout and then obey the commands on stdin that limit.c obeys.
+"""
+
+import asyncio
+import json
+import logging
+import resource
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+
+import structlog
+from websockets.asyncio.server import ServerConnection, broadcast, serve
+
+from bench import messages
+from whaled.config.sections import Auth
+from whaled.config.sections import Gateway as GatewaySettings
+from whaled.gateway.server import Gateway
+from whaled.model import Event, UpstreamState
+from whaled.ops.metrics import Metrics
+
+EPOCH = "benchbenchbench0"
+# Both servers ping this often, so that neither pays for more keepalive than the other.
+PING_INTERVAL_S = 30.0
+
+
+class MemoryLog:
+    """The event log without a disk: what is measured here is delivery. Holds the newest events for who falls behind."""
+
+    KEPT = 1000
+
+    def __init__(self) -> None:
+        self.epoch = EPOCH
+        self.head = messages.FIRST_OFFSET - 1
+        self.oldest = messages.FIRST_OFFSET
+        self._events: list[Event] = []
+
+    def append(self, event: Event) -> None:
+        """Hold an event."""
+        self._events.append(event)
+        del self._events[: -self.KEPT]
+        self.head = event.offset
+        self.oldest = self._events[0].offset
+
+    async def between(self, after: int, through: int, limit: int) -> list[Event]:
+        """Events with after < offset <= through."""
+        return [event for event in self._events if after < event.offset <= through][:limit]
+
+    async def offset_before(self, at: float) -> int:
+        """The newest offset older than a time."""
+        return max((event.offset for event in self._events if event.at < at), default=self.oldest - 1)
+
+
+async def obey(port: int, publish: Callable[[int], None], clients: Callable[[], int]) -> None:
+    """Answer the commands until stdin ends."""
+    say({"port": port})
+    commands = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    while line := await commands.readline():
+        match line.split():
+            case [b"publish", count, first, rate]:
+                began = loop.time()
+                for index in range(int(count)):
+                    await asyncio.sleep(began + index / float(rate) - loop.time())
+                    publish(int(first) + index)
+                say({"published": int(count)})
+            case [b"usage"]:
+                usage = resource.getrusage(resource.RUSAGE_SELF)
+                say({"user_us": usage.ru_utime * 1e6, "system_us": usage.ru_stime * 1e6, "clients": clients()})
+            case unknown:
+                raise ValueError(unknown)
+
+
+def say(answer: dict[str, float]) -> None:
+    """One line of JSON."""
+    print(json.dumps(answer), flush=True)
+
+
+async def gateway() -> None:
+    """whaled's own client side, as the daemon wires it, without feed, detection and disk."""
+    everybody = 1_000_000
+    settings = GatewaySettings(
+        port=0,
+        ping_interval=PING_INTERVAL_S,
+        max_connections=everybody,
+        max_connections_per_address=everybody,
+        max_unauthenticated=everybody,
+    )
+    log = MemoryLog()
+    server = Gateway(settings, Auth(enabled=False), log_=log, authenticator=None, meter=Metrics().gateway)
+    server.tell_upstream(UpstreamState.CONNECTED)
+    filler = messages.padding(EPOCH)
+
+    def publish(number: int) -> None:
+        event = messages.event(number, filler)
+        log.append(event)
+        server.publish((event,))
+
+    async with server.serving() as (_, port):
+        await obey(port, publish, lambda: server.hub.live_members)
+
+
+async def bare_broadcast() -> None:
+    """The fewest lines that deliver with the `websockets` library: its server, a set, its broadcast()."""
+    connections: set[ServerConnection] = set()
+
+    async def serve_client(connection: ServerConnection) -> None:
+        connections.add(connection)
+        try:
+            await connection.wait_closed()
+        finally:
+            connections.discard(connection)
+
+    filler = messages.padding(EPOCH)
+
+    def publish(number: int) -> None:
+        payload = messages.frame(number, EPOCH, filler)[4:]
+        broadcast(connections, payload.decode())
+
+    async with serve(
+        serve_client, "127.0.0.1", 0, compression=None, ping_interval=PING_INTERVAL_S, ping_timeout=PING_INTERVAL_S
+    ) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        await obey(port, publish, lambda: len(connections))
+
+
+SERVERS: dict[str, Callable[[], Coroutine[None, None, None]]] = {"gateway": gateway, "broadcast": bare_broadcast}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one server until its stdin ends."""
+    # The daemon logs a line for each client; here that would only mix with the commands' answers.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    asyncio.run(SERVERS[arguments[0]]())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
