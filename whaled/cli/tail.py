@@ -1,0 +1,337 @@
+"""`whaled tail`: watch alerts in a terminal, or feed them to another program as JSON lines."""
+
+import argparse
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import ssl
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import IO, BinaryIO, Protocol, TextIO
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from whaled.cli import tail_lines as lines
+from whaled.client import (
+    AuthenticationFailed,
+    Connected,
+    Disconnected,
+    Last,
+    Missed,
+    Progress,
+    Since,
+    StreamError,
+    StreamEvent,
+    UpstreamStatus,
+    WhaleAlert,
+    WhaleStream,
+    WhaleUpdate,
+    parse_since,
+)
+from whaled.errors import ExitStatus
+
+DEFAULT_URL = "ws://127.0.0.1:8765"
+URL_VARIABLE = "WHALED_URL"
+TOKEN_VARIABLE = "WHALED_TOKEN"  # noqa: S105 - the name of a variable
+# What a terminal shows at the start, so that it is not empty until the next whale.
+TERMINAL_SINCE = Last(10)
+# No token is longer than what the server reads as one message.
+TOKEN_LIMIT_BYTES = 16 * 1024
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command; its `run` takes the parsed arguments and returns the exit status."""
+    parser = subparsers.add_parser(
+        "tail",
+        help="watch the alerts of a running whaled",
+        description="Watch the alerts of a running whaled. On a terminal a line for each; otherwise, or with --json, "
+        "a JSON object per line on standard output and nothing else there. Connections are told on standard error. "
+        "Comes back by itself after a lost connection, without a gap and without a repetition. Ends on SIGINT or "
+        "SIGTERM.",
+        epilog=f"The token is read from --token-file, else from the environment variable {TOKEN_VARIABLE}. "
+        "It is not an option, since options can be seen by every user of the machine.",
+        allow_abbrev=False,  # `--token` must not be taken for `--token-file`
+    )
+    add = parser.add_argument
+    add("--url", help=f"the server, ws:// or wss:// (default: {URL_VARIABLE} of the environment, else {DEFAULT_URL})")
+    add("--token-file", type=Path, metavar="FILE", help="file with a token or an API key")
+    add("--ca-file", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's, for wss://")
+    add("--min-btc", type=_amount, metavar="X", help="only whales of at least so many BTC")
+    add(
+        "--updates",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="what became of the whales (default: yes)",
+    )
+    add(
+        "--since",
+        type=_since,
+        metavar="WHEN",
+        help="start at `last:20`, an ISO 8601 time (UTC if it names no zone), a position `epoch:offset`, or `now` "
+        "(default: last:10 on a terminal, else now)",
+    )
+    add("--count", type=_count, metavar="N", help="end after N alerts and updates")
+    add("--json", action="store_true", help="JSON lines on a terminal too")
+    add("--no-retry", action="store_true", help="end with status 1 when the connection fails or is lost")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Watch until asked to stop. Status 2: an option that cannot be; 1: the server does not let this client in."""
+    return asyncio.run(_run(arguments))
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    is_terminal = sys.stdout.isatty() and not arguments.json
+    try:
+        stream = open_stream(arguments, os.environ, is_terminal=is_terminal)
+    except (ValueError, OSError) as error:
+        print(f"whaled tail: {error}", file=sys.stderr)
+        return ExitStatus.USAGE
+    screen: Screen = Table(sys.stdout) if is_terminal else JsonLines(sys.stdout.buffer)
+    with _stopping(stream):
+        return await follow(stream, screen, sys.stderr, count=arguments.count)
+
+
+def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is_terminal: bool) -> WhaleStream:
+    """The stream the options ask for. Raises ValueError or OSError with what is wrong."""
+    filters: dict[str, object] = {}
+    if arguments.min_btc is not None:
+        filters["min_btc"] = arguments.min_btc
+    if not arguments.updates:
+        filters["kinds"] = ["alert"]
+    since: Since | None = TERMINAL_SINCE if is_terminal else None
+    if arguments.since is not None:
+        since = arguments.since.since
+    token_file: Path | None = arguments.token_file
+    if token_file is not None:
+        read_token(token_file)  # a wrong file is told at once, not retried
+
+    async def provide() -> str:
+        assert token_file is not None
+        return read_token(token_file)
+
+    return WhaleStream(
+        arguments.url or environ.get(URL_VARIABLE) or DEFAULT_URL,
+        token=None if token_file is not None else environ.get(TOKEN_VARIABLE, "").strip() or None,
+        token_provider=provide if token_file is not None else None,
+        filters=filters,
+        since=since,
+        link_events=True,
+        reconnect=not arguments.no_retry,
+        ssl=None if arguments.ca_file is None else _trust(arguments.ca_file),
+    )
+
+
+def read_token(path: Path) -> str:
+    """The token in a file; a job that renews it there is noticed. Raises ValueError or OSError."""
+    with path.open("rb") as file:
+        content = file.read(TOKEN_LIMIT_BYTES + 1)
+    try:
+        token = content.decode("ascii").strip()
+    except UnicodeDecodeError:
+        token = ""
+    if not token or len(content) > TOKEN_LIMIT_BYTES or not token.isprintable() or " " in token:
+        raise ValueError(f"{path} holds no token: expected one line with a JWT or an API key")
+    return token
+
+
+def _trust(path: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(path))
+    except ssl.SSLError as error:
+        raise ValueError(f"{path} holds no certificates in PEM form: {error.reason or error}") from error
+
+
+async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count: int | None) -> int:
+    """Show events until `count` of them, the end of the stream, or nobody reads any more. Returns the exit status."""
+    notes = _Console(file=errors, highlight=False)
+    left = math.inf if count is None else count
+    try:
+        async with stream:
+            async for event in stream:
+                left -= screen.show(event)
+                note = _note(event)
+                if note is not None:
+                    notes.print(Text(note, style="dim" if isinstance(event, Connected) else "yellow"), soft_wrap=True)
+                if left <= 0:
+                    break
+    except BrokenPipeError:
+        # Who read this has seen enough. What Python would still flush at exit has nowhere to go either.
+        screen.discard()
+        return ExitStatus.STOPPED
+    except AuthenticationFailed as error:
+        _tell(
+            notes,
+            f"{error.message}; give a valid token with --token-file or {TOKEN_VARIABLE} (`whaled token` makes one)",
+        )
+        return ExitStatus.FAILED
+    except StreamError as error:
+        _tell(notes, str(error))
+        return ExitStatus.FAILED
+    return ExitStatus.STOPPED
+
+
+def _tell(notes: Console, problem: str) -> None:
+    notes.print(Text(f"whaled tail: {lines.clean(problem)}", style="red"), soft_wrap=True)
+
+
+def _note(event: StreamEvent) -> str | None:
+    """What standard error says about an event."""
+    match event:
+        case Connected(head=head, client_id=client_id):
+            who = f" as {lines.clean(client_id)}" if client_id is not None else ""
+            return f"connected{who}" + (f", newest event {lines.at(head)}" if head is not None else "")
+        case Disconnected(reason=reason, retry_in_s=retry_in_s):
+            return f"{lines.clean(reason)}; trying again in {retry_in_s:.1f} s"
+        case UpstreamStatus():
+            return lines.upstream_line(event)
+        case Missed():
+            return lines.missed_line(event)
+        case _:
+            return None
+
+
+# --- standard output --------------------------------------------------------------------------------------------------
+
+
+class _Console(Console):
+    """A console that leaves a broken pipe to `follow`, which ends with status 0."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class Screen(Protocol):
+    """Where events go."""
+
+    def show(self, event: StreamEvent) -> int:
+        """Write an event, if it is one to be written; 1 if it counts."""
+        ...
+
+    def discard(self) -> None:
+        """Nobody reads any more."""
+        ...
+
+
+class Table:
+    """Lines for a person."""
+
+    def __init__(self, out: TextIO, *, width: int | None = None) -> None:
+        self._console = _Console(file=out, highlight=False, width=width)
+        self._columns: tuple[lines.Column, ...] = ()
+
+    def show(self, event: StreamEvent) -> int:
+        """A line for an alert or an update; titles at first, and when a resize changed the columns."""
+        if not isinstance(event, WhaleAlert | WhaleUpdate):
+            return 0
+        fit = lines.layout(self._console.width, is_ascii=self._console.options.ascii_only)
+        if fit.columns != self._columns:
+            self._columns = fit.columns
+            self._print(lines.header(fit))
+        now = datetime.now().astimezone()
+        self._print(
+            lines.alert_line(event, fit, now) if isinstance(event, WhaleAlert) else lines.update_line(event, fit, now)
+        )
+        return 1
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, no_wrap=True, overflow="crop", crop=True)
+
+    def discard(self) -> None:
+        """Nobody reads any more."""
+        _discard(self._console.file)
+
+
+class JsonLines:
+    """Frames for a program, as the server sent them, each flushed; and `missed`, which no frame tells in one word."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def show(self, event: StreamEvent) -> int:
+        """A line for an alert, an update or a gap."""
+        match event:
+            case WhaleAlert() | WhaleUpdate():
+                self._write(msgspec.json.format(event.raw, indent=-1))
+                return 1
+            case Missed():
+                gap = {"type": "missed", "since": event.since, "position": event.position, "oldest": event.oldest}
+                self._write(msgspec.json.encode(gap))
+                return 0
+            case UpstreamStatus() | Connected() | Disconnected() | Progress():
+                return 0
+
+    def _write(self, line: bytes) -> None:
+        self._out.write(line + b"\n")
+        self._out.flush()
+
+    def discard(self) -> None:
+        """Nobody reads any more."""
+        _discard(self._out)
+
+
+def _discard(out: IO[str] | IO[bytes]) -> None:
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), out.fileno())
+
+
+@contextlib.contextmanager
+def _stopping(stream: WhaleStream) -> Iterator[None]:
+    """Stop the stream on a signal, or when the reader of our pipe is gone, which a quiet day would hide for hours."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stream.stop)
+    out = sys.stdout.fileno()
+    is_pipe = stat.S_ISFIFO(os.fstat(out).st_mode)
+    if is_pipe:
+        # The write end of a pipe never has anything to read: being ready for it is how epoll tells an error.
+        loop.add_reader(out, stream.stop)
+    try:
+        yield
+    finally:
+        if is_pipe:
+            loop.remove_reader(out)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class _Start(msgspec.Struct, frozen=True):
+    """A --since that was given; `since` is None for `now`."""
+
+    since: Since | None
+
+
+def _since(text: str) -> _Start:
+    if text == "now":
+        return _Start(None)
+    try:
+        return _Start(parse_since(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or `now`") from None
+
+
+def _amount(text: str) -> float:
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 <= amount <= 21_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of BTC; give a number from 0 to 21000000")
+    return amount
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1")
+    return int(text)

@@ -1,0 +1,201 @@
+"""How `whaled tail` shows events to a person: one line each, fitted to the width. Pure."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from msgspec import Struct
+from rich.text import Text
+
+from whaled.client import Missed, Position, UpstreamStatus, WhaleAlert, WhaleUpdate
+
+# (at least so many BTC, style)
+SIZES = ((10_000.0, "bold red"), (1_000.0, "bold yellow"), (500.0, "yellow"), (0.0, "cyan"))
+OUTCOMES = {"confirmed": "green", "replaced": "magenta", "dropped": "red", "pending": "yellow"}
+STATUS_WIDTH = max(map(len, OUTCOMES))
+UNKNOWN = "-"
+URGENCY_STEPS = 5
+TXID_FULL = 64
+TXID_SHORT = 17
+
+
+class Column(Struct, frozen=True):
+    """A column of fixed width. The higher `spare`, the sooner it goes when the terminal is narrow; 0 stays."""
+
+    name: str
+    title: str
+    width: int
+    is_right: bool = False
+    spare: int = 0
+
+
+COLUMNS = (
+    Column("time", "time", 11),
+    Column("btc", "BTC", 13, is_right=True),
+    Column("usd", "USD", 8, is_right=True, spare=4),
+    Column("rate", "sat/vB", 7, is_right=True, spare=5),
+    Column("urgency", "urgency", 7, spare=2),
+    Column("flow", "flow", 8, spare=1),
+    Column("shape", "shape", 13, spare=6),
+    Column("block", "block", 9, is_right=True, spare=3),
+)
+
+
+class Layout(Struct, frozen=True):
+    """The columns that fit, and how wide a txid may be. `is_ascii` where the terminal knows no block characters."""
+
+    columns: tuple[Column, ...]
+    txid_width: int
+    is_ascii: bool = False
+
+    @property
+    def columns_width(self) -> int:
+        """Everything before the txid."""
+        return sum(column.width + 1 for column in self.columns)
+
+
+def layout(width: int, *, is_ascii: bool = False) -> Layout:
+    """Fit the columns to a terminal: the least needed go first, then the txid is full if there is room."""
+    columns = list(COLUMNS)
+    while sum(column.width + 1 for column in columns) + TXID_SHORT > width:
+        spare = max(columns, key=lambda column: column.spare)
+        if not spare.spare:
+            break
+        columns.remove(spare)
+    room = width - sum(column.width + 1 for column in columns)
+    return Layout(tuple(columns), TXID_FULL if room >= TXID_FULL else TXID_SHORT, is_ascii)
+
+
+def header(fit: Layout) -> Text:
+    """The titles of the columns."""
+    return Text(_cells(fit.columns, {column.name: column.title for column in fit.columns}) + " txid", style="dim")
+
+
+def alert_line(event: WhaleAlert, fit: Layout, now: datetime) -> Text:
+    """A whale. `now` is local time: events of another day show their date."""
+    data = event.data
+    block = data.predicted_confirmation_block
+    values = {
+        "time": clock(event.timestamp, now),
+        "btc": f"{data.btc_value:,.2f}",
+        "usd": dollars(data.usd_value),
+        "rate": UNKNOWN if data.fee_rate is None else f"{data.fee_rate:.1f}",
+        "urgency": bar(data.urgency_score, is_ascii=fit.is_ascii),
+        "flow": data.flow_type,
+        "shape": data.shape,
+        "block": UNKNOWN if block is None else f"{block:,}",
+    }
+    style = next(style for least, style in SIZES if data.btc_value >= least or not least)
+    return _line(fit, _cells(fit.columns, values), data.transaction_id, style)
+
+
+def update_line(event: WhaleUpdate, fit: Layout, now: datetime) -> Text:
+    """What became of a whale: the amount where alerts have theirs, then words."""
+    data = event.data
+    values = {
+        "time": clock(event.timestamp, now),
+        "btc": UNKNOWN if data.btc_value is None else f"{data.btc_value:,.2f}",
+    }
+    start = _cells([column for column in fit.columns if column.name in values], values)
+    words = outcome(event, is_ascii=fit.is_ascii)
+    room = max(STATUS_WIDTH, fit.columns_width - len(start) - 2)
+    text = f"{start} {clean(words)[:room]:{room}}"
+    return _line(fit, text, data.transaction_id, OUTCOMES.get(data.status, "dim"))
+
+
+def outcome(event: WhaleUpdate, *, is_ascii: bool = False) -> str:
+    """The news in words, the most important first."""
+    data = event.data
+    parts = [data.status]
+    if data.block_height is not None:
+        parts.append(f"in block {data.block_height:,}")
+    if data.replaced_by is not None:
+        parts.append(f"by {short(data.replaced_by, is_ascii=is_ascii)}")
+    if data.seconds_to_confirmation is not None:
+        parts.append(f"after {duration(data.seconds_to_confirmation)}")
+    if data.blocks_off:
+        plural = "s" if abs(data.blocks_off) > 1 else ""
+        parts.append(f"({abs(data.blocks_off)} block{plural} {'late' if data.blocks_off > 0 else 'early'})")
+    return " ".join(parts)
+
+
+def missed_line(event: Missed) -> str:
+    """A gap, in words."""
+    since = at(event.since) if isinstance(event.since, Position) else "the time asked for"
+    held = f"; the oldest it holds is {at(event.oldest)}" if event.oldest is not None else ""
+    live = f"live from {at(event.position)}"
+    return f"events may be missing: the server does not hold everything since {since}{held}; {live}"
+
+
+def upstream_line(event: UpstreamStatus) -> str:
+    """The state of the server's backend, in words."""
+    since = f" since {event.since.astimezone():%H:%M:%S}" if event.since is not None else ""
+    return f"mempool backend {clean(event.state)}{since}"
+
+
+def at(position: Position) -> str:
+    """A position as --since takes it."""
+    return f"{clean(position.epoch)}:{position.offset}"
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def clock(moment: datetime, now: datetime) -> str:
+    """Local time of day, with the date if that is not today."""
+    local = moment.astimezone(now.tzinfo)
+    return f"{local:%H:%M:%S}" if local.date() == now.date() else f"{local:%m-%d %H:%M}"
+
+
+def dollars(value: float | None) -> str:
+    """An amount of USD in at most eight characters."""
+    if value is None:
+        return UNKNOWN
+    for least, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= least * 0.9995:
+            return f"${value / least:,.1f}{unit}"
+    return f"${value:,.0f}"
+
+
+def bar(part: float | None, *, is_ascii: bool = False) -> str:
+    """A part of 1 as a bar."""
+    if part is None:
+        return UNKNOWN
+    filled = min(URGENCY_STEPS, max(0, round(part * URGENCY_STEPS)))
+    full, empty = ("#", ".") if is_ascii else ("\u25a0", "\u00b7")
+    return full * filled + empty * (URGENCY_STEPS - filled)
+
+
+def duration(seconds: float) -> str:
+    """A span of time, in its one or two largest units."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes else f"{rest} s"
+
+
+def short(txid: str, *, is_ascii: bool = False) -> str:
+    """Both ends of a txid."""
+    text = clean(txid)
+    return text if len(text) <= TXID_SHORT else f"{text[:8]}{'~' if is_ascii else chr(0x2026)}{text[-8:]}"
+
+
+def clean(text: str) -> str:
+    """Without control characters: what a server sends must not drive the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _cells(columns: Sequence[Column], values: dict[str, str]) -> str:
+    cells = (
+        f"{clean(values[column.name])[: column.width]:{'>' if column.is_right else '<'}{column.width}}"
+        for column in columns
+    )
+    return " ".join(cells)
+
+
+def _line(fit: Layout, text: str, txid: str, style: str) -> Text:
+    shown = clean(txid) if fit.txid_width == TXID_FULL else short(txid, is_ascii=fit.is_ascii)
+    return Text.assemble((text, style), " ", (shown, "dim"))
