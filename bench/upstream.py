@@ -1,0 +1,118 @@
+"""A backend whose every whale says when it was sent: the simulated one, with frames of our own slipped into its stream.
+
+The simulator stays in charge of everything else, so that the daemon finds a backend that makes sense.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from bench import decode, messages
+from bench.programs import BrokenError
+from whaled.simulator.server import Simulator
+from whaled.simulator.settings import SimulatorSettings
+
+# What the main network brings between two of a backend's polls: 7 transactions a second, 2 s.
+TRANSACTIONS_PER_FRAME = 14
+CONNECT_LIMIT_S = 30.0
+_TXID = "0" * 64
+_SEQUENCE = 1_000_000_007
+
+
+class Relay:
+    """Passes a simulator's stream to the daemon, and sends deltas of its own."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.rest_url = simulator.rest_url
+        self.url = ""
+        self.subscribed = asyncio.Event()
+        self._simulator = simulator
+        self._daemon: ServerConnection | None = None
+        self._sequence = 0
+        self._parts = _template()
+
+    async def send_whale(self, number: int) -> None:
+        """A poll's worth of transactions; one is a whale, whose txid holds the number and the time of sending."""
+        if self._daemon is None:
+            raise BrokenError("the daemon is not connected to its backend")
+        self._sequence += 1
+        before, between, after = self._parts
+        sequence = str(self._sequence).encode()
+        await self._daemon.send(before + sequence + between + messages.stamp(number).encode() + after, text=True)
+
+    async def serve_daemon(self, connection: ServerConnection) -> None:
+        """Both ways until one side ends."""
+        async with connect(self._simulator.url, proxy=None, compression=None, max_size=None) as backend:
+            self._daemon = connection
+            self._sequence = self._simulator.backend.sequence
+            async with asyncio.TaskGroup() as tasks:
+                answers = tasks.create_task(self._pass_answers(backend, connection))
+                try:
+                    async for said in connection:
+                        await backend.send(said, text=True)
+                        if b"track-mempool" in (said if isinstance(said, bytes) else said.encode()):
+                            self.subscribed.set()
+                except ConnectionClosed:
+                    pass
+                finally:
+                    self._daemon = None
+                    answers.cancel()
+
+    @staticmethod
+    async def _pass_answers(backend: ClientConnection, daemon: ServerConnection) -> None:
+        try:
+            async for said in backend:
+                await daemon.send(said, text=True)
+        except ConnectionClosed:
+            pass
+
+
+@asynccontextmanager
+async def relaying() -> AsyncIterator[Relay]:
+    """A relay to a simulator in which nothing happens by itself."""
+    settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0, prevouts=True)
+    async with Simulator(settings) as simulator:
+        relay = Relay(simulator)
+        async with serve(relay.serve_daemon, "127.0.0.1", 0, compression=None, max_size=None) as server:
+            relay.url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/api/v1/ws"
+            yield relay
+
+
+def main_network() -> Simulator:
+    """A backend as busy as one on the main network, without whales."""
+    return Simulator(SimulatorSettings(port=0, rate=7, whale_share=0, block_interval=0, events=0))
+
+
+def _template() -> tuple[bytes, bytes, bytes]:
+    """A delta of recorded transactions, cut where the sequence and the whale's txid go."""
+    recorded = decode.transactions()
+    small = [each for each in recorded if decode.value_sat(each) < decode.THRESHOLD_SAT]
+    whale = dict(next(each for each in recorded if _is_plain_whale(each)))
+    # Inputs known, as a backend on electrs gives them: what is measured is whaled, not a call to the backend.
+    payer = {key: whale["vout"][0][key] for key in ("scriptpubkey", "scriptpubkey_address", "scriptpubkey_type")}
+    prevout = {**payer, "value": decode.value_sat(whale) + whale["fee"]}
+    whale |= {"txid": _TXID, "vin": [{**whale["vin"][0], "prevout": prevout}]}
+    delta: dict[str, Any] = {
+        "sequence": _SEQUENCE,
+        "added": [*small[: TRANSACTIONS_PER_FRAME - 1], whale],
+        "removed": [],
+        "mined": [],
+        "replaced": [],
+    }
+    before, _, rest = msgspec.json.encode({decode.DELTA: delta}).partition(str(_SEQUENCE).encode())
+    between, _, after = rest.partition(_TXID.encode())
+    return before, between, after
+
+
+def _is_plain_whale(transaction: dict[str, Any]) -> bool:
+    return (
+        decode.value_sat(transaction) >= decode.THRESHOLD_SAT
+        and len(transaction["vin"]) == 1
+        and len(transaction["vout"]) == 2
+    )
