@@ -1,0 +1,219 @@
+"""Detection: an exact, inclusive threshold, and alerts that say null where something is not known."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, spent, transaction, txid
+
+from whaled.config.sections import Basis, Detection
+from whaled.model import (
+    FeeMarket,
+    Flow,
+    Input,
+    Market,
+    Output,
+    ProjectedBlock,
+    Shape,
+    Source,
+    Status,
+    Transaction,
+    Whale,
+)
+from whaled.whales.detect import Detector, Rules, assess, needs_inputs
+from whaled.whales.labels import AddressBook
+
+RULES = Rules(100 * BTC)
+BY_MOVED = Rules(100 * BTC, Basis.MOVED)
+MARKET = Market(
+    fees=FeeMarket(40, 30, 20, 10, 4),
+    projected=(ProjectedBlock(999_000, 20, 300), ProjectedBlock(999_000, 8, 20)),
+    tip_height=800_000,
+    btc_usd=64_000.0,
+)
+
+
+def judge(found: Transaction, rules: Rules = RULES, *, market: Market = MARKET, source: Source = Source.LIVE) -> Whale:
+    """The whale that this must be."""
+    whale = assess(found, rules=rules, book=AddressBook(), market=market, now=NOW, source=source)
+    assert whale is not None
+    return whale
+
+
+def is_whale(found: Transaction, rules: Rules = RULES) -> bool:
+    """Whether it is one."""
+    whale = assess(found, rules=rules, book=AddressBook(), market=MARKET, now=NOW, source=Source.LIVE)
+    return whale is not None
+
+
+# --- the threshold ---
+
+
+@relaxed
+@given(
+    threshold=st.integers(1, 21_000_000 * BTC),
+    values=st.lists(st.integers(0, 21_000_000 * BTC), min_size=1, max_size=20),
+)
+def test_a_whale_is_exactly_what_reaches_the_threshold(threshold: int, values: list[int]) -> None:
+    found = transaction([output(value) for value in values])
+    assert is_whale(found, Rules(threshold)) == (sum(values) >= threshold)
+
+
+@pytest.mark.parametrize(("difference", "expected"), [(-1, False), (0, True), (1, True)])
+def test_one_satoshi_decides(difference: int, expected: bool) -> None:
+    outputs = [output(60 * BTC), output(40 * BTC + difference)]
+    assert is_whale(transaction(outputs)) is expected
+    assert is_whale(transaction(outputs, [spent(101 * BTC)]), BY_MOVED) is expected
+
+
+def test_by_moved_change_does_not_count() -> None:
+    outputs = [output(50 * BTC), output(100 * BTC, "0014bb")]
+    known = transaction(outputs, [spent(151 * BTC, "0014bb")])
+    assert is_whale(known)
+    assert not is_whale(known, BY_MOVED)
+
+
+def test_by_moved_unknown_inputs_leave_the_total_to_decide_and_the_alert_says_so() -> None:
+    unknown = transaction([output(50 * BTC), output(100 * BTC, "0014bb")])
+    whale = judge(unknown, BY_MOVED)
+    assert whale.alert.moved_sat is None
+    assert "moved_unknown" in whale.alert.reasons
+    assert "moved_unknown" not in judge(unknown).alert.reasons
+
+
+def test_rules_are_taken_from_the_configuration_to_the_satoshi() -> None:
+    assert Rules.of(Detection(threshold_btc=0.29, basis=Basis.MOVED)) == Rules(29_000_000, Basis.MOVED)
+    assert Rules.of(Detection()) == RULES
+
+
+@relaxed
+@given(
+    values=st.lists(st.tuples(st.integers(0, 200 * BTC), st.sampled_from(["0014aa", "0014bb"])), min_size=1),
+    basis=st.sampled_from(Basis),
+)
+def test_nothing_below_the_detectors_minimum_is_a_whale(values: list[tuple[int, str]], basis: Basis) -> None:
+    found = transaction([output(*value) for value in values], [spent(1000 * BTC)])
+    rules = Rules(100 * BTC, basis)
+    assert found.value_sat >= Detector(rules).minimum_sat or not is_whale(found, rules)
+
+
+# --- the alert ---
+
+
+def test_an_alert_says_everything_that_is_known() -> None:
+    inputs = [
+        Input(txid(7), 0, 0xFFFFFFFD, Output(200 * BTC, "0014bb", ADDRESSES[2])),
+        Input(txid(8), 1, 0xFFFFFFFF, Output(BTC, "0014cc", None)),
+    ]
+    outputs = [Output(150 * BTC, "0014aa", ADDRESSES[0]), Output(50 * BTC, "0014bb", ADDRESSES[2]), output(0, "6a")]
+    found = transaction(outputs, inputs, number=5, fee_rate=30.0)
+    book = AddressBook.parse(f"Kraken,{ADDRESSES[0]},exchange", "book.csv")
+    whale = assess(found, rules=RULES, book=book, market=MARKET, now=NOW, source=Source.LIVE, replaces=txid(4))
+    assert whale is not None
+    alert = whale.alert
+    assert (alert.transaction_id, alert.replaces) == (txid(5), txid(4))
+    assert (alert.btc_value, alert.value_sat, alert.moved_sat) == (200.0, 200 * BTC, 150 * BTC)
+    assert (alert.fee_sat, alert.fee_rate, alert.vsize) == (1470, 30.0, 141.0)
+    assert (alert.usd_value, alert.btc_usd) == (12_800_000.0, 64_000.0)
+    assert (alert.urgency_score, alert.predicted_confirmation_block) == (0.75, 800_001)
+    assert (alert.flow_type, alert.confidence_score) == (Flow.INFLOW, 0.8)
+    assert (alert.exchange_addresses, alert.from_labels, alert.to_labels) == ((ADDRESSES[0],), (), ("Kraken",))
+    assert (alert.shape, alert.reasons) == (Shape.TRANSFER, ())
+    assert (alert.input_count, alert.output_count, alert.rbf_enabled) == (2, 3, True)
+    assert (alert.status, alert.source) == (Status.PENDING, Source.LIVE)
+    assert alert.detection_timestamp == "2027-01-15T08:00:00.000+00:00"
+    assert whale.addresses == (ADDRESSES[2], ADDRESSES[0])
+
+
+def test_what_is_not_known_is_null_and_never_a_number() -> None:
+    alert = judge(transaction([output(150 * BTC)], fee_sat=None, fee_rate=None), market=Market()).alert
+    unknown = (
+        alert.moved_sat,
+        alert.fee_sat,
+        alert.fee_rate,
+        alert.usd_value,
+        alert.btc_usd,
+        alert.urgency_score,
+        alert.predicted_confirmation_block,
+        alert.confidence_score,
+        alert.replaces,
+    )
+    assert set(unknown) == {None}
+    assert alert.flow_type is Flow.UNKNOWN
+
+
+def test_dollars_are_rounded_to_cents() -> None:
+    alert = judge(transaction([output(100 * BTC + 12_345)]), market=Market(btc_usd=64_123.45)).alert
+    assert alert.usd_value == 6_412_352.92
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "source", "status"),
+    [
+        (False, Source.LIVE, Status.PENDING),
+        (False, Source.SNAPSHOT, Status.PENDING),
+        (True, Source.LIVE, Status.CONFIRMED),
+        (False, Source.BLOCK, Status.CONFIRMED),
+    ],
+)
+def test_a_whale_first_seen_in_a_block_is_confirmed_and_nothing_is_predicted(
+    confirmed: bool, source: Source, status: Status
+) -> None:
+    alert = judge(transaction([output(150 * BTC)], confirmed=confirmed), source=source).alert
+    assert (alert.status, alert.source) == (status, source)
+    assert (alert.predicted_confirmation_block is None) == (status is Status.CONFIRMED)
+
+
+def test_the_flow_of_a_coinjoin_is_unknown_its_labels_are_told() -> None:
+    book = AddressBook.parse(f"Kraken,{ADDRESSES[0]},exchange", "book.csv")
+    outputs = [Output(50 * BTC, f"0014a{n}", ADDRESSES[0] if n == 0 else None) for n in range(5)]
+    mixed = transaction(outputs, [spent(51 * BTC, f"0014b{n}") for n in range(5)])
+    whale = assess(mixed, rules=RULES, book=book, market=MARKET, now=NOW, source=Source.LIVE)
+    assert whale is not None
+    assert whale.alert.shape is Shape.COINJOIN
+    assert (whale.alert.flow_type, whale.alert.confidence_score) == (Flow.UNKNOWN, None)
+    assert (whale.alert.to_labels, whale.alert.exchange_addresses) == (("Kraken",), (ADDRESSES[0],))
+
+
+def test_inputs_are_needed_while_one_is_unknown() -> None:
+    assert needs_inputs(transaction([output(1)], [spent(1), spent()]))
+    assert not needs_inputs(transaction([output(1)], [spent(1), spent(2)]))
+
+
+# --- memory ---
+
+
+def test_a_transaction_is_new_once() -> None:
+    detector = Detector(RULES)
+    assert [detector.is_new(txid(number)) for number in (1, 2, 1, 2, 3)] == [True, True, False, False, True]
+
+
+@relaxed
+@given(limit=st.integers(1, 20), asked=st.lists(st.integers(0, 40), max_size=200))
+def test_memory_is_bounded_and_the_oldest_is_forgotten_first(limit: int, asked: list[int]) -> None:
+    detector = Detector(RULES, seen_limit=limit)
+    remembered: list[int] = []
+    for number in asked:
+        assert detector.is_new(txid(number)) == (number not in remembered)
+        if number not in remembered:
+            remembered = [*remembered, number][-limit:]
+        assert detector.seen_count == len(remembered) <= limit
+
+
+def test_candidates_are_new_and_large_enough_and_the_small_are_not_remembered() -> None:
+    detector = Detector(RULES)
+    small, large = transaction([output(100 * BTC - 1)], number=1), transaction([output(100 * BTC)], number=2)
+    assert detector.candidates([small, large, large]) == [large]
+    assert detector.seen_count == 1
+
+
+def test_a_reload_changes_the_rules_and_keeps_the_memory() -> None:
+    before = Detector(RULES)
+    seen = transaction([output(150 * BTC)], number=1)
+    before.candidates([seen])
+    book = AddressBook.parse(f"Kraken,{ADDRESSES[0]},exchange", "book.csv")
+    after = before.with_rules(Rules(10 * BTC), book)
+    fresh = transaction([output(10 * BTC)], number=2)
+    assert (after.minimum_sat, after.book, after.seen_limit) == (10 * BTC, book, before.seen_limit)
+    assert after.candidates([seen, fresh]) == [fresh]
+    assert after.assess(fresh, market=MARKET, now=NOW, source=Source.LIVE) is not None
+    assert before.rules == RULES

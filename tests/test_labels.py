@@ -1,0 +1,232 @@
+"""The address book: what it takes, what it refuses, and what it says of a transaction."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
+
+from whaled.errors import ConfigError
+from whaled.model import Flow, Input, Output, Transaction
+from whaled.upstream.dialect import decode
+from whaled.whales.addresses import fault_in
+from whaled.whales.amounts import NULL_TXID
+from whaled.whales.labels import AddressBook, OwnerType
+
+HOT, COLD, RIVAL, POOL, VAULT = ADDRESSES
+BOOK = AddressBook.parse(
+    f"""label,address,type
+Kraken,{HOT},exchange
+Kraken,{COLD},exchange
+Bitfinex,{RIVAL},exchange
+F2Pool,{POOL},miner
+Trust,{VAULT},custodian
+""",
+    "book.csv",
+)
+NOBODY, SOMEBODY = "bc1qnobody", "bc1qsomebody"
+
+
+def pay(*outputs: tuple[str, float]) -> list[Output]:
+    """Outputs: address and BTC."""
+    return [Output(round(btc * BTC), f"script of {address}", address) for address, btc in outputs]
+
+
+def take(*inputs: tuple[str, float]) -> list[Input]:
+    """Inputs: address and BTC."""
+    return [spent(round(btc * BTC), f"script of {address}", address) for address, btc in inputs]
+
+
+def moves(inputs: Sequence[tuple[str, float]], outputs: Sequence[tuple[str, float]]) -> Transaction:
+    """A transaction between addresses."""
+    return transaction(pay(*outputs), take(*inputs))
+
+
+def faults(text: str) -> list[str]:
+    """What a book is refused for."""
+    with pytest.raises(ConfigError) as refused:
+        AddressBook.parse(text, "book.csv")
+    assert {fault.source for fault in refused.value.faults} == {"book.csv"}
+    return [f"{fault.where}: {fault.problem}" for fault in refused.value.faults]
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses_of_every_sort_are_right_and_any_mistyped_character_is_noticed(address: str) -> None:
+    assert fault_in(address) is None
+    for index in range(len(address)):
+        wrong = "q" if address[index] != "q" else "p"
+        assert fault_in(address[:index] + wrong + address[index + 1 :]) is not None
+
+
+def test_every_address_a_backend_sent_is_right() -> None:
+    # The first 40 frames hold every script type; the burst behind them is one type, thousands of times.
+    seen: set[str] = set()
+    for raw in recorded_frames()[:40]:
+        change = decode(raw).delta
+        found = change.at_least(0) if change is not None else []
+        seen.update(output.address for entry in found for output in entry.outputs if output.address)
+    assert len(seen) > 100
+    assert [address for address in seen if fault_in(address)] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("", "no Bitcoin address"),
+        ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "no Bitcoin address"),
+        ("1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNb", "checksum"),
+        ("1A1zP1eP5QGefi2DMPTfTL5SLmv7Divf0a", "'0'"),
+        ("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5", "checksum"),
+        ("bc1qW508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "capital"),
+        ("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3tb", "'b'"),
+        ("bc1p0xlxvlhemja6c4dqv22uapctqupfhlxm9h8z3k2e72q4k9hcz7vqh2y7hd", "checksum"),  # bech32 where bech32m is due
+        ("BC1QW508D6QEJXTDG4Y5R3ZARVARY0C5XW7KV8F3T4", None),
+        ("tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx", None),
+        ("mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn", None),
+        ("LVuDpNCSSj6pQ7t9Pv6d6sUkLKoqDEVUnJ", "no Bitcoin network"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said(address: str, problem: str | None) -> None:
+    said = fault_in(address)
+    assert said is None if problem is None else problem in (said or "")
+
+
+@relaxed
+@given(st.text(max_size=100))
+def test_no_text_makes_the_address_check_fail_otherwise(text: str) -> None:
+    assert fault_in(text) is None or fault_in(text)
+
+
+# --- the book ---
+
+
+def test_a_book_may_have_comments_blank_lines_quotes_a_byte_order_mark_and_capitals() -> None:
+    text = f'\ufefflabel,address,type\n\n# "cold wallets\n"Bank, the",{POOL.upper()}, Other\nBank,{HOT},exchange\n'
+    book = AddressBook.parse(text, "book.csv")
+    assert {address: (owner.label, owner.type) for address, owner in book.owners.items()} == {
+        POOL: ("Bank, the", OwnerType.OTHER),
+        HOT: ("Bank", OwnerType.EXCHANGE),
+    }
+
+
+def test_the_line_with_the_columns_is_not_needed_and_the_same_line_twice_is_no_fault() -> None:
+    assert len(AddressBook.parse(f"Kraken,{HOT},exchange\nKraken,{HOT},exchange\n", "book.csv").owners) == 1
+
+
+def test_an_empty_book_is_a_book() -> None:
+    assert AddressBook.parse("", "book.csv") == AddressBook()
+
+
+def test_every_fault_is_told_with_its_line_and_what_is_allowed() -> None:
+    text = f"""label,address,type
+Kraken,{HOT},exchange
+Kraken,{HOT[:-1]}b,exchange
+Bitfinex,{HOT},exchange
+Kraken,{COLD},broker
+Kraken,{COLD}
+,{COLD},exchange
+"Kraken,{COLD},exchange
+Kraken,{COLD},exchange
+"""
+    assert faults(text) == [
+        f"line 3: address '{HOT[:-1]}b' has a wrong checksum: a character is mistyped",
+        (
+            f"line 4: {HOT} is 'Bitfinex' (exchange) here and 'Kraken' (exchange) in line 2; an address has one owner: "
+            "remove one of the lines"
+        ),
+        "line 5: type must be one of exchange, custodian, service, miner, fund, government, own, other; found 'broker'",
+        "line 6: expected 3 columns, label,address,type, found 2; put a label with a comma in quotes",
+        "line 7: label must be 1 to 64 printable characters, found ''",
+        "line 8: not CSV: unexpected end of data",
+    ]
+
+
+@relaxed
+@given(st.text(max_size=200))
+def test_any_text_is_a_book_or_refused_with_lines(text: str) -> None:
+    try:
+        assert len(AddressBook.parse(text, "book.csv").owners) <= len(text.splitlines())
+    except ConfigError as error:
+        places = {fault.where.split()[0] for fault in error.faults}
+    else:
+        places = {"line"}
+    assert places == {"line"}
+
+
+# --- flow ---
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "flow", "confidence"),
+    [
+        ([(NOBODY, 100)], [(HOT, 100)], Flow.INFLOW, 0.8),
+        ([(NOBODY, 100)], [(HOT, 25), (SOMEBODY, 75)], Flow.INFLOW, 0.2),
+        ([(NOBODY, 100)], [(HOT, 25), (NOBODY, 75)], Flow.INFLOW, 0.8),  # the rest is change, proven
+        ([(POOL, 100)], [(VAULT, 100)], Flow.INFLOW, 1.0),  # labelled, but no exchange
+        ([(HOT, 100)], [(NOBODY, 100)], Flow.OUTFLOW, 0.8),
+        ([(HOT, 100)], [(NOBODY, 10), (COLD, 90)], Flow.OUTFLOW, 0.8),  # change to another address of the payer
+        ([(HOT, 50), (SOMEBODY, 50)], [(NOBODY, 100)], Flow.OUTFLOW, 0.4),
+        ([(HOT, 100)], [(NOBODY, 75), (RIVAL, 25)], Flow.OUTFLOW, 0.75),
+        ([(HOT, 100)], [(RIVAL, 100)], Flow.INTERNAL, 1.0),
+        ([(HOT, 100)], [(RIVAL, 75), (NOBODY, 25)], Flow.INTERNAL, 0.75),
+        ([(HOT, 100)], [(COLD, 100)], Flow.INTERNAL, 1.0),
+        ([(HOT, 100)], [(HOT, 100)], Flow.INTERNAL, 1.0),
+        ([(POOL, 100)], [(POOL, 100)], Flow.INTERNAL, 1.0),
+        ([(POOL, 100)], [(NOBODY, 100)], Flow.UNKNOWN, None),
+        ([(NOBODY, 100)], [(POOL, 100)], Flow.UNKNOWN, None),
+        ([(NOBODY, 100)], [(SOMEBODY, 100)], Flow.UNKNOWN, None),
+        ([(NOBODY, 100)], [(NOBODY, 100)], Flow.UNKNOWN, None),
+    ],
+)
+def test_flow_follows_the_labels(
+    inputs: list[tuple[str, float]], outputs: list[tuple[str, float]], flow: Flow, confidence: float | None
+) -> None:
+    found = BOOK.involved(moves(inputs, outputs))
+    assert (found.flow, found.confidence) == (flow, confidence)
+
+
+def test_with_unknown_inputs_the_flow_is_unknown_and_the_labels_are_told() -> None:
+    outputs = pay((HOT, 99), (NOBODY, 1))
+    for inputs in ([spent()], [*take((NOBODY, 50)), spent()]):
+        found = BOOK.involved(transaction(outputs, inputs))
+        assert (found.flow, found.confidence) == (Flow.UNKNOWN, None)
+        assert (found.from_labels, found.to_labels, found.addresses) == ((), ("Kraken",), (HOT,))
+
+
+def test_labels_come_once_and_change_is_not_among_the_paid() -> None:
+    found = BOOK.involved(moves([(HOT, 50), (COLD, 50)], [(RIVAL, 60), (VAULT, 10), (RIVAL, 5), (HOT, 25)]))
+    assert found.from_labels == ("Kraken",)
+    assert found.to_labels == ("Bitfinex", "Trust")
+    assert found.addresses == (HOT, COLD, RIVAL, VAULT)
+
+
+def test_newly_minted_coins_come_from_nobody() -> None:
+    minted = transaction(pay((HOT, 100)), [Input(NULL_TXID, 0xFFFFFFFF, 0xFFFFFFFF)])
+    assert BOOK.involved(minted).flow is Flow.UNKNOWN
+
+
+def test_without_a_book_everything_is_unknown() -> None:
+    found = AddressBook().involved(moves([(HOT, 100)], [(RIVAL, 100)]))
+    assert (found.flow, found.confidence, found.from_labels, found.addresses) == (Flow.UNKNOWN, None, (), ())
+
+
+PARTIES = st.lists(
+    st.tuples(st.sampled_from([*ADDRESSES, NOBODY, SOMEBODY]), st.sampled_from([0.0, 0.5, 1.0, 100.0])),
+    min_size=1,
+    max_size=6,
+)
+
+
+@relaxed
+@given(PARTIES, PARTIES)
+def test_confidence_is_between_0_and_1_and_there_is_one_exactly_with_a_flow(
+    inputs: list[tuple[str, float]], outputs: list[tuple[str, float]]
+) -> None:
+    found = BOOK.involved(moves(inputs, outputs))
+    assert (found.confidence is None) == (found.flow is Flow.UNKNOWN)
+    if found.confidence is not None:
+        assert 0 <= found.confidence <= 1
