@@ -25,7 +25,7 @@ from bench.upstream import CONNECT_LIMIT_S, Relay
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 30.0
 FIRST_CLIENTS = 50
-SAMPLE = re.compile(r"^(?P<name>whaled_\w+)(?:\{le=\"(?P<bound>[^\"]+)\"\})? (?P<value>\S+)$", re.MULTILINE)
+SAMPLE = re.compile(r"(whaled_\w+)(?:\{le=\"([^\"]+)\"\})? (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +232,16 @@ async def _listen(
 
 
 async def scrape(url: str) -> dict[str, float]:
-    """Samples without labels, and histogram buckets as `name le`."""
+    """The samples without labels, and the buckets of histograms."""
     async with aiohttp.ClientSession(trust_env=False) as session, session.get(url) as response:
-        text = await response.text()
-    return {f"{each['name']} {each['bound'] or ''}".rstrip(): float(each["value"]) for each in SAMPLE.finditer(text)}
+        lines = (await response.text()).splitlines()
+    return {key: float(line.rsplit(" ", 1)[1]) for line in lines if (key := sample_key(line))}
+
+
+def sample_key(line: str) -> str:
+    """The name of a sample, `name bound` for a bucket, "" for everything else."""
+    found = SAMPLE.fullmatch(line)
+    return " ".join(filter(None, found.group(1, 2))) if found else ""
 
 
 def inside_row(title: str, histogram: str, samples: Mapping[str, float]) -> tuple[str, ...]:
