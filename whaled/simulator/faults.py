@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 Positive = Annotated[float, Meta(gt=0, le=86_400)]
@@ -117,6 +118,12 @@ class LateBlock(Fault, frozen=True, kw_only=True, tag="late_block"):
 
 
 AnyFault = DropLink | Stall | Restart | SendGarbage | Burst | Reorg | LoseBitcoind | FailRest | LateBlock
+
+
+def encode(fault: AnyFault) -> bytes:
+    """The body of `POST /simulator/fault` for this fault."""
+    return msgspec.json.encode(fault)
+
 
 # What `--fault-every` picks from: everything a client must survive by itself.
 ROUTINE: tuple[AnyFault, ...] = (

@@ -27,9 +27,12 @@ class Link:
         self._outbox: deque[tuple[bytes, WSMsgType]] = deque()
         self._waiting = 0
         self._filled = asyncio.Event()
+        self._is_cut = False
 
     def send(self, payload: bytes, kind: WSMsgType = WSMsgType.TEXT) -> None:
         """Queue a frame; a client that does not read is cut off."""
+        if self._is_cut:
+            return
         if self._waiting + self._transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
             self.abort()
             return
@@ -40,6 +43,7 @@ class Link:
 
     def abort(self) -> None:
         """End the connection without a close frame."""
+        self._is_cut = True
         self._outbox.clear()
         self._waiting = 0
         self._transport.abort()

@@ -7,7 +7,7 @@ async with Simulator(SimulatorSettings(port=0, manual=True, rate=0)) as sim:
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from random import Random
 from types import TracebackType
@@ -31,8 +31,8 @@ from whaled.simulator.world import World
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# A poll in manual mode waits no longer than this for clients to be sent what it gave.
-FLUSH_WAIT_S = 2.0
+# A poll in manual mode waits no longer than this for clients to be sent what it gave: some do not read.
+FLUSH_WAIT_S = 0.2
 # While the node is gone a backend tries, and says so, once a second.
 RETRY_S = 1.0
 # The indexer slows polling down after a reorganisation with a database: 10 s instead of 1 s were measured.
@@ -69,6 +69,7 @@ class Simulator:
         self._restarting = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._tasks = asyncio.TaskGroup()
+        self._jobs: set[asyncio.Task[None]] = set()
 
     # --- where it is ---
 
@@ -111,17 +112,32 @@ class Simulator:
                 self._step(self._now)
             await self._front.come_up()
             await stack.enter_async_context(self._tasks)
+            stack.callback(self._cancel_jobs)
             if not self.settings.manual:
-                stack.callback(self._tasks.create_task(self._poll_for_ever()).cancel)
+                self._begin(self._poll_for_ever())
                 if self.settings.fault_every:
-                    stack.callback(self._tasks.create_task(self._fail_for_ever()).cancel)
+                    self._begin(self._fail_for_ever())
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.__aexit__(kind, error, trace)
+        if isinstance(error, asyncio.CancelledError):
+            await self._stack.__aexit__(kind, error, trace)
+        else:
+            # Whatever the body raised is not the task group's: it must not come out wrapped in an exception group.
+            await self._stack.__aexit__(None, None, None)
+
+    def _begin(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._tasks.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return task
+
+    def _cancel_jobs(self) -> None:
+        for task in self._jobs:
+            task.cancel()
 
     async def poll(self, seconds: float | None = None) -> None:
         """Manual mode: let `seconds` (default: a poll interval) go by, poll once, and see everybody served."""
@@ -195,7 +211,7 @@ class Simulator:
             case faults.Restart():
                 # Its own task: whoever asked for it may be gone before it is over.
                 restart = self.restart(cache=fault.cache, resend=fault.resend, down=fault.down)
-                await asyncio.shield(self._tasks.create_task(restart))
+                await asyncio.shield(self._begin(restart))
             case faults.SendGarbage():
                 self.send_garbage(fault.kind)
             case faults.Burst():
