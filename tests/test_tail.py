@@ -123,7 +123,14 @@ def test_the_colour_tells_the_size(btc: float, style: str) -> None:
     ],
 )
 def test_the_fate_of_a_whale_is_told_in_words(news: WhaleUpdate, words: str) -> None:
-    assert lines.outcome(news) == words
+    assert lines.outcome(news, 80) == words
+
+
+def test_words_that_do_not_fit_are_left_out_whole() -> None:
+    news = an_update("confirmed", block_height=800_123, seconds_to_confirmation=612.4, blocks_off=2)
+    assert lines.outcome(news, 40) == "confirmed in block 800,123 after 10 min"
+    assert lines.outcome(news, 38) == "confirmed in block 800,123"
+    assert lines.outcome(news, 9) == "confirmed"
 
 
 @pytest.mark.parametrize(

@@ -96,14 +96,13 @@ def update_line(event: WhaleUpdate, fit: Layout, now: datetime) -> Text:
         "btc": UNKNOWN if data.btc_value is None else f"{data.btc_value:,.2f}",
     }
     start = _cells([column for column in fit.columns if column.name in values], values)
-    words = outcome(event, is_ascii=fit.is_ascii)
     room = max(STATUS_WIDTH, fit.columns_width - len(start) - 2)
-    text = f"{start} {clean(words)[:room]:{room}}"
+    text = f"{start} {outcome(event, room, is_ascii=fit.is_ascii)[:room]:{room}}"
     return _line(fit, text, data.transaction_id, OUTCOMES.get(data.status, "dim"))
 
 
-def outcome(event: WhaleUpdate, *, is_ascii: bool = False) -> str:
-    """The news in words, the most important first."""
+def outcome(event: WhaleUpdate, room: int, *, is_ascii: bool = False) -> str:
+    """The news in words, the most important first, as far as there is room."""
     data = event.data
     parts = [data.status]
     if data.block_height is not None:
@@ -115,7 +114,9 @@ def outcome(event: WhaleUpdate, *, is_ascii: bool = False) -> str:
     if data.blocks_off:
         plural = "s" if abs(data.blocks_off) > 1 else ""
         parts.append(f"({abs(data.blocks_off)} block{plural} {'late' if data.blocks_off > 0 else 'early'})")
-    return " ".join(parts)
+    while len(parts) > 1 and len(" ".join(parts)) > room:
+        parts.pop()
+    return clean(" ".join(parts))
 
 
 def missed_line(event: Missed) -> str:
