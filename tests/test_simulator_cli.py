@@ -13,15 +13,6 @@ from whaled.cli import simulate
 from whaled.errors import ConfigError
 from whaled.simulator.settings import SimulatorSettings
 
-PROGRAM = (
-    "import argparse, sys\n"
-    "from whaled.cli import simulate\n"
-    "parser = argparse.ArgumentParser()\n"
-    "simulate.register(parser.add_subparsers())\n"
-    "arguments = parser.parse_args()\n"
-    "sys.exit(arguments.run(arguments))\n"
-)
-
 
 def parse(*options: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
@@ -49,7 +40,7 @@ async def test_it_serves_until_a_signal_and_exits_with_zero(number: signal.Signa
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        PROGRAM,
+        "from whaled.cli.main import entry; entry()",
         *("simulate", "--port", "0", "--rate", "50", "--poll-interval", "0.05"),
         stdout=asyncio.subprocess.PIPE,
     )

@@ -600,7 +600,7 @@ async def test_what_its_body_raises_comes_out_as_it_is() -> None:
 
 async def test_a_port_that_is_taken_is_named() -> None:
     async with Simulator(QUIET) as sim:
-        with pytest.raises(ListenError, match=f"127.0.0.1:{sim.port}"):
+        with pytest.raises(ListenError, match=f"port {sim.port}.*choose another --port"):
             async with Simulator(replace(QUIET, port=sim.port)):
                 pass
 

@@ -46,10 +46,7 @@ class Front:
         try:
             await site.start()
         except OSError as error:
-            raise ListenError(
-                f"the simulator cannot listen on {self._host}:{self.port}: {error.strerror or error}; "
-                "choose another --port, or end what listens there"
-            ) from error
+            raise ListenError(self._host, self.port, error, "choose another --port") from error
         self._site = site
         if self.port == 0:
             self.port = self._runner.addresses[0][1]
