@@ -16,12 +16,14 @@ from eventlog_kit import DAY, START, Meter, alert, locked, open_log, settings, t
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.store import PRUNE_BATCH, TXID_CHUNK, EventLog
-from whaled.model import Draft, Event, Kind, Position
+from whaled.eventlog.writer import CHECKPOINT_BYTES
+from whaled.model import Draft, Event, Kind, Position, Status, Whale
 
 
 @pytest.fixture
@@ -126,6 +128,23 @@ async def test_a_time_is_found_even_where_the_clock_was_set_back(path: Path) -> 
         times = [10.0, 20.0, 30.0, 25.0, 26.0, 40.0]
         await log.append([alert(n, at=at) for n, at in enumerate(times)])
         assert [await log.offset_before(at) for at in (5, 10, 10.5, 25, 28, 30.5, 40, 41)] == [0, 0, 1, 2, 2, 5, 5, 6]
+
+
+async def test_pending_names_the_whales_whose_outcome_is_not_known(path: Path) -> None:
+    mined = whale(5)
+    mined = Whale(replace(mined.alert, status=Status.CONFIRMED), mined.addresses)
+    async with open_log(path) as log:
+        await log.append([alert(n) for n in range(4)] + [Draft(kind=Kind.ALERT, at=START, whale=mined)])
+        await log.append([update(0), update(2), update(3, Kind.DROPPED), update(2, Kind.PENDING, ref="00orphan")])
+        unknown = await log.pending(0, 10)
+        assert [(event.offset, event.kind, event.whale) for event in unknown] == [
+            (2, Kind.ALERT, whale(1)),
+            (9, Kind.PENDING, whale(2)),
+        ]
+        assert await log.pending(0, 1) == unknown[:1]
+        assert await log.pending(2, 10) == unknown[1:]
+        with pytest.raises(ValueError, match="at least 1"):
+            await log.pending(0, -1)
 
 
 async def test_state_is_kept_by_key(path: Path) -> None:
@@ -345,16 +364,17 @@ async def test_the_write_ahead_log_is_copied_back_before_it_grows_far(path: Path
         for round_ in range(12):
             await log.append([alert(100 * round_ + n, addresses=500) for n in range(50)])
             await log.set_state("behind", "the checkpoint")
-        wal_bytes = files.wal_bytes(path)
-        assert 0 < wal_bytes < 8 * 1024 * 1024
+        await log.append([alert(-1)])
+        assert 0 < files.wal_bytes(path) <= CHECKPOINT_BYTES
         assert meter.size_bytes > 10 * 1024 * 1024
 
 
 # --- files and schema ------------------------------------------------------------------------------------------------
 
 
-async def test_the_files_are_private_whatever_the_umask(path: Path) -> None:
-    before = os.umask(0)
+@pytest.mark.parametrize("umask", [0, 0o027, 0o277], ids=oct)
+async def test_the_files_are_private_whatever_the_umask(path: Path, umask: int) -> None:
+    before = os.umask(umask)
     try:
         async with open_log(path) as log:
             await log.append([alert(1)])
@@ -433,8 +453,10 @@ def test_a_new_database_takes_all_steps_at_once(path: Path) -> None:
 async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
     async with open_log(path) as log:
         stored = await log.append([alert(1)])
-    with closing(files.open_to_write(path, 1.0)) as db, pytest.raises(sqlite3.OperationalError, match="nowhere"):
-        schema.migrate(db, path, now=7.0, steps=(*schema.MIGRATIONS, add_note, stumble))
+    with closing(files.open_to_write(path, 1.0)) as db:
+        with pytest.raises(sqlite3.OperationalError, match="nowhere"):
+            schema.migrate(db, path, now=7.0, steps=(*schema.MIGRATIONS, add_note, stumble))
+        assert not db.in_transaction
     async with open_log(path) as log:
         assert await everything(log) == stored
     with closing(sqlite3.connect(path)) as db:

@@ -82,7 +82,10 @@ class DaemonLock:
                 "Stop it, or give this one its own eventlog.path",
                 reason=LogFailure.LOCKED,
             ) from error
-        with suppress(OSError):  # the process id is a courtesy to the reader of the message above: a full disk may not
+        with suppress(
+            OSError
+        ):  # a courtesy to the reader of the message above: a full disk or another owner is no fault
+            os.fchmod(descriptor, PRIVATE)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor

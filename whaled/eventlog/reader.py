@@ -14,6 +14,11 @@ from whaled.model import Event, Whale
 
 FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
 
+EVENTS = (
+    "SELECT e.offset, e.kind, e.ref, e.at, e.body, w.txid, w.alert, w.addresses "
+    "FROM events AS e JOIN whales AS w ON w.id = e.whale"
+)
+
 
 class Reader:
     """Opened read-only: no mistake here can change the log."""
@@ -56,16 +61,19 @@ class Reader:
             )
         return True
 
+    def pending(self, after: int, limit: int) -> list[Event]:
+        """See EventLog.pending."""
+        return self._events(
+            "WHERE e.offset > ? AND e.kind IN ('alert', 'pending') "
+            "AND NOT EXISTS (SELECT 1 FROM events AS later WHERE later.whale = e.whale AND later.offset > e.offset) "
+            "AND (e.kind = 'pending' OR json_extract(w.alert, '$.status') = 'pending') "
+            "ORDER BY e.offset LIMIT ?",
+            (after, limit),
+        )
+
     def between(self, after: int, through: int, limit: int) -> list[Event]:
         """Events with after < offset <= through, ascending, at most `limit`."""
-        with files.explained(self._path, "read events"):
-            rows = self._db.execute(
-                "SELECT e.offset, e.kind, e.ref, e.at, e.body, w.txid, w.alert, w.addresses "
-                "FROM events AS e JOIN whales AS w ON w.id = e.whale "
-                "WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?",
-                (after, through, limit),
-            ).fetchall()
-        return [self._codec.event(row) for row in rows]
+        return self._events("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?", (after, through, limit))
 
     def offset_before(self, at: float) -> int:
         """The greatest offset that is, like all before it, older than `at`; one below the oldest if there is none."""
@@ -114,6 +122,11 @@ class Reader:
     def _db(self) -> sqlite3.Connection:
         assert self._connection is not None, "the reader is used between open and close only"
         return self._connection
+
+    def _events(self, which: str, parameters: tuple[int, ...]) -> list[Event]:
+        with files.explained(self._path, "read events"):
+            rows = self._db.execute(f"{EVENTS} {which}", parameters).fetchall()
+        return [self._codec.event(row) for row in rows]
 
     @contextlib.contextmanager
     def _snapshot(self, doing: str) -> Iterator[sqlite3.Connection]:

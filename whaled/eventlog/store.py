@@ -159,8 +159,7 @@ class EventLog:
         There are no holes in what is held, so if the first one is not `after` + 1 (or there is none although
         `through` has been reached), retention has removed what is missing.
         """
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}")
+        require_limit(limit)
         return await self._read(self._threads.reader.between, after, through, limit)
 
     async def offset_before(self, at: float) -> int:
@@ -177,6 +176,14 @@ class EventLog:
         while chunk := list(islice(rest, TXID_CHUNK)):
             known.update(await self._read(self._threads.reader.whales, chunk))
         return known
+
+    async def pending(self, after: int, limit: int) -> list[Event]:
+        """The newest event of every whale of which nothing final has been said, ascending, at most `limit`.
+
+        What a restarted daemon still has to follow. `after` pages, and leaves out what is older than it cares for.
+        """
+        require_limit(limit)
+        return await self._read(self._threads.reader.pending, after, limit)
 
     async def prune(self, now: float) -> int:
         """Remove what is older than the retention, oldest first, a batch at a time. Returns how many events.
@@ -284,6 +291,12 @@ class EventLog:
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise EventLogError("the event log is closed", reason=LogFailure.CLOSED)
+
+
+def require_limit(limit: int) -> None:
+    """A page must have an end: SQLite takes a negative limit for none."""
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
 
 
 def threads_for(settings: sections.EventLog) -> Threads:
