@@ -99,7 +99,9 @@ def test_every_recorded_transaction_is_read_exactly(index: int) -> None:
         assert [(out.value, out.script) for out in found.outputs] == [
             (out["value"], out["scriptpubkey"]) for out in expected["vout"]
         ]
-        assert [out.address or "" for out in found.outputs] == [out["scriptpubkey_address"] for out in expected["vout"]]
+        assert [out.address for out in found.outputs] == [
+            out["scriptpubkey_address"] or None for out in expected["vout"]
+        ]
         assert [(spent.txid, spent.vout, spent.sequence) for spent in found.inputs] == [
             (spent["txid"], spent["vout"], spent["sequence"]) for spent in expected["vin"]
         ]
@@ -132,16 +134,24 @@ def test_a_transaction_in_both_lists_comes_once_and_a_replacer_alone_comes_too()
 
 
 def test_a_child_before_its_parent_and_a_summary_are_not_taken_for_the_parent() -> None:
-    parent, child = tx(1, 5 * BTC), tx(2, 5 * BTC)
+    parent, child = tx(1, 5 * BTC), tx(2, BTC)
     child["vin"] = [{"txid": txid(1), "vout": 0, "prevout": None, "sequence": 5, "is_coinbase": False}]
     summary = [{"txid": txid(1), "fee": 1, "vsize": 1, "value": 1, "rate": 1, "time": 1}]
     raw = json.dumps({"transactions": summary, DELTA: delta(added=[child, parent])}, separators=(",", ":"))
     change = decode(raw).delta
     assert change is not None
-    assert [(found.txid, found.inputs[0].sequence) for found in change.at_least(BTC)] == [
-        (txid(2), 5),
-        (txid(1), parent["vin"][0]["sequence"]),
-    ]
+    for minimum, txids in ((BTC, [txid(2), txid(1)]), (5 * BTC, [txid(1)])):
+        found = change.at_least(minimum)
+        assert [entry.txid for entry in found] == txids
+        assert found[-1].value_sat == 5 * BTC
+
+
+def test_the_parts_of_a_delta_may_come_in_any_order() -> None:
+    change = delta(added=[tx(1, 5 * BTC)], replaced=[{"replaced": txid(3), "by": tx(2, 6 * BTC)}])
+    turned = dict(reversed(change.items()))
+    found = decode(json.dumps({DELTA: turned}, separators=(",", ":"))).delta
+    assert found is not None
+    assert {entry.txid: entry.value_sat for entry in found.at_least(BTC)} == {txid(1): 5 * BTC, txid(2): 6 * BTC}
 
 
 def test_transactions_that_do_not_begin_with_their_txid_are_found_all_the_same() -> None:

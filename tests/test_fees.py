@@ -47,6 +47,10 @@ def test_an_empty_mempool_has_one_rate_and_paying_it_is_as_fast_as_it_gets() -> 
     assert urgency(0, FeeMarket(0, 0, 0, 0, 0)) == 0.95
 
 
+def test_a_slower_target_that_is_recommended_more_is_not_believed() -> None:
+    assert urgency(32, FeeMarket(fastest=40, half_hour=30, hour=35, economy=10, minimum=4)) == 0.79
+
+
 @relaxed
 @given(RATES, RATES, MARKETS)
 def test_urgency_is_within_bounds_and_never_falls_with_the_rate(low: float, high: float, market: FeeMarket) -> None:

@@ -105,7 +105,6 @@ class Delta(Struct, frozen=True, kw_only=True):
                     wanted[transaction.txid] = None
         return [_transaction(fields) for fields in _cut(self.frame, wanted)] if wanted else []
 
-
     def predecessor(self, txid: str) -> str | None:
         """The transaction that `txid` took the place of, None if it replaced none.
 
@@ -461,10 +460,10 @@ def _cut(frame: bytes | str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
     hold, the frame is parsed whole: slower, same result.
     """
     text = frame if isinstance(frame, str) else str(frame, "utf-8", "replace")
-    begin = at = max(0, text.find(DELTA_KEY))
+    at = max(0, text.find(DELTA_KEY))
     missing = []
     for txid in wanted:
-        found = _find(text, at, txid) or _find(text, begin, txid)
+        found = _find(text, at, txid)
         if found is None:
             missing.append(txid)
         else:

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from whaled.errors import ConfigError, Fault
 from whaled.model import Flow, Output, Transaction
 from whaled.whales import addresses
-from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_coinbase, is_spendable
+from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
 
 COLUMNS = ("label", "address", "type")
 MAX_LABEL = 64
@@ -118,8 +118,7 @@ class AddressBook(Struct, frozen=True):
         paid = [output for output in transaction.outputs if output.script not in own] or list(transaction.outputs)
         from_owners = self._owners_of(payers)
         flow, confidence = Flow.UNKNOWN, None
-        minted = any(is_coinbase(spent) for spent in transaction.inputs)
-        if self.owners and not minted and not has_unknown_inputs(transaction):
+        if self.owners and not has_unknown_inputs(transaction):
             flow, confidence = self._flow([payer for payer in payers if payer is not None], paid)
         everything = (*payers, *transaction.outputs)
         labelled = (output.address for output in everything if output is not None and self.owner(output) is not None)
