@@ -99,6 +99,7 @@ async def idling(seconds: float, directory: Path) -> tuple[float, float]:
 async def latency(plan: Plan, directory: Path) -> Section:
     """From a frame of the backend to every client's socket, through detection, fsync and hub."""
     load = compile_c("load", directory)
+    disk_ms = await asyncio.to_thread(fsync_ms, directory, plan.messages)
     async with upstream.relaying() as relay:
         config = write_config(directory, "latency", relay.url, relay.rest_url)
         async with daemon(config) as ready, running("load", load, str(ready.port)) as clients:
@@ -122,6 +123,12 @@ async def latency(plan: Plan, directory: Path) -> Section:
         title=f"Frame to sockets: {plan.clients} clients, {plan.rate:g} whales/s, each committed with fsync",
         header=("", "mean ms", "p50 ms", "p99 ms"),
         rows=[
+            (
+                "the disk alone: append 4 KiB, fsync",
+                f"{statistics.mean(disk_ms):.1f}",
+                f"{percentile(disk_ms, 0.5):.1f}",
+                f"{percentile(disk_ms, 0.99):.1f}",
+            ),
             inside_row("frame received -> committed (whaled's own)", "whaled_frame_to_commit_seconds", inside),
             inside_row("frame received -> all sockets written (whaled's own)", "whaled_frame_to_sent_seconds", inside),
             (
@@ -258,6 +265,18 @@ def bucket(histogram: str, samples: Mapping[str, float], rank: float) -> str:
         if key.startswith(prefix) and value >= rank:
             return f"<= {1000 * float(key.removeprefix(prefix)):g}"
     return "?"
+
+
+def fsync_ms(directory: Path, times: int) -> list[float]:
+    """How long an append of a page takes until it is on the disk: no commit is faster."""
+    page, taken = b"x" * 4096, []
+    with (directory / "fsync").open("wb", buffering=0) as file:
+        for _ in range(times):
+            began = time.perf_counter()
+            file.write(page)
+            os.fsync(file.fileno())
+            taken.append(1000 * (time.perf_counter() - began))
+    return taken
 
 
 def file_system(directory: Path) -> str:
