@@ -5,8 +5,7 @@ keys and never by a message type. docs/upstream.md has what was measured; paths 
 relative to its `backend/src/`.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, get_type_hints
 
@@ -14,14 +13,14 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from whaled.errors import UpstreamError
-from whaled.model import SAT_PER_BTC, Block, FeeMarket, Input, Output, ProjectedBlock, Transaction
+from whaled.model import Block, FeeMarket, ProjectedBlock, Transaction
+from whaled.upstream.transactions import Glance, Rate, Satoshi, Txid, at_least
 
 PING = '{"action":"ping"}'
 # The dollar is the only currency whaled speaks of; the backend sends up to 34.
 CURRENCY = "USD"
 # Of a frame that cannot be read, as much as helps in a log line.
 SAMPLE_LIMIT = 200
-DELTA_KEY = '"mempool-transactions"'
 
 
 def subscribe_frames() -> tuple[str, ...]:
@@ -78,8 +77,8 @@ class Delta(Struct, frozen=True, kw_only=True):
     mined: tuple[str, ...] = ()
     replaced: tuple[Replacement, ...] = ()
     malformed: int = 0
-    added: Sequence["_Glance"] = ()
-    replacers: Sequence["_Glance"] = ()
+    added: Sequence[Glance] = ()
+    replacers: Sequence[Glance] = ()
     frame: bytes | str = b""
 
     @property
@@ -91,19 +90,9 @@ class Delta(Struct, frozen=True, kw_only=True):
         """The transactions in full whose outputs add up to `minimum_sat` or more, each once.
 
         They come from `added` and from `replaced[].by`: the winner of a double spend that a block brought is told
-        nowhere else. What cannot be read of a transaction beside its outputs' values is unknown in the result
-        (no inputs, fee None, no script); the transaction is not lost.
+        nowhere else. What cannot be read of one beside its outputs' values is unknown in it; it is not lost.
         """
-        wanted: dict[str, None] = {}
-        for part in (self.added, self.replacers):
-            for transaction in part:
-                # A plain loop: twice as fast here as sum() over a generator or comprehension.
-                total = 0
-                for output in transaction.vout:
-                    total += output.value
-                if total >= minimum_sat:
-                    wanted[transaction.txid] = None
-        return [_transaction(fields) for fields in _cut(self.frame, wanted)] if wanted else []
+        return at_least(self.frame, minimum_sat, self.added, self.replacers)
 
     def predecessor(self, txid: str) -> str | None:
         """The transaction that `txid` took the place of, None if it replaced none.
@@ -168,55 +157,18 @@ class Frame(Struct, frozen=True, kw_only=True):
 # --- the wire shapes, only what is needed ----------------------------------------------------------------------------
 # gc=False: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
 
-Txid = Annotated[str, Meta(min_length=64, max_length=64)]
-# Above all coins there will ever be, a value is not one; sums stay far within 64 bits.
-Satoshi = Annotated[int, Meta(ge=0, le=21_000_000 * SAT_PER_BTC)]
-Rate = Annotated[float, Meta(ge=0)]
-
-
-class _Value(Struct, gc=False):
-    value: Satoshi
-
-
-class _Glance(Struct, gc=False):
-    """What tells whether a transaction matters. The rest is read of those that do: reading all of every transaction
-    takes 1.5 times as long (docs/performance.md).
-    """
-
-    txid: Txid
-    vout: list[_Value]
-
 
 class _Replaced(Struct, gc=False):
     replaced: Txid
-    by: _Glance
+    by: Glance
 
 
 class _Delta(Struct):
     sequence: int
-    added: list[_Glance] = []
+    added: list[Glance] = []
     removed: list[Txid] = []
     mined: list[Txid] = []
     replaced: list[_Replaced] = []
-
-
-class _Output(Struct, gc=False):
-    value: Satoshi
-    script: str = field(name="scriptpubkey", default="")
-    # "" where there is no address in none mode; the key is absent in esplora mode.
-    address: str | None = field(name="scriptpubkey_address", default=None)
-
-
-class _Input(Struct, gc=False):
-    txid: str
-    vout: int
-    sequence: int
-    # null in none and electrum mode; filled in esplora mode; null for a coinbase.
-    prevout: _Output | None = None
-
-
-class _Status(Struct, gc=False):
-    confirmed: bool = False
 
 
 class _DeltaParts(Struct):
@@ -299,15 +251,13 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     tomahawk: Raw = _NOT_READ
 
 
-# As tolerant as the first look: control characters in strings do not matter.
-_JSON = json.JSONDecoder(strict=False)
 _decode_frame = msgspec.json.Decoder(_Parts).decode
 _decode_keys = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_delta_parts = msgspec.json.Decoder(_DeltaParts).decode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
 _decode_int = msgspec.json.Decoder(int).decode
 _decode_txid = msgspec.json.Decoder(Txid).decode
-_decode_glance = msgspec.json.Decoder(_Glance).decode
+_decode_glance = msgspec.json.Decoder(Glance).decode
 _decode_replaced = msgspec.json.Decoder(_Replaced).decode
 _TYPES = get_type_hints(_Parts, include_extras=True)
 _PARTS = {
@@ -451,81 +401,6 @@ def _delta(raw: bytes | str, delta: _Delta, malformed: int) -> Delta:
         replacers=[pair.by for pair in delta.replaced],
         frame=raw,
     )
-
-
-def _cut(frame: bytes | str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The wanted transactions out of a frame, without parsing the others.
-
-    A backend begins a transaction with its txid, so it can be found, and the next one behind it. Where that does not
-    hold, the frame is parsed whole: slower, same result.
-    """
-    text = frame if isinstance(frame, str) else str(frame, "utf-8", "replace")
-    at = max(0, text.find(DELTA_KEY))
-    missing = []
-    for txid in wanted:
-        found = _find(text, at, txid)
-        if found is None:
-            missing.append(txid)
-        else:
-            fields, at = found
-            yield fields
-    if missing:
-        delta = _JSON.decode(text)["mempool-transactions"]
-        pairs = [pair for pair in delta.get("replaced", ()) if isinstance(pair, dict)]
-        everything = (*delta.get("added", ()), *(pair.get("by") for pair in pairs))
-        by_txid = {fields.get("txid"): fields for fields in everything if isinstance(fields, dict)}
-        yield from (by_txid[txid] for txid in missing)
-
-
-def _find(text: str, begin: int, txid: str) -> tuple[dict[str, Any], int] | None:
-    """The first transaction from `begin` on that starts with this txid, and where it ends.
-
-    Inputs (in esplora mode) and summaries may start alike, but have no outputs.
-    """
-    opening = f'{{"txid":"{txid}"'
-    at = text.find(opening, begin)
-    while at >= 0:
-        fields, end = _JSON.raw_decode(text, at)
-        if "vout" in fields and "vin" in fields:
-            return fields, end
-        at = text.find(opening, end)
-    return None
-
-
-def _transaction(fields: dict[str, Any]) -> Transaction:
-    status = _read(fields.get("status"), _Status, _Status())
-    fee = _read(fields.get("fee"), int | None, None)
-    rate = _read(fields.get("effectiveFeePerVsize"), Rate | None, None)
-    # A block that came between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
-    if fee is not None and (fee < 0 or (status.confirmed and fee == 0)):
-        fee = rate = None
-    vsize = _read(fields.get("vsize"), Rate | None, None)
-    return Transaction(
-        txid=fields["txid"],
-        inputs=tuple(
-            Input(spent.txid, spent.vout, spent.sequence, _output(spent.prevout) if spent.prevout else None)
-            for spent in _read(fields.get("vin"), list[_Input], [])
-        ),
-        outputs=tuple(
-            _output(_read(output, _Output, None) or _Output(int(output["value"]))) for output in fields["vout"]
-        ),
-        fee_sat=fee,
-        vsize=vsize if vsize is not None else _read(fields.get("weight"), Rate, 0.0) / 4,
-        fee_rate=rate,
-        first_seen=_read(fields.get("firstSeen"), int | None, None) or None,
-        is_confirmed=status.confirmed,
-    )
-
-
-def _read(value: Any, shape: Any, otherwise: Any) -> Any:
-    try:
-        return msgspec.convert(value, shape)
-    except msgspec.ValidationError:
-        return otherwise
-
-
-def _output(output: _Output) -> Output:
-    return Output(output.value, output.script, output.address or None)
 
 
 def _block(block: _Block) -> Block:
