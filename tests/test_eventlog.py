@@ -568,7 +568,7 @@ async def compare(path: Path, lives: list[list[tuple[str, object]]]) -> None:
             assert (await log.whales(map(txid, range(6)))).keys() == {txid(row.whale) for row in model.held}
 
 
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(STEPS, max_size=8), min_size=1, max_size=3))
 def test_any_history_of_appends_prunes_and_restarts_agrees_with_the_model(
     lives: list[list[tuple[str, object]]],
