@@ -5,6 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MEMPOOL ?=
 
+# `make install`: outside home directories, because the unit's sandbox hides those.
+INSTALL_PYTHON ?= /usr/bin/python3
+PREFIX ?= /opt/whaled
+SYSCONFDIR ?= /etc/whaled
+UNITDIR ?= /etc/systemd/system
+
 .DEFAULT_GOAL := help
 .PHONY: help run tail test check fmt lint types cover bench install uninstall clean lock
 
@@ -18,6 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP) ## run whaled against the bundled simulator, or MEMPOOL=ws://host:8999/api/v1/ws
+	@mkdir -p var
 	$(BIN)/whaled run --config config/dev.yaml $(if $(MEMPOOL),--mempool-url $(MEMPOOL),--simulate)
 
 tail: $(STAMP) ## watch the alerts of `make run` in this terminal
@@ -45,6 +52,29 @@ cover: $(STAMP) ## the suite with branch coverage
 
 lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip | LC_ALL=C sort -f > constraints.txt
+
+dist/wheels: $(STAMP) $(shell find whaled -name '*.py') pyproject.toml
+	rm -rf $@
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ .
+	@touch $@
+
+install: dist/wheels ## as root: program to PREFIX, configuration to SYSCONFDIR (an edited one is kept), key ring, unit
+	$(INSTALL_PYTHON) -m venv $(DESTDIR)$(PREFIX)/venv
+	$(DESTDIR)$(PREFIX)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --find-links dist/wheels --force-reinstall whaled
+	$(DESTDIR)$(PREFIX)/venv/bin/python -m compileall -q $(DESTDIR)$(PREFIX)/venv/lib
+	install -d $(DESTDIR)$(SYSCONFDIR) $(DESTDIR)$(UNITDIR)
+	test -e $(DESTDIR)$(SYSCONFDIR)/whaled.yaml || install -m 0644 config/whaled.example.yaml $(DESTDIR)$(SYSCONFDIR)/whaled.yaml
+	test -e $(DESTDIR)$(SYSCONFDIR)/keys.json || $(DESTDIR)$(PREFIX)/venv/bin/whaled keys generate --key-ring $(DESTDIR)$(SYSCONFDIR)/keys.json
+	install -m 0644 deploy/systemd/whaled.service $(DESTDIR)$(UNITDIR)/whaled.service
+	@echo "installed. Next: edit $(SYSCONFDIR)/whaled.yaml (upstream.url), then: systemctl daemon-reload && systemctl enable --now whaled"
+
+uninstall: ## as root: remove program and unit; configuration, keys and data stay
+	rm -f $(DESTDIR)$(UNITDIR)/whaled.service
+	rm -rf $(DESTDIR)$(PREFIX)/venv
+	@echo "removed. $(SYSCONFDIR) and /var/lib/whaled are still there"
+
+bench: $(STAMP) ## measure speed and size (docs/performance.md); BENCH_ARGS=--quick for less
+	$(BIN)/python -m bench $(BENCH_ARGS)
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist var

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from whale_kit import BTC, output, relaxed, spent, transaction
 
+from whale_kit import BTC, output, relaxed, spent, transaction
 from whaled.model import Input, Output, Shape
 from whaled.whales.amounts import (
     NULL_TXID,

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_server import EPOCH, Peer, alert, position, scripted, txid, update
 
+from scripted_server import EPOCH, Peer, alert, position, scripted, txid, update
 from whaled import client as public
 from whaled.client import (
     AlertData,

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, spent, transaction, txid
 
+from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, spent, transaction, txid
 from whaled.config.sections import Basis, Detection
 from whaled.model import (
     FeeMarket,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whale_kit import BTC, burst_frame, recorded_frames, relaxed, txid
 
+from whale_kit import BTC, burst_frame, recorded_frames, relaxed, txid
 from whaled.model import Block, FeeMarket
 from whaled.upstream.continuity import ChainStep, ChainTracker, Continuity, SequenceTracker
 from whaled.upstream.dialect import (

@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from eventlog_kit import DAY, START, Meter, alert, locked, open_log, settings, txid, update, whale
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from eventlog_kit import DAY, START, Meter, alert, locked, open_log, settings, txid, update, whale
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.reader import Reader

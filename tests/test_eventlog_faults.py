@@ -14,8 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from eventlog_kit import Meter, alert, locked, open_log, txid, update
 
+from eventlog_kit import Meter, alert, locked, open_log, txid, update
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.store import EventLog

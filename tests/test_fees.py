@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whale_kit import relaxed
 
+from whale_kit import relaxed
 from whaled.model import FeeMarket, ProjectedBlock
 from whaled.whales.fees import predicted_block, urgency
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, transaction, txid
 
+from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, transaction, txid
 from whaled.errors import ClientError, ClientErrorCode
 from whaled.model import Block, Draft, Event, Flow, Kind, Market, Source, Whale
 from whaled.whales import lifecycle

@@ -21,6 +21,7 @@ RANKS = {
     "ops": 5,
     "client": 6,
     "simulator": 6,
+    "files": 4,
     "pipeline": 6,
     "service": 7,
     "cli": 8,
@@ -31,9 +32,10 @@ SIDEWAYS = {("gateway", "eventlog")}
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
-    "errors", "model", "config.sections", "whales.amounts", "whales.detect", "whales.fees", "whales.labels",
-    "whales.lifecycle", "whales.filters", "upstream.dialect", "auth.tokens", "gateway.wire", "gateway.session",
-    "gateway.limits",
+    "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
+    "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters", "whales.addresses",
+    "upstream.dialect", "upstream.continuity", "upstream.transactions", "auth.tokens", "gateway.wire",
+    "gateway.session", "gateway.limits",
 )  # fmt: skip
 IMPURE_MODULES = {
     "asyncio",

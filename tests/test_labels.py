@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
 
+from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
 from whaled.errors import ConfigError
 from whaled.model import Flow, Input, Output, Transaction
 from whaled.upstream.dialect import decode

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 
 import pytest
-from whale_kit import BTC, NOW, output, transaction, txid
 
+from whale_kit import BTC, NOW, output, transaction, txid
 from whaled.model import Block, Draft, Kind, Market, Source, Status, Update, Whale
 from whaled.whales import lifecycle
 from whaled.whales.detect import Rules, assess

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from whale_kit import BTC, NOW, recorded_frames, true_transactions, truth
 
+from whale_kit import BTC, NOW, recorded_frames, true_transactions, truth
 from whaled.config.sections import Basis
 from whaled.model import Block, Draft, Input, Kind, Market, Output, Source, Status, Transaction, Whale
 from whaled.upstream.dialect import decode

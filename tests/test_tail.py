@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from scripted_server import EPOCH, Peer, alert, position, scripted, txid, update
 
+from scripted_server import EPOCH, Peer, alert, position, scripted, txid, update
 from whaled.cli import tail
 from whaled.cli import tail_lines as lines
 from whaled.client import Last, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate

@@ -52,7 +52,12 @@ class KeyRingError(OperatorError):
 
 
 class ListenError(OperatorError):
-    """A listening socket could not be opened."""
+    """A listening socket could not be opened; `remedy` says what sets its address."""
+
+    def __init__(self, host: str, port: int, error: OSError, remedy: str) -> None:
+        # The event loop's text names the address a second time, with the reason behind the last colon.
+        reason = (error.strerror or str(error)).rpartition(": ")[2]
+        super().__init__(f"cannot listen on {host} port {port}: {reason}; {remedy}, or stop what uses the port")
 
 
 class EventLogError(WhaledError):

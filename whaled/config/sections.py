@@ -91,7 +91,6 @@ class Gateway(Struct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Port = 8765
     backlog: Count = 4096
-    tls: Tls = field(default_factory=Tls)
     origins: tuple[str, ...] = ()
     max_connections: Count = 10_000
     max_connections_per_address: Count = 200
@@ -110,6 +109,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     close_timeout: Seconds = 5.0
     position_interval: Seconds = 30.0
     drain_window: Seconds = 10.0
+    tls: Tls = field(default_factory=Tls)
 
 
 class Auth(Struct, frozen=True, kw_only=True):
@@ -120,6 +120,8 @@ class Auth(Struct, frozen=True, kw_only=True):
     token_ttl: Seconds = 86400.0
     max_token_ttl: Seconds = 90 * 86400.0
     expiry_grace: Seconds = 25.0
+    failures_per_second: Annotated[float, Meta(gt=0)] = 0.2
+    failure_burst: Count = 20
     issuer: str | None = None
     audience: str | None = None
 

@@ -1,7 +1,6 @@
 """Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Protocol
 
 from whaled.gateway import wire
@@ -57,6 +56,7 @@ class Replay:
         No gap and no double: the last look at the head and joining the hub happen without an await between them.
         """
         sent = 0
+        told = cursor
         await self._drain(receiver)
         while cursor < self._hub.head:
             async with self._slots:
@@ -64,16 +64,17 @@ class Replay:
             if not events or events[0].offset != cursor + 1:
                 raise LostError
             cursor = events[-1].offset
-            sent += self._send(receiver, chosen, events)
+            matching = [event for event in events if chosen.matches(event)]
+            if matching:
+                receiver.write(b"".join(wire.event_frame(event, self._hub.epoch) for event in matching))
+                told = matching[-1].offset
+                sent += len(matching)
             await self._drain(receiver)
+        if told < self._hub.head:
+            # Nothing matched at the end: without this the next resume would read the same events again.
+            receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
         return sent
-
-    def _send(self, receiver: Receiver, chosen: Filter, events: Sequence[Event]) -> int:
-        frames = [wire.event_frame(event, self._hub.epoch) for event in events if chosen.matches(event)]
-        if frames:
-            receiver.write(b"".join(frames))
-        return len(frames)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:

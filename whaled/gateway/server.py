@@ -126,7 +126,6 @@ class Gateway:
             per_address=settings.max_connections_per_address,
             unauthenticated=settings.max_unauthenticated,
         )
-        self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
         self.reconfigure(settings, auth, authenticator)
 
     def reconfigure(self, settings: GatewaySettings, auth: AuthSettings, authenticator: Authenticator | None) -> None:
@@ -137,6 +136,7 @@ class Gateway:
             None if "*" in settings.origins else [None, *map(Origin, settings.origins)]
         )
         self._limits = SessionLimits.of(settings, auth)
+        self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
         self._caps.total_limit = settings.max_connections
         self._caps.per_address_limit = settings.max_connections_per_address
         self._caps.unauthenticated_limit = settings.max_unauthenticated
@@ -192,10 +192,7 @@ class Gateway:
                 )
             ]  # fmt: skip
         except OSError as error:
-            raise ListenError(
-                f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
-                "set gateway.host and gateway.port, or stop what uses the port"
-            ) from error
+            raise ListenError(settings.host, settings.port, error, "set gateway.host and gateway.port") from error
 
     async def _keep_alive(self) -> None:
         for slot in itertools.cycle(self._connections):
@@ -381,7 +378,11 @@ class Gateway:
             self._meter.replayed(0, recovered=False)
         connection.write(
             wire.subscribed_frame(
-                chosen.normalised(), recovered=start.recovered, position=self.hub.position, oldest=oldest
+                chosen.normalised(),
+                recovered=start.recovered,
+                start=Position(self.hub.epoch, start.cursor),
+                position=self.hub.position,
+                oldest=oldest,
             )
         )
         return start.cursor
@@ -395,6 +396,7 @@ class Gateway:
         connection.delivery = self._tasks.create_task(replay, name="gateway replay")
 
     async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int) -> None:
+        state, _ = self._upstream
         try:
             frames = await self._replay.run(connection, chosen, cursor)
         except TooSlowError:
@@ -405,6 +407,9 @@ class Gateway:
         else:
             connection.delivery = None
             self._meter.replayed(frames, recovered=True)
+            if self.upstream is not state:
+                # `tell_upstream` reaches live members only.
+                connection.write(wire.status_frame(*self._upstream))
 
     def _detach(self, connection: Connection) -> None:
         self.hub.leave(connection)

@@ -269,12 +269,13 @@ def stats_frame(counters: Counters) -> bytes:
 
 
 def subscribed_frame(
-    filters: object, *, recovered: bool | None, position: Position, oldest: Position | None = None
+    filters: object, *, recovered: bool | None, start: Position, position: Position, oldest: Position | None = None
 ) -> bytes:
-    """The answer to `subscribe`; `recovered` is None where no position was asked for."""
+    """The answer to `subscribe`. Delivery begins after `start`; `recovered` is None where no position was asked for."""
     fields: dict[str, object] = {"type": "subscribed", "filters": filters}
     if recovered is not None:
         fields["recovered"] = recovered
+    fields["from"] = start
     fields["position"] = position
     if oldest is not None:
         fields["oldest"] = oldest

@@ -55,10 +55,7 @@ async def serving(settings: Http, app: web.Application) -> AsyncIterator[tuple[s
         try:
             await site.start()
         except OSError as error:
-            raise ListenError(
-                f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
-                "set http.host and http.port, or stop what uses the port"
-            ) from error
+            raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
         host, port = runner.addresses[0][:2]
         yield host, port
     finally:

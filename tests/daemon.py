@@ -1,0 +1,119 @@
+"""`whaled run` as a process, as the operator starts it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from websockets.asyncio.client import connect
+
+# A process that imports everything and opens a database, on a machine that runs other tests too.
+START_LIMIT_S = 30
+
+
+class Daemon:
+    """A running daemon: where it listens, what it logged, how it ended."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.raw: list[str] = []
+        self.url = ""
+        self.http = ""
+        self._heard = asyncio.Condition()
+        self._ended = asyncio.Event()
+
+    async def listen(self) -> None:
+        """Collect log lines until the process ends."""
+        assert self.process.stderr is not None
+        async for raw in self.process.stderr:
+            text = raw.decode().rstrip("\n")
+            self.raw.append(text)
+            if text.startswith("{"):
+                async with self._heard:
+                    self.lines.append(json.loads(text))
+                    self._heard.notify_all()
+        self._ended.set()
+        async with self._heard:
+            self._heard.notify_all()
+
+    async def heard_all(self) -> None:
+        """Wait until the process has nothing more to say."""
+        async with asyncio.timeout(START_LIMIT_S):
+            await self._ended.wait()
+
+    async def logged(self, event: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a log line."""
+        async with asyncio.timeout(START_LIMIT_S), self._heard:
+            while True:
+                for line in self.lines:
+                    if line["event"] == event and all(line.get(key) == value for key, value in fields.items()):
+                        return line
+                if self._ended.is_set():
+                    raise AssertionError("whaled ended:\n" + "\n".join(self.raw))
+                await self._heard.wait()
+
+    def connect(self, **options: Any) -> connect:
+        """A client of the `websockets` library."""
+        return connect(self.url, proxy=None, compression=None, **options)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    async def ended(self, within_s: float = START_LIMIT_S) -> int:
+        """The exit status."""
+        async with asyncio.timeout(within_s):
+            return await self.process.wait()
+
+
+def write_config(directory: Path, upstream: str, **sections: Mapping[str, object]) -> Path:
+    """A configuration with everything on loopback and port 0; sections given are laid over it."""
+    config: dict[str, dict[str, object]] = {
+        "upstream": {"url": upstream, "reconnect_initial": "50ms", "reconnect_max": "200ms"},
+        "eventlog": {"path": str(directory / "whaled.db")},
+        "gateway": {"port": 0},
+        "auth": {"enabled": False},
+        "http": {"port": 0},
+        "log": {"format": "json"},
+    }
+    for name, keys in sections.items():
+        config.setdefault(name, {}).update(keys)
+    path = directory / "whaled.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@asynccontextmanager
+async def running(config: Path, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
+    """The daemon, once it is ready; killed when left, if it still runs."""
+    async with starting(config, *arguments, env=env) as daemon:
+        ready = await daemon.logged("ready")
+        daemon.url = ready["listen"]
+        daemon.http = ready["metrics"].removesuffix("/metrics") if ready["metrics"] else ""
+        yield daemon
+
+
+@asynccontextmanager
+async def starting(config: Path, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
+    """The daemon, from its start."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "whaled", "run", "--config", str(config), *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, cwd=config.parent,
+        env={"PATH": os.environ["PATH"], **(env or {})},
+    )  # fmt: skip
+    daemon = Daemon(process)
+    listener = asyncio.create_task(daemon.listen())
+    try:
+        yield daemon
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await listener

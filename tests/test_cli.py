@@ -1,0 +1,157 @@
+"""Commands as a person types them: what they print where, and their exit status."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whaled import __version__
+from whaled.cli.main import COMMANDS, main
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def ring(tmp_path: Path, capsys: Output) -> Path:
+    path = tmp_path / "keys.json"
+    assert main(["keys", "generate", "--key-ring", str(path)]) == 0
+    capsys.readouterr()
+    return path
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["keys", "generate"], ["token", "issue"]])
+def test_every_command_has_help(command: list[str], capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: whaled" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"whaled {__version__}\n"
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["sing"])
+    assert ended.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_good_configuration_is_one_line(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\ndetection: {{threshold_btc: 250}}\n")
+    assert main(["check-config", config]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "250 BTC" in out
+
+
+def test_a_bad_configuration_is_78_with_every_fault(tmp_path: Path, capsys: Output) -> None:
+    config = write(tmp_path / "w.yaml", "gateway: {prot: 1}\nlog: {level: loud}\n")
+    assert main(["check-config", config]) == 78
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 2
+    assert "did you mean `port`" in captured.err
+
+
+def test_files_the_configuration_names_are_checked_too(
+    tmp_path: Path, certificate: tuple[Path, Path, Any], capsys: Output
+) -> None:
+    chain, _, _ = certificate
+    book = write(tmp_path / "book.csv", "label,address,type\nx,not-an-address,exchange\n")
+    config = write(
+        tmp_path / "w.yaml",
+        f"auth: {{key_ring: {tmp_path}/none.json}}\n"
+        f"detection: {{address_book: {book}}}\n"
+        f"gateway: {{tls: {{certificate: {chain}, private_key: {chain}}}}}\n",
+    )
+    assert main(["check-config", config]) == 78
+    err = capsys.readouterr().err
+    for expected in ("whaled keys generate", "book.csv: line 2", "gateway.tls"):
+        assert expected in err
+
+
+def test_the_effective_configuration_is_printed(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\nhttp: {{port: 1234}}\n")
+    assert main(["check-config", "--print", config]) == 0
+    assert f"port: 1234  # {config}:2" in capsys.readouterr().out
+
+
+def test_keys_are_listed_without_their_secrets(ring: Path, capsys: Output) -> None:
+    main(["keys", "generate", "--key-ring", str(ring)])
+    new = capsys.readouterr().out.strip()
+    assert main(["keys", "list", "--json", "--key-ring", str(ring)]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [key["state"] for key in listed] == ["verifies", "signs"]
+    assert main(["keys", "retire", listed[0]["kid"], "--key-ring", str(ring)]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--key-ring", str(ring)]) == 0
+    out = capsys.readouterr().out
+    assert "retired" in out
+    assert new in out
+    for stored in json.loads(ring.read_text())["keys"]:
+        assert stored["secret"] not in out
+
+
+def test_retiring_the_last_key_is_refused(ring: Path, capsys: Output) -> None:
+    kid = json.loads(ring.read_text())["keys"][0]["kid"]
+    assert main(["keys", "retire", kid, "--key-ring", str(ring)]) == 78
+    assert "--force" in capsys.readouterr().err
+
+
+def test_a_token_alone_goes_to_standard_output_and_is_accepted(
+    ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issue = ["token", "issue", "--client", "c1", "--permissions", "read,write", "--ttl", "24h", "--key-ring", str(ring)]
+    assert main(issue) == 0
+    captured = capsys.readouterr()
+    token = captured.out.strip()
+    assert token.count(".") == 2
+    assert "c1: read, write" in captured.err
+    assert main(["token", "inspect", token, "--key-ring", str(ring)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["claims"]["client_id"] == "c1"
+    assert "accepted" in captured.err
+    monkeypatch.setattr("sys.stdin", io.StringIO(token + "\n"))
+    assert main(["token", "inspect", "-", "--key-ring", str(ring)]) == 0
+
+
+def test_a_token_of_another_ring_is_shown_and_not_accepted(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    other = tmp_path / "other.json"
+    main(["keys", "generate", "--key-ring", str(other)])
+    capsys.readouterr()
+    main(["token", "issue", "--client", "c1", "--key-ring", str(other)])
+    token = capsys.readouterr().out.strip()
+    assert main(["token", "inspect", token, "--key-ring", str(ring)]) == 1
+    assert "not accepted" in capsys.readouterr().err
+    assert main(["token", "inspect", "nonsense", "--key-ring", str(ring)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--client", "c", "--permissions", "read,fly"], "found fly; allowed are read, write, admin"),
+        (["--client", "c", "--ttl", "5"], "expected a duration"),
+        ([], "--client"),
+    ],
+)
+def test_a_token_that_makes_no_sense_is_a_usage_error(arguments: list[str], problem: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["token", "issue", *arguments])
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_token_that_lives_too_long_is_refused(ring: Path, capsys: Output) -> None:
+    assert main(["token", "issue", "--client", "c", "--ttl", "91d", "--key-ring", str(ring)]) == 2
+    assert "max_token_ttl" in capsys.readouterr().err

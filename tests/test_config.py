@@ -1,0 +1,198 @@
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whaled.config import units
+from whaled.config.keys import RELOADABLE, keys
+from whaled.config.parse import changed, load, not_reloadable, parse, render
+from whaled.config.sections import Config
+from whaled.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "config" / "whaled.example.yaml"
+
+
+def read(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
+    return parse(text, source="w.yaml", environ=environ or {}, flags=flags or {}).config
+
+
+def faults(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(text, environ, flags)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_the_example_holds_every_key_with_its_default() -> None:
+    loaded = load(EXAMPLE, environ={}, flags={})
+    assert loaded.config == Config()
+    assert set(loaded.origins) == set(keys())
+
+
+def test_the_example_marks_exactly_what_a_reload_changes() -> None:
+    marked = set()
+    for path in keys():
+        name = path.rpartition(".")[2]
+        section = path.split(".", maxsplit=1)[0]
+        body = EXAMPLE.read_text().split(f"\n{section}:", 1)[1]
+        line = re.search(rf"^ +{name}:.*$", body, re.MULTILINE)
+        assert line is not None, path
+        if line[0].endswith("(reload)"):
+            marked.add(path)
+    assert marked == RELOADABLE
+
+
+def test_every_reloadable_key_exists() -> None:
+    assert set(keys()) >= RELOADABLE
+
+
+def test_the_development_configuration_is_valid_and_stays_on_this_machine() -> None:
+    config = load(ROOT / "config" / "dev.yaml", environ={}, flags={}).config
+    assert not config.auth.enabled
+    assert config.gateway.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "gateway:\n", "gateway:\n  tls:\n"])
+def test_an_empty_file_is_all_defaults(text: str) -> None:
+    assert read(text) == Config()
+
+
+def test_command_line_over_environment_over_file_over_default() -> None:
+    text = "gateway: {port: 1001}\n"
+    assert read("").gateway.port == 8765
+    assert read(text).gateway.port == 1001
+    assert read(text, {"WHALED_GATEWAY_PORT": "1002"}).gateway.port == 1002
+    assert read(text, {"WHALED_GATEWAY_PORT": "1002"}, {"gateway.port": "1003"}).gateway.port == 1003
+
+
+def test_the_environment_can_set_every_type() -> None:
+    config = read(
+        "",
+        {
+            "WHALED_UPSTREAM_URL": "wss://backend.example/api/v1/ws",
+            "WHALED_AUTH_ENABLED": "false",
+            "WHALED_GATEWAY_DRAIN_WINDOW": "3s",
+            "WHALED_GATEWAY_MAX_FRAME": "1KiB",
+            "WHALED_GATEWAY_ORIGINS": "[https://a.example]",
+            "WHALED_GATEWAY_TLS_CERTIFICATE": "/c",
+            "WHALED_GATEWAY_TLS_PRIVATE_KEY": "/k",
+            "WHALED_DETECTION_BASIS": "moved",
+            "WHALED_TOKEN": "belongs to another command",
+        },
+    )
+    assert config.upstream.url.startswith("wss://")
+    assert (config.auth.enabled, config.gateway.drain_window, config.gateway.max_frame) == (False, 3.0, 1024)
+    assert config.gateway.origins == ("https://a.example",)
+    assert config.detection.basis == "moved"
+
+
+def test_every_fault_is_found_at_once_with_line_and_path() -> None:
+    found = faults(
+        "gateway:\n"
+        "  prot: 9000\n"
+        "  port: 70000\n"
+        "  port: 3\n"
+        "  drain_window: 5\n"
+        "upstrem: {}\n"
+        "threshold_btc: 4\n"
+        "log: {level: loud}\n"
+        "auth: 5\n"
+        "detection: {threshold_btc: .inf, seen_limit: true}\n",
+        {"WHALED_LOG_LEVE": "debug"},
+    )
+    text = "\n".join(found)
+    for expected in (
+        "w.yaml:2: gateway.prot: no such key; did you mean `port`?",
+        "w.yaml:3: gateway.port: found 70000",
+        "w.yaml:4: gateway.port: stands here again, first at line 3",
+        "w.yaml:5: gateway.drain_window: found 5, expected a duration with its unit",
+        "w.yaml:6: upstrem: no such key; did you mean `upstream`?",
+        "w.yaml:7: threshold_btc: no such key; did you mean `detection.threshold_btc`?",
+        "w.yaml:8: log.level: found 'loud', expected one of debug, info, warning, error",
+        "w.yaml:9: auth: expected keys and values",
+        "w.yaml:10: detection.threshold_btc: found inf, expected a finite number",
+        "w.yaml:10: detection.seen_limit: found True",
+        "environment variable WHALED_LOG_LEVE: no such setting; did you mean `WHALED_LOG_LEVEL`?",
+    ):
+        assert expected in text
+    assert len(found) == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [", "not valid YAML"),
+        ("a:\n\t- b", "not valid YAML"),
+        ("- a\n- b\n", "expected keys and values"),
+        ("just text", "expected keys and values"),
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("gateway: {port: 2026-99-99}", "gateway.port"),
+        ("upstream: {url: http://x}", "expected ws://"),
+        ("upstream: {url: 'ws://'}", "expected ws://"),
+        ("upstream: {url: 'ws://h:99999999/'}", "expected ws://"),
+        ("upstream: {rest_url: ftp://x}", "expected http://"),
+        ("upstream: {reconnect_initial: 1m, reconnect_max: 1s}", "reconnect_max"),
+        ("upstream: {ping_interval: 2m}", "upstream.ping_interval"),
+        ("gateway: {tls: {certificate: c.pem}}", "gateway.tls.private_key"),
+        ("gateway: {origins: [nonsense]}", "expected an origin"),
+        ("gateway: {origins: https://a.example}", "gateway.origins"),
+        ("auth: {token_ttl: 100d}", "auth.max_token_ttl"),
+        ("detection: {threshold_btc: 0}", "detection.threshold_btc"),
+        ("detection: {threshold_btc: '100'}", "detection.threshold_btc"),
+        ("http: {port: -1}", "http.port"),
+        ("eventlog: {path: ''}", "eventlog.path"),
+    ],
+)
+def test_what_cannot_be_is_refused(text: str, problem: str) -> None:
+    assert problem in "\n".join(faults(text))
+
+
+def test_a_file_that_is_missing_too_large_or_not_text_is_named(tmp_path: Path) -> None:
+    for name, body, problem in (
+        ("missing", None, "cannot read"),
+        ("large", b"#" * 300_000, "larger than 256KiB"),
+        ("binary", b"\xff\xfe", "not UTF-8"),
+    ):
+        path = tmp_path / name
+        if body is not None:
+            path.write_bytes(body)
+        with pytest.raises(ConfigError, match=problem) as caught:
+            load(path, environ={}, flags={})
+        assert str(path) in str(caught.value)
+
+
+def test_what_changed_and_what_needs_a_restart_is_told() -> None:
+    old, new = read(""), read("gateway: {port: 1}\ndetection: {threshold_btc: 5}\n")
+    assert changed(old, new) == ("detection.threshold_btc", "gateway.port")
+    assert not_reloadable(old, new) == ("gateway.port",)
+
+
+def test_the_effective_result_reads_back_and_shows_no_password() -> None:
+    text = "upstream: {url: 'ws://user:pass@host/x'}\ngateway: {drain_window: 90s, max_frame: 1000B}\n"
+    loaded = parse(text, source="w.yaml", environ={}, flags={})
+    shown = render(loaded)
+    assert "pass" not in shown.split("upstream:")[1].split("rest_url")[0].replace("***", "")
+    again = read(shown)
+    assert again.gateway == loaded.config.gateway
+    assert "w.yaml:1" in shown
+    assert set(yaml.safe_load(shown)) == {"upstream", "detection", "eventlog", "gateway", "auth", "http", "log"}
+
+
+@given(st.integers(1, 10**9))
+def test_a_size_reads_back(size_bytes: int) -> None:
+    assert units.size(units.show_size(size_bytes)) == size_bytes
+
+
+@given(st.integers(1, 10**8))
+def test_a_duration_reads_back(milliseconds: int) -> None:
+    assert units.duration(units.show_duration(milliseconds / 1000)) == pytest.approx(milliseconds / 1000)
+
+
+@pytest.mark.parametrize("text", ["", "5", "5 parsecs", "-3s", "1e3s", "s", None, 5, True, "3 s s"])
+def test_what_is_no_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        units.duration(text)

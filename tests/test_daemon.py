@@ -1,0 +1,255 @@
+"""The daemon as a process, against the simulated backend: what an operator and a client see."""
+
+import asyncio
+import json
+import resource
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+import daemon
+from support import ask, receive, receive_type
+from whaled.simulator.server import Simulator
+from whaled.simulator.settings import SimulatorSettings
+
+METRICS_PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
+
+pytestmark = pytest.mark.slow
+
+
+def busy_simulator(**settings: Any) -> Simulator:
+    """A backend with whales every few milliseconds."""
+    return Simulator(
+        SimulatorSettings(
+            seed=7, rate=60.0, whale_share=0.5, poll_interval=0.05, block_interval=2.0, port=0, **settings
+        )
+    )
+
+
+async def get(url: str) -> str:
+    async with aiohttp.ClientSession(trust_env=False) as session, session.get(url) as response:
+        return await response.text()
+
+
+async def test_a_whale_goes_from_the_backend_to_a_client(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url)
+        async with daemon.running(config) as whaled, whaled.connect() as client:
+            async with asyncio.timeout(20):
+                alert = await receive_type(client, "whale_alert")
+                update = await receive_type(client, "whale_update")
+            truth = simulator.truth[alert["data"]["transaction_id"]]
+            assert alert["data"]["value_sat"] == truth.out_sat
+            assert alert["data"]["value_sat"] >= 100 * 10**8
+            assert alert["data"]["moved_sat"] == truth.moved_sat
+            assert update["data"]["status"] in {"confirmed", "replaced"}
+            metrics = await get(whaled.http + "/metrics")
+            documented = METRICS_PAGE.read_text()
+            names = {line.split()[2] for line in metrics.splitlines() if line.startswith("# TYPE")}
+            assert [name for name in names if f"| `{name}` |" not in documented] == []
+            assert 'whaled_upstream_state{state="connected"} 1.0' in metrics
+            health = json.loads(await get(whaled.http + "/healthz"))
+            assert (health["status"], health["upstream"]) == ("ok", "connected")
+            whaled.signal(signal.SIGTERM)
+            assert await whaled.ended() == 0
+
+
+async def test_the_subscription_is_sent_and_the_old_url_works(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator:
+        old = simulator.url.rsplit("/api", 1)[0] + "/ws/track-mempool-tx"
+        config = daemon.write_config(tmp_path, old)
+        async with daemon.running(config) as whaled, whaled.connect() as client:
+            async with asyncio.timeout(20):
+                assert (await receive_type(client, "whale_alert"))["data"]["btc_value"] >= 100
+
+
+async def test_clients_are_told_of_a_restart_and_a_dead_one_does_not_hold_it_up(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(
+            tmp_path,
+            simulator.url,
+            gateway={"port": 0, "max_connections_per_address": 1000, "drain_window": "8s", "close_timeout": "2s"},
+        )
+        async with daemon.running(config) as whaled:
+            host, port = whaled.url.removeprefix("ws://").split(":")
+            dead = socket.create_connection((host, int(port)))
+            dead.sendall(
+                b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            clients = [await whaled.connect(ping_interval=None, max_queue=None) for _ in range(500)]
+            whaled.signal(signal.SIGTERM)
+
+            async def outcome(client: Any) -> tuple[int, float]:
+                retry_after = 0.0
+                try:
+                    async for frame in client:
+                        message = json.loads(frame)
+                        if message["type"] == "closing":
+                            retry_after = message["retry_after"]
+                except ConnectionClosed:
+                    pass
+                return client.close_code, retry_after
+
+            async with asyncio.TaskGroup() as tasks:
+                waiting = [tasks.create_task(outcome(client)) for client in clients]
+                assert await whaled.ended(within_s=8) == 0
+            outcomes = [task.result() for task in waiting]
+            assert {code for code, _ in outcomes} == {1012}
+            assert len({retry for _, retry in outcomes}) > 100  # they do not come back at once
+            dead.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    config = daemon.write_config(
+        tmp_path, "ws://127.0.0.1:1", gateway={"port": 0, "drain_window": "30s", "close_timeout": "29s"}
+    )
+    async with daemon.running(config) as whaled:
+        host, port = whaled.url.removeprefix("ws://").split(":")
+        dead = socket.create_connection((host, int(port)))
+        dead.sendall(
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await whaled.logged("client connected")
+        whaled.signal(signal.SIGINT)
+        await whaled.logged("stopping")
+        whaled.signal(signal.SIGINT)
+        assert await whaled.ended(within_s=3) == 1
+        dead.close()
+
+
+async def test_a_reload_applies_whole_or_not_at_all(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url)
+        async with daemon.running(config) as whaled:
+            good = config.read_text()
+            config.write_text(good + "detection: {threshold_btc: 20000000}\n")
+            whaled.signal(signal.SIGHUP)
+            await whaled.logged("reloaded")
+            assert "whaled_config_last_reload_successful 1.0" in await get(whaled.http + "/metrics")
+            config.write_text(good + "detection: {threshold_btcs: 5}\n")
+            whaled.signal(signal.SIGHUP)
+            refused = await whaled.logged("reload refused, the old configuration stays")
+            assert "threshold_btc" in refused["problem"]
+            assert "whaled_config_last_reload_successful 0.0" in await get(whaled.http + "/metrics")
+
+
+async def test_a_reload_refuses_what_cannot_change_while_running(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with daemon.running(config) as whaled:
+        config.write_text(config.read_text().replace("whaled.db", "other.db"))
+        whaled.signal(signal.SIGHUP)
+        refused = await whaled.logged("reload refused, the old configuration stays")
+        assert "eventlog.path" in refused["problem"]
+
+
+async def test_after_kill_9_a_resuming_client_sees_every_offset_once(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    position: dict[str, Any] | None = None
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url)
+        for _ in range(4):
+            async with daemon.running(config) as whaled, whaled.connect(max_queue=None) as client:
+                await ask(client, type="subscribe", since=position or {"last": 0})
+                answer = await receive_type(client, "subscribed")
+                assert answer["recovered"] is True
+                target = len(seen) + 25
+                async with asyncio.timeout(20):
+                    while len(seen) < target:
+                        frame = await receive(client)
+                        if frame["type"] in {"whale_alert", "whale_update"}:
+                            position = frame["position"]
+                            seen.append((position["epoch"], position["offset"]))
+                whaled.signal(signal.SIGKILL)
+                assert await whaled.ended() == -signal.SIGKILL
+    assert len({epoch for epoch, _ in seen}) == 1
+    first = seen[0][1]
+    assert [offset for _, offset in seen] == list(range(first, first + len(seen)))
+
+
+async def test_an_absent_backend_is_not_a_failed_start(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with daemon.running(config) as whaled, whaled.connect() as client:
+        assert (await receive(client))["type"] == "welcome"
+        assert (await receive(client))["upstream"] == "disconnected"
+        whaled.signal(signal.SIGTERM)
+        assert await whaled.ended() == 0
+
+
+async def refused_start(config: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    async with daemon.starting(config, *arguments, env=env) as whaled:
+        status = await whaled.ended()
+        await whaled.heard_all()
+        return status, "\n".join(whaled.raw)
+
+
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, said = await refused_start(daemon.write_config(tmp_path, "ws://127.0.0.1:1", gateway={"port": port}))
+    assert status == 78
+    assert f"port {port}" in said
+    assert "Traceback" not in said
+
+
+async def test_without_a_key_it_does_not_start_and_says_how_to_make_one(tmp_path: Path) -> None:
+    config = daemon.write_config(
+        tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(tmp_path / "keys.json")}
+    )
+    status, said = await refused_start(config)
+    assert status == 78
+    assert "whaled keys generate" in said
+
+
+@pytest.mark.parametrize("secret", ["", "short"])
+def test_an_empty_or_short_secret_does_not_open_the_door(tmp_path: Path, secret: str) -> None:
+    config = daemon.write_config(
+        tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(tmp_path / "keys.json")}
+    )
+    status, said = asyncio.run(refused_start(config, env={"WEBSOCKET_SECRET_KEY": secret}))
+    assert status == 78
+    assert "Traceback" not in said
+
+
+async def test_a_file_that_is_not_a_log_is_named_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "whaled.db").write_bytes(b"precious" * 1000)
+    status, said = await refused_start(daemon.write_config(tmp_path, "ws://127.0.0.1:1"))
+    assert status != 0
+    assert "whaled.db" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "whaled.db").read_bytes() == b"precious" * 1000
+
+
+async def test_two_daemons_do_not_share_a_log(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with daemon.running(config) as first:
+        status, said = await refused_start(config)
+        assert status != 0
+        assert "whaled.db" in said
+        async with first.connect() as client:
+            assert (await receive(client))["type"] == "welcome"
+
+
+async def test_tls_serves_wss_only(tmp_path: Path, certificate: tuple[Path, Path, Any]) -> None:
+    chain, key, trust = certificate
+    config = daemon.write_config(
+        tmp_path, "ws://127.0.0.1:1", gateway={"port": 0, "tls": {"certificate": str(chain), "private_key": str(key)}}
+    )
+    async with daemon.running(config) as whaled:
+        assert whaled.url.startswith("wss://")
+        whaled.url = whaled.url.replace("127.0.0.1", "localhost")
+        async with whaled.connect(ssl=trust) as client:
+            assert (await receive(client))["type"] == "welcome"
+        whaled.url = whaled.url.replace("wss", "ws")
+        with pytest.raises((InvalidHandshake, EOFError, ConnectionError)):
+            async with whaled.connect(open_timeout=5):
+                pass

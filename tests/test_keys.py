@@ -1,0 +1,172 @@
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from whaled.auth.keys import generate, load_ring, read, retire, ring_of
+from whaled.auth.tokens import verify
+from whaled.config.sections import Auth
+from whaled.errors import KeyRingError
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def ring_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    generate(path, NOW)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(KeyRingError) as caught:
+        ring_of(read(path), path)
+    return str(caught.value)
+
+
+def test_a_new_ring_is_for_its_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        generate(tmp_path / "keys.json", NOW)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "keys.json").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_the_newest_key_signs_and_the_others_verify(ring_file: Path) -> None:
+    first = read(ring_file).keys[0].kid
+    second = generate(ring_file, NOW + 1).kid
+    ring = ring_of(read(ring_file), ring_file)
+    assert ring.signing.kid == second
+    assert [key.kid for key in ring.verifying] == [first, second]
+
+
+def test_a_retired_key_is_out_of_the_ring(ring_file: Path) -> None:
+    first = read(ring_file).keys[0].kid
+    generate(ring_file, NOW + 1)
+    retire(ring_file, first, NOW + 2)
+    ring = ring_of(read(ring_file), ring_file)
+    assert ring.find(first) is None
+    with pytest.raises(KeyRingError, match="retired already"):
+        retire(ring_file, first, NOW + 3)
+
+
+def test_the_last_key_is_retired_only_by_force(ring_file: Path) -> None:
+    kid = read(ring_file).keys[0].kid
+    with pytest.raises(KeyRingError, match="--force"):
+        retire(ring_file, kid, NOW)
+    retire(ring_file, kid, NOW, force=True)
+    assert "whaled keys generate" in refusal(ring_file)
+
+
+def test_an_unknown_key_is_named_beside_those_there_are(ring_file: Path) -> None:
+    with pytest.raises(KeyRingError, match=read(ring_file).keys[0].kid):
+        retire(ring_file, "k0", NOW)
+
+
+def test_commands_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    threads = [threading.Thread(target=generate, args=(path, NOW)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(read(path).keys) == 8
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_a_ring_that_others_can_read_is_refused(ring_file: Path, mode: int) -> None:
+    ring_file.chmod(mode)
+    assert f"chmod 600 {ring_file}" in refusal(ring_file)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("", "no key ring"),
+        ("{", "no key ring"),
+        ("[]", "no key ring"),
+        ('{"version": 2, "keys": []}', "version 2"),
+        ('{"version": 1, "keys": []}', "whaled keys generate"),
+        ('{"version": 1, "keys": [{"kid": "a", "secret": "c2hvcnQ", "created_at": 1}]}', "at least 32"),
+        ('{"version": 1, "keys": [{"kid": "a", "secret": "!!", "created_at": 1}]}', "base64url"),
+        ('{"version": 1, "keys": [{"kid": "a", "secret": "", "created_at": 1}]}', "base64url"),
+        ('{"version": 1, "keys": [{"kid": "a", "alg": "none", "secret": "c2hvcnQ", "created_at": 1}]}', "algorithm"),
+        ('{"version": 1, "keys": [], "more": 1}', "no key ring"),
+    ],
+)
+def test_what_is_no_ring_is_named(tmp_path: Path, body: str, problem: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(body)
+    path.chmod(0o600)
+    assert problem in refusal(path)
+
+
+def test_two_keys_of_one_name_are_refused(ring_file: Path) -> None:
+    raw = json.loads(ring_file.read_text())
+    raw["keys"] *= 2
+    ring_file.write_text(json.dumps(raw))
+    assert "same id" in refusal(ring_file)
+
+
+def test_a_directory_or_a_pipe_is_no_ring(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    assert "regular file" in refusal(tmp_path / "pipe")
+    assert "regular file" in refusal(tmp_path)
+
+
+def settings(path: Path) -> Auth:
+    return Auth(key_ring=str(path))
+
+
+def test_without_any_key_the_command_to_make_one_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyRingError, match="whaled keys generate --key-ring"):
+        load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
+
+
+@pytest.mark.parametrize("secret", ["", "x" * 31])
+def test_an_empty_or_short_secret_is_refused_even_if_a_ring_exists(ring_file: Path, secret: str) -> None:
+    with pytest.raises(KeyRingError, match="at least 32"):
+        load_ring(settings(ring_file), {"WEBSOCKET_SECRET_KEY": secret}, ring_file.parent)
+
+
+def test_a_secret_of_the_environment_is_a_ring_of_one(ring_file: Path) -> None:
+    ring = load_ring(settings(ring_file), {"WEBSOCKET_SECRET_KEY": "x" * 32}, ring_file.parent)
+    assert (ring.signing.kid, ring.signing.secret) == (None, b"x" * 32)
+
+
+def test_a_secret_in_dotenv_counts_and_nothing_else_in_it_does(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"OTHER=$HOME\nWEBSOCKET_SECRET_KEY='{'y' * 40}'\n")
+    ring = load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
+    assert ring.signing.secret == b"y" * 40
+    assert "OTHER" not in os.environ
+
+
+def test_a_systemd_credential_comes_first_and_may_be_readable_by_its_group(tmp_path: Path, ring_file: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    kid = generate(credentials / "keys.json", NOW).kid
+    (credentials / "keys.json").chmod(0o440)
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials), "WEBSOCKET_SECRET_KEY": "x" * 32}
+    assert load_ring(settings(ring_file), environ, tmp_path).signing.kid == kid
+    (credentials / "keys.json").chmod(0o444)
+    with pytest.raises(KeyRingError, match="others can read"):
+        load_ring(settings(ring_file), environ, tmp_path)
+
+
+def test_an_error_about_a_ring_does_not_quote_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text('{"version": 1, "keys": [{"kid": "a", "secret": 5, "created_at": "topsecret"}]}')
+    path.chmod(0o600)
+    assert "topsecret" not in refusal(path)
+
+
+def test_what_one_ring_signs_the_reread_ring_verifies(ring_file: Path) -> None:
+    from test_tokens import make  # noqa: PLC0415 - the other file's maker of tokens
+
+    ring = ring_of(read(ring_file), ring_file)
+    assert verify(ring_of(read(ring_file), ring_file), make(ring), NOW, Auth()).key_id == ring.signing.kid

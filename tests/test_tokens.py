@@ -1,0 +1,174 @@
+import base64
+import json
+from typing import Any
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
+from whaled.config.sections import Auth
+from whaled.errors import TokenError, TokenRefusal
+from whaled.model import Permission
+
+NOW = 1_800_000_000.0
+OLD = SigningKey("old", b"o" * 32)
+NEW = SigningKey("new", b"n" * 32)
+RING = KeyRing(NEW, (OLD, NEW))
+LONE = KeyRing(SigningKey(None, b"s" * 40), (SigningKey(None, b"s" * 40),))
+AUTH = Auth()
+READ = frozenset({Permission.READ})
+
+
+def make(ring: KeyRing = RING, ttl_s: float = 3600.0, settings: Auth = AUTH) -> str:
+    return issue(
+        ring, client_id="c1", permissions=[Permission.READ], ttl_s=ttl_s, now=NOW, token_id="t1", settings=settings
+    )[0]
+
+
+def signed(claims: dict[str, Any], key: SigningKey = NEW, **header: Any) -> str:
+    return jwt.encode(claims, key.secret, algorithm="HS256", headers={"kid": key.kid, **header})
+
+
+def refusal(token: str, ring: KeyRing = RING, now: float = NOW, settings: Auth = AUTH) -> TokenRefusal:
+    with pytest.raises(TokenError) as caught:
+        verify(ring, token, now, settings)
+    return caught.value.reason
+
+
+def test_what_is_issued_is_accepted_and_says_who() -> None:
+    grant = verify(RING, make(), NOW + 1, AUTH)
+    assert (grant.client_id, grant.permissions, grant.key_id) == ("c1", READ, "new")
+    assert (grant.issued_at, grant.expires_at, grant.token_id) == (NOW, NOW + 3600, "t1")
+
+
+def test_the_newest_key_signs_and_older_ones_still_verify() -> None:
+    assert jwt.get_unverified_header(make())["kid"] == "new"
+    assert verify(RING, make(KeyRing(OLD, (OLD,))), NOW, AUTH).key_id == "old"
+
+
+def test_a_single_secret_accepts_tokens_without_key_id_only() -> None:
+    assert "kid" not in jwt.get_unverified_header(make(LONE))
+    assert verify(LONE, make(LONE), NOW, AUTH).key_id is None
+    assert refusal(make(), LONE) is TokenRefusal.UNKNOWN_KEY
+    assert refusal(make(LONE)) is TokenRefusal.UNKNOWN_KEY
+
+
+def test_a_token_ends_by_the_clock_it_is_given() -> None:
+    token = make(ttl_s=10)
+    verify(RING, token, NOW + 9.9, AUTH)
+    assert refusal(token, now=NOW + 10) is TokenRefusal.EXPIRED
+
+
+def test_times_may_be_floats_and_unknown_permissions_grant_nothing() -> None:
+    token = signed({"client_id": "c", "iat": NOW - 0.5, "exp": NOW + 0.5, "permissions": ["read", "fly", 7]})
+    grant = verify(RING, token, NOW, AUTH)
+    assert (grant.expires_at, grant.permissions) == (NOW + 0.5, READ)
+
+
+def test_missing_permissions_are_none() -> None:
+    assert verify(RING, signed({"client_id": "c", "exp": NOW + 9}), NOW, AUTH).permissions == frozenset()
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": NOW + 9},
+        {"client_id": "", "exp": NOW + 9},
+        {"client_id": 7, "exp": NOW + 9},
+        {"client_id": "c"},
+        {"client_id": "c", "exp": "tomorrow"},
+        {"client_id": "c", "exp": True},
+        {"client_id": "c", "exp": 1e300},
+        {"client_id": "c", "exp": NOW + 9, "permissions": "read"},
+    ],
+)
+def test_claims_that_say_nothing_are_refused(claims: dict[str, Any]) -> None:
+    assert refusal(signed(claims)) is TokenRefusal.BAD_CLAIMS
+
+
+def test_not_before_is_honoured() -> None:
+    assert refusal(signed({"client_id": "c", "exp": NOW + 9, "nbf": NOW + 5})) is TokenRefusal.NOT_YET_VALID
+
+
+def test_issuer_and_audience_are_checked_where_configured() -> None:
+    settings = Auth(issuer="me", audience="bots")
+    verify(RING, make(settings=settings), NOW, settings)
+    assert refusal(make(), settings=settings) is TokenRefusal.BAD_CLAIMS
+    both = signed({"client_id": "c", "exp": NOW + 9, "iss": "me", "aud": ["others", "bots"]})
+    verify(RING, both, NOW, settings)
+
+
+def unsigned(header: dict[str, Any]) -> str:
+    parts = (header, {"client_id": "c", "exp": NOW + 9})
+    return ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts) + "."
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "HS512", "RS256", ""])
+def test_the_algorithm_of_the_token_is_not_believed(algorithm: str) -> None:
+    assert refusal(unsigned({"alg": algorithm, "kid": "new"})) in {TokenRefusal.BAD_SIGNATURE, TokenRefusal.MALFORMED}
+
+
+def test_a_stronger_algorithm_with_the_right_key_is_refused_too() -> None:
+    token = jwt.encode({"client_id": "c", "exp": NOW + 9}, b"n" * 64, algorithm="HS512", headers={"kid": "new"})
+    key = SigningKey("new", b"n" * 64)
+    assert refusal(token, KeyRing(key, (key,))) is TokenRefusal.BAD_SIGNATURE
+
+
+def test_another_key_under_a_known_name_is_refused() -> None:
+    assert (
+        refusal(signed({"client_id": "c", "exp": NOW + 9}, SigningKey("new", b"x" * 32))) is TokenRefusal.BAD_SIGNATURE
+    )
+
+
+@pytest.mark.parametrize("token", ["", "a", "a.b.c", "....", "x" * 9000, "é.ü.ß", "\x00"])
+def test_garbage_is_malformed(token: str) -> None:
+    assert refusal(token) in {TokenRefusal.MALFORMED, TokenRefusal.UNKNOWN_KEY}
+
+
+@given(st.integers(0, 10_000), st.characters())
+def test_no_changed_token_is_accepted(place: int, letter: str) -> None:
+    token = make()
+    index = place % len(token)
+    changed = token[:index] + letter + token[index + 1 :]
+    try:
+        grant = verify(RING, changed, NOW, AUTH)
+    except TokenError:
+        return
+    # base64 has unused bits at its end: a changed last letter may stand for the same bytes.
+    assert grant == verify(RING, token, NOW, AUTH)
+
+
+def test_a_token_that_could_not_be_verified_is_not_issued() -> None:
+    with pytest.raises(ValueError, match="max_token_ttl"):
+        make(ttl_s=91 * 86400)
+    with pytest.raises(ValueError, match="client id"):
+        issue(RING, client_id="", permissions=[], ttl_s=5, now=NOW, token_id="t", settings=AUTH)
+
+
+def test_a_secret_is_not_shown() -> None:
+    assert "nnnn" not in repr(RING)
+
+
+def authenticator(ring: KeyRing = RING) -> TokenAuthenticator:
+    return TokenAuthenticator(ring, AUTH, new_token_id=lambda: "t2")
+
+
+def test_a_refreshed_token_has_the_same_client_and_permissions_and_a_new_end() -> None:
+    grant = authenticator().verify(make(), NOW)
+    token, refreshed = authenticator().refresh(grant, NOW + 3000)
+    assert (refreshed.client_id, refreshed.permissions, refreshed.token_id) == ("c1", grant.permissions, "t2")
+    assert refreshed.expires_at == NOW + 3000 + 3600
+    assert authenticator().verify(token, NOW + 4000) == refreshed
+
+
+def test_a_token_that_has_ended_cannot_be_refreshed() -> None:
+    grant = authenticator().verify(make(), NOW)
+    with pytest.raises(TokenError):
+        authenticator().refresh(grant, NOW + 3600 + AUTH.expiry_grace)
+
+
+def test_an_api_key_is_refused() -> None:
+    with pytest.raises(TokenError):
+        authenticator().verify("whk_abc", NOW)

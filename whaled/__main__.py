@@ -1,0 +1,5 @@
+"""`python -m whaled`."""
+
+from whaled.cli.main import entry
+
+entry()

@@ -1,0 +1,224 @@
+"""The key ring on disk: made, read, rotated. Whoever reads it can sign tokens, so nobody else may."""
+
+import base64
+import fcntl
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from dotenv import dotenv_values
+from msgspec import Struct
+
+from whaled.auth.tokens import ALGORITHM, MIN_SECRET_BYTES, KeyRing, SigningKey
+from whaled.config.sections import Auth
+from whaled.errors import KeyRingError
+
+SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
+# The name of the systemd credential: LoadCredential=keys.json:/etc/whaled/keys.json
+CREDENTIAL_NAME = "keys.json"
+MAX_FILE_BYTES = 1024 * 1024
+SECRET_BYTES = 32
+
+
+class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key as it stands in the file. Times are Unix seconds; `secret` is base64url without padding."""
+
+    kid: str
+    alg: str = ALGORITHM
+    secret: str
+    created_at: int
+    retired_at: int | None = None
+
+    def __repr__(self) -> str:
+        """Without the secret."""
+        return f"StoredKey(kid={self.kid!r})"
+
+
+class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file, in the order the keys were made."""
+
+    version: int
+    keys: tuple[StoredKey, ...]
+
+    @property
+    def active(self) -> tuple[StoredKey, ...]:
+        """Keys that verify; the last of them signs."""
+        return tuple(key for key in self.keys if key.retired_at is None)
+
+
+# --- which ring a daemon or a command uses ---------------------------------------------------------------------------
+
+
+def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> KeyRing:
+    """The ring of this process: the systemd credential, else WEBSOCKET_SECRET_KEY, else the file of `auth.key_ring`.
+
+    `directory` is where a `.env` may stand. A secret that is set and cannot be used is refused, not passed over: the
+    operator meant it. Raises KeyRingError.
+    """
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if credentials is not None and (Path(credentials) / CREDENTIAL_NAME).exists():
+        return ring_of(read(Path(credentials) / CREDENTIAL_NAME, is_credential=True), Path(CREDENTIAL_NAME))
+    secret, source = environ.get(SECRET_VARIABLE), "the environment"
+    if secret is None:
+        dotenv = directory / ".env"
+        if dotenv.is_file():
+            secret, source = dotenv_values(dotenv, interpolate=False).get(SECRET_VARIABLE), str(dotenv)
+    if secret is not None:
+        return _ring_of_secret(secret, source)
+    path = Path(settings.key_ring)
+    if not path.exists():
+        raise KeyRingError(
+            f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: nobody could authenticate. "
+            f"Make a key: whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
+        )
+    return ring_of(read(path), path)
+
+
+def ring_of(file: KeyFile, path: Path) -> KeyRing:
+    """The keys of a file that are not retired. Raises KeyRingError where none is, or one is too weak."""
+    keys = tuple(SigningKey(key.kid, _secret(key, path)) for key in file.active)
+    if not keys:
+        raise KeyRingError(f"{path} holds no key that is not retired; make one: whaled keys generate --key-ring {path}")
+    return KeyRing(keys[-1], keys)
+
+
+def _ring_of_secret(text: str, source: str) -> KeyRing:
+    secret = text.encode()
+    if len(secret) < MIN_SECRET_BYTES:
+        found = f"has {len(secret)} bytes" if secret else "is empty"
+        raise KeyRingError(
+            f"{SECRET_VARIABLE} of {source} {found}, at least {MIN_SECRET_BYTES} are needed (RFC 7518, 3.2). "
+            f"Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))', or use a key ring: "
+            "whaled keys generate"
+        )
+    key = SigningKey(None, secret)
+    return KeyRing(key, (key,))
+
+
+def _secret(key: StoredKey, path: Path) -> bytes:
+    if key.alg != ALGORITHM:
+        raise KeyRingError(f"{path}: key {key.kid}: algorithm {key.alg!r}, only {ALGORITHM} is known")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", key.secret):
+        raise KeyRingError(f"{path}: key {key.kid}: the secret is not base64url")
+    secret = base64.urlsafe_b64decode(key.secret + "=" * (-len(key.secret) % 4))
+    if len(secret) < MIN_SECRET_BYTES:
+        raise KeyRingError(f"{path}: key {key.kid}: {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed")
+    return secret
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, *, is_credential: bool = False) -> KeyFile:
+    """The key ring in a file that nobody else can read. Raises KeyRingError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeyRingError(f"cannot read the key ring {path}: {error.strerror or error}") from error
+    try:
+        # The open file is checked, not the path: it cannot be exchanged in between.
+        _check_privacy(path, os.fstat(descriptor), is_credential=is_credential)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
+    try:
+        if len(raw) > MAX_FILE_BYTES:
+            raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: no key ring")
+        parsed = msgspec.json.decode(raw, type=KeyFile)
+    except msgspec.DecodeError as error:
+        raise KeyRingError(f"{path} is no key ring: {error}") from None  # the chained error could quote a secret
+    if parsed.version != 1:
+        raise KeyRingError(f"{path} is a key ring of version {parsed.version}; this whaled knows version 1")
+    names = [key.kid for key in parsed.keys]
+    if len(set(names)) != len(names):
+        raise KeyRingError(f"{path}: two keys have the same id")
+    return parsed
+
+
+def _check_privacy(path: Path, info: os.stat_result, *, is_credential: bool) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        raise KeyRingError(f"the key ring {path} is not a regular file")
+    mode = stat.S_IMODE(info.st_mode)
+    # systemd 257 hands a credential over as 0440 root:root with an ACL for the service: only "others" tells there.
+    allowed = 0o007 if is_credential else 0o077
+    if mode & allowed:
+        raise KeyRingError(f"others can read the key ring {path} (mode {mode:04o}); run: chmod 600 {path}")
+    if not is_credential and info.st_uid not in {0, os.geteuid()}:
+        raise KeyRingError(f"the key ring {path} belongs to user {info.st_uid}, not to root or to who runs this")
+
+
+def generate(path: Path, now: float) -> StoredKey:
+    """Add a new key, which signs from now on. Makes the file if there is none. Raises KeyRingError."""
+    with _locked(path):
+        old = read(path) if path.exists() else KeyFile(version=1, keys=())
+        secret = base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=").decode()
+        key = StoredKey(kid=f"k{secrets.token_hex(6)}", secret=secret, created_at=int(now))
+        _write(path, KeyFile(version=1, keys=(*old.keys, key)))
+    return key
+
+
+def retire(path: Path, kid: str, now: float, *, force: bool = False) -> StoredKey:
+    """Take a key out of use: tokens signed with it are refused after the next reload. Raises KeyRingError."""
+    with _locked(path):
+        old = read(path)
+        found = next((key for key in old.keys if key.kid == kid), None)
+        if found is None:
+            raise KeyRingError(f"{path} has no key {kid!r}; it has {', '.join(key.kid for key in old.keys) or 'none'}")
+        if found.retired_at is not None:
+            raise KeyRingError(f"key {kid} is retired already")
+        if len(old.active) == 1 and not force:
+            raise KeyRingError(
+                f"key {kid} is the last one: without it nobody can connect. Make another first (whaled keys generate), "
+                "or say --force"
+            )
+        retired = msgspec.structs.replace(found, retired_at=int(now))
+        _write(path, KeyFile(version=1, keys=tuple(retired if key is found else key for key in old.keys)))
+    return retired
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One command at a time: two that add a key at once must not lose one."""
+    directory = path.parent
+    if not directory.is_dir():
+        raise KeyRingError(f"there is no directory {directory} for the key ring; make it: mkdir -p {directory}")
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KeyRingError(f"cannot use {directory}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, file: KeyFile) -> None:
+    """Replace the file at once: a crash leaves the old ring or the new one, never half of it."""
+    body = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
+    try:
+        # mkstemp makes it 0600 whatever the umask.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as handle:
+                handle.write(body)
+                handle.flush()
+                os.fsync(handle.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise KeyRingError(f"cannot write the key ring {path}: {error.strerror or error}") from error

@@ -1,0 +1,72 @@
+"""`whaled check-config`: says everything that is wrong with a configuration, before a daemon would."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from whaled.auth.keys import load_ring
+from whaled.cli.settings import Subparsers, load_for
+from whaled.config.parse import Loaded, redacted, render
+from whaled.config.sections import Config
+from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
+from whaled.files import read_address_book, tls_context
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "check-config",
+        help="check a configuration file and what it names",
+        description="Check a configuration file, and the key ring, address book and certificate it names. Exit status "
+        "0 if a daemon would start with it, 78 and every fault if not.",
+    )
+    parser.add_argument(
+        "config", type=Path, nargs="?", metavar="FILE", help="default: /etc/whaled/whaled.yaml if it exists"
+    )
+    parser.add_argument("--print", action="store_true", help="show the effective configuration, without secrets")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check. Raises ConfigError with every fault."""
+    loaded = load_for(arguments)
+    faults = faults_of_files(loaded.config)
+    if faults:
+        raise ConfigError(faults)
+    if arguments.print:
+        sys.stdout.write(render(loaded))
+    else:
+        print(_summary(loaded))
+    return ExitStatus.STOPPED
+
+
+def faults_of_files(config: Config) -> tuple[Fault, ...]:
+    """What is wrong with the files a configuration names."""
+    faults: list[Fault] = []
+    if config.auth.enabled:
+        try:
+            load_ring(config.auth, os.environ, Path.cwd())
+        except KeyRingError as error:
+            faults.append(Fault("auth.key_ring", str(error)))
+    for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):
+        try:
+            check()
+        except ConfigError as error:
+            faults.extend(error.faults)
+    return tuple(faults)
+
+
+def _summary(loaded: Loaded) -> str:
+    config = loaded.config
+    gateway = config.gateway
+    scheme = "wss" if gateway.tls.certificate else "ws"
+    return ". ".join(
+        (
+            f"{loaded.path or 'the defaults'}: fine, {len(loaded.origins)} keys set",
+            f"whales from {config.detection.threshold_btc:g} BTC",
+            f"upstream {redacted(config.upstream.url)}",
+            f"clients at {scheme}://{gateway.host}:{gateway.port}",
+            f"authentication {'on' if config.auth.enabled else 'OFF'}",
+        )
+    )

@@ -1,0 +1,56 @@
+"""`whaled run`: the daemon."""
+
+import argparse
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+from whaled.auth.keys import load_ring
+from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
+from whaled.errors import ExitStatus
+from whaled.ops import logs
+from whaled.service import Loaded, Service
+from whaled.simulator.server import Simulator
+from whaled.simulator.settings import SimulatorSettings
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run the daemon",
+        description="Run the daemon until SIGTERM or SIGINT; SIGHUP reloads. Options lay over environment variables "
+        "(WHALED_SECTION_KEY), those over the configuration file, that over the defaults.",
+    )
+    add_config_option(parser)
+    add_run_options(parser)
+    parser.add_argument(
+        "--simulate", action="store_true", help="use the bundled simulated mempool backend: whales within seconds"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
+    logs.configure(load_for(arguments).config.log)
+    asyncio.run(_run(arguments))
+    return ExitStatus.STOPPED
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    def load() -> Loaded:
+        config = load_for(arguments).config
+        ring = load_ring(config.auth, os.environ, Path.cwd()) if config.auth.enabled else None
+        return Loaded(config, ring)
+
+    async with AsyncExitStack() as stack:
+        if arguments.simulate:
+            simulator = await stack.enter_async_context(Simulator(SimulatorSettings(port=0)))
+            arguments.mempool_url = simulator.url
+            log.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
+        await Service(load(), reread=load).run()

@@ -1,0 +1,58 @@
+"""What commands share: finding the configuration, and the options that lay over it."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from whaled.config.parse import Loaded, load
+
+# Options of `whaled run` that set a key.
+FLAGS = {
+    "db_path": "eventlog.path",
+    "ws_host": "gateway.host",
+    "ws_port": "gateway.port",
+    "mempool_url": "upstream.url",
+    "whale_threshold": "detection.threshold_btc",
+    "log_level": "log.level",
+    "log_format": "log.format",
+}
+
+
+class Subparsers(Protocol):
+    """What argparse's `add_subparsers()` returns, as far as commands need it."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """Begin a command. It sets `run`: the parsed arguments in, the exit status out."""
+        ...
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """The configuration file."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration file (default: /etc/whaled/whaled.yaml if it exists)"
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Options that lay over file and environment."""
+    add = parser.add_argument
+    add("--db-path", metavar="FILE", help="event log (eventlog.path)")
+    add("--ws-host", metavar="HOST", help="address clients connect to (gateway.host)")
+    add("--ws-port", metavar="PORT", help="port clients connect to (gateway.port)")
+    add("--mempool-url", metavar="URL", help="WebSocket of the mempool backend (upstream.url)")
+    add("--whale-threshold", metavar="BTC", help="smallest whale (detection.threshold_btc)")
+    add("--no-auth", action="store_true", help="no authentication; listens on loopback unless a host is given")
+    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (log.level)")
+    add("--log-format", metavar="FORMAT", help="auto, text, json or journald (log.format)")
+
+
+def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Loaded:
+    """The configuration that a command's options ask for. Raises ConfigError."""
+    flags: dict[str, object] = {
+        path: value for name, path in FLAGS.items() if (value := getattr(arguments, name, None)) is not None
+    }
+    if getattr(arguments, "no_auth", False):
+        flags["auth.enabled"] = False
+    return load(arguments.config, environ=environ, flags=flags)

@@ -1,0 +1,43 @@
+"""Files that the configuration names, read and understood. Every fault is the operator's and names the key."""
+
+import ssl
+from pathlib import Path
+
+from whaled.config.sections import Detection, Tls
+from whaled.errors import ConfigError, Fault
+from whaled.whales.labels import AddressBook
+
+
+def read_address_book(settings: Detection) -> AddressBook:
+    """The operator's address book, empty where none is configured. Raises ConfigError."""
+    if settings.address_book is None:
+        return AddressBook()
+    path = Path(settings.address_book)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError((Fault("detection.address_book", f"cannot read {path}: {error}"),)) from error
+    return AddressBook.parse(text, str(path))
+
+
+def tls_context(settings: Tls) -> ssl.SSLContext | None:
+    """The server's TLS, None where it is off. Raises ConfigError."""
+    if settings.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    load_certificate(context, settings)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, settings: Tls) -> None:
+    """Use this certificate from the next handshake on. Raises ConfigError; the old one stays then."""
+    if settings.certificate is None or settings.private_key is None:
+        raise ConfigError((Fault("gateway.tls", "needs both `certificate` and `private_key`"),))
+    try:
+        # Into a context of its own first: loading a key that does not fit leaves a context half changed.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.private_key)
+        context.load_cert_chain(settings.certificate, settings.private_key)
+    except (OSError, ssl.SSLError) as error:
+        problem = f"cannot use {settings.certificate} with {settings.private_key}: {error}"
+        raise ConfigError((Fault("gateway.tls", problem),)) from error

@@ -1,0 +1,235 @@
+"""From an upstream frame to a published event: detect, complete, commit, publish. One message at a time, in order."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
+import structlog
+from msgspec.structs import replace
+
+from whaled.model import (
+    SAT_PER_BTC,
+    Alert,
+    Block,
+    Draft,
+    Event,
+    Kind,
+    Market,
+    Source,
+    Transaction,
+    UpstreamState,
+    Whale,
+)
+from whaled.upstream.dialect import Delta, Frame
+from whaled.upstream.news import FeedMessage, Received, StateChanged
+from whaled.whales import lifecycle
+from whaled.whales.detect import Detector, needs_inputs
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Feed(Protocol):
+    """The link to the backend."""
+
+    def messages(self) -> AsyncGenerator[FeedMessage, None]:
+        """What arrives, over reconnects, without end."""
+        ...
+
+
+class Inputs(Protocol):
+    """Asks the backend for the outputs a transaction spends."""
+
+    async def prevouts(self, transaction: Transaction, deadline_s: float) -> Transaction:
+        """The transaction with its prevouts, or as it was if they cannot be had in time."""
+        ...
+
+
+class Log(Protocol):
+    """The event log, as far as new events go."""
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Event]:
+        """Commit; returns what was new."""
+        ...
+
+    async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
+        """The whales that were alerted among these transactions."""
+        ...
+
+
+class Publisher(Protocol):
+    """Who hears of events."""
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Deliver committed events."""
+        ...
+
+    def tell_upstream(self, state: UpstreamState) -> None:
+        """The link changed."""
+        ...
+
+
+class PipelineMeter(Protocol):
+    """What detection counts."""
+
+    def transactions(self, count: int) -> None:
+        """Transactions looked at."""
+        ...
+
+    def whale(self, alert: Alert, at: float) -> None:
+        """A whale, committed."""
+        ...
+
+    def inputs_unknown(self) -> None:
+        """A whale whose inputs could not be had in time."""
+        ...
+
+    def updated(self, kind: Kind) -> None:
+        """A whale's fate, committed."""
+        ...
+
+    def latency(self, committed_s: float, published_s: float) -> None:
+        """From the frame's arrival to the commit, and to the last client's socket."""
+        ...
+
+
+class Pipeline:
+    """Handles upstream messages. `detector` may be replaced between two messages (reload)."""
+
+    def __init__(
+        self,
+        *,
+        detector: Detector,
+        log_: Log,
+        publisher: Publisher,
+        meter: PipelineMeter,
+        inputs: Inputs | None,
+        inputs_wait_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.detector = detector
+        self.inputs = inputs
+        self.inputs_wait_s = inputs_wait_s
+        self.market = Market()
+        self._log = log_
+        self._publisher = publisher
+        self._meter = meter
+        self._clock = clock
+        self._hand = asyncio.Lock()
+
+    async def run(self, feed: Feed) -> None:
+        """Handle messages until cancelled."""
+        async with aclosing(feed.messages()) as messages:
+            async for message in messages:
+                match message:
+                    case Received():
+                        async with self._hand:
+                            await self._handle(message)
+                    case StateChanged(state=state):
+                        self._publisher.tell_upstream(state)
+                    case _:
+                        pass
+
+    async def idle(self) -> None:
+        """Wait until the message in hand, if any, is committed and published."""
+        async with self._hand:
+            pass
+
+    async def _handle(self, message: Received) -> None:
+        frame = message.frame
+        self.market = _updated(self.market, frame)
+        if frame.delta is None:
+            return
+        drafts = await self._drafts(frame.delta, frame.block)
+        if not drafts:
+            return
+        events = await self._log.append(drafts)
+        committed_s = time.monotonic() - message.received_monotonic
+        self._publisher.publish(events)
+        if events:
+            self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
+        for event in events:
+            self._tell(event)
+
+    async def _drafts(self, delta: Delta, block: Block | None) -> list[Draft]:
+        self._meter.transactions(delta.added_count)
+        now = self._clock()
+        candidates = self.detector.candidates(delta.at_least(self.detector.minimum_sat))
+        whales = [
+            whale
+            for transaction in await self._completed(candidates)
+            if (whale := self._assess(transaction, delta.predecessor(transaction.txid), now)) is not None
+        ]
+        drafts = [lifecycle.alerted(whale, now) for whale in whales]
+        touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced)]
+        if not touched:
+            return drafts
+        known = await self._log.whales(touched)
+        known.update((whale.alert.transaction_id, whale) for whale in whales)
+        drafts += [
+            lifecycle.replaced(known[replacement.replaced], replacement.by, now)
+            for replacement in delta.replaced
+            if replacement.replaced in known
+        ]
+        if block is not None:
+            drafts += [lifecycle.confirmed(known[txid], block, now) for txid in delta.mined if txid in known]
+        return drafts
+
+    def _assess(self, transaction: Transaction, replaces: str | None, now: float) -> Whale | None:
+        return self.detector.assess(transaction, market=self.market, now=now, source=Source.LIVE, replaces=replaces)
+
+    async def _completed(self, transactions: Sequence[Transaction]) -> list[Transaction]:
+        """The transactions with their inputs, as far as the backend gives them in time."""
+        inputs = self.inputs
+        if inputs is None:
+            return list(transactions)
+        async with asyncio.TaskGroup() as tasks:
+            asked = [
+                tasks.create_task(inputs.prevouts(transaction, self.inputs_wait_s))
+                if needs_inputs(transaction)
+                else transaction
+                for transaction in transactions
+            ]
+        completed = [answer if isinstance(answer, Transaction) else answer.result() for answer in asked]
+        for transaction in completed:
+            if needs_inputs(transaction):
+                self._meter.inputs_unknown()
+        return completed
+
+    def _tell(self, event: Event) -> None:
+        if event.update is not None:
+            self._meter.updated(event.kind)
+            log.info(
+                "whale update",
+                txid=event.whale.alert.transaction_id,
+                status=event.update.status.value,
+                offset=event.offset,
+            )
+            return
+        alert = event.whale.alert
+        self._meter.whale(alert, event.at)
+        log.info(
+            "whale",
+            btc=alert.value_sat / SAT_PER_BTC,
+            txid=alert.transaction_id,
+            flow=alert.flow_type.value,
+            shape=alert.shape.value,
+            fee_rate=alert.fee_rate,
+            offset=event.offset,
+        )
+
+
+def _updated(market: Market, frame: Frame) -> Market:
+    """The market after a frame: what it does not mention stays as it was known."""
+    changes: dict[str, object] = {}
+    if frame.fees is not None:
+        changes["fees"] = frame.fees
+    if frame.projected is not None:
+        changes["projected"] = frame.projected
+    if frame.price_known:
+        changes["btc_usd"] = frame.btc_usd
+    heights = [block.height for block in (*(frame.blocks or ()), *((frame.block,) if frame.block else ()))]
+    if heights:
+        changes["tip_height"] = max(heights)
+    return replace(market, **changes) if changes else market

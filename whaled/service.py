@@ -1,0 +1,269 @@
+"""The daemon: the only wiring. The order of nesting is the order of start, its reverse the order of the end."""
+
+import asyncio
+import os
+import resource
+import secrets
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+from msgspec import Struct
+
+from whaled import __version__
+from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.config.parse import not_reloadable
+from whaled.config.sections import Config
+from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
+from whaled.eventlog.store import EventLog
+from whaled.files import load_certificate, read_address_book, tls_context
+from whaled.gateway.server import Gateway
+from whaled.ops import logs
+from whaled.ops.metrics import Metrics
+from whaled.ops.systemd import Notifier
+from whaled.pipeline import Pipeline
+from whaled.upstream.feed import Feed
+from whaled.upstream.rest import Rest
+from whaled.web import app as web
+from whaled.whales.detect import Detector, Rules
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Descriptors beside the clients': log, listeners, upstream, REST, epoll.
+DESCRIPTORS_RESERVED = 64
+# How long the message in hand may take to be committed once a stop was asked for.
+FINISH_HAND_S = 3.0
+
+
+class Loaded(Struct, frozen=True):
+    """What the daemon runs with: the configuration, and the key ring where authentication is on."""
+
+    config: Config
+    ring: KeyRing | None
+
+
+class Endpoints(Struct, frozen=True):
+    """Where the daemon listens."""
+
+    gateway: tuple[str, int]
+    http: tuple[str, int] | None
+
+
+class Service:
+    """One run of the daemon, from start to the end of the drain.
+
+    `reread` loads configuration and keys again for a reload; it raises OperatorError like the first time.
+    """
+
+    def __init__(self, loaded: Loaded, *, reread: Callable[[], Loaded]) -> None:
+        self.config = loaded.config
+        self.metrics = Metrics()
+        self.notifier = Notifier()
+        self._ring = loaded.ring
+        self._reread = reread
+        self._stop = asyncio.Event()
+        self._started_at = time.time()
+
+    def stop(self) -> None:
+        """End the run: tell clients, let them go, return from `run`."""
+        if self._stop.is_set():
+            # The operator asks twice: what is committed is safe, everything else may be cut.
+            log.warning("second signal, ending at once")
+            os._exit(ExitStatus.FAILED)
+        self._stop.set()
+
+    async def run(self, started: Callable[[Endpoints], None] | None = None) -> None:
+        """Run until `stop`. Raises OperatorError if it cannot start, EventLogError if the log fails."""
+        try:
+            await self._run(started)
+        except BaseExceptionGroup as group:
+            raise _telling(group) from group
+
+    async def _run(self, started: Callable[[Endpoints], None] | None) -> None:
+        config = self.config
+        _raise_descriptor_limit(config.gateway.max_connections)
+        tls = tls_context(config.gateway.tls)
+        detector = Detector(
+            Rules.of(config.detection), read_address_book(config.detection), seen_limit=config.detection.seen_limit
+        )
+        async with (
+            EventLog.open(config.eventlog, self.metrics.eventlog) as log_,
+            Rest.open(config.upstream, self.metrics.upstream) as rest,
+        ):
+            gateway = Gateway(
+                config.gateway,
+                config.auth,
+                log_=log_,
+                authenticator=self._authenticator(),
+                meter=self.metrics.gateway,
+            )
+            pipeline = Pipeline(
+                detector=detector,
+                log_=log_,
+                publisher=gateway,
+                meter=self.metrics.detection,
+                inputs=rest if config.detection.fetch_inputs else None,
+                inputs_wait_s=config.detection.inputs_wait,
+            )
+            async with gateway.serving(tls=tls) as address, self._http(gateway) as http_address:
+                self._observe(gateway, log_)
+                with self._signals(gateway, pipeline, tls):
+                    endpoints = Endpoints(address, http_address)
+                    self._announce(endpoints)
+                    if started is not None:
+                        started(endpoints)
+                    await self._work(gateway, pipeline, log_)
+        log.info("stopped")
+
+    async def _work(self, gateway: Gateway, pipeline: Pipeline, log_: EventLog) -> None:
+        feed = Feed(self.config.upstream, self.metrics.upstream)
+        async with asyncio.TaskGroup() as tasks:
+            ingest = tasks.create_task(pipeline.run(feed), name="ingest")
+            retention = tasks.create_task(self._retain(log_), name="retention")
+            await self._stop.wait()
+            self.notifier.stopping()
+            log.info("stopping", clients=gateway.connections)
+            try:
+                async with asyncio.timeout(FINISH_HAND_S):
+                    await pipeline.idle()
+            except TimeoutError:
+                log.warning("message in hand not finished in time")
+            ingest.cancel()
+            retention.cancel()
+            await gateway.drain(self.config.gateway.drain_window)
+
+    async def _retain(self, log_: EventLog) -> None:
+        while True:
+            await log_.prune(time.time())
+            await asyncio.sleep(self.config.eventlog.prune_interval)
+
+    @asynccontextmanager
+    async def _http(self, gateway: Gateway) -> AsyncIterator[tuple[str, int] | None]:
+        if not self.config.http.enabled:
+            yield None
+            return
+
+        def health() -> web.Health:
+            return web.Health(
+                status="stopping" if self._stop.is_set() else "ok",
+                upstream=gateway.upstream,
+                connections=gateway.connections,
+                position=gateway.position(),
+                version=__version__,
+            )
+
+        app = web.application(metrics=self.metrics.render, health=health)
+        async with web.serving(self.config.http, app) as address:
+            yield address
+
+    def _authenticator(self) -> TokenAuthenticator | None:
+        if self._ring is None:
+            return None
+        return TokenAuthenticator(self._ring, self.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
+
+    def _observe(self, gateway: Gateway, log_: EventLog) -> None:
+        gauge = self.metrics.gauge_of
+        gauge("connections", "Open client connections.", lambda: gateway.connections)
+        gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
+        gauge("connections_limit", "gateway.max_connections.", lambda: self.config.gateway.max_connections)
+        gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
+        gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
+        gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
+        gauge("eventlog_head_offset", "Newest offset committed.", lambda: log_.head)
+        gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: log_.oldest)
+        gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
+
+    def _announce(self, endpoints: Endpoints) -> None:
+        config = self.config
+        if not config.auth.enabled:
+            log.warning("authentication is off: everybody who can connect reads the alerts", host=endpoints.gateway[0])
+        log.info(
+            "ready",
+            version=__version__,
+            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{_host_port(endpoints.gateway)}",
+            metrics=f"http://{_host_port(endpoints.http)}/metrics" if endpoints.http else None,
+            upstream=config.upstream.url,
+            threshold_btc=config.detection.threshold_btc,
+            seconds=round(time.time() - self._started_at, 2),
+        )
+        self.notifier.ready()
+
+    # --- signals and reload ---
+
+    @contextmanager
+    def _signals(self, gateway: Gateway, pipeline: Pipeline, tls: ssl.SSLContext | None) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGHUP: lambda: self.reload(gateway, pipeline, tls),
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def reload(self, gateway: Gateway, pipeline: Pipeline, tls: ssl.SSLContext | None) -> None:
+        """Read the configuration again and apply it whole, or keep the old one whole."""
+        self.notifier.reloading()
+        try:
+            loaded = self._reread()
+            moved = not_reloadable(self.config, loaded.config)
+            if moved:
+                raise ConfigError(
+                    tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
+                )
+            detection = loaded.config.detection
+            detector = pipeline.detector.with_rules(Rules.of(detection), read_address_book(detection))
+            if tls is not None:
+                load_certificate(tls, loaded.config.gateway.tls)
+        except OperatorError as error:
+            log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            self.metrics.config.reloaded(time.time(), success=False)
+        else:
+            self.config, self._ring = loaded.config, loaded.ring
+            logs.configure(self.config.log)
+            pipeline.detector = detector
+            gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator())
+            self.metrics.config.reloaded(time.time(), success=True)
+            log.info("reloaded")
+        self.notifier.ready()
+
+
+def _telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception of a group that says most: a dead task takes others with it."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((leaf for leaf in leaves if isinstance(leaf, WhaledError)), leaves[0])
+
+
+def _raise_descriptor_limit(connections: int) -> None:
+    """Every client is a descriptor: take what the hard limit allows, and say so if it is not enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + DESCRIPTORS_RESERVED
+    if soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < needed:
+            log.warning(
+                "fewer file descriptors than gateway.max_connections needs: raise LimitNOFILE or lower the limit",
+                available=allowed,
+                needed=needed,
+            )
+
+
+def _host_port(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
