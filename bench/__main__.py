@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("only", nargs="*", choices=[*NAMES, []], help=f"what to measure, of {', '.join(NAMES)}")
     made.add_argument("--quick", action="store_true", help="small and short, for CI: shows that it works, not how fast")
     made.add_argument("--clients", type=int, default=5000, help="connections in the fan-out (%(default)s)")
+    made.add_argument("--with-tasks", action="store_true", help="fan-out also with a queue and a task per client")
     # /tmp is often memory, and an fsync there costs nothing.
     made.add_argument("--directory", default="/var/tmp", help="where databases are written: a disk (%(default)s)")
     return made
@@ -76,7 +77,8 @@ async def sections(options: argparse.Namespace, directory: Path) -> AsyncIterato
         if options.quick:
             plan = fanout.Plan(clients=min(200, options.clients), rounds=2, messages=10, rate=20, warm_up=2)
         else:
-            plan = fanout.Plan(clients=machine.clients_possible(options.clients), rounds=7, messages=20)
+            clients = machine.clients_possible(options.clients)
+            plan = fanout.Plan(clients=clients, rounds=7, messages=20, with_tasks=options.with_tasks)
         yield await fanout.measure(plan, directory)
 
 

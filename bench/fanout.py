@@ -1,7 +1,7 @@
 """Fan-out: what a delivery costs the server, beside a program that only sends and beside websockets.broadcast().
 
-The three servers run at the same time, each with its own load client and its own connections, and publish in turns:
-what else happens on the machine then falls on all three alike. Every delivery is counted, in order, once.
+The servers run at the same time, each with its own load client and its own connections, and publish in turns:
+what else happens on the machine then falls on all alike. Every delivery is counted, in order, once.
 """
 
 import statistics
@@ -26,13 +26,18 @@ FIRST_CLIENTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured: `rounds` turns of `messages` messages for each server."""
+    """How much is measured: `rounds` turns of `messages` messages for each server.
+
+    `with_tasks` adds a server with a queue and a task for each client. It is off by default because it cannot keep up
+    with the others at 5000 clients, and keeps a core busy while it tries.
+    """
 
     clients: int
     rounds: int
     messages: int
     rate: float = 10.0
     warm_up: int = 10
+    with_tasks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +74,8 @@ class Rig:
 
 
 async def measure(plan: Plan, directory: Path) -> Section:
-    """CPU, latency and memory per client of the three servers. Raises BrokenError if anything is lost or doubled."""
-    async with servers(directory) as rigs:
+    """CPU, latency and memory per client of the servers. Raises BrokenError if anything is lost or doubled."""
+    async with servers(directory, with_tasks=plan.with_tasks) as rigs:
         for rig in rigs:
             await connect(rig, plan.clients)
             await publish(rig, plan.clients, plan.warm_up, plan.rate)
@@ -81,8 +86,8 @@ async def measure(plan: Plan, directory: Path) -> Section:
 
 
 @asynccontextmanager
-async def servers(directory: Path) -> AsyncIterator[Sequence[Rig]]:
-    """The three servers, each with a load client."""
+async def servers(directory: Path, *, with_tasks: bool) -> AsyncIterator[Sequence[Rig]]:
+    """The servers, each with a load client."""
     load, limit = compile_c("load", directory), compile_c("limit", directory)
     frame = directory / "frame"
     frame.write_bytes(messages.frame(0, EPOCH, messages.padding(EPOCH)))
@@ -91,6 +96,8 @@ async def servers(directory: Path) -> AsyncIterator[Sequence[Rig]]:
         "whaled": (sys.executable, "-m", "bench.servers", "gateway"),
         "websockets.broadcast": (sys.executable, "-m", "bench.servers", "broadcast"),
     }
+    if with_tasks:
+        commands["queue and task per client"] = (sys.executable, "-m", "bench.servers", "tasks")
     async with AsyncExitStack() as stack:
         rigs = []
         for title, command in commands.items():
@@ -148,7 +155,7 @@ def check_deliveries(title: str, received: dict[str, Any], wanted: int) -> None:
 
 def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
     """The table and the aims. Ratios are medians of the ratios turn by turn."""
-    limit, whaled, broadcast = rigs
+    limit, whaled, broadcast = rigs[:3]
     delivered = len(rigs) * plan.clients * (plan.rounds * plan.messages + plan.warm_up)
     rows = [
         (

@@ -1,6 +1,6 @@
-"""The Python servers under test, each as a process: `python -m bench.servers gateway|broadcast`.
+"""The Python servers under test, each as a process: `python -m bench.servers gateway|broadcast|tasks`.
 
-Both say their port on stdout and then obey the commands on stdin that limit.c obeys.
+They say their port on stdout and then obey the commands on stdin that limit.c obeys.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosed
 
 from bench import messages
 from whaled.config.sections import Auth
@@ -21,7 +22,7 @@ from whaled.model import Event, UpstreamState
 from whaled.ops.metrics import Metrics
 
 EPOCH = "benchbenchbench0"
-# Both servers ping this often, so that neither pays for more keepalive than the other.
+# All servers ping this often, so that neither pays for more keepalive than the other.
 PING_INTERVAL_S = 30.0
 
 
@@ -126,7 +127,40 @@ async def bare_broadcast() -> None:
         await obey(port, publish, lambda: len(connections))
 
 
-SERVERS: dict[str, Callable[[], Coroutine[None, None, None]]] = {"gateway": gateway, "broadcast": bare_broadcast}
+async def task_per_client() -> None:
+    """The design that most servers have: a queue for each client, and a task that sends what is in it."""
+    queues: set[asyncio.Queue[str]] = set()
+
+    async def serve_client(connection: ServerConnection) -> None:
+        queue = asyncio.Queue[str]()  # unbounded: what is measured ends long before memory does
+        queues.add(queue)
+        try:
+            while True:
+                await connection.send(await queue.get())
+        except ConnectionClosed:
+            pass
+        finally:
+            queues.discard(queue)
+
+    filler = messages.padding(EPOCH)
+
+    def publish(number: int) -> None:
+        payload = messages.frame(number, EPOCH, filler)[4:].decode()
+        for queue in queues:
+            queue.put_nowait(payload)
+
+    async with serve(
+        serve_client, "127.0.0.1", 0, compression=None, ping_interval=PING_INTERVAL_S, ping_timeout=PING_INTERVAL_S
+    ) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        await obey(port, publish, lambda: len(queues))
+
+
+SERVERS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
+    "gateway": gateway,
+    "broadcast": bare_broadcast,
+    "tasks": task_per_client,
+}
 
 
 def main(arguments: Sequence[str]) -> None:
