@@ -1,5 +1,6 @@
 import base64
 import json
+import math
 from typing import Any
 
 import jwt
@@ -82,6 +83,13 @@ def test_missing_permissions_are_none() -> None:
         {"client_id": "c", "exp": True},
         {"client_id": "c", "exp": 1e300},
         {"client_id": "c", "exp": NOW + 9, "permissions": "read"},
+        {"client_id": "c", "exp": 10**400},
+        {"client_id": "c", "exp": NOW + 9, "nbf": "soon"},
+        {"client_id": "c", "exp": NOW + 9, "nbf": math.nan},
+        {"client_id": "c", "exp": NOW + 9, "iat": "then"},
+        {"client_id": "c", "exp": NOW + 9, "auth_time": None},
+        {"client_id": "c" * 257, "exp": NOW + 9},
+        {"client_id": "c\nforged log line", "exp": NOW + 9},
     ],
 )
 def test_claims_that_say_nothing_are_refused(claims: dict[str, Any]) -> None:
@@ -122,7 +130,7 @@ def test_another_key_under_a_known_name_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("token", ["", "a", "a.b.c", "....", "x" * 9000, "é.ü.ß", "\x00"])
+@pytest.mark.parametrize("token", ["", "a", "a.b.c", "....", "x" * 9000, "é.ü.ß", "\x00", "\ud800.a.b"])
 def test_garbage_is_malformed(token: str) -> None:
     assert refusal(token) in {TokenRefusal.MALFORMED, TokenRefusal.UNKNOWN_KEY}
 
@@ -145,6 +153,8 @@ def test_a_token_that_could_not_be_verified_is_not_issued() -> None:
         make(ttl_s=91 * 86400)
     with pytest.raises(ValueError, match="client id"):
         issue(RING, client_id="", permissions=[], ttl_s=5, now=NOW, token_id="t", settings=AUTH)
+    with pytest.raises(ValueError, match="client id"):
+        issue(RING, client_id="a\nb", permissions=[], ttl_s=5, now=NOW, token_id="t", settings=AUTH)
 
 
 def test_a_secret_is_not_shown() -> None:
@@ -161,6 +171,39 @@ def test_a_refreshed_token_has_the_same_client_and_permissions_and_a_new_end() -
     assert (refreshed.client_id, refreshed.permissions, refreshed.token_id) == ("c1", grant.permissions, "t2")
     assert refreshed.expires_at == NOW + 3000 + 3600
     assert authenticator().verify(token, NOW + 4000) == refreshed
+
+
+def test_refreshing_again_and_again_makes_no_token_longer() -> None:
+    grant = verify(RING, make(ttl_s=60), NOW, AUTH)
+    for turn in range(1, 100):
+        _, grant = authenticator().refresh(grant, NOW + turn * 50.3)
+        assert grant.issued_at is not None
+        assert grant.expires_at == grant.issued_at + 60
+
+
+def test_a_chain_of_refreshed_tokens_ends_with_the_longest_life_of_one() -> None:
+    settings = Auth(token_ttl=3600, max_token_ttl=7200)
+    judge = TokenAuthenticator(RING, settings, new_token_id=lambda: "t2")
+    first, _ = judge.refresh(judge.verify(make(settings=settings), NOW + 3000), NOW + 3000)
+    token, grant = judge.refresh(judge.verify(first, NOW + 6000), NOW + 6000)
+    assert grant.expires_at == NOW + 7200
+    with pytest.raises(TokenError):
+        judge.refresh(judge.verify(token, NOW + 7199.5), NOW + 7199.5)
+
+
+def test_a_token_that_does_not_say_when_it_was_issued_starts_its_chain_at_the_first_refresh() -> None:
+    grant = verify(RING, signed({"client_id": "c", "exp": NOW + 9}), NOW, AUTH)
+    assert authenticator().refresh(grant, NOW)[1].authenticated_at == NOW
+
+
+def test_a_weak_secret_makes_no_key() -> None:
+    with pytest.raises(ValueError, match="at least 32"):
+        SigningKey("short", b"s" * 31)
+
+
+def test_a_header_nested_without_end_is_malformed() -> None:
+    header = base64.urlsafe_b64encode(b'{"alg":"HS256","kid":' + b"[" * 5000).rstrip(b"=").decode()
+    assert refusal(f"{header}.e30.x") is TokenRefusal.MALFORMED
 
 
 def test_a_token_that_has_ended_cannot_be_refreshed() -> None:

@@ -17,11 +17,15 @@ class Permission(StrEnum):
 
 
 class Grant(Struct, frozen=True, kw_only=True):
-    """Who a client is and what it may do, as proven by its credential."""
+    """Who a client is and what it may do, as proven by its credential.
+
+    `authenticated_at` is when the first token of a chain of refreshed ones was issued.
+    """
 
     client_id: str
     permissions: frozenset[Permission]
     issued_at: float | None = None
+    authenticated_at: float | None = None
     expires_at: float | None = None
     token_id: str | None = None
     key_id: str | None = None

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import jwt
 from msgspec import Struct
 
+from whaled.config import units
 from whaled.config.sections import Auth
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
@@ -20,6 +21,23 @@ MIN_SECRET_BYTES = 32
 # A token of ours has some 300 bytes; nothing larger is worth parsing.
 MAX_TOKEN_BYTES = 8 * 1024
 API_KEY_PREFIX = "whk_"
+# It stands in log lines; nobody has a longer name.
+MAX_CLIENT_ID = 256
+# Times beyond it (the year 5138) are no times, and what follows can compute with them safely.
+LATEST_TIME = 1e11
+# Times are compared by `verify`, with the clock it was given; the library would ask the system's.
+_JWT = jwt.PyJWT(
+    {
+        "enforce_minimum_key_length": True,
+        "verify_exp": False,
+        "verify_nbf": False,
+        "verify_iat": False,
+        "verify_aud": False,
+        "verify_iss": False,
+        "verify_sub": False,
+        "verify_jti": False,
+    }
+)
 
 
 class SigningKey(Struct, frozen=True):
@@ -27,6 +45,11 @@ class SigningKey(Struct, frozen=True):
 
     kid: str | None
     secret: bytes
+
+    def __post_init__(self) -> None:
+        """A key that can be guessed is none."""
+        if len(self.secret) < MIN_SECRET_BYTES:
+            raise ValueError(f"a secret of {len(self.secret)} bytes; at least {MIN_SECRET_BYTES} are needed")
 
     def __repr__(self) -> str:
         """Without the secret: this ends up in logs and tracebacks."""
@@ -53,34 +76,47 @@ def issue(
     now: float,
     token_id: str,
     settings: Auth,
+    authenticated_at: float | None = None,
 ) -> tuple[str, Grant]:
-    """A token that ends after `ttl_s`, and what it grants. Raises ValueError where `verify` would refuse it."""
-    if not client_id:
-        raise ValueError("a token needs a client id")
+    """A token that ends after `ttl_s`, and what it grants. Raises ValueError where `verify` would refuse it.
+
+    `authenticated_at` is when the first token of a chain of refreshed ones was issued, None for the first itself.
+    """
+    if not _is_client_id(client_id):
+        raise ValueError(
+            f"found the client id {client_id[:80]!r}; allowed are 1 to {MAX_CLIENT_ID} printable characters"
+        )
     if not 0 < ttl_s <= settings.max_token_ttl:
-        raise ValueError(f"a token lives at most auth.max_token_ttl ({settings.max_token_ttl:g} s), not {ttl_s:g} s")
+        longest = units.show_duration(settings.max_token_ttl)
+        raise ValueError(
+            f"found a ttl of {units.show_duration(ttl_s)}; allowed is up to {longest} (auth.max_token_ttl)"
+        )
     granted = sorted(set(permissions))
+    issued_at = int(now)
     claims: dict[str, Any] = {
         "client_id": client_id,
         "permissions": [str(permission) for permission in granted],
-        "iat": int(now),
-        "exp": math.ceil(now + ttl_s),
+        "iat": issued_at,
+        # From the whole second, so that a refresh, which takes the life from these two, never adds to it.
+        "exp": issued_at + math.ceil(ttl_s),
         "jti": token_id,
     }
+    if authenticated_at is not None:
+        claims["auth_time"] = int(authenticated_at)
     if settings.issuer is not None:
         claims["iss"] = settings.issuer
     if settings.audience is not None:
         claims["aud"] = settings.audience
     key = ring.signing
     headers = {"kid": key.kid} if key.kid is not None else None
-    token = jwt.encode(claims, key.secret, algorithm=ALGORITHM, headers=headers)
+    token = _JWT.encode(claims, key.secret, algorithm=ALGORITHM, headers=headers)
     return token, _grant(claims, key)
 
 
 def verify(ring: KeyRing, token: str, now: float, settings: Auth) -> Grant:
     """Who a token is and what it may do. Raises TokenError."""
-    if len(token) > MAX_TOKEN_BYTES:
-        raise TokenError(TokenRefusal.MALFORMED, f"longer than {MAX_TOKEN_BYTES} bytes")
+    if len(token) > MAX_TOKEN_BYTES or not token.isascii():
+        raise TokenError(TokenRefusal.MALFORMED, f"not at most {MAX_TOKEN_BYTES} characters of base64url and dots")
     key = _key_of(ring, token)
     claims = _claims(key, token)
     for name, expected in (("iss", settings.issuer), ("aud", settings.audience)):
@@ -89,8 +125,8 @@ def verify(ring: KeyRing, token: str, now: float, settings: Auth) -> Grant:
     grant = _grant(claims, key)
     if grant.expires_at is None or now >= grant.expires_at:
         raise TokenError(TokenRefusal.EXPIRED)
-    not_before = claims.get("nbf")
-    if isinstance(not_before, int | float) and now < not_before:
+    not_before = _time(claims, "nbf")
+    if not_before is not None and now < not_before:
         raise TokenError(TokenRefusal.NOT_YET_VALID)
     return grant
 
@@ -107,16 +143,8 @@ def _key_of(ring: KeyRing, token: str) -> SigningKey:
 
 
 def _claims(key: SigningKey, token: str) -> dict[str, Any]:
-    # Times are compared by `verify`, with the clock it was given; the library would ask the system's.
-    unchecked = {
-        "verify_exp": False,
-        "verify_nbf": False,
-        "verify_iat": False,
-        "verify_aud": False,
-        "verify_iss": False,
-    }
     try:
-        claims: dict[str, Any] = jwt.decode(token, key.secret, algorithms=[ALGORITHM], options=unchecked)  # type: ignore[arg-type]
+        claims: dict[str, Any] = _JWT.decode(token, key.secret, algorithms=[ALGORITHM])
     except jwt.InvalidSignatureError as error:
         raise TokenError(TokenRefusal.BAD_SIGNATURE) from error
     except jwt.InvalidAlgorithmError as error:
@@ -127,27 +155,41 @@ def _claims(key: SigningKey, token: str) -> dict[str, Any]:
 
 
 def _grant(claims: dict[str, Any], key: SigningKey) -> Grant:
-    client_id, expires_at, named = claims.get("client_id"), claims.get("exp"), claims.get("permissions", [])
-    if not isinstance(client_id, str) or not client_id:
-        raise TokenError(TokenRefusal.BAD_CLAIMS, "`client_id` must be a text that is not empty")
-    if not _is_time(expires_at):
-        raise TokenError(TokenRefusal.BAD_CLAIMS, "`exp` must be a time")
+    client_id, named, token_id = claims.get("client_id"), claims.get("permissions", []), claims.get("jti")
+    if not _is_client_id(client_id):
+        raise TokenError(
+            TokenRefusal.BAD_CLAIMS, f"`client_id` must be a text of 1 to {MAX_CLIENT_ID} printable characters"
+        )
+    expires_at, issued_at = _time(claims, "exp"), _time(claims, "iat")
+    if expires_at is None:
+        raise TokenError(TokenRefusal.BAD_CLAIMS, "`exp` is missing")
     if not isinstance(named, list):
         raise TokenError(TokenRefusal.BAD_CLAIMS, "`permissions` must be a list")
-    issued_at, token_id = claims.get("iat"), claims.get("jti")
+    authenticated_at = _time(claims, "auth_time")
     return Grant(
         client_id=client_id,
         # A name this version does not know grants nothing: a newer issuer may have more of them.
         permissions=frozenset(permission for permission in Permission if permission.value in named),
-        issued_at=float(issued_at) if _is_time(issued_at) else None,
-        expires_at=float(expires_at),
+        issued_at=issued_at,
+        authenticated_at=authenticated_at if authenticated_at is not None else issued_at,
+        expires_at=expires_at,
         token_id=token_id if isinstance(token_id, str) else None,
         key_id=key.kid,
     )
 
 
-def _is_time(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e11
+def _is_client_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= MAX_CLIENT_ID and value.isprintable()
+
+
+def _time(claims: dict[str, Any], name: str) -> float | None:
+    """A claim that is a time, None if it is missing. Raises TokenError for anything else."""
+    if name not in claims:
+        return None
+    value = claims[name]
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST_TIME:  # nan is not
+        return float(value)
+    raise TokenError(TokenRefusal.BAD_CLAIMS, f"`{name}` must be a time")
 
 
 def _holds(claim: object, expected: str) -> bool:
@@ -171,19 +213,25 @@ class TokenAuthenticator:
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
         """A new token of the same client with the same permissions, as long as the last one was issued for.
 
-        Raises TokenError where the last one has ended.
+        However often it is refreshed, it ends `auth.max_token_ttl` after the first was issued: who once stole a token
+        does not keep it for ever. Raises TokenError where the last one has ended, or that moment has come.
         """
-        if grant.expires_at is None or now >= grant.expires_at + self._settings.expiry_grace:
+        settings = self._settings
+        if grant.expires_at is None or now >= grant.expires_at + settings.expiry_grace:
             raise TokenError(TokenRefusal.EXPIRED)
-        ttl_s = self._settings.token_ttl
+        began = grant.authenticated_at if grant.authenticated_at is not None else now
+        ttl_s = min(settings.token_ttl, math.floor(began + settings.max_token_ttl - now))
         if grant.issued_at is not None:
             ttl_s = min(ttl_s, grant.expires_at - grant.issued_at)
+        if ttl_s <= 0:
+            raise TokenError(TokenRefusal.EXPIRED, "auth.max_token_ttl after the first token of its chain")
         return issue(
             self._ring,
             client_id=grant.client_id,
             permissions=grant.permissions,
-            ttl_s=max(1.0, ttl_s),
+            ttl_s=ttl_s,
             now=now,
             token_id=self._new_token_id(),
-            settings=self._settings,
+            settings=settings,
+            authenticated_at=began,
         )
