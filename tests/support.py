@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -102,7 +103,12 @@ class Rig:
 
 @asynccontextmanager
 async def running_gateway(
-    directory: Path, *, authenticator: Authenticator | None = None, auth: AuthSettings | None = None, **settings: Any
+    directory: Path,
+    *,
+    authenticator: Authenticator | None = None,
+    auth: AuthSettings | None = None,
+    tls: ssl.SSLContext | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Rig]:
     """A gateway on port 0 over a log in `directory`."""
     metrics = Metrics()
@@ -114,8 +120,9 @@ async def running_gateway(
             authenticator=authenticator,
             meter=metrics.gateway,
         )
-        async with gateway.serving() as (host, port):
-            yield Rig(log, gateway, f"ws://{host}:{port}", metrics)
+        async with gateway.serving(tls=tls) as (host, port):
+            scheme = "ws" if tls is None else "wss"
+            yield Rig(log, gateway, f"{scheme}://{host}:{port}", metrics)
 
 
 async def receive(client: ClientConnection) -> Any:

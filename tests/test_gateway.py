@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +389,44 @@ async def test_the_stats_are_counted(tmp_path: Path) -> None:
         assert stats == json.loads(
             '{"total_connections":1,"authenticated_connections":1,"alerts_broadcast":1,"auth_failures":1}'
         )
+
+
+async def test_tls_delivers_the_same_and_bounds_a_slow_client_too(
+    tmp_path: Path, certificate: tuple[Path, Path, ssl.SSLContext]
+) -> None:
+    chain, key, trust = certificate
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(chain, key)
+    async with (
+        running_gateway(tmp_path, tls=served, max_unsent=20_000, slow_timeout=20.0) as rig,
+        rig.connect(ssl=trust, max_queue=1) as slow,
+        rig.connect(ssl=trust, max_queue=None) as quick,
+    ):
+        await until(lambda: rig.gateway.hub.live_members == 2)
+        count = 0
+        while not rig.value("whaled_clients_lagged_total"):
+            await rig.alerts(*range(count, count + 500))
+            count += 500
+            assert count < 30_000
+        assert await offsets(quick, count) == list(range(1, count + 1))
+        assert await offsets(slow, count) == list(range(1, count + 1))
+
+
+async def test_a_client_that_asks_and_never_reads_is_bounded(tmp_path: Path) -> None:
+    async with running_gateway(
+        tmp_path, max_unsent=10_000, messages_per_second=1e9, message_burst=10**9, close_timeout=0.2
+    ) as rig:
+        stuck = stuffed_client(rig)
+        stuck.setblocking(False)
+        try:
+            await until(lambda: rig.gateway.hub.live_members == 1)
+            body = b'{"type":"stats"}'
+            frame = bytes((0x81, 0x80 | len(body), 0, 0, 0, 0)) + body
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(20):
+                    while rig.gateway.connections:
+                        await loop.sock_sendall(stuck, frame * 100)
+            await until(lambda: rig.value("whaled_connections_closed_total", code="1013") == 1)
+        finally:
+            stuck.close()

@@ -1,5 +1,8 @@
+import fcntl
 import json
 import os
+import resource
+import signal
 import stat
 import threading
 from pathlib import Path
@@ -91,6 +94,11 @@ def test_a_ring_that_others_can_read_is_refused(ring_file: Path, mode: int) -> N
         ("{", "no key ring"),
         ("[]", "no key ring"),
         ('{"version": 2, "keys": []}', "version 2"),
+        ('{"version": 2, "keyring": {}}', "version 2"),
+        ('{"version": 1, "keys": [{"kid": "a", "secret": "%s", "created_at": 1}]}' % ("A" * 45), "base64url"),
+        ('{"version": 1, "keys": [{"kid": "", "secret": "%s", "created_at": 1}]}' % ("A" * 43), "no key ring"),
+        ('{"version": 1, "keys": [{"kid": "a\\nb", "secret": "%s", "created_at": 1}]}' % ("A" * 43), "no key ring"),
+        ("[" * 100_000, "no key ring"),
         ('{"version": 1, "keys": []}', "whaled keys generate"),
         ('{"version": 1, "keys": [{"kid": "a", "secret": "c2hvcnQ", "created_at": 1}]}', "at least 32"),
         ('{"version": 1, "keys": [{"kid": "a", "secret": "!!", "created_at": 1}]}', "base64url"),
@@ -144,6 +152,65 @@ def test_a_secret_in_dotenv_counts_and_nothing_else_in_it_does(tmp_path: Path) -
     ring = load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
     assert ring.signing.secret == b"y" * 40
     assert "OTHER" not in os.environ
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"WEBSOCKET_SECRET_KEY='\xff'"])
+def test_a_dotenv_that_is_not_text_is_named(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / ".env").write_bytes(body)
+    with pytest.raises(KeyRingError, match=r"\.env"):
+        load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
+
+
+def test_a_secret_of_any_bytes_counts_its_bytes(tmp_path: Path) -> None:
+    environ = {"WEBSOCKET_SECRET_KEY": os.fsdecode(b"\xff" * 32)}
+    assert load_ring(settings(tmp_path / "none.json"), environ, tmp_path).signing.secret == b"\xff" * 32
+
+
+def test_a_link_to_a_ring_stays_a_link(tmp_path: Path, ring_file: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(ring_file)
+    generate(link, NOW + 1)
+    assert link.is_symlink()
+    assert len(read(ring_file).keys) == 2
+
+
+def test_the_directory_of_a_new_ring_is_made_but_not_a_whole_path(tmp_path: Path) -> None:
+    generate(tmp_path / "etc" / "keys.json", NOW)
+    assert stat.S_IMODE((tmp_path / "etc").stat().st_mode) == 0o755
+    with pytest.raises(KeyRingError, match="mkdir -p"):
+        generate(tmp_path / "mistyped" / "etc" / "keys.json", NOW)
+
+
+def test_a_command_does_not_wait_for_ever_for_another(ring_file: Path) -> None:
+    directory = os.open(ring_file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        with pytest.raises(KeyRingError, match="another command"):
+            generate(ring_file, NOW, patience_s=0.05)
+    finally:
+        os.close(directory)
+    generate(ring_file, NOW)
+
+
+def test_a_failed_write_leaves_the_old_ring_and_nothing_beside_it(ring_file: Path) -> None:
+    before = ring_file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(KeyRingError, match="cannot write"):
+            generate(ring_file, NOW + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert ring_file.read_bytes() == before
+    assert [path.name for path in ring_file.parent.iterdir()] == ["keys.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_ring_of_another_user_is_refused(ring_file: Path) -> None:
+    os.chown(ring_file, 4321, -1)
+    assert "belongs to user 4321" in refusal(ring_file)
 
 
 def test_a_systemd_credential_comes_first_and_may_be_readable_by_its_group(tmp_path: Path, ring_file: Path) -> None:

@@ -125,7 +125,7 @@ class Pipeline:
                 match message:
                     case Received():
                         async with self._hand:
-                            await self._handle(message)
+                            await self.handle(message)
                     case StateChanged(state=state):
                         self._publisher.tell_upstream(state)
                     case _:
@@ -136,7 +136,8 @@ class Pipeline:
         async with self._hand:
             pass
 
-    async def _handle(self, message: Received) -> None:
+    async def handle(self, message: Received) -> None:
+        """Take in one frame: what it says is committed and published when this returns. Raises EventLogError."""
         frame = message.frame
         self.market = _updated(self.market, frame)
         if frame.delta is None:

@@ -7,13 +7,15 @@ import re
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from dotenv import dotenv_values
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from whaled.auth.tokens import ALGORITHM, MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import Auth
@@ -24,12 +26,15 @@ SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
 CREDENTIAL_NAME = "keys.json"
 MAX_FILE_BYTES = 1024 * 1024
 SECRET_BYTES = 32
+# Commands hold the lock for milliseconds; one that holds it longer is stopped or dead.
+LOCK_PATIENCE_S = 5.0
+LOCK_RETRY_S = 0.02
 
 
 class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key as it stands in the file. Times are Unix seconds; `secret` is base64url without padding."""
 
-    kid: str
+    kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     alg: str = ALGORITHM
     secret: str
     created_at: int
@@ -38,6 +43,12 @@ class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
         """Without the secret."""
         return f"StoredKey(kid={self.kid!r})"
+
+
+class Versioned(Struct, frozen=True):
+    """What the file of every version says."""
+
+    version: int
 
 
 class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,22 +73,42 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
     operator meant it. Raises KeyRingError.
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
-    if credentials is not None and (Path(credentials) / CREDENTIAL_NAME).exists():
+    if credentials is not None and _exists(Path(credentials) / CREDENTIAL_NAME):
         return ring_of(read(Path(credentials) / CREDENTIAL_NAME, is_credential=True), Path(CREDENTIAL_NAME))
     secret, source = environ.get(SECRET_VARIABLE), "the environment"
     if secret is None:
-        dotenv = directory / ".env"
-        if dotenv.is_file():
-            secret, source = dotenv_values(dotenv, interpolate=False).get(SECRET_VARIABLE), str(dotenv)
+        secret, source = _dotenv_secret(directory / ".env"), str(directory / ".env")
     if secret is not None:
         return _ring_of_secret(secret, source)
     path = Path(settings.key_ring)
-    if not path.exists():
+    if not _exists(path):
         raise KeyRingError(
             f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: nobody could authenticate. "
             f"Make a key: whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
         )
     return ring_of(read(path), path)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; KeyRingError where that cannot be known, since another would be used instead."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise KeyRingError(f"cannot read the key ring {path}: {error.strerror or error}") from error
+    return True
+
+
+def _dotenv_secret(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        return dotenv_values(path, interpolate=False).get(SECRET_VARIABLE)
+    except OSError as error:
+        raise KeyRingError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise KeyRingError(f"cannot read {path}: it is not UTF-8") from None  # the chained error would quote a secret
 
 
 def ring_of(file: KeyFile, path: Path) -> KeyRing:
@@ -89,7 +120,7 @@ def ring_of(file: KeyFile, path: Path) -> KeyRing:
 
 
 def _ring_of_secret(text: str, source: str) -> KeyRing:
-    secret = text.encode()
+    secret = os.fsencode(text)
     if len(secret) < MIN_SECRET_BYTES:
         found = f"has {len(secret)} bytes" if secret else "is empty"
         raise KeyRingError(
@@ -104,7 +135,8 @@ def _ring_of_secret(text: str, source: str) -> KeyRing:
 def _secret(key: StoredKey, path: Path) -> bytes:
     if key.alg != ALGORITHM:
         raise KeyRingError(f"{path}: key {key.kid}: algorithm {key.alg!r}, only {ALGORITHM} is known")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", key.secret):
+    # Of four letters one may not stand alone: it would be six bits.
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", key.secret) or len(key.secret) % 4 == 1:
         raise KeyRingError(f"{path}: key {key.kid}: the secret is not base64url")
     secret = base64.urlsafe_b64decode(key.secret + "=" * (-len(key.secret) % 4))
     if len(secret) < MIN_SECRET_BYTES:
@@ -131,11 +163,12 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     try:
         if len(raw) > MAX_FILE_BYTES:
             raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: no key ring")
+        version = msgspec.json.decode(raw, type=Versioned).version
+        if version != 1:
+            raise KeyRingError(f"{path} is a key ring of version {version}; this whaled knows version 1")
         parsed = msgspec.json.decode(raw, type=KeyFile)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KeyRingError(f"{path} is no key ring: {error}") from None  # the chained error could quote a secret
-    if parsed.version != 1:
-        raise KeyRingError(f"{path} is a key ring of version {parsed.version}; this whaled knows version 1")
     names = [key.kid for key in parsed.keys]
     if len(set(names)) != len(names):
         raise KeyRingError(f"{path}: two keys have the same id")
@@ -154,20 +187,23 @@ def _check_privacy(path: Path, info: os.stat_result, *, is_credential: bool) -> 
         raise KeyRingError(f"the key ring {path} belongs to user {info.st_uid}, not to root or to who runs this")
 
 
-def generate(path: Path, now: float) -> StoredKey:
-    """Add a new key, which signs from now on. Makes the file if there is none. Raises KeyRingError."""
-    with _locked(path):
-        old = read(path) if path.exists() else KeyFile(version=1, keys=())
+def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
+    """Add a new key, which signs from now on. Makes the file if there is none. Raises KeyRingError.
+
+    `patience_s` is how long another command at work on the ring is waited for.
+    """
+    with _locked(path, patience_s) as file:
+        old = read(file) if _exists(file) else KeyFile(version=1, keys=())
         secret = base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=").decode()
         key = StoredKey(kid=f"k{secrets.token_hex(6)}", secret=secret, created_at=int(now))
-        _write(path, KeyFile(version=1, keys=(*old.keys, key)))
+        _write(file, KeyFile(version=1, keys=(*old.keys, key)))
     return key
 
 
-def retire(path: Path, kid: str, now: float, *, force: bool = False) -> StoredKey:
+def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
     """Take a key out of use: tokens signed with it are refused after the next reload. Raises KeyRingError."""
-    with _locked(path):
-        old = read(path)
+    with _locked(path, patience_s) as file:
+        old = read(file)
         found = next((key for key in old.keys if key.kid == kid), None)
         if found is None:
             raise KeyRingError(f"{path} has no key {kid!r}; it has {', '.join(key.kid for key in old.keys) or 'none'}")
@@ -179,23 +215,37 @@ def retire(path: Path, kid: str, now: float, *, force: bool = False) -> StoredKe
                 "or say --force"
             )
         retired = msgspec.structs.replace(found, retired_at=int(now))
-        _write(path, KeyFile(version=1, keys=tuple(retired if key is found else key for key in old.keys)))
+        _write(file, KeyFile(version=1, keys=tuple(retired if key is found else key for key in old.keys)))
     return retired
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One command at a time: two that add a key at once must not lose one."""
-    directory = path.parent
-    if not directory.is_dir():
-        raise KeyRingError(f"there is no directory {directory} for the key ring; make it: mkdir -p {directory}")
+def _locked(path: Path, patience_s: float) -> Iterator[Path]:
+    """One command at a time: two that add a key at once must not lose one. Yields the file behind links."""
     try:
+        file = path.resolve()
+        directory = file.parent
+        if directory.parent.is_dir():
+            # One level, like /etc/whaled. More is rather a mistyped path.
+            directory.mkdir(mode=0o755, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise KeyRingError(f"cannot use {directory}: {error.strerror or error}") from error
+    except FileNotFoundError as error:
+        raise KeyRingError(
+            f"there is no directory {path.parent} for the key ring; make it: mkdir -p {path.parent}"
+        ) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise KeyRingError(f"cannot use {path.parent} for the key ring: {error}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        until = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= until:
+                    raise KeyRingError(f"another command is at work in {directory}; try again when it ended") from error
+            time.sleep(LOCK_RETRY_S)
+        yield file
     finally:
         os.close(descriptor)
 

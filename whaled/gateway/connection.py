@@ -132,10 +132,12 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else "unix"
-        # "High water" at 0 bytes: pause_writing tells as soon as anything is unsent, resume_writing when nothing is.
-        transport.set_write_buffer_limits(high=0)
+        # pause_writing is to tell as soon as anything is unsent, resume_writing when nothing is. TLS transports pause
+        # at the limit, plain ones beyond it.
+        is_plain = transport.get_extra_info("ssl_object") is None
+        transport.set_write_buffer_limits(high=0 if is_plain else 1, low=0)
         self._refusal = self._gateway.connected(self)
-        if transport.get_extra_info("ssl_object") is None:
+        if is_plain:
             self._direct_fd = transport.get_extra_info("socket").fileno()
         self._call_later(self._gateway.settings.handshake_timeout, self._handshake_timed_out)
 
@@ -180,18 +182,14 @@ class Connection(asyncio.Protocol):
         self._transport = _NO_TRANSPORT
 
     def pause_writing(self) -> None:
-        """Bytes are unsent: the client does not get to ask for more until they are gone."""
+        """Bytes are unsent: frames go behind them from now on."""
         self._paused = True
         self.fd = -1
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Everything is sent."""
         self._paused = False
         self.pinged_at = 0.0
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
         if self.session is not None and self.closing is None:
             self.fd = self._direct_fd
         self._wake()
@@ -308,9 +306,13 @@ class Connection(asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def write(self, frame: bytes) -> None:
-        """Send a complete frame, unless the connection is closing."""
-        if self.closing is None:
-            self._transport.write(frame)
+        """Send complete frames, unless the connection is closing. A client that asks and does not read is closed."""
+        if self.closing is not None:
+            return
+        self._transport.write(frame)
+        if self.unsent > 2 * self._gateway.settings.max_unsent:
+            # Deliveries keep to max_unsent (`write_behind`, and slices of a replay): this much is answers it asked for.
+            self.close(Close.TOO_SLOW)
 
     def write_rest(self, rest: bytes) -> None:
         """Queue the rest of a frame whose beginning is in the socket already."""
@@ -383,6 +385,8 @@ class Connection(asyncio.Protocol):
                 transport.write_eof()
             else:
                 transport.close()
+        if self.closing is None and self.unsent > 2 * self._gateway.settings.max_unsent:
+            self.close(Close.TOO_SLOW)  # pongs nobody reads
         if self.closing is None and self._ws.close_sent is not None:
             # The protocol itself closes: an answer to the client's close, or a frame that breaks the rules.
             self.closing = Close.FRAME_TOO_BIG if self._ws.close_sent.code == 1009 else Close.NORMAL

@@ -1,6 +1,7 @@
 """Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from whaled.gateway import wire
@@ -43,10 +44,11 @@ class LostError(Exception):
 class Replay:
     """Pages the log to one client at a time per call; calls run side by side."""
 
-    def __init__(self, *, log: LogReader, hub: Hub, page: int, slow_timeout_s: float) -> None:
+    def __init__(self, *, log: LogReader, hub: Hub, page: int, slice_bytes: int, slow_timeout_s: float) -> None:
         self._log = log
         self._hub = hub
         self._page = page
+        self._slice_bytes = slice_bytes
         self._slow_timeout_s = slow_timeout_s
         self._slots = asyncio.Semaphore(CONCURRENT_PAGES)
 
@@ -65,16 +67,31 @@ class Replay:
                 raise LostError
             cursor = events[-1].offset
             matching = [event for event in events if chosen.matches(event)]
+            for data in self._slices(matching):
+                receiver.write(data)
+                await self._drain(receiver)
             if matching:
-                receiver.write(b"".join(wire.event_frame(event, self._hub.epoch) for event in matching))
                 told = matching[-1].offset
                 sent += len(matching)
-            await self._drain(receiver)
         if told < self._hub.head:
             # Nothing matched at the end: without this the next resume would read the same events again.
             receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
         return sent
+
+    def _slices(self, events: Sequence[Event]) -> Iterator[bytes]:
+        """Frames joined up to what a client may have unsent."""
+        slice_: list[bytes] = []
+        size = 0
+        for event in events:
+            frame = wire.event_frame(event, self._hub.epoch)
+            if slice_ and size + len(frame) > self._slice_bytes:
+                yield b"".join(slice_)
+                slice_, size = [], 0
+            slice_.append(frame)
+            size += len(frame)
+        if slice_:
+            yield b"".join(slice_)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:

@@ -141,7 +141,11 @@ class Gateway:
         self._caps.per_address_limit = settings.max_connections_per_address
         self._caps.unauthenticated_limit = settings.max_unauthenticated
         self._replay = Replay(
-            log=self._log, hub=self.hub, page=settings.replay_page, slow_timeout_s=settings.slow_timeout
+            log=self._log,
+            hub=self.hub,
+            page=settings.replay_page,
+            slice_bytes=settings.max_unsent,
+            slow_timeout_s=settings.slow_timeout,
         )
 
     # --- running ---
