@@ -176,7 +176,7 @@ def test_a_link_to_a_ring_stays_a_link(tmp_path: Path, ring_file: Path) -> None:
 
 def test_the_directory_of_a_new_ring_is_made_but_not_a_whole_path(tmp_path: Path) -> None:
     generate(tmp_path / "etc" / "keys.json", NOW)
-    assert stat.S_IMODE((tmp_path / "etc").stat().st_mode) == 0o755
+    assert not (tmp_path / "etc").stat().st_mode & 0o022
     with pytest.raises(KeyRingError, match="mkdir -p"):
         generate(tmp_path / "mistyped" / "etc" / "keys.json", NOW)
 
