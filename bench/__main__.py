@@ -78,7 +78,7 @@ async def sections(options: argparse.Namespace, directory: Path) -> AsyncIterato
             plan = fanout.Plan(clients=min(200, options.clients), rounds=2, messages=10, rate=20, warm_up=2)
         else:
             clients = machine.clients_possible(options.clients)
-            plan = fanout.Plan(clients=clients, rounds=7, messages=20, with_tasks=options.with_tasks)
+            plan = fanout.Plan(clients=clients, rounds=15, messages=20, with_tasks=options.with_tasks)
         yield await fanout.measure(plan, directory)
 
 

@@ -7,7 +7,7 @@ what else happens on the machine then falls on all alike. Every delivery is coun
 import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Turn:
     system_us: float
     p50_ms: float
     p99_ms: float
-    last_ms: float
+    last_ms: tuple[float, ...]  # of each message, to the last client
 
     @property
     def cpu_us(self) -> float:
@@ -88,23 +88,34 @@ async def measure(plan: Plan, directory: Path) -> Section:
 @asynccontextmanager
 async def servers(directory: Path, *, with_tasks: bool) -> AsyncIterator[Sequence[Rig]]:
     """The servers, each with a load client."""
-    load, limit = compile_c("load", directory), compile_c("limit", directory)
-    frame = directory / "frame"
-    frame.write_bytes(messages.frame(0, EPOCH, messages.padding(EPOCH)))
-    commands: dict[str, tuple[str | Path, ...]] = {
-        "C limit": (limit, frame),
+    commands = {
         "whaled": (sys.executable, "-m", "bench.servers", "gateway"),
         "websockets.broadcast": (sys.executable, "-m", "bench.servers", "broadcast"),
     }
     if with_tasks:
         commands["queue and task per client"] = (sys.executable, "-m", "bench.servers", "tasks")
     async with AsyncExitStack() as stack:
-        rigs = []
+        rigs = [await stack.enter_async_context(limit(directory))]
         for title, command in commands.items():
-            server = await stack.enter_async_context(running(title, *command))
-            port = (await server.answer())["port"]
-            rigs.append(Rig(title, server, await stack.enter_async_context(running("load", load, str(port)))))
+            rigs.append(await stack.enter_async_context(rig_of(title, directory, *command)))
         yield rigs
+
+
+def limit(directory: Path) -> AbstractAsyncContextManager[Rig]:
+    """The program that only sends."""
+    frame = directory / "frame"
+    frame.write_bytes(messages.frame(0, EPOCH, messages.padding(EPOCH)))
+    return rig_of("C limit", directory, compile_c("limit", directory), frame)
+
+
+@asynccontextmanager
+async def rig_of(title: str, directory: Path, *command: str | Path) -> AsyncIterator[Rig]:
+    """A server and its load client."""
+    load = compile_c("load", directory)
+    async with running(title, *command) as server:
+        port = (await server.answer())["port"]
+        async with running("load", load, str(port)) as client:
+            yield Rig(title, server, client)
 
 
 async def connect(rig: Rig, clients: int) -> None:
@@ -142,7 +153,7 @@ async def publish(rig: Rig, clients: int, count: int, rate: float) -> Turn:
         system_us=(after["system_us"] - before["system_us"]) / received["delivered"],
         p50_ms=received["p50_us"] / 1000,
         p99_ms=received["p99_us"] / 1000,
-        last_ms=percentile(received["last_us"], 0.5) / 1000,
+        last_ms=tuple(each / 1000 for each in received["last_us"]),
     )
 
 
@@ -155,7 +166,7 @@ def check_deliveries(title: str, received: dict[str, Any], wanted: int) -> None:
 
 def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
     """The table and the aims. Ratios are medians of the ratios turn by turn."""
-    limit, whaled, broadcast = rigs[:3]
+    c_limit, whaled, broadcast = rigs[:3]
     delivered = len(rigs) * plan.clients * (plan.rounds * plan.messages + plan.warm_up)
     rows = [
         (
@@ -163,7 +174,7 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
             f"{rig.typical('cpu_us'):.2f}",
             f"{rig.typical('user_us'):.2f}",
             f"{rig.typical('system_us'):.2f}",
-            f"{ratio(rig, limit):.2f}",
+            f"{ratio(rig, c_limit):.2f}",
             f"{rig.typical('p50_ms'):.1f}",
             f"{rig.typical('p99_ms'):.1f}",
             f"{rig.memory_kib:.1f}",
@@ -187,10 +198,13 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
         rows=rows,
         notes=(
             f"Medians of {plan.rounds} turns of {plan.messages} messages each; latency is publish to receipt.",
+            "CPU ratios in the middle half of the turns:",
+            f"whaled / C limit {middle_half(whaled, c_limit)}, whaled / broadcast {middle_half(whaled, broadcast)},",
+            f"C limit / broadcast {middle_half(c_limit, broadcast)}.",
             f"All {delivered:,} deliveries arrived once and in order.",
         ),
         aims=(
-            Aim("CPU per delivery, of the C limit's", ratio(whaled, limit), 1.2),
+            Aim("CPU per delivery, of the C limit's", ratio(whaled, c_limit), 1.2),
             Aim("CPU per delivery, of websockets.broadcast's", ratio(whaled, broadcast), 0.6),
             Aim("memory per connected client", whaled.memory_kib, 10, " KiB"),
         ),
@@ -198,5 +212,15 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
 
 
 def ratio(one: Rig, other: Rig) -> float:
-    """CPU per delivery of one server as a multiple of another's."""
-    return statistics.median(a.cpu_us / b.cpu_us for a, b in zip(one.turns, other.turns, strict=True))
+    """CPU per delivery of one server as a multiple of another's: the median turn."""
+    return statistics.median(ratios(one, other))
+
+
+def middle_half(one: Rig, other: Rig) -> str:
+    """Between which ratios half of the turns lie: how much to make of the median."""
+    return " to ".join(f"{percentile(ratios(one, other), part):.2f}" for part in (0.25, 0.75))
+
+
+def ratios(one: Rig, other: Rig) -> list[float]:
+    """CPU per delivery, turn by turn."""
+    return [a.cpu_us / b.cpu_us for a, b in zip(one.turns, other.turns, strict=True)]

@@ -20,11 +20,13 @@ class BrokenError(Exception):
 
 
 def compile_c(name: str, directory: Path) -> Path:
-    """`bench/<name>.c` as a program in `directory`. Raises BrokenError."""
+    """`bench/<name>.c` as a program in `directory`, compiled once. Raises BrokenError."""
+    program = directory / name
+    if program.exists():
+        return program
     compiler = shutil.which("cc")
     if compiler is None:
         raise BrokenError("no C compiler `cc`: the load client is C (Debian: apt install gcc libc6-dev)")
-    program = directory / name
     subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", program, HERE / f"{name}.c"], check=True, timeout=60)
     return program
 
