@@ -65,7 +65,6 @@ class Service:
         self._ring = loaded.ring
         self._reread = reread
         self._stop = asyncio.Event()
-        self._started_at = time.time()
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -187,7 +186,6 @@ class Service:
             metrics=f"http://{_host_port(endpoints.http)}/metrics" if endpoints.http else None,
             upstream=config.upstream.url,
             threshold_btc=config.detection.threshold_btc,
-            seconds=round(time.time() - self._started_at, 2),
         )
         self.notifier.ready()
 
