@@ -7,7 +7,9 @@ from pathlib import Path
 
 from whaled.auth.keys import load_ring
 from whaled.cli.settings import Subparsers, load_for
-from whaled.config.parse import Loaded, redacted, render
+from whaled.config.parse import Loaded
+from whaled.config.render import render
+from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.files import read_address_book, tls_context

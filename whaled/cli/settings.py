@@ -6,18 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from whaled.config.keys import OPTIONS
 from whaled.config.parse import Loaded, load
-
-# Options of `whaled run` that set a key.
-FLAGS = {
-    "db_path": "eventlog.path",
-    "ws_host": "gateway.host",
-    "ws_port": "gateway.port",
-    "mempool_url": "upstream.url",
-    "whale_threshold": "detection.threshold_btc",
-    "log_level": "log.level",
-    "log_format": "log.format",
-}
 
 
 class Subparsers(Protocol):
@@ -51,7 +41,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Loaded:
     """The configuration that a command's options ask for. Raises ConfigError."""
     flags: dict[str, object] = {
-        path: value for name, path in FLAGS.items() if (value := getattr(arguments, name, None)) is not None
+        path: value
+        for path, option in OPTIONS.items()
+        if path != "auth.enabled" and (value := getattr(arguments, option[2:].replace("-", "_"), None)) is not None
     }
     if getattr(arguments, "no_auth", False):
         flags["auth.enabled"] = False

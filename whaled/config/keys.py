@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from whaled.config import units
 from whaled.config.sections import Config
 
 # What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
@@ -26,15 +27,60 @@ RELOADABLE = frozenset(
 )  # fmt: skip
 
 
+# The options of `whaled run` that set a key. `--no-auth` sets `auth.enabled` to false.
+OPTIONS = {
+    "eventlog.path": "--db-path",
+    "gateway.host": "--ws-host",
+    "gateway.port": "--ws-port",
+    "upstream.url": "--mempool-url",
+    "detection.threshold_btc": "--whale-threshold",
+    "log.level": "--log-level",
+    "log.format": "--log-format",
+    "auth.enabled": "--no-auth",
+}
+
+
 class Key(Struct, frozen=True):
-    """One key: its path, the type msgspec checks, the unit it is written in (None: as it is), its default."""
+    """One key: its path, the annotation msgspec checks, the unit it is written in (None: as it is), its default.
+
+    `base` is the plain type: str, int, float, bool, tuple.
+    """
 
     path: str
-    type: Any
+    annotation: Any
     unit: str | None
     default: object
-    is_text: bool
+    base: type
     choices: tuple[str, ...]
+    is_optional: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a text from outside the file is taken as it stands."""
+        return self.base is str
+
+    @property
+    def allowed(self) -> str:
+        """What may stand there, in words."""
+        return self._wanted + (" or null" if self.is_optional else "")
+
+    @property
+    def _wanted(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.base is bool:
+            return "true or false"
+        if self.base is tuple:
+            return "a list of texts"
+        if self.base is str:
+            return {"path": "a path", "url": "a URL"}.get(self.unit or "", "a text")
+        meta = next(part for part in _parts(self.annotation) if isinstance(part, Meta))
+        low, high = meta.ge or 0, meta.le or 0
+        if self.unit == "duration":
+            return f'a duration with its unit, from "{units.show_duration(low)}" to "{units.show_duration(high)}"'
+        if self.unit == "size":
+            return f'a size with its unit, from "{units.show_size(int(low))}" to "{units.show_size(int(high))}"'
+        return f"{'a whole number' if self.base is int else 'a number'} from {_plain(low)} to {_plain(high)}"
 
     @property
     def variable(self) -> str:
@@ -49,7 +95,15 @@ def _keys(section: Struct, prefix: str) -> Iterator[Key]:
         if isinstance(default, Struct):
             yield from _keys(default, path + ".")
         else:
-            yield Key(path, found.type, _unit(found.type), default, _is_text(found.type), _choices(found.type))
+            yield Key(
+                path,
+                found.type,
+                unit=_unit(found.type),
+                default=default,
+                base=_base(found.type),
+                choices=_choices(found.type),
+                is_optional=type(None) in get_args(found.type),
+            )
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -67,8 +121,17 @@ def _unit(annotation: Any) -> str | None:
     return None
 
 
-def _is_text(annotation: Any) -> bool:
-    return any(part is str or (isinstance(part, type) and issubclass(part, str)) for part in _parts(annotation))
+def _base(annotation: Any) -> type:
+    for part in _parts(annotation):
+        plain = get_origin(part) or part
+        for base in (bool, str, int, float, tuple):
+            if isinstance(plain, type) and issubclass(plain, base):
+                return base
+    raise TypeError(f"no key can have the type {annotation}")
+
+
+def _plain(value: float) -> str:
+    return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
@@ -78,3 +141,11 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 def keys() -> dict[str, Key]:
     """Every key of the configuration by its path."""
     return {key.path: key for key in _keys(Config(), "")}
+
+
+def value_at(config: Config, path: str) -> object:
+    """The value of a key."""
+    value: object = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

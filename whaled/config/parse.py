@@ -1,27 +1,40 @@
 """From YAML text, environment and command line to a Config. Every fault is found at once, with where it stands."""
 
 import difflib
-import ipaddress
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 from msgspec import Struct
 
 from whaled.config import units
-from whaled.config.keys import RELOADABLE, Key, keys
+from whaled.config.keys import OPTIONS, RELOADABLE, Key, keys, value_at
+from whaled.config.rules import conflicts, is_loopback, redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError, Fault
 
 SYSTEM_FILE = Path("/etc/whaled/whaled.yaml")
 # Nobody writes a configuration of this size; a wrong file (a log, a database) is named instead of parsed.
 MAX_FILE_BYTES = 256 * 1024
+# Sections in sections and a list need 4. The time the YAML library takes grows with the square of the depth.
+MAX_DEPTH = 16
+# A fault quotes what was found; more than this does not help to find it.
+MAX_QUOTED = 80
 # Variables of other commands of whaled.
 RESERVED_VARIABLES = frozenset({"WHALED_TOKEN", "WHALED_URL"})
+LOOPBACK = "127.0.0.1"
+
+
+class Layer(IntEnum):
+    """Where values come from; the higher one counts."""
+
+    FILE = 1
+    ENVIRONMENT = 2
+    COMMAND_LINE = 3
 
 
 class Given(Struct, frozen=True):
@@ -29,6 +42,7 @@ class Given(Struct, frozen=True):
 
     value: object
     source: str
+    layer: Layer
 
 
 class Loaded(Struct, frozen=True):
@@ -44,22 +58,24 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, o
 
     `flags` are values by key path. Raises ConfigError with every fault.
     """
-    if path is None and SYSTEM_FILE.exists():
-        path = SYSTEM_FILE
-    if path is None:
-        return parse("", source="", environ=environ, flags=flags)
+    required = path is not None
+    path = path or SYSTEM_FILE
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:
-            raise ConfigError(
-                (Fault("", f"larger than {units.show_size(MAX_FILE_BYTES)}: no configuration", str(path)),)
-            )
+            problem = f"larger than {units.show_size(MAX_FILE_BYTES)}: no configuration"
+            raise ConfigError((Fault("", problem, str(path)),))
         text = raw.decode("utf-8")
+    except FileNotFoundError as error:
+        if required:
+            raise ConfigError((Fault("", "cannot read it: there is no such file", str(path)),)) from error
+        return parse("", source="", environ=environ, flags=flags)
     except OSError as error:
         raise ConfigError((Fault("", f"cannot read it: {error.strerror or error}", str(path)),)) from error
     except UnicodeDecodeError as error:
-        raise ConfigError((Fault("", f"not UTF-8 at byte {error.start}", str(path)),)) from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError((Fault("", "not UTF-8", f"{path}:{line}"),)) from error
     loaded = parse(text, source=str(path), environ=environ, flags=flags)
     return Loaded(loaded.config, loaded.origins, str(path))
 
@@ -70,39 +86,57 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
     faults: list[Fault] = []
     given = _from_file(text, source, schema, faults)
     given |= _from_environment(environ, schema, faults)
-    given |= {path: Given(value, "command line") for path, value in flags.items()}
-    values = {}
+    given |= _from_flags(flags, schema, given)
+    values, wrong = {}, set()
     for path, key in schema.items():
+        values[path] = key.default
         if path in given:
-            values[path] = _convert(key, given[path], faults)
-        else:
-            values[path] = key.default
+            try:
+                values[path] = _value(key, given[path].value)
+            except ValueError as error:
+                problem = f"found {_quoted(key, given[path].value)}, {error}"
+                faults.append(Fault(path, problem, given[path].source))
+                wrong.add(path)
     config = _build(Config(), "", values)
-    if not faults:
-        faults.extend(_impossible(config, given))
+    for conflict in conflicts(config):
+        if wrong.isdisjoint({conflict.path, *conflict.others}):
+            named = next((given[path] for path in (conflict.path, *conflict.others) if path in given), None)
+            faults.append(Fault(conflict.path, conflict.problem, named.source if named else ""))
+    faults.extend(_opened(config, given))
     if faults:
         raise ConfigError(tuple(faults))
     return Loaded(config, {path: found.source for path, found in given.items()})
 
 
-def changed(old: Config, new: Config) -> tuple[str, ...]:
+def diff(old: Config, new: Config) -> tuple[str, ...]:
     """Paths of the keys that differ."""
-    return tuple(path for path in keys() if _get(old, path) != _get(new, path))
+    return tuple(path for path in keys() if value_at(old, path) != value_at(new, path))
 
 
 def not_reloadable(old: Config, new: Config) -> tuple[str, ...]:
-    """Paths of the keys that differ and cannot change while whaled runs."""
-    return tuple(path for path in changed(old, new) if path not in RELOADABLE)
+    """Paths of the keys that differ and cannot change while whaled runs.
+
+    Certificates can; whether the listener speaks TLS at all cannot.
+    """
+    switched = (old.gateway.tls.certificate is None) != (new.gateway.tls.certificate is None)
+    return tuple(
+        path for path in diff(old, new) if path not in RELOADABLE or (switched and path.startswith("gateway.tls."))
+    )
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[Fault]) -> dict[str, Given]:
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 faults.append(Fault("", "aliases (`*name`) are not supported: write the value", _at(source, event)))
+                return {}
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                faults.append(Fault("", "not valid YAML: nested too deeply", _at(source, event)))
                 return {}
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -110,8 +144,9 @@ def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[F
         where = f"{source}:{mark.line + 1}" if mark is not None else source
         faults.append(Fault("", f"not valid YAML: {error.problem or error.context}", where))
         return {}
-    except (yaml.YAMLError, RecursionError) as error:
-        faults.append(Fault("", f"not valid YAML: {error}", source))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        faults.append(Fault("", f"not valid YAML: {error.reason}", f"{source}:{line}"))
         return {}
     given: dict[str, Given] = {}
     if root is not None:
@@ -136,23 +171,27 @@ def _walk(
     sections = {path[: index + 1] for path in schema for index, letter in enumerate(path) if letter == "."}
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
-        name = str(key_node.value)
-        path = prefix + name
-        if name in seen:
-            faults.append(Fault(path, f"stands here again, first at line {seen[name]}", _at(source, key_node)))
+        if not isinstance(key_node, yaml.ScalarNode):
+            faults.append(Fault(prefix.removesuffix("."), "a key must be a plain word", _at(source, key_node)))
             continue
-        seen[name] = key_node.start_mark.line + 1
+        path = prefix + key_node.value
+        found = given
+        if path in seen:
+            faults.append(Fault(path, f"stands here again, first at line {seen[path]}", _at(source, key_node)))
+            found = {}  # what is wrong in it is told too, but it does not count
+        seen.setdefault(path, key_node.start_mark.line + 1)
         if f"{path}." in sections:
-            _walk(value_node, f"{path}.", source, schema, given, faults)
-        elif path in schema:
+            _walk(value_node, f"{path}.", source, schema, found, faults)
+        elif path not in schema:
+            faults.append(Fault(path, "no such key" + _meant(path, [*schema, *sections]), _at(source, key_node)))
+        else:
             try:
                 value = yaml.SafeLoader("").construct_object(value_node, deep=True)
             except (yaml.YAMLError, ValueError) as error:
-                faults.append(Fault(path, f"not a value YAML knows: {error}", _at(source, value_node)))
+                what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
+                faults.append(Fault(path, f"not a value YAML knows: {what}", _at(source, value_node)))
                 continue
-            given[path] = Given(value, _at(source, value_node))
-        else:
-            faults.append(Fault(path, "no such key" + _meant(path, [*schema, *sections]), _at(source, key_node)))
+            found[path] = Given(value, _at(source, value_node), Layer.FILE)
 
 
 def _at(source: str, node: Any) -> str:
@@ -167,13 +206,13 @@ def _meant(path: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, siblings, n=1)
     if near:
         return f"; did you mean `{near[0]}`?"
-    elsewhere = [parent for parent, _, last in split if last == name]
+    elsewhere = [f"{parent}.{last}" for parent, _, last in split if last == name]
     if elsewhere:
-        return f"; did you mean `{elsewhere[0]}.{name}`?"
+        return f"; did you mean `{elsewhere[0]}`?"
     return f"; known here are {', '.join(sorted(siblings))}" if siblings else ""
 
 
-# --- the environment --------------------------------------------------------------------------------------------------
+# --- environment and command line -------------------------------------------------------------------------------------
 
 
 def _from_environment(environ: Mapping[str, str], schema: Mapping[str, Key], faults: list[Fault]) -> dict[str, Given]:
@@ -188,42 +227,94 @@ def _from_environment(environ: Mapping[str, str], schema: Mapping[str, Key], fau
             hint = f"; did you mean `{near[0]}`?" if near else ""
             faults.append(Fault("", f"no such setting{hint}", f"environment variable {name}"))
             continue
-        given[key.path] = Given(_scalar(key, text), f"environment variable {name}")
+        given[key.path] = Given(_plain_value(key, text), f"environment variable {name}", Layer.ENVIRONMENT)
     return given
 
 
-def _scalar(key: Key, text: str) -> object:
-    """A text from outside the file, read as the file would read it."""
+def _from_flags(flags: Mapping[str, object], schema: Mapping[str, Key], below: Mapping[str, Given]) -> dict[str, Given]:
+    given = {
+        path: Given(
+            _plain_value(schema[path], value) if isinstance(value, str) else value,
+            f"option {OPTIONS[path]}",
+            Layer.COMMAND_LINE,
+        )
+        for path, value in flags.items()
+    }
+    if flags.get("auth.enabled") is False and "gateway.host" not in flags:
+        # A host in the file was given for a server that asks who comes.
+        host = below["gateway.host"].value if "gateway.host" in below else LOOPBACK
+        if isinstance(host, str) and not is_loopback(host):
+            given["gateway.host"] = Given(LOOPBACK, "option --no-auth", Layer.COMMAND_LINE)
+    return given
+
+
+def _plain_value(key: Key, text: str) -> object:
+    """A text from outside the file, read as the file would read it; a list is separated by commas."""
+    if key.base is tuple:
+        inner = text.strip().removeprefix("[").removesuffix("]")
+        return [item.strip().strip("'\"") for item in inner.split(",") if item.strip()]
     if key.is_text or key.unit is not None:
         return text
+    loader = yaml.SafeLoader("")
+    text = text.strip()
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        value: object = loader.construct_object(yaml.ScalarNode(tag, text))
+    except (yaml.YAMLError, ValueError):
         return text
+    return value
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def _convert(key: Key, given: Given, faults: list[Fault]) -> object:
-    value = given.value
+def _value(key: Key, found: object) -> object:
+    """The value of a key. Raises ValueError that says what is allowed."""
+    if isinstance(found, str) and any(ord(letter) < 32 for letter in found):
+        raise ValueError(f"expected {key.allowed}, without control characters")
+    if key.unit == "path" and isinstance(found, str) and found.startswith("~"):
+        raise ValueError("expected a path; ~ is not expanded, write the whole path")
+    value = found
+    expected = f"expected {key.allowed}{_near(key, found)}"
     try:
-        if given.source == "command line" and isinstance(value, str):
-            value = _scalar(key, value)
         if key.unit == "duration":
-            value = units.duration(value)
+            value = units.duration(found)
         elif key.unit == "size":
-            value = units.size(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("expected a finite number")
-        return msgspec.convert(value, key.type)
-    except msgspec.ValidationError as error:
-        problem = f"expected one of {', '.join(key.choices)}" if key.choices else str(error).split(" - at ")[0]
-        problem = problem[0].lower() + problem[1:]
+            value = units.size(found)
     except ValueError as error:
-        problem = str(error)
-    faults.append(Fault(key.path, f"found {given.value!r}, {problem}", given.source))
-    return key.default
+        raise ValueError(str(error) if "whole bytes" in str(error) else expected) from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(expected)
+    try:
+        return msgspec.convert(value, key.annotation)
+    except msgspec.ValidationError as error:
+        raise ValueError(expected) from error
+
+
+def _near(key: Key, found: object) -> str:
+    """What was probably meant."""
+    is_number = isinstance(found, int | float) and not isinstance(found, bool) and found > 0
+    if key.unit == "duration" and is_number:
+        return f'; did you mean "{found}s"?'
+    if key.unit == "size" and is_number:
+        return f'; did you mean "{found}B"?'
+    if key.base is str and not key.choices and is_number:
+        return f"; did you mean '{found}', in quotes?"
+    if key.base in {int, float} and key.unit is None and isinstance(found, str):
+        try:
+            return f"; did you mean {msgspec.convert(found, key.annotation, strict=False):g}, without quotes?"
+        except msgspec.ValidationError:
+            return ""
+    return ""
+
+
+def _quoted(key: Key, found: object) -> str:
+    if key.unit == "url" and isinstance(found, str):
+        found = redacted(found)
+    if found is None:
+        return "null"
+    text = str(found).lower() if isinstance(found, bool) else repr(found)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def _build(section: Struct, prefix: str, values: Mapping[str, object]) -> Any:
@@ -235,98 +326,15 @@ def _build(section: Struct, prefix: str, values: Mapping[str, object]) -> Any:
     return type(section)(**fields)
 
 
-def _get(config: Config, path: str) -> object:
-    value: object = config
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
-
-
-# --- what cannot be together ------------------------------------------------------------------------------------------
-
-
-def _impossible(config: Config, given: Mapping[str, Given]) -> Iterator[Fault]:
-    for path, problem in (*_bad_urls(config), *_contradictions(config, given)):
-        yield Fault(path, problem, given[path].source if path in given else "")
-
-
-def _bad_urls(config: Config) -> Iterator[tuple[str, str]]:
-    upstream = config.upstream
-    for path, url, schemes in (
-        ("upstream.url", upstream.url, ("ws", "wss")),
-        ("upstream.rest_url", upstream.rest_url, ("http", "https")),
-        ("upstream.proxy", upstream.proxy, ("http", "https")),
-    ):
-        if url is not None and (problem := _url_problem(url, schemes)):
-            yield path, problem
-    for origin in config.gateway.origins:
-        if origin != "*" and (_url_problem(origin, ("http", "https")) or urlsplit(origin).path):
-            yield "gateway.origins", f"found {origin!r}, expected an origin like https://example.org, or *"
-
-
-def _contradictions(config: Config, given: Mapping[str, Given]) -> Iterator[tuple[str, str]]:
-    upstream, gateway, auth = config.upstream, config.gateway, config.auth
-    if upstream.reconnect_initial > upstream.reconnect_max:
-        yield "upstream.reconnect_initial", "must not be longer than upstream.reconnect_max"
-    if upstream.ping_interval >= upstream.stale_after:
-        yield "upstream.stale_after", "must be longer than upstream.ping_interval"
-    if (gateway.tls.certificate is None) != (gateway.tls.private_key is None):
-        missing = "private_key" if gateway.tls.private_key is None else "certificate"
-        yield f"gateway.tls.{missing}", "missing: TLS needs both `certificate` and `private_key`"
-    if auth.token_ttl > auth.max_token_ttl:
-        yield "auth.token_ttl", "must not be longer than auth.max_token_ttl"
-    if not auth.enabled and not is_loopback(gateway.host) and "gateway.host" not in given:
-        yield "auth.enabled", "without authentication whaled listens on loopback, unless gateway.host is given"
-
-
-def _url_problem(url: str, schemes: tuple[str, ...]) -> str | None:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if valid:
-        return None
-    return f"found {redacted(url)!r}, expected {' or '.join(f'{scheme}://host[:port]/...' for scheme in schemes[:2])}"
-
-
-def redacted(url: str) -> str:
-    """A URL without the user and password it may hold."""
-    before, at, after = url.rpartition("@")
-    scheme, slashes, _ = before.partition("://")
-    return f"{scheme}{slashes}***@{after}" if at else url
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can connect to an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-# --- the effective configuration --------------------------------------------------------------------------------------
-
-
-def render(loaded: Loaded) -> str:
-    """The effective configuration as YAML, with where each value came from. Secrets are not part of it."""
-    lines: list[str] = []
-    section = ""
-    for path, key in keys().items():
-        parent, _, name = path.rpartition(".")
-        if parent != section:
-            section = parent
-            depth = parent.count(".")
-            lines.append(f"{'  ' * depth}{parent.rpartition('.')[2]}:")
-        value = _get(loaded.config, path)
-        if key.unit == "duration" and isinstance(value, float):
-            text = units.show_duration(value)
-        elif key.unit == "size" and isinstance(value, int):
-            text = units.show_size(value)
-        else:
-            plain = msgspec.to_builtins(value)
-            plain = redacted(plain) if isinstance(plain, str) else plain
-            text = yaml.safe_dump(plain, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
-        origin = loaded.origins.get(path)
-        lines.append(f"{'  ' * (parent.count('.') + 1)}{name}: {text}" + (f"  # {origin}" if origin else ""))
-    return "\n".join(lines) + "\n"
+def _opened(config: Config, given: Mapping[str, Given]) -> Iterator[Fault]:
+    """Authentication turned off over a host that was given, further below, for it being on."""
+    enabled, host = given.get("auth.enabled"), given.get("gateway.host")
+    if config.auth.enabled or is_loopback(config.gateway.host) or enabled is None or host is None:
+        return
+    if host.layer < enabled.layer:
+        yield Fault(
+            "auth.enabled",
+            f"turned off here while gateway.host {config.gateway.host} ({host.source}) lets others connect: give the "
+            "host here too (WHALED_GATEWAY_HOST)",
+            enabled.source,
+        )

@@ -9,11 +9,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
-Seconds = Annotated[float, Meta(ge=0.001, extra={"unit": "duration"})]
-Bytes = Annotated[int, Meta(ge=1, extra={"unit": "size"})]
-Count = Annotated[int, Meta(ge=1)]
+# The upper bounds are far beyond sense: they keep what follows from overflowing.
+Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
+Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Text = Annotated[str, Meta(min_length=1)]
 Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
+Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
 
 
 class Basis(StrEnum):
@@ -44,9 +48,9 @@ class LogLevel(StrEnum):
 class Upstream(Struct, frozen=True, kw_only=True):
     """The mempool backend."""
 
-    url: Annotated[str, Meta(min_length=1)] = "ws://127.0.0.1:8999/api/v1/ws"
-    rest_url: str | None = None
-    proxy: str | None = None
+    url: Url = "ws://127.0.0.1:8999/api/v1/ws"
+    rest_url: Url | None = None
+    proxy: Url | None = None
     connect_timeout: Seconds = 10.0
     rest_timeout: Seconds = 10.0
     rest_concurrency: Count = 4
@@ -61,7 +65,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
 class Detection(Struct, frozen=True, kw_only=True):
     """What a whale is."""
 
-    threshold_btc: Annotated[float, Meta(gt=0, le=21_000_000)] = 100.0
+    threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] = 100.0
     basis: Basis = Basis.TOTAL
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
@@ -75,7 +79,7 @@ class EventLog(Struct, frozen=True, kw_only=True):
     path: Path = "/var/lib/whaled/whaled.db"
     retention: Seconds = 90 * 86400.0
     prune_interval: Seconds = 3600.0
-    busy_timeout: Seconds = 5.0
+    busy_timeout: Annotated[float, Meta(ge=0.001, le=3600.0, extra={"unit": "duration"})] = 5.0
 
 
 class Tls(Struct, frozen=True, kw_only=True):
@@ -88,7 +92,7 @@ class Tls(Struct, frozen=True, kw_only=True):
 class Gateway(Struct, frozen=True, kw_only=True):
     """The WebSocket server clients connect to."""
 
-    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 8765
     backlog: Count = 4096
     origins: tuple[str, ...] = ()
@@ -99,7 +103,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     auth_timeout: Seconds = 5.0
     max_frame: Bytes = 16 * 1024
     max_addresses: Count = 1_000
-    messages_per_second: Annotated[float, Meta(gt=0)] = 10.0
+    messages_per_second: Rate = 10.0
     message_burst: Count = 40
     max_unsent: Bytes = 256 * 1024
     slow_timeout: Seconds = 60.0
@@ -120,17 +124,17 @@ class Auth(Struct, frozen=True, kw_only=True):
     token_ttl: Seconds = 86400.0
     max_token_ttl: Seconds = 90 * 86400.0
     expiry_grace: Seconds = 25.0
-    failures_per_second: Annotated[float, Meta(gt=0)] = 0.2
+    failures_per_second: Rate = 0.2
     failure_burst: Count = 20
-    issuer: str | None = None
-    audience: str | None = None
+    issuer: Text | None = None
+    audience: Text | None = None
 
 
 class Http(Struct, frozen=True, kw_only=True):
     """The plain HTTP server with /metrics and /healthz."""
 
     enabled: bool = True
-    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 9108
 
 

@@ -1,0 +1,113 @@
+"""What cannot be together in one configuration, and URLs that cannot be. Pure."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from whaled.config.sections import Config
+
+
+class Conflict(Struct, frozen=True):
+    """Something wrong with a key as it stands to others: `path` is what to change, `others` are part of it."""
+
+    path: str
+    problem: str
+    others: tuple[str, ...] = ()
+
+
+def conflicts(config: Config) -> Iterator[Conflict]:
+    """Everything that is wrong with a configuration whose keys are each valid."""
+    yield from _urls(config)
+    yield from _hosts(config)
+    yield from _times(config)
+    tls = config.gateway.tls
+    if (tls.certificate is None) != (tls.private_key is None):
+        given, missing = ("certificate", "private_key") if tls.private_key is None else ("private_key", "certificate")
+        yield Conflict(
+            f"gateway.tls.{missing}",
+            "missing: TLS needs both `certificate` and `private_key`",
+            (f"gateway.tls.{given}",),
+        )
+
+
+def _urls(config: Config) -> Iterator[Conflict]:
+    upstream = config.upstream
+    for path, url, schemes in (
+        ("upstream.url", upstream.url, ("ws", "wss")),
+        ("upstream.rest_url", upstream.rest_url, ("http", "https")),
+        ("upstream.proxy", upstream.proxy, ("http", "https")),
+    ):
+        if url is not None and not _is_url(url, schemes):
+            forms = " or ".join(f"{scheme}://host[:port]/..." for scheme in schemes)
+            yield Conflict(path, f"found {redacted(url)!r}, expected {forms}")
+    for origin in config.gateway.origins:
+        if origin != "*" and not _is_origin(origin):
+            yield Conflict(
+                "gateway.origins",
+                f"found {redacted(origin)!r}, expected an origin as browsers send it, like https://example.org, or *",
+            )
+
+
+def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0  # reading the port checks it
+    except ValueError:
+        return False
+    return parts.scheme in schemes and has_host and not re.search(r"\s", url) and "#" not in url
+
+
+def _is_origin(origin: str) -> bool:
+    if not _is_url(origin, ("http", "https")) or origin != origin.lower():
+        return False
+    parts = urlsplit(origin)
+    return origin == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc
+
+
+def _hosts(config: Config) -> Iterator[Conflict]:
+    gateway, http = config.gateway, config.http
+    for section, host in (("gateway", gateway.host), ("http", http.host)):
+        if host.startswith("["):
+            yield Conflict(f"{section}.host", f"found {host!r}, expected an IPv6 address without brackets")
+        elif re.search(r"[\s/@]", host):
+            yield Conflict(f"{section}.host", f"found {redacted(host)!r}, expected an address or a name to listen on")
+        elif host.count(":") == 1:
+            yield Conflict(f"{section}.host", f"found {host!r}, expected no port: it stands in {section}.port")
+    if http.enabled and gateway.port and gateway.port == http.port:
+        yield Conflict("http.port", "must not be the same as gateway.port", ("gateway.port", "http.enabled"))
+
+
+def _times(config: Config) -> Iterator[Conflict]:
+    upstream, auth = config.upstream, config.auth
+    for shorter, short_s, longer, long_s in (
+        ("upstream.reconnect_initial", upstream.reconnect_initial, "upstream.reconnect_max", upstream.reconnect_max),
+        ("auth.token_ttl", auth.token_ttl, "auth.max_token_ttl", auth.max_token_ttl),
+    ):
+        if short_s > long_s:
+            yield Conflict(shorter, f"must not be longer than {longer}", (longer,))
+    if upstream.ping_interval >= upstream.stale_after:
+        yield Conflict(
+            "upstream.stale_after", "must be longer than upstream.ping_interval", ("upstream.ping_interval",)
+        )
+
+
+def redacted(url: str) -> str:
+    """A URL, or what should be one, without what may be secret in it: user, password and query."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
+    start = scheme[0] if scheme else ""
+    before, question, query = url[len(start) :].partition("?")
+    if "@" in query:
+        return f"{start}***"  # a password with a question mark, or a query with an @: neither is shown
+    _, at, place = before.rpartition("@")
+    return start + ("***@" if at else "") + place + ("?***" if question else "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can connect to an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
