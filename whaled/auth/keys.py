@@ -31,14 +31,18 @@ LOCK_PATIENCE_S = 5.0
 LOCK_RETRY_S = 0.02
 
 
+# Whole Unix seconds that are a date.
+Timestamp = Annotated[int, Meta(ge=0, le=10**11)]
+
+
 class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A key as it stands in the file. Times are Unix seconds; `secret` is base64url without padding."""
 
     kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     alg: str = ALGORITHM
     secret: str
-    created_at: int
-    retired_at: int | None = None
+    created_at: Timestamp
+    retired_at: Timestamp | None = None
 
     def __repr__(self) -> str:
         """Without the secret."""

@@ -50,7 +50,7 @@ def faults_of_files(config: Config) -> tuple[Fault, ...]:
         try:
             load_ring(config.auth, os.environ, Path.cwd())
         except KeyRingError as error:
-            faults.append(Fault("auth.key_ring", str(error)))
+            faults.append(Fault("auth", str(error)))
     for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):
         try:
             check()

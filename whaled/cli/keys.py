@@ -1,6 +1,7 @@
 """`whaled keys`: the keys that tokens are signed with."""
 
 import argparse
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -32,12 +33,11 @@ def register(subparsers: Subparsers) -> None:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         add_config_option(command)
         command.add_argument("--key-ring", type=Path, metavar="FILE", help="default: auth.key_ring")
+        command.add_argument("--json", action="store_true", help="one JSON object a line")
         command.set_defaults(run=handler)
         if name == "retire":
             command.add_argument("kid", help="id of the key, as `list` shows it")
             command.add_argument("--force", action="store_true", help="also if no key is left: nobody can connect then")
-        if name == "list":
-            command.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
 def _path(arguments: argparse.Namespace) -> Path:
@@ -48,7 +48,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     path = _path(arguments)
     key = keys.generate(path, time.time())
     print(f"key {key.kid} made in {path}; it signs once whaled is started or reloaded", file=sys.stderr)
-    print(key.kid)
+    if keys.SECRET_VARIABLE in os.environ:
+        print(f"note: {keys.SECRET_VARIABLE} is set and comes before the key ring where it is set", file=sys.stderr)
+    print(_json(key, "signs") if arguments.json else key.kid)
     return ExitStatus.STOPPED
 
 
@@ -59,12 +61,13 @@ def _list(arguments: argparse.Namespace) -> int:
     now = time.time()
     for key in ring.keys:
         state = "retired" if key.retired_at is not None else "signs" if key is signing else "verifies"
-        created = datetime.fromtimestamp(key.created_at, UTC).isoformat()
         if arguments.json:
-            shown = {"kid": key.kid, "state": state, "created_at": created, "alg": key.alg}
-            print(msgspec.json.encode(shown).decode())
+            print(_json(key, state))
         else:
-            print(f"{key.kid}  {state:8}  made {created}, {int(now - key.created_at) // DAY_S} days ago")
+            age = f"{max(0, int(now - key.created_at)) // DAY_S} days ago"
+            print(f"{key.kid}  {state:8}  made {_iso(key.created_at)}, {age}")
+    if signing is None:
+        print(f"no key of {path} is in use; make one: whaled keys generate --key-ring {path}", file=sys.stderr)
     return ExitStatus.STOPPED
 
 
@@ -72,4 +75,21 @@ def _retire(arguments: argparse.Namespace) -> int:
     path = _path(arguments)
     key = keys.retire(path, arguments.kid, time.time(), force=arguments.force)
     print(f"key {key.kid} retired in {path}; whaled refuses its tokens after: systemctl reload whaled", file=sys.stderr)
+    if arguments.json:
+        print(_json(key, "retired"))
     return ExitStatus.STOPPED
+
+
+def _json(key: keys.StoredKey, state: str) -> str:
+    shown = {
+        "kid": key.kid,
+        "alg": key.alg,
+        "state": state,
+        "created_at": _iso(key.created_at),
+        "retired_at": _iso(key.retired_at) if key.retired_at is not None else None,
+    }
+    return msgspec.json.encode(shown).decode()
+
+
+def _iso(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()

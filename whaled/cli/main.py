@@ -6,19 +6,27 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from whaled import __version__
 from whaled.errors import ExitStatus, OperatorError, WhaledError
 
-# Command and module. Only the module of the command that is asked for is imported: `token issue` must not wait for a
-# web server.
+
+class Command(NamedTuple):
+    """A command's module, which has `register(subparsers)`, and its line in `whaled --help`."""
+
+    module: str
+    help: str
+
+
+# Only the module of the command that is asked for is imported: `token issue` must not wait for a web server.
 COMMANDS = {
-    "run": "whaled.cli.run",
-    "check-config": "whaled.cli.config",
-    "keys": "whaled.cli.keys",
-    "token": "whaled.cli.tokens",
-    "tail": "whaled.cli.tail",
-    "simulate": "whaled.cli.simulate",
+    "run": Command("whaled.cli.run", "run the daemon"),
+    "check-config": Command("whaled.cli.config", "check a configuration file and what it names"),
+    "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
+    "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
+    "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),
+    "simulate": Command("whaled.cli.simulate", "run a simulated mempool backend"),
 }
 
 EXAMPLES = """\
@@ -68,7 +76,10 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"whaled {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    asked = argv[0] if argv and argv[0] in COMMANDS else None
-    for module in [COMMANDS[asked]] if asked else COMMANDS.values():
-        importlib.import_module(module).register(subparsers)
+    asked = next((argument for argument in argv if not argument.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        if name == asked:
+            importlib.import_module(command.module).register(subparsers)
+        else:
+            subparsers.add_parser(name, help=command.help)
     return parser

@@ -1,24 +1,22 @@
 """`whaled token`: credentials for clients."""
 
 import argparse
+import json
 import os
 import secrets
 import sys
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import jwt
-import msgspec
 
-from whaled.auth import tokens
-from whaled.auth.keys import load_ring
+from whaled.auth import keys, tokens
 from whaled.cli.settings import Subparsers, add_config_option, load_for
 from whaled.config import units
 from whaled.config.sections import Auth
 from whaled.errors import ExitStatus, KeyRingError, TokenError
-from whaled.model import Permission
+from whaled.model import Grant, Permission
 
 
 def register(subparsers: Subparsers) -> None:
@@ -67,35 +65,25 @@ def _duration(text: str) -> float:
         raise argparse.ArgumentTypeError(f"found {text!r}, {error}") from None
 
 
-def _settings(arguments: argparse.Namespace) -> Auth:
-    settings = load_for(arguments).config.auth
-    if arguments.key_ring is not None:
-        settings = msgspec.structs.replace(settings, key_ring=str(arguments.key_ring))
-    return settings
-
-
 def _ring(arguments: argparse.Namespace, settings: Auth) -> tokens.KeyRing:
-    # A ring that is named on the command line is meant, whatever the environment holds.
-    environ = {} if arguments.key_ring is not None else os.environ
-    return load_ring(settings, environ, Path(os.devnull) if arguments.key_ring is not None else Path.cwd())
+    path = arguments.key_ring
+    if path is not None:  # it is meant, whatever the environment holds
+        return keys.ring_of(keys.read(path), path)
+    return keys.load_ring(settings, os.environ, Path.cwd())
 
 
-def _shown(permissions: Iterable[Permission]) -> str:
-    return ", ".join(sorted(permissions)) or "no permissions"
-
-
-def _iso(at: float | None) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat() if at is not None else "for ever"
+def _key(kid: str | None) -> str:
+    return f"key {kid}" if kid is not None else keys.SECRET_VARIABLE
 
 
 def _issue(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments)
+    settings = load_for(arguments).config.auth
     try:
         token, grant = tokens.issue(
             _ring(arguments, settings),
             client_id=arguments.client,
             permissions=arguments.permissions,
-            ttl_s=arguments.ttl or settings.token_ttl,
+            ttl_s=arguments.ttl if arguments.ttl is not None else settings.token_ttl,
             now=time.time(),
             token_id=secrets.token_urlsafe(16),
             settings=settings,
@@ -103,25 +91,41 @@ def _issue(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"whaled: {error}", file=sys.stderr)
         return ExitStatus.USAGE
-    print(f"token for {grant.client_id}: {_shown(grant.permissions)}, until {_iso(grant.expires_at)}", file=sys.stderr)
+    print(_summary("token for", grant), file=sys.stderr)
     print(token)
     return ExitStatus.STOPPED
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    token = (sys.stdin.read() if arguments.token == "-" else arguments.token).strip()  # noqa: S105 - a dash
+    # No token is longer; what is cut off makes it malformed.
+    token = sys.stdin.read(2 * tokens.MAX_TOKEN_BYTES) if arguments.token == "-" else arguments.token  # noqa: S105
+    token = token.strip()
     try:
         header = jwt.get_unverified_header(token)
         claims = jwt.decode(token, options={"verify_signature": False})
-    except jwt.PyJWTError as error:
-        print(f"whaled: this is no token: {error}", file=sys.stderr)
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        print(f"whaled: this is no token: {str(error)[:200]!a}", file=sys.stderr)
         return ExitStatus.FAILED
-    print(msgspec.json.format(msgspec.json.encode({"header": header, "claims": claims}), indent=2).decode())
-    settings = _settings(arguments)
+    # ASCII, escaped: whoever made the token must not write to this terminal.
+    print(json.dumps({"header": header, "claims": claims}, indent=2))
+    settings = load_for(arguments).config.auth
     try:
         grant = tokens.verify(_ring(arguments, settings), token, time.time(), settings)
-    except (TokenError, KeyRingError) as error:
-        print(f"not accepted: {error}", file=sys.stderr)
+    except TokenError as error:
+        print(f"not accepted: {_ascii(str(error))}", file=sys.stderr)
         return ExitStatus.FAILED
-    print(f"accepted: {grant.client_id}, {_shown(grant.permissions)}, until {_iso(grant.expires_at)}", file=sys.stderr)
+    except KeyRingError as error:
+        print(f"not verified: {error}", file=sys.stderr)
+        return ExitStatus.FAILED
+    print(_summary("accepted:", grant), file=sys.stderr)
     return ExitStatus.STOPPED
+
+
+def _summary(before: str, grant: Grant) -> str:
+    until = datetime.fromtimestamp(grant.expires_at, UTC).isoformat() if grant.expires_at is not None else "for ever"
+    permissions = ", ".join(sorted(grant.permissions)) or "no permissions"
+    return f"{before} {grant.client_id}: {permissions}, until {until}, signed with {_key(grant.key_id)}"
+
+
+def _ascii(text: str) -> str:
+    return text.encode("unicode_escape").decode("ascii")
