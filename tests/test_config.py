@@ -8,15 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whaled.config import units
-from whaled.config.keys import RELOADABLE, keys
+from whaled.config.keys import OPTIONS, RELOADABLE, keys
 from whaled.config.parse import Loaded, diff, load, not_reloadable, parse
-from whaled.config.render import render
+from whaled.config.render import render, written
 from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config" / "whaled.example.yaml"
+DOCUMENTATION = ROOT / "docs" / "configuration.md"
 
 
 def read(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -35,17 +36,48 @@ def test_the_example_holds_every_key_with_its_default() -> None:
     assert set(loaded.origins) == set(keys())
 
 
-def test_the_example_marks_exactly_what_a_reload_changes() -> None:
-    marked = set()
-    for path in keys():
-        name = path.rpartition(".")[2]
-        section = path.split(".", maxsplit=1)[0]
-        body = EXAMPLE.read_text().split(f"\n{section}:", 1)[1]
-        line = re.search(rf"^ +{name}:.*$", body, re.MULTILINE)
-        assert line is not None, path
-        if line[0].endswith("(reload)"):
-            marked.add(path)
-    assert marked == RELOADABLE
+def meanings() -> dict[str, str]:
+    """The comment beside every key of the example, by path."""
+    found: dict[str, str] = {}
+    parents: list[str] = []
+    for line in EXAMPLE.read_text().splitlines():
+        match = re.match(r"( *)([a-z_]+):(.*?)(?: +# (.*))?$", line)
+        if match is None:
+            continue
+        parents[len(match[1]) // 2 :] = [match[2]]
+        if match[3].strip():
+            found[".".join(parents)] = match[4] or ""
+    return found
+
+
+def test_the_example_says_what_every_key_means_and_marks_what_a_reload_changes() -> None:
+    said = meanings()
+    assert set(said) == set(keys())
+    assert all(said.values())
+    assert {path for path, text in said.items() if text.endswith("(reload)")} == RELOADABLE
+
+
+def test_the_documentation_lists_every_key_as_it_is() -> None:
+    said = meanings()
+    rows = []
+    for path, key in keys().items():
+        meaning = said[path].removesuffix(" (reload)").replace("|", "\\|")
+        reload = "yes" if path in RELOADABLE else "no"
+        rows.append(f"| `{path}` | `{written(key, key.default)}` | {key.allowed} | {reload} | {meaning} |")
+    # To renew the table: paste what this shows.
+    documented = [line for line in DOCUMENTATION.read_text().splitlines() if re.match(r"\| `[a-z]+\.", line)]
+    assert "\n".join(documented) == "\n".join(rows)
+
+
+def test_the_documentation_names_every_option_that_sets_a_key() -> None:
+    text = DOCUMENTATION.read_text()
+    for path, option in OPTIONS.items():
+        assert re.search(rf"^\| `{option}[^|]*\| `{path}", text, re.MULTILINE), option
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL))
+def test_the_documented_examples_are_valid(block: str) -> None:
+    assert read(block) != Config()
 
 
 def test_every_reloadable_key_exists() -> None:

@@ -196,6 +196,17 @@ def test_a_token_that_does_not_say_when_it_was_issued_starts_its_chain_at_the_fi
     assert authenticator().refresh(grant, NOW)[1].authenticated_at == NOW
 
 
+def test_a_new_ring_counts_for_grants_given_before_and_carries_none_over_from_a_retired_key() -> None:
+    judge = authenticator(KeyRing(OLD, (OLD,)))
+    grant = judge.verify(make(KeyRing(OLD, (OLD,))), NOW)
+    judge.replace_ring(RING, AUTH)
+    assert judge.refresh(grant, NOW + 1)[1].key_id == "new"
+    judge.replace_ring(KeyRing(NEW, (NEW,)), AUTH)
+    with pytest.raises(TokenError) as caught:
+        judge.refresh(grant, NOW + 2)
+    assert caught.value.reason is TokenRefusal.UNKNOWN_KEY
+
+
 def test_a_weak_secret_makes_no_key() -> None:
     with pytest.raises(ValueError, match="at least 32"):
         SigningKey("short", b"s" * 31)

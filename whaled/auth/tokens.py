@@ -204,6 +204,11 @@ class TokenAuthenticator:
         self._settings = settings
         self._new_token_id = new_token_id
 
+    def replace_ring(self, ring: KeyRing, settings: Auth) -> None:
+        """Judge and sign with other keys from now on, for sessions that are open too."""
+        self._ring = ring
+        self._settings = settings
+
     def verify(self, credential: str, now: float) -> Grant:
         """Who this is and what it may do. Raises TokenError."""
         if credential.startswith(API_KEY_PREFIX):
@@ -214,9 +219,12 @@ class TokenAuthenticator:
         """A new token of the same client with the same permissions, as long as the last one was issued for.
 
         However often it is refreshed, it ends `auth.max_token_ttl` after the first was issued: who once stole a token
-        does not keep it for ever. Raises TokenError where the last one has ended, or that moment has come.
+        does not keep it for ever. Raises TokenError where the last one has ended, that moment has come, or its key is
+        retired: a refresh would carry it over to the next key.
         """
         settings = self._settings
+        if self._ring.find(grant.key_id) is None:
+            raise TokenError(TokenRefusal.UNKNOWN_KEY, f"key id {grant.key_id!r}")
         if grant.expires_at is None or now >= grant.expires_at + settings.expiry_grace:
             raise TokenError(TokenRefusal.EXPIRED)
         began = grant.authenticated_at if grant.authenticated_at is not None else now
