@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("only", nargs="*", choices=[*NAMES, []], help=f"what to measure, of {', '.join(NAMES)}")
     made.add_argument("--quick", action="store_true", help="small and short, for CI: shows that it works, not how fast")
     made.add_argument("--clients", type=int, default=5000, help="connections in the fan-out (%(default)s)")
+    made.add_argument("--rate", type=float, default=10, help="messages per second in the fan-out (%(default)g)")
+    made.add_argument("--rounds", type=int, default=15, help="turns of each server in the fan-out (%(default)s)")
     made.add_argument("--with-tasks", action="store_true", help="fan-out also with a queue and a task per client")
     # /tmp is often memory, and an fsync there costs nothing.
     made.add_argument("--directory", default="/var/tmp", help="where databases are written: a disk (%(default)s)")
@@ -78,7 +80,13 @@ async def sections(options: argparse.Namespace, directory: Path) -> AsyncIterato
             plan = fanout.Plan(clients=min(200, options.clients), rounds=2, messages=10, rate=20, warm_up=2)
         else:
             clients = machine.clients_possible(options.clients)
-            plan = fanout.Plan(clients=clients, rounds=15, messages=20, with_tasks=options.with_tasks)
+            plan = fanout.Plan(
+                clients=clients,
+                rounds=options.rounds,
+                messages=20,
+                rate=options.rate,
+                with_tasks=options.with_tasks,
+            )
         yield await fanout.measure(plan, directory)
 
 
