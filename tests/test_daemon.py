@@ -5,15 +5,21 @@ import json
 import resource
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import jwt
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 import daemon
 from support import ask, receive, receive_type
+from whaled.auth.keys import generate, read, retire, ring_of
+from whaled.auth.tokens import issue
+from whaled.config.sections import Auth
+from whaled.model import Permission
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 
@@ -253,3 +259,32 @@ async def test_tls_serves_wss_only(tmp_path: Path, certificate: tuple[Path, Path
         with pytest.raises((InvalidHandshake, EOFError, ConnectionError)):
             async with whaled.connect(open_timeout=5):
                 pass
+
+
+async def test_after_a_rotation_open_connections_refresh_with_the_new_key(tmp_path: Path) -> None:
+    ring = tmp_path / "keys.json"
+    first = generate(ring, 1.0).kid
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(ring)})
+    token, _ = issue(
+        ring_of(read(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=60, now=time.time(),
+        token_id="t", settings=Auth(),
+    )  # fmt: skip
+    async with daemon.running(config) as whaled, whaled.connect() as client:
+        await ask(client, type="auth", token=token)
+        await receive_type(client, "status")
+        second = generate(ring, 2.0).kid
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reloaded")
+        await ask(client, type="refresh")
+        renewed = await receive(client)
+        assert jwt.get_unverified_header(renewed["token"])["kid"] == second
+        retire(ring, first, 3.0)
+        whaled.lines.clear()
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reloaded")
+        async with whaled.connect() as again:
+            await ask(again, type="auth", token=renewed["token"])
+            assert (await receive_type(again, "auth_success"))["client_id"] == "c1"
+        async with whaled.connect() as old:
+            await ask(old, type="auth", token=token)
+            assert (await receive(old))["message"] == "Invalid or expired token"

@@ -36,8 +36,13 @@ def load_certificate(context: ssl.SSLContext, settings: Tls) -> None:
         raise ConfigError((Fault("gateway.tls", "needs both `certificate` and `private_key`"),))
     try:
         # Into a context of its own first: loading a key that does not fit leaves a context half changed.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.private_key)
-        context.load_cert_chain(settings.certificate, settings.private_key)
-    except (OSError, ssl.SSLError) as error:
+        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            target.load_cert_chain(settings.certificate, settings.private_key, password=_no_passphrase)
+    except (OSError, ValueError) as error:
         problem = f"cannot use {settings.certificate} with {settings.private_key}: {error}"
         raise ConfigError((Fault("gateway.tls", problem),)) from error
+
+
+def _no_passphrase() -> str:
+    """Called for an encrypted key, instead of OpenSSL's prompt: a daemon has nobody to ask."""
+    raise ValueError("the private key has a passphrase; whaled needs one without, readable by its user only")

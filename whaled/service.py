@@ -16,6 +16,7 @@ from msgspec import Struct
 from whaled import __version__
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.config.parse import not_reloadable
+from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
@@ -62,7 +63,11 @@ class Service:
         self.config = loaded.config
         self.metrics = Metrics()
         self.notifier = Notifier()
-        self._ring = loaded.ring
+        self._authenticator = (
+            TokenAuthenticator(loaded.ring, loaded.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
+            if loaded.ring is not None
+            else None
+        )
         self._reread = reread
         self._stop = asyncio.Event()
 
@@ -96,7 +101,7 @@ class Service:
                 config.gateway,
                 config.auth,
                 log_=log_,
-                authenticator=self._authenticator(),
+                authenticator=self._authenticator,
                 meter=self.metrics.gateway,
             )
             pipeline = Pipeline(
@@ -158,11 +163,6 @@ class Service:
         async with web.serving(self.config.http, app) as address:
             yield address
 
-    def _authenticator(self) -> TokenAuthenticator | None:
-        if self._ring is None:
-            return None
-        return TokenAuthenticator(self._ring, self.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
-
     def _observe(self, gateway: Gateway, log_: EventLog) -> None:
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
@@ -184,7 +184,7 @@ class Service:
             version=__version__,
             listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{_host_port(endpoints.gateway)}",
             metrics=f"http://{_host_port(endpoints.http)}/metrics" if endpoints.http else None,
-            upstream=config.upstream.url,
+            upstream=redacted(config.upstream.url),
             threshold_btc=config.detection.threshold_btc,
         )
         self.notifier.ready()
@@ -225,10 +225,12 @@ class Service:
             log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self.metrics.config.reloaded(time.time(), success=False)
         else:
-            self.config, self._ring = loaded.config, loaded.ring
+            self.config = loaded.config
+            if self._authenticator is not None and loaded.ring is not None:
+                self._authenticator.replace_ring(loaded.ring, loaded.config.auth)
             logs.configure(self.config.log)
             pipeline.detector = detector
-            gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator())
+            gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
             self.metrics.config.reloaded(time.time(), success=True)
             log.info("reloaded")
         self.notifier.ready()

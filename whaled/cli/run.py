@@ -37,7 +37,9 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
-    logs.configure(load_for(arguments).config.log)
+    loaded = load_for(arguments)
+    logs.configure(loaded.config.log)
+    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
     asyncio.run(_run(arguments))
     return ExitStatus.STOPPED
 
