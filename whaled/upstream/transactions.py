@@ -1,7 +1,7 @@
 """A transaction as the backend writes it: a glance at every one, the whole of those that matter. Pure."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -15,7 +15,9 @@ Txid = Annotated[str, Meta(min_length=64, max_length=64)]
 # Above all coins there will ever be, a value is not one; sums stay far within 64 bits.
 Satoshi = Annotated[int, Meta(ge=0, le=21_000_000 * SAT_PER_BTC)]
 Rate = Annotated[float, Meta(ge=0)]
-DELTA_KEY = '"mempool-transactions"'
+DELTA_KEY = b'"mempool-transactions"'
+# What follows the txid of a transaction, but not of an input or a summary that begins alike.
+VERSION = b',"version":'
 # As tolerant as the first look: control characters in strings do not matter.
 _JSON = json.JSONDecoder(strict=False)
 
@@ -52,85 +54,123 @@ class _Status(Struct, gc=False):
     confirmed: bool = False
 
 
+class _Whole(Struct, gc=False):
+    """Everything that is read of a transaction."""
+
+    txid: Txid
+    vin: list[_Input]
+    vout: list[_Output]
+    fee: int | None = None
+    rate: Rate | None = field(name="effectiveFeePerVsize", default=None)
+    vsize: Rate | None = None
+    weight: Rate = 0.0
+    first_seen: int | None = field(name="firstSeen", default=None)
+    status: _Status = field(default_factory=_Status)
+
+
+_decode_whole = msgspec.json.Decoder(_Whole).decode
+
+
 def at_least(frame: bytes | str, minimum_sat: int, *parts: Sequence[Glance]) -> list[Transaction]:
     """The transactions of a frame in full whose outputs add up to `minimum_sat` or more, each once.
 
     What cannot be read of a transaction beside its outputs' values is unknown in the result (no inputs, fee None, no
     script); the transaction is not lost.
     """
-    wanted: dict[str, None] = {}
+    # Each wanted txid, and the txid that stands behind it in its list.
+    wanted: dict[str, str | None] = {}
     for part in parts:
-        for transaction in part:
+        for index, transaction in enumerate(part):
             # A plain loop: twice as fast here as sum() over a generator or comprehension.
             total = 0
             for output in transaction.vout:
                 total += output.value
             if total >= minimum_sat:
-                wanted[transaction.txid] = None
-    return [_transaction(fields) for fields in _cut(frame, wanted)] if wanted else []
+                wanted[transaction.txid] = part[index + 1].txid if index + 1 < len(part) else None
+    if not wanted:
+        return []
+    raw = frame.encode() if isinstance(frame, str) else frame
+    found = _cut(raw, wanted)
+    missing = [txid for txid in wanted if txid not in found]
+    if missing:
+        found |= _search(raw, missing)
+    return [_transaction(found[txid]) for txid in wanted]
 
 
-def _cut(frame: bytes | str, wanted: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _cut(raw: bytes, wanted: Mapping[str, str | None]) -> dict[str, _Whole]:
     """The wanted transactions out of a frame, without parsing the others.
 
-    A backend begins a transaction with its txid, so it can be found, and the next one behind it. Where that does not
-    hold, the frame is parsed whole: slower, same result.
+    A backend begins a transaction with its txid and version, so it ends where the next one begins. What does not hold
+    to that, or is not in every field as it should be, is left out here.
     """
-    text = frame if isinstance(frame, str) else str(frame, "utf-8", "replace")
-    at = max(0, text.find(DELTA_KEY))
-    missing = []
-    for txid in wanted:
-        found = _find(text, at, txid)
-        if found is None:
-            missing.append(txid)
+    at = max(0, raw.find(DELTA_KEY))
+    found = {}
+    for txid, following in wanted.items():
+        begin = raw.find(_opening(txid) + VERSION, at)
+        end = raw.find(_opening(following) + VERSION, begin) if following is not None and begin >= 0 else -1
+        if end < 0:
+            continue
+        try:
+            found[txid] = _decode_whole(raw[begin:end].rstrip(b", \n\r\t"))
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            continue
+        at = end
+    return found
+
+
+def _opening(txid: str) -> bytes:
+    return b'{"txid":"%s"' % txid.encode()
+
+
+def _search(raw: bytes, missing: Iterable[str]) -> dict[str, _Whole]:
+    """The same, slower and whatever else is wrong with them: first where they should begin, then anywhere."""
+    text = str(raw, "utf-8", "replace")
+    at = max(0, text.find(DELTA_KEY.decode()))
+    found: dict[str, _Whole] = {}
+    elsewhere = []
+    for txid in missing:
+        fields = _find(text, at, txid)
+        if fields is None:
+            elsewhere.append(txid)
         else:
-            fields, at = found
-            yield fields
-    if missing:
+            found[txid] = _whole(fields)
+    if elsewhere:
         delta = _JSON.decode(text)["mempool-transactions"]
         pairs = [pair for pair in delta.get("replaced", ()) if isinstance(pair, dict)]
         everything = (*delta.get("added", ()), *(pair.get("by") for pair in pairs))
         by_txid = {fields.get("txid"): fields for fields in everything if isinstance(fields, dict)}
-        yield from (by_txid[txid] for txid in missing)
+        found |= {txid: _whole(by_txid[txid]) for txid in elsewhere}
+    return found
 
 
-def _find(text: str, begin: int, txid: str) -> tuple[dict[str, Any], int] | None:
-    """The first transaction from `begin` on that starts with this txid, and where it ends.
+def _find(text: str, begin: int, txid: str) -> dict[str, Any] | None:
+    """The first transaction from `begin` on that starts with this txid.
 
     Inputs (in esplora mode) and summaries may start alike, but have no outputs.
     """
-    opening = f'{{"txid":"{txid}"'
+    opening = _opening(txid).decode()
     at = text.find(opening, begin)
     while at >= 0:
+        fields: dict[str, Any]
         fields, end = _JSON.raw_decode(text, at)
         if "vout" in fields and "vin" in fields:
-            return fields, end
+            return fields
         at = text.find(opening, end)
     return None
 
 
-def _transaction(fields: dict[str, Any]) -> Transaction:
-    status = _read(fields.get("status"), _Status, _Status())
-    fee = _read(fields.get("fee"), int | None, None)
-    rate = _read(fields.get("effectiveFeePerVsize"), Rate | None, None)
-    # A block that came between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
-    if fee is not None and (fee < 0 or (status.confirmed and fee == 0)):
-        fee = rate = None
-    vsize = _read(fields.get("vsize"), Rate | None, None)
-    return Transaction(
+def _whole(fields: dict[str, Any]) -> _Whole:
+    """A transaction field by field: one that cannot be read is unknown, the values of the outputs are known."""
+    return _Whole(
         txid=fields["txid"],
-        inputs=tuple(
-            Input(spent.txid, spent.vout, spent.sequence, _output(spent.prevout) if spent.prevout else None)
-            for spent in _read(fields.get("vin"), list[_Input], [])
-        ),
-        outputs=tuple(
-            _output(_read(output, _Output, None) or _Output(int(output["value"]))) for output in fields["vout"]
-        ),
-        fee_sat=fee,
-        vsize=vsize if vsize is not None else _read(fields.get("weight"), Rate, 0.0) / 4,
-        fee_rate=rate,
-        first_seen=_read(fields.get("firstSeen"), int | None, None) or None,
-        is_confirmed=status.confirmed,
+        vin=_read(fields.get("vin"), list[_Input], []),
+        vout=[_read(output, _Output, None) or _Output(int(output["value"])) for output in fields["vout"]],
+        fee=_read(fields.get("fee"), int | None, None),
+        rate=_read(fields.get("effectiveFeePerVsize"), Rate | None, None),
+        vsize=_read(fields.get("vsize"), Rate | None, None),
+        weight=_read(fields.get("weight"), Rate, 0.0),
+        first_seen=_read(fields.get("firstSeen"), int | None, None),
+        status=_read(fields.get("status"), _Status, _Status()),
     )
 
 
@@ -139,6 +179,26 @@ def _read(value: Any, shape: Any, otherwise: Any) -> Any:
         return msgspec.convert(value, shape)
     except msgspec.ValidationError:
         return otherwise
+
+
+def _transaction(whole: _Whole) -> Transaction:
+    fee, rate = whole.fee, whole.rate
+    # A block that came between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
+    if fee is not None and (fee < 0 or (whole.status.confirmed and fee == 0)):
+        fee = rate = None
+    return Transaction(
+        txid=whole.txid,
+        inputs=tuple(
+            Input(spent.txid, spent.vout, spent.sequence, _output(spent.prevout) if spent.prevout else None)
+            for spent in whole.vin
+        ),
+        outputs=tuple(map(_output, whole.vout)),
+        fee_sat=fee,
+        vsize=whole.vsize if whole.vsize is not None else whole.weight / 4,
+        fee_rate=rate,
+        first_seen=whole.first_seen or None,
+        is_confirmed=whole.status.confirmed,
+    )
 
 
 def _output(output: _Output) -> Output:
