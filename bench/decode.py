@@ -113,7 +113,7 @@ def transactions() -> list[dict[str, Any]]:
 
 
 def with_few_whales(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many transactions, of which few are whales, as on the main network; they stand where they stood."""
+    """As many transactions, of which few are whales; they stand where they stood."""
     whales = [each for each in recorded if value_sat(each) >= THRESHOLD_SAT]
     dropped = {each["txid"] for each in whales[FEW_WHALES:]}
     return [each for each in recorded if each["txid"] not in dropped][:TRANSACTIONS]
