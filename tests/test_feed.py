@@ -92,6 +92,9 @@ class Recorder:
     def inputs_unknown(self, failure: RestFailure) -> None:
         raise AssertionError(failure)
 
+    def clock_skew(self, seconds: float) -> None:
+        assert abs(seconds) < 60
+
     def observed(self, continuity: Continuity) -> None:
         self.continuity.append(continuity)
 

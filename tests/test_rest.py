@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from whaled.config.sections import Upstream
 from whaled.errors import ConfigError
@@ -66,6 +67,10 @@ class Recorder:
     def __init__(self) -> None:
         self.requests: list[RestFailure | None] = []
         self.unknown: list[RestFailure] = []
+        self.skews: list[float] = []
+
+    def clock_skew(self, seconds: float) -> None:
+        self.skews.append(seconds)
 
     def requested(self, failure: RestFailure | None, seconds: float) -> None:
         assert seconds >= 0
@@ -482,3 +487,20 @@ async def test_cancelling_a_request_ends_it(backend: Backend, meter: Recorder) -
         asking.cancel()
     assert asking.cancelled()
     assert meter.unknown == []
+
+
+async def test_a_clock_that_differs_from_the_backends_is_told_once_and_measured(
+    backend: Backend, meter: Recorder
+) -> None:
+    long_ago = web.json_response({"USD": 5}, headers={"Date": "Mon, 01 Jan 2024 00:00:00 GMT"})
+    backend.says("prices", long_ago, {"USD": 5})
+    async with client(backend.url, meter) as rest:
+        with capture_logs() as lines:
+            await rest.price()
+        assert ["clocks of this machine" in line["event"] for line in lines] == [True]
+        assert lines[0]["ahead_s"] > 86400
+        with capture_logs() as lines:
+            await rest.price()
+        assert lines == []  # the real date is within bounds
+    assert meter.skews[0] > 86400
+    assert abs(meter.skews[1]) < 5

@@ -117,9 +117,16 @@ class UpstreamMeter:
             "rest_requests", "REST requests, by outcome.", "outcome", ("answered", *RestFailure)
         )
         self._request_seconds = metrics.histogram("rest_request_seconds", "Time of a REST request.")
+        self._skew = metrics.gauge(
+            "upstream_clock_skew_seconds", "This machine's clock minus the backend's, from its last REST answer."
+        )
         self._inputs = metrics.counter(
             "rest_inputs_unknown", "Whales whose inputs could not be fetched, by reason.", "reason", RestFailure
         )
+
+    def clock_skew(self, seconds: float) -> None:
+        """How far the clock here is ahead of the backend's."""
+        self._skew.set(seconds)
 
     def connected(self) -> None:
         """A link that the backend answered on."""

@@ -11,6 +11,7 @@ from typing import Literal, Protocol, Self, TypeVar
 
 import aiohttp
 import msgspec
+import structlog
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -23,6 +24,9 @@ from tenacity import (
 from whaled.config.sections import Upstream
 from whaled.errors import UpstreamError
 from whaled.upstream.address import rest_base, shown
+from whaled.upstream.sampling import Sampler
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -34,6 +38,9 @@ TOTAL_TIMEOUTS = 3
 BACKOFF_FIRST_S = 0.25
 # What is quoted of a body that explains an error.
 EXCERPT_CHARS = 120
+# An HTTP date has whole seconds and the answer takes its time; what is beyond this is a wrong clock.
+CLOCK_SKEW_S = 5.0
+CLOCK_LOG_INTERVAL_S = 600.0
 
 
 class RestFailure(StrEnum):
@@ -82,6 +89,10 @@ class RestMeter(Protocol):
         """The inputs of a whale could not be fetched."""
         ...
 
+    def clock_skew(self, seconds: float) -> None:
+        """How far the clock here is ahead of the backend's, to a second or so."""
+        ...
+
 
 class Http:
     """Requests to one backend. Made by `open`."""
@@ -105,6 +116,7 @@ class Http:
         self._monotonic = monotonic
         self._total_s = settings.rest_timeout * TOTAL_TIMEOUTS
         self._backoff = wait_random_exponential(multiplier=BACKOFF_FIRST_S, max=settings.rest_timeout)
+        self._clock_lines = Sampler(CLOCK_LOG_INTERVAL_S, monotonic)
         # aiohttp counts the wait for a free connection into its timeout; a request that waits for its turn is not slow.
         self._slots = asyncio.Semaphore(settings.rest_concurrency)
 
@@ -177,6 +189,7 @@ class Http:
             async with self._session.request(
                 method, self._base + path, data=body, headers=headers, allow_redirects=False
             ) as response:
+                self._compare_clocks(response.headers.get("Date"))
                 return await self._answer(what, response)
         except TimeoutError as exc:
             raise RestError(RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout") from exc
@@ -184,6 +197,21 @@ class Http:
             raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc
         except (aiohttp.ClientError, OSError) as exc:
             raise RestError(RestFailure.UNREACHABLE, f"{what}: {str(exc) or type(exc).__name__}") from exc
+
+    def _compare_clocks(self, date: str | None) -> None:
+        """Tokens end by this machine's clock and alerts are stamped with it: a wrong one is worth a line."""
+        theirs = _http_date(date)
+        if theirs is None:
+            return
+        skew_s = self._clock() - theirs
+        self.meter.clock_skew(skew_s)
+        if abs(skew_s) > CLOCK_SKEW_S and (suppressed := self._clock_lines.admit("clock")) is not None:
+            log.warning(
+                "the clocks of this machine and of the backend differ: check the time synchronisation of both; "
+                "tokens and timestamps go by the one here",
+                ahead_s=round(skew_s, 1),
+                suppressed=suppressed,
+            )
 
     async def _answer(self, what: str, response: aiohttp.ClientResponse) -> bytes | None:
         status = response.status
@@ -245,7 +273,13 @@ def _retry_after_s(header: str | None, now: float) -> float | None:
         return None
     if header.strip().isdecimal():
         return float(header)
+    at = _http_date(header)
+    return None if at is None else max(0.0, at - now)
+
+
+def _http_date(header: str | None) -> float | None:
+    """Unix seconds of an HTTP date, None if there is none."""
     try:
-        return max(0.0, parsedate_to_datetime(header).timestamp() - now)
+        return parsedate_to_datetime(header).timestamp() if header else None
     except ValueError:
         return None
