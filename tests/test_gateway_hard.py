@@ -4,18 +4,17 @@ import asyncio
 import base64
 import contextlib
 import json
-import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from test_gateway import closed_with, offsets, stuffed_client, until
 from websockets.exceptions import ConnectionClosed
 
 from support import Rig, alert_draft, ask, receive, receive_type, running_gateway
-from test_gateway import closed_with, offsets, stuffed_client, until
 from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, verify
 from whaled.config.sections import Auth
@@ -23,6 +22,8 @@ from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal
 from whaled.gateway.server import TURNED_AWAY_LIMIT
 from whaled.model import UpstreamState
+
+T = TypeVar("T")
 
 TEXT, PING, PONG, CLOSE, CONTINUATION = 1, 9, 10, 8, 0
 
@@ -47,12 +48,15 @@ class Raw:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self._is_answered = False
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
     async def frame(self) -> tuple[int, bytes]:
         """The server's next frame."""
+        if not self._is_answered:
+            assert await self.status() == 101
         async with asyncio.timeout(10):
             first, size = await self.reader.readexactly(2)
             if size == 126:
@@ -75,6 +79,7 @@ class Raw:
 
     async def status(self) -> int:
         """The status of the answer to the handshake."""
+        self._is_answered = True
         async with asyncio.timeout(10):
             head = await self.reader.readuntil(b"\r\n\r\n")
         return int(head.split()[1])
@@ -102,33 +107,432 @@ async def raw(rig: Rig, *first: bytes) -> AsyncIterator[Raw]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_escapes(caplog: pytest.LogCaptureFixture) -> Any:
-    """asyncio logs what a callback raised, and every write into a lost connection: neither may happen."""
+def _nothing_escapes(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """asyncio logs what a callback raised, and writes into a lost connection: neither may happen here."""
     yield
-    said = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
-    assert [line for line in said if logging.WARNING <= logging.getLogger("asyncio").getEffectiveLevel()] == []
-    assert said == []
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    assert [record.getMessage() for record in records if record.name == "asyncio"] == []
+
+
+async def told(value: Callable[[], T | None]) -> T:
+    """What `value` returns, once it is something."""
+    await until(lambda: value() is not None)
+    found = value()
+    assert found is not None
+    return found
 
 
 # --- a client that stops sending -------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_half_closes_with_bytes_unsent_disturbs_no_publication(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, max_unsent=300_000, close_timeout=0.2) as rig:
+    async with running_gateway(tmp_path, max_unsent=10_000_000, close_timeout=0.2) as rig:
         stuck = stuffed_client(rig)
         try:
             await until(lambda: rig.gateway.hub.live_members == 1)
-            async with rig.connect(max_queue=None) as other:
-                await until(lambda: rig.gateway.hub.live_members == 2)
-                count = 0
-                while all(connection.fd >= 0 for connection in rig.gateway.hub.members()):
-                    await rig.alerts(*range(count, count + 50))
-                    count += 50
-                stuck.shutdown(socket.SHUT_WR)
-                await until(lambda: rig.gateway.closing == 1)
+            (connection,) = rig.gateway._all()
+            count = 0
+            while not connection.unsent:
+                await rig.alerts(*range(count, count + 200))
+                count += 200
+            stuck.shutdown(socket.SHUT_WR)
+            await until(lambda: connection.closing is not None)
+            async with rig.connect() as other:
+                await receive_type(other, "status")
                 await rig.alerts(count)
-                assert await offsets(other, count + 1) == list(range(1, count + 2))
+                assert await offsets(other, 1) == [count + 1]
                 await until(lambda: rig.gateway.connections == 1)
-                assert rig.value("whaled_connections_closed_total", code="1006") == 1
+            assert rig.value("whaled_connections_closed_total", code="1006") == 1
         finally:
             stuck.close()
+
+
+async def test_a_publication_in_the_moment_of_a_half_close_is_disturbed_neither(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
+        await client.told("status")
+        (connection,) = rig.gateway._all()
+        events = await rig.log.append([alert_draft(1)])
+        connection.eof_received()  # what asyncio calls; connection_lost follows in the next turn of the loop only
+        rig.gateway.publish(events)
+        connection.keepalive(1.0)
+        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        await client.rest()
+        connection.abort()
+        await until(lambda: not rig.gateway.connections)
+
+
+# --- handshakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["//[", "http://[x/?token=1", "/?%ff=%ff&token", "/?token=x"])
+async def test_no_path_raises(tmp_path: Path, path: str) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request(path)) as client:
+        assert await client.status() == (400 if "token=" in path else 101)
+
+
+async def test_two_authorization_headers_raise_nothing(tmp_path: Path) -> None:
+    first = request("/", "Authorization: Bearer bad", "Authorization: Bearer good")
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig, raw(rig, first) as client:
+        assert await client.status() == 101
+        assert (await client.told("error"))["message"] == "Invalid or expired token"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_frames_right_behind_the_request_wait_for_its_answer(tmp_path: Path, size: int) -> None:
+    data = request() + masked(PING, b"hi") + masked(TEXT, b'{"type":"ping","id":1}')
+    async with running_gateway(tmp_path) as rig, raw(rig) as client:
+        for start in range(0, len(data), size):
+            client.send(data[start : start + size])
+            await client.writer.drain()
+        assert await client.status() == 101
+        await client.told("status")
+        assert {(await client.frame())[0], (await client.frame())[0]} == {PONG, TEXT}
+
+
+@pytest.mark.parametrize(("behind", "code"), [(masked(CLOSE, b"\x03\xe8"), 1000), (b"\x81\x01a", 1002)])
+async def test_an_end_right_behind_the_request_is_answered(tmp_path: Path, behind: bytes, code: int) -> None:
+    async with running_gateway(tmp_path, close_timeout=0.1) as rig, raw(rig, request() + behind) as client:
+        assert await client.status() == 101
+        assert (await client.closed())[0] == code
+        await client.rest()
+        await until(lambda: rig.value("whaled_connections_closed_total", code=str(code)) == 1)
+
+
+async def test_the_bytes_of_a_request_are_bounded(tmp_path: Path) -> None:
+    headers = [f"X-{number}: {'x' * 8000}" for number in range(100)]
+    async with running_gateway(tmp_path, close_timeout=0.1) as rig, raw(rig, request("/", *headers)) as client:
+        assert await client.status() == 431
+        await client.rest()
+        await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\n\n", b"\r\n\r\n", b"\0" * 9000]
+)
+async def test_what_is_no_request_is_ended_and_counted(tmp_path: Path, garbage: bytes) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, garbage) as client:
+        client.writer.write_eof()
+        await client.rest()
+        await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+        assert rig.gateway.connections == 0
+
+
+async def test_who_is_turned_away_and_says_nothing_takes_few_descriptors(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, max_connections=1) as rig, rig.connect() as first:
+        await receive(first)
+        host, port = rig.url.removeprefix("ws://").split(":")
+        sockets = []
+        try:
+            for _ in range(TURNED_AWAY_LIMIT + 50):
+                sockets.append(socket.create_connection((host, int(port))))
+                await asyncio.sleep(0)
+            await until(lambda: rig.value("whaled_connections_refused_total", reason="global_cap") == 50)
+        finally:
+            for sock in sockets:
+                sock.close()
+        await until(lambda: rig.gateway.turned_away == 0)
+        async with raw(rig, request()) as late:
+            assert await late.status() == 503
+
+
+# --- floods ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ping", "pong", "fragment", "empty text"])
+async def test_a_flood_of_small_frames_is_ended_without_holding_up_others(tmp_path: Path, name: str) -> None:
+    unit = {
+        "ping": masked(PING),
+        "pong": masked(PONG),
+        "fragment": masked(CONTINUATION, fin=False),
+        "empty text": masked(TEXT),
+    }[name]
+    first = masked(TEXT, fin=False) if name == "fragment" else b""
+    async with running_gateway(tmp_path) as rig, raw(rig, request(), first, unit * 43_000) as client:
+        assert await client.closed() == (1008, "Rate limit exceeded")
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+async def test_who_floods_before_authenticating_is_closed(tmp_path: Path, opcode: int) -> None:
+    async with (
+        running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig,
+        raw(rig, request(), masked(opcode) * 1000) as client,
+    ):
+        assert await client.status() == 101
+        assert (await client.told("error"))["message"] == "Rate limit exceeded"
+        assert await client.closed() == (1008, "Authentication required")
+
+
+async def test_what_comes_after_the_close_is_not_read_for_ever(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, close_timeout=0.3) as rig, raw(rig, request(), masked(TEXT) * 100) as client:
+        assert (await client.closed())[0] == 1008
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(10):
+                while True:
+                    client.send(masked(TEXT) * 40_000)
+                    await client.writer.drain()
+        assert rig.value("whaled_messages_received_total") < 200
+        await until(lambda: not rig.gateway.connections)
+
+
+async def test_a_closed_connection_keeps_its_timer_and_is_not_counted_in(tmp_path: Path) -> None:
+    """One that is too slow in the moment it authenticates."""
+    async with running_gateway(
+        tmp_path, authenticator=Tokens(expires_at=4e9), max_unsent=1, close_timeout=0.1,
+    ) as rig:  # fmt: skip
+        stuck = stuffed_client(rig)
+        stuck.setblocking(False)
+        try:
+            await until(lambda: rig.gateway.connections == 1)
+            (connection,) = rig.gateway._all()
+            session = await told(lambda: connection.session)
+            # Unsent bytes without a close: what is written past the bound that `write` keeps.
+            connection.write_rest(bytes(8_000_000))
+            await until(lambda: connection.unsent > 0)
+            connection.perform(session.received(b'{"type":"auth","token":"good"}', rig.gateway.now()))
+            await until(lambda: not rig.gateway.connections)
+            assert (rig.gateway.authenticated, rig.gateway.unauthenticated) == (0, 0)
+            assert rig.gateway.hub.live_members == 0
+        finally:
+            stuck.close()
+
+
+# --- frames in odd orders --------------------------------------------------------------------------------------------
+
+
+async def test_a_ping_between_fragments_is_answered_and_the_message_too(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
+        await client.told("status")
+        client.send(masked(TEXT, b'{"type":"pi', fin=False) + masked(PING, b"x") + masked(CONTINUATION, b'ng","id":9}'))
+        frames = [await client.frame() for _ in range(2)]
+        assert (PONG, b"x") in frames
+        assert [json.loads(body)["id"] for opcode, body in frames if opcode == TEXT] == [9]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"\x81\x02{}", 1002),  # not masked
+        (b"\xc1\x80\0\0\0\0", 1002),  # compressed, which was not agreed
+        (masked(CONTINUATION, b"x"), 1002),
+        (masked(TEXT, b"x", fin=False) + masked(TEXT, b"y"), 1002),
+        (masked(TEXT, b"x", fin=False) + masked(CLOSE, b"\x03\xe8"), 1002),
+        (masked(CLOSE, b"\x03"), 1002),
+        (masked(PING, b"x" * 126), 1002),
+        (b"\x81\xff" + b"\x7f" + b"\xff" * 7 + bytes(4), 1009),
+        (masked(TEXT, b"x" * 10_000, fin=False) + masked(CONTINUATION, b"x" * 10_000), 1009),
+    ],
+)
+async def test_a_frame_that_breaks_the_rules_ends_the_connection_with_its_code(
+    tmp_path: Path, data: bytes, code: int
+) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
+        await client.told("status")
+        client.send(data + masked(TEXT, b'{"type":"ping"}'))
+        assert (await client.closed())[0] == code
+        assert await client.rest() == b""
+        client.writer.close()
+        await until(lambda: rig.value("whaled_connections_closed_total", code=str(code)) == 1)
+
+
+async def test_what_comes_behind_a_close_is_not_answered(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
+        await client.told("status")
+        client.send(masked(CLOSE, b"\x03\xe8") + masked(TEXT, b'{"type":"ping"}') * 5)
+        assert await client.frame() == (CLOSE, b"\x03\xe8")
+        assert await client.rest() == b""
+
+
+# --- what a lagging client is told -----------------------------------------------------------------------------------
+
+
+async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, max_unsent=2_000, slow_timeout=20.0) as rig:
+        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        stuck = stuffed_client(rig)
+        stuck.setblocking(False)
+        try:
+            await until(lambda: rig.gateway.hub.live_members == 1)
+            count = 0
+            (connection,) = rig.gateway._all()
+            while connection.unsent == 0 and rig.gateway.hub.live_members:
+                await rig.alerts(count, count + 1)
+                count += 2
+            state = UpstreamState.CONNECTED
+            while rig.gateway.hub.live_members:
+                state = UpstreamState.DEGRADED if state is UpstreamState.CONNECTED else UpstreamState.CONNECTED
+                rig.gateway.tell_upstream(state)
+            loop, seen = asyncio.get_running_loop(), bytearray()
+            async with asyncio.timeout(20):
+                while rig.gateway.replaying:
+                    seen += await loop.sock_recv(stuck, 65536)
+                while (last := seen.rfind(b'"upstream":')) < 0 or f'"{state}"'.encode() not in seen[last : last + 40]:
+                    seen += await loop.sock_recv(stuck, 65536)
+        finally:
+            stuck.close()
+
+
+async def test_a_position_goes_out_when_the_last_events_of_a_batch_did_not_match(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, position_interval=0.05) as rig, rig.connect() as client:
+        await ask(client, type="subscribe", filters={"min_btc": 200})
+        await receive_type(client, "subscribed")
+        await rig.publish(alert_draft(1, 250.0), alert_draft(2, 150.0))
+        assert await offsets(client, 1) == [1]
+        assert (await receive_type(client, "position"))["position"]["offset"] == 2
+
+
+# --- replay, interrupted ---------------------------------------------------------------------------------------------
+
+
+async def test_commands_amid_a_replay_lose_and_double_nothing(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, replay_page=5, message_burst=10_000) as rig:
+        await rig.alerts(*range(1, 101))
+        async with rig.connect(max_queue=None) as client:
+            for start in (0, 50, 20):
+                await ask(client, type="subscribe", since={"epoch": rig.log.epoch, "offset": start})
+            await ask(client, type="unsubscribe")
+            await ask(client, type="subscribe", since={"time": "2000-01-01T00:00:00Z"})
+            await ask(client, type="subscribe", since={"last": 90})
+            publishing = asyncio.create_task(rig.alerts(*range(101, 121)))
+            runs: list[list[int]] = []
+            while not runs or not runs[-1] or runs[-1][-1] != 120:
+                frame = await receive(client)
+                if frame["type"] == "subscribed":
+                    runs.append([])
+                elif frame["type"] == "whale_alert":
+                    runs[-1].append(frame["position"]["offset"])
+            await publishing
+            assert runs[-1] == list(range(11, 121))
+            for run in runs:
+                assert run == list(range(run[0], run[0] + len(run))) if run else True
+
+
+async def test_a_drain_amid_replays_ends_every_client_with_whole_frames(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, replay_page=5) as rig:
+        await rig.alerts(*range(1, 301))
+
+        async def replayed() -> tuple[int, list[int]]:
+            seen = []
+            async with rig.connect(max_queue=None) as client:
+                await ask(client, type="subscribe", since={"last": 300})
+                await receive_type(client, "subscribed")
+                ready.release()
+                with contextlib.suppress(ConnectionClosed):
+                    async for text in client:
+                        frame = json.loads(text)
+                        if frame["type"] == "whale_alert":
+                            seen.append(frame["position"]["offset"])
+            return client.close_code or 0, seen
+
+        ready = asyncio.Semaphore(0)
+        async with asyncio.TaskGroup() as tasks:
+            clients = [tasks.create_task(replayed()) for _ in range(20)]
+            for _ in clients:
+                await ready.acquire()
+            await rig.gateway.drain(5.0)
+        for client in clients:
+            code, seen = client.result()
+            assert code == 1012
+            assert seen == list(range(1, len(seen) + 1))
+        assert (rig.gateway.connections, rig.gateway.replaying, rig.gateway.hub.live_members) == (0, 0, 0)
+
+
+async def test_a_gateway_that_ends_without_a_drain_says_so(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig:
+        client = await rig.connect()
+        await receive_type(client, "status")
+    assert await closed_with(client) == (1001, "Server is going away")
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_network_of_ipv6_addresses_counts_as_one_address() -> None:
+    caps = ConnectionCaps(total=100, per_address=2, unauthenticated=100)
+    assert caps.admit("2001:db8::1") is None
+    assert caps.admit("2001:db8::2") is None
+    assert caps.admit("2001:db8:0:0:ffff::3") is Refusal.ADDRESS_CAP
+    assert caps.admit("2001:db8:0:1::1") is None
+    assert caps.admit("::ffff:192.0.2.1") is None
+    assert caps.admit("192.0.2.1") is None
+    assert caps.admit("::ffff:192.0.2.1") is Refusal.ADDRESS_CAP
+    for address in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "::ffff:192.0.2.1", "192.0.2.1"):
+        caps.release(address, was_ready=False)
+    assert (caps.total, caps.unauthenticated, caps._by_address) == (0, 0, {})
+    failures = FailureLimit(1.0, 1.0)
+    failures.failed("2001:db8::1", 0.0)
+    failures.failed("2001:db8::2", 0.0)
+    assert failures.wait_s("2001:db8::3", 0.0) > 0
+
+
+def test_a_clock_that_steps_back_blocks_nobody_longer() -> None:
+    failures = FailureLimit(rate=1.0, burst=5.0)
+    for _ in range(10):
+        failures.failed("a", 100_000.0)
+    assert 0 < failures.wait_s("a", 100_000.0) <= 5.0
+    assert failures.wait_s("a", 1_000.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "header", ['{"alg":"HS256","kid":' + "[" * 5000, "[" * 5000, '{"kid":' + "9" * 5000 + "}", "null", "3"]
+)
+def test_a_token_with_a_monstrous_header_is_malformed(header: str) -> None:
+    token = base64.urlsafe_b64encode(header.encode()).rstrip(b"=").decode() + ".e30.AAAA"
+    key = SigningKey("k", b"x" * 32)
+    with pytest.raises(TokenError) as caught:
+        verify(KeyRing(key, (key,)), token, 0.0, Auth())
+    assert caught.value.reason in {TokenRefusal.MALFORMED, TokenRefusal.UNKNOWN_KEY}
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- many ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
+    """Polite ones, rude ones, and ones that never say a word."""
+    async with running_gateway(tmp_path, replay_page=10) as rig:
+        await rig.alerts(*range(1, 101))
+        descriptors = open_descriptors()
+
+        async def visit(number: int) -> None:
+            async with raw(rig) as client:
+                match number % 6:
+                    case 0:
+                        client.send(request() + masked(CLOSE, b"\x03\xe8"))
+                        await client.rest()
+                    case 1:
+                        body = b'{"type":"subscribe","since":{"last":100},"filters":{"min_btc":%d}}' % (number % 97)
+                        client.send(request() + masked(TEXT, body))
+                        await client.told("subscribed")
+                    case 2:
+                        client.send(request() + b"\xff\xff")
+                        await client.rest()
+                    case 3:
+                        client.send(b"nonsense\r\n\r\n")
+                        await client.rest()
+                    case 4:
+                        client.send(request()[:30])
+                    case _:
+                        client.send(request())
+                        await client.told("welcome")
+                        client.writer.transport.abort()
+
+        async def visits(first: int) -> None:
+            for number in range(first, first + 400):
+                await visit(number)
+
+        async with asyncio.TaskGroup() as tasks:
+            for worker in range(15):
+                tasks.create_task(visits(worker * 400))
+        await until(lambda: not rig.gateway.connections)
+        gateway = rig.gateway
+        assert (gateway.unauthenticated, gateway.replaying, gateway.hub.live_members, gateway.hub.filter_groups) == (
+            0, 0, 0, 0,
+        )  # fmt: skip
+        assert gateway.turned_away == 0
+        assert gateway._filters == {}
+        assert len(asyncio.all_tasks()) < 10
+        assert open_descriptors() <= descriptors + 2

@@ -5,9 +5,10 @@ No task, queue or future per client: a connection costs a few KiB, and a deliver
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import structlog
 from websockets.datastructures import Headers
@@ -27,6 +28,14 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Query parameters that carry a credential in other products. URLs end up in logs and histories.
 CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization"}
+
+# What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
+MAX_REQUEST_BYTES = 16 * 1024
+END_OF_REQUEST = b"\r\n\r\n"
+# Bytes are read in slices, so that the limits act amid a flood of small frames, not after a whole read of 256 KiB.
+SLICE_BYTES = 4096
+# Once the connection is closing the client's own close is looked for in so many bytes; a flood is left unread.
+CLOSING_BYTES = 64 * 1024
 
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
@@ -95,9 +104,9 @@ class Connection(asyncio.Protocol):
     """A client's connection from accept to close."""
 
     __slots__ = (
-        "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_text", "_paused", "_refusal", "_timer",
-        "_transport", "_ws", "address", "close_code", "closing", "connected_at", "delivery", "fd", "is_counted",
-        "is_ready", "pinged_at", "session", "slot",
+        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_text", "_paused",
+        "_refusal", "_request_bytes", "_request_end", "_timer", "_transport", "_ws", "address", "close_code",
+        "closing", "connected_at", "delivery", "fd", "is_counted", "is_ready", "pinged_at", "session", "slot",
     )  # fmt: skip
 
     def __init__(self, gateway: ConnectionOwner) -> None:
@@ -112,6 +121,9 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
+        self._request_bytes = 0
+        self._request_end = b""
+        self._closing_bytes = 0
         self.fd = -1
         self.address = ""
         self.session: Session | None = None
@@ -144,19 +156,48 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
         self.pinged_at = 0.0
-        ws = self._ws
-        ws.receive_data(data)
-        for event in ws.events_received():
+        try:
+            if self.session is None and self.closing is None:
+                data = self._request(data)
+            for start in range(0, len(data), SLICE_BYTES):
+                if not self._takes(data[start : start + SLICE_BYTES]):
+                    break
+        except Exception:
+            log.exception("client message failed", address=self.address)
+            self._gateway.failed()
+            if self.session is None:
+                self.abort()
+            self.close(Close.BUG)
+
+    def _request(self, data: bytes) -> bytes:
+        """Take the bytes of the handshake's request; returns what comes behind it, which must wait for the answer."""
+        seen = self._request_end + data
+        end = seen.find(END_OF_REQUEST)
+        size = len(data) if end < 0 else end + len(END_OF_REQUEST) - len(self._request_end)
+        self._request_end = seen[-len(END_OF_REQUEST) + 1 :]
+        self._request_bytes += size
+        if self._request_bytes > MAX_REQUEST_BYTES:
+            self._ws.send_response(self._ws.reject(431, f"the request has more than {MAX_REQUEST_BYTES} bytes\n"))
+            self._flush()
+            return b""
+        self._takes(data[:size])
+        return data[size:]
+
+    def _takes(self, data: bytes) -> bool:
+        """Let the WebSocket protocol read, and do what comes of it. False if the rest need not be read."""
+        if self.closing is not None:
+            self._closing_bytes += len(data)
+            if self._closing_bytes > CLOSING_BYTES:
+                self._transport.pause_reading()
+                return False
+        self._ws.receive_data(data)
+        for event in self._ws.events_received():
             if isinstance(event, Request):
                 self._handshake(event)
             elif isinstance(event, Frame):
-                try:
-                    self._frame(event)
-                except Exception:
-                    log.exception("client message failed", address=self.address)
-                    self._gateway.failed()
-                    self.close(Close.BUG)
+                self._frame(event)
         self._flush()
+        return True
 
     def eof_received(self) -> bool:
         """The client has nothing more to say; whaled closes too."""
@@ -169,11 +210,9 @@ class Connection(asyncio.Protocol):
         self.fd = self._direct_fd = -1
         self._cancel_timer()
         self._ws.receive_eof()
-        received = self._ws.close_rcvd
-        if received is not None:
-            self.close_code = received.code
-        elif self.closing is not None:
-            self.close_code = self.closing.code
+        sent = self._ws.close_sent
+        if sent is not None:  # an answer repeats the client's code
+            self.close_code = sent.code
         if self.session is None and self._refusal is None:
             self._gateway.refused(Refusal.BAD_HANDSHAKE)
         self._wake()
@@ -241,23 +280,20 @@ class Connection(asyncio.Protocol):
         session = self.session
         if session is None or self.closing is not None:
             return
-        if frame.opcode is Opcode.PING:
-            self.perform(session.received_control(self._gateway.now()))
+        if frame.opcode is Opcode.CLOSE:
             return
-        if frame.opcode in (Opcode.CLOSE, Opcode.PONG):
+        if frame.opcode in (Opcode.PING, Opcode.PONG):
+            self.perform(session.received_control(self._gateway.now()))
             return
         if frame.opcode is not Opcode.CONT:
             self._is_text = frame.opcode is Opcode.TEXT
-            if not frame.fin:
-                self._fragments = bytearray(frame.data)
-                return
-            message = frame.data
-        else:
-            assert self._fragments is not None  # ServerProtocol refuses a continuation of nothing
-            self._fragments += frame.data
-            if not frame.fin:
-                return
-            message, self._fragments = self._fragments, None
+            self._fragments = bytearray()
+        assert self._fragments is not None  # ServerProtocol refuses a continuation of nothing
+        self._fragments += frame.data
+        if not frame.fin:
+            self.perform(session.received_control(self._gateway.now()))
+            return
+        message, self._fragments = self._fragments, None
         self._gateway.received(self, len(message))
         now = self._gateway.now()
         self.perform(session.received(bytes(message), now) if self._is_text else session.received_binary(now))
@@ -284,6 +320,8 @@ class Connection(asyncio.Protocol):
     def perform(self, actions: list[Action]) -> None:
         """Do what the session decided."""
         for action in actions:
+            if self.closing is not None:
+                return  # it was too slow for what was sent just now
             match action:
                 case Send(frame=frame):
                     self.write(frame)
@@ -378,21 +416,23 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         """Send what the WebSocket protocol has to say, and follow it when it ends the connection."""
         transport = self._transport
-        for data in self._ws.data_to_send():
-            if data:
-                transport.write(data)
-            elif transport.can_write_eof():
-                transport.write_eof()
-            else:
+        frames = self._ws.data_to_send()
+        ends = b"" in frames
+        if self.closing is None and (ends or self._ws.close_sent is not None):
+            # The protocol itself ends: a refusal, an answer to the client's close or to its silence, a broken rule.
+            # Said first: a transport raises for what is written behind its end.
+            self.closing = Close.NORMAL
+            self.fd = -1
+            self._call_later(self._gateway.settings.close_timeout, self.abort)
+        if frames and not transport.is_closing():
+            transport.write(b"".join(frames))
+            if ends and transport.can_write_eof():
+                with contextlib.suppress(OSError):  # the client is gone, as reading will tell
+                    transport.write_eof()
+            elif ends:
                 transport.close()
         if self.closing is None and self.unsent > 2 * self._gateway.settings.max_unsent:
             self.close(Close.TOO_SLOW)  # pongs nobody reads
-        if self.closing is None and self._ws.close_sent is not None:
-            # The protocol itself closes: an answer to the client's close, or a frame that breaks the rules.
-            self.closing = Close.FRAME_TOO_BIG if self._ws.close_sent.code == 1009 else Close.NORMAL
-            self.fd = -1
-            self._cancel_timer()
-            self._call_later(self._gateway.settings.close_timeout, self.abort)
 
     # --- one timer at a time: handshake, then authentication, then expiry, then close ---
 
@@ -408,9 +448,10 @@ class Connection(asyncio.Protocol):
 
 def _credential(headers: Headers) -> str | None:
     """The credential of the Authorization header, or of the subprotocol pair that browsers can send."""
-    scheme, _, credential = headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credential:
-        return credential.strip()
+    for header in headers.get_all("Authorization"):
+        scheme, _, credential = header.partition(" ")
+        if scheme.lower() == "bearer" and credential:
+            return credential.strip()
     for offered in headers.get_all("Sec-WebSocket-Protocol"):
         for name in offered.split(","):
             if name.strip().startswith(wire.BEARER_SUBPROTOCOL_PREFIX):
@@ -419,7 +460,7 @@ def _credential(headers: Headers) -> str | None:
 
 
 def _has_credential(path: str) -> bool:
-    query = urlsplit(path).query
+    query = path.partition("?")[2]  # urlsplit raises for some paths
     return bool(query) and not CREDENTIAL_PARAMETERS.isdisjoint(key.lower() for key in parse_qs(query))
 
 
@@ -429,6 +470,7 @@ class _NoTransport(asyncio.Transport):
     def write(self, data: object) -> None: ...
     def close(self) -> None: ...
     def abort(self) -> None: ...
+    def pause_reading(self) -> None: ...
     def is_closing(self) -> bool:
         return True
 

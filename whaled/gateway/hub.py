@@ -116,6 +116,7 @@ class Hub:
         behind: list[Member] = []
         for group in self._groups.values():
             matching = []
+            newest = 0
             for index, event in enumerate(events):
                 if not group.filter.matches(event):
                     continue
@@ -123,13 +124,14 @@ class Hub:
                 if frame is None:
                     frame = frames[index] = wire.event_frame(event, self.epoch)
                 matching.append(frame)
+                newest = event.offset
             if not matching:
                 continue
             data = b"".join(matching)
             members = len(group.members) - self._write(group.members, data, behind)
             sent_frames += members * len(matching)
             sent_bytes += members * len(data)
-            group.told = events[-1].offset
+            group.told = newest
         self.head = events[-1].offset
         alerts = sum(event.kind is Kind.ALERT for event in events)
         self.alerts_published += alerts

@@ -1,5 +1,6 @@
 """What one client, one address and all together may take. Pure: `now` is monotonic seconds."""
 
+import ipaddress
 from collections import OrderedDict
 from enum import StrEnum
 
@@ -33,6 +34,14 @@ class TokenBucket:
         return self._level <= -self._burst
 
 
+def source_of(address: str) -> str:
+    """What counts as one address: an IPv6 host has its /64 to itself, and could come from 2^64 addresses."""
+    if ":" not in address:
+        return address
+    found = ipaddress.IPv6Address(address)
+    return str(found.ipv4_mapped or ipaddress.IPv6Address(found.packed[:8] + bytes(8)))
+
+
 class Refusal(StrEnum):
     """Why a connection was turned away before the upgrade (a metric label)."""
 
@@ -63,11 +72,12 @@ class ConnectionCaps:
             return Refusal.GLOBAL_CAP
         if self.unauthenticated >= self.unauthenticated_limit:
             return Refusal.UNAUTHENTICATED_CAP
-        if self._by_address.get(address, 0) >= self.per_address_limit:
+        source = source_of(address)
+        if self._by_address.get(source, 0) >= self.per_address_limit:
             return Refusal.ADDRESS_CAP
         self.total += 1
         self.unauthenticated += 1
-        self._by_address[address] = self._by_address.get(address, 0) + 1
+        self._by_address[source] = self._by_address.get(source, 0) + 1
         return None
 
     def ready(self) -> None:
@@ -79,11 +89,12 @@ class ConnectionCaps:
         self.total -= 1
         if not was_ready:
             self.unauthenticated -= 1
-        left = self._by_address[address] - 1
+        source = source_of(address)
+        left = self._by_address[source] - 1
         if left:
-            self._by_address[address] = left
+            self._by_address[source] = left
         else:
-            del self._by_address[address]
+            del self._by_address[source]
 
 
 # Addresses remembered for failed authentications. Beyond it the longest idle is forgotten: an attacker with more
@@ -102,21 +113,22 @@ class FailureLimit:
 
     def failed(self, address: str, now: float) -> None:
         """Count a failure."""
-        bucket = self._buckets.pop(address, None) or TokenBucket(self._rate, self._burst, now)
-        self._buckets[address] = bucket
+        source = source_of(address)
+        bucket = self._buckets.pop(source, None) or TokenBucket(self._rate, self._burst, now)
+        self._buckets[source] = bucket
         wait_s = bucket.take(now)
         if wait_s > 0:
-            self._blocked_until[address] = now + wait_s
+            self._blocked_until[source] = now + wait_s
         while len(self._buckets) > TRACKED_ADDRESSES:
             forgotten, _ = self._buckets.popitem(last=False)
             self._blocked_until.pop(forgotten, None)
 
     def wait_s(self, address: str, now: float) -> float:
         """Seconds until this address may try again; 0 if it may now."""
-        until = self._blocked_until.get(address)
-        if until is None:
-            return 0.0
-        if until <= now:
-            del self._blocked_until[address]
-            return 0.0
-        return until - now
+        source = source_of(address)
+        wait_s = self._blocked_until.get(source, now) - now
+        if 0 < wait_s <= self._burst / self._rate + 1e-3:
+            return wait_s
+        # The wait is over, or longer than any can be: the clock was set back.
+        self._blocked_until.pop(source, None)
+        return 0.0

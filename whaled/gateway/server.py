@@ -44,6 +44,8 @@ KEEPALIVE_SLOTS = 32
 # A drain closes clients this far apart, so that they do not all come back at once.
 DRAIN_SPACING_S = 0.002
 DRAIN_SPREAD_PART = 0.5
+# Connections beyond the caps that wait for their refusal. They are descriptors too: further ones are cut off at once.
+TURNED_AWAY_LIMIT = 256
 
 
 class EventLog(LogReader, Protocol):
@@ -113,6 +115,7 @@ class Gateway:
         self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter)
         self.auth_failures = 0
         self.authenticated = 0
+        self.turned_away = 0
         self.retry_after_s = 5
         self.is_draining = False
         self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, clock())
@@ -172,6 +175,7 @@ class Gateway:
                 for server in servers:
                     server.close()
                 for connection in self._all():
+                    connection.close(Close.GOING_AWAY)
                     connection.abort()
                 self._cancel_replays()
 
@@ -247,8 +251,10 @@ class Gateway:
     def tell_upstream(self, state: UpstreamState) -> None:
         """Tell clients that the link to the backend changed."""
         if state is not self._upstream[0]:
-            self._upstream = (state, self.now())
-            self.hub.tell_upstream(*self._upstream)
+            since = self.now()
+            # Who has no room for it falls behind knowing the old state, and is told when there is room.
+            self.hub.tell_upstream(state, since)
+            self._upstream = (state, since)
 
     # --- what sessions ask (Surroundings) ---
 
@@ -284,15 +290,18 @@ class Gateway:
 
     def connected(self, connection: Connection) -> Refusal | None:
         """Count a new connection, or say why it is refused."""
-        if self.is_draining:
-            return Refusal.DRAINING
-        refusal = self._caps.admit(connection.address)
-        if refusal is None:
-            connection.is_counted = True
-            connection.slot = self._next_slot
-            self._connections[self._next_slot][connection] = None
-            self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
-        return refusal
+        refusal = Refusal.DRAINING if self.is_draining else self._caps.admit(connection.address)
+        if refusal is not None:
+            self.turned_away += 1
+            if self.turned_away > TURNED_AWAY_LIMIT:
+                self._meter.refused(refusal)
+                connection.abort()
+            return refusal
+        connection.is_counted = True
+        connection.slot = self._next_slot
+        self._connections[self._next_slot][connection] = None
+        self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
+        return None
 
     def refused(self, reason: Refusal) -> None:
         """A handshake did not lead to a session."""
@@ -354,24 +363,31 @@ class Gateway:
     def _attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
         self._detach(connection)
         self._filters[connection] = chosen
+        state = self.upstream
         if isinstance(since, wire.At):
-            self._deliver(connection, self._attach_at(connection, chosen, since))
+            self._deliver(connection, self._attach_at(connection, chosen, since, state))
         else:
-            self._resume(connection, chosen, since)
+            self._resume(connection, chosen, since, state)
 
-    async def _attach_at(self, connection: Connection, chosen: Filter, since: wire.At) -> None:
+    async def _attach_at(self, connection: Connection, chosen: Filter, since: wire.At, told: UpstreamState) -> None:
         before = await self._log.offset_before(since.time.timestamp())
         # Retention may have removed events after that time, unless an event before it is still held.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
         position = Position(self.hub.epoch, before if is_complete else -1)
-        await self._replay_from(connection, chosen, self._answer(connection, chosen, position))
+        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), told)
 
-    def _resume(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> None:
+    def _resume(
+        self,
+        connection: Connection,
+        chosen: Filter,
+        since: Position | wire.Last | None,
+        told: UpstreamState,
+    ) -> None:
         cursor = self._answer(connection, chosen, since)
-        if cursor == self.hub.head:
+        if cursor == self.hub.head and told is self.upstream:
             self.hub.join(connection, chosen)
         else:
-            self._deliver(connection, self._replay_from(connection, chosen, cursor))
+            self._deliver(connection, self._replay_from(connection, chosen, cursor, told))
 
     def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
         """Send `subscribed`; returns where delivery starts."""
@@ -393,25 +409,24 @@ class Gateway:
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
         """The connection goes on from the log once it has drained."""
-        self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor))
+        self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor, self.upstream))
 
     def _deliver(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
         assert self._tasks is not None
         connection.delivery = self._tasks.create_task(replay, name="gateway replay")
 
-    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int) -> None:
-        state, _ = self._upstream
+    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, told: UpstreamState) -> None:
         try:
             frames = await self._replay.run(connection, chosen, cursor)
         except TooSlowError:
             connection.close(Close.TOO_SLOW)
         except LostError:
             connection.delivery = None
-            self._resume(connection, chosen, Position(self.hub.epoch, -1))
+            self._resume(connection, chosen, Position(self.hub.epoch, -1), told)
         else:
             connection.delivery = None
             self._meter.replayed(frames, recovered=True)
-            if self.upstream is not state:
+            if self.upstream is not told:
                 # `tell_upstream` reaches live members only.
                 connection.write(wire.status_frame(*self._upstream))
 
@@ -428,6 +443,8 @@ class Gateway:
         if connection.is_counted:
             del self._connections[connection.slot][connection]
             self._caps.release(connection.address, was_ready=connection.is_ready)
+        else:
+            self.turned_away -= 1
         if not self._caps.total:
             self._emptied.set()
         session = connection.session
@@ -436,7 +453,7 @@ class Gateway:
         self._meter.closed(connection.close_code)
         client_id = None
         if session.grant is not None:
-            self.authenticated -= 1
+            self.authenticated -= connection.is_ready
             client_id = session.grant.client_id
         log.info(
             "client left",

@@ -198,9 +198,13 @@ class Session:
         return self.rejected(ClientError(ClientErrorCode.INVALID_MESSAGE, "binary frames are not accepted"), now)
 
     def received_control(self, now: float) -> list[Action]:
-        """A ping frame: already answered by the protocol, but it costs like a message."""
+        """A ping or pong frame, or a part of a message: nothing to answer, but it costs like a message."""
         over_s = self._bucket.take(now)
-        return self._limited(over_s) if over_s > 0 and self.state is State.READY else []
+        if over_s <= 0:
+            return []
+        if self.state is State.READY:
+            return self._limited(over_s)
+        return self._refuse(wire.AuthMessage.RATE_LIMITED) if self._bucket.is_exhausted else []
 
     def auth_deadline(self) -> list[Action]:
         """The time to authenticate is over."""
