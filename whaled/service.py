@@ -21,7 +21,7 @@ from whaled.config.sections import Config
 from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
 from whaled.files import load_certificate, read_address_book, tls_context
-from whaled.gateway.server import Gateway
+from whaled.gateway.server import TURNED_AWAY_LIMIT, Gateway
 from whaled.ops import logs
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier
@@ -33,8 +33,8 @@ from whaled.whales.detect import Detector, Rules
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Descriptors beside the clients': log, listeners, upstream, REST, epoll.
-DESCRIPTORS_RESERVED = 64
+# Descriptors beside the clients': log, listeners, upstream, REST, epoll; and who waits for a refusal.
+DESCRIPTORS_RESERVED = 64 + TURNED_AWAY_LIMIT
 # How long the message in hand may take to be committed once a stop was asked for.
 FINISH_HAND_S = 3.0
 
@@ -70,6 +70,8 @@ class Service:
         )
         self._reread = reread
         self._stop = asyncio.Event()
+        self._reload: Callable[[], None] | None = None
+        self._reload_asked = False
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -82,7 +84,8 @@ class Service:
     async def run(self, started: Callable[[Endpoints], None] | None = None) -> None:
         """Run until `stop`. Raises OperatorError if it cannot start, EventLogError if the log fails."""
         try:
-            await self._run(started)
+            with self._signals():
+                await self._run(started)
         except BaseExceptionGroup as group:
             raise _telling(group) from group
 
@@ -114,12 +117,14 @@ class Service:
             )
             async with gateway.serving(tls=tls) as address, self._http(gateway) as http_address:
                 self._observe(gateway, log_)
-                with self._signals(gateway, pipeline, tls):
-                    endpoints = Endpoints(address, http_address)
-                    self._announce(endpoints)
-                    if started is not None:
-                        started(endpoints)
-                    await self._work(gateway, pipeline, log_)
+                endpoints = Endpoints(address, http_address)
+                self._announce(endpoints)
+                if started is not None:
+                    started(endpoints)
+                self._reload = lambda: self.reload(gateway, pipeline, tls)
+                if self._reload_asked:
+                    self._reload()
+                await self._work(gateway, pipeline, log_)
         log.info("stopped")
 
     async def _work(self, gateway: Gateway, pipeline: Pipeline, log_: EventLog) -> None:
@@ -192,12 +197,13 @@ class Service:
     # --- signals and reload ---
 
     @contextmanager
-    def _signals(self, gateway: Gateway, pipeline: Pipeline, tls: ssl.SSLContext | None) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
+        """From the first file opened to the last one closed: by default each of these would kill the process."""
         loop = asyncio.get_running_loop()
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
-            signal.SIGHUP: lambda: self.reload(gateway, pipeline, tls),
+            signal.SIGHUP: self._hung_up,
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
@@ -206,6 +212,14 @@ class Service:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def _hung_up(self) -> None:
+        if self._stop.is_set():
+            log.warning("no reload, stopping")
+        elif self._reload is None:
+            self._reload_asked = True  # the file may have changed after it was read
+        else:
+            self._reload()
 
     def reload(self, gateway: Gateway, pipeline: Pipeline, tls: ssl.SSLContext | None) -> None:
         """Read the configuration again and apply it whole, or keep the old one whole."""
@@ -224,8 +238,13 @@ class Service:
         except OperatorError as error:
             log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self.metrics.config.reloaded(time.time(), success=False)
+        except Exception:
+            # A bug. Nothing is applied yet, and systemd waits for `ready`.
+            log.exception("reload failed, the old configuration stays")
+            self.metrics.config.reloaded(time.time(), success=False)
         else:
             self.config = loaded.config
+            _raise_descriptor_limit(self.config.gateway.max_connections)
             if self._authenticator is not None and loaded.ring is not None:
                 self._authenticator.replace_ring(loaded.ring, loaded.config.auth)
             logs.configure(self.config.log)

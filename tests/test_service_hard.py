@@ -1,0 +1,123 @@
+"""The daemon in bad moments: signals too early and too often, a log that fails, a reload amid a stop."""
+
+import asyncio
+import contextlib
+import resource
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from test_daemon import busy_simulator, get
+from websockets.exceptions import ConnectionClosed
+
+import daemon
+from support import ask, receive, receive_type
+
+pytestmark = pytest.mark.slow
+
+NOBODY = "ws://127.0.0.1:1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_amid_the_start_is_a_stop(tmp_path: Path, number: signal.Signals) -> None:
+    async with daemon.starting(daemon.write_config(tmp_path, NOBODY)) as whaled:
+        await whaled.logged("event log made")
+        whaled.signal(number)
+        assert await whaled.ended() == 0
+        await whaled.heard_all()
+        assert whaled.lines[-1]["event"] == "stopped"
+
+
+async def test_a_reload_amid_the_start_is_done_once_it_has_started(tmp_path: Path) -> None:
+    async with daemon.starting(daemon.write_config(tmp_path, NOBODY)) as whaled:
+        await whaled.logged("event log made")
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reloaded")
+        whaled.signal(signal.SIGTERM)
+        assert await whaled.ended() == 0
+
+
+async def test_a_reload_amid_the_stop_is_none(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, NOBODY, gateway={"port": 0, "close_timeout": "1s"})
+    async with daemon.running(config) as whaled:
+        host, port = whaled.url.removeprefix("ws://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        await whaled.logged("client connected")
+        whaled.signal(signal.SIGTERM)
+        await whaled.logged("stopping")
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("no reload, stopping")
+        assert await whaled.ended() == 0
+        writer.close()
+
+
+async def offsets_until_closed(client: ClientConnection) -> list[int]:
+    seen = []
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            frame = await receive(client)
+            if frame["type"] in {"whale_alert", "whale_update"}:
+                seen.append(frame["position"]["offset"])
+    return seen
+
+
+async def test_a_log_that_cannot_grow_ends_the_daemon_and_nothing_unstored_was_sent(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator, daemon.running(daemon.write_config(tmp_path, simulator.url)) as whaled:
+        async with whaled.connect(max_queue=None) as client:
+            await receive_type(client, "whale_alert")
+            size = max((tmp_path / name).stat().st_size for name in ("whaled.db", "whaled.db-wal"))
+            resource.prlimit(whaled.process.pid, resource.RLIMIT_FSIZE, (size + 20_000, size + 20_000))
+            seen = await offsets_until_closed(client)
+            assert (client.close_code, client.close_reason) == (1001, "Server is going away")
+        assert await whaled.ended() == 1
+        await whaled.heard_all()
+        assert whaled.raw[-1].startswith(f"whaled: {tmp_path / 'whaled.db'}: cannot store events")
+        assert "Traceback" not in "\n".join(whaled.raw)
+    with contextlib.closing(sqlite3.connect(tmp_path / "whaled.db")) as db:
+        (newest,) = db.execute("SELECT max(offset) FROM events").fetchone()
+    assert seen == list(range(seen[0], newest + 1))
+
+
+@pytest.mark.parametrize(
+    "broken", [{"detection": {"address_book": "/nowhere"}}, {"gateway": {"port": 0, "max_connections": 0}}]
+)
+async def test_a_reload_that_fails_changes_nothing(tmp_path: Path, broken: dict[str, dict[str, object]]) -> None:
+    async with daemon.running(daemon.write_config(tmp_path, NOBODY)) as whaled:
+        daemon.write_config(tmp_path, NOBODY, **broken, log={"format": "json", "level": "error"})
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reload refused, the old configuration stays")
+        async with whaled.connect() as client:
+            assert (await receive(client))["type"] == "welcome"
+            await whaled.logged("client connected")  # the level is the old one
+
+
+async def test_after_rude_clients_every_gauge_is_back_at_nothing(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator, daemon.running(daemon.write_config(tmp_path, simulator.url)) as whaled:
+
+        async def visit() -> None:
+            async with whaled.connect() as client:
+                await ask(client, type="subscribe", since={"last": 50})
+                await receive_type(client, "subscribed")
+                client.transport.abort()
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(50):
+                tasks.create_task(visit())
+
+        async def gauges() -> dict[str, float]:
+            lines = (await get(whaled.http + "/metrics")).splitlines()
+            names = ("connections", "connections_unauthenticated", "clients_live", "clients_replaying", "filters")
+            found = dict(line.split() for line in lines if line.startswith("whaled_") and "{" not in line)
+            return {name: float(found[f"whaled_{name}"]) for name in names}
+
+        async with asyncio.timeout(10):
+            while any((left := await gauges()).values()):
+                pass
+        assert set(left.values()) == {0.0}
+        whaled.signal(signal.SIGTERM)
+        assert await whaled.ended() == 0
