@@ -6,22 +6,45 @@ from pathlib import Path
 import pytest
 import yaml
 
+from whaled.config.keys import keys
 from whaled.config.parse import parse
-from whaled.whales.labels import AddressBook
+from whaled.errors import ConfigError, LogFailure
+from whaled.eventlog.files import ADVICE
+from whaled.model import Flow, Input, Output, Shape, Transaction
+from whaled.ops.metrics import Metrics
+from whaled.whales import amounts, fees
+from whaled.whales.labels import AddressBook, OwnerType
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGURATION, DETECTION, EVENTLOG = (
+    ROOT / "docs" / f"{name}.md" for name in ("configuration", "detection", "eventlog")
+)
+SECTIONS = {path.partition(".")[0] for path in keys()}
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """The code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What links into a page can name, as GitHub makes it from the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_pages_name_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text())
+    assert [(path, name) for path, name in links if name not in anchors(page.parent / path if path else page)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -39,6 +62,28 @@ def test_metrics_that_are_mentioned_are_documented(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_label_values_of_metrics_that_are_mentioned_exist(page: Path) -> None:
+    exported = Metrics().render().decode()
+    mentioned = re.findall(r'\b(whaled_\w+\{\w+="\w+"\})', page.read_text())
+    assert [series for series in mentioned if series not in exported] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_of_the_configuration_that_are_mentioned_exist(page: Path) -> None:
+    mentioned = re.findall(r"`([a-z]+\.[a-z_]+(?:\.[a-z_]+)?)(?:`|: )", page.read_text())
+    known = {*keys(), "gateway.tls"}
+    assert {path for path in mentioned if path.partition(".")[0] in SECTIONS and path not in known} == set()
+
+
+def test_the_faults_of_the_wrong_example_are_the_ones_shown() -> None:
+    (text,) = blocks(CONFIGURATION, "yaml wrong")
+    with pytest.raises(ConfigError) as caught:
+        parse(text, source="whaled.yaml", environ={}, flags={})
+    shown = "".join(f"whaled: {line}\n" for line in str(caught.value).splitlines())
+    assert shown in blocks(CONFIGURATION, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_configuration_examples_are_accepted(page: Path) -> None:
     for text in blocks(page, "yaml"):
         if isinstance(yaml.safe_load(text), dict):
@@ -48,3 +93,68 @@ def test_configuration_examples_are_accepted(page: Path) -> None:
 def test_the_example_address_book_is_accepted() -> None:
     (text,) = blocks(ROOT / "docs" / "detection.md", "csv")
     assert len(AddressBook.parse(text, "detection.md").owners) == 2
+
+
+def test_the_faults_of_the_address_book_are_the_ones_shown() -> None:
+    (shown,) = [block for block in blocks(DETECTION, "") if "book.csv" in block]
+    address = re.findall(r"bcrt1\w+", shown)[0]
+    text = f"x,{address[:-1]}g,exchang\nx,{address},fund\n"
+    with pytest.raises(ConfigError) as caught:
+        AddressBook.parse(text, "book.csv")
+    assert [f"whaled: {line}" for line in str(caught.value).splitlines()] == shown.splitlines()
+
+
+def first_cells(page: Path) -> list[str]:
+    """What stands first in the rows of the tables."""
+    return re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)
+
+
+def test_every_shape_flow_and_owner_type_is_explained() -> None:
+    assert set(first_cells(DETECTION)) >= {*Shape, *Flow}
+    (types,) = re.findall(r"^\| `type` \| (.*) \|$", DETECTION.read_text(), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", types) == list(OwnerType)
+
+
+def test_the_example_amounts_are_what_is_computed() -> None:
+    text = DETECTION.read_text()
+    numbers = re.search(r"`value_sat` is ([\d,]+),\s+`moved_sat` is ([\d,]+)\.", text)
+    assert numbers is not None
+    payer = Output(200 * 100_000_000, "0014" + "aa" * 20, None)
+    transaction = Transaction(
+        txid="1" * 64,
+        inputs=(Input("2" * 64, 0, 0xFFFFFFFD, payer),),
+        outputs=(
+            Output(110 * 100_000_000, "0014" + "bb" * 20, None),
+            Output(amounts.btc_to_sat("89.999983"), payer.script, None),
+        ),
+        fee_sat=1700,
+        vsize=141.0,
+    )
+    told = [int(number.replace(",", "")) for number in numbers.groups()]
+    assert told == [transaction.value_sat, amounts.moved_sat(transaction)]
+
+
+def test_the_numbers_of_shape_and_urgency_are_those_of_the_code() -> None:
+    text = DETECTION.read_text()
+    assert f"(above {amounts.COINJOIN_ABOVE_SAT} sat)" in text
+    assert f"; {amounts.COINJOIN_EQUAL} such outputs or more" in text
+    assert f", and {amounts.COINJOIN_EQUAL_BLIND} such outputs or more" in text
+    scores = dict(re.findall(r"^\| `(\w+)Fee` \| ([\d.]+) \|$", text, re.MULTILINE))
+    assert {name: float(score) for name, score in scores.items()} == {
+        "minimum": fees.AT_MINIMUM,
+        "economy": fees.AT_ECONOMY,
+        "hour": fees.AT_HOUR,
+        "halfHour": fees.AT_HALF_HOUR,
+        "fastest": fees.AT_FASTEST,
+    }
+    assert f"less than {fees.FULL_VSIZE:,} vB" in text
+    assert f"({fees.PROJECTED_BLOCKS} at most" in text
+
+
+def test_every_reason_for_a_failure_of_the_log_is_explained() -> None:
+    assert {cell for cell in first_cells(EVENTLOG) if cell != "reason"} == set(LogFailure)
+
+
+@pytest.mark.parametrize("reason", [LogFailure.LOCKED, LogFailure.DISK_FULL, LogFailure.CORRUPT])
+def test_the_failures_of_the_log_are_told_as_shown(reason: LogFailure) -> None:
+    assert ADVICE[reason] in EVENTLOG.read_text()
