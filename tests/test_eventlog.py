@@ -45,7 +45,8 @@ async def offsets(log: EventLog) -> list[int]:
 async def test_a_new_log_is_empty_and_has_an_epoch(path: Path) -> None:
     async with open_log(path) as log:
         assert (log.head, log.oldest) == (0, 1)
-        assert len(log.epoch) == 16
+        assert len(log.epoch) == 24
+        assert log.epoch.isalnum()  # it is typed into command lines
         assert log.position == Position(log.epoch, 0)
         assert await log.between(0, 100, 10) == []
         assert await log.offset_before(START) == 0

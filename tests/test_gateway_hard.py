@@ -342,7 +342,7 @@ async def test_what_comes_behind_a_close_is_not_answered(tmp_path: Path) -> None
         assert await client.rest() == b""
 
 
-# --- what a lagging client is told -----------------------------------------------------------------------------------
+# --- a lagging client -----------------------------------------------------------------------------------
 
 
 async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_path: Path) -> None:
@@ -367,6 +367,31 @@ async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_pat
                     seen += await loop.sock_recv(stuck, 65536)
                 while (last := seen.rfind(b'"upstream":')) < 0 or f'"{state}"'.encode() not in seen[last : last + 40]:
                     seen += await loop.sock_recv(stuck, 65536)
+        finally:
+            stuck.close()
+
+
+async def test_a_batch_larger_than_the_bound_is_no_reason_to_close(tmp_path: Path) -> None:
+    """Many whales in one message of the backend, and a client that says something just then."""
+    async with running_gateway(tmp_path, max_unsent=20_000, slow_timeout=20.0) as rig:
+        stuck = stuffed_client(rig)
+        stuck.setblocking(False)
+        try:
+            await until(lambda: rig.gateway.hub.live_members == 1)
+            (connection,) = rig.gateway._all()
+            count = 6_000
+            await rig.alerts(*range(count))
+            assert connection.unsent <= 20_000
+            stuck.send(masked(TEXT, b'{"type":"ping","id":7}'))
+            loop, seen = asyncio.get_running_loop(), bytearray()
+            async with asyncio.timeout(20):
+                while b'"offset":%d}' % count not in seen[-4000:] or b'"id":7' not in seen:
+                    data = await loop.sock_recv(stuck, 65536)
+                    assert data
+                    seen += data
+            found = [int(part.split(b"}")[0]) for part in bytes(seen).split(b'"offset":')[2:]]
+            assert found == list(range(1, count + 1))
+            assert rig.value("whaled_clients_lagged_total") == 1
         finally:
             stuck.close()
 

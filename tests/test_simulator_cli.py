@@ -24,8 +24,13 @@ def test_the_options_defaults_are_the_settings_defaults() -> None:
     arguments = vars(parse())
     defaults = SimulatorSettings()
     names = [name for name in SimulatorSettings.__struct_fields__ if name in arguments]
-    assert {"host", "port", "rate", "whale_share", "block_interval", "seed", "poll_interval", "network"} < set(names)
+    assert {"host", "port", "rate", "whale_share", "block_interval", "poll_interval", "network"} < set(names)
     assert {name: arguments[name] for name in names} == {name: getattr(defaults, name) for name in names}
+
+
+def test_a_seed_is_kept_and_another_world_is_made_without_one() -> None:
+    assert parse("--seed", "5").seed == 5
+    assert "seed" not in parse()
 
 
 def test_a_value_out_of_range_is_refused_before_anything_listens() -> None:

@@ -88,7 +88,8 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
     if not _exists(path):
         raise KeyRingError(
             f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: nobody could authenticate. "
-            f"Make a key: whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
+            "If your configuration names another, give it with --config. To make a key: "
+            f"whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
         )
     return ring_of(read(path), path)
 

@@ -21,7 +21,7 @@ def register(subparsers: Subparsers) -> None:
         "check-config",
         help="check a configuration file and what it names",
         description="Check a configuration file, and the key ring, address book and certificate it names. Exit status "
-        "0 if a daemon would start with it, 78 and every fault if not.",
+        "0 if all of that is fine, 78 and every fault if not. The event log and the ports are not opened.",
     )
     parser.add_argument(
         "config", type=Path, nargs="?", metavar="FILE", help="default: /etc/whaled/whaled.yaml if it exists"

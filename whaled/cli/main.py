@@ -51,13 +51,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         status = int(arguments.run(arguments))
         sys.stdout.flush()
-    except OperatorError as error:
+    except WhaledError as error:
         for line in str(error).splitlines():
             print(f"whaled: {line}", file=sys.stderr)
-        return ExitStatus.CONFIG
-    except WhaledError as error:
-        print(f"whaled: {error}", file=sys.stderr)
-        return ExitStatus.FAILED
+        return ExitStatus.CONFIG if isinstance(error, OperatorError) else ExitStatus.FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def register(subparsers: Subparsers) -> None:
         help="run the daemon",
         description="Run the daemon until SIGTERM or SIGINT; SIGHUP reloads. Options lay over environment variables "
         "(WHALED_SECTION_KEY), those over the configuration file, that over the defaults.",
+        epilog="exit status: 0 asked to stop; 78 configuration, key ring or port; 1 event log, second signal or a bug",
     )
     add_config_option(parser)
     add_run_options(parser)
@@ -52,7 +54,7 @@ async def _run(arguments: argparse.Namespace) -> None:
 
     async with AsyncExitStack() as stack:
         if arguments.simulate:
-            simulator = await stack.enter_async_context(Simulator(SimulatorSettings(port=0)))
+            simulator = await stack.enter_async_context(Simulator(SimulatorSettings(port=0, seed=time.time_ns())))
             arguments.mempool_url = simulator.url
             log.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
         await Service(load(), reread=load).run()

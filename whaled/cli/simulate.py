@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import signal
+import time
 from typing import Any, Protocol
 
 from whaled.errors import ExitStatus
@@ -33,7 +34,13 @@ def register(subparsers: Subparsers) -> None:
     add = parser.add_argument
     add("--host", default=DEFAULTS.host, help="address to listen on")
     add("--port", type=int, default=DEFAULTS.port, help="port to listen on, 0 for any free one")
-    add("--seed", type=int, default=DEFAULTS.seed, help="the same seed makes the same world")
+    # Not the same world at every start: its whales would be old news to a whaled that keeps its log.
+    add(
+        "--seed",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="the same seed makes the same world; another one if left out",
+    )
     add("--network", type=Network, choices=list(Network), default=DEFAULTS.network, help="decides address prefixes")
     add("--rate", type=float, default=DEFAULTS.rate, help="transactions per second")
     add("--whale-share", type=float, default=DEFAULTS.whale_share, help="part of them that is a whale, 0 to 1")
@@ -52,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until asked to stop. ConfigError: a value out of range; ListenError: the port cannot be had."""
     names = SimulatorSettings.__struct_fields__
     chosen = {name: value for name, value in vars(arguments).items() if name in names}
-    asyncio.run(_serve(SimulatorSettings(**chosen)))
+    asyncio.run(_serve(SimulatorSettings(**{"seed": time.time_ns(), **chosen})))
     return ExitStatus.STOPPED
 
 

@@ -49,7 +49,8 @@ def create(db: sqlite3.Connection, now: float) -> None:
             UNIQUE (whale, kind, ref)
         ) STRICT""")
     db.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID")
-    epoch = secrets.token_urlsafe(EPOCH_BYTES)
+    # Letters and digits only: it is typed into command lines, where a leading "-" would make an option of it.
+    epoch = secrets.token_hex(EPOCH_BYTES)
     db.execute("INSERT INTO log (id, epoch, head, created_at) VALUES (1, ?, 0, ?)", (epoch, now))
 
 

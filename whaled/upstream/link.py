@@ -229,7 +229,7 @@ class Link:
         continuity = self._tracker.observe(frame.delta.sequence)
         self._meter.observed(continuity)
         if continuity in {Continuity.GAP, Continuity.RESTARTED}:
-            log.info(
+            log.warning(
                 "messages of the backend were missed",
                 continuity=continuity.name.lower(),
                 expected=None if before is None else before + 1,
