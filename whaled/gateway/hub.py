@@ -6,7 +6,7 @@ nothing unsent is written to directly.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from whaled.gateway import wire
@@ -65,9 +65,10 @@ class Group:
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
-    def __init__(self, *, epoch: str, head: int, meter: HubMeter) -> None:
+    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int) -> None:
         self.epoch = epoch
         self.head = head
+        self.slice_bytes = slice_bytes
         self.alerts_published = 0
         self._meter = meter
         self._groups: dict[Filter, Group] = {}
@@ -107,37 +108,35 @@ class Hub:
             del self._groups[group.filter]
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Deliver events that are committed, in order. Several for one client go out in one write."""
+        """Deliver events that are committed, in order. Several for one client go out in one write, up to the bytes a
+        client may have unsent.
+        """
         if not events:
             return
-        before = self.head
-        frames: list[bytes | None] = [None] * len(events)
+        cursor, self.head = self.head, events[-1].offset
+        frames: dict[int, bytes] = {}
         sent_frames = sent_bytes = 0
-        behind: list[Member] = []
-        for group in self._groups.values():
+        for group in list(self._groups.values()):
             matching = []
-            newest = 0
-            for index, event in enumerate(events):
+            for event in events:
                 if not group.filter.matches(event):
                     continue
-                frame = frames[index]
+                frame = frames.get(event.offset)
                 if frame is None:
-                    frame = frames[index] = wire.event_frame(event, self.epoch)
-                matching.append(frame)
-                newest = event.offset
-            if not matching:
-                continue
-            data = b"".join(matching)
-            members = len(group.members) - self._write(group.members, data, behind)
-            sent_frames += members * len(matching)
-            sent_bytes += members * len(data)
-            group.told = newest
-        self.head = events[-1].offset
+                    frame = frames[event.offset] = wire.event_frame(event, self.epoch)
+                matching.append((event.offset, frame))
+            has = cursor
+            for data, count, newest in slices(matching, self.slice_bytes):
+                behind: list[Member] = []
+                members = len(group.members) - self._write(group.members, data, behind)
+                sent_frames += members * count
+                sent_bytes += members * len(data)
+                self._let_fall_behind(behind, has)
+                has = group.told = newest
         alerts = sum(event.kind is Kind.ALERT for event in events)
         self.alerts_published += alerts
         self._meter.published(len(events), alerts)
         self._meter.delivered(sent_frames, sent_bytes)
-        self._let_fall_behind(behind, before)
 
     def tell_positions(self) -> None:
         """Send `position` to live members that have not heard of the head, so that their resume point advances."""
@@ -189,3 +188,18 @@ class Hub:
             elif not member.write_behind(data):
                 behind.append(member)
         return len(behind) - already
+
+
+def slices(frames: Iterable[tuple[int, bytes]], limit: int) -> Iterator[tuple[bytes, int, int]]:
+    """Frames, each with its event's offset, joined up to `limit` bytes: the bytes, how many frames, the last offset."""
+    joined: list[bytes] = []
+    size = newest = 0
+    for offset, frame in frames:
+        if joined and size + len(frame) > limit:
+            yield b"".join(joined), len(joined), newest
+            joined, size = [], 0
+        joined.append(frame)
+        size += len(frame)
+        newest = offset
+    if joined:
+        yield b"".join(joined), len(joined), newest

@@ -1,11 +1,10 @@
 """Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from whaled.gateway import wire
-from whaled.gateway.hub import Hub, Member
+from whaled.gateway.hub import Hub, Member, slices
 from whaled.model import Event
 from whaled.whales.filters import Filter
 
@@ -67,7 +66,8 @@ class Replay:
                 raise LostError
             cursor = events[-1].offset
             matching = [event for event in events if chosen.matches(event)]
-            for data in self._slices(matching):
+            frames = ((event.offset, wire.event_frame(event, self._hub.epoch)) for event in matching)
+            for data, _, _ in slices(frames, self._slice_bytes):
                 receiver.write(data)
                 await self._drain(receiver)
             if matching:
@@ -78,20 +78,6 @@ class Replay:
             receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
         return sent
-
-    def _slices(self, events: Sequence[Event]) -> Iterator[bytes]:
-        """Frames joined up to what a client may have unsent."""
-        slice_: list[bytes] = []
-        size = 0
-        for event in events:
-            frame = wire.event_frame(event, self._hub.epoch)
-            if slice_ and size + len(frame) > self._slice_bytes:
-                yield b"".join(slice_)
-                slice_, size = [], 0
-            slice_.append(frame)
-            size += len(frame)
-        if slice_:
-            yield b"".join(slice_)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:

@@ -112,7 +112,7 @@ class Gateway:
         self._log = log_
         self._meter = meter
         self.now = clock
-        self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter)
+        self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter, slice_bytes=settings.max_unsent)
         self.auth_failures = 0
         self.authenticated = 0
         self.turned_away = 0
@@ -143,6 +143,7 @@ class Gateway:
         self._caps.total_limit = settings.max_connections
         self._caps.per_address_limit = settings.max_connections_per_address
         self._caps.unauthenticated_limit = settings.max_unauthenticated
+        self.hub.slice_bytes = settings.max_unsent
         self._replay = Replay(
             log=self._log,
             hub=self.hub,
