@@ -154,6 +154,7 @@ def fill_the_disk(path: str) -> None:
 
 def open_as(path: str, uid: int) -> None:
     """Opens the log as an ordinary user, for whom file modes count."""
+    Path(path).as_uri()  # imports what it needs while this user may still read an interpreter in a home directory
     os.setgid(uid)
     os.setuid(uid)
 
