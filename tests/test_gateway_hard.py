@@ -161,6 +161,17 @@ async def test_a_publication_in_the_moment_of_a_half_close_is_disturbed_neither(
         await until(lambda: not rig.gateway.connections)
 
 
+async def test_what_is_written_to_a_connection_just_lost_is_not_logged_each_time(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
+        await client.told("status")
+        (connection,) = rig.gateway._all()
+        connection.abort()
+        for _ in range(20):  # the answers to what it had asked, and slices of a batch
+            connection.write(b"\x81\x00")
+            assert connection.write_behind(b"\x81\x00")
+        await until(lambda: not rig.gateway.connections)
+
+
 # --- handshakes ------------------------------------------------------------------------------------------------------
 
 

@@ -345,7 +345,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, frame: bytes) -> None:
         """Send complete frames, unless the connection is closing. A client that asks and does not read is closed."""
-        if self.closing is not None:
+        if self.closing is not None or self._transport.is_closing():
             return
         self._transport.write(frame)
         if self.unsent > 2 * self._gateway.settings.max_unsent:
@@ -358,7 +358,7 @@ class Connection(asyncio.Protocol):
 
     def write_behind(self, data: bytes) -> bool:
         """Queue data behind what is unsent, if the client may have that much unsent."""
-        if self.closing is not None:
+        if self.closing is not None or self._transport.is_closing():
             return True  # it is going; it costs nothing more
         if self.unsent + len(data) > self._gateway.settings.max_unsent and self.unsent:
             return False
