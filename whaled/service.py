@@ -46,13 +46,6 @@ class Loaded(Struct, frozen=True):
     ring: KeyRing | None
 
 
-class Endpoints(Struct, frozen=True):
-    """Where the daemon listens."""
-
-    gateway: tuple[str, int]
-    http: tuple[str, int] | None
-
-
 class Service:
     """One run of the daemon, from start to the end of the drain.
 
@@ -81,15 +74,15 @@ class Service:
             os._exit(ExitStatus.FAILED)
         self._stop.set()
 
-    async def run(self, started: Callable[[Endpoints], None] | None = None) -> None:
+    async def run(self) -> None:
         """Run until `stop`. Raises OperatorError if it cannot start, EventLogError if the log fails."""
         try:
             with self._signals():
-                await self._run(started)
+                await self._run()
         except BaseExceptionGroup as group:
             raise _telling(group) from group
 
-    async def _run(self, started: Callable[[Endpoints], None] | None) -> None:
+    async def _run(self) -> None:
         config = self.config
         _raise_descriptor_limit(config.gateway.max_connections)
         tls = tls_context(config.gateway.tls)
@@ -117,10 +110,7 @@ class Service:
             )
             async with gateway.serving(tls=tls) as address, self._http(gateway) as http_address:
                 self._observe(gateway, log_)
-                endpoints = Endpoints(address, http_address)
-                self._announce(endpoints)
-                if started is not None:
-                    started(endpoints)
+                self._announce(address, http_address)
                 self._reload = lambda: self.reload(gateway, pipeline, tls)
                 if self._reload_asked:
                     self._reload()
@@ -180,15 +170,15 @@ class Service:
         gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: log_.oldest)
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
-    def _announce(self, endpoints: Endpoints) -> None:
+    def _announce(self, clients: tuple[str, int], http: tuple[str, int] | None) -> None:
         config = self.config
         if not config.auth.enabled:
-            log.warning("authentication is off: everybody who can connect reads the alerts", host=endpoints.gateway[0])
+            log.warning("authentication is off: everybody who can connect reads the alerts", host=clients[0])
         log.info(
             "ready",
             version=__version__,
-            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{_host_port(endpoints.gateway)}",
-            metrics=f"http://{_host_port(endpoints.http)}/metrics" if endpoints.http else None,
+            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{_host_port(clients)}",
+            metrics=f"http://{_host_port(http)}/metrics" if http else None,
             upstream=redacted(config.upstream.url),
             threshold_btc=config.detection.threshold_btc,
         )

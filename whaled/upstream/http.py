@@ -41,6 +41,8 @@ EXCERPT_CHARS = 120
 # An HTTP date has whole seconds and the answer takes its time; what is beyond this is a wrong clock.
 CLOCK_SKEW_S = 5.0
 CLOCK_LOG_INTERVAL_S = 600.0
+# Fault lines of one kind are at least this far apart.
+LOG_INTERVAL_S = 10.0
 
 
 class RestFailure(StrEnum):
@@ -116,6 +118,7 @@ class Http:
         self._monotonic = monotonic
         self._total_s = settings.rest_timeout * TOTAL_TIMEOUTS
         self._backoff = wait_random_exponential(multiplier=BACKOFF_FIRST_S, max=settings.rest_timeout)
+        self.lines = Sampler(LOG_INTERVAL_S, monotonic)
         self._clock_lines = Sampler(CLOCK_LOG_INTERVAL_S, monotonic)
         # aiohttp counts the wait for a free connection into its timeout; a request that waits for its turn is not slow.
         self._slots = asyncio.Semaphore(settings.rest_concurrency)

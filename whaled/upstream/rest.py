@@ -1,25 +1,20 @@
 """What a mempool backend is asked over REST: the calls that fill what the WebSocket leaves out."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
-import aiohttp
 import msgspec
 import structlog
 from msgspec import Struct
 
-from whaled.config.sections import Upstream
 from whaled.model import FeeMarket, Input, Output, Transaction
-from whaled.upstream.http import RESPONSE_LIMIT_BYTES, Http, RestError, RestFailure, RestMeter
-from whaled.upstream.sampling import Sampler
+from whaled.upstream.http import Http, RestError, RestFailure
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The backend refuses more in one POST (400).
 PREVOUTS_LIMIT = 100
-LOG_INTERVAL_S = 10.0
 COINBASE = "0" * 64
 
 
@@ -65,21 +60,6 @@ class _Prices(Struct):
 
 class Rest(Http):
     """The REST API of one backend. Made by `Rest.open`."""
-
-    def __init__(
-        self,
-        settings: Upstream,
-        meter: RestMeter,
-        session: aiohttp.ClientSession,
-        *,
-        response_limit_bytes: int = RESPONSE_LIMIT_BYTES,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(
-            settings, meter, session, response_limit_bytes=response_limit_bytes, clock=clock, monotonic=monotonic
-        )
-        self._sampler = Sampler(LOG_INTERVAL_S, monotonic)
 
     async def tip_height(self) -> int:
         """Height of the best block, straight from bitcoind."""
@@ -155,7 +135,7 @@ class Rest(Http):
 
     def _unknown(self, tx: Transaction, failure: RestFailure, why: str) -> Transaction:
         self.meter.inputs_unknown(failure)
-        suppressed = self._sampler.admit(failure)
+        suppressed = self.lines.admit(failure)
         if suppressed is not None:
             log.warning(
                 "inputs of a whale stay unknown",
