@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,6 +70,20 @@ def confirmed_draft(number: int, btc: float = 150.0, at: float = 1_800_000_600.0
     """The news that a whale is in a block."""
     update = Update(transaction_id=txid(number), status=Status.CONFIRMED, btc_value=btc, block_height=800_000)
     return Draft(kind=Kind.CONFIRMED, at=at, whale=whale(number, btc), ref="b" * 64, update=update)
+
+
+def silent_client(url: str, *, receive_buffer: int | None = None) -> socket.socket:
+    """A client that asks for the upgrade and then reads nothing."""
+    host, port = url.removeprefix("ws://").split(":")
+    sock = socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    sock.connect((host, int(port)))
+    sock.sendall(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    return sock
 
 
 class Rig:

@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 import daemon
-from support import ask, receive, receive_type
+from support import ask, receive, receive_type, silent_client
 from whaled.auth.keys import generate, read, retire, ring_of
 from whaled.auth.tokens import issue
 from whaled.config.sections import Auth
@@ -84,12 +84,7 @@ async def test_clients_are_told_of_a_restart_and_a_dead_one_does_not_hold_it_up(
             gateway={"port": 0, "max_connections_per_address": 1000, "drain_window": "8s", "close_timeout": "2s"},
         )
         async with daemon.running(config) as whaled:
-            host, port = whaled.url.removeprefix("ws://").split(":")
-            dead = socket.create_connection((host, int(port)))
-            dead.sendall(
-                b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-            )
+            dead = silent_client(whaled.url)
             clients = [await whaled.connect(ping_interval=None, max_queue=None) for _ in range(500)]
             whaled.signal(signal.SIGTERM)
 
@@ -119,12 +114,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         tmp_path, "ws://127.0.0.1:1", gateway={"port": 0, "drain_window": "30s", "close_timeout": "29s"}
     )
     async with daemon.running(config) as whaled:
-        host, port = whaled.url.removeprefix("ws://").split(":")
-        dead = socket.create_connection((host, int(port)))
-        dead.sendall(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        dead = silent_client(whaled.url)
         await whaled.logged("client connected")
         whaled.signal(signal.SIGINT)
         await whaled.logged("stopping")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from support import Rig, alert_draft, ask, confirmed_draft, receive, receive_type, running_gateway, txid
+from support import Rig, alert_draft, ask, confirmed_draft, receive, receive_type, running_gateway, silent_client, txid
 from test_session import Tokens
 from whaled.config.sections import Auth
 from whaled.model import Grant, Permission, UpstreamState
@@ -262,15 +262,7 @@ async def test_a_token_that_ends_is_announced_and_closed(tmp_path: Path) -> None
 
 def stuffed_client(rig: Rig) -> socket.socket:
     """A client that shakes hands and then reads nothing, with a small receive buffer."""
-    host, port = rig.url.removeprefix("ws://").split(":")
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.connect((host, int(port)))
-    sock.sendall(
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-    return sock
+    return silent_client(rig.url, receive_buffer=4096)
 
 
 async def until(condition: Any) -> None:
