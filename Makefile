@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run tail test check fmt lint types cover bench install uninstall clean lock
+.PHONY: help run tail test test-systemd check fmt lint types cover bench install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(STAMP) lint types ## lint, types and the fast tests
 
 test: $(STAMP) lint types ## the whole suite
 	$(BIN)/pytest -q -n auto
+
+test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted in namespaces
+	$(BIN)/pytest -q -m systemd tests/systemd
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,0 +1,118 @@
+"""A systemd booted in namespaces by lab.sh, and what tests ask of it."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PROJECT = Path(__file__).parent.parent.parent
+SCRIPT = Path(__file__).parent / "lab.sh"
+IMPOSSIBLE = 77
+# A condition is looked at this often: each look starts a process in the lab, which takes some 10 ms.
+LOOK_EVERY_S = 0.05
+
+
+class LabImpossibleError(Exception):
+    """This machine cannot boot a lab; the message says why."""
+
+
+class Lab:
+    """A running lab. Paths are the lab's own; `project` is where it sees this project."""
+
+    def __init__(self, pid: str, project: Path) -> None:
+        self.pid = pid
+        self.project = project
+
+    def command(self, *argv: str) -> list[str]:
+        """What to execute out here so that `argv` runs in there."""
+        return [str(SCRIPT), "run", self.pid, *argv]
+
+    def run(
+        self, *argv: str, check: bool = True, timeout: float = 60, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program as root. With `check` a status other than 0 fails the test and shows what was said.
+
+        What is not done after `timeout` seconds is ended by timeout(1) inside: killing nsenter would leave it running.
+        """
+        done = subprocess.run(
+            self.command("timeout", "--kill-after=2", str(timeout), *argv),
+            input=stdin, capture_output=True, text=True, check=False, timeout=timeout + 10,
+        )  # fmt: skip
+        if done.returncode == 124:
+            raise AssertionError(f"not done after {timeout} s: {argv}\n{done.stdout}{done.stderr}")
+        if check and done.returncode != 0:
+            raise AssertionError(f"status {done.returncode}: {argv}\n{done.stdout}{done.stderr}")
+        return done
+
+    def sh(self, script: str, *args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a shell script as root, with `args` as $1, $2, ..."""
+        return self.run("bash", "-euo", "pipefail", "-c", script, "bash", *args, check=check, timeout=timeout)
+
+    def start(self, *argv: str) -> "subprocess.Popen[str]":
+        """Start a program as root, its output in pipes. The lab's end ends it too."""
+        return subprocess.Popen(
+            self.command(*argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def until(self, condition: Callable[[], T], timeout: float = 30, what: str = "") -> T:
+        """Wait for something true, and return it."""
+        deadline = time.monotonic() + timeout
+        while True:
+            found = condition()
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not after {timeout} s: {what or condition}")
+            time.sleep(LOOK_EVERY_S)
+
+    def write(self, path: str, text: str, mode: int = 0o644) -> None:
+        """Write a file, and the directories it lies in."""
+        self.run("install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, stdin=text)
+
+    def systemctl(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Ask the service manager."""
+        return self.run("systemctl", *argv, check=check, timeout=timeout)
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Properties of a unit."""
+        lines = self.systemctl("show", unit, "--property", ",".join(properties)).stdout.splitlines()
+        return dict(line.split("=", maxsplit=1) for line in lines)
+
+    def journal(self, unit: str, *args: str) -> list[dict[str, Any]]:
+        """What a unit logged, and what systemd logged about it; `args` go to journalctl."""
+        lines = self.run("journalctl", "--unit", unit, "--output", "json", "--all", *args, check=False).stdout
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def cursor(self) -> str:
+        """The journal's end, for `--after-cursor`."""
+        self.run("journalctl", "--sync")
+        said = self.run("journalctl", "--lines", "0", "--show-cursor").stdout
+        return said.split("cursor: ", maxsplit=1)[1].strip()
+
+
+@contextmanager
+def booted(directory: Path) -> Iterator[Lab]:
+    """A lab, powered off when left or when this process dies. Raises LabImpossibleError."""
+    server = subprocess.Popen(
+        [str(SCRIPT), "serve"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "LAB_DIR": str(directory), "LAB_PROJECT": str(PROJECT)},
+    )  # fmt: skip
+    assert server.stdout is not None
+    pid = server.stdout.readline().strip()
+    if not pid:
+        _, said = server.communicate()
+        if server.returncode == IMPOSSIBLE:
+            raise LabImpossibleError(said.strip())
+        raise AssertionError(f"the lab did not boot (status {server.returncode}):\n{said}")
+    try:
+        yield Lab(pid, PROJECT)
+    finally:
+        _, said = server.communicate()  # closes its standard input, which it takes for the end
+    assert server.returncode == 0, said
