@@ -29,6 +29,10 @@ class Lab:
         self.pid = pid
         self.project = project
 
+    def path(self, inside: str) -> Path:
+        """A file of the lab as seen from out here. No symbolic link with an absolute target may be in the way."""
+        return Path(f"/proc/{self.pid}/root{inside}")
+
     def command(self, *argv: str) -> list[str]:
         """What to execute out here so that `argv` runs in there."""
         return [str(SCRIPT), "run", self.pid, *argv]
@@ -53,12 +57,6 @@ class Lab:
     def sh(self, script: str, *args: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a shell script as root, with `args` as $1, $2, ..."""
         return self.run("bash", "-euo", "pipefail", "-c", script, "bash", *args, check=check, timeout=timeout)
-
-    def start(self, *argv: str) -> "subprocess.Popen[str]":
-        """Start a program as root, its output in pipes. The lab's end ends it too."""
-        return subprocess.Popen(
-            self.command(*argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
 
     def until(self, condition: Callable[[], T], timeout: float = 30, what: str = "") -> T:
         """Wait for something true, and return it."""

@@ -1,12 +1,347 @@
-"""whaled's life under systemd, walked through in a booted one."""
+"""whaled's life under systemd, walked through in a booted one: each test leaves it running for the next."""
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 
+from systemd.installation import CONFIG, FAULTS, KEY_RING, OWN, QUICK, TOKEN_FILE, UNITS, URL, Installation, Program
 from systemd.lab import Lab
 
 pytestmark = pytest.mark.timeout(180)
 
+WATCHDOG_S = 3
+# From the last ping that was deserved: until the canary is overdue, then until systemd loses patience, then the start.
+WATCHDOG_LIMIT_S = 30
+WARNING = 4
+LISTENING = "0A"  # in /proc/net/tcp
+FAULTY = f"""[Service]
+WatchdogSec={WATCHDOG_S}
+Environment=PYTHONPATH={FAULTS}
+"""
+SHEDDING = "whaled_memory_shedding"
+REFUSED_FOR_MEMORY = 'whaled_connections_refused_total{reason="memory"}'
+RELOADED = "whaled_config_last_reload_successful"
 
-def test_start_returns_when_it_listens(installed: Lab) -> None:
-    installed.systemctl("start", "whaled")
-    assert installed.show("whaled", "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+
+@pytest.fixture(scope="session")
+def installation(installed: Lab) -> Iterator[Installation]:
+    """whaled, installed once; whatever the tests made it say, it told no secret."""
+    installation = Installation(installed)
+    yield installation
+    said = installed.run("journalctl", "--output", "export", "--all").stdout
+    assert "whaled" in said
+    assert [secret for secret in installation.secrets() if secret in said] == []
+
+
+@pytest.fixture
+def whaled(installation: Installation) -> Installation:
+    """whaled, running with the usual configuration, connected to a backend with a whale every moment."""
+    installation.reset()
+    return installation
+
+
+def offsets(lines: list[dict[str, Any]]) -> list[int]:
+    return [line["offset"] for line in lines if line["kind"] in {"alert", "update"}]
+
+
+# --- it runs ---
+
+
+def test_start_returns_when_it_is_ready(whaled: Installation, lab: Lab) -> None:
+    assert lab.show("whaled", "Type") == {"Type": "notify"}
+    since = lab.cursor()
+    lab.systemctl("restart", "whaled")
+    health = whaled.get("http://127.0.0.1:9108/healthz")
+    assert '"ok"' in health
+    events = [line["MESSAGE"] for line in lab.journal("whaled", "--after-cursor", since)]
+    ready = next(number for number, text in enumerate(events) if text.startswith("ready"))
+    assert ready < next(number for number, text in enumerate(events) if text.startswith("Started "))
+
+
+def test_metrics_are_scraped_over_http(whaled: Installation) -> None:
+    metrics = whaled.metrics()
+    assert metrics['whaled_upstream_state{state="connected"}'] == 1
+    assert metrics["whaled_authentication_disabled"] == 0
+    assert metrics['whaled_signing_keys{state="active"}'] == 1
+    # The sandbox hides most of /proc: these are what a process collector must still find.
+    assert metrics["process_resident_memory_bytes"] > 10e6
+    assert metrics["process_open_fds"] > 5
+    assert 0 < time.time() - metrics["process_start_time_seconds"] < 600
+
+
+def test_a_whale_is_delivered_to_whoever_has_a_token(whaled: Installation, lab: Lab) -> None:
+    client = whaled.follow()
+    txid = whaled.send_whale(12_345.0)
+    alert = client.until("alert", txid=txid)[0]
+    assert alert["btc"] == 12_345.0
+    client.stop()
+    lab.write(f"{OWN}/forged", whaled.token[:-8] + "AAAAAAAA", 0o600)
+    denied = lab.run("whaled", "tail", "--url", URL, "--token-file", f"{OWN}/forged", "--no-retry", check=False)
+    assert denied.returncode == 1
+    assert denied.stdout == ""
+
+
+def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) -> None:
+    client = whaled.follow()
+    before = whaled.metrics()["whaled_canary_seconds_count"]
+    lab.until(lambda: whaled.metrics()["whaled_canary_seconds_count"] >= before + 3, what="three canaries")
+    assert whaled.metrics()['whaled_canaries_failed_total{reason="late"}'] == 0
+    seen = offsets(client.stop())
+    assert seen == list(range(seen[0], seen[0] + len(seen)))  # a canary would have taken an offset
+    truth = whaled.get("http://127.0.0.1:8999/simulator/truth?whales=1")
+    assert all(line["txid"] in truth for line in client.lines("alert"))
+
+
+def test_status_tells_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
+    client = whaled.follow()
+    client.until("alert")
+    said = r"upstream connected; 1 clients?; last whale \d{4}-\d\d-\d\dT[\d:]+Z [\d.]+ BTC; offset [1-9]\d*"
+    lab.until(lambda: re.fullmatch(said, whaled.status_text()), what=f"{whaled.status_text()} like {said}")
+    assert whaled.status_text() in lab.systemctl("status", "whaled").stdout
+    client.stop()
+    lab.systemctl("stop", "simulator")
+    lab.until(
+        lambda: whaled.status_text().startswith("upstream disconnected; 0 clients"), what="the news in the status"
+    )
+
+
+# --- secrets ---
+
+
+def test_the_key_ring_is_readable_through_the_credential_only(whaled: Installation, lab: Lab) -> None:
+    assert lab.run("stat", "--format", "%a %U", KEY_RING).stdout.split() == ["600", "root"]
+    credential = "/run/credentials/whaled.service/keys.json"
+    for file in (KEY_RING, credential):
+        other = lab.run(
+            "systemd-run", "--wait", "--pipe", "--quiet", "--property=DynamicUser=yes", "cat", file, check=False
+        )
+        assert other.returncode != 0, f"another service reads {file}"
+        assert "secret" not in other.stdout
+    pid = str(whaled.main_pid())
+    user = lab.run("stat", "--format", "%u", f"/proc/{pid}").stdout.strip()
+    assert user != "0"
+    as_service = ("nsenter", "--target", pid, "--mount", "--setuid", user, "--setgid", user, "cat")
+    assert '"secret"' in lab.run(*as_service, credential).stdout
+    assert lab.run(*as_service, KEY_RING, check=False).returncode != 0
+
+
+# --- reload ---
+
+
+def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Installation, lab: Lab) -> None:
+    client = whaled.follow()
+    pid = whaled.main_pid()
+    whaled.configure(detection={"threshold_btc": 20_000.0})
+    lab.systemctl("reload", "whaled")
+    assert whaled.metrics()[RELOADED] == 1
+    small, large = whaled.send_whale(15_000.0), whaled.send_whale(25_000.0)
+    client.until("alert", txid=large)
+    assert small not in {line["txid"] for line in client.lines("alert")}
+
+    whaled.configure(detection={"threshold_btcs": 5.0})
+    refused = lab.systemctl("reload", "whaled", check=False)
+    assert refused.returncode == 1
+    assert lab.show("whaled", "ReloadResult", "ActiveState") == {"ReloadResult": "exit-code", "ActiveState": "active"}
+    assert f"{CONFIG}:" in lab.systemctl("status", "whaled").stdout
+
+    whaled.signal("HUP")  # whoever goes round the check is refused by the daemon
+    lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload in the metrics")
+    small, large = whaled.send_whale(15_000.0), whaled.send_whale(25_000.0)
+    client.until("alert", txid=large)
+    assert small not in {line["txid"] for line in client.lines("alert")}
+
+    whaled.configure()
+    lab.systemctl("reload", "whaled")
+    assert whaled.metrics()[RELOADED] == 1
+    client.until("alert", txid=whaled.send_whale(15_000.0))
+    assert whaled.main_pid() == pid
+    assert [line["kind"] for line in client.stop() if line["kind"] == "disconnected"] == []
+
+
+def test_a_reload_of_what_cannot_change_is_refused_by_the_daemon(whaled: Installation, lab: Lab) -> None:
+    whaled.configure(eventlog={"path": "/var/lib/whaled/other.db"})
+    lab.systemctl("reload", "whaled")  # the file in itself is good
+    lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload in the metrics")
+    assert whaled.is_active("whaled")
+
+
+# --- it comes back ---
+
+
+def test_killed_it_is_restarted_and_a_client_misses_nothing(whaled: Installation, lab: Lab) -> None:
+    client = whaled.follow()
+    client.until("alert", count=10)
+    restarts = whaled.restarts()
+    whaled.signal("KILL")
+    client.until("connected", count=2)
+    before = len(client.lines("alert"))
+    client.until("alert", count=before + 10)
+    assert whaled.restarts() == restarts + 1
+    lines = client.stop()
+    seen = offsets(lines)
+    assert seen == list(range(seen[0], seen[0] + len(seen)))
+    assert {line["epoch"] for line in lines if "epoch" in line} == {lines[1]["epoch"]}
+    assert [line for line in lines if line["kind"] == "missed"] == []
+
+
+@pytest.fixture
+def faulty(whaled: Installation) -> Installation:
+    """whaled with an impatient watchdog and a way to break it from within."""
+    whaled.drop_in(FAULTY)
+    whaled.lab.systemctl("restart", "whaled")
+    assert whaled.lab.show("whaled", "WatchdogUSec") == {"WatchdogUSec": f"{WATCHDOG_S}s"}
+    return whaled
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        pytest.param("USR1", id="blocked event loop"),
+        pytest.param("USR2", id="hung writer thread"),
+        pytest.param("RTMIN+1", id="wedged hub"),
+    ],
+)
+def test_what_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab: Lab, signal: str) -> None:
+    lab.until(lambda: faulty.metrics()["whaled_canary_seconds_count"] >= 1, what="a canary")
+    restarts, since = faulty.restarts(), lab.cursor()
+    faulty.signal(signal)
+    lab.until(lambda: faulty.restarts() > restarts, WATCHDOG_LIMIT_S, what="a restart")
+    said = [line["MESSAGE"] for line in lab.journal("whaled", "--after-cursor", since)]
+    assert any("Watchdog timeout" in str(text) for text in said)
+    client = faulty.follow()
+    client.until("alert")
+    client.stop()
+
+
+def test_an_unreachable_backend_is_no_reason_to_restart(faulty: Installation, lab: Lab) -> None:
+    lab.systemctl("stop", "simulator")
+    lab.until(lambda: faulty.metrics()['whaled_upstream_state{state="disconnected"}'], what="a lost backend")
+    before, pid = faulty.metrics()["whaled_canary_seconds_count"], faulty.main_pid()
+    # Long enough for the watchdog to have struck: canaries every half second, deadline one second, watchdog three.
+    lab.until(lambda: faulty.metrics()["whaled_canary_seconds_count"] >= before + 12, what="canaries that arrive")
+    assert faulty.main_pid() == pid
+    assert faulty.metrics()['whaled_canaries_failed_total{reason="late"}'] == 0
+
+
+# --- nobody is refused ---
+
+
+def test_restarts_refuse_nobody(whaled: Installation, lab: Lab) -> None:
+    clients = Program(lab, "knock", URL)
+    clients.until("first")
+    for _ in range(3):
+        lab.systemctl("restart", "whaled")
+    assert clients.lines("trouble") == []  # who was accepted was let through, who was not waited
+    pid = whaled.main_pid()
+    whaled.signal("KILL")
+    lab.until(lambda: whaled.main_pid() not in {0, pid} and whaled.is_active("whaled"), what="a restart")
+    total = clients.stop()[-1]
+    print(total)
+    assert total["kind"] == "sum"
+    outcomes = total["outcomes"]
+    assert outcomes["ok"] > 100
+    # A handshake in the hands of a process that is killed is lost; nobody is refused.
+    assert {name for name in outcomes if not name.startswith("cut off")} == {"ok"}
+    assert total["worst_s"] < 10
+
+
+def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(whaled: Installation, lab: Lab) -> None:
+    since = lab.cursor()
+    wrong = yaml.safe_dump({**QUICK, "detection": {"threshold_btcs": 5}})
+    whaled.write_config(wrong)
+    lab.systemctl("restart", "whaled", check=False)
+    assert not whaled.is_active("whaled")
+    assert whaled.is_active("whaled.socket")
+    client = Program(lab, "knock", URL, "once")
+    client.until("trying")
+    line = wrong.splitlines().index("  threshold_btcs: 5") + 1
+    clear = f"{CONFIG}:{line}: detection.threshold_btcs: "
+
+    def told() -> bool:
+        return any(clear in said and "threshold_btc" in said for said in status())
+
+    def status() -> list[str]:
+        return lab.systemctl("status", "whaled", check=False).stdout.splitlines()
+
+    lab.until(told, what=f"{clear} in\n" + "\n".join(status()))
+    journal = lab.journal("whaled", "--after-cursor", since)
+    attempts: dict[str, list[str]] = {}
+    for entry in journal:
+        if clear in str(entry["MESSAGE"]):
+            attempts.setdefault(entry["_SYSTEMD_INVOCATION_ID"], []).append(entry["MESSAGE"])
+    assert attempts
+    assert all(len(lines) == 1 for lines in attempts.values())
+    assert client.lines("once") == []  # still waiting
+    whaled.configure()  # and nothing else: it comes up by itself
+    assert client.until("once")[0]["outcome"] == "ok"
+    assert whaled.is_active("whaled")
+
+
+def test_stopped_it_leaves_nothing(whaled: Installation, lab: Lab) -> None:
+    client, since = whaled.follow(), lab.cursor()
+    lab.systemctl("stop", *UNITS)
+    assert client.until("disconnected")[0]["code"] == 1012
+    client.stop()
+    assert lab.show("whaled", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    said = [str(line["MESSAGE"]) for line in lab.journal("whaled", "--after-cursor", since)]
+    assert any("Deactivated successfully" in line for line in said)  # what systemd says of exit status 0 only
+    assert not any("exited" in line or "timed out" in line for line in said)
+    assert lab.show("whaled.socket", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    sockets = [line.split() for line in lab.path("/proc/1/net/tcp").read_text().splitlines()[1:]]
+    listening = {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in sockets if state == LISTENING}
+    assert not {8765, 9108} & listening
+    assert not lab.path("/sys/fs/cgroup/system.slice/whaled.service").exists()
+    assert not lab.path("/run/credentials/whaled.service").exists()
+    assert lab.run("whaled", "check-config").returncode == 0
+
+
+# --- what it says ---
+
+
+def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -> None:
+    since = lab.cursor()
+    client = whaled.follow()
+    txid = whaled.send_whale(2_345.0)
+    client.until("alert", txid=txid)
+    client.stop()
+    whaled.write_config("detection: {threshold_btcs: 5}\n")
+    whaled.signal("HUP")
+    lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload")
+    lab.run("journalctl", "--sync")
+    (whale,) = lab.journal("whaled", "--after-cursor", since, f"WHALED_TXID={txid}", "WHALED_BTC=2345.0")
+    assert (whale["PRIORITY"], whale["SYSLOG_IDENTIFIER"]) == ("6", "whaled")
+    grave = lab.journal("whaled", "--after-cursor", since, "--priority", "warning")
+    assert grave
+    assert all(int(line["PRIORITY"]) <= WARNING for line in grave)
+    refused = [line for line in grave if "reload refused" in line["MESSAGE"]]
+    assert [line["PRIORITY"] for line in refused] == ["3"]
+    assert "threshold_btc" in refused[0]["WHALED_PROBLEM"]
+
+
+# --- memory ---
+
+
+def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Installation, lab: Lab) -> None:
+    client = whaled.follow()
+    pid = whaled.main_pid()
+    used = whaled.metrics()["whaled_memory_used_bytes"]
+    limit = int((used + 6e6) / 0.85)
+    whaled.configure(memory={"limit": limit})
+    lab.systemctl("reload", "whaled")
+    metrics = whaled.metrics()
+    assert (metrics["whaled_memory_limit_bytes"], metrics[SHEDDING]) == (limit, 0)
+    flood = Program(lab, "flood", URL, TOKEN_FILE, "6000")
+    lab.until(lambda: whaled.metrics().get(REFUSED_FOR_MEMORY), what="a refusal for memory")
+    assert whaled.metrics()[SHEDDING] == 1
+    assert flood.until("all", timeout=60)[0]["answers"]["503"] > 0
+    client.until("alert", txid=whaled.send_whale(3_456.0))
+    after = whaled.metrics()
+    print({name: after[name] for name in after if "memory" in name or "shed" in name}, flood.lines("all"))
+    assert after["whaled_memory_used_bytes"] < limit
+    assert whaled.main_pid() == pid
+    flood.stop()
+    assert [line for line in client.stop() if line["kind"] == "disconnected"] == []

@@ -1,0 +1,38 @@
+"""Faults for a daemon that knows nothing of them: Python imports this at its start if PYTHONPATH says so.
+
+SIGUSR1 blocks the event loop, SIGUSR2 hangs the event log's writing thread, SIGRTMIN+1 makes the hub deliver nothing.
+"""
+
+import gc
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+FOR_EVER_S = 3600.0
+
+
+def block_the_loop(*_: object) -> None:
+    """Signal handlers run in the main thread, which is the event loop's."""
+    time.sleep(FOR_EVER_S)
+
+
+def hang_the_writer(*_: object) -> None:
+    """Give the thread that writes the event log something else to do."""
+    for found in gc.get_objects():
+        if isinstance(found, ThreadPoolExecutor) and "writer" in getattr(found, "_thread_name_prefix", ""):
+            found.submit(time.sleep, FOR_EVER_S)
+
+
+def wedge_the_hub(*_: object) -> None:
+    """From now on what is delivered is written to nobody, without a word."""
+    from whaled.gateway import hub  # noqa: PLC0415 - only the daemon has it, and only later
+
+    def deliver_nothing(_members: object, _data: object, _behind: object) -> int:
+        return 0
+
+    hub.Hub._write = staticmethod(deliver_nothing)  # type: ignore[method-assign, assignment]
+
+
+signal.signal(signal.SIGUSR1, block_the_loop)
+signal.signal(signal.SIGUSR2, hang_the_writer)
+signal.signal(signal.SIGRTMIN + 1, wedge_the_hub)
