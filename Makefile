@@ -63,23 +63,13 @@ dist/wheels: $(STAMP) $(shell find whaled -name '*.py') pyproject.toml
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ .
 	@touch $@
 
-install: dist/wheels ## as root: program to PREFIX, configuration to SYSCONFDIR (an edited one is kept), key ring, unit
-	@$(INSTALL_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(INSTALL_PYTHON) is older than Python 3.11; set INSTALL_PYTHON" >&2; exit 1; }
-	$(INSTALL_PYTHON) -m venv $(DESTDIR)$(PREFIX)/venv
-	$(DESTDIR)$(PREFIX)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-index --find-links dist/wheels --force-reinstall whaled
-	$(DESTDIR)$(PREFIX)/venv/bin/python -m compileall -q $(DESTDIR)$(PREFIX)/venv/lib
-	install -d $(DESTDIR)$(SYSCONFDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(BINDIR)
-	test -e $(DESTDIR)$(SYSCONFDIR)/whaled.yaml || install -m 0644 config/whaled.example.yaml $(DESTDIR)$(SYSCONFDIR)/whaled.yaml
-	test -e $(DESTDIR)$(SYSCONFDIR)/keys.json || $(DESTDIR)$(PREFIX)/venv/bin/python -m whaled keys generate --key-ring $(DESTDIR)$(SYSCONFDIR)/keys.json
-	sed 's|/opt/whaled|$(PREFIX)|g; s|/etc/whaled|$(SYSCONFDIR)|g' deploy/systemd/whaled.service > $(DESTDIR)$(UNITDIR)/whaled.service
-	sed -i '1s|^\#!$(DESTDIR)/|\#!/|' $(DESTDIR)$(PREFIX)/venv/bin/whaled
-	ln -sf $(PREFIX)/venv/bin/whaled $(DESTDIR)$(BINDIR)/whaled
-	@echo "installed. Next: set upstream.url in $(SYSCONFDIR)/whaled.yaml, then: systemctl daemon-reload && systemctl enable --now whaled"
+INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' WHEELS=dist/wheels deploy/install.sh
 
-uninstall: ## as root: remove program and unit; configuration, keys and data stay
-	rm -f $(DESTDIR)$(UNITDIR)/whaled.service $(DESTDIR)$(BINDIR)/whaled
-	rm -rf $(DESTDIR)$(PREFIX)/venv
-	@echo "removed. $(SYSCONFDIR) and /var/lib/whaled are still there"
+install: dist/wheels ## as root: program, units, key ring, and a configuration where there is none; an upgrade too
+	@$(INSTALL) install
+
+uninstall: ## as root: remove program and units; configuration, keys and data stay, nothing is stopped
+	@$(INSTALL) uninstall
 
 bench: $(STAMP) ## measure speed and size (docs/performance.md); BENCH_ARGS=--quick for less
 	$(BIN)/python -m bench $(BENCH_ARGS)
