@@ -22,6 +22,7 @@ RELOADABLE = frozenset(
         "gateway.tls.certificate", "gateway.tls.private_key",
         "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.failures_per_second",
         "auth.failure_burst", "auth.issuer", "auth.audience",
+        "canary.interval", "canary.deadline", "memory.limit", "memory.shed_at",
         "log.level", "log.format",
     }
 )  # fmt: skip

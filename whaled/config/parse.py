@@ -277,7 +277,9 @@ def _value(key: Key, found: object) -> object:
     value = found
     expected = f"expected {key.allowed}{_near(key, found)}"
     try:
-        if key.unit == "duration":
+        if found is None and key.is_optional:
+            pass
+        elif key.unit == "duration":
             value = units.duration(found)
         elif key.unit == "size":
             value = units.size(found)

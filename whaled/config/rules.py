@@ -23,6 +23,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _urls(config)
     yield from _hosts(config)
     yield from _times(config)
+    yield from _ways(config)
     tls = config.gateway.tls
     if (tls.certificate is None) != (tls.private_key is None):
         given, missing = ("certificate", "private_key") if tls.private_key is None else ("private_key", "certificate")
@@ -78,6 +79,13 @@ def _hosts(config: Config) -> Iterator[Conflict]:
             yield Conflict(f"{section}.host", f"found {host!r}, expected no port: it stands in {section}.port")
     if http.enabled and gateway.port and gateway.port == http.port:
         yield Conflict("http.port", "must not be the same as gateway.port", ("gateway.port", "http.enabled"))
+
+
+def _ways(config: Config) -> Iterator[Conflict]:
+    if config.upstream.unix_socket is not None and config.upstream.proxy is not None:
+        yield Conflict(
+            "upstream.unix_socket", "cannot be together with upstream.proxy: one way out only", ("upstream.proxy",)
+        )
 
 
 def _times(config: Config) -> Iterator[Conflict]:

@@ -51,6 +51,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
     url: Url = "ws://127.0.0.1:8999/api/v1/ws"
     rest_url: Url | None = None
     proxy: Url | None = None
+    unix_socket: Path | None = None
     connect_timeout: Seconds = 10.0
     rest_timeout: Seconds = 10.0
     rest_concurrency: Count = 4
@@ -138,6 +139,20 @@ class Http(Struct, frozen=True, kw_only=True):
     port: Port = 9108
 
 
+class Canary(Struct, frozen=True, kw_only=True):
+    """A transaction of whaled's own that goes all the way, to prove that a whale would."""
+
+    interval: Seconds = 30.0
+    deadline: Seconds = 10.0
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """When load is shed, before the kernel ends the process."""
+
+    limit: Annotated[int, Meta(ge=128 * 1024**2, le=1024**4, extra={"unit": "size"})] | None = None
+    shed_at: Annotated[float, Meta(ge=0.1, le=1)] = 0.85
+
+
 class Log(Struct, frozen=True, kw_only=True):
     """Log output."""
 
@@ -154,4 +169,6 @@ class Config(Struct, frozen=True, kw_only=True):
     gateway: Gateway = field(default_factory=Gateway)
     auth: Auth = field(default_factory=Auth)
     http: Http = field(default_factory=Http)
+    canary: Canary = field(default_factory=Canary)
+    memory: Memory = field(default_factory=Memory)
     log: Log = field(default_factory=Log)
