@@ -99,8 +99,8 @@ async def gateway() -> None:
         log.append(event)
         server.publish((event,))
 
-    async with server.serving() as (_, port):
-        await obey(port, publish, lambda: server.hub.live_members)
+    async with server.serving() as address:
+        await obey(int(address.rpartition(":")[2]), publish, lambda: server.hub.live_members)
 
 
 async def bare_broadcast() -> None:

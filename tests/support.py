@@ -135,9 +135,9 @@ async def running_gateway(
             authenticator=authenticator,
             meter=metrics.gateway,
         )
-        async with gateway.serving(tls=tls) as (host, port):
+        async with gateway.serving(tls=tls) as address:
             scheme = "ws" if tls is None else "wss"
-            yield Rig(log, gateway, f"{scheme}://{host}:{port}", metrics)
+            yield Rig(log, gateway, f"{scheme}://{address}", metrics)
 
 
 async def receive(client: ClientConnection) -> Any:

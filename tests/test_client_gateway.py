@@ -192,8 +192,8 @@ async def gateway_at(directory: Path, port: int) -> AsyncIterator[tuple[EventLog
     async with EventLog.open(EventLogSettings(path=str(directory / "whaled.db")), metrics.eventlog) as log:
         settings = GatewaySettings(port=port)
         gateway = Gateway(settings, AuthSettings(), log_=log, authenticator=None, meter=metrics.gateway)
-        async with gateway.serving() as (host, actual):
-            yield log, gateway, f"ws://{host}:{actual}"
+        async with gateway.serving() as address:
+            yield log, gateway, f"ws://{address}"
 
 
 async def test_a_restart_of_the_server_is_ridden_out(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ RANKS = {
     "errors": 0,
     "model": 1,
     "config": 2,
+    "listening": 2,
     "whales": 3,
     "upstream": 3,
     "auth": 3,
@@ -23,9 +24,11 @@ RANKS = {
     "simulator": 6,
     "files": 4,
     "pipeline": 6,
-    "service": 7,
-    "cli": 8,
-    "__main__": 9,
+    "canary": 6,
+    "upkeep": 7,
+    "service": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 # The gateway performs sessions, and sessions replay from the log.
 SIDEWAYS = {("gateway", "eventlog")}
@@ -34,8 +37,8 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters", "whales.addresses",
-    "upstream.dialect", "upstream.continuity", "upstream.transactions", "auth.tokens", "gateway.wire",
-    "gateway.session", "gateway.limits",
+    "upstream.dialect", "upstream.continuity", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
+    "gateway.wire", "gateway.session", "gateway.limits",
 )  # fmt: skip
 IMPURE_MODULES = {
     "asyncio",

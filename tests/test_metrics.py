@@ -75,7 +75,9 @@ async def test_deliveries_are_counted_for_all_clients_together(tmp_path: Path) -
             await client.recv()
             await client.recv()
         await rig.alerts(1, 2, 3)
-        assert rig.value("whaled_messages_sent_total") == 6
+        assert rig.value("whaled_messages_sent_total", type="whale_alert") == 6
+        assert rig.value("whaled_messages_sent_total", type="whale_update") == 0
+        assert rig.value("whaled_messages_sent_total", type="control") == 4  # two welcomes, two times `status`
         assert rig.value("whaled_events_published_total") == 3
         assert rig.value("whaled_alerts_published_total") == 3
         assert rig.value("whaled_eventlog_events_total") == 3

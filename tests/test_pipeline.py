@@ -6,10 +6,11 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from whaled.config.sections import Detection, Upstream
+from whaled.config.sections import Basis, Detection, Upstream
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.store import EventLog
@@ -21,6 +22,7 @@ from whaled.simulator.settings import SimulatorSettings
 from whaled.upstream.dialect import decode
 from whaled.upstream.feed import Feed
 from whaled.upstream.news import FeedMessage, Received, StateChanged
+from whaled.upstream.rehearsal import canary_frame
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
@@ -33,9 +35,13 @@ class Published:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.states: list[UpstreamState] = []
+        self.canaries: list[Event] = []
 
     def publish(self, events: Sequence[Event]) -> None:
         self.events.extend(events)
+
+    def rehearse(self, event: Event) -> None:
+        self.canaries.append(event)
 
     def tell_upstream(self, state: UpstreamState) -> None:
         self.states.append(state)
@@ -141,6 +147,9 @@ class Broken:
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
         raise EventLogError("the disk is full", reason=LogFailure.DISK_FULL)
 
+    async def rehearse(self, draft: Draft) -> Event:
+        raise EventLogError("the disk is full", reason=LogFailure.DISK_FULL)
+
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
         return {}
 
@@ -179,3 +188,49 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
         assert running.market.fees is not None
         assert running.market.tip_height == 263
         assert running.market.btc_usd is None  # -1 on regtest: unknown is not a price
+
+
+@pytest.mark.parametrize(
+    "detection",
+    [
+        Detection(),
+        Detection(basis=Basis.MOVED),
+        Detection(threshold_btc=21_000_000),
+        Detection(threshold_btc=0.000_000_01),
+    ],
+)
+async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(tmp_path: Path, detection: Detection) -> None:
+    published, metrics = Published(), Metrics()
+    async with opened(tmp_path) as log:
+        running = pipeline(log, published, metrics=metrics)
+        running.detector = Detector(Rules.of(detection))
+        await running.run(Recorded(recorded_whales()))
+        stored = log.head
+        for number in range(3):
+            await running.rehearse(f"{number:064x}")
+        assert [event.whale.alert.transaction_id for event in published.canaries] == [f"{n:064x}" for n in range(3)]
+        assert log.head == stored
+        assert await log.whales(f"{n:064x}" for n in range(3)) == {}
+        assert len(await log.between(0, stored + 3, 10)) == stored == len(published.events)
+        assert running.detector.seen_count == stored
+        assert metrics.registry.get_sample_value("whaled_transactions_seen_total") == 1
+        await running.run(Recorded(recorded_whales()))  # the log goes on as if nothing had been
+        assert log.head == stored
+
+
+async def test_a_canary_meets_what_a_whale_would_meet() -> None:
+    running = pipeline(Broken(), Published())
+    with pytest.raises(EventLogError):
+        await running.rehearse("ab" * 32)
+
+
+def test_a_canary_has_the_shape_of_a_backend_s_transaction() -> None:
+    recorded = json.loads(recorded_whales())["mempool-transactions"]
+    made = json.loads(canary_frame("ab" * 32, 5))["mempool-transactions"]
+    assert recorded.keys() == made.keys()
+
+    def keys(transaction: Any) -> list[set[str]]:
+        parts = (transaction, transaction["vin"][0], transaction["vout"][0], transaction["status"])
+        return [set(part) for part in parts]
+
+    assert keys(made["added"][0]) == keys(recorded["added"][0])

@@ -81,6 +81,13 @@ class LogFailure(StrEnum):
     CLOSED = "closed"
 
 
+class CanaryFailure(StrEnum):
+    """Why a canary did not arrive (a metric label)."""
+
+    LATE = "late"
+    ERROR = "error"
+
+
 class UpstreamError(WhaledError):
     """The mempool backend did not do what it should; whaled reconnects or asks again."""
 
@@ -142,6 +149,7 @@ class Close(Enum):
     RESTART = (1012, "Service restart", True)
     FULL = (1013, "Too many connections", True)
     TOO_SLOW = (1013, "Too slow", True)
+    OVERLOADED = (1013, "Server overloaded", True)
 
     def __init__(self, code: int, reason: str, retry: bool) -> None:
         self.code = code

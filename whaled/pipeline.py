@@ -22,8 +22,9 @@ from whaled.model import (
     UpstreamState,
     Whale,
 )
-from whaled.upstream.dialect import Delta, Frame
+from whaled.upstream.dialect import Delta, Frame, decode
 from whaled.upstream.news import FeedMessage, Received, StateChanged
+from whaled.upstream.rehearsal import canary_frame
 from whaled.whales import lifecycle
 from whaled.whales.detect import Detector, needs_inputs
 
@@ -53,6 +54,10 @@ class Log(Protocol):
         """Commit; returns what was new."""
         ...
 
+    async def rehearse(self, draft: Draft) -> Event:
+        """Take a draft the way of `append` and keep nothing of it."""
+        ...
+
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
         """The whales that were alerted among these transactions."""
         ...
@@ -63,6 +68,10 @@ class Publisher(Protocol):
 
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver committed events."""
+        ...
+
+    def rehearse(self, event: Event) -> None:
+        """Deliver the event of a canary to no client."""
         ...
 
     def tell_upstream(self, state: UpstreamState) -> None:
@@ -112,6 +121,7 @@ class Pipeline:
         self.inputs = inputs
         self.inputs_wait_s = inputs_wait_s
         self.market = Market()
+        self.last_whale: tuple[Alert, float] | None = None
         self._log = log_
         self._publisher = publisher
         self._meter = meter
@@ -152,6 +162,19 @@ class Pipeline:
             self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
         for event in events:
             self._tell(event)
+
+    async def rehearse(self, txid: str) -> None:
+        """Take a canary the way of every whale, behind the message in hand; nothing is kept and nothing counted."""
+        async with self._hand:
+            detector = self.detector
+            frame = decode(canary_frame(txid, detector.minimum_sat))
+            assert frame.delta is not None
+            now = self._clock()
+            for transaction in detector.candidates(frame.delta.at_least(detector.minimum_sat)):
+                detector.forget(transaction.txid)
+                whale = self._assess(transaction, None, now)
+                if whale is not None:
+                    self._publisher.rehearse(await self._log.rehearse(lifecycle.alerted(whale, now)))
 
     async def _drafts(self, delta: Delta, block: Block | None) -> list[Draft]:
         self._meter.transactions(delta.added_count)
@@ -210,6 +233,7 @@ class Pipeline:
             return
         alert = event.whale.alert
         self._meter.whale(alert, event.at)
+        self.last_whale = (alert, event.at)
         log.info(
             "whale",
             btc=alert.value_sat / SAT_PER_BTC,

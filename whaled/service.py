@@ -4,28 +4,33 @@ import asyncio
 import os
 import resource
 import secrets
+import shutil
 import signal
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from msgspec import Struct
 
 from whaled import __version__
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.canary import Canary, Subscriber
 from whaled.config.parse import not_reloadable
 from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import load_certificate, read_address_book, tls_context
+from whaled.files import certificate_expiry, load_certificate, read_address_book, tls_context
 from whaled.gateway.server import TURNED_AWAY_LIMIT, Gateway
-from whaled.ops import logs
+from whaled.ops import logs, memory
 from whaled.ops.metrics import Metrics
-from whaled.ops.systemd import Notifier
+from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
+from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, tell_status
 from whaled.upstream.feed import Feed
 from whaled.upstream.rest import Rest
 from whaled.web import app as web
@@ -46,14 +51,28 @@ class Loaded(Struct, frozen=True):
     ring: KeyRing | None
 
 
+class _Running(NamedTuple):
+    """What a reload changes, and what the work is done with."""
+
+    gateway: Gateway
+    pipeline: Pipeline
+    log_: EventLog
+    canary: Canary
+    memory_watch: MemoryWatch
+    tls: ssl.SSLContext | None
+
+
 class Service:
     """One run of the daemon, from start to the end of the drain.
 
-    `reread` loads configuration and keys again for a reload; it raises OperatorError like the first time.
+    `reread` loads configuration and keys again for a reload; it raises OperatorError like the first time. `passed` are
+    sockets that systemd listens on; they come before the hosts and ports of the configuration.
     """
 
-    def __init__(self, loaded: Loaded, *, reread: Callable[[], Loaded]) -> None:
+    def __init__(self, loaded: Loaded, *, reread: Callable[[], Loaded], passed: Passed) -> None:
         self.config = loaded.config
+        self._ring = loaded.ring
+        self._passed = passed
         self.metrics = Metrics()
         self.notifier = Notifier()
         self._authenticator = (
@@ -108,20 +127,41 @@ class Service:
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,
             )
-            async with gateway.serving(tls=tls) as address, self._http(gateway) as http_address:
-                self._observe(gateway, log_)
-                self._announce(address, http_address)
-                self._reload = lambda: self.reload(gateway, pipeline, tls)
-                if self._reload_asked:
-                    self._reload()
-                await self._work(gateway, pipeline, log_)
+            with Subscriber.connected() as subscriber:
+                gateway.hub.rehearse_to(subscriber)
+                canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
+                memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())
+                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls)
+                async with (
+                    gateway.serving(self._passed.clients, tls) as address,
+                    self._http(gateway) as http_address,
+                ):
+                    self._observe(gateway, log_)
+                    self._observe_keys(self._ring)
+                    self._announce(address, http_address)
+                    self._reload = lambda: self.reload(running)
+                    if self._reload_asked:
+                        self._reload()
+                    await self._work(running)
         log.info("stopped")
 
-    async def _work(self, gateway: Gateway, pipeline: Pipeline, log_: EventLog) -> None:
+    async def _work(self, running: "_Running") -> None:
+        gateway, pipeline, log_ = running.gateway, running.pipeline, running.log_
         feed = Feed(self.config.upstream, self.metrics.upstream)
+        loop_watch = LoopWatch(self.metrics.loop)
         async with asyncio.TaskGroup() as tasks:
-            ingest = tasks.create_task(pipeline.run(feed), name="ingest")
-            retention = tasks.create_task(self._retain(log_), name="retention")
+            until_stop = [
+                tasks.create_task(pipeline.run(feed), name="ingest"),
+                tasks.create_task(self._retain(log_), name="retention"),
+                tasks.create_task(running.canary.run(), name="canary"),
+                tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline.last_whale))),
+            ]
+            # The drain is watched too: a loop that hangs in it is ended by the watchdog.
+            until_end = [
+                tasks.create_task(loop_watch.run(), name="loop watch"),
+                tasks.create_task(running.memory_watch.run(), name="memory watch"),
+                tasks.create_task(feed_watchdog(self.notifier, running.canary, loop_watch), name="watchdog"),
+            ]
             await self._stop.wait()
             self.notifier.stopping()
             log.info("stopping", clients=gateway.connections)
@@ -130,9 +170,11 @@ class Service:
                     await pipeline.idle()
             except TimeoutError:
                 log.warning("message in hand not finished in time")
-            ingest.cancel()
-            retention.cancel()
+            for task in until_stop:
+                task.cancel()
             await gateway.drain(self.config.gateway.drain_window)
+            for task in until_end:
+                task.cancel()
 
     async def _retain(self, log_: EventLog) -> None:
         while True:
@@ -140,7 +182,7 @@ class Service:
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
     @asynccontextmanager
-    async def _http(self, gateway: Gateway) -> AsyncIterator[tuple[str, int] | None]:
+    async def _http(self, gateway: Gateway) -> AsyncIterator[str | None]:
         if not self.config.http.enabled:
             yield None
             return
@@ -155,7 +197,7 @@ class Service:
             )
 
         app = web.application(metrics=self.metrics.render, health=health)
-        async with web.serving(self.config.http, app) as address:
+        async with web.serving(self.config.http, app, self._passed.metrics) as address:
             yield address
 
     def _observe(self, gateway: Gateway, log_: EventLog) -> None:
@@ -168,17 +210,28 @@ class Service:
         gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
         gauge("eventlog_head_offset", "Newest offset committed.", lambda: log_.head)
         gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: log_.oldest)
+        gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.", lambda: gateway.unsent_bytes)
+        place = Path(self.config.eventlog.path).parent
+        gauge("eventlog_disk_free_bytes", "Free on the event log's file system.", lambda: shutil.disk_usage(place).free)
+        gauge("eventlog_disk_size_bytes", "Size of that file system.", lambda: shutil.disk_usage(place).total)
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
-    def _announce(self, clients: tuple[str, int], http: tuple[str, int] | None) -> None:
+    def _observe_keys(self, ring: KeyRing | None) -> None:
+        if ring is not None:
+            self.metrics.keys.ring(len(ring.verifying), ring.signing.created_at)
+        certificate = self.config.gateway.tls.certificate
+        if certificate is not None:
+            self.metrics.keys.certificate(certificate_expiry(certificate))
+
+    def _announce(self, clients: str, http: str | None) -> None:
         config = self.config
         if not config.auth.enabled:
-            log.warning("authentication is off: everybody who can connect reads the alerts", host=clients[0])
+            log.warning("authentication is off: everybody who can connect reads the alerts", listen=clients)
         log.info(
             "ready",
             version=__version__,
-            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{_host_port(clients)}",
-            metrics=f"http://{_host_port(http)}/metrics" if http else None,
+            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{clients}",
+            metrics=f"http://{http}/metrics" if http else None,
             upstream=redacted(config.upstream.url),
             threshold_btc=config.detection.threshold_btc,
         )
@@ -211,8 +264,9 @@ class Service:
         else:
             self._reload()
 
-    def reload(self, gateway: Gateway, pipeline: Pipeline, tls: ssl.SSLContext | None) -> None:
+    def reload(self, running: "_Running") -> None:
         """Read the configuration again and apply it whole, or keep the old one whole."""
+        gateway, pipeline, tls = running.gateway, running.pipeline, running.tls
         self.notifier.reloading()
         try:
             loaded = self._reread()
@@ -240,6 +294,9 @@ class Service:
             logs.configure(self.config.log)
             pipeline.detector = detector
             gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
+            running.canary.settings = self.config.canary
+            running.memory_watch.settings = self.config.memory
+            self._observe_keys(loaded.ring)
             self.metrics.config.reloaded(time.time(), success=True)
             log.info("reloaded")
         self.notifier.ready()
@@ -271,8 +328,3 @@ def _raise_descriptor_limit(connections: int) -> None:
                 available=allowed,
                 needed=needed,
             )
-
-
-def _host_port(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

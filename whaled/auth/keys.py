@@ -118,7 +118,7 @@ def _dotenv_secret(path: Path) -> str | None:
 
 def ring_of(file: KeyFile, path: Path) -> KeyRing:
     """The keys of a file that are not retired. Raises KeyRingError where none is, or one is too weak."""
-    keys = tuple(SigningKey(key.kid, _secret(key, path)) for key in file.active)
+    keys = tuple(SigningKey(key.kid, _secret(key, path), key.created_at) for key in file.active)
     if not keys:
         raise KeyRingError(f"{path} holds no key that is not retired; make one: whaled keys generate --key-ring {path}")
     return KeyRing(keys[-1], keys)

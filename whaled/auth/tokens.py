@@ -41,10 +41,14 @@ _JWT = jwt.PyJWT(
 
 
 class SigningKey(Struct, frozen=True):
-    """A key by its id. Without an id (a single secret from the environment) tokens carry none either."""
+    """A key by its id. Without an id (a single secret from the environment) tokens carry none either.
+
+    `created_at` is Unix seconds, 0 where nobody wrote it down.
+    """
 
     kid: str | None
     secret: bytes
+    created_at: float = 0.0
 
     def __post_init__(self) -> None:
         """A key that can be guessed is none."""

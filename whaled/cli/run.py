@@ -13,6 +13,7 @@ from whaled.auth.keys import load_ring
 from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
 from whaled.errors import ExitStatus
 from whaled.ops import logs
+from whaled.ops.systemd import Passed, passed_sockets
 from whaled.service import Loaded, Service
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
@@ -42,11 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
-    asyncio.run(_run(arguments))
+    asyncio.run(_run(arguments, passed_sockets(os.environ)))
     return ExitStatus.STOPPED
 
 
-async def _run(arguments: argparse.Namespace) -> None:
+async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Loaded:
         config = load_for(arguments).config
         ring = load_ring(config.auth, os.environ, Path.cwd()) if config.auth.enabled else None
@@ -57,4 +58,4 @@ async def _run(arguments: argparse.Namespace) -> None:
             simulator = await stack.enter_async_context(Simulator(SimulatorSettings(port=0, seed=time.time_ns())))
             arguments.mempool_url = simulator.url
             log.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
-        await Service(load(), reread=load).run()
+        await Service(load(), reread=load, passed=passed).run()

@@ -153,6 +153,16 @@ class EventLog:
             self._commit()
         return await call.outcome
 
+    async def rehearse(self, draft: Draft) -> Event:
+        """Take a draft the way of `append`, to the disk and back, and keep nothing of it. Its offset is nobody's."""
+        self._refuse_if_closed()
+        event, wants_checkpoint = await self._counted(
+            on_thread(self._threads.write_thread, self._threads.writer.rehearse, draft)
+        )
+        if not self._is_committing:
+            self._commit(checkpoint=wants_checkpoint)
+        return event
+
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
         """Events with after < offset <= through, ascending, at most `limit`.
 

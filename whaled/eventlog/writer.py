@@ -112,6 +112,20 @@ class Writer:
             wants_checkpoint=files.wal_bytes(self._path) > CHECKPOINT_BYTES,
         )
 
+    def rehearse(self, draft: Draft) -> tuple[Event, bool]:
+        """Insert as `append` does, take it back, and commit the time of it instead: all of the way to the disk, and
+        nothing is left but a mark. Returns the event that it would have been, and whether a checkpoint is due.
+        """
+        with self._transaction("rehearse") as db:
+            (head,) = db.execute("SELECT head FROM log").fetchone()
+            db.execute("SAVEPOINT rehearsal")
+            event = self._insert(db, draft, head + 1, draft.at)
+            db.execute("ROLLBACK TO rehearsal")
+            db.execute("RELEASE rehearsal")
+            self._put_state(db, "canary", str(draft.at))
+        assert event is not None, "a canary's txid is its own"
+        return event, files.wal_bytes(self._path) > CHECKPOINT_BYTES
+
     def prune(self, before: int) -> tuple[int, int]:
         """Delete the events below an offset, and the whales no event speaks of any more. Returns (deleted, size)."""
         with self._transaction("prune events") as db:
@@ -124,10 +138,7 @@ class Writer:
     def set_state(self, key: str, value: str) -> None:
         """Store a small text under a key. Raises EventLogError."""
         with self._transaction("store state") as db:
-            db.execute(
-                "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                (key, value),
-            )
+            self._put_state(db, key, value)
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, as far as readers allow; the next commit starts it over."""
@@ -199,6 +210,13 @@ class Writer:
         if not inserted:
             return None
         return Event(offset=offset, kind=draft.kind, at=draft.at, whale=whale, ref=draft.ref, update=draft.update)
+
+    @staticmethod
+    def _put_state(db: sqlite3.Connection, key: str, value: str) -> None:
+        db.execute(
+            "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (key, value),
+        )
 
     def _refuse_if_moved(self) -> None:
         """SQLite goes on writing into a deleted file without a word; all of it would be gone at the end."""

@@ -41,6 +41,7 @@ REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
     Refusal.UNAUTHENTICATED_CAP: (503, "too many connections that have not authenticated"),
     Refusal.ADDRESS_CAP: (429, "too many connections from this address"),
+    Refusal.MEMORY: (503, "out of memory"),
     Refusal.DRAINING: (503, "restarting"),
     Refusal.TOKEN_IN_URL: (
         400,
@@ -55,6 +56,7 @@ class ConnectionOwner(Protocol):
     settings: GatewaySettings
     allowed_origins: list[Origin | None] | None
     retry_after_s: int
+    is_draining: bool
 
     def connected(self, connection: "Connection") -> Refusal | None:
         """Count a new connection, or say why it is refused."""
@@ -72,8 +74,16 @@ class ConnectionOwner(Protocol):
         """An action that concerns more than the socket."""
         ...
 
-    def received(self, connection: "Connection", size_bytes: int) -> None:
+    def received(self, kind: wire.MessageType, size_bytes: int) -> None:
         """A message came in."""
+        ...
+
+    def answered(self, size_bytes: int) -> None:
+        """A frame was sent to this client alone."""
+        ...
+
+    def send_away(self, connection: "Connection") -> None:
+        """Tell a client to come back, and close it."""
         ...
 
     def failed(self) -> None:
@@ -104,9 +114,10 @@ class Connection(asyncio.Protocol):
     """A client's connection from accept to close."""
 
     __slots__ = (
-        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_text", "_paused",
-        "_refusal", "_request_bytes", "_request_end", "_timer", "_transport", "_ws", "address", "close_code",
-        "closing", "connected_at", "delivery", "fd", "is_counted", "is_ready", "pinged_at", "session", "slot",
+        "__weakref__", "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_text",
+        "_paused", "_refusal", "_request_bytes", "_request_end", "_timer", "_transport", "_ws", "address",
+        "close_code", "closing", "connected_at", "delivery", "fd", "is_counted", "is_ready", "pinged_at", "session",
+        "slot",
     )  # fmt: skip
 
     def __init__(self, gateway: ConnectionOwner) -> None:
@@ -253,6 +264,8 @@ class Connection(asyncio.Protocol):
         self.connected_at = self._gateway.now()
         self.fd = -1 if self._paused else self._direct_fd
         self.perform(self.session.opened(_credential(request.headers), self.connected_at))
+        if self._gateway.is_draining:
+            self._gateway.send_away(self)
         if self.session.state is State.AUTHENTICATING:
             self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
 
@@ -294,9 +307,10 @@ class Connection(asyncio.Protocol):
             self.perform(session.received_control(self._gateway.now()))
             return
         message, self._fragments = self._fragments, None
-        self._gateway.received(self, len(message))
         now = self._gateway.now()
-        self.perform(session.received(bytes(message), now) if self._is_text else session.received_binary(now))
+        actions = session.received(bytes(message), now) if self._is_text else session.received_binary(now)
+        self._gateway.received(session.last_message, len(message))
+        self.perform(actions)
 
     def _auth_timed_out(self) -> None:
         if self.session is not None:
@@ -324,7 +338,7 @@ class Connection(asyncio.Protocol):
                 return  # it was too slow for what was sent just now
             match action:
                 case Send(frame=frame):
-                    self.write(frame)
+                    self.answer(frame)
                 case Stop(close=close):
                     self.close(close)
                 case Admit():
@@ -342,6 +356,11 @@ class Connection(asyncio.Protocol):
     def unsent(self) -> int:
         """Bytes the kernel has not taken yet."""
         return self._transport.get_write_buffer_size()
+
+    def answer(self, frame: bytes) -> None:
+        """Send a frame that is for this client alone."""
+        self._gateway.answered(len(frame))
+        self.write(frame)
 
     def write(self, frame: bytes) -> None:
         """Send complete frames, unless the connection is closing. A client that asks and does not read is closed."""

@@ -7,11 +7,11 @@ nothing unsent is written to directly.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from whaled.gateway import wire
 from whaled.model import Event, Kind, Position, UpstreamState
-from whaled.whales.filters import Filter
+from whaled.whales.filters import EVERYTHING, Filter
 
 
 class Member(Protocol):
@@ -38,8 +38,12 @@ class Member(Protocol):
 class HubMeter(Protocol):
     """What the hub counts."""
 
-    def delivered(self, frames: int, size_bytes: int) -> None:
-        """Frames handed to the kernel or queued, for all members together."""
+    def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
+        """Event frames handed to the kernel or queued, for all members together."""
+        ...
+
+    def sent(self, kind: wire.Sent, frames: int, size_bytes: int) -> None:
+        """Other frames, for all who got them together."""
         ...
 
     def published(self, events: int, alerts: int) -> None:
@@ -62,6 +66,23 @@ class Group:
         self.told = told
 
 
+class Slice(NamedTuple):
+    """Frames joined for one write: how many of each kind, and the newest offset in it."""
+
+    data: bytes
+    alerts: int
+    updates: int
+    newest: int
+
+
+class Delivered(NamedTuple):
+    """What a publication came to, for all members together."""
+
+    alerts: int
+    updates: int
+    size_bytes: int
+
+
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
@@ -73,6 +94,7 @@ class Hub:
         self._meter = meter
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
+        self._rehearsal = Group(EVERYTHING, head)
 
     @property
     def position(self) -> Position:
@@ -114,47 +136,65 @@ class Hub:
         if not events:
             return
         cursor, self.head = self.head, events[-1].offset
+        alerts = sum(event.kind is Kind.ALERT for event in events)
+        self.alerts_published += alerts
+        self._meter.published(len(events), alerts)
+        self._meter.delivered(*self._deliver(list(self._groups.values()), events, cursor))
+
+    def rehearse(self, event: Event) -> None:
+        """Deliver the event of a canary, which is in no log, to nobody but the rehearsal's member."""
+        self._deliver([self._rehearsal], [event], self.head)
+
+    def rehearse_to(self, member: Member) -> None:
+        """Let this member hear canaries. It is no client: it is in no count and hears nothing else."""
+        self._rehearsal.members[member] = None
+
+    def _deliver(self, groups: Sequence[Group], events: Sequence[Event], cursor: int) -> "Delivered":
+        """Write every event to the members whose filter it passes. They have everything up to `cursor`."""
         frames: dict[int, bytes] = {}
-        sent_frames = sent_bytes = 0
-        for group in list(self._groups.values()):
-            matching = []
+        alerts = updates = size_bytes = 0
+        for group in groups:
+            matching: list[tuple[Event, bytes]] = []
             for event in events:
                 if not group.filter.matches(event):
                     continue
                 frame = frames.get(event.offset)
                 if frame is None:
                     frame = frames[event.offset] = wire.event_frame(event, self.epoch)
-                matching.append((event.offset, frame))
+                matching.append((event, frame))
             has = cursor
-            for data, count, newest in slices(matching, self.slice_bytes):
+            for joined in slices(matching, self.slice_bytes):
                 behind: list[Member] = []
-                members = len(group.members) - self._write(group.members, data, behind)
-                sent_frames += members * count
-                sent_bytes += members * len(data)
+                members = len(group.members) - self._write(group.members, joined.data, behind)
+                alerts += members * joined.alerts
+                updates += members * joined.updates
+                size_bytes += members * len(joined.data)
                 self._let_fall_behind(behind, has)
-                has = group.told = newest
-        alerts = sum(event.kind is Kind.ALERT for event in events)
-        self.alerts_published += alerts
-        self._meter.published(len(events), alerts)
-        self._meter.delivered(sent_frames, sent_bytes)
+                has = group.told = joined.newest
+        return Delivered(alerts, updates, size_bytes)
 
     def tell_positions(self) -> None:
         """Send `position` to live members that have not heard of the head, so that their resume point advances."""
-        frame = wire.position_frame(self.position)
-        behind: list[Member] = []
-        for group in self._groups.values():
-            if group.told < self.head:
-                self._write(group.members, frame, behind)
-                group.told = self.head
-        self._let_fall_behind(behind, self.head)
+        behind_head = [group for group in self._groups.values() if group.told < self.head]
+        self._tell(behind_head, wire.Sent.POSITION, wire.position_frame(self.position))
+        for group in behind_head:
+            group.told = self.head
 
     def tell_upstream(self, state: UpstreamState, since: float) -> None:
         """Send `status` to live members. Those who are behind hear the next one."""
-        frame = wire.status_frame(state, since)
+        self._tell(self._groups.values(), wire.Sent.STATUS, wire.status_frame(state, since))
+
+    def _tell(self, groups: Iterable[Group], kind: wire.Sent, frame: bytes) -> None:
         behind: list[Member] = []
-        for group in self._groups.values():
-            self._write(group.members, frame, behind)
+        told = 0
+        for group in groups:
+            told += len(group.members) - self._write(group.members, frame, behind)
         self._let_fall_behind(behind, self.head)
+        self._meter.sent(kind, told, told * len(frame))
+
+    def delivered(self, joined: Slice) -> None:
+        """Count what somebody else wrote to one member (a replay)."""
+        self._meter.delivered(joined.alerts, joined.updates, len(joined.data))
 
     def _let_fall_behind(self, members: list[Member], cursor: int) -> None:
         for member in members:
@@ -190,16 +230,17 @@ class Hub:
         return len(behind) - already
 
 
-def slices(frames: Iterable[tuple[int, bytes]], limit: int) -> Iterator[tuple[bytes, int, int]]:
-    """Frames, each with its event's offset, joined up to `limit` bytes: the bytes, how many frames, the last offset."""
+def slices(frames: Iterable[tuple[Event, bytes]], limit: int) -> Iterator[Slice]:
+    """Frames, each with its event, joined up to `limit` bytes."""
     joined: list[bytes] = []
-    size = newest = 0
-    for offset, frame in frames:
+    size = alerts = newest = 0
+    for event, frame in frames:
         if joined and size + len(frame) > limit:
-            yield b"".join(joined), len(joined), newest
-            joined, size = [], 0
+            yield Slice(b"".join(joined), alerts, len(joined) - alerts, newest)
+            joined, size, alerts = [], 0, 0
         joined.append(frame)
         size += len(frame)
-        newest = offset
+        alerts += event.kind is Kind.ALERT
+        newest = event.offset
     if joined:
-        yield b"".join(joined), len(joined), newest
+        yield Slice(b"".join(joined), alerts, len(joined) - alerts, newest)

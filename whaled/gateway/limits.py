@@ -48,6 +48,7 @@ class Refusal(StrEnum):
     GLOBAL_CAP = "global_cap"
     ADDRESS_CAP = "address_cap"
     UNAUTHENTICATED_CAP = "unauthenticated_cap"
+    MEMORY = "memory"
     DRAINING = "draining"
     ORIGIN = "origin"
     TOKEN_IN_URL = "token_in_url"  # noqa: S105 - a label, not a secret

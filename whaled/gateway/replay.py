@@ -66,9 +66,10 @@ class Replay:
                 raise LostError
             cursor = events[-1].offset
             matching = [event for event in events if chosen.matches(event)]
-            frames = ((event.offset, wire.event_frame(event, self._hub.epoch)) for event in matching)
-            for data, _, _ in slices(frames, self._slice_bytes):
-                receiver.write(data)
+            frames = ((event, wire.event_frame(event, self._hub.epoch)) for event in matching)
+            for joined in slices(frames, self._slice_bytes):
+                receiver.write(joined.data)
+                self._hub.delivered(joined)
                 await self._drain(receiver)
             if matching:
                 told = matching[-1].offset

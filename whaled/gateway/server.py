@@ -1,14 +1,17 @@
 """The WebSocket server: listens, counts, performs what sessions decide, keeps connections alive, drains."""
 
 import asyncio
+import contextlib
 import itertools
+import math
 import random
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
+from weakref import WeakSet
 
 import structlog
 from websockets.typing import Origin
@@ -18,9 +21,8 @@ from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.connection import Connection
-from whaled.gateway.hub import Hub, HubMeter
+from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal
-from whaled.gateway.replay import LogReader, LostError, Replay, TooSlowError
 from whaled.gateway.session import (
     Action,
     Admit,
@@ -32,10 +34,9 @@ from whaled.gateway.session import (
     Rejected,
     Session,
     SessionLimits,
-    resume,
 )
+from whaled.listening import address_of
 from whaled.model import Event, Position, UpstreamState
-from whaled.whales.filters import EVERYTHING, Filter
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -44,23 +45,16 @@ KEEPALIVE_SLOTS = 32
 # A drain closes clients this far apart, so that they do not all come back at once.
 DRAIN_SPACING_S = 0.002
 DRAIN_SPREAD_PART = 0.5
+# Part of the clients that is closed each time memory is urgently needed, and how long they are told to stay away.
+SHED_PART = 0.05
+SHED_AWAY_S = 10.0
+# How often a drain looks whether those who arrive have arrived, or failed to.
+ARRIVAL_LOOK_S = 0.05
 # Connections beyond the caps that wait for their refusal. They are descriptors too: further ones are cut off at once.
 TURNED_AWAY_LIMIT = 256
 
 
-class EventLog(LogReader, Protocol):
-    """What the gateway needs of the event log."""
-
-    epoch: str
-    head: int
-    oldest: int
-
-    async def offset_before(self, at: float) -> int:
-        """The newest offset older than a time."""
-        ...
-
-
-class GatewayMeter(HubMeter, Protocol):
+class GatewayMeter(DeliveryMeter, Protocol):
     """What the gateway counts."""
 
     def refused(self, reason: Refusal) -> None:
@@ -79,7 +73,7 @@ class GatewayMeter(HubMeter, Protocol):
         """A credential was judged; None is success."""
         ...
 
-    def received(self, size_bytes: int) -> None:
+    def received(self, kind: wire.MessageType, size_bytes: int) -> None:
         """A message from a client."""
         ...
 
@@ -91,8 +85,8 @@ class GatewayMeter(HubMeter, Protocol):
         """A bug met while serving a client."""
         ...
 
-    def replayed(self, frames: int, *, recovered: bool) -> None:
-        """A replay ended, or a position was not honoured."""
+    def shed(self) -> None:
+        """A session closed to save memory."""
         ...
 
 
@@ -109,21 +103,24 @@ class Gateway:
         meter: GatewayMeter,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._log = log_
         self._meter = meter
         self.now = clock
-        self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter, slice_bytes=settings.max_unsent)
+        self.deliveries = Deliveries(log_, settings, meter, clock())
+        self.hub = self.deliveries.hub
         self.auth_failures = 0
         self.authenticated = 0
         self.turned_away = 0
         self.retry_after_s = 5
+        self._spread_s = 0.0
         self.is_draining = False
-        self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, clock())
+        self.is_short_of_memory = False
+        self._passed: list[asyncio.Server] = []
         self._connections: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
         self._emptied = asyncio.Event()
-        self._filters: dict[Connection, Filter] = {}
-        self._tasks: asyncio.TaskGroup | None = None
+        # Accepted, but not connected yet: in the TLS handshake, or for a turn of the loop. Those that fail there are
+        # forgotten by the collector alone.
+        self._arriving: WeakSet[Connection] = WeakSet()
         self._caps = ConnectionCaps(
             total=settings.max_connections,
             per_address=settings.max_connections_per_address,
@@ -143,33 +140,28 @@ class Gateway:
         self._caps.total_limit = settings.max_connections
         self._caps.per_address_limit = settings.max_connections_per_address
         self._caps.unauthenticated_limit = settings.max_unauthenticated
-        self.hub.slice_bytes = settings.max_unsent
-        self._replay = Replay(
-            log=self._log,
-            hub=self.hub,
-            page=settings.replay_page,
-            slice_bytes=settings.max_unsent,
-            slow_timeout_s=settings.slow_timeout,
-        )
+        self.deliveries.reconfigure(settings)
 
     # --- running ---
 
     @asynccontextmanager
     async def serving(
         self, sockets: Sequence[socket.socket] = (), tls: ssl.SSLContext | None = None
-    ) -> AsyncIterator[tuple[str, int]]:
+    ) -> AsyncIterator[str]:
         """Listen and serve; yields the first address listened on. Leaving it aborts what `drain` left open.
 
         `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
         Raises ListenError.
         """
         async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
+            self.deliveries.run_in(tasks)
             servers = await self._listen(sockets, tls)
+            if sockets:
+                self._passed = servers
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
             try:
-                yield servers[0].sockets[0].getsockname()[:2]
+                yield address_of(servers[0].sockets[0])
             finally:
                 keepalive.cancel()
                 positions.cancel()
@@ -178,7 +170,7 @@ class Gateway:
                 for connection in self._all():
                     connection.close(Close.GOING_AWAY)
                     connection.abort()
-                self._cancel_replays()
+                self.deliveries.cancel()
 
     async def _listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> list[asyncio.Server]:
         loop = asyncio.get_running_loop()
@@ -188,7 +180,7 @@ class Gateway:
             # asyncio listens again with its own backlog (100 by default): give ours.
             return [
                 await loop.create_server(
-                    lambda: Connection(self), sock=sock, ssl=tls, backlog=settings.backlog,
+                    self._arrive, sock=sock, ssl=tls, backlog=settings.backlog,
                     ssl_handshake_timeout=handshake_s,
                 )
                 for sock in sockets
@@ -196,12 +188,17 @@ class Gateway:
         try:
             return [
                 await loop.create_server(
-                    lambda: Connection(self), settings.host, settings.port, ssl=tls, backlog=settings.backlog,
+                    self._arrive, settings.host, settings.port, ssl=tls, backlog=settings.backlog,
                     ssl_handshake_timeout=handshake_s,
                 )
             ]  # fmt: skip
         except OSError as error:
             raise ListenError(settings.host, settings.port, error, "set gateway.host and gateway.port") from error
+
+    def _arrive(self) -> Connection:
+        connection = Connection(self)
+        self._arriving.add(connection)
+        return connection
 
     async def _keep_alive(self) -> None:
         for slot in itertools.cycle(self._connections):
@@ -218,30 +215,93 @@ class Gateway:
     async def drain(self, window_s: float) -> None:
         """Tell every client to come back later and close it, spread over part of the window; then cut off the rest."""
         self.is_draining = True
+        await self._stop_accepting()
         clients = self._all()
-        spread_s = min(window_s * DRAIN_SPREAD_PART, len(clients) * DRAIN_SPACING_S)
+        self._spread_s = min(window_s * DRAIN_SPREAD_PART, len(clients) * DRAIN_SPACING_S)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + window_s
         started = loop.time()
         for number, connection in enumerate(clients):
-            retry_after_s = 0.5 + random.random() * max(1.0, spread_s)  # noqa: S311 - jitter, not a secret
-            if connection.session is None:
-                connection.abort()
-                continue
-            connection.write(wire.closing_frame(Close.RESTART, retry_after_s))
-            connection.close(Close.RESTART)
+            if connection.session is not None:
+                self.send_away(connection)
             if number % 50 == 49:
-                await asyncio.sleep(max(0.0, started + spread_s * (number + 1) / len(clients) - loop.time()))
+                await asyncio.sleep(max(0.0, started + self._spread_s * (number + 1) / len(clients) - loop.time()))
         try:
             async with asyncio.timeout_at(deadline):
-                while self._caps.total:
+                while self._caps.total or self._arriving:
                     self._emptied.clear()
-                    await self._emptied.wait()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._emptied.wait(), ARRIVAL_LOOK_S)
         except TimeoutError:
             stragglers = self._all()
             log.warning("drain window over, cutting off clients", clients=len(stragglers))
             for connection in stragglers:
                 connection.abort()
+
+    async def _stop_accepting(self) -> None:
+        """Close the passed sockets. systemd holds them open: who connects now waits in them for the next whaled.
+
+        asyncio drops what it accepted a moment before a server is closed, so accepting ends first.
+        """
+        loop = asyncio.get_running_loop()
+        for server in self._passed:
+            for sock in server.sockets:
+                loop.remove_reader(sock)
+        await asyncio.sleep(0)
+        for server in self._passed:
+            server.close()
+
+    def send_away(self, connection: Connection) -> None:
+        """Tell a client to come back in a moment that is not everybody's, and close it."""
+        connection.answer(wire.closing_frame(Close.RESTART, self._come_back_s()))
+        connection.close(Close.RESTART)
+
+    def _come_back_s(self) -> float:
+        return 0.5 + random.random() * max(1.0, self._spread_s)  # noqa: S311 - jitter, not a secret
+
+    # --- memory ---
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes queued for all clients, which the kernel has not taken yet."""
+        return sum(connection.unsent for connection in self._all())
+
+    def relieve(self, excess_bytes: int, *, is_urgent: bool) -> None:
+        """Give memory back: refuse newcomers, cut off those for whom most is queued until that makes up for the excess.
+
+        If that is not enough (urgent), clients that have not authenticated go too, and of the others those who came
+        last, a part of them each time. Nobody loses an event by it: they come back and go on where they were.
+        """
+        self.is_short_of_memory = True
+        clients = self._all()
+        for connection in sorted(clients, key=lambda connection: connection.unsent, reverse=True):
+            if excess_bytes <= 0 or not connection.unsent:
+                break
+            excess_bytes -= connection.unsent
+            self._shed(connection)
+            connection.abort()  # a close would wait behind what is queued
+        if not is_urgent or excess_bytes <= 0:
+            return
+        for connection in clients:
+            if not connection.is_ready:
+                connection.abort()
+        ready = sorted(
+            (connection for connection in clients if connection.is_ready and connection.closing is None),
+            key=lambda connection: connection.connected_at,
+            reverse=True,
+        )
+        for connection in ready[: math.ceil(len(ready) * SHED_PART)]:
+            self._shed(connection)
+            connection.answer(wire.closing_frame(Close.OVERLOADED, SHED_AWAY_S * (1.0 + random.random())))  # noqa: S311 - jitter, not a secret
+            connection.close(Close.OVERLOADED)
+
+    def relieved(self) -> None:
+        """There is memory again."""
+        self.is_short_of_memory = False
+
+    def _shed(self, connection: Connection) -> None:
+        self._meter.shed()
+        log.info("client shed to save memory", address=connection.address, unsent_bytes=connection.unsent)
 
     # --- what the daemon tells clients ---
 
@@ -249,13 +309,13 @@ class Gateway:
         """Deliver committed events."""
         self.hub.publish(events)
 
+    def rehearse(self, event: Event) -> None:
+        """Deliver the event of a canary to no client."""
+        self.hub.rehearse(event)
+
     def tell_upstream(self, state: UpstreamState) -> None:
         """Tell clients that the link to the backend changed."""
-        if state is not self._upstream[0]:
-            since = self.now()
-            # Who has no room for it falls behind knowing the old state, and is told when there is room.
-            self.hub.tell_upstream(state, since)
-            self._upstream = (state, since)
+        self.deliveries.tell_upstream(state, self.now())
 
     # --- what sessions ask (Surroundings) ---
 
@@ -270,7 +330,7 @@ class Gateway:
     @property
     def upstream(self) -> UpstreamState:
         """The link to the backend, as clients were told last."""
-        return self._upstream[0]
+        return self.deliveries.upstream
 
     @property
     def connections(self) -> int:
@@ -285,13 +345,14 @@ class Gateway:
     @property
     def replaying(self) -> int:
         """Connections that are being brought up to date from the log."""
-        return sum(connection.delivery is not None for connection in self._filters)
+        return self.deliveries.replaying
 
     # --- what connections tell (ConnectionOwner) ---
 
     def connected(self, connection: Connection) -> Refusal | None:
         """Count a new connection, or say why it is refused."""
-        refusal = Refusal.DRAINING if self.is_draining else self._caps.admit(connection.address)
+        self._arriving.discard(connection)
+        refusal = self._refusal(connection.address)
         if refusal is not None:
             self.turned_away += 1
             if self.turned_away > TURNED_AWAY_LIMIT:
@@ -303,6 +364,15 @@ class Gateway:
         self._connections[self._next_slot][connection] = None
         self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
         return None
+
+    def _refusal(self, address: str) -> Refusal | None:
+        # Who comes out of a passed socket during the drain connected before it was closed: he is let in and told to
+        # come back, since nobody who connects during a restart is to be refused.
+        if self.is_draining and not self._passed:
+            return Refusal.DRAINING
+        if self.is_short_of_memory:
+            return Refusal.MEMORY
+        return self._caps.admit(address)
 
     def refused(self, reason: Refusal) -> None:
         """A handshake did not lead to a session."""
@@ -320,9 +390,13 @@ class Gateway:
             now=self.now(),
         )
 
-    def received(self, connection: Connection, size_bytes: int) -> None:  # noqa: ARG002 - counted for all clients together
+    def received(self, kind: wire.MessageType, size_bytes: int) -> None:
         """A message came in."""
-        self._meter.received(size_bytes)
+        self._meter.received(kind, size_bytes)
+
+    def answered(self, size_bytes: int) -> None:
+        """A frame was sent to one client alone."""
+        self._meter.sent(wire.Sent.CONTROL, 1, size_bytes)
 
     def failed(self) -> None:
         """A bug met while serving a client; the connection logs it and closes."""
@@ -334,9 +408,9 @@ class Gateway:
             case Admit(grant=grant, may_read=may_read):
                 self._admit(connection, authenticated=grant is not None, may_read=may_read)
             case Attach(filter=chosen, since=since):
-                self._attach(connection, chosen, since)
+                self.deliveries.attach(connection, chosen, since)
             case Detach():
-                self._detach(connection)
+                self.deliveries.detach(connection)
             case Refused(message=message, reason=reason):
                 self.auth_failures += 1
                 self._meter.authenticated(reason or message)
@@ -354,93 +428,16 @@ class Gateway:
         session = connection.session
         client_id = session.grant.client_id if session is not None and session.grant is not None else None
         log.info("client connected", address=connection.address, client_id=client_id)
-        state, since = self._upstream
         if may_read:
-            if state is not UpstreamState.CONNECTED:
-                connection.write(wire.status_frame(state, since))
-            self._filters[connection] = EVERYTHING
-            self.hub.join(connection, EVERYTHING)
-
-    def _attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
-        self._detach(connection)
-        self._filters[connection] = chosen
-        state = self.upstream
-        if isinstance(since, wire.At):
-            self._deliver(connection, self._attach_at(connection, chosen, since, state))
-        else:
-            self._resume(connection, chosen, since, state)
-
-    async def _attach_at(self, connection: Connection, chosen: Filter, since: wire.At, told: UpstreamState) -> None:
-        before = await self._log.offset_before(since.time.timestamp())
-        # Retention may have removed events after that time, unless an event before it is still held.
-        is_complete = self._log.oldest <= 1 or before >= self._log.oldest
-        position = Position(self.hub.epoch, before if is_complete else -1)
-        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), told)
-
-    def _resume(
-        self,
-        connection: Connection,
-        chosen: Filter,
-        since: Position | wire.Last | None,
-        told: UpstreamState,
-    ) -> None:
-        cursor = self._answer(connection, chosen, since)
-        if cursor == self.hub.head and told is self.upstream:
-            self.hub.join(connection, chosen)
-        else:
-            self._deliver(connection, self._replay_from(connection, chosen, cursor, told))
-
-    def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
-        """Send `subscribed`; returns where delivery starts."""
-        start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
-        oldest = None
-        if start.recovered is False:
-            oldest = Position(self.hub.epoch, self._log.oldest)
-            self._meter.replayed(0, recovered=False)
-        connection.write(
-            wire.subscribed_frame(
-                chosen.normalised(),
-                recovered=start.recovered,
-                start=Position(self.hub.epoch, start.cursor),
-                position=self.hub.position,
-                oldest=oldest,
-            )
-        )
-        return start.cursor
+            self.deliveries.join(connection)
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
         """The connection goes on from the log once it has drained."""
-        self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor, self.upstream))
-
-    def _deliver(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
-        assert self._tasks is not None
-        connection.delivery = self._tasks.create_task(replay, name="gateway replay")
-
-    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, told: UpstreamState) -> None:
-        try:
-            frames = await self._replay.run(connection, chosen, cursor)
-        except TooSlowError:
-            connection.close(Close.TOO_SLOW)
-        except LostError:
-            connection.delivery = None
-            self._resume(connection, chosen, Position(self.hub.epoch, -1), told)
-        else:
-            connection.delivery = None
-            self._meter.replayed(frames, recovered=True)
-            if self.upstream is not told:
-                # `tell_upstream` reaches live members only.
-                connection.write(wire.status_frame(*self._upstream))
-
-    def _detach(self, connection: Connection) -> None:
-        self.hub.leave(connection)
-        self._filters.pop(connection, None)
-        if connection.delivery is not None:
-            connection.delivery.cancel()
-            connection.delivery = None
+        self.deliveries.fell_behind(connection, cursor)
 
     def disconnected(self, connection: Connection) -> None:
         """The socket is gone."""
-        self._detach(connection)
+        self.deliveries.detach(connection)
         if connection.is_counted:
             del self._connections[connection.slot][connection]
             self._caps.release(connection.address, was_ready=connection.is_ready)
@@ -466,8 +463,3 @@ class Gateway:
 
     def _all(self) -> list[Connection]:
         return [connection for slot in self._connections for connection in slot]
-
-    def _cancel_replays(self) -> None:
-        for connection in list(self._filters):
-            if connection.delivery is not None:
-                connection.delivery.cancel()

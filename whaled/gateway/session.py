@@ -131,7 +131,10 @@ def resume(since: Position | wire.Last | None, *, epoch: str, head: int, oldest:
 class Session:
     """The rules for one connection."""
 
-    __slots__ = ("_address", "_authenticator", "_bucket", "_failures", "_house", "_limits", "_warned", "grant", "state")
+    __slots__ = (
+        "_address", "_authenticator", "_bucket", "_failures", "_house", "_limits", "_warned", "grant", "last_message",
+        "state",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -151,6 +154,7 @@ class Session:
         self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
         self._warned = False
         self.grant: Grant | None = None
+        self.last_message = wire.MessageType.INVALID
         self.state = State.AUTHENTICATING
 
     @property
@@ -173,6 +177,7 @@ class Session:
         """A text message."""
         if self.state is State.CLOSED:
             return []
+        self.last_message = wire.MessageType.INVALID
         over_s = self._bucket.take(now)
         try:
             command = wire.parse(raw)
@@ -180,6 +185,7 @@ class Session:
             if self.state is State.AUTHENTICATING:
                 return self._refuse(wire.AuthMessage.FIRST)
             return self.rejected(error, now)
+        self.last_message = wire.MessageType.of(command)
         if over_s > 0:
             return self._limited(over_s)
         step = self._TABLE.get((self.state, type(command)))
@@ -192,6 +198,7 @@ class Session:
 
     def received_binary(self, now: float) -> list[Action]:
         """A binary message: nobody needs one."""
+        self.last_message = wire.MessageType.INVALID
         if self.state is State.AUTHENTICATING:
             return self._refuse(wire.AuthMessage.FIRST)
         self._bucket.take(now)

@@ -86,6 +86,33 @@ class Refresh(Struct, frozen=True):
 Command = Auth | Ping | Stats | Subscribe | Unsubscribe | Refresh
 
 
+class MessageType(StrEnum):
+    """What a message from a client was (a metric label)."""
+
+    AUTH = "auth"
+    PING = "ping"
+    STATS = "stats"
+    SUBSCRIBE = "subscribe"
+    UNSUBSCRIBE = "unsubscribe"
+    REFRESH = "refresh"
+    INVALID = "invalid"
+
+    @classmethod
+    def of(cls, command: Command) -> "MessageType":
+        """Its type in `parse`."""
+        return cls[type(command).__name__.upper()]
+
+
+class Sent(StrEnum):
+    """What a frame to clients was (a metric label). `control` is everything said to one client alone."""
+
+    WHALE_ALERT = "whale_alert"
+    WHALE_UPDATE = "whale_update"
+    POSITION = "position"
+    STATUS = "status"
+    CONTROL = "control"
+
+
 def parse(raw: bytes | bytearray) -> Command:
     """The command in a text frame. Raises ClientError with the code the client is answered with."""
     try:

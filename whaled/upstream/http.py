@@ -130,7 +130,7 @@ class Http:
     ) -> AsyncIterator[Self]:
         """A client whose connections are closed at the end of the block."""
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.rest_concurrency),
+            connector=_connector(settings),
             timeout=aiohttp.ClientTimeout(total=settings.rest_timeout, sock_connect=settings.connect_timeout),
             trust_env=False,
             proxy=settings.proxy,
@@ -268,6 +268,12 @@ class Http:
                 status=404,
             )
         return answer
+
+
+def _connector(settings: Upstream) -> aiohttp.BaseConnector:
+    if settings.unix_socket is not None:
+        return aiohttp.UnixConnector(settings.unix_socket, limit=settings.rest_concurrency)
+    return aiohttp.TCPConnector(limit=settings.rest_concurrency)
 
 
 def _retry_after_s(header: str | None, now: float) -> float | None:

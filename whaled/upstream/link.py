@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Any
 
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
@@ -116,6 +117,7 @@ class Link:
         try:
             connecting = _Connect(
                 settings.url,
+                **_way(settings),
                 proxy=settings.proxy,  # None keeps websockets from reading the environment
                 compression=None,  # the backend does not accept it
                 open_timeout=settings.connect_timeout,
@@ -246,6 +248,11 @@ class Link:
         backend = frame.backend
         known = {} if backend is None else {"version": backend.version, "mode": backend.backend}
         return {"url": shown(self._settings.url), **known}
+
+
+def _way(settings: Upstream) -> dict[str, Any]:
+    """How to get there, where not over TCP. The URL's host is still what the Host header says and what TLS checks."""
+    return {} if settings.unix_socket is None else {"unix": True, "path": settings.unix_socket}
 
 
 def _is_from_mempool(frame: Frame) -> bool:

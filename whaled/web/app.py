@@ -2,7 +2,8 @@
 so that an answer also proves the loop is alive.
 """
 
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -11,6 +12,7 @@ from msgspec.json import encode
 
 from whaled.config.sections import Http
 from whaled.errors import ListenError
+from whaled.listening import address_of, host_port
 from whaled.model import Position, UpstreamState
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,17 +48,25 @@ def application(*, metrics: Callable[[], bytes], health: Callable[[], Health]) -
 
 
 @asynccontextmanager
-async def serving(settings: Http, app: web.Application) -> AsyncIterator[tuple[str, int]]:
-    """Serve until left; yields the address listened on. Raises ListenError."""
+async def serving(settings: Http, app: web.Application, sockets: Sequence[socket.socket] = ()) -> AsyncIterator[str]:
+    """Serve until left; yields the first address listened on. Raises ListenError.
+
+    `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
+    """
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
-        host, port = runner.addresses[0][:2]
-        yield host, port
+        if not sockets:
+            site = web.TCPSite(runner, settings.host, settings.port)
+            try:
+                await site.start()
+            except OSError as error:
+                raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
+            host, port = runner.addresses[0][:2]
+            yield host_port(host, port)
+        else:
+            for sock in sockets:
+                await web.SockSite(runner, sock).start()
+            yield address_of(sockets[0])
     finally:
         await runner.cleanup()

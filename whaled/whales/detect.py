@@ -74,6 +74,10 @@ class Detector:
             del self._seen[next(iter(self._seen))]
         return True
 
+    def forget(self, txid: str) -> None:
+        """Let this transaction be new again."""
+        self._seen.pop(txid, None)
+
     def candidates(self, transactions: Iterable[Transaction]) -> list[Transaction]:
         """Those that may be whales and are new."""
         minimum = self.minimum_sat

@@ -1,0 +1,173 @@
+"""Who gets what: joins clients to the hub, and replays the log to those who resume or fell behind."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Protocol
+
+from whaled.config.sections import Gateway as GatewaySettings
+from whaled.errors import Close
+from whaled.gateway import wire
+from whaled.gateway.connection import Connection
+from whaled.gateway.hub import Hub, HubMeter
+from whaled.gateway.replay import LogReader, LostError, Replay, TooSlowError
+from whaled.gateway.session import resume
+from whaled.model import Position, UpstreamState
+from whaled.whales.filters import EVERYTHING, Filter
+
+
+class EventLog(LogReader, Protocol):
+    """What the gateway needs of the event log."""
+
+    epoch: str
+    head: int
+    oldest: int
+
+    async def offset_before(self, at: float) -> int:
+        """The newest offset older than a time."""
+        ...
+
+
+class DeliveryMeter(HubMeter, Protocol):
+    """What is counted of deliveries."""
+
+    def replayed(self, frames: int, *, recovered: bool) -> None:
+        """A replay ended, or a position was not honoured."""
+        ...
+
+
+class Deliveries:
+    """Every client that may read is live in the hub, being replayed to, or has unsubscribed."""
+
+    def __init__(self, log_: EventLog, settings: GatewaySettings, meter: DeliveryMeter, now: float) -> None:
+        self._log = log_
+        self._meter = meter
+        self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter, slice_bytes=settings.max_unsent)
+        self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, now)
+        self._filters: dict[Connection, Filter] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: GatewaySettings) -> None:
+        """Take other limits from now on."""
+        self.hub.slice_bytes = settings.max_unsent
+        self._replay = Replay(
+            log=self._log,
+            hub=self.hub,
+            page=settings.replay_page,
+            slice_bytes=settings.max_unsent,
+            slow_timeout_s=settings.slow_timeout,
+        )
+
+    def run_in(self, tasks: asyncio.TaskGroup) -> None:
+        """Replays are tasks of this group."""
+        self._tasks = tasks
+
+    @property
+    def upstream(self) -> UpstreamState:
+        """The link to the backend, as clients were told last."""
+        return self._upstream[0]
+
+    @property
+    def replaying(self) -> int:
+        """Clients that are being brought up to date from the log."""
+        return sum(connection.delivery is not None for connection in self._filters)
+
+    def tell_upstream(self, state: UpstreamState, now: float) -> None:
+        """Tell clients that the link to the backend changed."""
+        if state is not self._upstream[0]:
+            # Who has no room for it falls behind knowing the old state, and is told when there is room.
+            self.hub.tell_upstream(state, now)
+            self._upstream = (state, now)
+
+    def join(self, connection: Connection) -> None:
+        """A client that may read is in: everything goes to it until it asks for less."""
+        state, since = self._upstream
+        if state is not UpstreamState.CONNECTED:
+            connection.answer(wire.status_frame(state, since))
+        self._filters[connection] = EVERYTHING
+        self.hub.join(connection, EVERYTHING)
+
+    def attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
+        """Deliver what passes `chosen` from `since` on, after the answer that says where that is."""
+        self.detach(connection)
+        self._filters[connection] = chosen
+        state = self.upstream
+        if isinstance(since, wire.At):
+            self._deliver(connection, self._attach_at(connection, chosen, since, state))
+        else:
+            self._resume(connection, chosen, since, state)
+
+    async def _attach_at(self, connection: Connection, chosen: Filter, since: wire.At, told: UpstreamState) -> None:
+        before = await self._log.offset_before(since.time.timestamp())
+        # Retention may have removed events after that time, unless an event before it is still held.
+        is_complete = self._log.oldest <= 1 or before >= self._log.oldest
+        position = Position(self.hub.epoch, before if is_complete else -1)
+        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), told)
+
+    def _resume(
+        self,
+        connection: Connection,
+        chosen: Filter,
+        since: Position | wire.Last | None,
+        told: UpstreamState,
+    ) -> None:
+        cursor = self._answer(connection, chosen, since)
+        if cursor == self.hub.head and told is self.upstream:
+            self.hub.join(connection, chosen)
+        else:
+            self._deliver(connection, self._replay_from(connection, chosen, cursor, told))
+
+    def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
+        """Send `subscribed`; returns where delivery starts."""
+        start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
+        oldest = None
+        if start.recovered is False:
+            oldest = Position(self.hub.epoch, self._log.oldest)
+            self._meter.replayed(0, recovered=False)
+        connection.answer(
+            wire.subscribed_frame(
+                chosen.normalised(),
+                recovered=start.recovered,
+                start=Position(self.hub.epoch, start.cursor),
+                position=self.hub.position,
+                oldest=oldest,
+            )
+        )
+        return start.cursor
+
+    def fell_behind(self, connection: Connection, cursor: int) -> None:
+        """The connection goes on from the log once it has drained."""
+        self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor, self.upstream))
+
+    def _deliver(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
+        assert self._tasks is not None
+        connection.delivery = self._tasks.create_task(replay, name="gateway replay")
+
+    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, told: UpstreamState) -> None:
+        try:
+            frames = await self._replay.run(connection, chosen, cursor)
+        except TooSlowError:
+            connection.close(Close.TOO_SLOW)
+        except LostError:
+            connection.delivery = None
+            self._resume(connection, chosen, Position(self.hub.epoch, -1), told)
+        else:
+            connection.delivery = None
+            self._meter.replayed(frames, recovered=True)
+            if self.upstream is not told:
+                # `tell_upstream` reaches live members only.
+                connection.answer(wire.status_frame(*self._upstream))
+
+    def detach(self, connection: Connection) -> None:
+        """Deliver nothing more to a client."""
+        self.hub.leave(connection)
+        self._filters.pop(connection, None)
+        if connection.delivery is not None:
+            connection.delivery.cancel()
+            connection.delivery = None
+
+    def cancel(self) -> None:
+        """End every replay."""
+        for connection in list(self._filters):
+            if connection.delivery is not None:
+                connection.delivery.cancel()

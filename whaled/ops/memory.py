@@ -1,0 +1,81 @@
+"""How much memory this process may use, and uses.
+
+Where its cgroup has a limit, what counts is what the kernel counts before it kills: the cgroup's working set, that is
+everything charged to it (socket buffers too) but file pages that can be dropped at once. Elsewhere resident memory.
+"""
+
+import contextlib
+import ctypes
+import math
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Memory(Struct, frozen=True):
+    """`limit_bytes` is infinite where nothing limits."""
+
+    used_bytes: int
+    limit_bytes: float
+
+
+class Gauge:
+    """Reads the kernel's numbers. `proc` and `cgroups` are where they stand, below /proc/self and /sys/fs/cgroup."""
+
+    def __init__(self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
+        self._statm = proc / "statm"
+        self._cgroup = _cgroup(proc / "cgroup", cgroups)
+
+    def read(self, limit_bytes: int | None) -> Memory:
+        """What is used of `limit_bytes`, or of what the cgroup allows if that is less or nothing is given."""
+        cgroup_limit = self._cgroup_limit()
+        resident = int(self._statm.read_text().split()[1]) * PAGE_BYTES
+        working_set = self._working_set() if math.isfinite(cgroup_limit) else None
+        used = resident if working_set is None else max(resident, working_set)
+        return Memory(used, min(cgroup_limit, limit_bytes if limit_bytes is not None else math.inf))
+
+    def _cgroup_limit(self) -> float:
+        """memory.high counts: beyond it the kernel slows the process down until it hangs."""
+        limits = [_number(self._cgroup / name) for name in ("memory.max", "memory.high")] if self._cgroup else []
+        return min((limit for limit in limits if limit is not None), default=math.inf)
+
+    def _working_set(self) -> int | None:
+        if self._cgroup is None:
+            return None
+        current = _number(self._cgroup / "memory.current")
+        if current is None:
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            for line in (self._cgroup / "memory.stat").read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == "inactive_file":
+                    current -= int(value)
+        return current
+
+
+def give_back() -> None:
+    """Let the C library return what it holds free to the kernel. Only glibc can."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _cgroup(file: Path, cgroups: Path) -> Path | None:
+    """The directory of this process's cgroup (version 2), None if there is none or it cannot be read."""
+    with contextlib.suppress(OSError):
+        for line in file.read_text().splitlines():
+            if line.startswith("0::"):
+                found = cgroups / line.removeprefix("0::").lstrip("/")
+                return found if (found / "memory.current").exists() else None
+    return None
+
+
+def _number(file: Path) -> int | None:
+    """None for `max`, and where there is no such file."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

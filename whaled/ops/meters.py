@@ -1,0 +1,380 @@
+"""The meters that lower rooms ask for as small protocols. docs/metrics.md explains each metric."""
+
+import math
+import time
+from collections.abc import Callable
+
+from whaled.errors import CanaryFailure, ClientErrorCode, LogFailure, TokenRefusal
+from whaled.gateway.limits import Refusal
+from whaled.gateway.wire import AuthMessage, MessageType, Sent
+from whaled.model import Alert, Flow, Kind, Source, UpstreamState
+from whaled.ops.registry import Component, Registry
+from whaled.upstream.continuity import Continuity
+from whaled.upstream.dialect import DialectFault
+from whaled.upstream.http import RestFailure
+from whaled.upstream.losses import LossReason
+
+CLOSE_CODES = ("1000", "1001", "1002", "1005", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
+
+
+class UpstreamMeter:
+    """The link to the backend, and the questions asked of its REST API."""
+
+    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._errors = registry.errors.labels(Component.UPSTREAM)
+        self._rest_errors = registry.errors.labels(Component.REST)
+        self._state = registry.gauge("upstream_state", "1 for the state the link is in.", ("state",))
+        self.state(UpstreamState.DISCONNECTED)
+        self._connects = registry.counter("upstream_connects", "Links the backend answered on.")
+        self._losses = registry.counter(
+            "upstream_reconnects", "Links lost and attempts failed, each followed by another, by reason.", "reason",
+            LossReason,
+        )  # fmt: skip
+        self._frames = registry.counter("upstream_frames", "Messages from the backend.")
+        self._bytes = registry.counter("upstream_received_bytes", "Bytes of messages from the backend.")
+        self._decode = registry.histogram("upstream_decode_seconds", "Time to decode a message.")
+        self._last = registry.gauge("upstream_last_message_timestamp_seconds", "When the last message came.")
+        self._undecodable = registry.counter(
+            "upstream_frames_undecodable", "Messages of which nothing was usable, by what was wrong.", "fault",
+            DialectFault,
+        )  # fmt: skip
+        self._malformed = registry.counter("upstream_parts_skipped", "Parts of messages that could not be read.")
+        self._unknown = registry.counter("upstream_keys_unknown", "Keys of messages that whaled does not know.")
+        self._sequence = registry.counter(
+            "upstream_deltas", "Mempool deltas by how their sequence number continues.", "continuity",
+            [step.name.lower() for step in Continuity],
+        )  # fmt: skip
+        self._requests = registry.counter(
+            "rest_requests", "REST requests, by outcome.", "outcome", ("answered", *RestFailure)
+        )
+        self._request_seconds = registry.histogram("rest_request_seconds", "Time of a REST request.")
+        self._skew = registry.gauge(
+            "upstream_clock_skew_seconds", "This machine's clock minus the backend's, from its last REST answer."
+        )
+        self._inputs = registry.counter(
+            "rest_inputs_unknown", "Whales whose inputs could not be fetched, by reason.", "reason", RestFailure
+        )
+
+    def clock_skew(self, seconds: float) -> None:
+        """How far the clock here is ahead of the backend's."""
+        self._skew.set(seconds)
+
+    def connected(self) -> None:
+        """A link that the backend answered on."""
+        self._connects.inc()
+
+    def lost(self, reason: LossReason) -> None:
+        """A link that ended, or an attempt that failed."""
+        self._losses.labels(reason).inc()
+        self._errors.inc()
+
+    def state(self, state: UpstreamState) -> None:
+        """The state from now on."""
+        for known in UpstreamState:
+            self._state.labels(known).set(known is state)
+
+    def received(self, raw_bytes: int, decode_s: float) -> None:
+        """A message, and how long its decoding took."""
+        self._frames.inc()
+        self._bytes.inc(raw_bytes)
+        self._decode.observe(decode_s)
+        self._last.set(self._clock())
+
+    def undecodable(self, fault: DialectFault) -> None:
+        """A message of which nothing was usable."""
+        self._undecodable.labels(fault).inc()
+        self._errors.inc()
+
+    def malformed(self, parts: int) -> None:
+        """Parts of a message that could not be read."""
+        self._malformed.inc(parts)
+        self._errors.inc()
+
+    def unknown(self, keys: int) -> None:
+        """Keys of a message that the dialect does not have."""
+        self._unknown.inc(keys)
+
+    def observed(self, continuity: Continuity) -> None:
+        """A delta's place in the sequence."""
+        self._sequence.labels(continuity.name.lower()).inc()
+
+    def requested(self, failure: RestFailure | None, seconds: float) -> None:
+        """One attempt of a REST request ended."""
+        self._requests.labels(failure or "answered").inc()
+        self._request_seconds.observe(seconds)
+        if failure is not None and failure is not RestFailure.NOT_FOUND:
+            self._rest_errors.inc()
+
+    def inputs_unknown(self, failure: RestFailure) -> None:
+        """The inputs of a whale could not be fetched."""
+        self._inputs.labels(failure).inc()
+
+
+class EventLogMeter:
+    """The event log: commits, failures, size."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._errors = registry.errors.labels(Component.EVENTLOG)
+        self._events = registry.counter("eventlog_events", "Events committed.")
+        self._commit = registry.histogram(
+            "eventlog_commit_seconds", "Time of a commit with new events, fsync included."
+        )
+        self._failures = registry.counter("eventlog_failures", "Failed operations by reason.", "reason", LogFailure)
+        self._pruned = registry.counter("eventlog_pruned_events", "Events removed by retention.")
+        self._size = registry.gauge("eventlog_size_bytes", "Database and write-ahead log on disk.")
+
+    def committed(self, events: int, seconds: float) -> None:
+        """A transaction with new events was stored."""
+        self._events.inc(events)
+        self._commit.observe(seconds)
+
+    def failed(self, reason: LogFailure) -> None:
+        """An operation failed."""
+        self._failures.labels(reason).inc()
+        self._errors.inc()
+
+    def pruned(self, events: int) -> None:
+        """Retention removed events."""
+        self._pruned.inc(events)
+
+    def size(self, size_bytes: int) -> None:
+        """What database and write-ahead log take on disk."""
+        self._size.set(size_bytes)
+
+
+class DetectionMeter:
+    """What the pipeline saw and said."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._transactions = registry.counter("transactions_seen", "Transactions of the backend looked at.")
+        self._whales = registry.counter("whales", "Whales alerted, by flow.", "flow", Flow)
+        self._by_source = registry.counter("whale_sources", "Whales alerted, by how they were found.", "source", Source)
+        self._satoshi = registry.counter("whales_satoshi", "Sum of the amounts of whales alerted, in satoshi.")
+        self._updates = registry.counter(
+            "whale_updates", "Fates of whales, by kind.", "kind", [kind for kind in Kind if kind is not Kind.ALERT]
+        )
+        self._inputs_unknown = registry.counter(
+            "whales_inputs_unknown", "Whales alerted without their inputs: the backend did not give them in time."
+        )
+        self._committed = registry.histogram(
+            "frame_to_commit_seconds", "From the arrival of an upstream frame to the commit of its events."
+        )
+        self._published = registry.histogram(
+            "frame_to_sent_seconds", "From the arrival of an upstream frame to the last write to a live client."
+        )
+        self._last_whale = registry.gauge("last_whale_timestamp_seconds", "When the last whale was committed.")
+
+    def transactions(self, count: int) -> None:
+        """Transactions looked at."""
+        self._transactions.inc(count)
+
+    def whale(self, alert: Alert, at: float) -> None:
+        """A whale, committed."""
+        self._whales.labels(alert.flow_type).inc()
+        self._by_source.labels(alert.source).inc()
+        self._satoshi.inc(alert.value_sat)
+        self._last_whale.set(at)
+
+    def inputs_unknown(self) -> None:
+        """A whale whose inputs could not be had in time."""
+        self._inputs_unknown.inc()
+
+    def updated(self, kind: Kind) -> None:
+        """A whale's fate, committed."""
+        self._updates.labels(kind).inc()
+
+    def latency(self, committed_s: float, published_s: float) -> None:
+        """From the frame's arrival to the commit, and to the last client's socket."""
+        self._committed.observe(committed_s)
+        self._published.observe(published_s)
+
+
+class ConfigMeter:
+    """Reloads."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._errors = registry.errors.labels(Component.CONFIG)
+        self._successful = registry.gauge("config_last_reload_successful", "1 if the last reload was applied.")
+        self._successful.set(1)
+        self._at = registry.gauge("config_last_reload_success_timestamp_seconds", "When a configuration was applied.")
+
+    def reloaded(self, now: float, *, success: bool) -> None:
+        """A reload was applied or refused."""
+        self._successful.set(success)
+        if success:
+            self._at.set(now)
+        else:
+            self._errors.inc()
+
+
+class GatewayMeter:
+    """Clients: connections, messages, deliveries."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._errors = registry.errors.labels(Component.GATEWAY)
+        self._opened = registry.counter("connections_opened", "WebSocket sessions opened.")
+        self._refused = registry.counter(
+            "connections_refused", "Connections that did not become a session, by reason.", "reason", Refusal
+        )
+        self._closed = registry.counter("connections_closed", "Sessions ended, by close code.", "code", CLOSE_CODES)
+        outcomes = ("success", *TokenRefusal, *(message.name.lower() for message in AuthMessage))
+        self._authentications = registry.counter("authentications", "Authentications by outcome.", "outcome", outcomes)
+        self._received = registry.counter("messages_received", "Messages from clients, by type.", "type", MessageType)
+        self._received_bytes = registry.counter("received_bytes", "Bytes of messages from clients.")
+        self._rejected = registry.counter(
+            "messages_rejected", "Client messages answered with an error, by its code.", "code", ClientErrorCode
+        )
+        self._sent = registry.counter(
+            "messages_sent", "Frames handed to the kernel or queued, for all clients, by type.", "type", Sent
+        )
+        self._sent_of = {kind: self._sent.labels(kind) for kind in Sent}
+        self._sent_bytes = registry.counter("sent_bytes", "Bytes of these frames.")
+        self._published = registry.counter("events_published", "Events published to the hub.")
+        self._alerts = registry.counter("alerts_published", "Alerts published to the hub.")
+        self._lagging = registry.counter("clients_lagged", "Times a client fell behind and was switched to replay.")
+        self._replays = registry.counter(
+            "replays",
+            "Replays from the log, by whether the position could be honoured.",
+            "recovered",
+            ("true", "false"),
+        )
+        self._shed = registry.counter("connections_shed", "Sessions closed to save memory.")
+        self._replayed = registry.counter("messages_replayed", "Event frames sent from the log.")
+
+    def refused(self, reason: Refusal) -> None:
+        """A connection that did not become a session."""
+        self._refused.labels(reason).inc()
+
+    def opened(self) -> None:
+        """A session."""
+        self._opened.inc()
+
+    def closed(self, code: int) -> None:
+        """A session ended with this close code."""
+        text = str(code)
+        self._closed.labels(text if text in CLOSE_CODES else "other").inc()
+
+    def authenticated(self, failure: TokenRefusal | AuthMessage | None) -> None:
+        """A credential was judged; None is success."""
+        if failure is None:
+            outcome = "success"
+        else:
+            outcome = failure.value if isinstance(failure, TokenRefusal) else failure.name.lower()
+        self._authentications.labels(outcome).inc()
+
+    def received(self, kind: MessageType, size_bytes: int) -> None:
+        """A message from a client."""
+        self._received.labels(kind).inc()
+        self._received_bytes.inc(size_bytes)
+
+    def rejected(self, code: ClientErrorCode) -> None:
+        """A message that was answered with an error."""
+        self._rejected.labels(code).inc()
+
+    def failed(self) -> None:
+        """A bug met while serving a client."""
+        self._errors.inc()
+
+    def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
+        """Event frames handed to the kernel or queued, for all members together."""
+        self._sent_of[Sent.WHALE_ALERT].inc(alerts)
+        self._sent_of[Sent.WHALE_UPDATE].inc(updates)
+        self._sent_bytes.inc(size_bytes)
+
+    def sent(self, kind: Sent, frames: int, size_bytes: int) -> None:
+        """Other frames, for all who got them together."""
+        self._sent_of[kind].inc(frames)
+        self._sent_bytes.inc(size_bytes)
+
+    def shed(self) -> None:
+        """A session closed to save memory."""
+        self._shed.inc()
+
+    def published(self, events: int, alerts: int) -> None:
+        """Events published."""
+        self._published.inc(events)
+        self._alerts.inc(alerts)
+
+    def lagging(self, members: int) -> None:
+        """Members that were switched to replay."""
+        self._lagging.inc(members)
+
+    def replayed(self, frames: int, *, recovered: bool) -> None:
+        """A replay ended, or a position was not honoured."""
+        self._replays.labels("true" if recovered else "false").inc()
+        self._replayed.inc(frames)
+
+
+class CanaryMeter:
+    """whaled's own transactions: the service-level indicator."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._sent = registry.counter("canaries_sent", "Canaries started.")
+        self._failed = registry.counter(
+            "canaries_failed", "Canaries that did not arrive in time, or broke on the way.", "reason", CanaryFailure
+        )
+        self._seconds = registry.histogram("canary_seconds", "From a canary's frame to its arrival at the subscriber.")
+        self._last = registry.gauge("last_canary_timestamp_seconds", "When the last canary arrived.")
+
+    def sent(self) -> None:
+        """A canary was started."""
+        self._sent.inc()
+
+    def arrived(self, seconds: float, at: float) -> None:
+        """A canary arrived."""
+        self._seconds.observe(seconds)
+        self._last.set(at)
+
+    def failed(self, reason: CanaryFailure) -> None:
+        """A canary did not arrive in time, or broke on the way."""
+        self._failed.labels(reason).inc()
+
+
+class LoopMeter:
+    """The event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._lag = registry.histogram("event_loop_lag_seconds", "How late a timer of the event loop fires.")
+
+    def lagged(self, seconds: float) -> None:
+        """A timer fired so late."""
+        self._lag.observe(seconds)
+
+
+class MemoryMeter:
+    """Memory, and whether load is shed for it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._used = registry.gauge("memory_used_bytes", "Working set of the limited cgroup, else resident memory.")
+        self._limit = registry.gauge("memory_limit_bytes", "memory.limit, or the cgroup's; +Inf without one.")
+        self._shedding = registry.gauge("memory_shedding", "1 while load is shed.")
+
+    def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
+        """How much is used of how much."""
+        self._used.set(used_bytes)
+        self._limit.set(limit_bytes)
+        self._shedding.set(is_shedding)
+
+
+class KeyMeter:
+    """Signing keys and the certificate, as loaded last."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._created = registry.gauge(
+            "signing_key_created_timestamp_seconds", "When the key that signs was made; 0 if unknown or none."
+        )
+        self._keys = registry.gauge("signing_keys", "Keys whose tokens are accepted.")
+        self._expiry = registry.gauge(
+            "certificate_expiry_timestamp_seconds", "When the TLS certificate ends; +Inf without TLS."
+        )
+        self._expiry.set(math.inf)
+
+    def ring(self, keys: int, created_at: float) -> None:
+        """The ring in force."""
+        self._keys.set(keys)
+        self._created.set(created_at)
+
+    def certificate(self, expires_at: float) -> None:
+        """The certificate in force."""
+        self._expiry.set(expires_at)
