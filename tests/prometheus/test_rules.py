@@ -1,5 +1,5 @@
-"""The rules are accepted; each alert has a case that fires, one that stays silent, and a section of the runbook; what they
-ask for is what whaled exports.
+"""The rules are accepted; each alert has a case that fires, one that stays silent, and a section of the runbook; what
+they ask for is what whaled exports.
 """
 
 import re
