@@ -1,17 +1,16 @@
-"""Log output: an event and fields. Text on a terminal, JSON by choice, priorities for journald under systemd."""
+"""Log output: an event and fields. Text on a terminal, JSON by choice, journald's own protocol under systemd."""
 
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TextIO
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
 
 from whaled.config.sections import Log, LogFormat, LogLevel
+from whaled.ops import journal
 
-# syslog priorities (RFC 5424, 6.2.1), which journald reads from a "<N>" prefix.
-PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
 LEVELS = {
     LogLevel.DEBUG: logging.DEBUG,
     LogLevel.INFO: logging.INFO,
@@ -20,8 +19,8 @@ LEVELS = {
 }
 
 
-def configure(settings: Log, stream: TextIO = sys.stderr) -> None:
-    """Send log lines, the libraries' too, to `stream`. Called again by a reload: the level may change."""
+def configure(settings: Log, stream: TextIO = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
+    """Send log lines, the libraries' too, to `stream` or the journal. Called again by a reload for a new level."""
     chosen = _format(settings.format, stream)
     level = LEVELS[settings.level]
     shared: list[structlog.typing.Processor] = [
@@ -43,15 +42,17 @@ def configure(settings: Log, stream: TextIO = sys.stderr) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,  # a test that configures again must be heard
     )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(chosen, stream)],
-    )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(formatter)
     root = logging.getLogger()
-    for old in list(root.handlers):
-        root.removeHandler(old)
+    lost = _remove_handlers(root)
+    handler: logging.Handler
+    render: list[structlog.typing.Processor]
+    if chosen is LogFormat.JOURNALD:
+        handler = journald = journal.JournalHandler(stream, journal_socket, journal.open_socket(), lost=lost)
+        render = [structlog.processors.format_exc_info, journald.render]
+    else:
+        handler = logging.StreamHandler(stream)
+        render = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(chosen, stream)]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render))
     root.addHandler(handler)
     root.setLevel(level)
     # Every connection of every client would be a line: the gateway says it once, with the client's name.
@@ -63,34 +64,39 @@ def configure(settings: Log, stream: TextIO = sys.stderr) -> None:
 def _format(chosen: LogFormat, stream: TextIO) -> LogFormat:
     if chosen is not LogFormat.AUTO:
         return chosen
-    if "JOURNAL_STREAM" in os.environ:
+    if _is_journal(stream):
         return LogFormat.JOURNALD
     return LogFormat.TEXT if stream.isatty() else LogFormat.JSON
 
 
+def _is_journal(stream: TextIO) -> bool:
+    """Whether systemd connected this very stream to journald: the variable is inherited, also by a terminal's shell."""
+    named = os.environ.get("JOURNAL_STREAM")
+    if named is None:
+        return False
+    try:
+        stat = os.fstat(stream.fileno())
+    except OSError:  # not a file: a stream in memory
+        return False
+    return named == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def _remove_handlers(root: logging.Logger) -> int:
+    """Returns how many entries they could not deliver and have not told of."""
+    lost = 0
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        if isinstance(old, journal.JournalHandler):
+            lost += old.lost
+            old.close()
+    return lost
+
+
 def _renderers(chosen: LogFormat, stream: TextIO) -> list[structlog.typing.Processor]:
-    match chosen:
-        case LogFormat.JSON:
-            return [
-                structlog.processors.format_exc_info,
-                structlog.processors.EventRenamer("event"),
-                structlog.processors.JSONRenderer(),
-            ]
-        case LogFormat.JOURNALD:
-            return [
-                structlog.processors.format_exc_info,
-                _with_priority(structlog.processors.LogfmtRenderer(key_order=["event"], drop_missing=True)),
-            ]
-        case _:
-            return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0)]
-
-
-def _with_priority(render: structlog.processors.LogfmtRenderer) -> structlog.typing.Processor:
-    def rendered(logger: WrappedLogger, name: str, event: EventDict) -> str:
-        priority = PRIORITIES[event.pop("level", "info")]
-        event.pop("logger", None)
-        # A traceback has many lines; journald reads a priority from the beginning of each.
-        lines = render(logger, name, event).replace("\\n", "\n").splitlines()
-        return "\n".join(f"<{priority}>{line}" for line in lines)
-
-    return rendered
+    if chosen is LogFormat.JSON:
+        return [
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("event"),
+            structlog.processors.JSONRenderer(),
+        ]
+    return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0)]

@@ -1,0 +1,205 @@
+"""Log entries for systemd-journald, with their fields: its native protocol, a datagram for each entry.
+
+The protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. The event loop logs, so nothing here waits: an entry that
+journald does not take now goes to stderr as lines with a priority in front, which systemd hands to journald by another
+way; what stderr does not take either is counted, and the next entry that gets through is preceded by the number.
+"""
+
+import errno
+import logging
+import re
+import select
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from structlog.processors import LogfmtRenderer
+from structlog.typing import EventDict, WrappedLogger
+
+SOCKET = Path("/run/systemd/journal/socket")
+
+# syslog priorities (RFC 5424, 6.2.1)
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
+
+# An entry is one datagram: the kernel takes some 200 KiB by default (net.core.wmem_default), and one that is too large
+# would need memfd_create, which the sandbox refuses. These keep any entry below half of that.
+MAX_FIELDS = 48
+MAX_VALUE_BYTES = 1024
+MAX_MESSAGE_BYTES = 8 * 1024
+MAX_TRACEBACK_BYTES = 24 * 1024
+MAX_NAME = 64  # journald drops fields with longer names
+# What is left of an entry that is refused all the same (a smaller net.core.wmem_default).
+MIN_MESSAGE_BYTES = 1024
+
+TRACEBACK = "WHALED_TRACEBACK"
+UNFIT = re.compile(r"[^A-Z0-9_]")
+
+_logfmt = LogfmtRenderer(bool_as_flag=False)
+
+Fields = list[tuple[str, str]]
+
+
+def open_socket() -> socket.socket:
+    """What `JournalHandler` sends with, and closes."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    return sock
+
+
+def encode(fields: Iterable[tuple[str, str]]) -> bytes:
+    """The native format: NAME=value, or NAME, the length in 64 bits little endian and the value if it has lines."""
+    parts = []
+    for name, value in fields:
+        data = value.encode(errors="replace")
+        if b"\n" in data:
+            parts.append(b"%s\n%s%s\n" % (name.encode(), len(data).to_bytes(8, "little"), data))
+        else:
+            parts.append(b"%s=%s\n" % (name.encode(), data))
+    return b"".join(parts)
+
+
+class JournalHandler(logging.Handler):
+    """Its formatter ends in `render`. `lost` is how many entries got nowhere since that was last said."""
+
+    def __init__(self, stream: TextIO, path: Path, sock: socket.socket, *, lost: int = 0) -> None:
+        super().__init__()
+        self.lost = lost
+        self._stream = stream
+        self._path = str(path)
+        self._socket = sock
+        self._is_unusable = False
+        self._fields: Fields = []  # of the entry being formatted: a formatter gives text only
+
+    def render(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
+        """The last processor: keeps the fields, gives the lines for stderr."""
+        record: logging.LogRecord = event.pop("_record")
+        event.pop("_from_structlog")
+        priority = PRIORITIES[event.pop("level", "info")]
+        source = str(event.pop("logger", record.name))
+        traceback = str(event.pop("exception", ""))
+        fields = [(f"WHALED_{key}", _text(value)) for key, value in event.items() if value is not None]
+        message = f"{event.pop('event')} {_logfmt(logger, name, event)}".rstrip()
+        if traceback:
+            message += "\n" + traceback
+            fields.insert(0, (TRACEBACK, traceback))
+        self._fields = [
+            ("MESSAGE", _cut(message, MAX_MESSAGE_BYTES)),
+            ("PRIORITY", str(priority)),
+            ("SYSLOG_IDENTIFIER", "whaled"),
+            ("LOGGER", source),
+            ("CODE_FILE", record.pathname),
+            ("CODE_LINE", str(record.lineno)),
+            ("CODE_FUNC", record.funcName or ""),
+            *_bounded(fields),
+        ]
+        # journald reads a priority from the beginning of each line.
+        return "\n".join(f"<{priority}>{line}" for line in message.splitlines())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called with the handler's lock held. Never waits."""
+        try:
+            lines = self.format(record)
+        except Exception:  # noqa: BLE001 - as logging's own handlers: an entry that cannot be shown ends no caller
+            self.handleError(record)
+            return
+        if self.lost and self._deliver(*self._loss()):
+            self.lost = 0
+        if not self._deliver(self._fields, lines):
+            self.lost += 1
+
+    def close(self) -> None:
+        """Called by logging, too, when the process ends."""
+        self._socket.close()
+        super().close()
+
+    def _deliver(self, fields: Fields, lines: str) -> bool:
+        problem = self._send(fields)
+        if problem is None:
+            self._is_unusable = False
+            return True
+        # A full queue is a matter of moments. Anything else lasts, and whoever looks for fields should find out why.
+        if problem.errno not in {errno.EAGAIN, errno.ENOBUFS} and not self._is_unusable:
+            self._is_unusable = self._write(
+                f"<5>journal not reachable, entries go to stderr without their fields socket={self._path} "
+                f'error="{problem.strerror}"'
+            )
+        return self._write(lines)
+
+    def _send(self, fields: Fields) -> OSError | None:
+        try:
+            try:
+                self._socket.sendto(encode(fields), self._path)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                self._socket.sendto(encode(_least(fields)), self._path)
+        except OSError as error:
+            return error
+        return None
+
+    def _write(self, lines: str) -> bool:
+        try:
+            if not _takes_more(self._stream):
+                return False
+            self._stream.write(lines + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            return False
+        return True
+
+    def _loss(self) -> tuple[Fields, str]:
+        event = "log entries lost: neither the journal nor stderr took them"
+        message = f"{event} lost={self.lost}"
+        fields = [
+            ("MESSAGE", message),
+            ("PRIORITY", "4"),
+            ("SYSLOG_IDENTIFIER", "whaled"),
+            ("LOGGER", __name__),
+            ("WHALED_EVENT", event),
+            ("WHALED_LOST", str(self.lost)),
+        ]
+        return fields, f"<4>{message}"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _bounded(fields: Fields) -> Iterator[tuple[str, str]]:
+    for name, value in fields[:MAX_FIELDS]:
+        limit = MAX_TRACEBACK_BYTES if name == TRACEBACK else MAX_VALUE_BYTES
+        yield UNFIT.sub("_", name.upper())[:MAX_NAME], _cut(value, limit)
+    if len(fields) > MAX_FIELDS:
+        yield "WHALED_CUT", f"{len(fields) - MAX_FIELDS} fields left out"
+
+
+def _least(fields: Fields) -> Fields:
+    """Of an entry that is too large: what finds it, and that it was cut."""
+    kept = {"PRIORITY", "SYSLOG_IDENTIFIER", "LOGGER", "CODE_FILE", "CODE_LINE", "CODE_FUNC"}
+    return [
+        *((name, value) for name, value in fields if name in kept),
+        *((name, _cut(value, MIN_MESSAGE_BYTES)) for name, value in fields if name in {"MESSAGE", "WHALED_EVENT"}),
+        ("WHALED_CUT", "too large for the journal's socket: other fields left out"),
+    ]
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    """The beginning and, as a traceback says what happened in its last line, the end."""
+    data = text.encode(errors="replace")
+    if len(data) <= limit_bytes:
+        return text
+    half = limit_bytes // 2
+    cut = f" ...[{len(data) - 2 * half} bytes cut]... "
+    return data[:half].decode(errors="ignore") + cut + data[-half:].decode(errors="ignore")
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Whether a write would not wait. A Unix socket counts as writable while three quarters of its buffer are free."""
+    try:
+        descriptor = stream.fileno()
+    except OSError:  # not a file: a stream in memory
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
