@@ -73,7 +73,7 @@ class Daemon:
             return await self.process.wait()
 
 
-def write_config(directory: Path, upstream: str, **sections: Mapping[str, object]) -> Path:
+def write_config(directory: Path, upstream: str, /, **sections: Mapping[str, object]) -> Path:
     """A configuration with everything on loopback and port 0; sections given are laid over it."""
     config: dict[str, dict[str, object]] = {
         "upstream": {"url": upstream, "reconnect_initial": "50ms", "reconnect_max": "200ms"},

@@ -20,10 +20,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # How often the loop's lag and the memory are looked at. A flood of connections takes some MiB in that time.
 LOOK_S = 0.5
-# `shed_at` of the limit starts shedding; this much less of it ends it, so that one client more does not start it again.
-RELIEF = 0.05
-# Load is shed harder beyond this part of the way from `shed_at` to the limit.
+# Shedding ends when so much of what started it is used, or so many of the clients there were then are left.
+RELIEF_USED = 0.98
+RELIEF_CLIENTS = 0.9
+# Beyond this part of the way from `shed_at` to the limit clients are closed too, down to this part of them: the others
+# did not fill the memory, and closing them would not empty it.
 URGENT = 0.5
+SHED_DOWN_TO = 0.5
 # STATUS= is for people: no need to wake systemd more often.
 STATUS_S = 5.0
 
@@ -87,14 +90,20 @@ async def feed_watchdog(notifier: Notifier, canary: Canary, loop_watch: LoopWatc
 
 
 class MemoryWatch:
-    """Sheds load before the kernel ends the process. `settings` may be replaced at any time (reload)."""
+    """Sheds load before the kernel ends the process. `settings` may be replaced at any time (reload).
+
+    What clients leave behind is free for the next ones, but not for the kernel: Python gives little of it back. So load
+    is not shed for as long as memory stays high, but for as long as those are connected who filled it; and it is shed
+    again when memory grows beyond what it was, not when it is as high as it was.
+    """
 
     def __init__(self, settings: sections.Memory, gateway: Gateway, meter: MemoryMeter, gauge: memory.Gauge) -> None:
         self.settings = settings
         self._gateway = gateway
         self._meter = meter
         self._gauge = gauge
-        self._warned = False
+        self._clients_when_full = 0
+        self._used_when_full = 0.0
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -104,18 +113,25 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Compare with the limit and act."""
-        gateway, settings = self._gateway, self.settings
-        found = self._gauge.read(settings.limit)
+        gateway, found = self._gateway, self._gauge.read(self.settings.limit)
         used, limit = found.used_bytes, found.limit_bytes
-        start = limit * settings.shed_at
-        if used > start:
-            if not gateway.is_short_of_memory:
-                log.warning("memory short, load is shed", used_bytes=used, limit_bytes=limit)
-            gateway.relieve(math.ceil(used - start), is_urgent=used > start + (limit - start) * URGENT)
+        start = limit * self.settings.shed_at
+        urgent = start + (limit - start) * URGENT
+        clients = gateway.connections
+        if gateway.is_short_of_memory:
+            self._used_when_full = max(self._used_when_full, used)
+            if used < start * RELIEF_USED or (clients < self._clients_when_full * RELIEF_CLIENTS and used < urgent):
+                gateway.relieved()
+                log.info("load is shed no more", used_bytes=used, limit_bytes=limit, clients=clients)
+        elif used > min(max(start, self._used_when_full / RELIEF_USED), urgent):
+            log.warning("memory short, load is shed", used_bytes=used, limit_bytes=limit, clients=clients)
+            self._clients_when_full = clients
+            self._used_when_full = used
+            gateway.short_of_memory()
+        if gateway.is_short_of_memory:
+            is_urgent = used > urgent and clients > self._clients_when_full * SHED_DOWN_TO
+            gateway.relieve(math.ceil(used - start), is_urgent=is_urgent)
             memory.give_back()
-        elif gateway.is_short_of_memory and used < start - limit * RELIEF:
-            gateway.relieved()
-            log.info("memory is enough again", used_bytes=used, limit_bytes=limit)
         self._meter.observed(used, limit, is_shedding=gateway.is_short_of_memory)
 
 

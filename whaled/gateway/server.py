@@ -266,13 +266,16 @@ class Gateway:
         """Bytes queued for all clients, which the kernel has not taken yet."""
         return sum(connection.unsent for connection in self._all())
 
+    def short_of_memory(self) -> None:
+        """Refuse newcomers until `relieved`."""
+        self.is_short_of_memory = True
+
     def relieve(self, excess_bytes: int, *, is_urgent: bool) -> None:
-        """Give memory back: refuse newcomers, cut off those for whom most is queued until that makes up for the excess.
+        """Cut off clients for whom most is queued until that makes up for the excess.
 
         If that is not enough (urgent), clients that have not authenticated go too, and of the others those who came
         last, a part of them each time. Nobody loses an event by it: they come back and go on where they were.
         """
-        self.is_short_of_memory = True
         clients = self._all()
         for connection in sorted(clients, key=lambda connection: connection.unsent, reverse=True):
             if excess_bytes <= 0 or not connection.unsent:
@@ -296,7 +299,7 @@ class Gateway:
             connection.close(Close.OVERLOADED)
 
     def relieved(self) -> None:
-        """There is memory again."""
+        """There is memory for newcomers again."""
         self.is_short_of_memory = False
 
     def _shed(self, connection: Connection) -> None:

@@ -45,6 +45,15 @@ LINK_ERRORS = (OSError, EOFError, WebSocketException)
 
 def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
     """What one of LINK_ERRORS means."""
+    way = settings.unix_socket
+    if way is not None and isinstance(error, FileNotFoundError | PermissionError | ConnectionRefusedError):
+        return LinkLostError(
+            LossReason.REFUSED, f"cannot connect through {way} (upstream.unix_socket): {error.strerror}; is it served?"
+        )
+    return _diagnosed(error, settings)
+
+
+def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
     match error:
         case ConnectionClosed():
             return _closed(error, settings)

@@ -1,0 +1,217 @@
+"""Memory: the kernel's numbers read, load shed before they reach the limit, and given up again."""
+
+import asyncio
+import math
+import resource
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+from test_daemon import busy_simulator
+from websockets.exceptions import InvalidStatus
+
+import daemon
+from support import ask, receive_type, running_gateway, silent_client
+from whaled.config import sections
+from whaled.ops.memory import PAGE_BYTES, Gauge
+from whaled.upkeep import MemoryWatch
+
+MIB = 1024**2
+
+
+class Kernel:
+    """A directory that looks like /proc/self and a cgroup of version 2."""
+
+    def __init__(self, root: Path, *, cgroup: bool = True) -> None:
+        self.proc = root / "proc"
+        self.cgroups = root / "cgroup"
+        self._unit = self.cgroups / "system.slice" / "whaled.service"
+        self.proc.mkdir()
+        (self.proc / "cgroup").write_text("0::/system.slice/whaled.service\n")
+        self.resident(60 * MIB)
+        if cgroup:
+            self._unit.mkdir(parents=True)
+            self.limits("max", "max")
+            self.charged(0, 0)
+
+    def resident(self, size_bytes: int) -> None:
+        (self.proc / "statm").write_text(f"100000 {size_bytes // PAGE_BYTES} 1000 1 0 30000 0\n")
+
+    def limits(self, maximum: str, high: str) -> None:
+        (self._unit / "memory.max").write_text(maximum + "\n")
+        (self._unit / "memory.high").write_text(high + "\n")
+
+    def charged(self, current: int, inactive_file: int) -> None:
+        (self._unit / "memory.current").write_text(f"{current}\n")
+        (self._unit / "memory.stat").write_text(f"anon 1\nfile 2\ninactive_file {inactive_file}\nactive_file 3\n")
+
+    def gauge(self) -> Gauge:
+        return Gauge(self.proc, self.cgroups)
+
+
+def test_without_a_limit_resident_memory_is_what_is_used(tmp_path: Path) -> None:
+    found = Kernel(tmp_path).gauge().read(None)
+    assert (found.used_bytes, found.limit_bytes) == (60 * MIB, math.inf)
+
+
+def test_a_limit_of_the_configuration_counts_resident_memory(tmp_path: Path) -> None:
+    found = Kernel(tmp_path, cgroup=False).gauge().read(500 * MIB)
+    assert (found.used_bytes, found.limit_bytes) == (60 * MIB, 500 * MIB)
+
+
+def test_a_limited_cgroup_counts_what_the_kernel_counts_but_droppable_file_pages(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    kernel.limits(str(1024 * MIB), str(768 * MIB))
+    kernel.charged(400 * MIB, 100 * MIB)
+    found = kernel.gauge().read(None)
+    assert (found.used_bytes, found.limit_bytes) == (300 * MIB, 768 * MIB)  # beyond `high` the process is slowed down
+    assert kernel.gauge().read(256 * MIB).limit_bytes == 256 * MIB
+    assert kernel.gauge().read(2048 * MIB).limit_bytes == 768 * MIB
+
+
+def test_this_process_has_a_size() -> None:
+    found = Gauge().read(None)
+    assert 10 * MIB < found.used_bytes < 10_000 * MIB
+
+
+class Seen:
+    """What was measured last."""
+
+    is_shedding = False
+
+    def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
+        self.is_shedding = is_shedding
+
+
+async def test_shedding_begins_at_its_share_of_the_limit_and_ends_below_it(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    async with running_gateway(tmp_path) as rig, rig.connect() as early:
+        seen = Seen()
+        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
+        told = []
+        for size in (99, 101, 99, 97):
+            kernel.resident(size * MIB)
+            watch.look()
+            told.append(seen.is_shedding)
+            if seen.is_shedding:
+                with pytest.raises(InvalidStatus) as refused:
+                    await rig.connect()
+                assert refused.value.response.status_code == 503
+                assert refused.value.response.headers["Retry-After"]
+        assert told == [False, True, True, False]
+        async with rig.connect() as late:
+            for client in (early, late):
+                await receive_type(client, "welcome")
+        assert rig.value("whaled_connections_refused_total", reason="memory") == 2
+        assert rig.value("whaled_connections_shed_total") == 0
+
+
+async def test_who_has_most_queued_is_cut_off_first_and_loses_nothing(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    async with running_gateway(tmp_path, max_unsent=4 * MIB) as rig, rig.connect(max_queue=None) as good:
+        greedy = silent_client(rig.url, receive_buffer=4096)
+        while not rig.gateway.unsent_bytes:
+            await rig.alerts(*range(rig.log.head + 1, rig.log.head + 201))
+        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
+        kernel.resident(101 * MIB)
+        watch.look()
+        assert rig.gateway.unsent_bytes == 0
+        assert rig.value("whaled_connections_shed_total") == 1
+        kernel.resident(90 * MIB)
+        watch.look()
+        await ask(good, type="ping")
+        await receive_type(good, "pong")
+        greedy.close()
+        async with rig.connect(max_queue=None) as again:
+            await ask(again, type="subscribe", since={"last": rig.log.head})
+            assert (await receive_type(again, "subscribed"))["recovered"] is True
+
+
+async def test_in_need_strangers_and_latecomers_go_a_part_at_a_time(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    async with running_gateway(tmp_path) as rig:
+        clients = [await rig.connect() for _ in range(40)]
+        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
+        kernel.resident(160 * MIB)
+        watch.look()
+        watch.look()
+        async with asyncio.timeout(10):
+            for client in clients[-4:]:
+                await client.wait_closed()
+        assert [client.close_code for client in clients[-4:]] == [1013] * 4
+        await ask(clients[0], type="ping")
+        await receive_type(clients[0], "pong")
+        for client in clients:
+            await client.close()
+
+
+async def metric(http: str, name: str) -> float:
+    async with aiohttp.ClientSession() as session, session.get(http + "/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
+
+
+@pytest.mark.slow
+async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
+    limits = {"port": 0, "max_connections": 8000, "max_connections_per_address": 8000, "max_unauthenticated": 8000}
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url, gateway=limits)
+        async with daemon.running(config) as whaled, whaled.connect(max_queue=None) as client:
+            await receive_type(client, "whale_alert")
+            resident = await metric(whaled.http, "process_resident_memory_bytes")
+            start_mib = resident / MIB + 12
+            settings = yaml.safe_load(config.read_text())
+            settings["memory"] = {"limit": "256MiB", "shed_at": round(start_mib / 256, 4)}
+            config.write_text(yaml.safe_dump(settings))
+            whaled.signal(signal.SIGHUP)
+            await whaled.logged("reloaded")
+            flood = []
+            try:
+                async with asyncio.timeout(40):
+                    while not await metric(whaled.http, "whaled_memory_shedding"):
+                        flood += [silent_client(whaled.url) for _ in range(100)]
+                assert await metric(whaled.http, "whaled_memory_used_bytes") < 1.3 * start_mib * MIB
+                with pytest.raises(InvalidStatus):
+                    await whaled.connect()
+                await receive_type(client, "whale_alert")  # what had queued up ...
+                before = (await receive_type(client, "whale_alert"))["position"]["offset"]
+                async with asyncio.timeout(10):
+                    while (await receive_type(client, "whale_alert"))["position"]["offset"] < before + 20:
+                        pass  # ... and what comes now
+            finally:
+                for sock in flood:
+                    sock.close()
+            await whaled.logged("load is shed no more")
+            async with whaled.connect() as late:
+                await receive_type(late, "welcome")
+            whaled.signal(signal.SIGTERM)
+            assert await whaled.ended() == 0
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_memory_that_stays_high_after_those_who_filled_it_left_keeps_nobody_out(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await receive_type(client, "welcome")
+        flood = [await rig.connect() for _ in range(20)]
+        seen = Seen()
+        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
+
+        def shedding_at(size_mib: int) -> bool:
+            kernel.resident(size_mib * MIB)
+            watch.look()
+            return seen.is_shedding
+
+        assert shedding_at(110)
+        for stranger in flood:
+            await stranger.close()
+        assert not shedding_at(109)
+        assert not shedding_at(111)  # what the flood left is filled again
+        assert shedding_at(113)  # it grows
+        async with asyncio.timeout(5):
+            await ask(client, type="ping")
+            await receive_type(client, "pong")
