@@ -44,7 +44,8 @@ class Program:
         lab.systemctl("stop", self._unit, check=False)
         lab.run(
             "systemd-run", "--quiet", "--collect", "--unit", self._unit,
-            "--property", f"StandardOutput=truncate:{self._output}", PYTHON, str(program), *argv,
+            "--property", f"StandardOutput=truncate:{self._output}", "--property", "StandardError=journal",
+            "--property", "LimitNOFILE=16384", PYTHON, str(program), *argv,
         )  # fmt: skip
 
     def lines(self, *kinds: str) -> list[dict[str, Any]]:
@@ -124,11 +125,11 @@ class Installation:
     # --- the backend ---
 
     def start_simulator(self) -> None:
-        """A whale every 100 ms or so."""
+        """A whale every 100 ms or so. No block and no replacement: what is sent must be alerted, not found in a block."""
         self.lab.run(
             "systemd-run", "--quiet", "--collect", "--unit", "simulator.service",
             WHALED, "simulate", "--port", "8999", "--rate", "20", "--whale-share", "0.4",
-            "--poll-interval", "0.2", "--block-interval", "5", "--seed", "7",
+            "--poll-interval", "0.2", "--block-interval", "0", "--events", "0", "--seed", "7",
         )  # fmt: skip
         self.lab.until(lambda: self.get(f"{SIMULATOR}/simulator"), what="a simulator")
 

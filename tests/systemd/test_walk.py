@@ -17,11 +17,14 @@ WATCHDOG_S = 3
 # From the last ping that was deserved: until the canary is overdue, then until systemd loses patience, then the start.
 WATCHDOG_LIMIT_S = 30
 WARNING = 4
+READ = "import sys; print(open(sys.argv[1]).read())"
 LISTENING = "0A"  # in /proc/net/tcp
 FAULTY = f"""[Service]
 WatchdogSec={WATCHDOG_S}
 Environment=PYTHONPATH={FAULTS}
 """
+MEMORY_LIMIT = 128 * 1024**2
+ROOM = 6_000_000  # bytes, for a thousand clients or so
 SHEDDING = "whaled_memory_shedding"
 REFUSED_FOR_MEMORY = 'whaled_connections_refused_total{reason="memory"}'
 RELOADED = "whaled_config_last_reload_successful"
@@ -124,7 +127,7 @@ def test_the_key_ring_is_readable_through_the_credential_only(whaled: Installati
     pid = str(whaled.main_pid())
     user = lab.run("stat", "--format", "%u", f"/proc/{pid}").stdout.strip()
     assert user != "0"
-    as_service = ("nsenter", "--target", pid, "--mount", "--setuid", user, "--setgid", user, "cat")
+    as_service = ("nsenter", "--target", pid, "--mount", "--setuid", user, "--setgid", user, "/usr/bin/python3", "-c", READ)
     assert '"secret"' in lab.run(*as_service, credential).stdout
     assert lab.run(*as_service, KEY_RING, check=False).returncode != 0
 
@@ -267,7 +270,7 @@ def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(w
     def status() -> list[str]:
         return lab.systemctl("status", "whaled", check=False).stdout.splitlines()
 
-    lab.until(told, what=f"{clear} in\n" + "\n".join(status()))
+    lab.until(told, 15, what=f"{clear} in\n" + "\n".join(status()))
     journal = lab.journal("whaled", "--after-cursor", since)
     attempts: dict[str, list[str]] = {}
     for entry in journal:
@@ -329,11 +332,10 @@ def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Install
     client = whaled.follow()
     pid = whaled.main_pid()
     used = whaled.metrics()["whaled_memory_used_bytes"]
-    limit = int((used + 6e6) / 0.85)
-    whaled.configure(memory={"limit": limit})
+    whaled.configure(memory={"limit": f"{MEMORY_LIMIT}B", "shed_at": round((used + ROOM) / MEMORY_LIMIT, 3)})
     lab.systemctl("reload", "whaled")
     metrics = whaled.metrics()
-    assert (metrics["whaled_memory_limit_bytes"], metrics[SHEDDING]) == (limit, 0)
+    assert (metrics["whaled_memory_limit_bytes"], metrics[SHEDDING]) == (MEMORY_LIMIT, 0)
     flood = Program(lab, "flood", URL, TOKEN_FILE, "6000")
     lab.until(lambda: whaled.metrics().get(REFUSED_FOR_MEMORY), what="a refusal for memory")
     assert whaled.metrics()[SHEDDING] == 1
@@ -341,7 +343,7 @@ def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Install
     client.until("alert", txid=whaled.send_whale(3_456.0))
     after = whaled.metrics()
     print({name: after[name] for name in after if "memory" in name or "shed" in name}, flood.lines("all"))
-    assert after["whaled_memory_used_bytes"] < limit
+    assert after["whaled_memory_used_bytes"] < MEMORY_LIMIT
     assert whaled.main_pid() == pid
     flood.stop()
     assert [line for line in client.stop() if line["kind"] == "disconnected"] == []
