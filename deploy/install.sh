@@ -40,7 +40,7 @@ make_venv() { # make_venv: $venv is where it will be, seen without DESTDIR
     mkdir -p "$DESTDIR$PREFIX/venvs"
     "$interpreter" -m venv "$DESTDIR$venv"
     "$DESTDIR$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" whaled || {
-        rm -rf "${DESTDIR:?}$venv"
+        rm -rf "$DESTDIR$venv"
         refuse "cannot install from $WHEELS; if they were made by another Python: make clean; make install PYTHON=$INSTALL_PYTHON"
     }
     if [ -n "$DESTDIR" ]; then
@@ -74,6 +74,7 @@ write_unit() { # write_unit SOURCE TARGET PROGRAM: with the paths of this instal
 write_units() {
     mkdir -p "$DESTDIR$UNITDIR" "$DESTDIR$SHARE"
     for unit in $UNITS; do write_unit "deploy/systemd/$unit" "$UNITDIR/$unit" "$venv"; done
+    mkdir -p "$DESTDIR$PREFIX/root/run" "$DESTDIR$PREFIX/root/tmp" "$DESTDIR$PREFIX/root/var/tmp" # for 70-rootdir.conf
     for file in deploy/systemd/dropins/*.conf; do write_unit "$file" "$SHARE/${file##*/}" "$PREFIX/venv"; done
 }
 
@@ -149,7 +150,7 @@ do_uninstall() {
     done
     for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
     rm -f "$DESTDIR$BINDIR/whaled" "$DESTDIR$PREFIX/venv" "$DESTDIR$PREFIX/share/whaled.example.yaml" "$DESTDIR$SHARE"/*.conf
-    rm -rf "${DESTDIR:?}$PREFIX/venvs"
+    rm -rf "$DESTDIR$PREFIX/venvs" "$DESTDIR$PREFIX/root"
     rmdir "$DESTDIR$SHARE" "$DESTDIR$PREFIX/share" "$DESTDIR$PREFIX" 2>/dev/null || true
     say "removed program and units, stopped nothing. Still there: $SYSCONFDIR (configuration, key ring), /var/lib/whaled (event log)"
     [ -n "$DESTDIR" ] || say "next: systemctl daemon-reload"
