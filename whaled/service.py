@@ -134,7 +134,7 @@ class Service:
                 running = _Running(gateway, pipeline, log_, canary, memory_watch, tls)
                 async with (
                     gateway.serving(self._passed.clients, tls) as address,
-                    self._http(gateway) as http_address,
+                    self._http(gateway, canary) as http_address,
                 ):
                     self._observe(gateway, log_)
                     self._observe_keys(self._ring)
@@ -182,14 +182,14 @@ class Service:
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
     @asynccontextmanager
-    async def _http(self, gateway: Gateway) -> AsyncIterator[str | None]:
+    async def _http(self, gateway: Gateway, canary: Canary) -> AsyncIterator[str | None]:
         if not self.config.http.enabled:
             yield None
             return
 
         def health() -> web.Health:
             return web.Health(
-                status="stopping" if self._stop.is_set() else "ok",
+                status="stopping" if self._stop.is_set() else "ok" if canary.is_alive() else "stalled",
                 upstream=gateway.upstream,
                 connections=gateway.connections,
                 position=gateway.position(),
