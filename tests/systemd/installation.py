@@ -125,11 +125,14 @@ class Installation:
     # --- the backend ---
 
     def start_simulator(self) -> None:
-        """A whale every 100 ms or so. No block and no replacement: what is sent must be alerted, not found in a block."""
+        """A whale every 100 ms or so. No block and no replacement: what is sent must be alerted, not found in a block.
+
+        The world is another one each time: the same transactions again would be no news to whaled.
+        """
         self.lab.run(
             "systemd-run", "--quiet", "--collect", "--unit", "simulator.service",
             WHALED, "simulate", "--port", "8999", "--rate", "20", "--whale-share", "0.4",
-            "--poll-interval", "0.2", "--block-interval", "0", "--events", "0", "--seed", "7",
+            "--poll-interval", "0.2", "--block-interval", "0", "--events", "0",
         )  # fmt: skip
         self.lab.until(lambda: self.get(f"{SIMULATOR}/simulator"), what="a simulator")
 

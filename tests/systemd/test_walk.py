@@ -56,11 +56,11 @@ def offsets(lines: list[dict[str, Any]]) -> list[int]:
 
 def test_start_returns_when_it_is_ready(whaled: Installation, lab: Lab) -> None:
     assert lab.show("whaled", "Type") == {"Type": "notify"}
-    since = lab.cursor()
+    since = lab.moment()
     lab.systemctl("restart", "whaled")
     health = whaled.get("http://127.0.0.1:9108/healthz")
     assert '"ok"' in health
-    events = [line["MESSAGE"] for line in lab.journal("whaled", "--after-cursor", since)]
+    events = [line["MESSAGE"] for line in lab.journal("whaled", since)]
     ready = next(number for number, text in enumerate(events) if text.startswith("ready"))
     assert ready < next(number for number, text in enumerate(events) if text.startswith("Started "))
 
@@ -69,7 +69,7 @@ def test_metrics_are_scraped_over_http(whaled: Installation) -> None:
     metrics = whaled.metrics()
     assert metrics['whaled_upstream_state{state="connected"}'] == 1
     assert metrics["whaled_authentication_disabled"] == 0
-    assert metrics['whaled_signing_keys{state="active"}'] == 1
+    assert metrics["whaled_signing_keys"] == 1
     # The sandbox hides most of /proc: these are what a process collector must still find.
     assert metrics["process_resident_memory_bytes"] > 10e6
     assert metrics["process_open_fds"] > 5
@@ -127,7 +127,19 @@ def test_the_key_ring_is_readable_through_the_credential_only(whaled: Installati
     pid = str(whaled.main_pid())
     user = lab.run("stat", "--format", "%u", f"/proc/{pid}").stdout.strip()
     assert user != "0"
-    as_service = ("nsenter", "--target", pid, "--mount", "--setuid", user, "--setgid", user, "/usr/bin/python3", "-c", READ)
+    as_service = (
+        "nsenter",
+        "--target",
+        pid,
+        "--mount",
+        "--setuid",
+        user,
+        "--setgid",
+        user,
+        "/usr/bin/python3",
+        "-c",
+        READ,
+    )
     assert '"secret"' in lab.run(*as_service, credential).stdout
     assert lab.run(*as_service, KEY_RING, check=False).returncode != 0
 
@@ -210,10 +222,10 @@ def faulty(whaled: Installation) -> Installation:
 )
 def test_what_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab: Lab, signal: str) -> None:
     lab.until(lambda: faulty.metrics()["whaled_canary_seconds_count"] >= 1, what="a canary")
-    restarts, since = faulty.restarts(), lab.cursor()
+    restarts, since = faulty.restarts(), lab.moment()
     faulty.signal(signal)
     lab.until(lambda: faulty.restarts() > restarts, WATCHDOG_LIMIT_S, what="a restart")
-    said = [line["MESSAGE"] for line in lab.journal("whaled", "--after-cursor", since)]
+    said = [line["MESSAGE"] for line in lab.journal("whaled", since)]
     assert any("Watchdog timeout" in str(text) for text in said)
     client = faulty.follow()
     client.until("alert")
@@ -253,7 +265,7 @@ def test_restarts_refuse_nobody(whaled: Installation, lab: Lab) -> None:
 
 
 def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(whaled: Installation, lab: Lab) -> None:
-    since = lab.cursor()
+    since = lab.moment()
     wrong = yaml.safe_dump({**QUICK, "detection": {"threshold_btcs": 5}})
     whaled.write_config(wrong)
     lab.systemctl("restart", "whaled", check=False)
@@ -271,7 +283,7 @@ def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(w
         return lab.systemctl("status", "whaled", check=False).stdout.splitlines()
 
     lab.until(told, 15, what=f"{clear} in\n" + "\n".join(status()))
-    journal = lab.journal("whaled", "--after-cursor", since)
+    journal = lab.journal("whaled", since)
     attempts: dict[str, list[str]] = {}
     for entry in journal:
         if clear in str(entry["MESSAGE"]):
@@ -285,12 +297,12 @@ def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(w
 
 
 def test_stopped_it_leaves_nothing(whaled: Installation, lab: Lab) -> None:
-    client, since = whaled.follow(), lab.cursor()
+    client, since = whaled.follow(), lab.moment()
     lab.systemctl("stop", *UNITS)
     assert client.until("disconnected")[0]["code"] == 1012
     client.stop()
     assert lab.show("whaled", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
-    said = [str(line["MESSAGE"]) for line in lab.journal("whaled", "--after-cursor", since)]
+    said = [str(line["MESSAGE"]) for line in lab.journal("whaled", since)]
     assert any("Deactivated successfully" in line for line in said)  # what systemd says of exit status 0 only
     assert not any("exited" in line or "timed out" in line for line in said)
     assert lab.show("whaled.socket", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
@@ -306,7 +318,7 @@ def test_stopped_it_leaves_nothing(whaled: Installation, lab: Lab) -> None:
 
 
 def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -> None:
-    since = lab.cursor()
+    since = lab.moment()
     client = whaled.follow()
     txid = whaled.send_whale(2_345.0)
     client.until("alert", txid=txid)
@@ -314,10 +326,9 @@ def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -
     whaled.write_config("detection: {threshold_btcs: 5}\n")
     whaled.signal("HUP")
     lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload")
-    lab.run("journalctl", "--sync")
-    (whale,) = lab.journal("whaled", "--after-cursor", since, f"WHALED_TXID={txid}", "WHALED_BTC=2345.0")
+    (whale,) = lab.journal("whaled", since, f"WHALED_TXID={txid}", "WHALED_BTC=2345.0")
     assert (whale["PRIORITY"], whale["SYSLOG_IDENTIFIER"]) == ("6", "whaled")
-    grave = lab.journal("whaled", "--after-cursor", since, "--priority", "warning")
+    grave = lab.journal("whaled", since, "--priority", "warning")
     assert grave
     assert all(int(line["PRIORITY"]) <= WARNING for line in grave)
     refused = [line for line in grave if "reload refused" in line["MESSAGE"]]
@@ -334,8 +345,8 @@ def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Install
     used = whaled.metrics()["whaled_memory_used_bytes"]
     whaled.configure(memory={"limit": f"{MEMORY_LIMIT}B", "shed_at": round((used + ROOM) / MEMORY_LIMIT, 3)})
     lab.systemctl("reload", "whaled")
-    metrics = whaled.metrics()
-    assert (metrics["whaled_memory_limit_bytes"], metrics[SHEDDING]) == (MEMORY_LIMIT, 0)
+    lab.until(lambda: whaled.metrics()["whaled_memory_limit_bytes"] == MEMORY_LIMIT, what="the limit in the metrics")
+    assert whaled.metrics()[SHEDDING] == 0
     flood = Program(lab, "flood", URL, TOKEN_FILE, "6000")
     lab.until(lambda: whaled.metrics().get(REFUSED_FOR_MEMORY), what="a refusal for memory")
     assert whaled.metrics()[SHEDDING] == 1
