@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run tail test test-systemd check fmt lint types cover bench install uninstall clean lock
+.PHONY: dashboards help run tail test test-systemd check fmt lint types cover bench install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ fmt: $(STAMP) ## format and mend what ruff can mend
 
 cover: $(STAMP) ## the suite with branch coverage
 	$(BIN)/pytest -q --cov --cov-report=term-missing:skip-covered
+
+dashboards: $(STAMP) ## write deploy/grafana/dashboards from tools/dashboards (docs/grafana.md)
+	$(BIN)/python -m tools.dashboards
 
 lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip | LC_ALL=C sort -f > constraints.txt
