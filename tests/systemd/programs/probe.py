@@ -1,6 +1,6 @@
-"""What can be done inside a unit's sandbox: tries everything, and writes what happened as JSON into the state directory.
+"""What can be done inside a unit's sandbox: tries everything and writes what happened into its state directory.
 
-python probe.py ELSEWHERE EGRESS: an address that the unit does not allow, and the path of the way out, both with a listener.
+python probe.py ELSEWHERE EGRESS: an address that the unit does not allow, and the socket of the way out.
 """
 
 import contextlib
@@ -109,7 +109,7 @@ def give_memory_back() -> None:
 
 def own_numbers() -> None:
     assert int(Path("/proc/self/statm").read_text().split()[1]) > 0
-    assert len(os.listdir("/proc/self/fd")) > 3
+    assert len(list(Path("/proc/self/fd").iterdir())) > 3
     assert time.clock_gettime(time.CLOCK_BOOTTIME) > 0
 
 
@@ -187,11 +187,11 @@ def write_then_execute() -> None:
     call("mprotect", ctypes.c_void_p(address), ctypes.c_size_t(4096), mmap.PROT_READ | mmap.PROT_EXEC)
 
 
-def a_socket(family: int, kind: int) -> Callable[[], None]:
-    return lambda: socket.socket(family, kind).close()
+def a_socket(family: int, kind: int, protocol: int = 0) -> Callable[[], None]:
+    return lambda: socket.socket(family, kind, protocol).close()
 
 
-def write_to(directory: str) -> Callable[[], None]:
+def write_to(directory: str) -> Callable[[], object]:
     return lambda: (Path(directory) / "dropped").write_text("")
 
 
@@ -226,7 +226,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "memory as file": memory_as_file,
     "write and execute": write_and_execute,
     "write, then execute": write_then_execute,
-    "raw socket": a_socket(socket.AF_INET, socket.SOCK_RAW),
+    "raw socket": a_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
     "netlink socket": a_socket(socket.AF_NETLINK, socket.SOCK_RAW),
     "packet socket": a_socket(socket.AF_PACKET, socket.SOCK_RAW),
     "crypto socket": a_socket(socket.AF_ALG, socket.SOCK_SEQPACKET),
@@ -244,12 +244,12 @@ REFUSED: dict[str, Callable[[], object]] = {
     "write to /etc/whaled": write_to("/etc/whaled"),
     "write to /run": write_to("/run"),
     "write to /opt/whaled": write_to("/opt/whaled"),
-    "write to the program": write_to(os.path.dirname(os.path.dirname(sys.executable))),
+    "write to the program": write_to(sys.prefix),
     "write to libraries": write_to("/usr/lib"),
     "write to cgroup": write_to("/sys/fs/cgroup"),
-    "homes": lambda: os.listdir("/root"),
-    "another process": lambda: os.stat("/proc/1"),
-    "the system's numbers": lambda: os.stat("/proc/stat"),
+    "homes": lambda: list(Path("/root").iterdir()),
+    "another process": lambda: Path("/proc/1").stat(),
+    "the system's numbers": lambda: Path("/proc/stat").stat(),
     "the key ring's file": lambda: Path("/etc/whaled/keys.json").read_bytes(),
     "connection elsewhere": connect_elsewhere,
     "connection here": backend_here,
@@ -268,15 +268,16 @@ def outcome(attempt: Callable[[], object]) -> str:
     return "done"
 
 
-def mounts(*options: str) -> list[str]:
-    """Mount points that have none of these options."""
+def writable_and_executable() -> list[str]:
+    """Mount points that are neither read-only nor without execution. Of several at one place the last one is seen."""
     fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [line[4] for line in fields if not set(options) & set(line[5].split(","))]
+    seen = {line[4]: line[5].split(",") for line in fields if "devpts" not in line}  # terminals only, never files
+    return [place for place, options in seen.items() if not {"ro", "noexec"} & set(options)]
 
 
 facts: dict[str, object] = {
-    "writable and executable": mounts("ro", "noexec"),
-    "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) == [os.getpid()],
+    "writable and executable": writable_and_executable(),
+    "processes": [path.name for path in Path("/proc").iterdir() if path.name.isdigit()] == [str(os.getpid())],
     "status": dict(
         line.split(":\t", maxsplit=1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line
     ),
