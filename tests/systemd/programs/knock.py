@@ -13,7 +13,7 @@ from collections import Counter
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-AT_A_TIME = 4
+AT_A_TIME = 12
 PATIENCE_S = 60
 
 
