@@ -26,6 +26,8 @@ COMMANDS = {
     "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
     "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),
+    "backup": Command("whaled.cli.backup", "copy the event log while whaled runs"),
+    "restore": Command("whaled.cli.restore", "put a backup in the event log's place"),
     "simulate": Command("whaled.cli.simulate", "run a simulated mempool backend"),
 }
 

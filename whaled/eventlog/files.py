@@ -3,7 +3,7 @@
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,8 +34,11 @@ ADVICE = {
 }
 
 
+FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
+
+
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
+def explained(path: Path, doing: str, advice: Mapping[LogFailure, str] = ADVICE) -> Iterator[None]:
     """Turn SQLite's failures into EventLogError with a reason and what to do. Bugs of ours stay what they are."""
     try:
         yield
@@ -49,7 +52,7 @@ def explained(path: Path, doing: str) -> Iterator[None]:
         if code & 0xFF in BUGS:
             raise
         reason = REASONS.get(code & 0xFF, LogFailure.IO)
-        raise EventLogError(f"{path}: cannot {doing}: {error}. {ADVICE[reason]}", reason=reason) from error
+        raise EventLogError(f"{path}: cannot {doing}: {error}. {advice[reason]}", reason=reason) from error
 
 
 class DaemonLock:
@@ -65,9 +68,8 @@ class DaemonLock:
 
     def take(self) -> None:
         """Raises EventLogError if another process has it, or if the directory does not allow it."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            descriptor = os.open(self._path, flags, PRIVATE)
+            descriptor = self._open()
         except OSError as error:
             raise self._unusable(error) from error
         try:
@@ -89,6 +91,15 @@ class DaemonLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, PRIVATE)
+        except FileExistsError:
+            return os.open(self._path, flags)
+        give_to(descriptor, owner(self._database))
+        return descriptor
 
     def release(self) -> None:
         """Let go. The file stays: removing it would let two processes lock two files of one name."""
@@ -137,6 +148,52 @@ def ensure_exists(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def owner(path: Path) -> tuple[int, int]:
+    """Whose the log is, as (user, group): the owner of the database, of its directory before there is one."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        stat = path.parent.stat()
+    return stat.st_uid, stat.st_gid
+
+
+def give_to(descriptor: int, ids: tuple[int, int]) -> None:
+    """What root makes beside the log must not shut out the user whaled runs as. Only for files just made: a name
+    in that user's directory may lead anywhere.
+    """
+    if os.geteuid() == 0:
+        os.fchown(descriptor, *ids)
+
+
+def look_through(db: sqlite3.Connection, path: Path, advice: Mapping[LogFailure, str] = ADVICE) -> None:
+    """Look through the whole file. Raises EventLogError(CORRUPT), or sqlite3.Error if it does not come that far."""
+    found = [line for (line,) in db.execute(f"PRAGMA quick_check({FAULTS_SHOWN})")]
+    if found != ["ok"]:
+        raise EventLogError(
+            f"{path}: the event log is damaged: {'; '.join(found)}. {advice[LogFailure.CORRUPT]}",
+            reason=LogFailure.CORRUPT,
+        )
+
+
+def refuse_stray_wal(path: Path) -> None:
+    """Raises EventLogError if the write-ahead log beside the database is another one's. SQLite would apply it.
+
+    A backup is in rollback mode, by the versions in its header (https://www.sqlite.org/fileformat.html, 1.3.3), until a
+    daemon has opened it: what lies beside it then was left by the log that it was copied over. Only before any
+    connection is open, as above.
+    """
+    if not wal_bytes(path):
+        return
+    with path.open("rb") as file:
+        versions = file.read(20)[18:]
+    if versions == b"\x01\x01":
+        raise EventLogError(
+            f"{path}: {path.name}-wal beside it belongs to another log, the one this backup was copied over. Move "
+            f"{path.name}-wal and {path.name}-shm away, then start whaled again; `whaled restore` does it by itself",
+            reason=LogFailure.CORRUPT,
+        )
 
 
 def open_to_write(path: Path, busy_timeout_s: float) -> sqlite3.Connection:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from whaled.errors import EventLogError, LogFailure
+from whaled.errors import EventLogError
 from whaled.eventlog import files
 from whaled.eventlog.codec import Codec
 from whaled.model import Event, Whale
-
-FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
 
 EVENTS = (
     "SELECT e.offset, e.kind, e.ref, e.at, e.body, w.txid, w.alert, w.addresses "
@@ -49,16 +47,11 @@ class Reader:
         """Look through the whole file; False if interrupted before the end. Raises EventLogError(CORRUPT)."""
         try:
             with files.explained(self._path, "check the event log"):
-                found = [line for (line,) in self._db.execute(f"PRAGMA quick_check({FAULTS_SHOWN})")]
+                files.look_through(self._db, self._path)
         except EventLogError as error:
             if getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
                 return False
             raise
-        if found != ["ok"]:
-            raise EventLogError(
-                f"{self._path}: the event log is damaged: {'; '.join(found)}. {files.ADVICE[LogFailure.CORRUPT]}",
-                reason=LogFailure.CORRUPT,
-            )
         return True
 
     def pending(self, after: int, limit: int) -> list[Event]:

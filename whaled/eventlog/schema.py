@@ -4,12 +4,13 @@
 `whales` holds each alert and its addresses once, however many events speak of it, and for as long as one of them is
 held: an update is complete even when its alert has been pruned. `events` are the offsets, without holes.
 `high_at` is the highest `at` up to that offset: it never falls, so a time is found by bisection even where the
-clock was set back. `state` is small text by key.
+clock was set back. `state` is small text by key: what one machine noted, and the mark of a copy.
 """
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure
@@ -17,6 +18,10 @@ from whaled.errors import EventLogError, LogFailure
 APPLICATION_ID = 0x57484C44  # "WHLD", in the header of the file: `file whaled.db` shows it
 
 EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
+
+# Keys of `state`.
+CANARY_MARK = "canary"
+COPY_MARK = "copy"
 
 Migration = Callable[[sqlite3.Connection, float], None]
 
@@ -49,9 +54,12 @@ def create(db: sqlite3.Connection, now: float) -> None:
             UNIQUE (whale, kind, ref)
         ) STRICT""")
     db.execute("CREATE TABLE state (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID")
-    # Letters and digits only: it is typed into command lines, where a leading "-" would make an option of it.
-    epoch = secrets.token_hex(EPOCH_BYTES)
-    db.execute("INSERT INTO log (id, epoch, head, created_at) VALUES (1, ?, 0, ?)", (epoch, now))
+    db.execute("INSERT INTO log (id, epoch, head, created_at) VALUES (1, ?, 0, ?)", (new_epoch(), now))
+
+
+def new_epoch() -> str:
+    """Letters and digits only: it is typed into command lines, where a leading "-" would make an option of it."""
+    return secrets.token_hex(EPOCH_BYTES)
 
 
 # Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
@@ -65,8 +73,7 @@ def migrate(
 
     Raises EventLogError for a database that is not whaled's or is newer than this program, and leaves it as it is.
     """
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(db):
         before = identify(db, path, newest=len(steps))
         for step in steps[before:]:
             step(db, now)
@@ -74,11 +81,6 @@ def migrate(
             # Pragmas take no parameters; both values are our own integers.
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {len(steps)}")
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
     return before, len(steps)
 
 
@@ -102,6 +104,40 @@ def identify(db: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS
             reason=LogFailure.NEWER_SCHEMA,
         )
     return version
+
+
+def mark_copy(db: sqlite3.Connection, now: float) -> None:
+    """Say in the file that it is a copy: whoever goes on writing there must take a new epoch. The log that it was made
+    of may have gone on, and given the same offsets to other events.
+    """
+    with _transaction(db):
+        db.execute("DELETE FROM state WHERE key IN (?, ?)", (COPY_MARK, CANARY_MARK))
+        db.execute("INSERT INTO state (key, value) VALUES (?, ?)", (COPY_MARK, str(now)))
+
+
+def is_copy(db: sqlite3.Connection) -> bool:
+    """Whether the file has the mark."""
+    return db.execute("SELECT 1 FROM state WHERE key = ?", (COPY_MARK,)).fetchone() is not None
+
+
+def settle_copy(db: sqlite3.Connection, *, renew: bool) -> None:
+    """Make a log of a copy: without the mark, and with an epoch of its own unless it is proven to need none."""
+    with _transaction(db):
+        db.execute("DELETE FROM state WHERE key = ?", (COPY_MARK,))
+        if renew:
+            db.execute("UPDATE log SET epoch = ?", (new_epoch(),))
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
 def _number(db: sqlite3.Connection, query: str) -> int:

@@ -64,10 +64,14 @@ class Writer:
         """Lock out other daemons; make or migrate the database. Raises EventLogError."""
         self._lock.take()
         files.ensure_exists(self._path)
+        files.refuse_stray_wal(self._path)
         self._inode = files.inode(self._path)
         with files.explained(self._path, "open the event log"):
             db = self._connection = files.open_to_write(self._path, self._busy_timeout_s)
             before, after = schema.migrate(db, self._path, now=now)
+            is_copy = schema.is_copy(db)
+            if is_copy:
+                schema.settle_copy(db, renew=True)
             db.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
             # The file shrinks to this when it starts over, so that its size says how much is not copied yet.
             db.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
@@ -77,6 +81,13 @@ class Writer:
             log.info("event log made", path=str(self._path), epoch=epoch)
         elif before < after:
             log.info("event log migrated", path=str(self._path), from_version=before, to_version=after)
+        if is_copy:
+            log.warning(
+                "event log is a backup put in place: it has a new epoch, no position is honoured",
+                path=str(self._path),
+                epoch=epoch,
+                head=head,
+            )
         return Opened(epoch, head, oldest, files.size_bytes(self._path))
 
     def append(self, calls: Sequence[Sequence[Draft]]) -> Committed:
@@ -122,7 +133,7 @@ class Writer:
             event = self._insert(db, draft, head + 1, draft.at)
             db.execute("ROLLBACK TO rehearsal")
             db.execute("RELEASE rehearsal")
-            self._put_state(db, "canary", str(draft.at))
+            self._put_state(db, schema.CANARY_MARK, str(draft.at))
         assert event is not None, "a canary's txid is its own"
         return event, files.wal_bytes(self._path) > CHECKPOINT_BYTES
 
@@ -157,6 +168,7 @@ class Writer:
 
     def _close(self, db: sqlite3.Connection) -> None:
         try:
+            db.execute("PRAGMA busy_timeout = 0")  # a backup that is reading must not hold up the stop
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Nothing is lost: the write-ahead log stays beside the database and is read at the next start.
