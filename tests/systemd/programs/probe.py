@@ -269,10 +269,19 @@ def outcome(attempt: Callable[[], object]) -> str:
 
 
 def writable_and_executable() -> list[str]:
-    """Mount points that are neither read-only nor without execution. Of several at one place the last one is seen."""
-    fields = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    seen = {line[4]: line[5].split(",") for line in fields if "devpts" not in line}  # terminals only, never files
-    return [place for place, options in seen.items() if not {"ro", "noexec"} & set(options)]
+    """Mount points that can be seen, and are neither read-only nor without execution."""
+    mounts: dict[str, tuple[str, set[str]]] = {}  # of several at one place the last one is seen
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        _, _, device, _, place, options, *rest = line.split()
+        if "devpts" not in rest:  # terminals only, never files
+            mounts[place] = (device, set(options.split(",")))
+    found = []
+    for place, (device, how) in mounts.items():
+        with contextlib.suppress(OSError):
+            number = Path(place).stat().st_dev  # of something else where another mount lies over it
+            if f"{os.major(number)}:{os.minor(number)}" == device and not {"ro", "noexec"} & how:
+                found.append(place)
+    return found
 
 
 facts: dict[str, object] = {
