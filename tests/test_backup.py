@@ -283,6 +283,18 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     assert names(file) == set()
 
 
+async def test_an_interrupted_backup_leaves_nothing(path: Path, file: Path) -> None:
+    await store(path, 1)
+
+    def interrupt(_done: int, _of_all: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back_up(path, file, now=NOW, overwrite=False, progress=interrupt)
+    assert names(file) == set()
+    assert copied(path, file).contents.head == 1
+
+
 # --- a restore -------------------------------------------------------------------------------------------------------
 
 
