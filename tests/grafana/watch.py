@@ -4,6 +4,7 @@ The program gets the address of the Prometheus as its last argument.
 """
 
 import asyncio
+import datetime as dt
 import signal
 import ssl
 import sys
@@ -22,7 +23,8 @@ BUSY = SimulatorSettings(seed=7, rate=8.0, whale_share=0.1, poll_interval=1, blo
 def certificate(directory: Path) -> tuple[Path, Path, ssl.SSLContext]:
     """A certificate for localhost, as the tests have it."""
     authority = trustme.CA()
-    issued = authority.issue_cert("localhost")
+    ends = dt.datetime.now(dt.UTC) + dt.timedelta(days=80)
+    issued = authority.issue_cert("localhost", not_after=ends)
     chain, key = directory / "chain.pem", directory / "key.pem"
     for pem in issued.cert_chain_pems:
         pem.write_to_path(str(chain), append=True)
@@ -37,7 +39,7 @@ async def main(minutes: float, *program: str) -> int:
     """Run the scene, with a restart after a third of the time and a reload after two; then the program."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        async with acting(directory, certificate(directory), BUSY, pace=4, canary_s=10, scrape_s=5) as (scene, ask):
+        async with acting(directory, certificate(directory), BUSY, pace=40, canary_s=10, scrape_s=5) as (scene, ask):
             async with daemon.running(scene.config) as whaled:
                 await asyncio.sleep(minutes * 20)
                 whaled.signal(signal.SIGTERM)

@@ -86,6 +86,7 @@ def _connections() -> Row:
                 "replaying": f"sum({of('whaled_clients_replaying')})",
                 "not authenticated": f"sum({of('whaled_connections_unauthenticated')})",
             },
+            width=12,
         ),
         lines(
             "Opened, refused, closed",
@@ -99,6 +100,7 @@ def _connections() -> Row:
                 "closed": rate("whaled_connections_closed_total"),
                 "shed": rate("whaled_connections_shed_total"),
             },
+            width=12,
         ),
         lines(
             "Refused by reason",
@@ -106,6 +108,7 @@ def _connections() -> Row:
             units.CountsPerSecond,
             {"{{reason}}": rate("whaled_connections_refused_total", by="reason")},
             many=True,
+            width=12,
         ),
         lines(
             "Closed by code",
@@ -115,6 +118,7 @@ def _connections() -> Row:
             units.CountsPerSecond,
             {"{{code}}": rate("whaled_connections_closed_total", by="code")},
             many=True,
+            width=12,
         ),
         lines(
             "Authentications by outcome",
@@ -123,6 +127,7 @@ def _connections() -> Row:
             units.CountsPerSecond,
             {"{{outcome}}": rate("whaled_authentications_total", by="outcome")},
             many=True,
+            width=12,
         ),
         lines(
             "Messages rejected",
@@ -132,6 +137,7 @@ def _connections() -> Row:
             units.MessagesPerSecond,
             {"{{code}}": rate("whaled_messages_rejected_total", by="code")},
             many=True,
+            width=12,
         ),
     ]
 
@@ -179,7 +185,7 @@ def _traffic() -> Row:
             "1 while newcomers are refused and slow clients cut off to save memory.",
             units.Short,
             {"{{instance}}": of("whaled_memory_shedding")},
-            steps=((None, "transparent"), (1, RED)),
+            limit=1,
         ),
     ]
 
@@ -242,6 +248,7 @@ def _slow() -> Row:
                 "newest {{instance}}": of("whaled_eventlog_head_offset"),
                 "oldest {{instance}}": of("whaled_eventlog_oldest_offset"),
             },
+            floating=True,
         ),
     ]
 

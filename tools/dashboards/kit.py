@@ -19,8 +19,9 @@ GREEN, YELLOW, RED, BLUE, GREY = "green", "yellow", "red", "blue", "text"
 Steps: TypeAlias = Sequence[tuple[float | None, str]]
 GOOD_IF_ZERO: Steps = ((None, GREEN), (1, RED))
 NEUTRAL: Steps = ((None, BLUE),)
-# "None yet" is a timestamp of 0, "never" one of +Inf: as an age or a time left both are beyond any real one.
-AGES_BEGIN = 1e9
+# "None yet" is a timestamp of 0: as an age it is beyond any real one. "Never" is +Inf, beyond any time left.
+NEVER_HAPPENED = 1e9
+NEVER_ENDS = 1e12
 
 
 # --- expressions ---
@@ -129,20 +130,24 @@ def lines(
     many: bool = False,
     steps: Steps = (),
     logarithmic: bool = False,
+    floating: bool = False,
+    limit: float | None = None,
     width: int = 8,
     colors: Mapping[str, str] | None = None,
 ) -> timeseries.Panel:
-    """Lines over time, one query for each legend. With `many` the legend is a table, the largest first."""
+    """Lines over time, one query for each legend. With `many` the legend is a table, the largest first.
+
+    `floating`: the axis does not begin at 0, for what only ever grows. `limit`: it ends there.
+    """
     panel = (
         timeseries.Panel()
         .title(title)
         .description(description)
         .unit(unit)
         .datasource(SOURCE)
-        .min(0)
         .color_scheme(board.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC))
         .line_width(1)
-        .fill_opacity(25 if stacked else 8)
+        .fill_opacity(25 if stacked else 0 if logarithmic or floating else 8)
         .show_points(options.VisibilityMode.AUTO)
         .tooltip(
             common.VizTooltipOptions()
@@ -154,6 +159,10 @@ def lines(
         .height(8)
         .span(width)
     )
+    if not floating:
+        panel.min(0)
+    if limit is not None:
+        panel.max(limit)
     if stacked:
         panel.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL).group("A"))
     if steps:

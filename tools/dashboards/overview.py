@@ -6,11 +6,12 @@ from grafana_foundation_sdk.models import units
 from tools.dashboards.frame import Row
 from tools.dashboards.frame import dashboard as framed
 from tools.dashboards.kit import (
-    AGES_BEGIN,
     GOOD_IF_ZERO,
     GREEN,
     GREY,
     NEUTRAL,
+    NEVER_ENDS,
+    NEVER_HAPPENED,
     RED,
     YELLOW,
     age,
@@ -69,7 +70,7 @@ def _answers() -> Row:
             age("whaled_last_canary_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (60, YELLOW), (120, RED)),
-            texts=[from_on(AGES_BEGIN, "none yet", YELLOW)],
+            texts=[from_on(NEVER_HAPPENED, "none yet", YELLOW)],
             decimals=0,
         ),
         number(
@@ -138,7 +139,7 @@ def _situation() -> Row:
             age("whaled_last_whale_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (12 * 3600, YELLOW), (DAY, RED)),
-            texts=[from_on(AGES_BEGIN, "none yet", GREY)],
+            texts=[from_on(NEVER_HAPPENED, "none yet", GREY)],
         ),
         number(
             "Last frame",
@@ -146,7 +147,7 @@ def _situation() -> Row:
             age("whaled_upstream_last_message_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (60, YELLOW), (180, RED)),
-            texts=[from_on(AGES_BEGIN, "none yet", YELLOW)],
+            texts=[from_on(NEVER_HAPPENED, "none yet", YELLOW)],
             decimals=0,
         ),
         number(
@@ -180,7 +181,7 @@ def _situation() -> Row:
             f"min({of('whaled_certificate_expiry_timestamp_seconds')}) - time()",
             units.Seconds,
             ((None, RED), (2 * DAY, YELLOW), (14 * DAY, GREEN)),
-            texts=[from_on(AGES_BEGIN, "no TLS", GREY)],
+            texts=[from_on(NEVER_ENDS, "no TLS", GREY)],
             decimals=0,
         ),
         number(
@@ -189,7 +190,7 @@ def _situation() -> Row:
             age("whaled_signing_key_created_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (180 * DAY, YELLOW), (365 * DAY, RED)),
-            texts=[from_on(AGES_BEGIN, "no key", GREY)],
+            texts=[from_on(NEVER_HAPPENED, "no key", GREY)],
             decimals=0,
         ),
     ]
@@ -209,7 +210,6 @@ def _whales() -> Row:
             "How whales were found, as a rate per hour: live in the stream, or later in a snapshot or a block.",
             units.Short,
             {"{{source}}": per_hour("whaled_whale_sources_total", "source")},
-            stacked=True,
         ),
         lines(
             "From frame to client",
@@ -230,13 +230,12 @@ def _whales() -> Row:
     ]
 
 
-def _work() -> Row:
-    return "Clients and log", [
+def _clients() -> Row:
+    return "Clients", [
         lines(
             "Clients",
             "Open connections; of them those that get events as they are published, those being brought up to date "
-            "from the log, "
-            "and those not authenticated yet.",
+            "from the log, and those not authenticated yet.",
             units.Short,
             {
                 "open": f"sum({of('whaled_connections')})",
@@ -245,6 +244,30 @@ def _work() -> Row:
                 "not authenticated": f"sum({of('whaled_connections_unauthenticated')})",
             },
         ),
+        lines(
+            "Sent",
+            "Frames for all clients by type. control is what one client alone is told: answers and notices.",
+            units.MessagesPerSecond,
+            {"{{type}}": rate("whaled_messages_sent_total", by="type")},
+            stacked=True,
+        ),
+        lines(
+            "Turned away",
+            "Connections that did not become a session, credentials presented and not accepted, messages beyond the "
+            "rate, and clients that fell behind (they get the rest out of the log). Reasons: the delivery dashboard.",
+            units.CountsPerSecond,
+            {
+                "refused": rate("whaled_connections_refused_total"),
+                "not authenticated": rate("whaled_authentications_total", 'outcome!="success"'),
+                "rate limited": rate("whaled_messages_rejected_total", 'code="rate_limited"'),
+                "fell behind": rate("whaled_clients_lagged_total"),
+            },
+        ),
+    ]
+
+
+def _log() -> Row:
+    return "Event log", [
         lines(
             "Commit time",
             "Time of a commit with new events, fsync included. Above 0.1 s the disk is slow or shared.",
@@ -257,9 +280,16 @@ def _work() -> Row:
         ),
         lines(
             "Log head",
-            "The newest offset committed. Positions of clients and resumes count in it; it only grows.",
+            "The newest offset committed. Positions of clients count in it; it only grows.",
             units.Short,
             {"{{instance}}": of("whaled_eventlog_head_offset")},
+            floating=True,
+        ),
+        lines(
+            "Log size",
+            "Database and write-ahead log on disk. eventlog.retention bounds it.",
+            units.BytesIEC,
+            {"{{instance}}": of("whaled_eventlog_size_bytes")},
         ),
     ]
 
@@ -300,23 +330,22 @@ def _process() -> Row:
             "Errors a second by the component that met them; the journal has a line for each. On a good day all are 0.",
             units.EventsPerSecond,
             {"{{component}}": rate("whaled_errors_total", by="component")},
+            width=12,
         ),
         lines(
-            "File descriptors",
-            "Open file descriptors of LimitNOFILE: each client takes one.",
+            "How near the limits",
+            "Shares in use, of several whaled the largest: of memory (0 without a limit), of LimitNOFILE, of "
+            "gateway.max_connections, of the event log's file system. Dashed: where an alert stands for most of them.",
             units.PercentUnit,
-            {"{{instance}}": f"{of('process_open_fds')} / {of('process_max_fds')}"},
-            steps=((None, "transparent"), (0.8, RED)),
-        ),
-        lines(
-            "Disk",
-            "What the event log takes, and what is free on its file system.",
-            units.BytesIEC,
             {
-                "log {{instance}}": of("whaled_eventlog_size_bytes"),
-                "free {{instance}}": of("whaled_eventlog_disk_free_bytes"),
+                "memory": f"max({of('whaled_memory_used_bytes')} / {of('whaled_memory_limit_bytes')})",
+                "file descriptors": f"max({of('process_open_fds')} / {of('process_max_fds')})",
+                "connections": f"max({of('whaled_connections')} / {of('whaled_connections_limit')})",
+                "disk": f"1 - min({of('whaled_eventlog_disk_free_bytes')} / {of('whaled_eventlog_disk_size_bytes')})",
             },
-            logarithmic=True,
+            steps=((None, "transparent"), (0.8, YELLOW)),
+            limit=1,
+            width=12,
         ),
     ]
 
@@ -327,5 +356,5 @@ def dashboard() -> model.Dashboard:
         "whaled-overview",
         "overview",
         "Is whaled healthy, and what is it doing.",
-        [_answers(), _situation(), _whales(), _work(), _process()],
+        [_answers(), _situation(), _whales(), _clients(), _log(), _process()],
     )

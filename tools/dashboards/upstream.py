@@ -6,10 +6,10 @@ from grafana_foundation_sdk.models import units
 from tools.dashboards.frame import Row
 from tools.dashboards.frame import dashboard as framed
 from tools.dashboards.kit import (
-    AGES_BEGIN,
     GREEN,
     GREY,
     NEUTRAL,
+    NEVER_HAPPENED,
     RED,
     YELLOW,
     age,
@@ -45,7 +45,7 @@ def _summary() -> Row:
             age("whaled_upstream_last_message_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (60, YELLOW), (180, RED)),
-            texts=[from_on(AGES_BEGIN, "none yet", YELLOW)],
+            texts=[from_on(NEVER_HAPPENED, "none yet", YELLOW)],
             decimals=0,
             width=4,
         ),
@@ -83,7 +83,7 @@ def _summary() -> Row:
             age("whaled_last_whale_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (DAY / 2, YELLOW), (DAY, RED)),
-            texts=[from_on(AGES_BEGIN, "none yet", GREY)],
+            texts=[from_on(NEVER_HAPPENED, "none yet", GREY)],
             width=4,
         ),
     ]
@@ -106,6 +106,7 @@ def _link() -> Row:
             units.CountsPerSecond,
             {"{{reason}}": rate("whaled_upstream_reconnects_total", by="reason")},
             many=True,
+            width=12,
         ),
         lines(
             "Since the last frame",
@@ -113,6 +114,7 @@ def _link() -> Row:
             units.Seconds,
             {"{{instance}}": f"time() - ({of('whaled_upstream_last_message_timestamp_seconds')} > 0)"},
             steps=((None, "transparent"), (180, RED)),
+            width=6,
         ),
         lines(
             "Clock skew",
@@ -120,6 +122,7 @@ def _link() -> Row:
             units.Seconds,
             {"{{instance}}": f"abs({of('whaled_upstream_clock_skew_seconds')})"},
             steps=((None, "transparent"), (5, RED)),
+            width=6,
         ),
     ]
 
@@ -153,6 +156,7 @@ def _stream() -> Row:
             units.EventsPerSecond,
             {"{{continuity}}": rate("whaled_upstream_deltas_total", by="continuity")},
             many=True,
+            width=9,
         ),
         lines(
             "Not understood",
@@ -166,12 +170,14 @@ def _stream() -> Row:
                 "keys unknown": rate("whaled_upstream_keys_unknown_total"),
             },
             many=True,
+            width=9,
         ),
         lines(
             "Links",
             "Links the backend answered on, per hour. Each but the first: transactions between two links were missed.",
             units.Short,
             {"{{instance}}": f"3600 * {rate('whaled_upstream_connects_total', by='instance')}"},
+            width=6,
         ),
     ]
 
@@ -185,12 +191,14 @@ def _rest() -> Row:
             units.RequestsPerSecond,
             {"{{outcome}}": rate("whaled_rest_requests_total", by="outcome")},
             many=True,
+            width=9,
         ),
         lines(
             "Request time",
             "Time of a REST request.",
             units.Seconds,
             {f"p{share * 100:g}": quantile(share, "whaled_rest_request_seconds") for share in (0.5, 0.9, 0.99)},
+            width=6,
         ),
         lines(
             "Inputs unknown by reason",
@@ -198,6 +206,7 @@ def _rest() -> Row:
             units.EventsPerSecond,
             {"{{reason}}": rate("whaled_rest_inputs_unknown_total", by="reason")},
             many=True,
+            width=9,
         ),
     ]
 
@@ -261,6 +270,7 @@ def _log() -> Row:
                 "committed": rate("whaled_eventlog_events_total"),
                 "pruned": rate("whaled_eventlog_pruned_events_total"),
             },
+            width=6,
         ),
         lines(
             "Failures by reason",
@@ -268,12 +278,14 @@ def _log() -> Row:
             units.EventsPerSecond,
             {"{{reason}}": rate("whaled_eventlog_failures_total", by="reason")},
             many=True,
+            width=12,
         ),
         lines(
             "Size",
             "Database and write-ahead log on disk. eventlog.retention bounds it.",
             units.BytesIEC,
             {"{{instance}}": of("whaled_eventlog_size_bytes")},
+            width=6,
         ),
     ]
 
