@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards help run tail test test-systemd check fmt lint types cover bench install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-systemd check fmt lint types cover bench install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ cover: $(STAMP) ## the suite with branch coverage
 
 dashboards: $(STAMP) ## write deploy/grafana/dashboards from tools/dashboards (docs/grafana.md)
 	$(BIN)/python -m tools.dashboards
+
+picture: $(STAMP) ## draw docs/images/overview.png (7 minutes); NODE_PATH: where the packages of tools/picture are
+	PYTHONPATH=tests:tests/prometheus $(BIN)/python tests/grafana/watch.py 7 node tools/picture/render.js deploy/grafana/dashboards/overview.json docs/images/overview.png 400 20s
 
 lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip | LC_ALL=C sort -f > constraints.txt

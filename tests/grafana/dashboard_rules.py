@@ -109,6 +109,8 @@ def _of_variables(dashboard: Any) -> Iterator[str]:
             yield f"template-on-time-change-reload-rule: ${name}"
         if variable.get("datasource", {}).get("uid") != "$datasource":
             yield f"template-datasource-rule: ${name} has a data source of its own"
+    if variables.get("job", {}).get("includeAll"):
+        yield "$job has All, which would take in the up and process_* of everything that Prometheus scrapes"
 
 
 def _of_panels(dashboard: Any) -> Iterator[str]:

@@ -88,6 +88,11 @@ def give(value: Any, *path: str) -> Callable[[Any], None]:
     return change
 
 
+def offer_all_jobs(dashboard: Any) -> None:
+    (job,) = (one for one in dashboard["templating"]["list"] if one["name"] == "job")
+    job["includeAll"] = True
+
+
 def fix_the_job(dashboard: Any) -> None:
     dashboard["templating"]["list"] = [one for one in dashboard["templating"]["list"] if one["name"] != "job"]
 
@@ -107,6 +112,7 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
     (give([], "dashboard", "links"), "no links"),
     (take("dashboard", "uid"), "no uid"),
     (fix_the_job, "template-job-rule"),
+    (offer_all_jobs, "$job has All"),
 ]
 
 

@@ -36,9 +36,7 @@ def _variable(name: str, label: str, series: str) -> board.QueryVariable:
         .datasource(SOURCE)
         .query(f"label_values({series}, {name})")
         .multi(True)
-        .include_all(True)
         .all_value(".+")
-        .current(model.VariableOption(selected=True, text=["All"], value=["$__all"]))
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
     )
@@ -58,9 +56,18 @@ def dashboard(uid: str, title: str, description: str, rows: Sequence[Row]) -> mo
         .refresh("30s")
         .tooltip(model.DashboardCursorSync.CROSSHAIR)
         .with_variable(board.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        # Not all jobs: `up` and process_* of everything that Prometheus scrapes would be among them.
+        .with_variable(
+            _variable("job", "Job", "whaled_build_info")
+            .include_all(False)
+            .current(model.VariableOption(selected=True, text=["whaled"], value=["whaled"]))
+        )
         # By `up`, which is there for a whaled that does not answer too.
-        .with_variable(_variable("job", "Job", "whaled_build_info"))
-        .with_variable(_variable("instance", "Instance", 'up{job=~"$job"}'))
+        .with_variable(
+            _variable("instance", "Instance", 'up{job=~"$job"}')
+            .include_all(True)
+            .current(model.VariableOption(selected=True, text=["All"], value=["$__all"]))
+        )
         .annotation(_Mark("Restart", started, "orange"))
         .annotation(_Mark("Reload", f"{reloaded} unless {started}", "blue"))
         .link(
