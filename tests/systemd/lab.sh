@@ -5,7 +5,7 @@
 #   lab.sh run PID CMD..  run CMD in all namespaces of the lab whose systemd has this id; exit status is CMD's
 #
 # LAB_DIR      an empty directory for the state (needed by serve)
-# LAB_PROJECT  a directory shown in the lab under its own path, also if it lies in /tmp or on a file system of its own
+# LAB_PROJECT  this project; copied to the same path in the lab where it lies in /tmp or on another file system than /
 # LAB_ROOT     root file system to look at (default: /). Another release: debootstrap --variant=minbase
 #              --include=systemd,systemd-sysv,dbus,make,python3,python3-venv SUITE DIR, then LAB_ROOT=DIR
 #
@@ -48,18 +48,13 @@ require() {
     rmdir "$LAB_DIR/trial"
 }
 
-overlay() { # overlay LOWER TARGET NAME: TARGET shows LOWER; what is written goes to the tmpfs
-    mkdir -p "$LAB_DIR/top/$3/upper" "$LAB_DIR/top/$3/work" "$2"
-    chmod 755 "$LAB_DIR/top/$3/upper"
-    mount -t overlay overlay -o "lowerdir=$1,upperdir=$LAB_DIR/top/$3/upper,workdir=$LAB_DIR/top/$3/work" "$2"
-}
-
 device() { mknod -m 666 "$1" c "$2" "$3"; }
 
 become_systemd() { # inside the new namespaces, as their process 1
     local root=$LAB_DIR/top/root unit
     mount -t tmpfs -o mode=755 tmpfs "$LAB_DIR/top"
-    overlay "${LAB_ROOT:-/}" "$root" root
+    mkdir "$LAB_DIR"/top/{upper,work,root}
+    mount -t overlay overlay -o "lowerdir=${LAB_ROOT:-/},upperdir=$LAB_DIR/top/upper,workdir=$LAB_DIR/top/work" "$root"
     mkdir -p "$root"/{proc,sys,dev,run,tmp,mnt}
     mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
     mount -t sysfs -o nosuid,nodev,noexec,ro sysfs "$root/sys" # read-only: systemd then leaves devices alone
@@ -80,7 +75,10 @@ become_systemd() { # inside the new namespaces, as their process 1
     mount -t devpts -o newinstance,mode=620,ptmxmode=0666 devpts "$root/dev/pts"
     ln -s pts/ptmx "$root/dev/ptmx"
     mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/dev/shm"
-    [ -z "${LAB_PROJECT:-}" ] || overlay "$LAB_PROJECT" "$root$LAB_PROJECT" project
+    # A copy, not a mount: an installed machine has no such mount, and a sandbox would be told wrong by it.
+    if [ -n "${LAB_PROJECT:-}" ] && [ ! -e "$root$LAB_PROJECT/Makefile" ]; then
+        tar -C / --exclude=.git --exclude=.venv --exclude='.*_cache' -cf - "${LAB_PROJECT#/}" | tar -C "$root" -xf -
+    fi
 
     # A machine that has just been installed: no service but the journal and the bus, and no whaled yet.
     rm -rf "$root"/{etc,usr/lib,lib}/systemd/system/*.wants "$root"/etc/systemd/system/* "$root"/etc/rc?.d "$root/etc/fstab" \
@@ -92,6 +90,8 @@ become_systemd() { # inside the new namespaces, as their process 1
     done
     mkdir -p "$root/etc/systemd/journald.conf.d"
     printf '[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\n' >"$root/etc/systemd/journald.conf.d/lab.conf"
+    mkdir -p "$root/etc/tmpfiles.d"
+    ln -sf /dev/null "$root/etc/tmpfiles.d/tmp.conf" # Debian empties /tmp at boot, and the project may be there
     tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
     echo lab >"$root/etc/hostname"
 

@@ -69,7 +69,7 @@ def test_metrics_are_scraped_over_http(whaled: Installation) -> None:
     metrics = whaled.metrics()
     assert metrics['whaled_upstream_state{state="connected"}'] == 1
     assert metrics["whaled_authentication_disabled"] == 0
-    assert metrics["whaled_signing_keys"] == 1
+    assert metrics["whaled_signing_keys"] >= 1
     # The sandbox hides most of /proc: these are what a process collector must still find.
     assert metrics["process_resident_memory_bytes"] > 10e6
     assert metrics["process_open_fds"] > 5
