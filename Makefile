@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-systemd check fmt lint types cover bench install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-systemd check fmt lint types cover bench wheels install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,8 @@ dist/wheels: $(STAMP) $(shell find whaled -name '*.py') pyproject.toml
 	@touch $@
 
 INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' WHEELS=dist/wheels deploy/install.sh
+
+wheels: dist/wheels ## what `make install` installs; the only step that needs the network
 
 install: dist/wheels ## as root: program, units, key ring, and a configuration where there is none; an upgrade too
 	@$(INSTALL) install

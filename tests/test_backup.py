@@ -105,9 +105,11 @@ def remove(path: Path) -> None:
 
 
 def damage(path: Path) -> None:
-    """Overwrite a page in the middle."""
+    """Overwrite the page where the events begin."""
+    with closing(sqlite3.connect(path)) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'events'").fetchone()
     with path.open("r+b") as raw:
-        raw.seek(path.stat().st_size // 4096 // 2 * 4096)
+        raw.seek((page - 1) * 4096)
         raw.write(b"\xff" * 4096)
 
 
@@ -352,7 +354,7 @@ class Doubt:
         Doubt(("UPDATE whales SET txid = 'x' WHERE id = 1",), "other events under the same offsets"),
         Doubt(("INSERT INTO state VALUES ('copy', '1')",), "itself a backup"),
         Doubt(("PRAGMA user_version = 99",), "cannot be compared with it (newer_schema)"),
-        Doubt(("DROP TABLE events", "DROP TABLE whales", "DROP TABLE log", "DROP TABLE state",
+        Doubt(("DROP TABLE events", "DROP TABLE whales", "DROP TABLE log", "DROP TABLE state", "DROP TABLE blocks",
                "PRAGMA application_id = 0", "PRAGMA user_version = 0"), "is empty"),
     ],
     ids=["another epoch", "behind", "another time", "another whale", "a copy", "newer", "empty"],

@@ -438,7 +438,8 @@ async def test_a_dropped_link_is_told_and_comes_back(backend: Backend, meter: Re
         await until(stream, Connected)
         (await backend.peers.get()).drop()
         lost = [await until(stream, StateChanged, lambda change: change.state is UpstreamState.DISCONNECTED)]
-        assert lost[0].why == "the connection ended without a close frame"
+        # With the reason of the kernel where it had one: whaled had asked something that was not read any more.
+        assert lost[0].why.startswith("the connection ended without a close frame")
         assert (await until(stream, Lost)).reason is LossReason.CLOSED
         assert await until(stream, Connected) == Connected(2)
         assert (await until(stream, StateChanged)).state is UpstreamState.CONNECTED

@@ -23,6 +23,7 @@ RANKS = {
     "client": 6,
     "simulator": 6,
     "files": 4,
+    "reconcile": 4,
     "pipeline": 6,
     "canary": 6,
     "upkeep": 7,

@@ -124,6 +124,23 @@ class UpstreamState(StrEnum):
     DISCONNECTED = "disconnected"
 
 
+class Scan(Struct, frozen=True, kw_only=True):
+    """A block that was looked through: how its whales were known before it. `lead_s` is the median time by which those
+    `seen` were ahead of the block; the others were alerted after it (`late`), or only because of it.
+    """
+
+    height: int
+    hash: str
+    mined_at: float
+    scanned_at: float
+    seen: int
+    late: int
+    missed_down: int
+    missed_gap: int
+    missed_never_relayed: int
+    lead_s: float | None = None
+
+
 # --- what whaled says about a whale ----------------------------------------------------------------------------------
 
 

@@ -79,6 +79,14 @@ class Publisher(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """Who hears every message after it was handled."""
+
+    def hear(self, message: FeedMessage) -> None:
+        """Take note; nothing waits here."""
+        ...
+
+
 class PipelineMeter(Protocol):
     """What detection counts."""
 
@@ -94,8 +102,8 @@ class PipelineMeter(Protocol):
         """A whale whose inputs could not be had in time."""
         ...
 
-    def updated(self, kind: Kind) -> None:
-        """A whale's fate, committed."""
+    def updated(self, kind: Kind, blocks_off: int | None) -> None:
+        """A whale's fate, committed; `blocks_off` is how far the predicted block was off."""
         ...
 
     def latency(self, committed_s: float, published_s: float) -> None:
@@ -127,6 +135,7 @@ class Pipeline:
         self._meter = meter
         self._clock = clock
         self._hand = asyncio.Lock()
+        self.listener: Listener | None = None
 
     async def run(self, feed: Feed) -> None:
         """Handle messages until cancelled."""
@@ -140,6 +149,8 @@ class Pipeline:
                         self._publisher.tell_upstream(state)
                     case _:
                         pass
+                if self.listener is not None:
+                    self.listener.hear(message)
 
     async def idle(self) -> None:
         """Wait until the message in hand, if any, is committed and published."""
@@ -162,6 +173,26 @@ class Pipeline:
             self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
         for event in events:
             self._tell(event)
+
+    async def commit(self, drafts: Sequence[Draft]) -> list[Event]:
+        """Commit and publish what was learned beside the stream, between two of its messages."""
+        async with self._hand:
+            events = await self._log.append(drafts)
+            self._publisher.publish(events)
+        for event in events:
+            self._tell(event)
+        return events
+
+    def assess(
+        self, transaction: Transaction, *, source: Source, now: float, market: Market, replaces: str | None = None
+    ) -> Whale | None:
+        """The whale that this transaction is by the rules in force, None if it is none."""
+        return self.detector.assess(transaction, market=market, now=now, source=source, replaces=replaces)
+
+    @property
+    def minimum_sat(self) -> int:
+        """The least sum of outputs that is worth looking at."""
+        return self.detector.minimum_sat
 
     async def rehearse(self, txid: str) -> None:
         """Take a canary the way of every whale, behind the message in hand; nothing is kept and nothing counted."""
@@ -201,7 +232,7 @@ class Pipeline:
         return drafts
 
     def _assess(self, transaction: Transaction, replaces: str | None, now: float) -> Whale | None:
-        return self.detector.assess(transaction, market=self.market, now=now, source=Source.LIVE, replaces=replaces)
+        return self.assess(transaction, source=Source.LIVE, now=now, market=self.market, replaces=replaces)
 
     async def _completed(self, transactions: Sequence[Transaction]) -> list[Transaction]:
         """The transactions with their inputs, as far as the backend gives them in time."""
@@ -223,7 +254,7 @@ class Pipeline:
 
     def _tell(self, event: Event) -> None:
         if event.update is not None:
-            self._meter.updated(event.kind)
+            self._meter.updated(event.kind, event.update.blocks_off)
             log.info(
                 "whale update",
                 txid=event.whale.alert.transaction_id,

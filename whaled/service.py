@@ -30,8 +30,10 @@ from whaled.ops import logs, memory
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
+from whaled.reconcile.work import Reconciler
 from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, tell_status
 from whaled.upstream.feed import Feed
+from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
 from whaled.web import app as web
 from whaled.whales.detect import Detector, Rules
@@ -60,6 +62,7 @@ class _Running(NamedTuple):
     canary: Canary
     memory_watch: MemoryWatch
     tls: ssl.SSLContext | None
+    reconciler: Reconciler | None
 
 
 class Service:
@@ -129,9 +132,10 @@ class Service:
             )
             with Subscriber.connected() as subscriber:
                 gateway.hub.rehearse_to(subscriber)
+                reconciler = self._reconciler(rest, log_, pipeline)
                 canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
                 memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())
-                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls)
+                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler)
                 async with (
                     gateway.serving(self._passed.clients, tls) as address,
                     self._http(gateway, canary) as http_address,
@@ -147,6 +151,7 @@ class Service:
 
     async def _work(self, running: "_Running") -> None:
         gateway, pipeline, log_ = running.gateway, running.pipeline, running.log_
+        reconciler = running.reconciler
         feed = Feed(self.config.upstream, self.metrics.upstream)
         loop_watch = LoopWatch(self.metrics.loop)
         async with asyncio.TaskGroup() as tasks:
@@ -154,6 +159,7 @@ class Service:
                 tasks.create_task(pipeline.run(feed), name="ingest"),
                 tasks.create_task(self._retain(log_), name="retention"),
                 tasks.create_task(running.canary.run(), name="canary"),
+                *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
                 tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline.last_whale))),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
@@ -175,6 +181,20 @@ class Service:
             await gateway.drain(self.config.gateway.drain_window)
             for task in until_end:
                 task.cancel()
+
+    def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
+        settings = self.config.backfill
+        if not settings.enabled:
+            return None
+        reconciler = Reconciler(
+            settings=settings,
+            questions=Questions(rest, settings.requests_per_second),
+            log_=log_,
+            committer=pipeline,
+            meter=self.metrics.reconcile,
+        )
+        pipeline.listener = reconciler
+        return reconciler
 
     async def _retain(self, log_: EventLog) -> None:
         while True:

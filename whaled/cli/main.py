@@ -31,6 +31,9 @@ COMMANDS = {
     "simulate": Command("whaled.cli.simulate", "run a simulated mempool backend"),
 }
 
+# systemd takes no more than 4096 bytes at a time.
+STATUS_LENGTH = 500
+
 EXAMPLES = """\
 examples:
   whaled run --simulate --no-auth --db-path w.db   see it work, no node needed
@@ -54,8 +57,10 @@ def main(argv: Sequence[str]) -> int:
         status = int(arguments.run(arguments))
         sys.stdout.flush()
     except WhaledError as error:
-        for line in str(error).splitlines():
+        lines = str(error).splitlines()
+        for line in lines:
             print(f"whaled: {line}", file=sys.stderr)
+        _tell_systemd(lines)
         return ExitStatus.CONFIG if isinstance(error, OperatorError) else ExitStatus.FAILED
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -64,6 +69,14 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
+
+
+def _tell_systemd(lines: Sequence[str]) -> None:
+    """The status line: `systemctl status` shows no log lines of a unit that waits for its next start, but this."""
+    if "NOTIFY_SOCKET" in os.environ and lines:
+        from whaled.ops.systemd import Notifier  # noqa: PLC0415 - no other command needs it
+
+        Notifier().status(lines[0][:STATUS_LENGTH] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""))
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -74,6 +74,17 @@ class Detection(Struct, frozen=True, kw_only=True):
     seen_limit: Count = 200_000
 
 
+class Backfill(Struct, frozen=True, kw_only=True):
+    """Asking the backend for what its stream does not tell."""
+
+    enabled: bool = True
+    first_mempool: bool = True
+    max_blocks: Count = 1008
+    requests_per_second: Rate = 20.0
+    interval: Seconds = 300.0
+    drop_after: Seconds = 600.0
+
+
 class EventLog(Struct, frozen=True, kw_only=True):
     """The durable event log."""
 
@@ -165,6 +176,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     upstream: Upstream = field(default_factory=Upstream)
     detection: Detection = field(default_factory=Detection)
+    backfill: Backfill = field(default_factory=Backfill)
     eventlog: EventLog = field(default_factory=EventLog)
     gateway: Gateway = field(default_factory=Gateway)
     auth: Auth = field(default_factory=Auth)

@@ -10,12 +10,14 @@ import msgspec
 from whaled.errors import EventLogError
 from whaled.eventlog import files
 from whaled.eventlog.codec import Codec
-from whaled.model import Event, Whale
+from whaled.model import Event, Kind, Scan, Whale
 
 EVENTS = (
     "SELECT e.offset, e.kind, e.ref, e.at, e.body, w.txid, w.alert, w.addresses "
     "FROM events AS e JOIN whales AS w ON w.id = e.whale"
 )
+
+IS_NEWEST = "NOT EXISTS (SELECT 1 FROM events AS later WHERE later.whale = e.whale AND later.offset > e.offset)"
 
 
 class Reader:
@@ -58,7 +60,7 @@ class Reader:
         """See EventLog.pending."""
         return self._events(
             "WHERE e.offset > ? AND e.kind IN ('alert', 'pending') "
-            "AND NOT EXISTS (SELECT 1 FROM events AS later WHERE later.whale = e.whale AND later.offset > e.offset) "
+            f"AND {IS_NEWEST} "
             "AND (e.kind = 'pending' OR json_extract(w.alert, '$.status') = 'pending') "
             "ORDER BY e.offset LIMIT ?",
             (after, limit),
@@ -105,6 +107,44 @@ class Reader:
             ).fetchall()
         return {row[0]: self._codec.whale(*row) for row in rows}
 
+    def histories(self, txids: Sequence[str]) -> dict[str, list[tuple[Kind, str]]]:
+        """See EventLog.histories."""
+        with files.explained(self._path, "read histories"):
+            rows = self._db.execute(
+                "SELECT w.txid, e.kind, e.ref FROM whales AS w JOIN events AS e ON e.whale = w.id "
+                "WHERE w.txid IN (SELECT value FROM json_each(?)) ORDER BY e.offset",
+                (msgspec.json.encode(txids).decode(),),
+            ).fetchall()
+        found: dict[str, list[tuple[Kind, str]]] = {}
+        for txid, kind, ref in rows:
+            found.setdefault(txid, []).append((Kind(kind), ref))
+        return found
+
+    def confirmed_in(self, block_hash: str) -> list[Whale]:
+        """See EventLog.confirmed_in."""
+        events = self._events(
+            f"WHERE e.kind = 'confirmed' AND (e.ref = ?1 OR e.ref LIKE ?1 || '#%') AND {IS_NEWEST} ORDER BY e.offset",
+            (block_hash,),
+        )
+        return [event.whale for event in events]
+
+    def gone_since(self, at: float, limit: int) -> list[Whale]:
+        """See EventLog.gone_since."""
+        events = self._events(
+            f"WHERE e.kind IN ('replaced', 'dropped') AND e.at >= ? AND {IS_NEWEST} ORDER BY e.offset DESC LIMIT ?",
+            (at, limit),
+        )
+        return [event.whale for event in events]
+
+    def scans(self, low: int, high: int) -> list[Scan]:
+        """See EventLog.scans."""
+        with files.explained(self._path, "read block scans"):
+            rows = self._db.execute(
+                "SELECT * FROM blocks WHERE height BETWEEN ? AND ? ORDER BY height", (low, high)
+            ).fetchall()
+        # The columns stand in the order of the fields.
+        return [Scan(**dict(zip(Scan.__struct_fields__, row, strict=True))) for row in rows]
+
     def state(self, key: str) -> str | None:
         """The text stored under a key."""
         with files.explained(self._path, "read state"):
@@ -116,7 +156,7 @@ class Reader:
         assert self._connection is not None, "the reader is used between open and close only"
         return self._connection
 
-    def _events(self, which: str, parameters: tuple[int, ...]) -> list[Event]:
+    def _events(self, which: str, parameters: tuple[object, ...]) -> list[Event]:
         with files.explained(self._path, "read events"):
             rows = self._db.execute(f"{EVENTS} {which}", parameters).fetchall()
         return [self._codec.event(row) for row in rows]

@@ -62,8 +62,25 @@ def new_epoch() -> str:
     return secrets.token_hex(EPOCH_BYTES)
 
 
+def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
+    """Version 2: which blocks were scanned, and how well the mempool was watched before each."""
+    db.execute("""
+        CREATE TABLE blocks (
+            height INTEGER PRIMARY KEY,
+            hash TEXT NOT NULL,
+            mined_at REAL NOT NULL,
+            scanned_at REAL NOT NULL,
+            seen INTEGER NOT NULL,
+            late INTEGER NOT NULL,
+            missed_down INTEGER NOT NULL,
+            missed_gap INTEGER NOT NULL,
+            missed_never_relayed INTEGER NOT NULL,
+            lead_s REAL
+        ) STRICT""")
+
+
 # Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
-MIGRATIONS: tuple[Migration, ...] = (create,)
+MIGRATIONS: tuple[Migration, ...] = (create, add_blocks)
 
 
 def migrate(

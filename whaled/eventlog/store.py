@@ -22,7 +22,7 @@ from whaled.config import sections
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.writer import Committed, Opened, Writer
-from whaled.model import Draft, Event, Position, Whale
+from whaled.model import Draft, Event, Kind, Position, Scan, Whale
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -155,10 +155,7 @@ class EventLog:
 
     async def rehearse(self, draft: Draft) -> Event:
         """Take a draft the way of `append`, to the disk and back, and keep nothing of it. Its offset is nobody's."""
-        self._refuse_if_closed()
-        event, wants_checkpoint = await self._counted(
-            on_thread(self._threads.write_thread, self._threads.writer.rehearse, draft)
-        )
+        event, wants_checkpoint = await self._write(self._threads.writer.rehearse, draft)
         if not self._is_committing:
             self._commit(checkpoint=wants_checkpoint)
         return event
@@ -195,6 +192,35 @@ class EventLog:
         require_limit(limit)
         return await self._read(self._threads.reader.pending, after, limit)
 
+    async def histories(self, txids: Iterable[str]) -> dict[str, list[tuple[Kind, str]]]:
+        """Kind and ref of every event about these whales that is held, in their order."""
+        found: dict[str, list[tuple[Kind, str]]] = {}
+        rest = iter(txids)
+        while chunk := list(islice(rest, TXID_CHUNK)):
+            found.update(await self._read(self._threads.reader.histories, chunk))
+        return found
+
+    async def confirmed_in(self, block_hash: str) -> list[Whale]:
+        """The whales of which the newest word is that they are in this block. Looks through every event."""
+        return await self._read(self._threads.reader.confirmed_in, block_hash)
+
+    async def gone_since(self, at: float, limit: int) -> list[Whale]:
+        """The whales of which the newest word, not older than `at`, is that they were replaced or dropped."""
+        require_limit(limit)
+        return await self._read(self._threads.reader.gone_since, at, limit)
+
+    async def scans(self, low: int, high: int) -> list[Scan]:
+        """The blocks scanned between two heights, both included, ascending."""
+        return await self._read(self._threads.reader.scans, low, high)
+
+    async def put_scan(self, scan: Scan) -> None:
+        """Store what the scan of a block found; returns after the fsync."""
+        await self._write(self._threads.writer.put_scan, scan)
+
+    async def forget_scan(self, height: int) -> None:
+        """The block at this height is to be scanned again."""
+        await self._write(self._threads.writer.forget_scan, height)
+
     async def prune(self, now: float) -> int:
         """Remove what is older than the retention, oldest first, a batch at a time. Returns how many events.
 
@@ -220,8 +246,7 @@ class EventLog:
 
     async def set_state(self, key: str, value: str) -> None:
         """Store a small text under a key; returns after the fsync."""
-        self._refuse_if_closed()
-        await self._counted(on_thread(self._threads.write_thread, self._threads.writer.set_state, key, value))
+        await self._write(self._threads.writer.set_state, key, value)
 
     async def check(self) -> None:
         """Look through the whole file for damage, however long it takes. Pages of other readers wait meanwhile."""
@@ -282,6 +307,10 @@ class EventLog:
     async def _read(self, function: Callable[[*Args], T], *args: *Args) -> T:
         self._refuse_if_closed()
         return await self._counted(on_thread(self._threads.read_thread, function, *args))
+
+    async def _write(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        self._refuse_if_closed()
+        return await self._counted(on_thread(self._threads.write_thread, function, *args))
 
     async def _counted(self, job: asyncio.Future[T]) -> T:
         try:

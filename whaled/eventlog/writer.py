@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from msgspec.structs import astuple
 
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Codec
-from whaled.model import Draft, Event, Kind
+from whaled.model import Draft, Event, Kind, Scan
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -150,6 +151,16 @@ class Writer:
         """Store a small text under a key. Raises EventLogError."""
         with self._transaction("store state") as db:
             self._put_state(db, key, value)
+
+    def put_scan(self, scan: Scan) -> None:
+        """Store what the scan of a block found. Raises EventLogError."""
+        with self._transaction("store a block scan") as db:
+            db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(scan))
+
+    def forget_scan(self, height: int) -> None:
+        """The block at this height is to be scanned again. Raises EventLogError."""
+        with self._transaction("forget a block scan") as db:
+            db.execute("DELETE FROM blocks WHERE height = ?", (height,))
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, as far as readers allow; the next commit starts it over."""

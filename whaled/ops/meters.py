@@ -2,18 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from whaled.errors import CanaryFailure, ClientErrorCode, LogFailure, TokenRefusal
 from whaled.gateway.limits import Refusal
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.model import Alert, Flow, Kind, Source, UpstreamState
 from whaled.ops.registry import Component, Registry
+from whaled.reconcile.coverage import Cover
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault
 from whaled.upstream.http import RestFailure
 from whaled.upstream.losses import LossReason
 
+LEAD_BUCKETS = (1.0, 10.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
+PREDICTION_BUCKETS = (-6.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 6.0, 12.0, 36.0, 144.0)
 CLOSE_CODES = ("1000", "1001", "1002", "1005", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
 
 
@@ -163,6 +166,11 @@ class DetectionMeter:
         self._published = registry.histogram(
             "frame_to_sent_seconds", "From the arrival of an upstream frame to the last write to a live client."
         )
+        self._off = registry.histogram(
+            "prediction_error_blocks",
+            "Actual minus predicted block of whales that were confirmed; positive is later.",
+            PREDICTION_BUCKETS,
+        )
         self._last_whale = registry.gauge("last_whale_timestamp_seconds", "When the last whale was committed.")
 
     def transactions(self, count: int) -> None:
@@ -180,9 +188,11 @@ class DetectionMeter:
         """A whale whose inputs could not be had in time."""
         self._inputs_unknown.inc()
 
-    def updated(self, kind: Kind) -> None:
-        """A whale's fate, committed."""
+    def updated(self, kind: Kind, blocks_off: int | None) -> None:
+        """A whale's fate, committed; `blocks_off` is how far the predicted block was off."""
         self._updates.labels(kind).inc()
+        if blocks_off is not None:
+            self._off.observe(blocks_off)
 
     def latency(self, committed_s: float, published_s: float) -> None:
         """From the frame's arrival to the commit, and to the last client's socket."""
@@ -304,6 +314,60 @@ class GatewayMeter:
         """A replay ended, or a position was not honoured."""
         self._replays.labels("true" if recovered else "false").inc()
         self._replayed.inc(frames)
+
+
+class ReconcileMeter:
+    """What the backend was asked for because its stream did not tell it."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._failures = registry.counter(
+            "backfill_failures", "Questions for what the stream did not tell that stay open, by reason.", "reason",
+            RestFailure,
+        )  # fmt: skip
+        self._snapshots = registry.counter("mempool_snapshots", "Times the whole mempool was asked for.")
+        self._blocks = registry.counter("blocks_scanned", "Blocks looked through.")
+        self._skipped = registry.counter("blocks_skipped", "Blocks not looked through: beyond backfill.max_blocks.")
+        self._reorgs = registry.counter("reorgs", "Reorganisations of the chain.")
+        self._depth = registry.counter("reorged_blocks", "Blocks that left the chain.")
+        self._covers = registry.counter(
+            "block_whales", "Whales in blocks, by when they were known: before the block, late, or missed and why.",
+            "cover", Cover,
+        )  # fmt: skip
+        self._lead = registry.histogram(
+            "whale_lead_seconds", "How long before its block a whale was alerted.", LEAD_BUCKETS
+        )
+        self._backlog = registry.gauge("backfill_backlog", "What is still to be asked for.", ("what",))
+        self.backlog(blocks=0, candidates=0, tail=0, fates=0)
+
+    def failed(self, reason: RestFailure) -> None:
+        """The backend could not be asked; it is asked again."""
+        self._failures.labels(reason).inc()
+
+    def snapshot(self) -> None:
+        """The whole mempool was asked for."""
+        self._snapshots.inc()
+
+    def scanned(self, covers: Sequence[Cover], leads_s: Sequence[float]) -> None:
+        """A block was looked through."""
+        self._blocks.inc()
+        for cover in covers:
+            self._covers.labels(cover).inc()
+        for lead_s in leads_s:
+            self._lead.observe(lead_s)
+
+    def skipped(self, blocks: int) -> None:
+        """Blocks that are not going to be looked through."""
+        self._skipped.inc(blocks)
+
+    def reorganised(self, depth: int) -> None:
+        """Blocks left the chain."""
+        self._reorgs.inc()
+        self._depth.inc(depth)
+
+    def backlog(self, *, blocks: int, candidates: int, tail: int, fates: int) -> None:
+        """What is still to be asked for."""
+        for what, count in (("blocks", blocks), ("whales", candidates), ("transactions", tail), ("fates", fates)):
+            self._backlog.labels(what).set(count)
 
 
 class CanaryMeter:

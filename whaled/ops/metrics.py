@@ -17,6 +17,7 @@ from whaled.ops.meters import (
     KeyMeter,
     LoopMeter,
     MemoryMeter,
+    ReconcileMeter,
     UpstreamMeter,
 )
 from whaled.ops.registry import Registry
@@ -48,6 +49,7 @@ class Metrics:
         self.loop = LoopMeter(registry)
         self.memory = MemoryMeter(registry)
         self.keys = KeyMeter(registry)
+        self.reconcile = ReconcileMeter(registry)
 
     def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""

@@ -12,9 +12,11 @@ from whaled.model import UpstreamState
 from whaled.upstream.address import shown
 from whaled.upstream.link import Link
 from whaled.upstream.losses import LinkLostError, LossReason
-from whaled.upstream.news import Connected, FeedMessage, FeedMeter, Lost, Received, StateChanged
+from whaled.upstream.news import Connected, FeedMessage, FeedMeter, Lost, Received, SnapshotTaken, StateChanged
 
-__all__ = ["Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "StateChanged"]
+__all__ = [
+    "Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "SnapshotTaken", "StateChanged",
+]  # fmt: skip
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

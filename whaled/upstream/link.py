@@ -16,8 +16,9 @@ from whaled.upstream.address import shown, unusable
 from whaled.upstream.continuity import Continuity, SequenceTracker
 from whaled.upstream.dialect import PING, DialectError, Frame, decode, subscribe_frames
 from whaled.upstream.losses import LINK_ERRORS, diagnose, not_mempool, stale
-from whaled.upstream.news import Connected, FeedMessage, FeedMeter, LinkState, Received
+from whaled.upstream.news import Connected, FeedMessage, FeedMeter, LinkState, Received, SnapshotTaken
 from whaled.upstream.sampling import Sampler
+from whaled.upstream.snapshot import SnapshotRound
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -27,6 +28,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 READ_AHEAD = 8
 # A close is polite for so long, then the connection is aborted: a peer that stopped reading never answers one.
 CLOSE_TIMEOUT_S = 1.0
+# What is missing then is in the mempool, or was.
+MISSED = (Continuity.GAP, Continuity.RESTARTED)
 # Fault lines of one kind are at least this far apart.
 LOG_INTERVAL_S = 10.0
 # Names of unknown keys that a log line shows.
@@ -158,12 +161,19 @@ class Link:
 
     async def _listen(self, connection: ClientConnection, first: Received) -> AsyncGenerator[FeedMessage, None]:
         silence = _Silence(self._settings)
+        snapshot = SnapshotRound()
         in_sync = False
         received: Received | None = first
         while True:
             change = None
+            ask = None
             if received is not None:
+                was_in_sync = in_sync
                 in_sync = _is_in_sync(received, before=in_sync)
+                if in_sync and (not was_in_sync or received.continuity in MISSED):
+                    ask = snapshot.begin()
+                elif received.frame.snapshot is not None:
+                    ask = snapshot.answered(received.frame.snapshot)
                 now = UpstreamState.CONNECTED if in_sync else UpstreamState.DEGRADED
                 change = self.state.become(now, "in sync" if in_sync else "the backend is not in sync")
             elif silence.pings > 1:
@@ -172,6 +182,10 @@ class Link:
                 yield change
             if received is not None:
                 yield received
+            if ask is not None:
+                await self._send(connection, ask)
+                if snapshot.is_over:
+                    yield SnapshotTaken()
             raw = await self._hear(connection, silence)
             received = self._received(raw) if raw is not None else None
             del raw  # may be 100 MB, and the next frame may be long in coming
@@ -191,9 +205,12 @@ class Link:
         return raw
 
     async def _ping(self, connection: ClientConnection) -> None:
+        await self._send(connection, PING)
+
+    async def _send(self, connection: ClientConnection, text: str) -> None:
         try:
             async with asyncio.timeout(self._settings.stale_after):
-                await connection.send(PING)
+                await connection.send(text)
         except TimeoutError:
             raise stale(self._settings) from None
 
@@ -230,7 +247,7 @@ class Link:
         before = self._tracker.last
         continuity = self._tracker.observe(frame.delta.sequence)
         self._meter.observed(continuity)
-        if continuity in {Continuity.GAP, Continuity.RESTARTED}:
+        if continuity in MISSED:
             log.warning(
                 "messages of the backend were missed",
                 continuity=continuity.name.lower(),

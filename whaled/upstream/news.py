@@ -43,7 +43,11 @@ class StateChanged(Struct, frozen=True):
     why: str
 
 
-FeedMessage = Connected | Received | Lost | StateChanged
+class SnapshotTaken(Struct, frozen=True):
+    """The frames before this one held the mempool as the backend projects it into blocks; it is in sync."""
+
+
+FeedMessage = Connected | Received | Lost | StateChanged | SnapshotTaken
 
 
 class FeedMeter(Protocol):

@@ -181,6 +181,11 @@ def _read(value: Any, shape: Any, otherwise: Any) -> Any:
         return otherwise
 
 
+def transaction_of(raw: bytes) -> Transaction:
+    """A transaction as REST sends one in full. Raises msgspec.DecodeError."""
+    return _transaction(_decode_whole(raw))
+
+
 def _transaction(whole: _Whole) -> Transaction:
     fee, rate = whole.fee, whole.rate
     # A block that came between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
