@@ -4,11 +4,12 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from whaled.errors import EventLogError
-from whaled.eventlog import files
+from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Codec
 from whaled.model import Event, Kind, Scan, Whale
 
@@ -142,8 +143,15 @@ class Reader:
             rows = self._db.execute(
                 "SELECT * FROM blocks WHERE height BETWEEN ? AND ? ORDER BY height", (low, high)
             ).fetchall()
-        # The columns stand in the order of the fields.
-        return [Scan(**dict(zip(Scan.__struct_fields__, row, strict=True))) for row in rows]
+        return [_scan(row) for row in rows]
+
+    def newest_scans(self, limit: int) -> list[Scan]:
+        """The highest blocks scanned, descending. The file may be older than this program."""
+        with self._snapshot("read block scans") as db:
+            if schema.identify(db, self._path) < schema.BLOCKS_VERSION:
+                return []
+            rows = db.execute("SELECT * FROM blocks ORDER BY height DESC LIMIT ?", (limit,)).fetchall()
+        return [_scan(row) for row in rows]
 
     def state(self, key: str) -> str | None:
         """The text stored under a key."""
@@ -170,3 +178,8 @@ class Reader:
                 yield self._db
             finally:
                 self._db.execute("ROLLBACK")
+
+
+def _scan(row: tuple[Any, ...]) -> Scan:
+    """A row of `blocks`: the columns stand in the order of the fields."""
+    return Scan(**dict(zip(Scan.__struct_fields__, row, strict=True)))

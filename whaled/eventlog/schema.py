@@ -62,6 +62,9 @@ def new_epoch() -> str:
     return secrets.token_hex(EPOCH_BYTES)
 
 
+BLOCKS_VERSION = 2  # from which on there is a table `blocks`
+
+
 def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
     """Version 2: which blocks were scanned, and how well the mempool was watched before each."""
     db.execute("""

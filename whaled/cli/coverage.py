@@ -1,0 +1,82 @@
+"""`whaled coverage`: how well the mempool was watched, block by block."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from whaled.cli.settings import Subparsers, add_config_option, load_for
+from whaled.errors import ExitStatus, OperatorError
+from whaled.eventlog.reader import Reader
+from whaled.model import Scan
+
+BLOCKS_SHOWN = 20
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "coverage",
+        help="which whales of each block were known before it",
+        description="For each block scanned, newest first: how many whales it holds, how many were alerted before it "
+        "and by how long (median), and how many were late, or missed until the block was scanned, and why: whaled or "
+        "its link was down, messages were missed (gap), or nobody relayed them. whaled may run.",
+    )
+    add_config_option(parser)
+    parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
+    parser.add_argument("--blocks", type=int, default=BLOCKS_SHOWN, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each block")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print. Raises OperatorError or EventLogError."""
+    settings = load_for(arguments).config.eventlog
+    path = Path(settings.path).resolve()
+    if not path.exists():
+        raise OperatorError(f"{path}: there is no event log; name another with --db-path or --config")
+    if arguments.blocks < 1:
+        raise OperatorError(f"--blocks: found {arguments.blocks}, expected at least 1")
+    reader = Reader(path, settings.busy_timeout)
+    try:
+        reader.open()
+        scans = reader.newest_scans(arguments.blocks)
+    finally:
+        reader.close()
+    if arguments.json:
+        for scan in scans:
+            sys.stdout.write(msgspec.json.encode(scan).decode() + "\n")
+    elif scans:
+        Console().print(_table(scans))
+    else:
+        print("no block scanned yet: whaled begins with the first block after its first start")
+    return ExitStatus.STOPPED
+
+
+def _table(scans: Sequence[Scan]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("block", "mined (UTC)", "whales", "seen before", "lead", "late", "down", "gap", "unrelayed"):
+        table.add_column(title, justify="left" if title.startswith("mined") else "right", no_wrap=True)
+    for scan in scans:
+        table.add_row(
+            f"{scan.height:,}",
+            datetime.fromtimestamp(scan.mined_at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            *map(str, (_whales(scan), scan.seen)),
+            "" if scan.lead_s is None else f"{scan.lead_s:.0f} s",
+            *map(str, (scan.late, scan.missed_down, scan.missed_gap, scan.missed_never_relayed)),
+        )
+    whales = sum(map(_whales, scans))
+    seen = sum(scan.seen for scan in scans)
+    table.caption = f"{len(scans)} blocks, {whales} whales, {seen} known before their block" + (
+        f" ({seen / whales:.1%})" if whales else ""
+    )
+    return table
+
+
+def _whales(scan: Scan) -> int:
+    return scan.seen + scan.late + scan.missed_down + scan.missed_gap + scan.missed_never_relayed
