@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _table(scans: Sequence[Scan]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("block", "mined (UTC)", "whales", "seen before", "lead", "late", "down", "gap", "unrelayed"):
+    for title in ("block", "mined (UTC)", "whales", "seen", "lead", "late", "down", "gap", "unrelayed"):
         table.add_column(title, justify="left" if title.startswith("mined") else "right", no_wrap=True)
     for scan in scans:
         table.add_row(
