@@ -64,9 +64,12 @@ picture: $(STAMP) ## draw docs/images/overview.png (7 minutes); NODE_PATH: where
 lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip | LC_ALL=C sort -f > constraints.txt
 
-dist/wheels: $(STAMP) $(shell find whaled -name '*.py') pyproject.toml
-	rm -rf $@
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ .
+# By the Python that will run them: wheels with compiled code fit one version only.
+dist/wheels: $(shell find whaled -name '*.py') pyproject.toml constraints.txt
+	rm -rf $@ build/wheels-venv
+	$(INSTALL_PYTHON) -m venv build/wheels-venv
+	build/wheels-venv/bin/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ .
+	rm -rf build/wheels-venv
 	@touch $@
 
 INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' WHEELS=dist/wheels deploy/install.sh

@@ -1,7 +1,6 @@
 """Fixtures: a booted systemd, and whaled installed in it. `make test-systemd` runs what uses them."""
 
 import os
-import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -40,13 +39,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def installed(lab: Lab) -> Lab:
     """The lab with whaled installed as an operator does it, and not started. The wheels are made before, out here."""
     python = os.environ.get("INSTALL_PYTHON", "/usr/bin/python3")
-    asked = lab.run(python, "-c", "import ensurepip, venv, sys; print(*sys.version_info[:2])", check=False)
+    asked = lab.run(python, "-c", "import ensurepip, venv", check=False)
     if asked.returncode != 0:
         cannot(f"{python} cannot make virtual environments (package python3-venv): {asked.stderr.strip()}")
-    if tuple(map(int, asked.stdout.split())) != sys.version_info[:2]:
-        cannot(f"the wheels are made by Python {sys.version_info[:2]}, but {python} is {asked.stdout.strip()}")
     if not any((lab.project / "dist" / "wheels").glob("whaled-*.whl")):
-        cannot("no wheels: run `make dist/wheels`, or the tests by `make test-systemd`")
+        cannot("no wheels: run `make wheels`, or the tests by `make test-systemd`")
     lab.run(
         "make", "-C", str(lab.project), "--old-file=dist/wheels", "install", f"INSTALL_PYTHON={python}",
         timeout=INSTALL_LIMIT_S,
