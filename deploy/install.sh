@@ -41,7 +41,7 @@ make_venv() { # make_venv: $venv is where it will be, seen without DESTDIR
     "$interpreter" -m venv "$DESTDIR$venv"
     "$DESTDIR$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" whaled || {
         rm -rf "$DESTDIR$venv"
-        refuse "cannot install from $WHEELS; if they were made by another Python: make clean; make install PYTHON=$INSTALL_PYTHON"
+        refuse "cannot install from $WHEELS; made for another Python? rm -r $WHEELS, then: make wheels INSTALL_PYTHON=$INSTALL_PYTHON"
     }
     if [ -n "$DESTDIR" ]; then
         # Scripts, and the lines that say how the environment was made, know the place where it was built.
