@@ -28,7 +28,7 @@ class Basis(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines look. `auto` is text on a terminal, journald priorities under systemd, else JSON."""
+    """How log lines look. `auto` is text on a terminal, journald's own protocol under systemd, else JSON."""
 
     AUTO = "auto"
     TEXT = "text"
