@@ -43,7 +43,8 @@ class Program:
         program = lab.project / "tests" / "systemd" / "programs" / f"{name}.py"
         lab.systemctl("stop", self._unit, check=False)
         lab.run(
-            "systemd-run", "--quiet", "--collect", "--unit", self._unit,
+            # `exec`: back once it runs, so that no line of the one before is read.
+            "systemd-run", "--quiet", "--collect", "--service-type=exec", "--unit", self._unit,
             "--property", f"StandardOutput=truncate:{self._output}", "--property", "StandardError=journal",
             "--property", "LimitNOFILE=16384", PYTHON, str(program), *argv,
         )  # fmt: skip
