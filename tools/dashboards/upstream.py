@@ -260,6 +260,59 @@ def _detection() -> Row:
     ]
 
 
+def _backfill() -> Row:
+    return "Backfill: what the stream did not tell", [
+        lines(
+            "Open questions",
+            "What is still to be asked for: blocks to scan, whales of a snapshot, transactions of unknown value, fates "
+            "of whales that left the mempool. Lasting: the backend cannot be asked, or "
+            "backfill.requests_per_second is too low.",
+            units.Short,
+            {"{{what}}": f"max by (what) ({of('whaled_backfill_backlog')})"},
+            many=True,
+        ),
+        lines(
+            "Whales in blocks",
+            "Whales of the blocks scanned, per hour, by when they were known: before it (seen), after it (late), or "
+            "only because of it, and why.",
+            units.Short,
+            {"{{cover}}": per_hour("whaled_block_whales_total", "cover")},
+            many=True,
+        ),
+        lines(
+            "Lead",
+            "How long before its block a whale was alerted.",
+            units.Seconds,
+            {f"p{share * 100:g}": quantile(share, "whaled_whale_lead_seconds") for share in (0.1, 0.5, 0.9)},
+        ),
+        lines(
+            "Scans, snapshots, reorganisations",
+            "Blocks looked through, times the whole mempool was asked for, and blocks that left the chain, per hour.",
+            units.Short,
+            {
+                "blocks scanned": per_hour("whaled_blocks_scanned_total"),
+                "snapshots": per_hour("whaled_mempool_snapshots_total"),
+                "blocks that left the chain": per_hour("whaled_reorged_blocks_total"),
+                "blocks skipped": per_hour("whaled_blocks_skipped_total"),
+            },
+        ),
+        lines(
+            "Questions that failed",
+            "Questions that stay open, by reason. They are asked again.",
+            units.EventsPerSecond,
+            {"{{reason}}": rate("whaled_backfill_failures_total", by="reason")},
+            many=True,
+        ),
+        lines(
+            "Prediction",
+            "Actual minus predicted block of whales that were confirmed: how far predicted_confirmation_block can be "
+            "trusted. Positive is later.",
+            units.Short,
+            {f"p{share * 100:g}": quantile(share, "whaled_prediction_error_blocks") for share in (0.1, 0.5, 0.9)},
+        ),
+    ]
+
+
 def _log() -> Row:
     return "Event log", [
         lines(
@@ -296,5 +349,5 @@ def dashboard() -> model.Dashboard:
         "whaled-upstream",
         "upstream and detection",
         "What the backend sends, what whaled makes of it, and what happens to the whales.",
-        [_summary(), _link(), _stream(), _rest(), _detection(), _log()],
+        [_summary(), _link(), _stream(), _rest(), _detection(), _backfill(), _log()],
     )
