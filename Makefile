@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-systemd check fmt lint types cover bench wheels install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-faults test-systemd check fmt lint types cover bench wheels install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: $(STAMP) lint types ## the whole suite
 
 test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted in namespaces
 	$(BIN)/pytest -q -m systemd tests/systemd
+
+test-faults: $(STAMP) ## real processes under faults, compared with what was really sent
+	rm -rf var/faults
+	$(BIN)/pytest -q -n 4 -m faults tests/faults
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

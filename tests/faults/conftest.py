@@ -1,0 +1,19 @@
+"""What the fault scenarios share, and their counts at the end of a run."""
+
+import time
+
+import msgspec
+import pytest
+
+from faults.kit import COUNTS, Counts
+
+_begun_at = time.time()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each scenario of this run, whichever process ran it."""
+    files = [path for path in sorted(COUNTS.glob("*.json")) if path.stat().st_mtime >= _begun_at]
+    if files:
+        terminalreporter.section("fault scenarios: what was sent and what came of it")
+        for path in files:
+            terminalreporter.write_line(msgspec.json.decode(path.read_bytes(), type=Counts).line())

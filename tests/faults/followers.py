@@ -1,0 +1,64 @@
+"""Clients that are followed to the end."""
+
+import asyncio
+from contextlib import suppress
+
+from faults.verdict import Heard
+from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
+from whaled.model import SAT_PER_BTC
+
+
+class Follower:
+    """A client that keeps what it gets, and goes on at its position whatever happens."""
+
+    def __init__(self, url: str, min_btc: int | None = None) -> None:
+        self._url = url
+        self._filters = {} if min_btc is None else {"min_btc": min_btc}
+        self.least_sat = (min_btc or 0) * SAT_PER_BTC
+        self.heard: list[Heard] = []
+        self.missed: list[str] = []
+        self.news = asyncio.Condition()
+        self._position: Position | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def _follow(self) -> None:
+        async with WhaleStream(
+            self._url,
+            filters=self._filters,
+            since=self._position or Last(10**9),
+            retry=Retry(initial_s=0.02, max_s=0.1),
+            limits=Limits(open_timeout_s=3.0, ping_interval_s=2.0, ping_timeout_s=2.0),
+        ) as stream:
+            async for event in stream:
+                match event:
+                    case WhaleAlert(position=position, data=data):
+                        self.heard.append(Heard(position.epoch, position.offset, "alert", data.transaction_id))
+                    case WhaleUpdate(position=position, data=data):
+                        self.heard.append(Heard(position.epoch, position.offset, data.status, data.transaction_id))
+                    case Missed():
+                        self.missed.append(str(event))
+                self._position = stream.position
+                async with self.news:
+                    self.news.notify_all()
+
+    def begin(self) -> None:
+        """Follow from now on."""
+        self._task = asyncio.create_task(self._follow())
+
+    async def end(self) -> None:
+        """Stop, as a bot that is stopped. Raises what ended it before."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def renew(self) -> None:
+        """Stop, and begin anew at the position kept."""
+        await self.end()
+        self.begin()
+
+    async def has(self, count: int) -> None:
+        """Wait until so many events came."""
+        async with self.news:
+            await self.news.wait_for(lambda: len(self.heard) >= count)

@@ -1,0 +1,381 @@
+"""A rig for faults: the real daemon as a process, the simulated backend in this one, proxies between them, two clients
+that resume, and a verdict that compares all of it with what was really sent.
+
+    async with rigged(tmp_path, "reorg", seed=3, block_interval=0) as rig:
+        await rig.start()
+        await rig.go(20)                  # the world goes on: 20 polls of the backend
+        rig.upstream.cut()                # the link to the backend
+        await rig.settle()                # wait until whaled is up to date, and compare
+        await rig.kill()                  # -9
+        await rig.start()
+        await rig.finish()                # once more, for good: prints and stores the counts
+
+The world stands still between two `go`s, so nothing depends on how fast the machine is.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+import daemon
+from faults.followers import Follower
+from faults.net import Gate, Proxy
+from faults.verdict import Knowable, Row, Verdict, compare, read, state
+from whaled.model import SAT_PER_BTC
+from whaled.simulator.server import Simulator
+from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.truth import Fate
+
+COUNTS = Path(os.environ.get("WHALED_FAULT_COUNTS", Path(__file__).parents[2] / "var" / "faults"))
+WITHIN_S = 45.0
+POLL_S = 0.05
+# Two looks at the metrics this far apart that show the same: nothing is under way.
+QUIET_S = 0.3
+MARK_SAT = 123 * SAT_PER_BTC
+PICKY_BTC = 250
+# More than this, and something is not bounded. A daemon that has just started has 60 MB.
+MEMORY_LIMIT_MB = 220
+
+# Of a world in which much happens: 30 transactions and 6 whales a poll, a block every 8 polls.
+WORLD: Mapping[str, Any] = {
+    "manual": True, "port": 0, "rate": 30.0, "whale_share": 0.2, "poll_interval": 1.0, "block_interval": 8.0,
+    "fetch_latency": 0.0, "keep_blocks": 1000,
+}  # fmt: skip
+# Of a daemon that notices and answers faults within a test's patience.
+UPSTREAM: Mapping[str, object] = {
+    "reconnect_initial": "20ms", "reconnect_max": "100ms", "stable_after": "1s", "connect_timeout": "2s",
+    "rest_timeout": "1s", "ping_interval": "500ms", "stale_after": "4s",
+}  # fmt: skip
+BACKFILL: Mapping[str, object] = {"requests_per_second": 5000, "drop_after": "1s"}
+
+
+class Counts(Struct):
+    """What a scenario did, and what came of it."""
+
+    scenario: str
+    seed: int
+    verdict: Verdict
+    starts: int = 0
+    kills: int = 0
+    links: int = 0
+    cuts: int = 0
+    polls: int = 0
+    checks: int = 0
+    peak_mb: float = 0.0
+    seconds: float = 0.0
+    more: dict[str, int] = {}
+
+    def line(self) -> str:
+        """All of it in one line."""
+        verdict = self.verdict
+        facts = {
+            "whales": verdict.whales, "alerts": verdict.alerted, **verdict.sources, "events": verdict.events,
+            **{kind: count for kind, count in verdict.kinds.items() if kind != "alert"},
+            "unknowable": verdict.unknowable, "missing": verdict.missing, "double": verdict.double,
+            "strangers": verdict.strangers, "wrong amounts": verdict.wrong_amounts, "wrong fates": verdict.wrong_fates,
+            "holes": verdict.holes, "to clients": verdict.received, "client faults": verdict.client_faults,
+            "starts": self.starts, "kills": self.kills, "links": self.links, "cuts": self.cuts, "polls": self.polls,
+            "checks": self.checks, **self.more, "peak MB": round(self.peak_mb), "s": round(self.seconds, 1),
+        }  # fmt: skip
+        return f"{self.scenario}[{self.seed}]: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+class Metrics(Struct, frozen=True):
+    """A look at /metrics."""
+
+    values: dict[str, float]
+
+    def get(self, name: str, **labels: str) -> float:
+        """A sample."""
+        inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        return self.values.get(f"{name}{{{inner}}}" if inner else name, 0.0)
+
+    def total(self, name: str) -> float:
+        """The sum over all labels."""
+        return sum(value for key, value in self.values.items() if key.partition("{")[0] == name)
+
+    @property
+    def backlog(self) -> float:
+        return self.total("whaled_backfill_backlog")
+
+    @property
+    def work(self) -> tuple[float, ...]:
+        """What moves while anything is under way."""
+        return (
+            self.total("whaled_upstream_frames_total"),
+            self.total("whaled_rest_requests_total"),
+            self.total("whaled_eventlog_events_total"),
+            self.total("whaled_backfill_failures_total"),
+            self.links,
+        )
+
+    @property
+    def links(self) -> float:
+        """What changes when a link may have told less than everything."""
+        return self.total("whaled_upstream_reconnects_total") + sum(
+            self.get("whaled_upstream_deltas_total", continuity=each) for each in ("gap", "restarted")
+        )
+
+
+_SAMPLE = re.compile(r"^(\w+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
+
+
+class Rig:
+    """See the module. `upstream` is the proxy on the stream, `rest` the one before REST, `gateway` the clients' one."""
+
+    def __init__(
+        self, name: str, seed: int, directory: Path, sim: Simulator, proxies: tuple[Proxy, Gate, Proxy],
+        sections: Mapping[str, Mapping[str, object]],
+    ) -> None:  # fmt: skip
+        self.sim = sim
+        self.upstream, self.rest, self.gateway = proxies
+        self.directory = directory
+        self.database = directory / "whaled.db"
+        self.rng = random.Random(seed)
+        self.config = daemon.write_config(
+            directory, f"ws://{self.upstream.address}/api/v1/ws", **self._sections(sections)
+        )
+        self.env: dict[str, str] = {}
+        self.daemon: daemon.Daemon | None = None
+        self.plain = Follower(f"ws://{self.gateway.address}")
+        self.picky = Follower(f"ws://{self.gateway.address}", PICKY_BTC)
+        self.knowable: Knowable | None = None
+        self.counts = Counts(scenario=name, seed=seed, verdict=Verdict())
+        self._began = time.monotonic()
+        self._stack = AsyncExitStack()
+        self._shown: set[str] = set()
+        self._links: tuple[int, float] | None = None
+
+    def _sections(self, sections: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
+        base: dict[str, Mapping[str, object]] = {
+            "upstream": {**UPSTREAM, "rest_url": self.rest.url},
+            "backfill": BACKFILL,
+            "eventlog": {"path": str(self.database)},
+            "gateway": {"port": 0, "drain_window": "200ms"},
+        }
+        return {name: {**base.get(name, {}), **sections.get(name, {})} for name in {*base, *sections}}
+
+    # --- the daemon ---
+
+    async def start(self, *, wait: bool = True) -> daemon.Daemon:
+        """Start whaled; with `wait` until it listens."""
+        assert self.daemon is None, "one at a time"
+        self._stack = AsyncExitStack()
+        self.daemon = await self._stack.enter_async_context(daemon.starting(self.config, env=self.env))
+        self.counts.starts += 1
+        self._links = None
+        if wait:
+            await self.ready()
+        return self.daemon
+
+    async def ready(self) -> None:
+        """Wait until it listens, and let the clients in."""
+        assert self.daemon is not None
+        line = await self.daemon.logged("ready")
+        self.daemon.url, self.daemon.http = line["listen"], line["metrics"].removesuffix("/metrics")
+        host, port = self.daemon.url.removeprefix("ws://").split(":")
+        self.gateway.target = (host, int(port))
+        if self.knowable is None:
+            self.knowable = Knowable(since=self.sim.world.now, first_height=self.sim.world.chain.tip.height + 1)
+
+    async def kill(self) -> None:
+        """-9. Returns when it is gone."""
+        self.counts.kills += 1
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        return await self._end(signal.SIGTERM)
+
+    async def _end(self, number: signal.Signals) -> int:
+        assert self.daemon is not None
+        self._measure_memory()
+        self.gateway.target = None
+        if self.daemon.process.returncode is None:
+            self.daemon.signal(number)
+        status = await self.daemon.ended()
+        await self._stack.aclose()
+        self.daemon = None
+        return status
+
+    def _measure_memory(self) -> None:
+        """The most it ever had (VmHWM of proc(5))."""
+        assert self.daemon is not None
+        with suppress(OSError):
+            text = Path(f"/proc/{self.daemon.process.pid}/status").read_text()
+            found = re.search(r"^VmHWM:\s+(\d+) kB", text, re.MULTILINE)
+            if found is not None:
+                self.counts.peak_mb = max(self.counts.peak_mb, int(found[1]) / 1024)
+
+    async def metrics(self) -> Metrics:
+        """What /metrics says now."""
+        assert self.daemon is not None
+        url = self.daemon.http + "/metrics"
+        async with aiohttp.ClientSession(trust_env=False) as session, session.get(url) as response:
+            text = await response.text()
+        return Metrics({found[1]: float(found[2]) for found in _SAMPLE.finditer(text)})
+
+    # --- the world ---
+
+    async def go(self, polls: int = 1, *, pace_s: float = 0.0) -> None:
+        """The world goes on, and the backend looks at it so many times; a pause between two, where time counts."""
+        for _ in range(polls):
+            await self.sim.poll()
+            self.counts.polls += 1
+            self._shown.update(self._watched())
+            await asyncio.sleep(pace_s)
+
+    def _watched(self) -> list[str]:
+        truth = self.sim.truth
+        return [txid for txid in self.sim.backend.mempool if (record := truth.get(txid)) is not None and record.whale]
+
+    async def settle(self, *, fates: bool = True, within_s: float = WITHIN_S) -> Verdict:
+        """Wait until whaled is up to date with a world that stands still, and compare. Fails on any difference.
+
+        With `fates` False the questions about whales that left the mempool may still be open.
+        """
+        mark = self.sim.world.pay(MARK_SAT, rate=20.0).txid
+        await self.go()
+        verdict = Verdict(problems=["never up to date"])
+        seen: Metrics | None = None
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    before, seen = seen, await self.metrics()
+                    if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
+                        rows = read(self.database)
+                        if any(row.txid == mark for row in rows):
+                            await self._know(seen, fates=fates)
+                            verdict = self.verdict(rows, fates=fates)
+                            if verdict.is_clean:
+                                break
+                    await asyncio.sleep(QUIET_S)
+        except TimeoutError:
+            self._fail(verdict, seen)
+        self.counts.checks += 1
+        self.counts.verdict = verdict
+        return verdict
+
+    def _is_idle(self, seen: Metrics, *, fates: bool) -> bool:
+        open_fates = 0 if fates else seen.get("whaled_backfill_backlog", what="fates")
+        return (
+            seen.get("whaled_upstream_state", state="connected") == 1
+            and seen.total("whaled_mempool_snapshots_total") >= 1
+            and seen.backlog - open_fates == 0
+        )
+
+    async def _know(self, seen: Metrics, *, fates: bool) -> None:
+        """It is up to date: from here on it must know what there is. And what the stream showed, if it held."""
+        assert self.knowable is not None
+        assert self.daemon is not None
+        first = state(self.database, "first_block")
+        if first is not None:
+            self.knowable.first_height = int(first)
+        links = (self.daemon.process.pid, seen.links)
+        if links == self._links:
+            self.knowable.must |= self._shown
+            if fates:
+                self.knowable.told |= {
+                    txid
+                    for txid in self._shown
+                    if (record := self.sim.truth.get(txid)) and record.fate is Fate.REPLACED
+                }
+        self._links = links
+        self.knowable.must.update(self._watched())
+        self.knowable.must.update(
+            record.txid
+            for record in self.sim.truth.whales()
+            if record.fate is Fate.CONFIRMED and (record.height or 0) >= self.knowable.first_height
+        )
+        self._shown = set(self._watched())
+
+    def verdict(self, rows: list[Row], *, fates: bool = True) -> Verdict:
+        """How things stand."""
+        assert self.knowable is not None
+        clients = {
+            name: (client.heard, client.missed, client.least_sat)
+            for name, client in (("plain", self.plain), ("picky", self.picky))
+        }
+        return compare(rows, self.sim.truth, self.sim.world.chain, self.knowable, clients, fates=fates)
+
+    def _fail(self, verdict: Verdict, seen: Metrics | None) -> None:
+        assert self.daemon is not None
+        log = "\n".join(json.dumps(line) for line in self.daemon.lines[-40:])
+        backlog = {} if seen is None else {k: v for k, v in seen.values.items() if k.startswith("whaled_backfill")}
+        raise AssertionError(
+            f"{self.counts.scenario}[{self.counts.seed}] after {self.counts.polls} polls:\n"
+            + "\n".join(verdict.problems[:20])
+            + f"\n{backlog}\n{log}"
+        )
+
+    async def until(self, is_so: Callable[[], Awaitable[bool]], within_s: float = WITHIN_S) -> None:
+        """Wait for something that another process decides; there is nothing to wait on."""
+        async with asyncio.timeout(within_s):
+            while not await is_so():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(POLL_S)
+
+    async def finish(self, **more: int) -> Counts:
+        """Compare for good, stop whaled, compare again, and write the counts down."""
+        await self.settle()
+        assert self.daemon is not None
+        links = (await self.metrics()).total("whaled_upstream_connects_total")
+        await self.stop()
+        verdict = self.verdict(read(self.database))
+        assert verdict.is_clean, verdict.problems
+        counts = self.counts
+        counts.verdict, counts.links, counts.cuts, counts.more = verdict, int(links), self.upstream.cut_count, more
+        counts.links = max(counts.links, self.upstream.connections)
+        counts.seconds = time.monotonic() - self._began
+        assert counts.peak_mb < MEMORY_LIMIT_MB, f"{counts.peak_mb:.0f} MB"
+        record(counts)
+        return counts
+
+
+def record(counts: Counts) -> None:
+    """Print a line, and keep the counts for the table."""
+    print(counts.line())
+    COUNTS.mkdir(parents=True, exist_ok=True)
+    (COUNTS / f"{counts.scenario}-{counts.seed}.json").write_bytes(msgspec.json.encode(counts))
+
+
+@asynccontextmanager
+async def rigged(
+    directory: Path,
+    name: str,
+    *,
+    seed: int = 1,
+    sections: Mapping[str, Mapping[str, object]] | None = None,
+    **world: Any,
+) -> AsyncIterator[Rig]:
+    """A rig with its backend up and its clients waiting; `start` starts whaled.
+
+    `sections` are laid over the configuration, `world` over the settings of the simulator.
+    """
+    directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing runs yet
+    async with AsyncExitStack() as stack:
+        sim = await stack.enter_async_context(Simulator(SimulatorSettings(**{**WORLD, "seed": seed, **world})))
+        upstream = await stack.enter_async_context(Proxy(("127.0.0.1", sim.port)).serving())
+        rest = await stack.enter_async_context(Gate(sim.rest_url).serving())
+        gateway = await stack.enter_async_context(Proxy().serving())
+        rig = Rig(name, seed, directory, sim, (upstream, rest, gateway), sections or {})
+        try:
+            for client in (rig.plain, rig.picky):
+                client.begin()
+            yield rig
+        finally:
+            for client in (rig.plain, rig.picky):
+                await client.end()
+            if rig.daemon is not None:
+                await rig.kill()

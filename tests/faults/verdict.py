@@ -1,0 +1,278 @@
+"""Compares what whaled wrote down and what its clients got with what really happened."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, field
+
+from whaled.model import SAT_PER_BTC
+from whaled.simulator.chain import Chain
+from whaled.simulator.truth import Fate, Record, Truth
+
+# The last word about a whale, by its fate. Whether "dropped" will do for a replaced one depends: see `_is_right`.
+LAST_WORD = {
+    Fate.PENDING: ("alert", "pending"),
+    Fate.CONFIRMED: ("confirmed",),
+    Fate.REPLACED: ("replaced",),
+    Fate.EVICTED: ("dropped",),
+}
+SHOWN = 6
+
+
+class Row(Struct, frozen=True):
+    """An event as the database holds it."""
+
+    offset: int
+    kind: str
+    ref: str
+    txid: str
+    alert: dict[str, Any]
+    body: dict[str, Any] | None
+
+
+class Heard(Struct, frozen=True):
+    """An event as a client got it."""
+
+    epoch: str
+    offset: int
+    kind: str
+    txid: str
+
+
+class Knowable(Struct):
+    """What whaled can be expected to know, and what nobody could know.
+
+    `must` are whales that were in the mempool or in a block at a moment when whaled was up to date, or in the stream
+    while the link demonstrably held; with those that are there at the end. `told` are those whose replacement came in
+    such a stream. `since` is the moment whaled first was up: what was over before is not counted at all.
+    """
+
+    since: float
+    first_height: int
+    must: set[str] = field(default_factory=set)
+    told: set[str] = field(default_factory=set)
+
+
+class Verdict(Struct):
+    """Counts, and in words what is wrong."""
+
+    whales: int = 0
+    alerted: int = 0
+    events: int = 0
+    unknowable: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
+    double: int = 0
+    strangers: int = 0
+    wrong_amounts: int = 0
+    wrong_fates: int = 0
+    holes: int = 0
+    received: int = 0
+    client_faults: int = 0
+    replaced_told_as_dropped: int = 0
+    inputs_unknown: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.problems
+
+    def blame(self, what: str, detail: object) -> None:
+        """Count one more of what is wrong."""
+        setattr(self, what, getattr(self, what) + 1)
+        self.problems.append(f"{what}: {detail}")
+
+
+def read(database: Path) -> list[Row]:
+    """Every event, with SQL of our own."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
+        rows = db.execute(
+            "SELECT e.offset, e.kind, e.ref, w.txid, w.alert, e.body FROM events e JOIN whales w ON w.id = e.whale "
+            "ORDER BY e.offset"
+        ).fetchall()
+    db.close()
+    return [
+        Row(offset, kind, ref, txid, json.loads(alert), json.loads(body) if body else None)
+        for offset, kind, ref, txid, alert, body in rows
+    ]
+
+
+def state(database: Path, key: str) -> str | None:
+    """A value of the table `state`."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
+        found = db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+    db.close()
+    return None if found is None else str(found[0])
+
+
+def compare(
+    rows: Sequence[Row],
+    truth: Truth,
+    chain: Chain,
+    knowable: Knowable,
+    clients: Mapping[str, tuple[Sequence[Heard], Collection[str], int]],
+    *,
+    fates: bool = True,
+) -> Verdict:
+    """The verdict. `clients` by name: what each got, what it was told it missed, and its least amount in satoshi.
+
+    `fates` False leaves out the last word about each whale, for a moment when questions are still open.
+    """
+    verdict = Verdict(events=len(rows))
+    _judge_log(rows, truth, verdict)
+    last = {row.txid: row for row in rows}
+    for record in truth.whales():
+        if record.turns and _is_within(record, chain, knowable):
+            _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, fates=fates)
+    for name, (heard, missed, least_sat) in clients.items():
+        _judge_client(name, rows, heard, missed, least_sat, verdict)
+    return verdict
+
+
+def _judge_log(rows: Sequence[Row], truth: Truth, verdict: Verdict) -> None:
+    for place, row in enumerate(rows, 1):
+        if row.offset != place:
+            verdict.blame("holes", f"offset {row.offset} where {place} was expected")
+            break
+    alerted: set[str] = set()
+    said: set[tuple[str, str, str]] = set()
+    for row in rows:
+        known = truth.get(row.txid)
+        if known is None or not known.whale or not known.turns:
+            verdict.blame("strangers", f"{row.kind} about {row.txid[:8]}, which never was a whale")
+            continue
+        if (row.txid, row.kind, row.ref) in said or (row.kind == "alert") == (row.txid in alerted):
+            verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} at {row.offset}")
+        said.add((row.txid, row.kind, row.ref))
+        if row.kind == "alert":
+            alerted.add(row.txid)
+            _judge_amounts(row, known, verdict)
+        elif not _could_be_said(row, known, truth):
+            verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
+    verdict.alerted = len(alerted)
+    verdict.sources = dict(sorted(Counter(row.alert["source"] for row in rows if row.kind == "alert").items()))
+    verdict.kinds = dict(sorted(Counter(row.kind for row in rows).items()))
+
+
+def _judge_amounts(row: Row, known: Record, verdict: Verdict) -> None:
+    alert = row.alert
+    exact = {"value_sat": known.out_sat, "input_count": known.n_in, "output_count": known.n_out}
+    maybe = {"moved_sat": known.moved_sat, "fee_sat": known.fee_sat}
+    wrong = {name: (alert[name], real) for name, real in exact.items() if alert[name] != real}
+    wrong |= {name: (alert[name], real) for name, real in maybe.items() if alert[name] not in (None, real)}
+    if round(alert["btc_value"] * SAT_PER_BTC) != known.out_sat:
+        wrong["btc_value"] = (alert["btc_value"], known.out_sat)
+    if wrong:
+        verdict.blame("wrong_amounts", f"{row.txid[:8]} {wrong}")
+    verdict.inputs_unknown += alert["moved_sat"] is None
+
+
+def _could_be_said(row: Row, known: Record, truth: Truth) -> bool:
+    """Whether an update was true at some time."""
+    ref = row.ref.partition("#")[0]
+    turns = known.turns
+    match row.kind:
+        case "confirmed":
+            return any(turn.fate is Fate.CONFIRMED and turn.because == ref for turn in turns)
+        case "replaced":
+            return ref in _replacers(known, truth)
+        case "dropped":
+            return any(turn.fate in (Fate.REPLACED, Fate.EVICTED) for turn in turns) or _left_with_its_block(known)
+        case _:
+            return not ref or any(turn.fate is Fate.CONFIRMED and turn.because == ref for turn in turns)
+
+
+def _left_with_its_block(known: Record) -> bool:
+    """A reorganisation may leave a transaction without a place: the node does not take it back."""
+    return any(turn.fate is Fate.CONFIRMED for turn in known.turns)
+
+
+def _replacers(known: Record, truth: Truth) -> set[str]:
+    """Whoever took its place, and whoever took theirs."""
+    found: set[str] = set()
+    todo = [turn.because for turn in known.turns if turn.fate is Fate.REPLACED and turn.because]
+    while todo:
+        txid = todo.pop()
+        if txid not in found:
+            found.add(txid)
+            later = truth.get(txid)
+            todo += [turn.because for turn in later.turns if turn.fate is Fate.REPLACED] if later else []
+    return found
+
+
+def fate_of(record: Record, chain: Chain) -> Fate:
+    """Where it is now. The truth notes no turn for what a reorganisation left without a place."""
+    if record.fate is Fate.CONFIRMED and record.block_hash in chain.stale:
+        return Fate.EVICTED
+    return record.fate
+
+
+def _is_within(record: Record, chain: Chain, knowable: Knowable) -> bool:
+    """Whether there was anything to know about it since whaled's first start."""
+    fate = fate_of(record, chain)
+    if fate is Fate.PENDING:
+        return True
+    if fate is Fate.CONFIRMED:
+        return (record.height or 0) >= knowable.first_height or record.txid in knowable.must
+    return record.turns[-1].at > knowable.since
+
+
+def _judge_whale(
+    record: Record, last: Row | None, truth: Truth, chain: Chain, knowable: Knowable, verdict: Verdict, *, fates: bool
+) -> None:
+    verdict.whales += 1
+    fate = fate_of(record, chain)
+    if last is None:
+        if fate in (Fate.PENDING, Fate.CONFIRMED) or record.txid in knowable.must:
+            verdict.blame("missing", _life(record))
+        else:
+            verdict.unknowable += 1
+    elif fates and not _is_right(record, fate, last, knowable, verdict):
+        verdict.blame("wrong_fates", f"last word {last.kind} {last.ref[:8]} about {_life(record)}")
+
+
+def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict: Verdict) -> bool:
+    if fate is Fate.CONFIRMED:
+        body = last.body or {}
+        return (last.kind, last.ref.partition("#")[0], body.get("block_height")) == (
+            "confirmed", record.block_hash, record.height,
+        )  # fmt: skip
+    if fate is Fate.REPLACED and last.kind == "dropped" and record.txid not in knowable.told:
+        # Replaced while nobody listened, and the backend that saw it has forgotten.
+        verdict.replaced_told_as_dropped += 1
+        return True
+    return last.kind in LAST_WORD[fate]
+
+
+def _judge_client(
+    name: str, rows: Sequence[Row], heard: Sequence[Heard], missed: Collection[str], least_sat: int, verdict: Verdict
+) -> None:
+    wanted = [(row.offset, row.kind, row.txid) for row in rows if row.alert["value_sat"] >= least_sat]
+    got = [(each.offset, each.kind, each.txid) for each in heard]
+    verdict.received += len(got)
+    if missed:
+        verdict.blame("client_faults", f"{name} was told that it missed something: {sorted(missed)[:SHOWN]}")
+    if len({each.epoch for each in heard}) > 1:
+        verdict.blame("client_faults", f"{name} saw several epochs")
+    if got != wanted:
+        place = next(
+            (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted))
+        )
+        verdict.blame(
+            "client_faults",
+            f"{name} got {len(got)} of {len(wanted)} events, and at {place} {got[place : place + 2]} "
+            f"instead of {wanted[place : place + 2]}",
+        )
+
+
+def _life(record: Record) -> str:
+    life = " ".join(
+        f"{turn.fate.value}@{turn.at % 1e5:.2f}{':' + turn.because[:8] if turn.because else ''}"
+        for turn in record.turns
+    )
+    return f"{record.txid[:8]} ({record.kind.value}: {life})"
