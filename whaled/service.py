@@ -247,6 +247,9 @@ class Service:
         config = self.config
         if not config.auth.enabled:
             log.warning("authentication is off: everybody who can connect reads the alerts", listen=clients)
+        for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
+            if sockets:
+                log.info("listening on sockets of systemd, not on host and port of this section", section=name)
         log.info(
             "ready",
             version=__version__,

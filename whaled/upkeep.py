@@ -27,8 +27,8 @@ RELIEF_CLIENTS = 0.9
 # did not fill the memory, and closing them would not empty it.
 URGENT = 0.5
 SHED_DOWN_TO = 0.5
-# STATUS= is for people: no need to wake systemd more often.
-STATUS_S = 5.0
+# STATUS= is for people: no need to wake systemd more often. It is said only when it changed.
+STATUS_S = 1.0
 
 
 class LoopMeter(Protocol):

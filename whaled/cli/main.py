@@ -5,7 +5,6 @@ import contextlib
 import importlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -76,13 +75,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _tell_systemd(lines: Sequence[str]) -> None:
     """The status line: `systemctl status` shows no log lines of a unit that waits for its next start, but this."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address or not lines:
-        return
-    text = lines[0][:STATUS_LENGTH] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
-    # Not by sdnotify: it knows Latin-1 only, and systemd takes UTF-8 only. What could not be told is on standard error.
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(f"STATUS={text}".encode(errors="replace"), address if address[0] != "@" else "\0" + address[1:])
+    if "NOTIFY_SOCKET" in os.environ and lines:
+        from whaled.ops.systemd import Notifier  # noqa: PLC0415 - no other command needs it
+
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        with contextlib.closing(Notifier()) as systemd:
+            systemd.status(lines[0][:STATUS_LENGTH] + more)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

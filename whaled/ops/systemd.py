@@ -47,7 +47,13 @@ class Notifier:
         """One line for `systemctl status`; said again only when it changed."""
         if text != self._status:
             self._status = text
-            self._notifier.notify(f"STATUS={text}")
+            # sdnotify sends Latin-1, systemd takes UTF-8 only: these letters become those bytes.
+            self._notifier.notify(f"STATUS={text}".encode(errors="replace").decode("latin-1"))
+
+    def close(self) -> None:
+        """Say nothing more."""
+        if self._notifier.socket is not None:
+            self._notifier.socket.close()
 
 
 def _watchdog_s(environ: MutableMapping[str, str]) -> float | None:
