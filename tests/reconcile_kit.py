@@ -1,0 +1,241 @@
+"""A simulated backend, and all of whaled between its socket and the clients, in one process and on one clock."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from whaled.config.sections import Backfill, Detection, Upstream
+from whaled.config.sections import EventLog as EventLogSettings
+from whaled.eventlog.store import EventLog
+from whaled.model import Event, Scan, UpstreamState
+from whaled.ops.metrics import Metrics
+from whaled.pipeline import Pipeline
+from whaled.reconcile.coverage import Cover
+from whaled.reconcile.work import Reconciler
+from whaled.simulator.server import Simulator
+from whaled.simulator.settings import SimulatorSettings
+from whaled.upstream.feed import Feed
+from whaled.upstream.http import RestFailure
+from whaled.upstream.news import FeedMessage, Received
+from whaled.upstream.questions import Questions
+from whaled.upstream.rest import Rest
+from whaled.whales.detect import Detector, Rules
+
+BTC = 10**8
+# Far beyond what any of these waits takes; who runs into it hangs.
+HANG_S = 20.0
+
+
+class Clock:
+    """The wall clock, as far ahead as the test wants it."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+
+class Tally:
+    """Counts what reconciliation tells its meter."""
+
+    def __init__(self) -> None:
+        self.failures: Counter[RestFailure] = Counter()
+        self.snapshots = 0
+        self.covers: Counter[Cover] = Counter()
+        self.leads_s: list[float] = []
+        self.skipped_blocks = 0
+        self.reorgs: list[int] = []
+        self.open: dict[str, int] = {}
+        self.rounds = 0
+        self.changed = asyncio.Event()
+
+    def failed(self, reason: RestFailure) -> None:
+        self.failures[reason] += 1
+
+    def snapshot(self) -> None:
+        self.snapshots += 1
+
+    def scanned(self, covers: Sequence[Cover], leads_s: Sequence[float]) -> None:
+        self.covers.update(covers)
+        self.leads_s.extend(leads_s)
+
+    def backlog(self, *, blocks: int, candidates: int, tail: int, fates: int) -> None:
+        self.open = {"blocks": blocks, "candidates": candidates, "tail": tail, "fates": fates}
+        self.rounds += 1
+        self.changed.set()
+
+    def skipped(self, blocks: int) -> None:
+        self.skipped_blocks += blocks
+
+    def reorganised(self, depth: int) -> None:
+        self.reorgs.append(depth)
+
+
+class Clients:
+    """Remembers what clients would hear."""
+
+    def __init__(self, changed: asyncio.Event) -> None:
+        self.events: list[Event] = []
+        self._changed = changed
+
+    def publish(self, events: Sequence[Event]) -> None:
+        self.events.extend(events)
+        self._changed.set()
+
+    def rehearse(self, event: Event) -> None:
+        raise AssertionError("no canaries here")
+
+    def tell_upstream(self, state: UpstreamState) -> None:
+        self._changed.set()
+
+
+class Ear:
+    """Hears what the reconciler hears, after it."""
+
+    def __init__(self, reconciler: Reconciler, tally: Tally) -> None:
+        self._reconciler = reconciler
+        self._tally = tally
+        # How many rounds of work had ended when the stream brought a transaction.
+        self.rounds: dict[str, int] = {}
+        self.messages: list[FeedMessage] = []
+
+    def hear(self, message: FeedMessage) -> None:
+        self._reconciler.hear(message)
+        self.messages.append(message)
+        if isinstance(message, Received) and message.frame.delta is not None:
+            self.rounds.update((glance.txid, self._tally.rounds) for glance in message.frame.delta.added)
+        self._tally.changed.set()
+
+
+class Rig:
+    """whaled at work on a simulated backend."""
+
+    def __init__(self, sim: Simulator, clock: Clock, log: EventLog, pipeline: Pipeline, tally: Tally) -> None:
+        self.sim = sim
+        self.clock = clock
+        self.log = log
+        self.pipeline = pipeline
+        self.tally = tally
+        self.metrics = Metrics()
+        self.clients = Clients(tally.changed)
+        self.ear: Ear
+
+    @property
+    def events(self) -> list[Event]:
+        """What clients heard."""
+        return self.clients.events
+
+    def told(self, txid: str) -> list[str]:
+        """Kinds of what clients heard of a transaction, in order."""
+        return [event.kind.value for event in self.events if event.whale.alert.transaction_id == txid]
+
+    def sources(self) -> dict[str, str]:
+        """Source of each alert, by txid; fails if one came twice."""
+        alerts = [event.whale.alert for event in self.events if event.update is None]
+        found = {alert.transaction_id: alert.source.value for alert in alerts}
+        assert len(found) == len(alerts)
+        return found
+
+    async def until(self, claim: Callable[[], bool]) -> None:
+        """Wait for it to be so."""
+        try:
+            async with asyncio.timeout(HANG_S):
+                while not claim():
+                    self.tally.changed.clear()
+                    await self.tally.changed.wait()
+        except TimeoutError:
+            said = [(event.kind.value, event.whale.alert.transaction_id[:8]) for event in self.events]
+            raise AssertionError(f"never came: open {self.tally.open}, {self.tally.failures}, said {said}") from None
+
+    async def poll(self, seconds: float = 2.0) -> None:
+        """Let time go by, for everybody."""
+        self.clock.ahead_s += seconds
+        await self.sim.poll(seconds)
+
+    async def settled(self) -> None:
+        """Wait until everything that the backend said until now was taken in, and nothing is left to ask."""
+        for _ in range(2):  # a round may be under way, which did not hear all
+            mark = self.sim.world.pay(1_000_000).txid
+            await self.poll()
+            await self.until(lambda mark=mark: self.tally.rounds > self.ear.rounds.get(mark, self.tally.rounds))  # type: ignore[misc]
+            await self.until(lambda: self.tally.open["blocks"] == self.tally.open["candidates"] == 0)
+
+    async def scans(self) -> dict[int, Scan]:
+        """Every row of the coverage, by height."""
+        return {scan.height: scan for scan in await self.log.scans(0, 10**9)}
+
+    async def chain_is_scanned(self, first: int) -> bool:
+        """Whether the blocks from a height on are in the coverage, and no others."""
+        chain = self.sim.world.chain
+        expected = {h: block.hash for h in range(first, chain.tip.height + 1) if (block := chain.block_at(h))}
+        return {height: scan.hash for height, scan in (await self.scans()).items()} == expected
+
+
+@asynccontextmanager
+async def world(**settings: Any) -> AsyncIterator[tuple[Simulator, Clock]]:
+    """A simulated backend in which nothing happens by itself."""
+    clock = Clock()
+    quiet = {"port": 0, "manual": True, "rate": 0, "block_interval": 0, "fetch_latency": 0, **settings}
+    async with Simulator(SimulatorSettings(**quiet), clock) as sim:
+        yield sim, clock
+
+
+@asynccontextmanager
+async def watching(
+    sim: Simulator,
+    clock: Clock,
+    directory: Path,
+    *,
+    settled: bool = True,
+    detection: Detection | None = None,
+    **settings: Any,
+) -> AsyncIterator[Rig]:
+    """whaled from its start to its end, which comes without warning; the log stays in the directory."""
+    backfill = Backfill(**{"requests_per_second": 2000.0, **settings})
+    upstream = Upstream(url=sim.url, rest_timeout=0.3, reconnect_initial=0.02, reconnect_max=0.02)
+    metrics = Metrics()
+    tally = Tally()
+    async with (
+        EventLog.open(EventLogSettings(path=str(directory / "whaled.db")), metrics.eventlog) as log,
+        Rest.open(upstream, metrics.upstream) as rest,
+        asyncio.TaskGroup() as tasks,
+    ):
+        rules = detection or Detection()
+        clients = Clients(tally.changed)
+        pipeline = Pipeline(
+            detector=Detector(Rules.of(rules)),
+            log_=log,
+            publisher=clients,
+            meter=metrics.detection,
+            inputs=rest,
+            inputs_wait_s=2.0,
+            clock=clock,
+        )
+        reconciler = Reconciler(
+            settings=backfill,
+            questions=Questions(rest, backfill.requests_per_second),
+            log_=log,
+            committer=pipeline,
+            meter=tally,
+            clock=clock,
+        )
+        rig = Rig(sim, clock, log, pipeline, tally)
+        rig.clients, rig.metrics = clients, metrics
+        rig.ear = pipeline.listener = Ear(reconciler, tally)
+        working = [
+            tasks.create_task(pipeline.run(Feed(upstream, metrics.upstream, clock))),
+            tasks.create_task(reconciler.run()),
+        ]
+        try:
+            if settled:
+                await rig.until(lambda: tally.snapshots == 1)
+                await rig.settled()
+            yield rig
+        finally:
+            for task in working:
+                task.cancel()

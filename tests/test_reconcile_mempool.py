@@ -1,0 +1,73 @@
+"""What is in the mempool is known, whether the stream told it or not."""
+
+from pathlib import Path
+
+from reconcile_kit import BTC, watching, world
+
+
+async def test_what_is_in_the_mempool_at_the_first_start_is_alerted_once(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        whales = [sim.world.pay(150 * BTC).txid for _ in range(3)]
+        sim.world.pay(99 * BTC)
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.sources() == dict.fromkeys(whales, "snapshot")
+            assert all(event.whale.alert.status == "pending" for event in rig.events)
+            assert all(event.whale.alert.moved_sat is not None for event in rig.events)
+            sim.drop_link()
+            await rig.until(lambda: rig.tally.snapshots == 2)
+            await rig.settled()
+        async with watching(sim, clock, tmp_path) as again:
+            assert again.events == []
+
+
+async def test_what_is_in_the_mempool_at_the_first_start_is_left_alone_if_so_configured(tmp_path: Path) -> None:
+    async with world(start=1_700_000_000.0) as (sim, clock):
+        clock.ahead_s = 1_700_000_000.0 - clock()
+        old = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        clock.ahead_s += 10
+        async with watching(sim, clock, tmp_path, first_mempool=False) as rig:
+            assert rig.events == []
+            await rig.poll(5)
+            new = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+            assert rig.sources() == {new: "live"}
+        missed = sim.world.pay(150 * BTC).txid
+        await sim.poll(20)
+        clock.ahead_s += 20
+        async with watching(sim, clock, tmp_path, first_mempool=False) as rig:
+            assert rig.sources() == {missed: "snapshot"}
+            assert old not in rig.sources()
+
+
+async def test_what_arrives_while_the_mempool_is_asked_for_is_neither_lost_nor_doubled(tmp_path: Path) -> None:
+    async with world(block_weight=20_000) as (sim, clock):
+        before = [sim.world.pay(150 * BTC).txid for _ in range(40)]
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, settled=False) as rig:
+            during = []
+            while rig.tally.snapshots == 0:
+                heard = len(rig.ear.messages)
+                await rig.until(lambda heard=heard: len(rig.ear.messages) > heard)  # type: ignore[misc]
+                during.append(sim.world.pay(150 * BTC).txid)
+                await rig.poll(0.1)
+            await rig.settled()
+            assert rig.sources().keys() == {*before, *during}
+            offsets = [event.offset for event in rig.events]
+            assert offsets == list(range(1, len(offsets) + 1))
+
+
+async def test_a_whale_in_no_projected_block_is_found(tmp_path: Path) -> None:
+    async with world(block_weight=20_000) as (sim, clock):
+        for _ in range(8 * 36):
+            sim.world.pay(BTC, rate=50.0)
+        cheap = [sim.world.pay(150 * BTC, rate=1.0).txid for _ in range(3)]
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, interval=60.0) as rig:
+            projected = sim.backend.projected
+            assert not {seen.tx.txid for block in projected[:7] for seen in block.txs} & set(cheap)
+            await rig.poll(11)
+            await rig.until(lambda: set(cheap) <= rig.sources().keys())
+            assert rig.sources() == dict.fromkeys(cheap, "snapshot")
+            await rig.until(lambda: rig.tally.open["tail"] == 0)
