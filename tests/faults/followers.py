@@ -26,6 +26,7 @@ class Follower:
             self._url,
             filters=self._filters,
             since=self._position or Last(10**9),
+            link_events=True,  # else each connection is logged, and there are thousands
             retry=Retry(initial_s=0.02, max_s=0.1),
             limits=Limits(open_timeout_s=3.0, ping_interval_s=2.0, ping_timeout_s=2.0),
         ) as stream:

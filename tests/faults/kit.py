@@ -256,7 +256,7 @@ class Rig:
                     before, seen = seen, await self.metrics()
                     if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
                         rows = read(self.database)
-                        if any(row.txid == mark for row in rows):
+                        if any(row.txid == mark for row in rows) or self._was_before(mark):
                             await self._know(seen, fates=fates)
                             verdict = self.verdict(rows, fates=fates)
                             if verdict.is_clean:
@@ -275,6 +275,11 @@ class Rig:
             and seen.total("whaled_mempool_snapshots_total") >= 1
             and seen.backlog - open_fates == 0
         )
+
+    def _was_before(self, mark: str) -> bool:
+        """The poll mined it before whaled looked for the first time: it is in no block that is to be scanned."""
+        first = state(self.database, "first_block")
+        return first is not None and (self.sim.truth[mark].height or int(first)) < int(first)
 
     async def _know(self, seen: Metrics, *, fates: bool) -> None:
         """It is up to date: from here on it must know what there is. And what the stream showed, if it held."""
@@ -312,12 +317,12 @@ class Rig:
 
     def _fail(self, verdict: Verdict, seen: Metrics | None) -> None:
         assert self.daemon is not None
-        log = "\n".join(json.dumps(line) for line in self.daemon.lines[-40:])
-        backlog = {} if seen is None else {k: v for k, v in seen.values.items() if k.startswith("whaled_backfill")}
+        log = [json.dumps(line) for line in self.daemon.lines if line["event"] not in ("whale", "whale update")]
+        telling = ("whaled_backfill", "whaled_upstream", "whaled_rest_requests", "whaled_mempool", "whaled_blocks")
+        moved = {} if seen is None else {k: v for k, v in seen.values.items() if v and k.startswith(telling)}
         raise AssertionError(
             f"{self.counts.scenario}[{self.counts.seed}] after {self.counts.polls} polls:\n"
-            + "\n".join(verdict.problems[:20])
-            + f"\n{backlog}\n{log}"
+            + "\n".join([*verdict.problems[:20], f"{moved}", f"{self.rest.asked[-20:]}", *log[-25:]])
         )
 
     async def until(self, is_so: Callable[[], Awaitable[bool]], within_s: float = WITHIN_S) -> None:
