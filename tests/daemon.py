@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,11 @@ def write_config(directory: Path, upstream: str, /, **sections: Mapping[str, obj
 
 
 @asynccontextmanager
-async def running(config: Path, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
+async def running(
+    config: Path, *arguments: str, env: Mapping[str, str] | None = None, launcher: Sequence[str] = ()
+) -> AsyncIterator[Daemon]:
     """The daemon, once it is ready; killed when left, if it still runs."""
-    async with starting(config, *arguments, env=env) as daemon:
+    async with starting(config, *arguments, env=env, launcher=launcher) as daemon:
         ready = await daemon.logged("ready")
         daemon.url = ready["listen"]
         daemon.http = ready["metrics"].removesuffix("/metrics") if ready["metrics"] else ""
@@ -101,10 +103,12 @@ async def running(config: Path, *arguments: str, env: Mapping[str, str] | None =
 
 
 @asynccontextmanager
-async def starting(config: Path, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
-    """The daemon, from its start."""
+async def starting(
+    config: Path, *arguments: str, env: Mapping[str, str] | None = None, launcher: Sequence[str] = ()
+) -> AsyncIterator[Daemon]:
+    """The daemon, from its start. `launcher` is a command that becomes the one behind it."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "whaled", "run", "--config", str(config), *arguments,
+        *launcher, sys.executable, "-m", "whaled", "run", "--config", str(config), *arguments,
         stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, cwd=config.parent,
         env={"PATH": os.environ["PATH"], **(env or {})},
     )  # fmt: skip

@@ -18,8 +18,8 @@ from whaled.ops.systemd import Notifier
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# How often the loop's lag and the memory are looked at. A flood of connections takes some MiB in that time.
-LOOK_S = 0.5
+# How often the loop's lag and the memory are looked at. A flood takes tens of MiB in that time.
+LOOK_S = 0.25
 # Shedding ends when so much of what started it is used, or so many of the clients there were then are left.
 RELIEF_USED = 0.98
 RELIEF_CLIENTS = 0.9

@@ -416,8 +416,8 @@ class Connection(asyncio.Protocol):
 
     # --- closing ---
 
-    def close(self, close: Close) -> None:
-        """Start the closing handshake; a peer that does not answer in time is cut off."""
+    def close(self, close: Close, timeout_s: float | None = None) -> None:
+        """Start the closing handshake; a peer that does not answer in time (`gateway.close_timeout`) is cut off."""
         if self.closing is not None or self._transport is _NO_TRANSPORT:
             return
         self.closing = close
@@ -426,7 +426,7 @@ class Connection(asyncio.Protocol):
             self._ws.send_close(close.code, close.reason)
         self._flush()
         self._cancel_timer()
-        self._call_later(self._gateway.settings.close_timeout, self.abort)
+        self._call_later(self._gateway.settings.close_timeout if timeout_s is None else timeout_s, self.abort)
 
     def abort(self) -> None:
         """Cut the connection now."""

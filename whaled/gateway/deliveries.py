@@ -47,6 +47,10 @@ class Deliveries:
         self._tasks: asyncio.TaskGroup | None = None
         self.reconfigure(settings)
 
+    def short_of_memory(self, *, is_short: bool) -> None:
+        """Read one page of the log at a time, or as many as usual again."""
+        self._replay.is_short_of_memory = is_short
+
     def reconfigure(self, settings: GatewaySettings) -> None:
         """Take other limits from now on."""
         self.hub.slice_bytes = settings.max_unsent

@@ -1,7 +1,7 @@
 """Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
 
 import asyncio
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from whaled.gateway import wire
 from whaled.gateway.hub import Hub, Member, slices
@@ -23,6 +23,11 @@ class LogReader(Protocol):
 class Receiver(Member, Protocol):
     """A connection that is being replayed to."""
 
+    @property
+    def unsent(self) -> int:
+        """Bytes the kernel has not taken yet."""
+        ...
+
     def write(self, frame: bytes) -> None:
         """Send complete frames."""
         ...
@@ -40,6 +45,14 @@ class LostError(Exception):
     """Events the client has not seen were removed by retention while it was catching up."""
 
 
+class _Page(NamedTuple):
+    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames."""
+
+    cursor: int
+    told: int
+    frames: int
+
+
 class Replay:
     """Pages the log to one client at a time per call; calls run side by side."""
 
@@ -50,35 +63,53 @@ class Replay:
         self._slice_bytes = slice_bytes
         self._slow_timeout_s = slow_timeout_s
         self._slots = asyncio.Semaphore(CONCURRENT_PAGES)
+        self._last_slot = asyncio.Semaphore(1)
+        self.is_short_of_memory = False
 
     async def run(self, receiver: Receiver, chosen: Filter, cursor: int) -> int:
         """Send what passes `chosen` after `cursor`, then join the hub. Returns how many frames were sent.
 
         No gap and no double: the last look at the head and joining the hub happen without an await between them.
+
+        While a client takes its time nothing is held for it but what is unsent: the rest of its page is read again. A
+        page of events takes some MiB, and hundreds of clients may be slow at once.
         """
         sent = 0
         told = cursor
         await self._drain(receiver)
         while cursor < self._hub.head:
-            async with self._slots:
-                events = await self._log.between(cursor, self._hub.head, self._page)
-            if not events or events[0].offset != cursor + 1:
-                raise LostError
-            cursor = events[-1].offset
-            matching = [event for event in events if chosen.matches(event)]
-            frames = ((event, wire.event_frame(event, self._hub.epoch)) for event in matching)
-            for joined in slices(frames, self._slice_bytes):
-                receiver.write(joined.data)
-                self._hub.delivered(joined)
-                await self._drain(receiver)
-            if matching:
-                told = matching[-1].offset
-                sent += len(matching)
+            async with self._last_slot if self.is_short_of_memory else self._slots:
+                page = self._send(receiver, chosen, await self._page_after(cursor))
+            cursor = page.cursor
+            told = page.told or told
+            sent += page.frames
+            await self._drain(receiver)
         if told < self._hub.head:
             # Nothing matched at the end: without this the next resume would read the same events again.
             receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
         return sent
+
+    async def _page_after(self, cursor: int) -> list[Event]:
+        events = await self._log.between(cursor, self._hub.head, self._page)
+        if not events or events[0].offset != cursor + 1:
+            raise LostError
+        return events
+
+    def _send(self, receiver: Receiver, chosen: Filter, events: list[Event]) -> "_Page":
+        """Write what passes, as far as the kernel takes it. A function of its own: when it returns, nothing of the page
+        is held any more.
+        """
+        frames = ((event, wire.event_frame(event, self._hub.epoch)) for event in events if chosen.matches(event))
+        told = sent = 0
+        for joined in slices(frames, self._slice_bytes):
+            receiver.write(joined.data)
+            self._hub.delivered(joined)
+            told = joined.newest
+            sent += joined.alerts + joined.updates
+            if receiver.unsent:
+                return _Page(told, told, sent)
+        return _Page(events[-1].offset, told, sent)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:

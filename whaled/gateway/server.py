@@ -48,6 +48,8 @@ DRAIN_SPREAD_PART = 0.5
 # Part of the clients that is closed each time memory is urgently needed, and how long they are told to stay away.
 SHED_PART = 0.05
 SHED_AWAY_S = 10.0
+# Memory is short: who does not answer the close at once is cut off.
+SHED_CLOSE_S = 0.5
 # How often a drain looks whether those who arrive have arrived, or failed to.
 ARRIVAL_LOOK_S = 0.05
 # Connections beyond the caps that wait for their refusal. They are descriptors too: further ones are cut off at once.
@@ -267,8 +269,9 @@ class Gateway:
         return sum(connection.unsent for connection in self._all())
 
     def short_of_memory(self) -> None:
-        """Refuse newcomers until `relieved`."""
+        """Refuse newcomers, and replay the log slowly, until `relieved`."""
         self.is_short_of_memory = True
+        self.deliveries.short_of_memory(is_short=True)
 
     def relieve(self, excess_bytes: int, *, is_urgent: bool) -> None:
         """Cut off clients for whom most is queued until that makes up for the excess.
@@ -296,11 +299,12 @@ class Gateway:
         for connection in ready[: math.ceil(len(ready) * SHED_PART)]:
             self._shed(connection)
             connection.answer(wire.closing_frame(Close.OVERLOADED, SHED_AWAY_S * (1.0 + random.random())))  # noqa: S311 - jitter, not a secret
-            connection.close(Close.OVERLOADED)
+            connection.close(Close.OVERLOADED, SHED_CLOSE_S)
 
     def relieved(self) -> None:
         """There is memory for newcomers again."""
         self.is_short_of_memory = False
+        self.deliveries.short_of_memory(is_short=False)
 
     def _shed(self, connection: Connection) -> None:
         self._meter.shed()
