@@ -1,9 +1,12 @@
 """Memory: the kernel's numbers read, load shed before they reach the limit, and given up again."""
 
 import asyncio
+import gc
+import json
 import math
 import resource
 import signal
+import tracemalloc
 from pathlib import Path
 
 import aiohttp
@@ -215,3 +218,29 @@ async def test_memory_that_stays_high_after_those_who_filled_it_left_keeps_nobod
         async with asyncio.timeout(5):
             await ask(client, type="ping")
             await receive_type(client, "pong")
+
+
+@pytest.mark.slow
+async def test_a_client_that_takes_its_time_over_a_replay_costs_what_is_unsent_and_no_more(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, slow_timeout=60.0) as rig:
+        await rig.alerts(*range(12_000))  # more than the kernel takes for one who reads nothing
+        question = json.dumps({"type": "subscribe", "since": {"last": 12_000}}).encode()
+        clients = []
+        for _ in range(4):
+            sock = silent_client(rig.url, receive_buffer=4096)
+            sock.sendall(b"\x81" + bytes([0x80 | len(question)]) + bytes(4) + question)  # masked with zeros
+            clients.append(sock)
+        tracemalloc.start()
+        try:
+            async with asyncio.timeout(40):
+                # Nothing tells that a kernel's buffer is full.
+                while sum(connection.unsent > 0 for connection in rig.gateway._all()) < 4:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0] - rig.gateway.unsent_bytes
+        finally:
+            tracemalloc.stop()
+        assert rig.gateway.replaying == 4
+        assert held / 4 < 100 * 1024  # the slice that was written is 256 KiB, its page 2 MiB
+        for sock in clients:
+            sock.close()
