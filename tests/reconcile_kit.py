@@ -223,6 +223,7 @@ async def watching(
             committer=pipeline,
             meter=tally,
             clock=clock,
+            monotonic=clock,
         )
         rig = Rig(sim, clock, log, pipeline, tally)
         rig.clients, rig.metrics = clients, metrics

@@ -68,6 +68,7 @@ async def test_a_whale_in_no_projected_block_is_found(tmp_path: Path) -> None:
             projected = sim.backend.projected
             assert not {seen.tx.txid for block in projected[:7] for seen in block.txs} & set(cheap)
             await rig.poll(11)
+            await rig.settled()
             await rig.until(lambda: set(cheap) <= rig.sources().keys())
             assert rig.sources() == dict.fromkeys(cheap, "snapshot")
             await rig.until(lambda: rig.tally.open["tail"] == 0)

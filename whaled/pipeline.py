@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -174,10 +174,12 @@ class Pipeline:
         for event in events:
             self._tell(event)
 
-    async def commit(self, drafts: Sequence[Draft]) -> list[Event]:
-        """Commit and publish what was learned beside the stream, between two of its messages."""
+    async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
+        """Commit and publish what was learned beside the stream, between two of its messages: nothing of it happens
+        from the moment that `decide` begins to look until its drafts are stored.
+        """
         async with self._hand:
-            events = await self._log.append(drafts)
+            events = await self._log.append(await decide())
             self._publisher.publish(events)
         for event in events:
             self._tell(event)

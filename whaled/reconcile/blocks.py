@@ -1,19 +1,30 @@
-"""Every block since the first start is scanned for what the stream did not tell; what left the chain is undone."""
+"""Every block since the first start is scanned for what the stream did not tell; what left the chain is undone.
 
-import asyncio
+The scans that are stored stand one upon the other: each run of heights without a hole is a piece of one chain. So it
+is enough to find the newest that is still in the chain.
+"""
+
 from datetime import datetime
 
 import structlog
 
-from whaled.model import Block, Market, Scan, Source, Whale
+from whaled.model import Block, Draft, Kind, Market, Source, Whale
 from whaled.reconcile.coverage import Sighting, Spans, covers, scan_of
-from whaled.reconcile.tools import Tools, say
+from whaled.reconcile.losers import Losers
+from whaled.reconcile.patience import Patience
+from whaled.reconcile.tools import GENERAL, Tools, say
+from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Summary
 from whaled.whales import lifecycle
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 FIRST_KEY = "first_block"
+# Every confirmation up to this offset was held against the chain.
+VERIFIED_KEY = "verified_offset"
+# Blocks scanned in one go; then others have their turn.
+BLOCKS_LOT = 5
+PAGE = 500
 # A price of now says nothing about a block that is older than this.
 PRICE_VALID_S = 7200.0
 # Times of blocks that were heard, remembered until they are scanned.
@@ -25,49 +36,74 @@ BLOCK_SPACING_S = 600.0
 class Blocks:
     """Follows the best chain by asking for it: no backend tells a reorganisation reliably."""
 
-    def __init__(self, tools: Tools, spans: Spans) -> None:
+    def __init__(self, tools: Tools, spans: Spans, losers: Losers) -> None:
         self._tools = tools
         self._spans = spans
+        self._losers = losers
+        self._patience = Patience(tools.monotonic)
         self._heard: dict[str, float] = {}
+        self._told_tip: int | None = None
         self.behind = 0
+        # Whales went from a dead block to nobody knows where. Whoever has looked sets it back.
+        self.has_undone = False
 
     def heard(self, block: Block, now: float) -> None:
         """The stream brought this block."""
+        self.heard_tip(block.height - 1)
         self._heard[block.hash] = now
         if len(self._heard) > HEARD_LIMIT:
             del self._heard[next(iter(self._heard))]
 
-    async def catch_up(self, is_news: asyncio.Event) -> bool:
-        """Scan what is missing, newest first. False if news came meanwhile and there is more to do.
+    def heard_tip(self, height: int) -> None:
+        """The stream said that this was the tip. At the first start everything above the first one is scanned."""
+        if self._told_tip is None:
+            self._told_tip = height
+
+    def next_due(self) -> float | None:
+        """When to ask again for a block that could not be scanned (monotonic)."""
+        return self._patience.next_due()
+
+    async def catch_up(self) -> bool:
+        """Undo what is dead, then scan a lot of what is missing, newest first. False if there is more to do now.
 
         Raises RestError; everything that was scanned until then is stored.
         """
         tools = self._tools
-        is_news.clear()
         tip = await tools.questions.tip_height()
-        first = await self._first(tip)
-        low = await self._bounded(first, tip)
-        await self._undo_dead(low, tip)
-        scanned = {scan.height for scan in await tools.log.scans(low, tip)}
+        tip_hash = await tools.questions.block_hash(tip)
+        if tip_hash is None:
+            return True  # the chain got shorter: the next block tells
+        low = await self._bounded(await self._first(tip), tip)
+        scanned = {scan.height: scan.hash for scan in await tools.log.scans(low, tip + tools.settings.max_blocks)}
+        dead = await self._dead(scanned, tip, tip_hash)
+        for height in dead:  # from the tip down, as the node takes them off
+            await self._undo(height, scanned.pop(height))
+        if dead:
+            tools.meter.reorganised(len(dead))
+            log.warning("blocks left the chain", depth=len(dead), height=dead[-1])
         missing = [height for height in range(tip, low - 1, -1) if height not in scanned]
         self.behind = len(missing)
-        for height in missing:
-            block_hash = await tools.questions.block_hash(height)
-            if block_hash is None:
-                return True  # the chain got shorter: the next block tells
-            await self._scan(block_hash)
-            self.behind -= 1
-            if is_news.is_set() and self.behind:
-                return False
+        self._patience.keep(str(height) for height in missing)
+        due = [height for height in missing if self._patience.is_due(str(height))]
+
+        async def fill(height: str) -> None:
+            await self._fill(int(height), scanned, tip, tip_hash)
+
+        is_done = await tools.each([str(height) for height in due[:BLOCKS_LOT]], fill, self._patience)
+        if not is_done or len(due) > BLOCKS_LOT:
+            return False
+        await self._undo_unscanned(low, set(scanned.values()))
         return True
 
     async def _first(self, tip: int) -> int:
         stored = await self._tools.log.state(FIRST_KEY)
         if stored is not None:
             return int(stored)
-        await self._tools.log.set_state(FIRST_KEY, str(tip + 1))
-        log.info("first start: blocks are scanned from here on", height=tip + 1)
-        return tip + 1
+        # The tip that was told when the stream began: a block that came since is not to be missed.
+        first = (tip if self._told_tip is None else min(tip, self._told_tip)) + 1
+        await self._tools.log.set_state(FIRST_KEY, str(first))
+        log.info("first start: blocks are scanned from here on", height=first)
+        return first
 
     async def _bounded(self, first: int, tip: int) -> int:
         low = tip - self._tools.settings.max_blocks + 1
@@ -80,43 +116,107 @@ class Blocks:
         await self._tools.log.set_state(FIRST_KEY, str(low))
         return low
 
-    async def _undo_dead(self, low: int, tip: int) -> None:
-        """Walk back from the newest scanned block to the first that is still in the chain."""
-        tools = self._tools
-        dead: list[Scan] = []
-        top = await tools.log.scans(low, tip + tools.settings.max_blocks)
-        for scan in reversed(top):
-            if scan.height <= tip and await tools.questions.block_hash(scan.height) == scan.hash:
+    async def _dead(self, scanned: dict[int, str], tip: int, tip_hash: str) -> list[int]:
+        """Heights of the scans that are not in the chain any more, descending.
+
+        A node that is only behind has not lost what it has not reached: what is above its tip is dead only if
+        something below is, too.
+        """
+        dead: list[int] = []
+        for height in sorted(scanned, reverse=True):
+            there = None
+            if height <= tip:
+                there = tip_hash if height == tip else await self._tools.questions.block_hash(height)
+                if there is None:
+                    return []  # two nodes that differ answer in turn: nothing is known
+            if there == scanned[height]:
                 break
-            dead.append(scan)
-        for scan in dead:  # from the tip down, as the node takes them off
-            await self._undo(scan)
-        if dead:
-            tools.meter.reorganised(len(dead))
-            log.warning("blocks left the chain", depth=len(dead), height=dead[-1].height)
+            dead.append(height)
+        return dead if dead and dead[-1] <= tip else []
 
-    async def _undo(self, scan: Scan) -> None:
+    async def _undo(self, height: int, block_hash: str) -> None:
         tools = self._tools
-        whales = await tools.log.confirmed_in(scan.hash)
-        await say(tools, [lifecycle.pending_again(whale, scan.hash, tools.clock()) for whale in whales])
-        await tools.log.forget_scan(scan.height)
+        whales = await tools.log.confirmed_in(block_hash)
+        await say(tools, [lifecycle.pending_again(whale, block_hash, tools.clock()) for whale in whales])
+        await tools.log.forget_scan(height)
+        self.has_undone = True
 
-    async def _scan(self, block_hash: str) -> None:
+    async def _undo_unscanned(self, low: int, hashes: set[str]) -> None:
+        """Undo confirmations in blocks that died before they could be scanned: the stream told of them, or a scan was
+        cut short between its commit and its row.
+        """
+        tools = self._tools
+        stored = await tools.log.state(VERIFIED_KEY)
+        start = after = int(stored) if stored is not None else 0
+        head = tools.log.head
+        places: dict[str, bool] = {}
+        is_open = False
+        while not is_open and (events := await tools.log.between(after, head, PAGE)):
+            for event in events:
+                update = event.update
+                if (
+                    event.kind is Kind.CONFIRMED
+                    and update is not None
+                    and update.block_hash is not None
+                    and update.block_hash not in hashes
+                    and (update.block_height or 0) >= low
+                ):
+                    place = update.block_hash
+                    if place not in places:
+                        there = await tools.questions.block_hash(update.block_height or 0)
+                        places[place] = there is None or there == place
+                    if places[place]:  # to be scanned yet
+                        is_open = True
+                        break
+                    await say(tools, [lifecycle.pending_again(event.whale, place, tools.clock())])
+                    self.has_undone = True
+                after = event.offset
+        if after != start:
+            await tools.log.set_state(VERIFIED_KEY, str(after))
+
+    async def _fill(self, height: int, scanned: dict[int, str], tip: int, tip_hash: str) -> None:
+        """Scan the block that belongs at a height."""
+        if height == tip:
+            block_hash: str | None = tip_hash
+        elif height + 1 in scanned:
+            block_hash = (await self._tools.questions.block(scanned[height + 1])).previous_hash
+        else:
+            block_hash = await self._tools.questions.block_hash(height)
+        if block_hash is None:
+            return  # the chain got shorter: the next block tells
+        block = await self._scan(block_hash, height)
+        scanned[height] = block_hash
+        self.behind -= 1
+        below = scanned.get(height - 1)
+        if below is not None and below != block.previous_hash:
+            await self._undo(height - 1, scanned.pop(height - 1))
+            self.behind += 1
+
+    async def _scan(self, block_hash: str, height: int) -> Block:
         tools = self._tools
         block = await tools.questions.block(block_hash)
+        if block.height != height:
+            raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {block.height}, expected {height}")
         entries = await tools.questions.summary(block_hash)
         known = await tools.log.whales(entry.txid for entry in entries)
         now = tools.clock()
         at = self._heard.get(block_hash, float(block.timestamp))
-        drafts = [lifecycle.confirmed(whale, block, now) for whale in known.values()]
+        await say(tools, [lifecycle.confirmed(whale, block, now) for whale in known.values()])
         sightings = [_sighting(whale, at) for whale in known.values()]
+        problem: RestError | None = None
         for entry in entries:
             if entry.value >= tools.committer.minimum_sat and entry.txid not in known:
-                whale = await self._missed(block, entry, now)
-                if whale is not None:
-                    drafts += [lifecycle.alerted(whale, now), lifecycle.confirmed(whale, block, now)]
-                    sightings.append(Sighting(None))
-        await say(tools, drafts)
+                try:
+                    found = await self._missed(block, entry, now)
+                except RestError as error:
+                    if error.reason in GENERAL:
+                        raise
+                    problem = problem or error  # the others need not wait for it
+                else:
+                    await say(tools, found)
+                    sightings += [Sighting(None)] * any(draft.kind is Kind.CONFIRMED for draft in found)
+        if problem is not None:
+            raise problem
         missed = self._spans.why_missed(await self._before(block), at)
         await tools.log.put_scan(scan_of(block.height, block.hash, float(block.timestamp), now, sightings, missed))
         self._heard.pop(block_hash, None)
@@ -124,16 +224,32 @@ class Blocks:
             covers(sightings, missed),
             [seen.lead_s for seen in sightings if seen.lead_s is not None and seen.lead_s > 0],
         )
+        return block
 
-    async def _missed(self, block: Block, entry: Summary, now: float) -> Whale | None:
+    async def _missed(self, block: Block, entry: Summary, now: float) -> list[Draft]:
+        """What is to be said of a whale that nobody knew: its alert, its confirmation, and those it replaced."""
         tools = self._tools
         transaction = await tools.questions.mined(block.hash, entry)
-        if transaction is None:
-            log.warning("a whale of a block cannot be fetched", txid=entry.txid, height=block.height)
-            return None
         is_old = now - block.timestamp > PRICE_VALID_S
         market = Market(btc_usd=None if is_old else tools.committer.market.btc_usd)
-        return tools.committer.assess(transaction, source=Source.BLOCK, now=now, market=market)
+        family = await tools.questions.family(entry.txid)
+        replaced = [each.txid for each in family if each.replaced_by == entry.txid]
+        known = await tools.log.whales(replaced)
+        whale = tools.committer.assess(
+            transaction,
+            source=Source.BLOCK,
+            now=now,
+            market=market,
+            replaces=next((old for old in replaced if old in known), replaced[0] if replaced else None),
+        )
+        if whale is None:
+            return []
+        return [
+            *await self._losers.drafts(family),
+            lifecycle.alerted(whale, now),
+            *(lifecycle.replaced(loser, entry.txid, now) for loser in known.values()),
+            lifecycle.confirmed(whale, block, now),
+        ]
 
     async def _before(self, block: Block) -> float:
         """When the block before was mined."""

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable
 
-import structlog
 from msgspec import Struct
 
-from whaled.model import Kind, Whale
-from whaled.reconcile.tools import Tools, say
+from whaled.model import Whale
+from whaled.reconcile.patience import Patience
+from whaled.reconcile.tools import LOT, WAITING, Tools, say
 from whaled.whales import lifecycle
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The stream's next message mostly tells more (a block, a replacement); then the backend is asked.
 FIRST_LOOK_S = 3.0
@@ -22,7 +20,7 @@ REVIVE_LIMIT = 20_000
 
 
 class Missing(Struct):
-    """A whale that left the mempool: when that was noticed, and when to ask next."""
+    """A whale that left the mempool: when that was noticed, and when to ask next (monotonic)."""
 
     whale: Whale
     since: float
@@ -30,10 +28,11 @@ class Missing(Struct):
 
 
 class Fates:
-    """Whales whose fate is not known."""
+    """Whales whose fate is not known. No more than are pending."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
+        self._patience = Patience(tools.monotonic)
         self._missing: dict[str, Missing] = {}
 
     @property
@@ -42,67 +41,72 @@ class Fates:
         return len(self._missing)
 
     def next_due(self) -> float | None:
-        """When to ask next (Unix seconds)."""
+        """When to ask next (monotonic)."""
         return min((missing.due for missing in self._missing.values()), default=None)
 
     async def left(self, txids: Iterable[str]) -> None:
         """These are not in the mempool any more."""
-        now = self._tools.clock()
+        now = self._tools.monotonic()
         for txid, whale in (await self._tools.log.whales(txids)).items():
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_LOOK_S))
 
-    async def compare(self, mempool: set[str]) -> list[str]:
-        """Find the whales that should be in the mempool and are not. Returns those that are and should not be."""
-        tools = self._tools
+    async def gone(self) -> list[str]:
+        """The whales that should not be in the mempool. To be asked for before the mempool is."""
+        gone = await self._tools.log.gone_since(self._tools.clock() - REVIVE_S, REVIVE_LIMIT)
+        return [whale.alert.transaction_id for whale in gone]
+
+    async def compare(self, mempool: set[str]) -> None:
+        """Find the whales that should be in the mempool and are not."""
         after = 0
-        while events := await tools.log.pending(after, PAGE):
+        while events := await self._tools.log.pending(after, PAGE):
             after = events[-1].offset
             await self.left(txid for event in events if (txid := event.whale.alert.transaction_id) not in mempool)
-        gone = await tools.log.gone_since(tools.clock() - REVIVE_S, REVIVE_LIMIT)
-        return [txid for whale in gone if (txid := whale.alert.transaction_id) in mempool]
 
-    async def look(self) -> None:
-        """Ask about those that are due. Raises RestError; they stay due."""
+    async def look(self) -> bool:
+        """Ask about a lot of those that are due. False if there are more. Raises RestError; they stay due."""
         tools = self._tools
-        now = tools.clock()
-        due = {txid: missing for txid, missing in self._missing.items() if missing.due <= now}
-        if not due:
-            return
+        now = tools.monotonic()
+        due = [txid for txid, missing in self._missing.items() if missing.due <= now]
         histories = await tools.log.histories(due)
-        open_ = {
-            txid: missing for txid, missing in due.items() if histories.get(txid, [(Kind.ALERT, "")])[-1][0] in OPEN
-        }
-        for settled in due.keys() - open_.keys():
-            del self._missing[settled]  # the stream or a scan has told
-        if not open_:
-            return
+        # Retention may have taken what was said of it, and with it the whale.
+        unsettled = [txid for txid in due if txid in histories and histories[txid][-1][0] in WAITING]
+        for txid in set(due) - set(unsettled):
+            self._forget(txid)  # the stream or a scan has told
+        if not unsettled:
+            return True
         mempool = set(await tools.questions.mempool())
-        for txid, missing in open_.items():
-            if txid in mempool:
-                del self._missing[txid]
-            else:
-                await self._ask(txid, missing)
 
-    async def _ask(self, txid: str, missing: Missing) -> None:
+        async def ask(txid: str) -> None:
+            if txid in mempool or await self._is_settled(txid):
+                self._forget(txid)
+
+        is_done = await tools.each(unsettled[:LOT], ask, self._patience)
+        for txid in unsettled[:LOT]:
+            missing = self._missing.get(txid)
+            if missing is not None and missing.due <= now:  # not answered
+                missing.due = now + LOOK_AGAIN_S
+        return is_done and len(unsettled) <= LOT
+
+    def _forget(self, txid: str) -> None:
+        del self._missing[txid]
+        self._patience.forget(txid)
+
+    async def _is_settled(self, txid: str) -> bool:
         tools = self._tools
-        now = tools.clock()
+        missing = self._missing[txid]
+        now = tools.monotonic()
         whale = missing.whale
         place = await tools.questions.confirmation(txid)
         if place is not None and await tools.questions.block_hash(place.block_height) == place.block_hash:
             block = await tools.questions.block(place.block_hash)
             await say(tools, [lifecycle.confirmed(whale, block, tools.clock())])
-            del self._missing[txid]
-            return
+            return True
         replacer = await tools.questions.replacer(txid)
         if replacer is not None:
             await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())])
-            del self._missing[txid]
-        elif now - missing.since >= tools.settings.drop_after:
+            return True
+        if now - missing.since >= tools.settings.drop_after:
             await say(tools, [lifecycle.dropped(whale, tools.clock())])
-            del self._missing[txid]
-        else:
-            missing.due = min(now + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
-
-
-# The newest word about a whale after which more is to come.
-OPEN = (Kind.ALERT, Kind.PENDING)
+            return True
+        missing.due = min(now + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
+        return False

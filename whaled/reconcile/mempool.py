@@ -2,27 +2,23 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 
-import structlog
-
-from whaled.model import Kind, Source
-from whaled.reconcile.tools import Tools, say
+from whaled.model import Draft, Source, Transaction
+from whaled.reconcile.losers import BEGAN_KEY, Losers
+from whaled.reconcile.patience import Patience
+from whaled.reconcile.tools import GONE, LOT, Tools, say
 from whaled.upstream.dialect import Delta, Snapshot
 from whaled.whales import lifecycle
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-BEGAN_KEY = "began_at"
-# Asked about at once; news may come between two lots.
-LOT = 20
 # Whales to ask about. A mempool of 300,000 has some hundred; who lowers the threshold to nothing gets the rest later.
 CANDIDATES_LIMIT = 50_000
 # Transactions of unknown value to ask about; the next sweep finds those beyond.
 TAIL_LIMIT = 50_000
+# Whales that the stream brings again; a restarted backend brings its whole mempool. The next sweep finds those beyond.
+AGAIN_LIMIT = 50_000
 # The node knows a transaction before the backend's stream tells it: what is only ahead comes by itself.
 TAIL_AFTER_S = 10.0
-# Of a txid, enough to recognise it: with a million in memory two are alike once in 10^7 mempools.
-KEY_DIGITS = 15
 
 
 class Mempool:
@@ -32,11 +28,16 @@ class Mempool:
     of them, and was not in the stream either, has to be fetched one by one.
     """
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, losers: Losers) -> None:
         self._tools = tools
-        self._candidates: OrderedDict[str, None] = OrderedDict()
+        self._losers = losers
+        self._patience = Patience(tools.monotonic)
+        # Whales to ask for, and whether the stream said since that they left.
+        self._candidates: OrderedDict[str, bool] = OrderedDict()
         self._tail: OrderedDict[str, None] = OrderedDict()
         self._tail_from = 0.0
+        self._again: dict[str, None] = {}
+        # Hashes: 8 bytes instead of 64 letters. Two of a million are alike once in 10^7 mempools.
         self._judged: set[int] = set()
 
     @property
@@ -49,67 +50,107 @@ class Mempool:
         """Transactions of unknown value to ask for."""
         return len(self._tail)
 
+    # --- what the stream tells: plain defs, nothing waits here ---
+
     def snapshot(self, part: Snapshot) -> None:
         """A projected block."""
-        self._judged.update(key(stripped.txid) for stripped in part.transactions)
+        self._judged.update(hash(stripped.txid) for stripped in part.transactions)
         for txid in part.at_least(self._tools.committer.minimum_sat):
             self._candidate(txid)
 
     def streamed(self, delta: Delta) -> None:
         """What the stream told was judged when it came."""
-        self._judged.update(key(glance.txid) for glance in delta.added)
+        self._judged.update(hash(glance.txid) for glance in delta.added)
+        minimum_sat = self._tools.committer.minimum_sat
+        for glance in delta.added:
+            if sum(output.value for output in glance.vout) >= minimum_sat and len(self._again) < AGAIN_LIMIT:
+                self._again[glance.txid] = None
+        for txid in (*delta.removed, *delta.mined):
+            self._again.pop(txid, None)
+            if txid in self._candidates:
+                self._candidates[txid] = True
 
     def _candidate(self, txid: str) -> None:
-        self._candidates[txid] = None
+        self._candidates[txid] = False
         if len(self._candidates) > CANDIDATES_LIMIT:
-            self._judged.discard(key(self._candidates.popitem(last=False)[0]))
+            dropped, _ = self._candidates.popitem(last=False)
+            self._patience.forget(dropped)
+            self._judged.discard(hash(dropped))
 
-    def sweep(self, txids: list[str]) -> None:
+    # --- the whole mempool ---
+
+    def sweep(self, txids: Iterable[str]) -> None:
         """Compare with the whole mempool: what is in it and was never looked at is asked for."""
-        keys = {key(txid): txid for txid in txids}
+        keys = {hash(txid): txid for txid in txids}
         self._judged &= keys.keys()
         for found, txid in keys.items():
             if found not in self._judged and len(self._tail) < TAIL_LIMIT:
                 self._tail[txid] = None
-        self._tail_from = self._tools.clock() + TAIL_AFTER_S
+        self._tail_from = self._tools.monotonic() + TAIL_AFTER_S
 
     def next_due(self) -> float | None:
-        """When to ask for those of unknown value (Unix seconds), None if there are none."""
-        return self._tail_from if self._tail else None
+        """When to ask for what waits (monotonic), None if nothing does."""
+        dues = [self._patience.next_due()]
+        if any(self._patience.is_due(txid) for txid in self._tail):
+            dues.append(self._tail_from)
+        return min((due for due in dues if due is not None), default=None)
+
+    # --- the questions ---
+
+    async def greet(self) -> bool:
+        """Whales said to be gone that the stream brought again."""
+        again, self._again = self._again, {}
+        await self.revive(again)
+        return True
 
     async def ask_for_candidates(self) -> bool:
         """Ask for a lot of those that are whales. False if there are more. Raises RestError; nothing is lost then."""
-        lot = list(self._candidates)[:LOT]
+        due = [txid for txid in self._candidates if self._patience.is_due(txid)]
+        lot = due[:LOT]
         known = await self._tools.log.whales(lot)
-        for txid in lot:
-            if txid in known:
-                await self._revive(txid)
-            else:
+
+        async def ask(txid: str) -> None:
+            if txid not in known:
                 await self._fetch(txid)
-            del self._candidates[txid]
-        return not self._candidates
+            elif not self._candidates.get(txid, True):
+                await self.revive([txid])
+            self._candidates.pop(txid, None)
+
+        return await self._tools.each(lot, ask, self._patience) and len(due) <= LOT
 
     async def ask_for_tail(self) -> bool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
-        if self._tools.clock() < self._tail_from:
+        if self._tools.monotonic() < self._tail_from:
             return True
-        for txid in list(self._tail)[:LOT]:
-            if key(txid) not in self._judged:
-                await self._fetch(txid)
-                self._judged.add(key(txid))
+        for txid in [txid for txid in self._tail if hash(txid) in self._judged]:
+            del self._tail[txid]
+            self._patience.forget(txid)
+        due = list(islice((txid for txid in self._tail if self._patience.is_due(txid)), LOT + 1))
+
+        async def ask(txid: str) -> None:
+            await self._fetch(txid)
+            self._judged.add(hash(txid))
             self._tail.pop(txid, None)
-        return not self._tail
+
+        return await self._tools.each(due[:LOT], ask, self._patience) and len(due) <= LOT
 
     async def _fetch(self, txid: str) -> None:
         tools = self._tools
-        transaction = await tools.questions.transaction(txid)
-        # Gone meanwhile, or mined: then it is in a block that is scanned.
+        transaction = await tools.questions.transaction(txid) or await tools.questions.cached(txid)
+        # Mined meanwhile: then it is in a block that is scanned.
         if transaction is None or transaction.is_confirmed or transaction.value_sat < tools.committer.minimum_sat:
             return
-        if not tools.settings.first_mempool and await self._is_older(transaction.first_seen):
-            return
-        replaced = await tools.questions.replaced(txid)
+        if tools.settings.first_mempool or not await self._is_older(transaction.first_seen):
+            await say(tools, await self._drafts(transaction))
+
+    async def _drafts(self, transaction: Transaction) -> list[Draft]:
+        """The alert, and what is known of those it replaced and of who replaced it."""
+        tools = self._tools
+        txid = transaction.txid
+        family = await tools.questions.family(txid)
+        replaced = [each.txid for each in family if each.replaced_by == txid]
         known = await tools.log.whales(replaced)
+        earlier = await self._losers.drafts([each for each in family if each.txid != txid])
         now = tools.clock()
         whale = tools.committer.assess(
             transaction,
@@ -118,29 +159,22 @@ class Mempool:
             market=tools.committer.market,
             replaces=next((old for old in replaced if old in known), replaced[0] if replaced else None),
         )
-        if whale is not None:
-            told = [lifecycle.replaced(loser, txid, now) for loser in known.values()]
-            await say(tools, [lifecycle.alerted(whale, now), *told])
+        if whale is None:
+            return earlier
+        winner = next((each.replaced_by for each in family if each.txid == txid), None)
+        told = [lifecycle.replaced(loser, txid, now) for loser in known.values()]
+        if winner is not None:
+            told.append(lifecycle.replaced(whale, winner, now))
+        return [*earlier, lifecycle.alerted(whale, now), *told]
 
     async def _is_older(self, first_seen: int | None) -> bool:
         """Whether the backend had a transaction before whaled's first start."""
         began = await self._tools.log.state(BEGAN_KEY)
         return first_seen is not None and began is not None and first_seen < float(began)
 
-    async def _revive(self, txid: str) -> None:
-        """A whale that is in the mempool although it was said to be gone."""
-        tools = self._tools
-        history = (await tools.log.histories([txid])).get(txid, [])
-        if history and history[-1][0] in {Kind.REPLACED, Kind.DROPPED}:
-            whale = (await tools.log.whales([txid]))[txid]
-            await say(tools, [lifecycle.pending_again(whale, "", tools.clock())])
-
     async def revive(self, txids: Iterable[str]) -> None:
-        """Whales that are in the mempool although they were said to be gone."""
-        for txid in txids:
-            await self._revive(txid)
-
-
-def key(txid: str) -> int:
-    """A txid in 8 bytes instead of 64 letters."""
-    return int(txid[:KEY_DIGITS], 16)
+        """Whales that are in the mempool: pending again if they were said to be gone."""
+        tools = self._tools
+        histories = await tools.log.histories(txids)
+        whales = await tools.log.whales(txid for txid, history in histories.items() if history[-1][0] in GONE)
+        await say(tools, [lifecycle.pending_again(whale, "", tools.clock()) for whale in whales.values()])

@@ -1,19 +1,42 @@
 """What every part of the reconciliation works with."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
+import structlog
 from msgspec.structs import replace
 
 from whaled.config.sections import Backfill
 from whaled.model import Draft, Event, Kind, Market, Scan, Source, Transaction, Whale
 from whaled.reconcile.coverage import Cover
-from whaled.upstream.http import RestFailure
+from whaled.reconcile.patience import Patience
+from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Questions
+from whaled.upstream.sampling import Sampler
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Asked in one go; then others have their turn.
+LOT = 20
+# Questions that fail one after the other: then it is not the question.
+FAILURES_IN_A_ROW = 3
+# These say nothing about the question: the next one would fail alike.
+GENERAL = frozenset({RestFailure.UNREACHABLE, RestFailure.RATE_LIMITED, RestFailure.TLS, RestFailure.REDIRECTED})
+# Lines about one sort of failure are at least this far apart.
+LOG_INTERVAL_S = 600.0
 
 
 class Log(Protocol):
     """The event log, as far as reconciliation goes."""
+
+    @property
+    def head(self) -> int:
+        """The newest offset."""
+        ...
+
+    async def between(self, after: int, through: int, limit: int) -> list[Event]:
+        """Events with after < offset <= through, ascending, at most `limit`."""
+        ...
 
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
         """The whales that were alerted among these transactions."""
@@ -61,8 +84,8 @@ class Committer(Protocol):
 
     market: Market
 
-    async def commit(self, drafts: Sequence[Draft]) -> list[Event]:
-        """Commit and publish; returns what was new."""
+    async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
+        """Commit and publish what `decide` says between two messages of the stream; returns what was new."""
         ...
 
     def assess(
@@ -117,6 +140,7 @@ class Tools:
         committer: Committer,
         meter: ReconcileMeter,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self.settings = settings
         self.questions = questions
@@ -124,26 +148,81 @@ class Tools:
         self.committer = committer
         self.meter = meter
         self.clock = clock
+        self.monotonic = monotonic
+        self._lines = Sampler(LOG_INTERVAL_S, monotonic)
+
+    async def each(self, keys: Iterable[str], ask: Callable[[str], Awaitable[None]], patience: Patience) -> bool:
+        """Ask about each in turn. What fails waits and the others go on, unless that was several in a row.
+
+        False if it was: then there is more to ask. Raises RestError where every other question would fail as well.
+        """
+        failures = 0
+        for key in keys:
+            try:
+                await ask(key)
+            except RestError as error:
+                if error.reason in GENERAL:
+                    raise
+                failures += 1
+                self.complain(error, patience.failed(key, error.retry_after_s))
+                if failures == FAILURES_IN_A_ROW:
+                    return False
+            else:
+                failures = 0
+                patience.forget(key)
+        return True
+
+    def complain(self, error: RestError, again_s: float) -> None:
+        """Count a question that stays open, and log it now and then."""
+        self.meter.failed(error.reason)
+        suppressed = self._lines.admit(error.reason)
+        if suppressed is not None:
+            log.warning(
+                "the backend cannot be asked, gaps stay open",
+                reason=error.reason.value,
+                problem=str(error),
+                again_s=again_s,
+                suppressed=suppressed,
+            )
+
+
+# What may be said after what, told by something other than the stream; that is, the state as it is known now.
+GONE = frozenset({Kind.REPLACED, Kind.DROPPED})
+WAITING = frozenset({Kind.ALERT, Kind.PENDING})
+AFTER = {
+    Kind.CONFIRMED: frozenset({Kind.CONFIRMED}) | WAITING | GONE,
+    Kind.REPLACED: WAITING | {Kind.DROPPED},
+    Kind.DROPPED: WAITING,
+    Kind.PENDING: frozenset({Kind.CONFIRMED}) | GONE,
+}
 
 
 def said(draft: Draft, history: Sequence[tuple[Kind, str]]) -> Draft | None:
-    """The draft as it can be stored, None if it is the last thing that was said.
+    """The draft as it can be stored, None if it is the last thing that was said, or no longer so.
 
     The log takes each (kind, ref) of a whale once. A whale that goes back and forth between two branches is told the
     same a second time: with a number behind the ref.
     """
-    if history and history[-1][0] is draft.kind and history[-1][1].partition("#")[0] == draft.ref:
+    if draft.kind is Kind.ALERT:
+        return None if history else draft
+    last, ref = history[-1] if history else (Kind.ALERT, "")
+    ref = ref.partition("#")[0]
+    if last not in AFTER[draft.kind] or (last, ref) == (draft.kind, draft.ref):
         return None
+    if draft.kind is Kind.PENDING and last is Kind.CONFIRMED and ref != draft.ref:
+        return None  # it is in another block by now
     times = sum(kind is draft.kind and ref.partition("#")[0] == draft.ref for kind, ref in history)
     return replace(draft, ref=f"{draft.ref}#{times + 1}") if times else draft
 
 
 async def say(tools: Tools, drafts: Sequence[Draft]) -> None:
-    """Commit what of these has not been said yet, all at once."""
-    histories = await tools.log.histories({draft.whale.alert.transaction_id for draft in drafts})
-    new = [
-        draft if draft.kind is Kind.ALERT else said(draft, histories.get(draft.whale.alert.transaction_id, ()))
-        for draft in drafts
-    ]
-    if any(draft is not None for draft in new):
-        await tools.committer.commit([draft for draft in new if draft is not None])
+    """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream."""
+    if not drafts:
+        return
+
+    async def decide() -> list[Draft]:
+        histories = await tools.log.histories({draft.whale.alert.transaction_id for draft in drafts})
+        new = (said(draft, histories.get(draft.whale.alert.transaction_id, ())) for draft in drafts)
+        return [draft for draft in new if draft is not None]
+
+    await tools.committer.commit(decide)

@@ -7,7 +7,7 @@ fails, or is cut short by a kill, is simply done again.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -16,8 +16,10 @@ from whaled.model import UpstreamState
 from whaled.reconcile.blocks import Blocks
 from whaled.reconcile.coverage import Spans
 from whaled.reconcile.fates import Fates
-from whaled.reconcile.mempool import BEGAN_KEY, Mempool
-from whaled.reconcile.tools import Committer, Log, ReconcileMeter, Tools
+from whaled.reconcile.losers import BEGAN_KEY, Losers
+from whaled.reconcile.mempool import Mempool
+from whaled.reconcile.patience import Patience
+from whaled.reconcile.tools import GENERAL, Committer, Log, ReconcileMeter, Tools
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
 from whaled.upstream.news import FeedMessage, Lost, Received, SnapshotTaken, StateChanged
@@ -25,11 +27,10 @@ from whaled.upstream.questions import Questions
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# After a question that failed; the REST client has tried several times by then.
-RETRY_FIRST_S = 1.0
-RETRY_MAX_S = 60.0
 # Between two rounds, at least.
 LEAST_REST_S = 0.05
+# The key of what concerns every question, beside those of single steps.
+BACKEND = "backend"
 # Transactions that left the mempool and were not looked at yet: an hour of mainnet while the backend cannot be asked.
 LEFT_LIMIT = 100_000
 # When the daemon last was alive, as its canary wrote it down.
@@ -48,21 +49,42 @@ class Reconciler:
         committer: Committer,
         meter: ReconcileMeter,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
+        self._monotonic = monotonic
         self._meter = meter
         self._tools = Tools(
-            settings=settings, questions=questions, log_=log_, committer=committer, meter=meter, clock=clock
+            settings=settings,
+            questions=questions,
+            log_=log_,
+            committer=committer,
+            meter=meter,
+            clock=clock,
+            monotonic=monotonic,
         )
         self._spans = Spans()
-        self._mempool = Mempool(self._tools)
+        self._spans.lost(clock())
+        self._losers = Losers(self._tools)
+        self._mempool = Mempool(self._tools, self._losers)
         self._fates = Fates(self._tools)
-        self._blocks = Blocks(self._tools, self._spans)
+        self._blocks = Blocks(self._tools, self._spans, self._losers)
+        self._patience = Patience(monotonic)
+        # What matters most comes first. Each does a lot and lets the next one have its turn; one that fails waits.
+        self._steps: tuple[tuple[str, Callable[[], Awaitable[bool]]], ...] = (
+            ("blocks", self._catch_up),
+            ("greet", self._mempool.greet),
+            ("candidates", self._mempool.ask_for_candidates),
+            ("losers", self._losers.look),
+            ("fates", self._fates.look),
+            ("sweep", self._sweep),
+            ("tail", self._mempool.ask_for_tail),
+        )
         self._left: dict[str, None] = {}
         self._news = asyncio.Event()
-        self._blocks_due = asyncio.Event()
+        self._blocks_due = False
         self._sweep_due = False
-        self._sweep_at = clock() + settings.interval
+        self._sweep_at = monotonic() + settings.interval
         self._is_connected = False
 
     # --- what the feed brings: plain defs, nothing waits here ---
@@ -75,11 +97,13 @@ class Reconciler:
                 self._received(message, now)
             case SnapshotTaken():
                 self._meter.snapshot()
+                self._losers.ask()
                 self._sweep_due = True
             case StateChanged(state=UpstreamState.CONNECTED):
                 self._spans.connected(now)
                 self._is_connected = True
-                self._blocks_due.set()
+                self._blocks_due = True
+                self._patience.forget(BACKEND)
             case StateChanged():
                 self._is_connected = False
                 self._spans.lost(now)
@@ -101,28 +125,21 @@ class Reconciler:
             if len(self._left) > LEFT_LIMIT:
                 self._left.clear()
                 self._sweep_due = True  # finds them too
-        if frame.block is not None:
+        if frame.is_ready and frame.blocks:
+            self._blocks.heard_tip(max(block.height for block in frame.blocks))
+        if frame.block is not None and self._is_connected:
             self._blocks.heard(frame.block, now)
-            self._blocks_due.set()
-        elif frame.blocks is not None:
-            self._blocks_due.set()
+        if frame.block is not None or frame.blocks is not None:
+            self._blocks_due = True
 
     # --- the work ---
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled. Raises EventLogError."""
         await self._begin()
-        retry_s = RETRY_FIRST_S
         while True:
             try:
                 is_done = await self._work()
-                retry_s = RETRY_FIRST_S
-            except RestError as error:
-                self._meter.failed(error.reason)
-                log.warning("the backend cannot be asked, gaps stay open", problem=str(error), again_s=retry_s)
-                await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, RETRY_MAX_S)
-                continue
             finally:
                 self._measure()
             if is_done:
@@ -135,54 +152,80 @@ class Reconciler:
         alive = await log_.state(ALIVE_KEY)
         if alive is not None:
             self._spans.was_down(float(alive), self._clock())
-        self._spans.lost(self._clock())
 
     async def _work(self) -> bool:
-        """One round: the newest first. False if there is more to do at once."""
+        """One round. False if there is more to do at once."""
         self._news.clear()
-        if not self._is_connected:
+        if not self._is_connected or not self._patience.is_due(BACKEND):
             return True
         left, self._left = self._left, {}
         if left:
             await self._fates.left(left)
-        if self._blocks_due.is_set() and not await self._catch_up():
-            return False
-        if not await self._mempool.ask_for_candidates():
-            return False
-        await self._fates.look()
-        if self._sweep_due:
-            await self._sweep()
-        return await self._mempool.ask_for_tail()
+        is_done = True
+        for name, step in self._steps:
+            if self._patience.is_due(name):
+                try:
+                    is_done = await step() and is_done
+                except RestError as error:
+                    # Where not even the tip can be had, no answer to anything else can be believed.
+                    concerns = BACKEND if error.reason in GENERAL or name == "blocks" else name
+                    self._tools.complain(error, self._patience.failed(concerns, error.retry_after_s))
+                    if concerns == BACKEND:
+                        return True
+                else:
+                    self._patience.forget(name)
+        if self._patience.forget(BACKEND):
+            log.info("the backend answers again")
+        return is_done
 
     async def _catch_up(self) -> bool:
         """As long as this fails it stays due."""
+        retry_at = self._blocks.next_due()
+        if not self._blocks_due and (retry_at is None or retry_at > self._monotonic()):
+            return True
+        self._blocks_due = False
         is_done = False
         try:
-            is_done = await self._blocks.catch_up(self._blocks_due)
+            is_done = await self._blocks.catch_up()
         finally:
             if not is_done:
-                self._blocks_due.set()
+                self._blocks_due = True
+        if self._blocks.has_undone:
+            self._blocks.has_undone = False
+            self._sweep_due = True
         return is_done
 
-    async def _sweep(self) -> None:
+    async def _sweep(self) -> bool:
+        if not self._sweep_due:
+            return True
+        # In this order: who is replaced from here on is not taken for one that came back.
+        gone = await self._fates.gone()
         mempool = await self._tools.questions.mempool()
         self._mempool.sweep(mempool)
-        await self._mempool.revive(await self._fates.compare(set(mempool)))
+        here = set(mempool)
+        await self._fates.compare(here)
+        await self._mempool.revive(txid for txid in gone if txid in here)
         self._sweep_due = False
+        return True
 
     async def _rest(self) -> None:
-        """Until there is news, a fate is due, or it is time for a sweep."""
-        now = self._clock()
-        dues = [self._sweep_at]
-        if self._is_connected:
-            dues += [due for due in (self._fates.next_due(), self._mempool.next_due()) if due is not None]
+        """Until there is news, or it is time for something."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(LEAST_REST_S, min(dues) - now)):
+            async with asyncio.timeout(max(LEAST_REST_S, min(self._dues()) - self._monotonic())):
                 await self._news.wait()
-        if self._clock() >= self._sweep_at:
-            self._sweep_at = self._clock() + self._tools.settings.interval
+        if self._monotonic() >= self._sweep_at:
+            self._sweep_at = self._monotonic() + self._tools.settings.interval
             self._sweep_due = True
-            self._blocks_due.set()
+            self._blocks_due = True
+
+    def _dues(self) -> list[float]:
+        dues: list[float | None] = [self._sweep_at]
+        if self._is_connected and self._patience.is_due(BACKEND):
+            parts = (self._blocks, self._losers, self._fates, self._mempool)
+            dues += [self._patience.next_due(), *(part.next_due() for part in parts)]
+        elif self._is_connected:
+            dues.append(self._patience.next_due())
+        return [due for due in dues if due is not None]
 
     def _measure(self) -> None:
         self._meter.backlog(

@@ -1,0 +1,280 @@
+"""Every block since the first start is looked through, and what leaves the chain is undone."""
+
+from pathlib import Path
+
+import pytest
+from reconcile_kit import BTC, watching, world
+
+from whaled.model import Source
+from whaled.reconcile.coverage import Cover
+from whaled.simulator.faults import RestMode
+from whaled.simulator.truth import Fate
+
+
+async def test_a_whale_mined_while_the_link_was_away_is_alerted_from_its_block_and_confirmed(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            first = sim.world.chain.tip.height + 1
+            assert rig.events == []
+        whale = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        block = sim.world.mine()
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.told(whale) == ["alert", "confirmed"]
+            alert, confirmed = (event for event in rig.events if event.whale.alert.transaction_id == whale)
+            assert alert.whale.alert.source is Source.BLOCK
+            assert alert.whale.alert.status == "confirmed"
+            assert alert.whale.alert.predicted_confirmation_block is None
+            assert alert.whale.alert.moved_sat == sim.truth[whale].moved_sat
+            assert alert.whale.alert.fee_sat == sim.truth[whale].fee_sat
+            assert confirmed.update is not None
+            assert (confirmed.update.block_height, confirmed.update.block_hash) == (block.height, block.hash)
+            assert await rig.chain_is_scanned(first)
+            assert rig.tally.covers == {Cover.DOWN: 1}
+
+
+async def test_a_whale_that_was_never_relayed_is_alerted_from_its_block(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        await rig.poll(5)
+        sim.world.mine()
+        await rig.poll(5)
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        block = sim.world.mine([hidden])
+        await rig.settled()
+        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert rig.sources() == {hidden.txid: "block"}
+        assert rig.tally.covers == {Cover.NEVER_RELAYED: 1}
+        scan = (await rig.scans())[block.height]
+        assert (scan.seen, scan.late, scan.missed_down, scan.missed_gap, scan.missed_never_relayed) == (0, 0, 0, 0, 1)
+        assert scan.lead_s is None
+
+
+async def test_coverage_tells_how_long_before_its_block_a_whale_was_known(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        whales = [sim.world.pay(150 * BTC).txid for _ in range(2)]
+        await rig.settled()
+        for _ in range(5):
+            await rig.poll(20)
+        block = sim.world.mine(only=whales)
+        await rig.settled()
+        assert [rig.told(whale) for whale in whales] == [["alert", "confirmed"]] * 2
+        scan = (await rig.scans())[block.height]
+        assert (scan.seen, scan.late, scan.missed_never_relayed) == (2, 0, 0)
+        assert scan.lead_s == pytest.approx(106, abs=8)
+        assert rig.tally.covers == {Cover.SEEN: 2}
+        assert len(rig.tally.leads_s) == 2
+
+
+async def test_a_prediction_is_scored_by_the_block_that_came(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        predicted = rig.events[0].whale.alert.predicted_confirmation_block
+        assert predicted == sim.world.chain.tip.height + 1
+        sim.world.mine(only=())
+        sim.world.mine(only=())
+        sim.world.mine()
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed"]
+        update = rig.events[-1].update
+        assert update is not None
+        assert update.blocks_off == 2
+        assert rig.metrics.registry.get_sample_value("whaled_prediction_error_blocks_count") == 1
+
+
+async def test_twenty_blocks_at_once_leave_no_hole(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        first = sim.world.chain.tip.height + 1
+        known = [sim.world.pay(150 * BTC).txid for _ in range(2)]
+        await rig.settled()
+        hidden = []
+        for _ in range(20):
+            hidden.append(sim.world.pay(150 * BTC, relay=False))
+            sim.world.mine([hidden[-1]])
+        await rig.settled()
+        for whale in [*known, *(tx.txid for tx in hidden)]:
+            assert rig.told(whale) == ["alert", "confirmed"]
+        assert await rig.chain_is_scanned(first)
+        offsets = [event.offset for event in rig.events]
+        assert offsets == list(range(1, len(offsets) + 1))
+
+
+async def test_catching_up_begins_with_the_newest_and_ends_at_the_bound(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path):
+            pass
+        hidden = []
+        for _ in range(12):
+            hidden.append(sim.world.pay(150 * BTC, relay=False))
+            sim.world.mine([hidden[-1]])
+        await sim.poll()
+        tip = sim.world.chain.tip.height
+        async with watching(sim, clock, tmp_path, max_blocks=8) as rig:
+            assert rig.sources().keys() == {tx.txid for tx in hidden[4:]}
+            alerts = [event.whale.alert.transaction_id for event in rig.events if event.update is None]
+            assert alerts == [tx.txid for tx in reversed(hidden[4:])]
+            assert rig.tally.skipped_blocks == 4
+            assert await rig.chain_is_scanned(tip - 7)
+        async with watching(sim, clock, tmp_path, max_blocks=8) as rig:
+            assert rig.tally.skipped_blocks == 0
+            assert rig.events == []
+
+
+async def test_a_block_between_the_first_connection_and_the_first_answer_is_scanned(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        await sim.poll()
+        sim.fail_rest(status=500, times=3)
+        async with watching(sim, clock, tmp_path, settled=False) as rig:
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+            sim.world.mine([hidden])
+            await rig.poll()
+            await rig.settled()
+            await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
+
+
+@pytest.mark.parametrize("database", [False, True])
+@pytest.mark.parametrize("depth", [1, 3, 9])
+async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_new_branch(
+    tmp_path: Path, depth: int, database: bool
+) -> None:
+    async with world(database=database) as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        first = sim.world.chain.tip.height + 1
+        whales = []
+        for _ in range(depth):
+            whales.append(sim.world.pay(150 * BTC).txid)
+            await rig.poll()
+            sim.world.mine()
+            await rig.settled()
+        # Deep enough in the past for the simulated backend to find where the branches part.
+        sim.world.reorg(depth, keep=whales)
+        await rig.settled()
+        for whale in whales:
+            assert rig.told(whale) == ["alert", "confirmed", "pending", "confirmed"]
+            (latest,) = [event.update for event in rig.events if event.whale.alert.transaction_id == whale][-1:]
+            assert latest is not None
+            assert latest.block_hash == sim.truth[whale].block_hash
+        assert await rig.chain_is_scanned(first)
+        assert rig.tally.reorgs == [depth]
+
+
+async def test_a_whale_that_the_new_branch_left_out_is_pending_until_it_is_mined_again(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.poll()
+        sim.world.mine()
+        await rig.settled()
+        sim.world.reorg(1, keep=())
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed", "pending"]
+        sim.world.mine()
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed", "pending", "confirmed"]
+
+
+async def test_a_double_spend_in_the_new_branch_is_the_end_of_a_whale(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=60.0) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.poll()
+        sim.world.mine()
+        await rig.settled()
+        sim.world.reorg(1, double_spend=[whale], keep=())
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed", "pending"]
+        assert sim.truth[whale].fate is not Fate.CONFIRMED
+        for _ in range(3):
+            await rig.poll(40)
+            await rig.settled()
+        await rig.until(lambda: rig.told(whale)[-1] in {"dropped", "replaced"})
+        assert rig.told(whale)[:3] == ["alert", "confirmed", "pending"]
+
+
+async def test_a_block_that_died_before_it_could_be_scanned_confirms_nothing(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        sim.fail_rest(status=503, times=1_000)
+        sim.world.mine()
+        await rig.poll()
+        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed"])  # by the stream
+        sim.world.reorg(1, keep=())
+        await rig.poll()
+        sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        await rig.settled()
+        await rig.poll(70)
+        await rig.settled()
+        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
+
+
+async def test_a_kill_between_the_commit_and_the_row_of_a_block_is_made_good(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            whale = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+            block = sim.world.mine()
+            await rig.settled()
+            assert rig.told(whale) == ["alert", "confirmed"]
+            await rig.log.forget_scan(block.height)  # as if it had never come to it
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.events == []
+            assert await rig.chain_is_scanned(block.height)
+            scan = (await rig.scans())[block.height]
+            assert (scan.seen, scan.late) == (1, 0)
+
+
+async def test_a_block_that_died_between_the_commit_and_its_row_is_undone_after_a_restart(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            whale = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+            dead = sim.world.mine()
+            await rig.settled()
+            await rig.log.forget_scan(dead.height)
+            await rig.log.set_state("verified_offset", "0")
+        sim.world.reorg(1, keep=())
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            await rig.until(lambda: rig.told(whale) == ["pending"])
+
+
+async def test_a_node_that_is_only_behind_undoes_nothing(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        sim.world.mine()
+        sim.world.mine()
+        await rig.settled()
+        taken = [sim.world.chain.disconnect() for _ in range(2)]
+        sim.drop_link()
+        await rig.until(lambda: rig.tally.snapshots == 2)
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed"]
+        for block in reversed(taken):
+            sim.world.chain.connect(block)
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.tally.reorgs == []
+
+
+async def test_flip_flop_between_two_branches_is_told_each_time(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        chain = sim.world.chain
+        whale = sim.world.pay(150 * BTC)
+        await rig.settled()
+        there = sim.world.mine(only=[whale.txid])
+        await rig.settled()
+        chain.disconnect()
+        others = [sim.world.mine(only=()) for _ in range(2)]
+        await rig.settled()
+        assert rig.told(whale.txid) == ["alert", "confirmed", "pending"]
+        assert [chain.disconnect() for _ in range(2)] == others[::-1]
+        chain.connect(there)
+        for _ in range(2):
+            sim.world.mine(only=())
+        await rig.settled()
+        assert rig.told(whale.txid) == ["alert", "confirmed", "pending", "confirmed"]
+        refs = [event.ref for event in rig.events if event.kind == "confirmed"]
+        assert refs == [there.hash, f"{there.hash}#2"]
+        drafts = [event.update for event in rig.events if event.kind == "confirmed"]
+        assert [update and update.block_hash for update in drafts] == [there.hash, there.hash]

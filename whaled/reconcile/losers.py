@@ -1,0 +1,84 @@
+"""Whales that came and were replaced while nobody listened: only who replaced them still tells of them."""
+
+from collections.abc import Iterable, Sequence
+
+from whaled.model import Draft, Source
+from whaled.reconcile.patience import Patience
+from whaled.reconcile.tools import Tools, say
+from whaled.upstream.families import Relative
+from whaled.whales import lifecycle
+
+BEGAN_KEY = "began_at"
+
+
+class Losers:
+    """Looks through trees of replacements for whales that are not known."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._patience = Patience(tools.monotonic)
+        # By the transaction that nobody replaced. At most what the backend shows: 25.
+        self._families: dict[str, list[Relative]] = {}
+        self._is_due = False
+
+    def ask(self) -> None:
+        """The latest replacements are to be looked through."""
+        self._is_due = True
+
+    def next_due(self) -> float | None:
+        """When to ask again for what could not be answered (monotonic)."""
+        return self._patience.next_due()
+
+    async def look(self) -> bool:
+        """Look through the latest replacements if that is due. False if there is more to do. Raises RestError."""
+        if self._is_due:
+            families = await self._tools.questions.latest_families()
+            self._families = {family[0].txid: family for family in families}
+            self._patience.keep(self._families)
+            self._is_due = False
+
+        async def tell(root: str) -> None:
+            await say(self._tools, await self.drafts(self._families[root]))
+            del self._families[root]
+
+        due = [root for root in self._families if self._patience.is_due(root)]
+        return await self._tools.each(due, tell, self._patience)
+
+    async def drafts(self, family: Sequence[Relative]) -> list[Draft]:
+        """Alerts of those of a tree that were whales and are not known, and who took their place; the oldest first.
+
+        Those from before whaled's first start are left out. Raises RestError.
+        """
+        tools = self._tools
+        wanted = [each for each in reversed(family) if self._may_be_whale(each)]
+        if not wanted:
+            return []
+        began = float(await tools.log.state(BEGAN_KEY) or 0)
+        known = await tools.log.whales(each.txid for each in wanted)
+        told: list[Draft] = []
+        for each in wanted:
+            if each.txid not in known and each.seen is not None and each.seen >= int(began):
+                told += await self._drafts_of(each, family)
+        return told
+
+    def _may_be_whale(self, each: Relative) -> bool:
+        return (
+            each.replaced_by is not None and each.value is not None and each.value >= self._tools.committer.minimum_sat
+        )
+
+    async def _drafts_of(self, loser: Relative, family: Iterable[Relative]) -> list[Draft]:
+        tools = self._tools
+        transaction = await tools.questions.cached(loser.txid)
+        if transaction is None or loser.replaced_by is None:
+            return []
+        now = tools.clock()
+        whale = tools.committer.assess(
+            transaction,
+            source=Source.SNAPSHOT,
+            now=now,
+            market=tools.committer.market,
+            replaces=next((each.txid for each in family if each.replaced_by == loser.txid), None),
+        )
+        return (
+            [] if whale is None else [lifecycle.alerted(whale, now), lifecycle.replaced(whale, loser.replaced_by, now)]
+        )

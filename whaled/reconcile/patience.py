@@ -1,0 +1,44 @@
+"""When to ask again what could not be answered: later each time, while everything else goes on."""
+
+from collections.abc import Callable, Hashable, Iterable
+
+FIRST_S = 1.0
+MOST_S = 60.0
+# A server may ask for any pause; beyond this it is not believed.
+ASKED_MOST_S = 3600.0
+
+
+class Patience:
+    """What failed lately. Keys are remembered until they are forgotten: their owner has them in a bounded queue.
+
+    Times are those of `monotonic`: a clock that is set back must not make anything wait.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._waits: dict[Hashable, tuple[float, float]] = {}
+
+    def failed(self, key: Hashable, asked_s: float | None = None) -> float:
+        """It could not be answered. Returns how many seconds it waits, at least those that the server asked for."""
+        _, wait_s = self._waits.get(key, (0.0, FIRST_S))
+        pause_s = max(wait_s, min(asked_s or 0.0, ASKED_MOST_S))
+        self._waits[key] = (self._monotonic() + pause_s, min(2 * wait_s, MOST_S))
+        return pause_s
+
+    def forget(self, key: Hashable) -> bool:
+        """It was answered, or nobody wants to know any more. Whether it had failed."""
+        return self._waits.pop(key, None) is not None
+
+    def keep(self, keys: Iterable[Hashable]) -> None:
+        """Only these are still wanted."""
+        if self._waits:
+            wanted = set(keys)
+            self._waits = {key: wait for key, wait in self._waits.items() if key in wanted}
+
+    def is_due(self, key: Hashable) -> bool:
+        """Whether it may be asked now."""
+        return key not in self._waits or self._waits[key][0] <= self._monotonic()
+
+    def next_due(self) -> float | None:
+        """When the first of those that failed may be asked again."""
+        return min((due for due, _ in self._waits.values()), default=None)
