@@ -29,7 +29,7 @@ PAGE = 500
 PRICE_VALID_S = 7200.0
 # Times of blocks that were heard, remembered until they are scanned.
 HEARD_LIMIT = 200
-# Assumed between two blocks where the one before is unknown.
+# Before a block that has none before it.
 BLOCK_SPACING_S = 600.0
 
 
@@ -217,7 +217,8 @@ class Blocks:
                     sightings += [Sighting(None)] * any(draft.kind is Kind.CONFIRMED for draft in found)
         if problem is not None:
             raise problem
-        missed = self._spans.why_missed(await self._before(block), at)
+        is_missed = any(seen.lead_s is None for seen in sightings)
+        missed = self._spans.why_missed(await self._before(block) if is_missed else at, at)
         await tools.log.put_scan(scan_of(block.height, block.hash, float(block.timestamp), now, sightings, missed))
         self._heard.pop(block_hash, None)
         tools.meter.scanned(
@@ -254,7 +255,11 @@ class Blocks:
     async def _before(self, block: Block) -> float:
         """When the block before was mined."""
         before = await self._tools.log.scans(block.height - 1, block.height - 1)
-        return before[0].mined_at if before else block.timestamp - BLOCK_SPACING_S
+        if before:
+            return before[0].mined_at
+        if block.previous_hash is None:
+            return block.timestamp - BLOCK_SPACING_S
+        return float((await self._tools.questions.block(block.previous_hash)).timestamp)
 
 
 def _sighting(whale: Whale, block_at: float) -> Sighting:
