@@ -24,13 +24,13 @@ PACKAGES = {"alertmanager": "prometheus-alertmanager", "amtool": "prometheus-ale
 
 
 def needed(tool: str) -> str:
-    """The path of a tool; without it the test is skipped, or fails under WHALED_REQUIRE_PROMETHEUS=1."""
+    """The path of a tool; without it the test is skipped, or fails under REQUIRE_PROMETHEUS=1."""
     for name in NAMES.get(tool, (tool,)):
         path = shutil.which(name)
         if path is not None:
             return path
     reason = f"{tool} is not installed (Debian: apt-get install {PACKAGES.get(tool, 'prometheus')})"
-    if os.environ.get("WHALED_REQUIRE_PROMETHEUS") == "1":
+    if os.environ.get("REQUIRE_PROMETHEUS") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
 

@@ -20,7 +20,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def cannot(reason: str) -> NoReturn:
     """Skip, unless this is a machine that was said to be able to."""
-    if os.environ.get("WHALED_REQUIRE_SYSTEMD") == "1":
+    if os.environ.get("REQUIRE_SYSTEMD") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
 
