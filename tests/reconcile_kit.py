@@ -1,12 +1,16 @@
 """A simulated backend, and all of whaled between its socket and the clients, in one process and on one clock."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import aiohttp
+from aiohttp import web
 
 from whaled.config.sections import Backfill, Detection, Upstream
 from whaled.config.sections import EventLog as EventLogSettings
@@ -157,12 +161,16 @@ class Rig:
         self.clock.ahead_s += seconds
         await self.sim.poll(seconds)
 
+    async def heard(self) -> None:
+        """Wait until everything that the backend said until now was taken in, and another round of work is over."""
+        mark = self.sim.world.pay(1_000_000).txid
+        await self.poll()
+        await self.until(lambda: self.tally.rounds > self.ear.rounds.get(mark, self.tally.rounds))
+
     async def settled(self) -> None:
         """Wait until everything that the backend said until now was taken in, and nothing is left to ask."""
         for _ in range(2):  # a round may be under way, which did not hear all
-            mark = self.sim.world.pay(1_000_000).txid
-            await self.poll()
-            await self.until(lambda mark=mark: self.tally.rounds > self.ear.rounds.get(mark, self.tally.rounds))  # type: ignore[misc]
+            await self.heard()
             await self.until(lambda: self.tally.open["blocks"] == self.tally.open["candidates"] == 0)
 
     async def scans(self) -> dict[int, Scan]:
@@ -185,6 +193,54 @@ async def world(**settings: Any) -> AsyncIterator[tuple[Simulator, Clock]]:
         yield sim, clock
 
 
+class Front:
+    """A proxy before the backend's REST interface, which answers some paths itself: `spoil` says which and how."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.asked: list[str] = []
+        self._spoiled: list[tuple[re.Pattern[str], int, bytes, dict[str, str]]] = []
+
+    def spoil(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
+        """Answer every path that matches with this from now on."""
+        self._spoiled.append((re.compile(path), status, body, headers))
+
+    def mend(self) -> None:
+        """Answer as the backend does."""
+        self._spoiled.clear()
+
+    def times(self, path: str) -> int:
+        """How often paths that match were asked for."""
+        return sum(re.fullmatch(path, asked) is not None for asked in self.asked)
+
+    @asynccontextmanager
+    async def before(self, sim: Simulator) -> AsyncIterator[Self]:
+        """Listen."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            path = request.raw_path.removeprefix("/api/v1/")
+            self.asked.append(path)
+            for pattern, status, body, headers in self._spoiled:
+                if pattern.fullmatch(path):
+                    return web.Response(status=status, body=body, headers=headers)
+            url = f"{sim.rest_url}/{path}"
+            async with session.request(request.method, url, data=await request.read()) as real:
+                return web.Response(status=real.status, body=await real.read(), content_type=real.content_type)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        async with aiohttp.ClientSession() as session:
+            await runner.setup()
+            try:
+                site = web.TCPSite(runner, "127.0.0.1", 0)
+                await site.start()
+                self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/api/v1/"
+                yield self
+            finally:
+                await runner.cleanup()
+
+
 @asynccontextmanager
 async def watching(
     sim: Simulator,
@@ -192,12 +248,19 @@ async def watching(
     directory: Path,
     *,
     settled: bool = True,
+    front: Front | None = None,
     detection: Detection | None = None,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """whaled from its start to its end, which comes without warning; the log stays in the directory."""
     backfill = Backfill(**{"requests_per_second": 2000.0, **settings})
-    upstream = Upstream(url=sim.url, rest_timeout=0.3, reconnect_initial=0.02, reconnect_max=0.02)
+    upstream = Upstream(
+        url=sim.url,
+        rest_url=None if front is None else front.url,
+        rest_timeout=0.3,
+        reconnect_initial=0.02,
+        reconnect_max=0.02,
+    )
     metrics = Metrics()
     tally = Tally()
     async with (

@@ -252,7 +252,7 @@ class Http:
             return None
         try:
             return msgspec.json.decode(raw, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
             raise RestError(
                 RestFailure.GARBAGE, f"{self.shown_base}{path}: {exc}; the answer begins with {excerpt!r}"

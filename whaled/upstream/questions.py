@@ -68,7 +68,7 @@ class _Header(Struct):
 
 
 class _Rbf(Struct):
-    replacements: Tree | None = None
+    replacements: Tree | None
 
 
 class Questions:

@@ -1,0 +1,264 @@
+"""Whatever the backend answers, what is known stays, the failure is counted, and it comes right once answers do."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+from reconcile_kit import BTC, Clock, Front, Rig, watching, world
+
+from whaled.config.sections import Basis, Detection
+from whaled.simulator.server import Simulator
+from whaled.upstream.dialect import decode
+from whaled.upstream.http import RestFailure
+from whaled.upstream.news import Received
+
+
+@asynccontextmanager
+async def behind(front: Front) -> AsyncIterator[tuple[Simulator, Clock]]:
+    """A simulated backend with a proxy before its REST interface."""
+    async with world() as (sim, clock), front.before(sim):
+        yield sim, clock
+
+
+async def later(rig: Rig, times: int = 2) -> None:
+    """Let what failed be due again, and asked again."""
+    for _ in range(times):
+        await rig.poll(70)
+        await rig.settled()
+
+
+GARBAGE = b"<html>502 Bad Gateway</html>"
+NESTED = b"[" * 100_000
+ANSWERS = {
+    "not found": (404, b"", RestFailure.NOT_FOUND),
+    "too many": (429, b"", RestFailure.RATE_LIMITED),
+    "broken": (500, b"", RestFailure.SERVER_ERROR),
+    "not ready": (503, b"", RestFailure.SERVER_ERROR),
+    "garbage": (200, GARBAGE, RestFailure.GARBAGE),
+    "empty": (200, b"", RestFailure.GARBAGE),
+    "null": (200, b"null", RestFailure.GARBAGE),
+    "another shape": (200, b'{"txid":7}', RestFailure.GARBAGE),
+    "nested": (200, NESTED, RestFailure.GARBAGE),
+    "moved": (302, b"", RestFailure.REDIRECTED),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_right(
+    tmp_path: Path, answer: str
+) -> None:
+    status, body, reason = ANSWERS[answer]
+    front = Front()
+    async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front, drop_after=1.0) as rig:
+        mined, gone, kept = (sim.world.pay(150 * BTC).txid for _ in range(3))
+        await rig.settled()
+        sim.world.mine(only=[mined])
+        await rig.settled()
+        front.spoil(".*", status, body)
+        sim.world.chain.evict(gone)
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([hidden], only=())
+        await rig.poll()
+        await rig.until(lambda: rig.tally.failures.total() > 0)
+        for _ in range(3):
+            await rig.poll(70)
+        assert rig.tally.failures[reason] == rig.tally.failures.total()
+        told = {txid: rig.told(txid) for txid in (mined, gone, kept, hidden.txid)}
+        assert told == {mined: ["alert", "confirmed"], gone: ["alert"], kept: ["alert"], hidden.txid: []}
+        front.mend()
+        await later(rig, 3)
+        await rig.until(lambda: rig.told(gone) == ["alert", "dropped"])
+        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert rig.told(mined) == ["alert", "confirmed"]
+        assert rig.told(kept) == ["alert"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "another shape",
+        "nested",
+        *(pytest.param(answer, marks=pytest.mark.slow) for answer in ("broken", "garbage", "null")),
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["tx/[0-9a-f]+", "tx/[0-9a-f]+/rbf", "tx/[0-9a-f]+/status", "mempool/txids", "replacements"]
+)
+async def test_one_call_that_fails_does_not_hold_up_the_others(tmp_path: Path, path: str, answer: str) -> None:
+    status, body, _ = ANSWERS[answer]
+    front = Front()
+    async with behind(front) as (sim, clock):
+        there = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        front.spoil(path, status, body)
+        async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
+            await rig.until(lambda: rig.tally.snapshots == 1)
+            known, left = (sim.world.pay(150 * BTC).txid for _ in range(2))
+            await rig.poll()
+            await rig.until(lambda: {known, left} <= rig.sources().keys())
+            sim.world.chain.evict(left)
+            block = sim.world.mine(only=[known])
+            for _ in range(3):
+                await rig.poll(70)
+                await rig.heard()
+            await rig.until(lambda: rig.told(known) == ["alert", "confirmed"])
+            await rig.until(lambda: rig.tally.covers.total() == 1)
+            assert block.height in await rig.scans()
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+            front.mend()
+            await later(rig, 4)
+            assert rig.told(known) == ["alert", "confirmed"]
+            assert rig.told(there) == ["alert"]
+
+
+async def test_a_whale_that_cannot_be_fetched_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock):
+        stuck = sim.world.pay(150 * BTC, rate=400.0).txid
+        others = [sim.world.pay(150 * BTC).txid for _ in range(5)]
+        await sim.poll()
+        front.spoil(f"tx/{stuck}", 500)
+        async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
+            await rig.until(lambda: rig.sources().keys() == set(others))
+            await rig.until(lambda: rig.tally.open.get("candidates") == 1)
+            hidden = sim.world.pay(150 * BTC, relay=False)
+            sim.world.mine([hidden], only=())
+            await rig.poll()
+            await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
+            front.mend()
+            await later(rig)
+            assert rig.told(stuck) == ["alert"]
+
+
+async def test_a_block_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock):
+        async with watching(sim, clock, tmp_path, front=front):
+            pass
+        blocks = []
+        whales = []
+        for _ in range(9):
+            whales.append(sim.world.pay(150 * BTC, relay=False))
+            blocks.append(sim.world.mine([whales[-1]]))
+        await sim.poll()
+        for place in (8, 7, 6, 3):
+            front.spoil(f"block/{blocks[place].hash}/summary", 500)
+        async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
+            await rig.until(lambda: rig.tally.open.get("blocks") == 4)
+            assert rig.sources().keys() == {whales[place].txid for place in (0, 1, 2, 4, 5)}
+            front.mend()
+            await later(rig)
+            assert rig.sources().keys() == {tx.txid for tx in whales}
+            assert await rig.chain_is_scanned(blocks[0].height)
+
+
+async def test_a_whale_of_a_block_that_the_backend_does_not_find_is_asked_for_until_it_does(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
+        hidden = [sim.world.pay(150 * BTC, relay=False) for _ in range(2)]
+        known = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        front.spoil("block/[0-9a-f]+/txs/.*", 200, b"[]")
+        front.spoil(f"tx/{hidden[0].txid}", 404)
+        block = sim.world.mine(hidden)
+        await rig.poll()
+        await rig.until(lambda: rig.told(hidden[1].txid) == ["alert", "confirmed"])
+        assert rig.told(known) == ["alert", "confirmed"]
+        await rig.until(lambda: rig.tally.failures[RestFailure.INCOMPLETE] > 0)
+        assert block.height not in await rig.scans()
+        front.mend()
+        await later(rig)
+        assert rig.told(hidden[0].txid) == ["alert", "confirmed"]
+        assert block.height in await rig.scans()
+
+
+async def test_a_chain_that_answers_nonsense_undoes_nothing(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        sim.world.mine()
+        await rig.settled()
+        for status, body in ((404, b""), (200, GARBAGE), (200, b""), (204, b""), (200, b"00")):
+            front.mend()
+            front.spoil("block-height/.*", status, body)
+            sim.world.mine()
+            await rig.poll(70)
+            before = rig.tally.failures.total()
+            await rig.poll(70)
+            await rig.until(lambda before=before: rig.tally.failures.total() > before)  # type: ignore[misc]
+        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.tally.reorgs == []
+
+
+async def test_a_backend_without_these_calls_is_told_of_once_and_asked_now_and_then(tmp_path: Path) -> None:
+    """As in esplora mode, asked at the backend's own port: electrs has those routes."""
+    front = Front()
+    front.spoil("mempool/.*|tx/[0-9a-f]+(/status)?|block-height/.*|block/[0-9a-f]+/txs.*|blocks/tip/hash", 404)
+    async with behind(front) as (sim, clock):
+        there = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        with structlog.testing.capture_logs() as lines:
+            async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
+                await rig.until(lambda: rig.tally.snapshots == 1)
+                whale = sim.world.pay(150 * BTC).txid
+                await rig.poll()
+                for _ in range(50):
+                    await rig.heard()
+                sim.world.mine()
+                await rig.poll()
+                await rig.until(lambda: rig.told(whale) == ["alert", "confirmed"])
+                assert rig.told(there) == []
+                assert rig.tally.failures.keys() == {RestFailure.NOT_FOUND}
+                assert front.times("block-height/.*") < 10
+                assert rig.tally.open["candidates"] == 1  # nothing is given up
+        told = [line for line in lines if line["event"] == "the backend cannot be asked, gaps stay open"]
+        assert len(told) == 1
+        assert "block-height" in told[0]["problem"]
+
+
+async def test_a_pause_that_the_server_asks_for_is_kept(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
+        front.spoil(".*", 429, b"", **{"Retry-After": "300"})
+        sim.world.mine()
+        await rig.poll()
+        await rig.until(lambda: rig.tally.failures[RestFailure.RATE_LIMITED] == 1)
+        asked = len(front.asked)
+        for _ in range(4):
+            await rig.poll(70)
+        assert len(front.asked) == asked
+        front.mend()
+        await later(rig)
+        assert rig.tally.open["blocks"] == 0
+        assert len(await rig.scans()) == 1
+
+
+async def test_ids_from_the_stream_that_are_none_harm_nobody(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        strange = "../" * 21 + "%"
+        delta = {"sequence": 0, "added": [], "removed": [strange], "mined": [strange], "replaced": []}
+        added = {"txid": strange, "version": 2, "vin": [], "vout": [{"value": 150 * BTC, "scriptpubkey": ""}]}
+        raw = json.dumps({"mempool-transactions": {**delta, "added": [added]}})
+        received = Received(frame=decode(raw), received_at=clock(), received_monotonic=clock(), raw_bytes=len(raw))
+        await rig.pipeline.handle(received)
+        rig.ear.hear(received)
+        await rig.settled()
+        await later(rig)
+        assert rig.told(strange) == ["alert"]
+
+
+async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        whale = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        moved = sim.truth[whale].moved_sat
+        detection = Detection(basis=Basis.MOVED, threshold_btc=moved / BTC)
+        async with watching(sim, clock, tmp_path, detection=detection) as rig:
+            assert rig.told(whale) == ["alert"]
+        detection = Detection(basis=Basis.MOVED, threshold_btc=(moved + 1) / BTC)
+        async with watching(sim, clock, tmp_path / "..", detection=detection) as rig:
+            assert rig.told(whale) == []

@@ -1,0 +1,182 @@
+"""What became of a whale that left the mempool without a word, and what is said of one that comes back."""
+
+from pathlib import Path
+
+import pytest
+from reconcile_kit import BTC, Rig, watching, world
+
+from whaled.model import Kind
+
+
+async def wait(rig: Rig, seconds: float) -> None:
+    """Let time go by until what is due then was asked."""
+    await rig.poll(seconds)
+    await rig.settled()
+
+
+async def test_a_whale_replaced_while_nobody_listened_is_replaced_and_linked_both_ways(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            old = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+        new = sim.world.replace(old).txid
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.told(old) == ["replaced"]
+            assert rig.told(new) == ["alert"]
+            by_txid = {event.whale.alert.transaction_id: event for event in rig.events}
+            assert by_txid[new].whale.alert.replaces == old
+            update = by_txid[old].update
+            assert update is not None
+            assert update.replaced_by == new
+
+
+async def test_a_whale_cancelled_and_buried_while_nobody_listened_is_replaced(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            old = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+        by = sim.world.cancel(old).txid
+        sim.world.mine()
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            await wait(rig, 5)
+            await rig.until(lambda: rig.told(old) == ["replaced"])
+            assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by]
+
+
+async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path):
+            pass
+        first = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        second = sim.world.replace(first).txid
+        await sim.poll()
+        third = sim.world.replace(second).txid
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert [rig.told(txid) for txid in (first, second, third)] == [
+                ["alert", "replaced"],
+                ["alert", "replaced"],
+                ["alert"],
+            ]
+            assert rig.sources() == dict.fromkeys((first, second, third), "snapshot")
+            replaces = {
+                event.whale.alert.transaction_id: event.whale.alert.replaces
+                for event in rig.events
+                if event.kind is Kind.ALERT
+            }
+            assert replaces == {first: None, second: first, third: second}
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.events == []
+
+
+async def test_a_whale_that_came_and_was_cancelled_while_nobody_listened_is_told(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path):
+            pass
+        whale = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        by = sim.world.cancel(whale).txid
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.told(whale) == ["alert", "replaced"]
+            (update,) = [event.update for event in rig.events if event.kind is Kind.REPLACED]
+            assert update is not None
+            assert update.replaced_by == by
+
+
+async def test_what_was_replaced_before_the_first_start_is_left_alone(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        old = sim.world.pay(150 * BTC).txid
+        await sim.poll(100)
+        clock.ahead_s += 100
+        new = sim.world.replace(old).txid
+        await sim.poll(100)
+        clock.ahead_s += 100
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.sources() == {new: "snapshot"}
+
+
+async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was_asked(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        sim.world.chain.evict(whale)
+        await wait(rig, 5)
+        assert rig.told(whale) == ["alert"]
+        assert rig.tally.open["fates"] == 1
+        await wait(rig, 40)
+        assert rig.told(whale) == ["alert"]
+        sim.fail_rest(status=503, times=6)
+        await wait(rig, 60)
+        await wait(rig, 70)
+        await wait(rig, 70)
+        await rig.until(lambda: rig.told(whale) == ["alert", "dropped"])
+        assert rig.tally.open["fates"] == 0
+
+
+async def test_a_dropped_whale_that_comes_back_is_pending_again(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=10.0) as rig:
+        tx = sim.world.pay(150 * BTC)
+        for _ in range(2):
+            await rig.settled()
+            sim.world.chain.evict(tx.txid)
+            await wait(rig, 5)
+            await wait(rig, 20)
+            await rig.until(lambda: rig.told(tx.txid)[-1] == "dropped")
+            sim.world.send(tx)
+            await rig.settled()
+            await rig.until(lambda: rig.told(tx.txid)[-1] == "pending")
+        assert rig.told(tx.txid) == ["alert", "dropped", "pending", "dropped", "pending"]
+        refs = [event.ref for event in rig.events if event.kind is Kind.DROPPED]
+        assert refs == ["", "#2"]
+
+
+async def test_a_dropped_whale_that_came_back_while_nobody_listened_is_pending_again(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path, drop_after=10.0) as rig:
+            tx = sim.world.pay(150 * BTC)
+            await rig.settled()
+            sim.world.chain.evict(tx.txid)
+            await wait(rig, 5)
+            await wait(rig, 20)
+            assert rig.told(tx.txid) == ["alert", "dropped"]
+        sim.world.send(tx)
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.told(tx.txid) == ["pending"]
+
+
+async def test_a_whale_that_left_while_nobody_listened_is_looked_for(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            whales = [sim.world.pay(150 * BTC).txid for _ in range(2)]
+            await rig.settled()
+        sim.world.chain.evict(whales[0])
+        sim.world.mine()
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, drop_after=10.0) as rig:
+            await wait(rig, 5)
+            await wait(rig, 20)
+            await rig.until(lambda: rig.told(whales[0]) == ["dropped"])
+            assert rig.told(whales[1]) == ["confirmed"]
+
+
+@pytest.mark.parametrize("forget", [False, True])
+async def test_a_node_that_loses_its_mempool_costs_no_whale(tmp_path: Path, forget: bool) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0) as rig:
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        sim.lose_bitcoind(forget=forget)
+        for _ in range(6):
+            await rig.poll(2)
+        sim.find_bitcoind()
+        await rig.settled()
+        if forget:
+            sim.world.send(tx)
+        await rig.settled()
+        await wait(rig, 200)
+        await wait(rig, 200)
+        assert rig.told(tx.txid) == ["alert"]
