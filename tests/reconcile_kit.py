@@ -119,7 +119,7 @@ class Ear:
 class Rig:
     """whaled at work on a simulated backend."""
 
-    def __init__(self, sim: Simulator, clock: Clock, log: EventLog, pipeline: Pipeline, tally: Tally) -> None:
+    def __init__(self, sim: Any, clock: Clock, log: EventLog, pipeline: Pipeline, tally: Tally) -> None:
         self.sim = sim
         self.clock = clock
         self.log = log
@@ -243,7 +243,7 @@ class Front:
 
 @asynccontextmanager
 async def watching(
-    sim: Simulator,
+    sim: Any,
     clock: Clock,
     directory: Path,
     *,
@@ -252,7 +252,10 @@ async def watching(
     detection: Detection | None = None,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """whaled from its start to its end, which comes without warning; the log stays in the directory."""
+    """whaled from its start to its end, which comes without warning; the log stays in the directory.
+
+    `sim` is a Simulator, or anything that listens at its `url`.
+    """
     backfill = Backfill(**{"requests_per_second": 2000.0, **settings})
     upstream = Upstream(
         url=sim.url,
