@@ -5,8 +5,9 @@ keys and never by a message type. docs/upstream.md has what was measured; paths 
 relative to its `backend/src/`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -14,11 +15,13 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from whaled.errors import UpstreamError
 from whaled.model import Block, FeeMarket, ProjectedBlock, Transaction
-from whaled.upstream.transactions import Glance, Rate, Satoshi, Txid, at_least
+from whaled.upstream.transactions import UNREADABLE, Glance, Number, Rate, Satoshi, Txid, at_least
 
 PING = '{"action":"ping"}'
 # The dollar is the only currency whaled speaks of; the backend sends up to 34.
 CURRENCY = "USD"
+# What is beyond is no price, and what follows would overflow.
+MAX_USD = 1e12
 # Of a frame that cannot be read, as much as helps in a log line.
 SAMPLE_LIMIT = 200
 
@@ -64,7 +67,7 @@ class Replacement(Struct, frozen=True):
     by: str
 
 
-class Delta(Struct, frozen=True, kw_only=True):
+class Delta(Struct, frozen=True, kw_only=True, dict=True):
     """A `mempool-transactions` part: how the mempool changed.
 
     `removed` does not mean dropped and `mined` names every transaction of the block, coinbase included. `malformed`
@@ -99,17 +102,30 @@ class Delta(Struct, frozen=True, kw_only=True):
 
         A pair can come again with a later replacer, so of several the one that left in this message is meant.
         """
-        replaced = [pair.replaced for pair in self.replaced if pair.by == txid]
+        return self._predecessors.get(txid)
+
+    @cached_property
+    def _predecessors(self) -> dict[str, str]:
+        """By replacer. Computed once: a walk through all pairs for each whale would be quadratic."""
         left = set(self.removed)
-        return next((old for old in replaced if old in left), replaced[0] if replaced else None)
+        found: dict[str, str] = {}
+        for pair in self.replaced:
+            known = found.setdefault(pair.by, pair.replaced)
+            if known not in left and pair.replaced in left:
+                found[pair.by] = pair.replaced
+        return found
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """The transactions of one projected block, with the sequence number of the delta they include."""
+    """The transactions of one projected block, with the sequence number of the delta they include.
+
+    `malformed` counts those that could not be read and are missing here.
+    """
 
     index: int
     sequence: int
     transactions: Sequence["_Stripped"] = ()
+    malformed: int = 0
 
     def at_least(self, minimum_sat: int) -> list[str]:
         """The txids of the transactions whose outputs add up to `minimum_sat` or more."""
@@ -157,6 +173,9 @@ class Frame(Struct, frozen=True, kw_only=True):
 # --- the wire shapes, only what is needed ----------------------------------------------------------------------------
 # gc=False: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
 
+# JavaScript counts exactly up to here.
+_Sequence = Annotated[int, Meta(ge=0, le=2**53)]
+
 
 class _Replaced(Struct, gc=False):
     replaced: Txid
@@ -164,7 +183,7 @@ class _Replaced(Struct, gc=False):
 
 
 class _Delta(Struct):
-    sequence: int
+    sequence: _Sequence
     added: list[Glance] = []
     removed: list[Txid] = []
     mined: list[Txid] = []
@@ -189,16 +208,22 @@ class _Stripped(Struct, array_like=True, gc=False):
 
 
 class _Snapshot(Struct):
-    index: int
-    sequence: int
+    index: Number
+    sequence: _Sequence
     # Absent in the deltas that follow the first answer.
     transactions: list[_Stripped] | None = field(name="blockTransactions", default=None)
 
 
+class _SnapshotParts(Struct):
+    index: Number
+    sequence: _Sequence
+    transactions: Raw = field(name="blockTransactions")
+
+
 class _Block(Struct, gc=False):
     id: Txid
-    height: Annotated[int, Meta(ge=0)]
-    timestamp: int
+    height: Number
+    timestamp: Number
     previous: str | None = field(name="previousblockhash", default=None)
 
 
@@ -255,9 +280,11 @@ _decode_frame = msgspec.json.Decoder(_Parts).decode
 _decode_keys = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_delta_parts = msgspec.json.Decoder(_DeltaParts).decode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
-_decode_int = msgspec.json.Decoder(int).decode
+_decode_sequence = msgspec.json.Decoder(_Sequence).decode
 _decode_txid = msgspec.json.Decoder(Txid).decode
 _decode_glance = msgspec.json.Decoder(Glance).decode
+_decode_snapshot_parts = msgspec.json.Decoder(_SnapshotParts).decode
+_decode_stripped = msgspec.json.Decoder(_Stripped).decode
 _decode_replaced = msgspec.json.Decoder(_Replaced).decode
 _TYPES = get_type_hints(_Parts, include_extras=True)
 _PARTS = {
@@ -274,7 +301,7 @@ def decode(raw: bytes | str) -> Frame:
     """
     try:
         return _frame(raw, _decode_frame(raw))
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return _decode_apart(raw)
 
 
@@ -283,12 +310,12 @@ def _decode_apart(raw: bytes | str) -> Frame:
         keys = _decode_keys(raw)
     except msgspec.ValidationError as error:
         raise DialectError(DialectFault.NOT_AN_OBJECT, str(error), _sample(raw)) from error
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise DialectError(DialectFault.MALFORMED, str(error), _sample(raw)) from error
     parts: dict[str, Any] = {}
     skipped: list[str] = []
     unknown: list[str] = []
-    malformed = 0
+    malformed: dict[str, int] = {}
     problem: Exception | None = None
     for key, value in keys.items():
         if key not in _PARTS:
@@ -297,14 +324,25 @@ def _decode_apart(raw: bytes | str) -> Frame:
         name, decoder = _PARTS[key]
         try:
             parts[name] = decoder(value)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        except UNREADABLE as error:
             skipped.append(key)
             problem = error
-            if name == "delta" and (rescued := _decode_delta_apart(value)) is not None:
-                parts[name], malformed = rescued
+            rescue = _RESCUES.get(name)
+            if rescue is not None and (rescued := rescue(value)) is not None:
+                parts[name], malformed[name] = rescued
     if problem is not None and not parts:
         raise DialectError(DialectFault.BAD_SHAPE, f"{skipped[-1]}: {problem}", _sample(raw)) from problem
     return _frame(raw, _Parts(**parts), tuple(skipped), tuple(unknown), malformed)
+
+
+def _decode_snapshot_apart(raw: Raw) -> tuple[_Snapshot, int] | None:
+    """A snapshot without the transactions that cannot be read, and how many these are. None if it is none at all."""
+    try:
+        parts = _decode_snapshot_parts(raw)
+    except UNREADABLE:
+        return None
+    good, bad = _each(parts.transactions, _decode_stripped)
+    return _Snapshot(parts.index, parts.sequence, good), bad
 
 
 def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
@@ -314,12 +352,12 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
     """
     try:
         parts = _decode_delta_parts(raw)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return None
     malformed = 0
     try:
-        sequence = _decode_int(parts.sequence)
-    except msgspec.DecodeError:
+        sequence = _decode_sequence(parts.sequence)
+    except UNREADABLE:
         sequence = 0
         malformed += 1
     lists = []
@@ -335,16 +373,22 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
     return _Delta(sequence, *lists), malformed
 
 
+_RESCUES: dict[str, Callable[[Raw], tuple[Any, int] | None]] = {
+    "delta": _decode_delta_apart,
+    "snapshot": _decode_snapshot_apart,
+}
+
+
 def _each(raw: Raw, decoder: Any) -> tuple[list[Any], int]:
     try:
         items = _decode_items(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return [], 1
     good = []
     for item in items:
         try:
             good.append(decoder(item))
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNREADABLE:
             continue
     return good, len(items) - len(good)
 
@@ -357,19 +401,27 @@ def _sample(raw: bytes | str) -> str:
 # --- from wire shapes to values --------------------------------------------------------------------------------------
 
 
+_NO_COUNTS: Mapping[str, int] = {}
+
+
 def _frame(
     raw: bytes | str,
     parts: _Parts,
     skipped: tuple[str, ...] = (),
     unknown: tuple[str, ...] = (),
-    malformed: int = 0,
+    malformed: Mapping[str, int] = _NO_COUNTS,
 ) -> Frame:
     snapshot = parts.snapshot
     conversions = parts.conversions
     usd = conversions.get(CURRENCY, -1.0) if conversions is not UNSET else -1.0
     return Frame(
-        delta=_delta(raw, parts.delta, malformed) if parts.delta is not UNSET else None,
-        snapshot=Snapshot(index=snapshot.index, sequence=snapshot.sequence, transactions=snapshot.transactions)
+        delta=_delta(raw, parts.delta, malformed.get("delta", 0)) if parts.delta is not UNSET else None,
+        snapshot=Snapshot(
+            index=snapshot.index,
+            sequence=snapshot.sequence,
+            transactions=snapshot.transactions,
+            malformed=malformed.get("snapshot", 0),
+        )
         if snapshot is not UNSET and snapshot.transactions is not None
         else None,
         block=_block(parts.block) if parts.block is not UNSET else None,
@@ -379,7 +431,7 @@ def _frame(
         if parts.projected is not UNSET
         else None,
         price_known=conversions is not UNSET,
-        btc_usd=usd if usd > 0 else None,
+        btc_usd=usd if 0 < usd <= MAX_USD else None,
         loading="mempool" in parts.loading if parts.loading is not UNSET else None,
         has_difficulty=parts.difficulty is not UNSET,
         is_init=parts.backend_info is not UNSET or "backendInfo" in skipped,

@@ -1,11 +1,10 @@
 """A transaction as the backend writes it: a glance at every one, the whole of those that matter. Pure."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 from whaled.model import SAT_PER_BTC, Input, Output, Transaction
 
@@ -13,13 +12,18 @@ from whaled.model import SAT_PER_BTC, Input, Output, Transaction
 
 Txid = Annotated[str, Meta(min_length=64, max_length=64)]
 # Above all coins there will ever be, a value is not one; sums stay far within 64 bits.
-Satoshi = Annotated[int, Meta(ge=0, le=21_000_000 * SAT_PER_BTC)]
-Rate = Annotated[float, Meta(ge=0)]
+MAX_SAT: Final = 21_000_000 * SAT_PER_BTC
+Satoshi = Annotated[int, Meta(ge=0, le=MAX_SAT)]
+# A rate of all coins for one vB, or so many vB: what is beyond is no measure, and what follows would overflow.
+Rate = Annotated[float, Meta(ge=0, le=MAX_SAT)]
+# Heights, times, positions and nSequence: 32 bits in a block or a transaction.
+Number = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 DELTA_KEY = b'"mempool-transactions"'
 # What follows the txid of a transaction, but not of an input or a summary that begins alike.
 VERSION = b',"version":'
-# As tolerant as the first look: control characters in strings do not matter.
-_JSON = json.JSONDecoder(strict=False)
+# A backend that writes otherwise does so always: looking for each transaction through all of a frame is quadratic.
+NOT_FOUND_LIMIT = 8
+UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class _Value(Struct, gc=False):
@@ -34,6 +38,15 @@ class Glance(Struct, gc=False):
     txid: Txid
     vout: list[_Value]
 
+    @property
+    def value_sat(self) -> int:
+        """Sum of all outputs, in satoshi."""
+        # A plain loop: twice as fast here as sum() over a generator or comprehension.
+        total = 0
+        for output in self.vout:
+            total += output.value
+        return total
+
 
 class _Output(Struct, gc=False):
     value: Satoshi
@@ -44,8 +57,8 @@ class _Output(Struct, gc=False):
 
 class _Input(Struct, gc=False):
     txid: str
-    vout: int
-    sequence: int
+    vout: Number
+    sequence: Number
     # null in none and electrum mode; filled in esplora mode; null for a coinbase.
     prevout: _Output | None = None
 
@@ -54,21 +67,66 @@ class _Status(Struct, gc=False):
     confirmed: bool = False
 
 
+# Negative is what a backend computes where it does not know the inputs; see `_transaction`.
+_Fee = Annotated[int, Meta(ge=-MAX_SAT, le=MAX_SAT)]
+
+
 class _Whole(Struct, gc=False):
     """Everything that is read of a transaction."""
 
     txid: Txid
     vin: list[_Input]
     vout: list[_Output]
-    fee: int | None = None
+    fee: _Fee | None = None
     rate: Rate | None = field(name="effectiveFeePerVsize", default=None)
     vsize: Rate | None = None
     weight: Rate = 0.0
-    first_seen: int | None = field(name="firstSeen", default=None)
+    first_seen: Number | None = field(name="firstSeen", default=None)
     status: _Status = field(default_factory=_Status)
 
 
+_MISSING = Raw(b"null")
+
+
+class _Fields(Struct):
+    """A transaction whose fields are read one by one."""
+
+    vout: Raw
+    vin: Raw = _MISSING
+    fee: Raw = _MISSING
+    rate: Raw = field(name="effectiveFeePerVsize", default=_MISSING)
+    vsize: Raw = _MISSING
+    weight: Raw = _MISSING
+    first_seen: Raw = field(name="firstSeen", default=_MISSING)
+    status: Raw = _MISSING
+
+
+class _Lists(Struct):
+    added: Raw = _MISSING
+    replaced: Raw = _MISSING
+
+
+class _DeltaOnly(Struct):
+    delta: _Lists = field(name="mempool-transactions")
+
+
+class _Replacer(Struct):
+    by: Raw
+
+
 _decode_whole = msgspec.json.Decoder(_Whole).decode
+_decode_glance = msgspec.json.Decoder(Glance).decode
+_decode_fields = msgspec.json.Decoder(_Fields).decode
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
+_decode_lists = msgspec.json.Decoder(_DeltaOnly).decode
+_decode_replacer = msgspec.json.Decoder(_Replacer).decode
+_decode_value = msgspec.json.Decoder(_Value).decode
+_decode_output = msgspec.json.Decoder(_Output).decode
+_decode_inputs = msgspec.json.Decoder(list[_Input]).decode
+_decode_fee = msgspec.json.Decoder(_Fee).decode
+_decode_rate = msgspec.json.Decoder(Rate).decode
+_decode_number = msgspec.json.Decoder(Number).decode
+_decode_status = msgspec.json.Decoder(_Status).decode
 
 
 def at_least(frame: bytes | str, minimum_sat: int, *parts: Sequence[Glance]) -> list[Transaction]:
@@ -81,23 +139,19 @@ def at_least(frame: bytes | str, minimum_sat: int, *parts: Sequence[Glance]) -> 
     wanted: dict[str, str | None] = {}
     for part in parts:
         for index, transaction in enumerate(part):
-            # A plain loop: twice as fast here as sum() over a generator or comprehension.
-            total = 0
-            for output in transaction.vout:
-                total += output.value
-            if total >= minimum_sat:
+            if transaction.value_sat >= minimum_sat:
                 wanted[transaction.txid] = part[index + 1].txid if index + 1 < len(part) else None
     if not wanted:
         return []
     raw = frame.encode() if isinstance(frame, str) else frame
-    found = _cut(raw, wanted)
-    missing = [txid for txid in wanted if txid not in found]
+    found = _cut(raw, wanted, minimum_sat)
+    missing = wanted.keys() - found.keys()
     if missing:
-        found |= _search(raw, missing)
+        found |= _search(raw, missing, minimum_sat)
     return [_transaction(found[txid]) for txid in wanted]
 
 
-def _cut(raw: bytes, wanted: Mapping[str, str | None]) -> dict[str, _Whole]:
+def _cut(raw: bytes, wanted: Mapping[str, str | None], minimum_sat: int) -> dict[str, _Whole]:
     """The wanted transactions out of a frame, without parsing the others.
 
     A backend begins a transaction with its txid and version, so it ends where the next one begins. What does not hold
@@ -105,16 +159,25 @@ def _cut(raw: bytes, wanted: Mapping[str, str | None]) -> dict[str, _Whole]:
     """
     at = max(0, raw.find(DELTA_KEY))
     found = {}
+    not_found = 0
     for txid, following in wanted.items():
-        begin = raw.find(_opening(txid) + VERSION, at)
-        end = raw.find(_opening(following) + VERSION, begin) if following is not None and begin >= 0 else -1
-        if end < 0:
+        if following is None:
             continue
-        try:
-            found[txid] = _decode_whole(raw[begin:end].rstrip(b", \n\r\t"))
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        begin = raw.find(_opening(txid) + VERSION, at)
+        end = raw.find(_opening(following) + VERSION, begin) if begin >= 0 else -1
+        if end < 0:
+            not_found += 1
+            if not_found == NOT_FOUND_LIMIT:
+                break
             continue
         at = end
+        try:
+            whole = _decode_whole(raw[begin:end].rstrip(b", \n\r\t"))
+        except UNREADABLE:
+            continue
+        # A txid that comes twice may be the other one here.
+        if sum(output.value for output in whole.vout) >= minimum_sat:
+            found[txid] = whole
     return found
 
 
@@ -122,62 +185,54 @@ def _opening(txid: str) -> bytes:
     return b'{"txid":"%s"' % txid.encode()
 
 
-def _search(raw: bytes, missing: Iterable[str]) -> dict[str, _Whole]:
-    """The same, slower and whatever else is wrong with them: first where they should begin, then anywhere."""
-    text = str(raw, "utf-8", "replace")
-    at = max(0, text.find(DELTA_KEY.decode()))
+def _search(raw: bytes, missing: Set[str], minimum_sat: int) -> dict[str, _Whole]:
+    """The same in one walk through the delta, whatever else is wrong with them."""
     found: dict[str, _Whole] = {}
-    elsewhere = []
-    for txid in missing:
-        fields = _find(text, at, txid)
-        if fields is None:
-            elsewhere.append(txid)
-        else:
-            found[txid] = _whole(fields)
-    if elsewhere:
-        delta = _JSON.decode(text)["mempool-transactions"]
-        pairs = [pair for pair in delta.get("replaced", ()) if isinstance(pair, dict)]
-        everything = (*delta.get("added", ()), *(pair.get("by") for pair in pairs))
-        by_txid = {fields.get("txid"): fields for fields in everything if isinstance(fields, dict)}
-        found |= {txid: _whole(by_txid[txid]) for txid in elsewhere}
+    for entry in _entries(_decode_lists(raw).delta):
+        try:
+            glance = _decode_glance(entry)
+        except UNREADABLE:
+            continue
+        if glance.txid in missing and glance.txid not in found and glance.value_sat >= minimum_sat:
+            found[glance.txid] = _whole(glance.txid, entry)
     return found
 
 
-def _find(text: str, begin: int, txid: str) -> dict[str, Any] | None:
-    """The first transaction from `begin` on that starts with this txid.
-
-    Inputs (in esplora mode) and summaries may start alike, but have no outputs.
-    """
-    opening = _opening(txid).decode()
-    at = text.find(opening, begin)
-    while at >= 0:
-        fields: dict[str, Any]
-        fields, end = _JSON.raw_decode(text, at)
-        if "vout" in fields and "vin" in fields:
-            return fields
-        at = text.find(opening, end)
-    return None
+def _entries(lists: _Lists) -> Iterator[Raw]:
+    """Every transaction of a delta, unread."""
+    yield from _read(lists.added, _decode_items, [])
+    for pair in _read(lists.replaced, _decode_items, []):
+        replacer = _read(pair, _decode_replacer, None)
+        if replacer is not None:
+            yield replacer.by
 
 
-def _whole(fields: dict[str, Any]) -> _Whole:
+def _whole(txid: str, entry: Raw) -> _Whole:
     """A transaction field by field: one that cannot be read is unknown, the values of the outputs are known."""
+    try:
+        return _decode_whole(entry)
+    except UNREADABLE:
+        fields = _decode_fields(entry)
     return _Whole(
-        txid=fields["txid"],
-        vin=_read(fields.get("vin"), list[_Input], []),
-        vout=[_read(output, _Output, None) or _Output(int(output["value"])) for output in fields["vout"]],
-        fee=_read(fields.get("fee"), int | None, None),
-        rate=_read(fields.get("effectiveFeePerVsize"), Rate | None, None),
-        vsize=_read(fields.get("vsize"), Rate | None, None),
-        weight=_read(fields.get("weight"), Rate, 0.0),
-        first_seen=_read(fields.get("firstSeen"), int | None, None),
-        status=_read(fields.get("status"), _Status, _Status()),
+        txid=txid,
+        vin=_read(fields.vin, _decode_inputs, []),
+        vout=[
+            _read(each, _decode_output, None) or _Output(_decode_value(each).value)
+            for each in _decode_items(fields.vout)
+        ],
+        fee=_read(fields.fee, _decode_fee, None),
+        rate=_read(fields.rate, _decode_rate, None),
+        vsize=_read(fields.vsize, _decode_rate, None),
+        weight=_read(fields.weight, _decode_rate, 0.0),
+        first_seen=_read(fields.first_seen, _decode_number, None),
+        status=_read(fields.status, _decode_status, _Status()),
     )
 
 
-def _read(value: Any, shape: Any, otherwise: Any) -> Any:
+def _read(raw: Raw, decoder: Callable[[Raw], Any], otherwise: Any) -> Any:
     try:
-        return msgspec.convert(value, shape)
-    except msgspec.ValidationError:
+        return decoder(raw)
+    except UNREADABLE:
         return otherwise
 
 

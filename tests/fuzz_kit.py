@@ -1,0 +1,174 @@
+"""What the fuzz tests share: a kept corpus, mutations that know JSON, and a hunt that is bounded in time.
+
+`FUZZ_SECONDS=300 make fuzz` hunts longer. What it finds is written to var/fuzz; a find belongs into tests/data/fuzz,
+which is tried on every run.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[1]
+CORPUS = ROOT / "tests" / "data" / "fuzz"
+FINDS = ROOT / "var" / "fuzz"
+# Each hunt's time; without it, one short round that is the same on every run.
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
+EXAMPLES = 250 if SECONDS == 0 else 2_000
+# CPU time of the thread for one input: a busy machine does not count, and no honest input of this size takes a tenth.
+INPUT_LIMIT_S = 0.75
+MUTATIONS_MOST = 5
+
+Check = Callable[[bytes], None]
+# Numbers that choose a mutation: what, where, with what.
+Choice = tuple[int, int, int]
+
+
+def corpus(name: str) -> list[Any]:
+    """The kept inputs of a parser, as pytest parameters."""
+    return [pytest.param(path.read_bytes(), id=path.stem) for path in sorted((CORPUS / name).iterdir())]
+
+
+def hunt(name: str, check: Check, seeds: Sequence[bytes], words: Sequence[Any]) -> None:
+    """Try mutations of `seeds` until the time is over. `words` are put in: as values, strings also as keys."""
+    inputs = st.builds(
+        lambda start, choices, text, style: mutated(seeds[start % len(seeds)], choices, text, style, words),
+        st.integers(0, len(seeds) - 1),
+        st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2**20), st.integers(0, 2**16)), max_size=MUTATIONS_MOST),
+        st.lists(st.tuples(st.integers(0, 15), st.integers(0, 2**20), st.integers(0, 2**16)), max_size=2),
+        st.integers(0, len(STYLES) + 3),
+    )
+
+    def tried(raw: bytes) -> None:
+        before = time.thread_time()
+        try:
+            check(raw)
+            took = time.thread_time() - before
+            assert took < INPUT_LIMIT_S, f"{took:.1f} s of CPU for {len(raw)} bytes"
+        except BaseException:
+            FINDS.mkdir(parents=True, exist_ok=True)
+            # The last one written is the smallest.
+            (FINDS / f"{name}-smallest.json").write_bytes(raw)
+            raise
+
+    quiet = settings(
+        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
+    )
+    end = time.monotonic() + SECONDS
+    number = 0
+    while True:
+        # Every round begins elsewhere; the first is always the same, so that `make test` is.
+        seed(number if SECONDS == 0 else random.getrandbits(64))(quiet(given(inputs)(tried)))()
+        number += 1
+        if time.monotonic() >= end:
+            return
+
+
+# --- mutations -------------------------------------------------------------------------------------------------------
+
+NASTY: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**32, 2**53, 2**63, 2**64, 10**30, -(2**63) - 1, 0.5, -0.0, 1e300, 5e-324,
+    21_000_000 * 10**8, 21_000_000 * 10**8 + 1, "", " ", "0", "a" * 63, "a" * 64, "A" * 64, "\u0390" * 64, "\x00" * 64,
+    '"' * 64, "\\" * 64, "\U0001f40b" * 64, "x" * 5_000, [], {}, [[]], [None], {"": None}, [0] * 300, {"txid": []},
+)  # fmt: skip
+TOKENS: tuple[bytes, ...] = (
+    b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"null", b"-", b"0", b"1e999", b"9" * 25, b"9" * 5_000, b"NaN",
+    b"\x00", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\xef\xbb\xbf", b" ", b"\n", b"[" * 600, b'{"a":' * 600, b"//",
+    b".",
+)  # fmt: skip
+STYLES: tuple[dict[str, Any], ...] = (
+    {"separators": (",", ":")},
+    {"separators": (",", ":"), "ensure_ascii": False},
+    {"separators": (" , ", " : ")},
+    {"indent": 1},
+    {"separators": (",", ":"), "sort_keys": True},
+)
+
+
+def mutated(start: bytes, choices: Iterable[Choice], text: Iterable[Choice], style: int, words: Sequence[Any]) -> bytes:
+    """A seed with changes to its structure, then to its bytes."""
+    holder = [json.loads(start)]
+    for what, where, which in choices:
+        _change(holder, what, where, which, (*NASTY, *words))
+    how = STYLES[style] if style < len(STYLES) else STYLES[0]
+    raw = json.dumps(holder[0], **how).encode("utf-8", "surrogatepass")
+    for what, where, which in text:
+        raw = _scratch(raw, what, where % (len(raw) + 1), which)
+    return raw
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in a document, breadth first."""
+    found: list[tuple[Any, Any]] = []
+    queue = [value]
+    for container in queue:  # grows while it is walked
+        inner = list(container.items()) if isinstance(container, dict) else list(enumerate(container))
+        for key, child in inner:
+            found.append((container, key))
+            if isinstance(child, dict | list):
+                queue.append(child)
+    return found
+
+
+def _change(holder: list[Any], what: int, where: int, which: int, words: Sequence[Any]) -> None:
+    places = _places(holder)
+    container, key = places[where % len(places)]
+    word = words[which % len(words)]
+    match what:
+        case 0 | 1:
+            container[key] = word
+        case 2 if len(places) > 1 and container is not holder:
+            del container[key]
+        case 3:
+            other, place = places[which % len(places)]
+            container[key] = json.loads(json.dumps(other[place]))
+        case 4 if isinstance(container, list):
+            container[:] = container + [container[key]] * (which % 40)
+        case 5 if isinstance(container, dict) and isinstance(word, str):
+            container[word] = container.pop(key)
+        case 6 if isinstance(container, dict):
+            container[str(word)[:80]] = words[(which >> 4) % len(words)]
+        case 7:
+            container[key] = [container[key]]
+        case _:
+            container[key] = word
+
+
+def _scratch(raw: bytes, what: int, where: int, which: int) -> bytes:
+    match what:
+        case 0:
+            return raw[:where]
+        case 1:
+            return raw[where:]
+        case 2 | 3:
+            return raw[:where] + bytes([which % 256]) + raw[where + 1 :]
+        case 4:
+            return raw[:where] + raw[where + which % 64 :]
+        case 5:
+            return raw[:where] + raw[where : where + which % 4096] * 2 + raw[where + which % 4096 :]
+        case 6 if which % 8 == 0:
+            return raw + raw
+        case _:
+            return raw[:where] + TOKENS[which % len(TOKENS)] + raw[where:]
+
+
+def scaling(make: Callable[[int], bytes], run: Check, size: int, times: int = 8) -> float:
+    """How much more CPU an input takes that is `times` as long, best of three: about `times` if time is linear."""
+
+    def took(count: int) -> float:
+        raw = make(count)
+        best = float("inf")
+        for _ in range(3):
+            before = time.thread_time()
+            run(raw)
+            best = min(best, time.thread_time() - before)
+        return best
+
+    return took(size * times) / max(took(size), 1e-4)
