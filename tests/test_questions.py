@@ -1,0 +1,218 @@
+"""What is asked of a backend: the simulated one's answers, and those that no backend should give."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from reconcile_kit import BTC, Front, world
+
+from whaled.config.sections import Upstream
+from whaled.ops.metrics import Metrics
+from whaled.simulator.server import Simulator
+from whaled.simulator.transactions import TxKind
+from whaled.upstream.http import RestError, RestFailure
+from whaled.upstream.questions import Questions, Summary
+from whaled.upstream.rest import Rest
+
+TXID, HASH = "ab" * 32, "cd" * 32
+
+
+@asynccontextmanager
+async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Questions, Simulator, Front]]:
+    """Questions to a simulated backend behind a proxy."""
+    front = Front()
+    async with world() as (sim, _), front.before(sim):
+        upstream = Upstream(url=sim.url, rest_url=front.url, rest_timeout=0.3)
+        async with Rest.open(upstream, Metrics().upstream) as rest:
+            yield Questions(rest, per_second), sim, front
+
+
+async def test_what_is_in_the_mempool_is_told_in_full() -> None:
+    async with asking() as (questions, sim, _):
+        tx = sim.world.pay(150 * BTC)
+        await sim.poll()
+        assert tx.txid in await questions.mempool()
+        found = await questions.transaction(tx.txid)
+        assert found is not None
+        assert (found.txid, found.value_sat, found.fee_sat) == (tx.txid, 150 * BTC, tx.fee)
+        assert all(spent.prevout is not None for spent in found.inputs)
+        assert not found.is_confirmed
+        assert found.first_seen is not None
+        assert await questions.confirmation(tx.txid) is None
+        assert await questions.family(tx.txid) == []
+        assert await questions.replacer(tx.txid) is None
+
+
+async def test_what_is_unknown_is_none() -> None:
+    async with asking() as (questions, sim, _):
+        assert await questions.transaction(TXID) is None
+        assert await questions.cached(TXID) is None
+        assert await questions.confirmation(TXID) is None
+        assert await questions.replacer(TXID) is None
+        assert await questions.latest_families() == []
+        assert await questions.block_hash(sim.world.chain.tip.height + 1) is None
+
+
+async def test_a_block_is_told_with_its_place_its_values_and_its_transactions() -> None:
+    async with asking() as (questions, sim, _):
+        txs = [sim.world.pay(sat * BTC) for sat in (150, 3, 200)]
+        await sim.poll()
+        before = sim.world.chain.tip
+        mined = sim.world.mine()
+        assert await questions.tip_height() == mined.height
+        assert await questions.block_hash(mined.height) == mined.hash
+        block = await questions.block(mined.hash)
+        assert (block.height, block.hash, block.previous_hash) == (mined.height, mined.hash, before.hash)
+        entries = {entry.txid: entry for entry in await questions.summary(mined.hash)}
+        assert entries.keys() == {tx.txid for tx in txs}
+        for tx in txs:
+            entry = entries[tx.txid]
+            assert (entry.value, entry.fee) == (tx.out_sat, tx.fee)
+            found = await questions.mined(mined.hash, entry)
+            assert (found.txid, found.value_sat, found.fee_sat) == (tx.txid, tx.out_sat, tx.fee)
+            assert all(spent.prevout is not None for spent in found.inputs)
+            place = await questions.confirmation(tx.txid)
+            assert place is not None
+            assert (place.block_hash, place.block_height) == (mined.hash, mined.height)
+
+
+async def test_a_transaction_with_many_inputs_is_told_without_asking_for_all_of_them() -> None:
+    async with asking() as (questions, sim, front):
+        whale = sim.world.transact(TxKind.CONSOLIDATION, 150 * BTC)
+        await sim.poll()
+        mined = sim.world.mine()
+        (entry,) = (each for each in await questions.summary(mined.hash) if each.txid == whale.txid)
+        front.spoil(f"tx/{whale.txid}", 500)
+        found = await questions.mined(mined.hash, entry)
+        assert found.value_sat == whale.out_sat
+        assert len(found.inputs) == len(whale.inputs)
+
+
+async def test_a_chain_of_replacements_is_told_whole_and_its_losers_in_full() -> None:
+    async with asking() as (questions, sim, _):
+        first = sim.world.pay(150 * BTC)
+        await sim.poll()
+        second = sim.world.replace(first.txid)
+        await sim.poll()
+        third = sim.world.replace(second.txid)
+        await sim.poll()
+        expected = {third.txid: None, second.txid: third.txid, first.txid: second.txid}
+        for txid, winner in expected.items():
+            family = await questions.family(txid)
+            assert {each.txid: each.replaced_by for each in family} == expected
+            assert family[0].txid == third.txid
+            assert await questions.replacer(txid) == winner
+        assert await questions.latest_families() == [await questions.family(first.txid)]
+        loser = await questions.cached(first.txid)
+        assert loser is not None
+        assert loser.value_sat == first.out_sat
+        assert await questions.cached(third.txid) is None
+        values = {each.txid: each.value for each in await questions.family(first.txid)}
+        assert values[first.txid] == first.out_sat
+
+
+Ask = Callable[[Questions], Awaitable[object]]
+ENTRY = Summary(TXID, 5, 1, 1.0, 1)
+CALLS: dict[str, tuple[str, Ask]] = {
+    "mempool": ("mempool/txids", lambda ask: ask.mempool()),
+    "transaction": (f"tx/{TXID}", lambda ask: ask.transaction(TXID)),
+    "cached": (f"tx/{TXID}/cached", lambda ask: ask.cached(TXID)),
+    "confirmation": (f"tx/{TXID}/status", lambda ask: ask.confirmation(TXID)),
+    "family": (f"tx/{TXID}/rbf", lambda ask: ask.family(TXID)),
+    "latest": ("replacements", lambda ask: ask.latest_families()),
+    "tip": ("blocks/tip/height", lambda ask: ask.tip_height()),
+    "hash": ("block-height/900000", lambda ask: ask.block_hash(900_000)),
+    "block": (f"block/{HASH}", lambda ask: ask.block(HASH)),
+    "summary": (f"block/{HASH}/summary", lambda ask: ask.summary(HASH)),
+    "mined": (f"block/{HASH}/txs/1", lambda ask: ask.mined(HASH, ENTRY)),
+}
+GARBAGE = {
+    "page": b"<html></html>",
+    "nothing": b"",
+    "text": b'"text"',
+    "object": b"{}",
+    "numbers": b"[7]",
+    "nested": b"[" * 100_000,
+    "nested trees": b'{"replacements":' + b'{"tx":{"txid":"%s"},"replaces":[' % (b"a" * 64) * 50_000,
+    "bytes": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("call", CALLS)
+async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call: str, garbage: str) -> None:
+    path, ask = CALLS[call]
+    async with asking() as (questions, _, front):
+        front.spoil(path, 200, GARBAGE[garbage])
+        with pytest.raises(RestError) as failure:
+            await ask(questions)
+        assert failure.value.reason is RestFailure.GARBAGE
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        ("transaction", b'{"txid":"%s","vin":[],"vout":[{"value":1}]}' % (b"ee" * 32)),
+        ("transaction", b'{"txid":"%s","vin":[],"vout":[{"value":-1}]}' % TXID.encode()),
+        ("block", b'{"id":"%s","height":1,"timestamp":1}' % (b"ee" * 32)),
+        ("block", b'{"id":"%s","height":-1,"timestamp":1}' % HASH.encode()),
+        ("hash", b"cd" * 31),
+        ("hash", b"zz" * 32),
+        ("mempool", b'["short"]'),
+        ("confirmation", b'{"confirmed":true,"block_hash":"../../x","block_height":1}'),
+    ],
+)
+async def test_an_answer_about_something_else_is_a_failure(call: str, answer: bytes) -> None:
+    path, ask = CALLS[call]
+    async with asking() as (questions, _, front):
+        front.spoil(path, 200, answer)
+        with pytest.raises(RestError) as failure:
+            await ask(questions)
+        assert failure.value.reason is RestFailure.GARBAGE
+
+
+@pytest.mark.parametrize("call", ["mempool", "tip", "hash", "block", "summary"])
+async def test_a_route_that_is_missing_is_a_failure_and_not_an_empty_answer(call: str) -> None:
+    path, ask = CALLS[call]
+    async with asking() as (questions, _, front):
+        front.spoil(path, 404)
+        with pytest.raises(RestError) as failure:
+            await ask(questions)
+        assert failure.value.reason is RestFailure.NOT_FOUND
+        assert path in str(failure.value)
+
+
+async def test_a_block_without_even_a_coinbase_is_no_answer() -> None:
+    async with asking() as (questions, _, front):
+        front.spoil("block/.*/summary", 200, b"[]")
+        with pytest.raises(RestError) as failure:
+            await questions.summary(HASH)
+        assert failure.value.reason is RestFailure.INCOMPLETE
+
+
+async def test_a_whale_of_a_block_that_nobody_can_show_is_a_failure() -> None:
+    async with asking() as (questions, _, front):
+        front.spoil("block/.*/txs/1", 404)
+        front.spoil(f"tx/{TXID}", 404)
+        with pytest.raises(RestError) as failure:
+            await questions.mined(HASH, ENTRY)
+        assert failure.value.reason is RestFailure.INCOMPLETE
+
+
+async def test_an_id_that_is_none_stays_within_its_place_in_the_path() -> None:
+    async with asking() as (questions, _, front):
+        await questions.transaction("../" * 21 + "?")
+        (path,) = front.asked
+        assert path.startswith("tx/")
+        assert path.count("/") == 1
+
+
+async def test_questions_are_no_faster_than_allowed() -> None:
+    async with asking(per_second=50.0) as (questions, _, _):
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(10):
+                tasks.create_task(questions.tip_height())
+        assert time.monotonic() - began >= 9 / 50.0

@@ -1,0 +1,237 @@
+"""The pure parts of reconciliation, and what the log answers it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from support import alert_draft, confirmed_draft, txid, whale
+from whaled.config.sections import EventLog as EventLogSettings
+from whaled.errors import EventLogError
+from whaled.eventlog.store import EventLog
+from whaled.model import Block, Kind, Scan, Whale
+from whaled.ops.metrics import Metrics
+from whaled.reconcile.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
+from whaled.reconcile.patience import ASKED_MOST_S, FIRST_S, MOST_S, Patience
+from whaled.reconcile.tools import AFTER, said
+from whaled.upstream.families import Tree, relatives
+from whaled.whales import lifecycle
+
+NOW = 1_800_000_000.0
+A, B = "aa" * 32, "bb" * 32
+
+
+def block(block_hash: str, height: int = 800_000) -> Block:
+    return Block(height=height, hash=block_hash, previous_hash="00" * 32, timestamp=int(NOW))
+
+
+def ids(whales: Iterable[Whale]) -> list[str]:
+    return [each.alert.transaction_id for each in whales]
+
+
+class Time:
+    """A clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- patience ---
+
+
+def test_what_fails_waits_longer_each_time_and_not_for_ever() -> None:
+    time = Time()
+    patience = Patience(time)
+    waits = [patience.failed("x") for _ in range(10)]
+    assert waits[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
+    assert waits[-1] == MOST_S
+    assert not patience.is_due("x")
+    assert patience.is_due("y")
+    assert patience.next_due() == time.now + MOST_S
+    time.now += MOST_S
+    assert patience.is_due("x")
+
+
+def test_a_pause_that_is_asked_for_is_kept_within_reason() -> None:
+    patience = Patience(Time())
+    assert patience.failed("x", 30.0) == 30.0
+    assert patience.failed("x", 1e9) == ASKED_MOST_S
+    assert patience.failed("y", 0.0) == FIRST_S
+
+
+def test_what_was_answered_or_is_not_wanted_any_more_is_forgotten() -> None:
+    patience = Patience(Time())
+    for key in "xyz":
+        patience.failed(key)
+    assert patience.forget("x")
+    assert not patience.forget("x")
+    patience.keep(["z", "w"])
+    assert patience.is_due("y")
+    assert not patience.is_due("z")
+    patience.keep([])
+    assert patience.next_due() is None
+    assert patience.failed("z") == FIRST_S
+
+
+# --- coverage ---
+
+
+def test_a_whale_is_missed_for_the_outage_before_the_gap_and_for_the_gap_before_nothing() -> None:
+    spans = Spans()
+    spans.was_down(100.0, 200.0)
+    spans.gap(300.0)
+    assert spans.why_missed(150.0, 160.0) is Cover.DOWN
+    assert spans.why_missed(50.0, 100.0) is Cover.DOWN
+    assert spans.why_missed(200.0, 350.0) is Cover.DOWN
+    assert spans.why_missed(201.0, 350.0) is Cover.GAP
+    assert spans.why_missed(301.0, 350.0) is Cover.NEVER_RELAYED
+    assert spans.why_missed(201.0, 299.0) is Cover.NEVER_RELAYED
+
+
+def test_an_outage_lasts_until_the_link_is_back_however_often_it_is_told() -> None:
+    spans = Spans()
+    spans.connected(5.0)  # nothing was lost
+    spans.lost(10.0)
+    spans.lost(20.0)
+    assert spans.why_missed(0.0, 9.0) is Cover.NEVER_RELAYED
+    assert spans.why_missed(0.0, 10.0) is Cover.DOWN
+    assert spans.why_missed(1000.0, 1001.0) is Cover.DOWN
+    spans.connected(30.0)
+    assert spans.why_missed(15.0, 16.0) is Cover.DOWN
+    assert spans.why_missed(31.0, 32.0) is Cover.NEVER_RELAYED
+
+
+def test_outages_and_gaps_are_remembered_within_bounds() -> None:
+    spans = Spans()
+    for number in range(SPANS_LIMIT + 1):
+        spans.was_down(10.0 * number, 10.0 * number + 1)
+        spans.gap(10.0 * number + 5)
+    assert spans.why_missed(0.0, 5.0) is Cover.NEVER_RELAYED
+    assert spans.why_missed(10.0, 10.0) is Cover.DOWN
+    assert spans.why_missed(15.0, 15.0) is Cover.GAP
+
+
+def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> None:
+    sightings = [Sighting(lead) for lead in (10.0, 30.0, 20.0, -3.0, 0.0, None)]
+    assert covers(sightings, Cover.GAP) == [Cover.SEEN] * 3 + [Cover.LATE] * 2 + [Cover.GAP]
+    row = scan_of(7, A, NOW, NOW + 1, sightings, Cover.GAP)
+    assert row == Scan(
+        height=7, hash=A, mined_at=NOW, scanned_at=NOW + 1, seen=3, late=2, missed_down=0, missed_gap=1,
+        missed_never_relayed=0, lead_s=20.0,
+    )  # fmt: skip
+    assert scan_of(7, A, NOW, NOW, [], Cover.DOWN).lead_s is None
+    assert scan_of(7, A, NOW, NOW, [Sighting(None)], Cover.DOWN).missed_down == 1
+    assert scan_of(7, A, NOW, NOW, [Sighting(None)], Cover.NEVER_RELAYED).missed_never_relayed == 1
+
+
+# --- what may be said ---
+
+
+def test_the_same_is_not_said_twice_and_is_said_again_after_something_else() -> None:
+    confirmed = lifecycle.confirmed(whale(1), block(A), NOW)
+    assert said(confirmed, []) == confirmed
+    assert said(confirmed, [(Kind.ALERT, "")]) == confirmed
+    assert said(confirmed, [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]) is None
+    history = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.PENDING, A)]
+    again = said(confirmed, history)
+    assert again is not None
+    assert again.ref == f"{A}#2"
+    assert said(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2")]) is None
+    third = said(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2"), (Kind.PENDING, f"{A}#2")])
+    assert third is not None
+    assert third.ref == f"{A}#3"
+
+
+def test_what_is_no_longer_so_is_not_said() -> None:
+    buried = [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]
+    assert said(lifecycle.dropped(whale(1), NOW), buried) is None
+    assert said(lifecycle.replaced(whale(1), txid(2), NOW), buried) is None
+    assert said(lifecycle.pending_again(whale(1), B, NOW), buried) is None
+    assert said(lifecycle.pending_again(whale(1), A, NOW), buried) is not None
+    replaced = [(Kind.ALERT, ""), (Kind.REPLACED, txid(2))]
+    assert said(lifecycle.dropped(whale(1), NOW), replaced) is None
+    assert said(lifecycle.replaced(whale(1), txid(3), NOW), replaced) is None
+    assert said(lifecycle.confirmed(whale(1), block(A), NOW), replaced) is not None
+    waiting = [(Kind.ALERT, "")]
+    assert said(lifecycle.pending_again(whale(1), "", NOW), waiting) is None
+    assert said(lifecycle.alerted(whale(1), NOW), waiting) is None
+    assert said(lifecycle.alerted(whale(1), NOW), []) is not None
+
+
+def test_there_is_a_rule_for_every_kind_of_update() -> None:
+    assert AFTER.keys() == set(Kind) - {Kind.ALERT}
+
+
+# --- families ---
+
+
+def test_a_tree_of_replacements_is_read_from_its_root() -> None:
+    raw = {
+        "tx": {"txid": txid(1), "value": 5, "time": None},
+        "time": 30,
+        "replaces": [
+            {"tx": {"txid": txid(2), "value": 4, "time": 20}, "time": 21, "replaces": []},
+            {"tx": {"txid": txid(3)}, "time": 10, "replaces": [{"tx": {"txid": txid(4), "value": 3}, "replaces": []}]},
+        ],
+    }
+    found = {each.txid: (each.value, each.seen, each.replaced_by) for each in relatives(msgspec.convert(raw, Tree))}
+    assert found == {
+        txid(1): (5, 30, None),
+        txid(2): (4, 20, txid(1)),
+        txid(3): (None, 10, txid(1)),
+        txid(4): (3, None, txid(3)),
+    }
+
+
+# --- the log ---
+
+
+async def test_the_log_tells_histories_and_what_is_confirmed_gone_or_scanned(tmp_path: Path) -> None:
+    settings = EventLogSettings(path=str(tmp_path / "w.db"))
+    async with EventLog.open(settings, Metrics().eventlog) as log:
+        await log.append([alert_draft(number, at=NOW) for number in range(4)])
+        await log.append(
+            [
+                lifecycle.confirmed(whale(0), block(A), NOW + 1),
+                lifecycle.replaced(whale(1), txid(9), NOW + 2),
+                lifecycle.dropped(whale(2), NOW + 3),
+            ]
+        )
+        histories = await log.histories([txid(0), txid(3), txid(7)])
+        assert histories == {txid(0): [(Kind.ALERT, ""), (Kind.CONFIRMED, A)], txid(3): [(Kind.ALERT, "")]}
+
+        assert ids(await log.confirmed_in(A)) == [txid(0)]
+        assert ids(await log.confirmed_in(B)) == []
+        assert ids(await log.gone_since(NOW, 10)) == [txid(2), txid(1)]
+        assert ids(await log.gone_since(NOW + 3, 10)) == [txid(2)]
+        assert ids(await log.gone_since(NOW, 1)) == [txid(2)]
+        await log.append(
+            [lifecycle.pending_again(whale(0), A, NOW + 4), lifecycle.pending_again(whale(2), "", NOW + 4)]
+        )
+        assert ids(await log.confirmed_in(A)) == []
+        assert ids(await log.gone_since(NOW, 10)) == [txid(1)]
+        again = said(lifecycle.confirmed(whale(0), block(A), NOW), (await log.histories([txid(0)]))[txid(0)])
+        assert again is not None
+        await log.append([again])
+        assert ids(await log.confirmed_in(A)) == [txid(0)]
+        rows = [scan_of(height, f"{height:064x}", NOW, NOW, [Sighting(1.5)], Cover.GAP) for height in (3, 1, 2)]
+        for row in rows:
+            await log.put_scan(row)
+        assert await log.scans(1, 2) == [rows[1], rows[2]]
+        await log.put_scan(scan_of(2, A, NOW, NOW, [], Cover.GAP))
+        await log.forget_scan(1)
+        await log.forget_scan(1)
+        assert [(scan.height, scan.hash) for scan in await log.scans(0, 9)] == [(2, A), (3, rows[0].hash)]
+        assert (await log.scans(3, 3))[0].lead_s == 1.5
+    with pytest.raises(EventLogError):
+        await log.scans(0, 1)
+
+
+def test_a_confirmation_of_the_stream_and_one_of_a_scan_are_the_same() -> None:
+    draft = confirmed_draft(1)
+    history = [(Kind.ALERT, ""), (draft.kind, draft.ref)]
+    assert said(lifecycle.confirmed(whale(1), block(draft.ref), NOW), history) is None
