@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from reconcile_kit import BTC, watching, world
+from reconcile_kit import BTC, Front, watching, world
 
 from whaled.model import Source
 from whaled.reconcile.coverage import Cover
@@ -278,3 +278,72 @@ async def test_flip_flop_between_two_branches_is_told_each_time(tmp_path: Path) 
         assert refs == [there.hash, f"{there.hash}#2"]
         drafts = [event.update for event in rig.events if event.kind == "confirmed"]
         assert [update and update.block_hash for update in drafts] == [there.hash, there.hash]
+
+
+async def test_a_whale_alerted_after_its_block_is_late(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        await rig.poll(5)
+        sim.late_block()
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.poll(5)
+        await rig.settled()
+        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.tally.covers.keys() <= {Cover.LATE, Cover.SEEN}
+        assert rig.tally.covers.total() == 1
+
+
+async def test_what_a_gap_hid_is_told_from_its_block_and_counted_as_missed_in_a_gap(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        await rig.poll(5)
+        sim.world.mine()
+        await rig.poll(5)
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        sim.backend.sequence += 3  # messages that never came
+        await rig.settled()
+        assert rig.tally.snapshots == 2  # the mempool is asked for again
+        block = sim.world.mine([hidden])
+        await rig.settled()
+        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert (await rig.scans())[block.height].missed_gap == 1
+
+
+async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
+        stuck, whale = (sim.world.pay(150 * BTC).txid for _ in range(2))
+        await rig.settled()
+        front.spoil("block/[0-9a-f]+/summary", 500)
+        sim.world.mine(only=[stuck])
+        await rig.poll()
+        sim.world.mine(only=[whale])
+        await rig.poll()
+        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed"])  # by the stream
+        sim.world.reorg(1, keep=())
+        for _ in range(3):
+            await rig.poll(70)
+            await rig.heard()
+        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
+        assert rig.told(stuck) == ["alert", "confirmed"]
+
+
+async def test_without_canaries_the_last_block_scanned_tells_since_when_nobody_listened(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            sim.world.mine()
+            await rig.settled()
+            await rig.poll(1000)
+            assert await rig.log.state("canary") is None
+        whale = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([whale])
+        await sim.poll(1000)
+        clock.ahead_s += 1000
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.tally.covers == {Cover.DOWN: 1}
+
+
+async def test_a_tip_that_cannot_be_asked_for_shows_in_the_backlog(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        sim.fail_rest(status=503, times=1_000)
+        sim.world.mine()
+        await rig.poll()
+        await rig.until(lambda: rig.tally.open["blocks"] == 1)

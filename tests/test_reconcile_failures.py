@@ -10,6 +10,7 @@ import structlog
 from reconcile_kit import BTC, Clock, Front, Rig, watching, world
 
 from whaled.config.sections import Basis, Detection
+from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.upstream.dialect import decode
 from whaled.upstream.http import RestFailure
@@ -262,3 +263,20 @@ async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Pat
         detection = Detection(basis=Basis.MOVED, threshold_btc=(moved + 1) / BTC)
         async with watching(sim, clock, tmp_path / "..", detection=detection) as rig:
             assert rig.told(whale) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [RestMode.TIMEOUT, RestMode.SLOW])
+async def test_a_backend_that_takes_too_long_is_asked_again(tmp_path: Path, mode: RestMode) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        known = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        sim.fail_rest(mode, seconds=1.0, times=6)
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([hidden])
+        await rig.poll()
+        await rig.until(lambda: rig.tally.failures[RestFailure.TIMEOUT] > 0)
+        assert rig.told(hidden.txid) == []
+        await later(rig, 3)
+        await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
+        assert rig.told(known) == ["alert", "confirmed"]

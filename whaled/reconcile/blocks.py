@@ -51,6 +51,7 @@ class Blocks:
         """The stream brought this block."""
         self.heard_tip(block.height - 1)
         self._heard[block.hash] = now
+        self.behind += 1  # until the next look counts them
         if len(self._heard) > HEARD_LIMIT:
             del self._heard[next(iter(self._heard))]
 
@@ -148,31 +149,27 @@ class Blocks:
         tools = self._tools
         stored = await tools.log.state(VERIFIED_KEY)
         start = after = int(stored) if stored is not None else 0
-        head = tools.log.head
-        places: dict[str, bool] = {}
-        is_open = False
-        while not is_open and (events := await tools.log.between(after, head, PAGE)):
+        verified: int | None = None
+        alive: dict[str, bool] = {}
+        while events := await tools.log.between(after, tools.log.head, PAGE):
+            after = events[-1].offset
             for event in events:
                 update = event.update
-                if (
-                    event.kind is Kind.CONFIRMED
-                    and update is not None
-                    and update.block_hash is not None
-                    and update.block_hash not in hashes
-                    and (update.block_height or 0) >= low
-                ):
-                    place = update.block_hash
-                    if place not in places:
-                        there = await tools.questions.block_hash(update.block_height or 0)
-                        places[place] = there is None or there == place
-                    if places[place]:  # to be scanned yet
-                        is_open = True
-                        break
-                    await say(tools, [lifecycle.pending_again(event.whale, place, tools.clock())])
-                    self.has_undone = True
-                after = event.offset
-        if after != start:
-            await tools.log.set_state(VERIFIED_KEY, str(after))
+                if event.kind is not Kind.CONFIRMED or update is None or update.block_hash in hashes:
+                    continue
+                block_hash, height = update.block_hash, update.block_height
+                if block_hash is None or height is None or height < low:
+                    continue
+                if block_hash not in alive:
+                    alive[block_hash] = await tools.questions.block_hash(height) in {None, block_hash}
+                if not alive[block_hash]:
+                    again = lifecycle.pending_again(event.whale, block_hash, tools.clock())
+                    self.has_undone = await say(tools, [again]) or self.has_undone
+                elif verified is None:  # to be scanned yet, and looked at again then
+                    verified = event.offset - 1
+        verified = after if verified is None else verified
+        if verified != start:
+            await tools.log.set_state(VERIFIED_KEY, str(verified))
 
     async def _fill(self, height: int, scanned: dict[int, str], tip: int, tip_hash: str) -> None:
         """Scan the block that belongs at a height."""

@@ -215,14 +215,17 @@ def said(draft: Draft, history: Sequence[tuple[Kind, str]]) -> Draft | None:
     return replace(draft, ref=f"{draft.ref}#{times + 1}") if times else draft
 
 
-async def say(tools: Tools, drafts: Sequence[Draft]) -> None:
-    """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream."""
+async def say(tools: Tools, drafts: Sequence[Draft]) -> bool:
+    """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream.
+
+    Returns whether there was anything.
+    """
     if not drafts:
-        return
+        return False
 
     async def decide() -> list[Draft]:
         histories = await tools.log.histories({draft.whale.alert.transaction_id for draft in drafts})
         new = (said(draft, histories.get(draft.whale.alert.transaction_id, ())) for draft in drafts)
         return [draft for draft in new if draft is not None]
 
-    await tools.committer.commit(decide)
+    return bool(await tools.committer.commit(decide))

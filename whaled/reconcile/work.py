@@ -13,7 +13,7 @@ import structlog
 
 from whaled.config.sections import Backfill
 from whaled.model import UpstreamState
-from whaled.reconcile.blocks import Blocks
+from whaled.reconcile.blocks import FIRST_KEY, Blocks
 from whaled.reconcile.coverage import Spans
 from whaled.reconcile.fates import Fates
 from whaled.reconcile.losers import BEGAN_KEY, Losers
@@ -33,6 +33,8 @@ LEAST_REST_S = 0.05
 BACKEND = "backend"
 # Transactions that left the mempool and were not looked at yet: an hour of mainnet while the backend cannot be asked.
 LEFT_LIMIT = 100_000
+# Beyond every block there will be.
+HIGHEST = 2**53
 # When the daemon last was alive, as its canary wrote it down.
 ALIVE_KEY = "canary"
 
@@ -150,8 +152,12 @@ class Reconciler:
         if await log_.state(BEGAN_KEY) is None:
             await log_.set_state(BEGAN_KEY, str(self._clock()))
         alive = await log_.state(ALIVE_KEY)
-        if alive is not None:
-            self._spans.was_down(float(alive), self._clock())
+        first = await log_.state(FIRST_KEY)
+        scans = [] if first is None else await log_.scans(int(first), HIGHEST)
+        # Canaries may be off: then the last block that was scanned is the last sign of life.
+        signs = [scan.scanned_at for scan in scans] if alive is None else [float(alive)]
+        if signs:
+            self._spans.was_down(max(signs), self._clock())
 
     async def _work(self) -> bool:
         """One round. False if there is more to do at once."""
