@@ -8,19 +8,10 @@ from prometheus_client import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from whaled import __version__
-from whaled.ops.meters import (
-    CanaryMeter,
-    ConfigMeter,
-    DetectionMeter,
-    EventLogMeter,
-    GatewayMeter,
-    KeyMeter,
-    LoopMeter,
-    MemoryMeter,
-    ReconcileMeter,
-    UpstreamMeter,
-)
+from whaled.ops.client_meters import GatewayMeter
+from whaled.ops.daemon_meters import CanaryMeter, ConfigMeter, EventLogMeter, KeyMeter, LoopMeter, MemoryMeter
 from whaled.ops.registry import Registry
+from whaled.ops.upstream_meters import DetectionMeter, ReconcileMeter, UpstreamMeter
 
 
 class _ProcessCollector(ProcessCollector):

@@ -1,12 +1,8 @@
-"""The meters that lower rooms ask for as small protocols. docs/metrics.md explains each metric."""
+"""What is counted of the backend, and of what is made of what it sends. docs/metrics.md explains each metric."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
-from whaled.errors import CanaryFailure, ClientErrorCode, LogFailure, TokenRefusal
-from whaled.gateway.limits import Refusal
-from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.model import Alert, Flow, Kind, Source, UpstreamState
 from whaled.ops.registry import Component, Registry
 from whaled.reconcile.coverage import Cover
@@ -17,7 +13,6 @@ from whaled.upstream.losses import LossReason
 
 LEAD_BUCKETS = (1.0, 10.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 PREDICTION_BUCKETS = (-6.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 6.0, 12.0, 36.0, 144.0)
-CLOSE_CODES = ("1000", "1001", "1002", "1005", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
 
 
 class UpstreamMeter:
@@ -114,38 +109,6 @@ class UpstreamMeter:
         self._inputs.labels(failure).inc()
 
 
-class EventLogMeter:
-    """The event log: commits, failures, size."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._errors = registry.errors.labels(Component.EVENTLOG)
-        self._events = registry.counter("eventlog_events", "Events committed.")
-        self._commit = registry.histogram(
-            "eventlog_commit_seconds", "Time of a commit with new events, fsync included."
-        )
-        self._failures = registry.counter("eventlog_failures", "Failed operations by reason.", "reason", LogFailure)
-        self._pruned = registry.counter("eventlog_pruned_events", "Events removed by retention.")
-        self._size = registry.gauge("eventlog_size_bytes", "Database and write-ahead log on disk.")
-
-    def committed(self, events: int, seconds: float) -> None:
-        """A transaction with new events was stored."""
-        self._events.inc(events)
-        self._commit.observe(seconds)
-
-    def failed(self, reason: LogFailure) -> None:
-        """An operation failed."""
-        self._failures.labels(reason).inc()
-        self._errors.inc()
-
-    def pruned(self, events: int) -> None:
-        """Retention removed events."""
-        self._pruned.inc(events)
-
-    def size(self, size_bytes: int) -> None:
-        """What database and write-ahead log take on disk."""
-        self._size.set(size_bytes)
-
-
 class DetectionMeter:
     """What the pipeline saw and said."""
 
@@ -200,122 +163,6 @@ class DetectionMeter:
         self._published.observe(published_s)
 
 
-class ConfigMeter:
-    """Reloads."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._errors = registry.errors.labels(Component.CONFIG)
-        self._successful = registry.gauge("config_last_reload_successful", "1 if the last reload was applied.")
-        self._successful.set(1)
-        self._at = registry.gauge("config_last_reload_success_timestamp_seconds", "When a configuration was applied.")
-
-    def reloaded(self, now: float, *, success: bool) -> None:
-        """A reload was applied or refused."""
-        self._successful.set(success)
-        if success:
-            self._at.set(now)
-        else:
-            self._errors.inc()
-
-
-class GatewayMeter:
-    """Clients: connections, messages, deliveries."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._errors = registry.errors.labels(Component.GATEWAY)
-        self._opened = registry.counter("connections_opened", "WebSocket sessions opened.")
-        self._refused = registry.counter(
-            "connections_refused", "Connections that did not become a session, by reason.", "reason", Refusal
-        )
-        self._closed = registry.counter("connections_closed", "Sessions ended, by close code.", "code", CLOSE_CODES)
-        outcomes = ("success", *TokenRefusal, *(message.name.lower() for message in AuthMessage))
-        self._authentications = registry.counter("authentications", "Authentications by outcome.", "outcome", outcomes)
-        self._received = registry.counter("messages_received", "Messages from clients, by type.", "type", MessageType)
-        self._received_bytes = registry.counter("received_bytes", "Bytes of messages from clients.")
-        self._rejected = registry.counter(
-            "messages_rejected", "Client messages answered with an error, by its code.", "code", ClientErrorCode
-        )
-        self._sent = registry.counter(
-            "messages_sent", "Frames handed to the kernel or queued, for all clients, by type.", "type", Sent
-        )
-        self._sent_of = {kind: self._sent.labels(kind) for kind in Sent}
-        self._sent_bytes = registry.counter("sent_bytes", "Bytes of these frames.")
-        self._published = registry.counter("events_published", "Events published to the hub.")
-        self._alerts = registry.counter("alerts_published", "Alerts published to the hub.")
-        self._lagging = registry.counter("clients_lagged", "Times a client fell behind and was switched to replay.")
-        self._replays = registry.counter(
-            "replays",
-            "Replays from the log, by whether the position could be honoured.",
-            "recovered",
-            ("true", "false"),
-        )
-        self._shed = registry.counter("connections_shed", "Sessions closed to save memory.")
-        self._replayed = registry.counter("messages_replayed", "Event frames sent from the log.")
-
-    def refused(self, reason: Refusal) -> None:
-        """A connection that did not become a session."""
-        self._refused.labels(reason).inc()
-
-    def opened(self) -> None:
-        """A session."""
-        self._opened.inc()
-
-    def closed(self, code: int) -> None:
-        """A session ended with this close code."""
-        text = str(code)
-        self._closed.labels(text if text in CLOSE_CODES else "other").inc()
-
-    def authenticated(self, failure: TokenRefusal | AuthMessage | None) -> None:
-        """A credential was judged; None is success."""
-        if failure is None:
-            outcome = "success"
-        else:
-            outcome = failure.value if isinstance(failure, TokenRefusal) else failure.name.lower()
-        self._authentications.labels(outcome).inc()
-
-    def received(self, kind: MessageType, size_bytes: int) -> None:
-        """A message from a client."""
-        self._received.labels(kind).inc()
-        self._received_bytes.inc(size_bytes)
-
-    def rejected(self, code: ClientErrorCode) -> None:
-        """A message that was answered with an error."""
-        self._rejected.labels(code).inc()
-
-    def failed(self) -> None:
-        """A bug met while serving a client."""
-        self._errors.inc()
-
-    def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
-        """Event frames handed to the kernel or queued, for all members together."""
-        self._sent_of[Sent.WHALE_ALERT].inc(alerts)
-        self._sent_of[Sent.WHALE_UPDATE].inc(updates)
-        self._sent_bytes.inc(size_bytes)
-
-    def sent(self, kind: Sent, frames: int, size_bytes: int) -> None:
-        """Other frames, for all who got them together."""
-        self._sent_of[kind].inc(frames)
-        self._sent_bytes.inc(size_bytes)
-
-    def shed(self) -> None:
-        """A session closed to save memory."""
-        self._shed.inc()
-
-    def published(self, events: int, alerts: int) -> None:
-        """Events published."""
-        self._published.inc(events)
-        self._alerts.inc(alerts)
-
-    def lagging(self, members: int) -> None:
-        """Members that were switched to replay."""
-        self._lagging.inc(members)
-
-    def replayed(self, frames: int, *, recovered: bool) -> None:
-        """A replay ended, or a position was not honoured."""
-        self._replays.labels("true" if recovered else "false").inc()
-        self._replayed.inc(frames)
-
-
 class ReconcileMeter:
     """What the backend was asked for because its stream did not tell it."""
 
@@ -368,77 +215,3 @@ class ReconcileMeter:
         """What is still to be asked for."""
         for what, count in (("blocks", blocks), ("whales", candidates), ("transactions", tail), ("fates", fates)):
             self._backlog.labels(what).set(count)
-
-
-class CanaryMeter:
-    """whaled's own transactions: the service-level indicator."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._sent = registry.counter("canaries_sent", "Canaries started.")
-        self._failed = registry.counter(
-            "canaries_failed", "Canaries that did not arrive in time, or broke on the way.", "reason", CanaryFailure
-        )
-        self._seconds = registry.histogram("canary_seconds", "From a canary's frame to its arrival at the subscriber.")
-        self._last = registry.gauge("last_canary_timestamp_seconds", "When the last canary arrived.")
-
-    def sent(self) -> None:
-        """A canary was started."""
-        self._sent.inc()
-
-    def arrived(self, seconds: float, at: float) -> None:
-        """A canary arrived."""
-        self._seconds.observe(seconds)
-        self._last.set(at)
-
-    def failed(self, reason: CanaryFailure) -> None:
-        """A canary did not arrive in time, or broke on the way."""
-        self._failed.labels(reason).inc()
-
-
-class LoopMeter:
-    """The event loop."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._lag = registry.histogram("event_loop_lag_seconds", "How late a timer of the event loop fires.")
-
-    def lagged(self, seconds: float) -> None:
-        """A timer fired so late."""
-        self._lag.observe(seconds)
-
-
-class MemoryMeter:
-    """Memory, and whether load is shed for it."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._used = registry.gauge("memory_used_bytes", "Working set of the limited cgroup, else resident memory.")
-        self._limit = registry.gauge("memory_limit_bytes", "memory.limit, or the cgroup's; +Inf without one.")
-        self._shedding = registry.gauge("memory_shedding", "1 while load is shed.")
-
-    def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
-        """How much is used of how much."""
-        self._used.set(used_bytes)
-        self._limit.set(limit_bytes)
-        self._shedding.set(is_shedding)
-
-
-class KeyMeter:
-    """Signing keys and the certificate, as loaded last."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._created = registry.gauge(
-            "signing_key_created_timestamp_seconds", "When the key that signs was made; 0 if unknown or none."
-        )
-        self._keys = registry.gauge("signing_keys", "Keys whose tokens are accepted.")
-        self._expiry = registry.gauge(
-            "certificate_expiry_timestamp_seconds", "When the TLS certificate ends; +Inf without TLS."
-        )
-        self._expiry.set(math.inf)
-
-    def ring(self, keys: int, created_at: float) -> None:
-        """The ring in force."""
-        self._keys.set(keys)
-        self._created.set(created_at)
-
-    def certificate(self, expires_at: float) -> None:
-        """The certificate in force."""
-        self._expiry.set(expires_at)
