@@ -1,24 +1,355 @@
+"""Whatever the backend, the link to it or the chain do: nothing is lost, nothing said twice, every fate is right."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from faults.kit import rigged
+from faults.kit import Rig, rigged
+from faults.net import Cut, Reply, Trouble, Way, text_frame
+from whaled.model import SAT_PER_BTC
+from whaled.simulator.faults import Garbage
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(150)]
+
+Sections = Mapping[str, Mapping[str, object]]
+
+# Frames of one connection: the handshake, three that subscribe, and questions for the eight projected blocks and their
+# end. Down: the handshake, init, `want`'s answer, the eight answers, and deltas and blocks from then on.
+QUESTIONS = 12
+ANSWERS = 16
+PARTS = (0.0, 0.5, 1.0)
+# A link that fell silent is given up soon.
+IMPATIENT: Sections = {"upstream": {"ping_interval": "300ms", "stale_after": "1500ms"}}
 
 
-async def test_quiet(tmp_path: Path) -> None:
-    async with rigged(tmp_path, "quiet", seed=1) as rig:
-        await rig.sim.poll()
+@asynccontextmanager
+async def living(
+    directory: Path, name: str, seed: int = 1, sections: Sections | None = None, **world: Any
+) -> AsyncIterator[Rig]:
+    """A rig whose whaled has been up for a while and is up to date."""
+    async with rigged(directory, name, seed=seed, sections=sections, **world) as rig:
         await rig.go(10)
         await rig.start()
         await rig.settle()
-        await rig.go(40)
+        await rig.go(25)
         await rig.settle()
+        yield rig
+
+
+def away(rig: Rig) -> None:
+    """The backend cannot be reached, nor asked."""
+    rig.upstream.target = None
+    rig.upstream.cut()
+    rig.rest.troubles.append(Trouble(Reply.RESET, times=10**9))
+
+
+def back(rig: Rig) -> None:
+    """The backend is there again."""
+    rig.upstream.target = ("127.0.0.1", rig.sim.port)
+    rig.rest.troubles.clear()
+
+
+async def lost(rig: Rig, reason: str | None = None, *, more_than: float = 0) -> float:
+    """How often the link was lost so far (for a reason); waits until that is more than it was."""
+    count = 0.0
+
+    async def is_lost() -> bool:
+        nonlocal count
+        seen = await rig.metrics()
+        name = "whaled_upstream_reconnects_total"
+        count = seen.total(name) if reason is None else seen.get(name, reason=reason)
+        return count > more_than
+
+    if more_than < 0:
+        await is_lost()
+    else:
+        await rig.until(is_lost)
+    return count
+
+
+# --- the link ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+async def test_the_link_may_be_cut_at_every_point_of_subscribe_snapshot_delta_and_block(
+    tmp_path: Path, seed: int
+) -> None:
+    points = [Cut(Way.UP, frame, part) for frame in range(QUESTIONS + 1) for part in PARTS]
+    points += [Cut(Way.DOWN, frame, part) for frame in range(ANSWERS + 1) for part in PARTS]
+    # Small blocks: a mempool of 100 transactions fills all eight that are projected.
+    async with living(tmp_path, "link cut", seed, block_weight=20_000, block_interval=3.0) as rig:
+        rig.rng.shuffle(points)
+        rig.upstream.cuts.extend(points)
         rig.upstream.cut()
-        await rig.go(20)
-        await rig.settle()
-        await rig.kill()
-        await rig.go(20)
-        await rig.start()
+        while rig.upstream.cut_count < len(points):
+            await rig.go(pace_s=0.03)
+        counts = await rig.finish()
+        assert counts.cuts == len(points)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_stalled_backend_is_waited_for_or_given_up(tmp_path: Path, seed: int) -> None:
+    async with living(tmp_path, "stalled", seed, IMPATIENT) as rig:
+        for is_long in (False, True, False, True):
+            before = await lost(rig, more_than=-1)
+            rig.sim.stall()
+            await rig.go(6)
+            if is_long:
+                await lost(rig, more_than=before)
+            rig.sim.resume()
+            await rig.go(6)
+            await rig.settle()
         await rig.finish()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_half_open_link_is_noticed(tmp_path: Path, seed: int) -> None:
+    async with living(tmp_path, "half-open", seed, IMPATIENT) as rig:
+        for _ in range(3):
+            before = await lost(rig, more_than=-1)
+            rig.upstream.freeze()
+            await rig.go(12)
+            await lost(rig, more_than=before)
+            await rig.go(6)
+            await rig.settle()
+        await rig.finish()
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+BAD_FRAMES: dict[str, bytes] = {
+    "announces 4 EiB": text_frame(b"{}", announced=1 << 62),
+    "is too big": text_frame(b'{"x":"' + b"x" * 3_000_000 + b'"}'),
+    "has reserved bits": text_frame(b"{}", first_byte=0xF1),
+    "has an unknown opcode": text_frame(b"{}", first_byte=0x83),
+    "continues nothing": text_frame(b"{}", first_byte=0x80),
+    "is a close": b"\x88\x02\x03\xe8",
+    "is a close with a code nobody may send": b"\x88\x02\x03\xed",
+    "is a masked one": b"\x81\x82abcd\x1a\x1f",
+    "is not UTF-8": text_frame(b'{"x":"\xff\xfe"}'),
+    "is a giant nobody asked for": text_frame(b'{"x":"' + b"x" * 900_000 + b'"}'),
+    "is a tower": text_frame(b"[" * 200_000 + b"]" * 200_000),
+    "is a huge number": text_frame(b'{"mempool-transactions":{"sequence":' + b"9" * 5_000 + b"}}"),
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_garbage_of_every_kind_is_survived(tmp_path: Path, seed: int) -> None:
+    async with living(tmp_path, "garbage", seed, {"upstream": {"max_message": "1MiB"}}) as rig:
+        for kind in Garbage:
+            rig.sim.send_garbage(kind)
+            await rig.go(2)
+        await rig.settle()
+        for frame in BAD_FRAMES.values():
+            rig.upstream.insert(frame)
+            await rig.go(2, pace_s=0.1)
+        await rig.settle()
+        await rig.finish()
+
+
+async def test_a_burst_of_2000_is_taken_whole_and_in_parts(tmp_path: Path) -> None:
+    async with living(tmp_path, "burst", block_weight=400_000) as rig:
+        rig.sim.burst(2000)
+        await rig.go(3)
+        await rig.settle()
+        rig.upstream.cuts.append(Cut(Way.DOWN, 14, 0.7))
+        rig.upstream.cut()
+        await rig.go(4, pace_s=0.05)
+        rig.sim.burst(2000)
+        await rig.go(6, pace_s=0.05)
+        rig.sim.late_block()
+        await rig.go(6)
+        await rig.finish()
+
+
+# --- restarts of the backend ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database", [False, True], ids=["no database", "database"])
+@pytest.mark.parametrize("how", ["cache", "early", "late"])
+async def test_the_backend_may_restart(tmp_path: Path, how: str, database: bool) -> None:
+    async with living(tmp_path, f"restart, {how}{', database' if database else ''}", 5, database=database) as rig:
+        for missed in (0, 4, 12):
+            rig.sim.stall()
+            await rig.go(missed)
+            connects = (await rig.metrics()).total("whaled_upstream_connects_total")
+            await rig.sim.restart(cache=how == "cache", resend=how == "early", down=0.1)
+            rig.sim.resume()
+
+            async def is_connected(connects: float = connects) -> bool:
+                return (await rig.metrics()).total("whaled_upstream_connects_total") > connects
+
+            if how == "early":
+                await rig.until(is_connected)  # subscribed before the backend has looked at its node
+            await rig.go(8, pace_s=0.02)
+            await rig.settle()
+        await rig.finish()
+
+
+# --- REST -------------------------------------------------------------------------------------------------------------
+
+PATHS = (
+    "blocks/tip/height", "block-height/.*", "block/[0-9a-f]*", "block/.*/summary", "block/.*/txs/.*", "tx/[0-9a-f]*",
+    "tx/.*/status", "tx/.*/rbf", "mempool/txids", "prevouts",
+)  # fmt: skip
+TROUBLES: dict[str, dict[str, Any]] = {
+    "404": {"reply": Reply.STATUS, "status": 404},
+    "429 with Retry-After": {"reply": Reply.STATUS, "status": 429, "headers": {"Retry-After": "1"}},
+    "429 with a date": {
+        "reply": Reply.STATUS, "status": 429, "headers": {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"},
+    },
+    "500": {"reply": Reply.STATUS, "status": 500},
+    "503": {"reply": Reply.STATUS, "status": 503},
+    "no answer": {"reply": Reply.HANG},
+    "slow": {"reply": Reply.SLOW, "seconds": 0.4},
+    "garbage": {"reply": Reply.GARBAGE},
+    "truncated": {"reply": Reply.TRUNCATED},
+    "reset": {"reply": Reply.RESET},
+}  # fmt: skip
+# One more than the client tries in a row, so that each question fails as a whole once; and what it does not try again.
+TIMES = 4
+TIMES_OF = {"404": 2, "garbage": 2}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_every_question_may_fail_during_snapshot_scan_and_fate(tmp_path: Path, trouble: str) -> None:
+    async with living(tmp_path, f"REST {trouble}", 7, rate=20.0) as rig:
+        rig.upstream.target = None
+        rig.upstream.cut()
+        await rig.go(15)  # whales that must come from snapshot and blocks, and others whose fate must be asked for
+        times = TIMES_OF.get(trouble, TIMES)
+        rig.rest.troubles = [Trouble(path=path, times=times, **TROUBLES[trouble]) for path in PATHS]
+        back_to = ("127.0.0.1", rig.sim.port)
+        rig.upstream.target = back_to
+        await rig.go(10, pace_s=0.1)
+        await rig.settle(within_s=90)
+        tried = sum(each.tried for each in rig.rest.troubles)
+        await rig.finish(**{"REST faults": tried})
+        assert tried >= times * 5
+
+
+# --- the chain --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["up", "away"])
+@pytest.mark.parametrize("database", [False, True], ids=["no database", "database"])
+@pytest.mark.parametrize("depth", [1, 3, 20])
+async def test_a_reorganisation_is_followed(tmp_path: Path, depth: int, database: bool, is_away: bool) -> None:
+    name = f"reorg {depth}{', database' if database else ''}{', link away' if is_away else ''}"
+    async with living(tmp_path, name, 11, database=database, block_interval=3.0) as rig:
+        world = rig.sim.world
+        for each in range(2):
+            while world.chain.tip.height < 900_000 + depth + 9:
+                await rig.go()
+            spent = world.pay(150 * SAT_PER_BTC, rate=90.0).txid
+            waits = world.pay(160 * SAT_PER_BTC, rate=1.0).txid
+            await rig.go()
+            if rig.sim.truth[spent].height is None:
+                world.mine(only={spent})
+            await rig.go(2)
+            await rig.settle()
+            if is_away:
+                away(rig)
+            # One that was mined and one that was not lose against another transaction in the new branch.
+            world.reorg(depth, double_spend=[txid for txid in (spent, waits) if is_double_spendable(rig, txid, depth)])
+            await rig.go(1 + each)
+            back(rig)
+            await rig.go(5)
+            await rig.settle()
+        await rig.finish()
+
+
+def is_double_spendable(rig: Rig, txid: str, depth: int) -> bool:
+    """In the mempool, or in a block that is about to leave the chain."""
+    height = rig.sim.truth[txid].height
+    return height is None or height > rig.sim.world.chain.tip.height - depth
+
+
+@pytest.mark.parametrize("is_away", [False, True], ids=["up", "away"])
+@pytest.mark.parametrize("count", [16, 20])
+async def test_many_blocks_at_once_are_scanned(tmp_path: Path, count: int, is_away: bool) -> None:
+    async with living(tmp_path, f"{count} blocks at once{', link away' if is_away else ''}", 13) as rig:
+        for _ in range(2):
+            if is_away:
+                away(rig)
+            for each in range(count):
+                rig.sim.world.pay((100 + each) * SAT_PER_BTC, rate=90.0)
+                rig.sim.world.mine([rig.sim.world.pay((200 + each) * SAT_PER_BTC, relay=False)])
+            await rig.go(2)
+            back(rig)
+            await rig.go(4)
+            await rig.settle()
+        await rig.finish()
+
+
+@pytest.mark.parametrize("forget", [False, True], ids=["keeps its mempool", "loses its mempool"])
+async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) -> None:
+    async with living(tmp_path, f"bitcoind {'loses' if forget else 'keeps'} its mempool", 17) as rig:
+        for fails in (3, 8):
+            rig.sim.lose_bitcoind(forget=forget)
+            rig.rest.troubles.append(Trouble(Reply.STATUS, times=10**9))
+            await rig.go(fails)
+            rig.sim.find_bitcoind()
+            rig.rest.troubles.clear()
+            await rig.go(8)
+            await rig.settle()
+        await rig.finish()
+
+
+# --- everything together ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+async def test_faults_by_chance_one_after_the_other(tmp_path: Path, seed: int) -> None:
+    async with living(tmp_path, "by chance", seed, IMPATIENT, rate=20.0, database=bool(seed % 2)) as rig:
+        for _ in range(14):
+            await by_chance(rig)
+            await rig.go(rig.rng.randint(1, 6), pace_s=0.02)
+            if rig.rng.random() < 0.3:
+                back(rig)
+                await rig.settle()
+        back(rig)
+        await rig.finish()
+
+
+async def by_chance(rig: Rig) -> None:  # noqa: C901 - a list, not a decision
+    sim, rng = rig.sim, rig.rng
+    match rng.randrange(13):
+        case 0:
+            rig.upstream.cut()
+        case 1:
+            away(rig)
+        case 2:
+            back(rig)
+        case 3:
+            rig.upstream.freeze()
+        case 4:
+            rig.upstream.cuts.append(Cut(rng.choice((Way.UP, Way.DOWN)), rng.randint(0, 14), rng.random()))
+        case 5:
+            sim.stall()
+            await rig.go(rng.randint(0, 5))
+            await sim.restart(cache=rng.random() < 0.5, resend=rng.random() < 0.5, down=0.05)
+            sim.resume()
+        case 6:
+            sim.send_garbage(rng.choice(list(Garbage)))
+        case 7:
+            sim.reorg(rng.randint(1, 3))
+        case 8:
+            sim.late_block()
+        case 9:
+            sim.lose_bitcoind(forget=rng.random() < 0.3)
+            await rig.go(rng.randint(1, 7))
+            sim.find_bitcoind()
+        case 10:
+            kind = rng.choice([each for each in TROUBLES if each != "404"])
+            rig.rest.troubles = [Trouble(path=rng.choice(PATHS), times=rng.randint(1, 5), **TROUBLES[kind])]
+        case 11:
+            for _ in range(rng.randint(2, 20)):
+                sim.world.mine()
+        case _:
+            await rig.kill()
+            await rig.go(rng.randint(0, 5))
+            await rig.start()

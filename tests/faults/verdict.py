@@ -48,13 +48,19 @@ class Knowable(Struct):
 
     `must` are whales that were in the mempool or in a block at a moment when whaled was up to date, or in the stream
     while the link demonstrably held; with those that are there at the end. `told` are those whose replacement came in
-    such a stream. `since` is the moment whaled first was up: what was over before is not counted at all.
+    such a stream. `inputs` are what each transaction spends. `since` is the moment whaled first was up: what was over
+    before is not counted at all.
     """
 
     since: float
     first_height: int
+    inputs: dict[str, frozenset[tuple[str, int]]]
     must: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
+
+    def are_rivals(self, one: str, other: str) -> bool:
+        """Whether both spend the same output."""
+        return not self.inputs.get(one, frozenset()).isdisjoint(self.inputs.get(other, frozenset()))
 
 
 class Verdict(Struct):
@@ -124,7 +130,7 @@ def compare(
     `fates` False leaves out the last word about each whale, for a moment when questions are still open.
     """
     verdict = Verdict(events=len(rows))
-    _judge_log(rows, truth, verdict)
+    _judge_log(rows, truth, knowable, verdict)
     last = {row.txid: row for row in rows}
     for record in truth.whales():
         if record.turns and _is_within(record, chain, knowable):
@@ -134,7 +140,7 @@ def compare(
     return verdict
 
 
-def _judge_log(rows: Sequence[Row], truth: Truth, verdict: Verdict) -> None:
+def _judge_log(rows: Sequence[Row], truth: Truth, knowable: Knowable, verdict: Verdict) -> None:
     for place, row in enumerate(rows, 1):
         if row.offset != place:
             verdict.blame("holes", f"offset {row.offset} where {place} was expected")
@@ -152,7 +158,7 @@ def _judge_log(rows: Sequence[Row], truth: Truth, verdict: Verdict) -> None:
         if row.kind == "alert":
             alerted.add(row.txid)
             _judge_amounts(row, known, verdict)
-        elif not _could_be_said(row, known, truth):
+        elif not _could_be_said(row, known, truth, knowable):
             verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
     verdict.alerted = len(alerted)
     verdict.sources = dict(sorted(Counter(row.alert["source"] for row in rows if row.kind == "alert").items()))
@@ -172,7 +178,7 @@ def _judge_amounts(row: Row, known: Record, verdict: Verdict) -> None:
     verdict.inputs_unknown += alert["moved_sat"] is None
 
 
-def _could_be_said(row: Row, known: Record, truth: Truth) -> bool:
+def _could_be_said(row: Row, known: Record, truth: Truth, knowable: Knowable) -> bool:
     """Whether an update was true at some time."""
     ref = row.ref.partition("#")[0]
     turns = known.turns
@@ -180,7 +186,8 @@ def _could_be_said(row: Row, known: Record, truth: Truth) -> bool:
         case "confirmed":
             return any(turn.fate is Fate.CONFIRMED and turn.because == ref for turn in turns)
         case "replaced":
-            return ref in _replacers(known, truth)
+            # Also by one that spends the same after it was evicted for another reason.
+            return ref in _replacers(known, truth) or knowable.are_rivals(row.txid, ref)
         case "dropped":
             return any(turn.fate in (Fate.REPLACED, Fate.EVICTED) for turn in turns) or _left_with_its_block(known)
         case _:
@@ -246,6 +253,8 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
         # Replaced while nobody listened, and the backend that saw it has forgotten.
         verdict.replaced_told_as_dropped += 1
         return True
+    if fate is Fate.EVICTED and last.kind == "replaced":
+        return knowable.are_rivals(record.txid, last.ref.partition("#")[0])
     return last.kind in LAST_WORD[fate]
 
 
