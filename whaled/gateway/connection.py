@@ -6,28 +6,23 @@ No task, queue or future per client: a connection costs a few KiB, and a deliver
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
-from urllib.parse import parse_qs
 
 import structlog
-from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
-from websockets.server import ServerProtocol
-from websockets.typing import Origin, Subprotocol
+from websockets.typing import Origin
 
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
+from whaled.gateway.handshake import Server, credential, has_credential, refuse
 from whaled.gateway.limits import Refusal
 from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-# Query parameters that carry a credential in other products. URLs end up in logs and histories.
-CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization"}
 
 # What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
 MAX_REQUEST_BYTES = 16 * 1024
@@ -36,18 +31,6 @@ END_OF_REQUEST = b"\r\n\r\n"
 SLICE_BYTES = 4096
 # Once the connection is closing the client's own close is looked for in so many bytes; a flood is left unread.
 CLOSING_BYTES = 64 * 1024
-
-REFUSAL_STATUS = {
-    Refusal.GLOBAL_CAP: (503, "too many connections"),
-    Refusal.UNAUTHENTICATED_CAP: (503, "too many connections that have not authenticated"),
-    Refusal.ADDRESS_CAP: (429, "too many connections from this address"),
-    Refusal.MEMORY: (503, "out of memory"),
-    Refusal.DRAINING: (503, "restarting"),
-    Refusal.TOKEN_IN_URL: (
-        400,
-        "a token in the URL ends up in logs: send it as first message, as Authorization header or as subprotocol",
-    ),
-}
 
 
 class ConnectionOwner(Protocol):
@@ -103,13 +86,6 @@ class ConnectionOwner(Protocol):
         ...
 
 
-class _Server(ServerProtocol):
-    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise."""
-
-    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
-        return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
-
-
 class Connection(asyncio.Protocol):
     """A client's connection from accept to close."""
 
@@ -122,7 +98,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, gateway: ConnectionOwner) -> None:
         self._gateway = gateway
-        self._ws = _Server(origins=gateway.allowed_origins, max_size=gateway.settings.max_frame)
+        self._ws = Server(origins=gateway.allowed_origins, max_size=gateway.settings.max_frame)
         self._transport: asyncio.Transport = _NO_TRANSPORT
         self._direct_fd = -1
         self._paused = False
@@ -263,23 +239,19 @@ class Connection(asyncio.Protocol):
         self.session = self._gateway.new_session(self)
         self.connected_at = self._gateway.now()
         self.fd = -1 if self._paused else self._direct_fd
-        self.perform(self.session.opened(_credential(request.headers), self.connected_at))
+        self.perform(self.session.opened(credential(request.headers), self.connected_at))
         if self._gateway.is_draining:
             self._gateway.send_away(self)
         if self.session.state is State.AUTHENTICATING:
             self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
 
     def _judge(self, request: Request) -> Response | None:
-        if self._refusal is None and _has_credential(request.path):
+        if self._refusal is None and has_credential(request.path):
             self._refusal = Refusal.TOKEN_IN_URL
         if self._refusal is None:
             return None
         self._gateway.refused(self._refusal)
-        status, text = REFUSAL_STATUS[self._refusal]
-        response = self._ws.reject(status, text + "\n")
-        if status != 400:
-            response.headers["Retry-After"] = str(self._gateway.retry_after_s)
-        return response
+        return refuse(self._ws, self._refusal, self._gateway.retry_after_s)
 
     def _handshake_timed_out(self) -> None:
         if self._refusal is None:
@@ -463,24 +435,6 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _credential(headers: Headers) -> str | None:
-    """The credential of the Authorization header, or of the subprotocol pair that browsers can send."""
-    for header in headers.get_all("Authorization"):
-        scheme, _, credential = header.partition(" ")
-        if scheme.lower() == "bearer" and credential:
-            return credential.strip()
-    for offered in headers.get_all("Sec-WebSocket-Protocol"):
-        for name in offered.split(","):
-            if name.strip().startswith(wire.BEARER_SUBPROTOCOL_PREFIX):
-                return name.strip().removeprefix(wire.BEARER_SUBPROTOCOL_PREFIX)
-    return None
-
-
-def _has_credential(path: str) -> bool:
-    query = path.partition("?")[2]  # urlsplit raises for some paths
-    return bool(query) and not CREDENTIAL_PARAMETERS.isdisjoint(key.lower() for key in parse_qs(query))
 
 
 class _NoTransport(asyncio.Transport):
