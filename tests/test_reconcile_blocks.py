@@ -307,6 +307,7 @@ async def test_what_a_gap_hid_is_told_from_its_block_and_counted_as_missed_in_a_
         assert (await rig.scans())[block.height].missed_gap == 1
 
 
+@pytest.mark.slow
 async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
