@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-faults test-systemd check fmt lint types cover bench wheels install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz check fmt lint types cover bench wheels install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted 
 test-faults: $(STAMP) ## real processes under faults, compared with what was really sent
 	rm -rf var/faults
 	$(BIN)/pytest -q -n 4 -m faults tests/faults
+
+fuzz: $(STAMP) ## hunt for frames and messages that break the parsers; FUZZ_SECONDS each (default 120)
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest -q -n 3 -k 'mutation' tests/test_fuzz_upstream.py tests/test_fuzz_clients.py
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

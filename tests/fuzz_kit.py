@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ NASTY: tuple[Any, ...] = (
 )  # fmt: skip
 TOKENS: tuple[bytes, ...] = (
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"null", b"-", b"0", b"1e999", b"9" * 25, b"9" * 5_000, b"NaN",
-    b"\x00", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\xef\xbb\xbf", b" ", b"\n", b"[" * 600, b'{"a":' * 600, b"//",
-    b".",
+    b"\x00", b"\xff", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"\xef\xbb\xbf", b" ", b"\n", b"[" * 600, b'{"a":' * 600,
+    b"//", b".",
 )  # fmt: skip
 STYLES: tuple[dict[str, Any], ...] = (
     {"separators": (",", ":")},
@@ -120,7 +121,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 def _change(holder: list[Any], what: int, where: int, which: int, words: Sequence[Any]) -> None:
     places = _places(holder)
     container, key = places[where % len(places)]
-    word = words[which % len(words)]
+    word = deepcopy(words[which % len(words)])  # what is put in may itself be changed by the next choice
     match what:
         case 0 | 1:
             container[key] = word
@@ -128,13 +129,13 @@ def _change(holder: list[Any], what: int, where: int, which: int, words: Sequenc
             del container[key]
         case 3:
             other, place = places[which % len(places)]
-            container[key] = json.loads(json.dumps(other[place]))
+            container[key] = deepcopy(other[place])
         case 4 if isinstance(container, list):
             container[:] = container + [container[key]] * (which % 40)
         case 5 if isinstance(container, dict) and isinstance(word, str):
             container[word] = container.pop(key)
         case 6 if isinstance(container, dict):
-            container[str(word)[:80]] = words[(which >> 4) % len(words)]
+            container[str(word)[:80]] = deepcopy(words[(which >> 4) % len(words)])
         case 7:
             container[key] = [container[key]]
         case _:

@@ -198,6 +198,8 @@ class Session:
 
     def received_binary(self, now: float) -> list[Action]:
         """A binary message: nobody needs one."""
+        if self.state is State.CLOSED:
+            return []
         self.last_message = wire.MessageType.INVALID
         if self.state is State.AUTHENTICATING:
             return self._refuse(wire.AuthMessage.FIRST)
@@ -207,7 +209,7 @@ class Session:
     def received_control(self, now: float) -> list[Action]:
         """A ping or pong frame, or a part of a message: nothing to answer, but it costs like a message."""
         over_s = self._bucket.take(now)
-        if over_s <= 0:
+        if over_s <= 0 or self.state is State.CLOSED:
             return []
         if self.state is State.READY:
             return self._limited(over_s)

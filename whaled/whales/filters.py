@@ -186,7 +186,9 @@ def _updates_of(key: str, value: object) -> UpdatesOf:
 
 
 def _exchanges(key: str, value: object) -> frozenset[str]:
-    return frozenset(name.casefold() for name in _strings(key, value, MAX_EXCHANGES))
+    names = [name.casefold() for name in _strings(key, value, MAX_EXCHANGES)]
+    # Some letters fold to three: what is said of a filter has to be a filter.
+    return frozenset(_strings(key, names, MAX_EXCHANGES))
 
 
 def _address(path: str, value: str) -> str:
