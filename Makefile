@@ -43,7 +43,7 @@ test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted 
 
 test-faults: $(STAMP) ## real processes under faults, compared with what was really sent
 	rm -rf var/faults
-	$(BIN)/pytest -q -n 4 -m faults tests/faults
+	$(BIN)/pytest -q -n 8 -m faults tests/faults # they wait more than they compute: twice the cores of a small machine
 
 fuzz: $(STAMP) ## hunt for frames and messages that break the parsers; FUZZ_SECONDS each (default 120)
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest -q -n 3 -k 'mutation' tests/test_fuzz_upstream.py tests/test_fuzz_clients.py

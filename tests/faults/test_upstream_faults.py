@@ -73,7 +73,7 @@ async def lost(rig: Rig, reason: str | None = None, *, more_than: float = 0) -> 
 # --- the link ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_the_link_may_be_cut_at_every_point_of_subscribe_snapshot_delta_and_block(
     tmp_path: Path, seed: int
 ) -> None:
@@ -209,9 +209,10 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "truncated": {"reply": Reply.TRUNCATED},
     "reset": {"reply": Reply.RESET},
 }  # fmt: skip
-# One more than the client tries in a row, so that each question fails as a whole once; and what it does not try again.
-TIMES = 4
-TIMES_OF = {"404": 2, "garbage": 2}
+# These questions fail as a whole, once: the client tries three times, unless the answer would be the same again.
+# Whaled waits longer after each failure, so those of the others fail at their first try only.
+AS_A_WHOLE = {"blocks/tip/height", "block/.*/summary", "tx/[0-9a-f]*", "tx/.*/status", "mempool/txids"}
+AT_ONCE = {"404", "garbage"}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -220,15 +221,15 @@ async def test_every_question_may_fail_during_snapshot_scan_and_fate(tmp_path: P
         rig.upstream.target = None
         rig.upstream.cut()
         await rig.go(15)  # whales that must come from snapshot and blocks, and others whose fate must be asked for
-        times = TIMES_OF.get(trouble, TIMES)
-        rig.rest.troubles = [Trouble(path=path, times=times, **TROUBLES[trouble]) for path in PATHS]
+        times = {path: 3 if path in AS_A_WHOLE and trouble not in AT_ONCE else 1 for path in PATHS}
+        rig.rest.troubles = [Trouble(path=path, times=times[path], **TROUBLES[trouble]) for path in PATHS]
         back_to = ("127.0.0.1", rig.sim.port)
         rig.upstream.target = back_to
         await rig.go(10, pace_s=0.1)
         await rig.settle(within_s=90)
         tried = sum(each.tried for each in rig.rest.troubles)
         await rig.finish(**{"REST faults": tried})
-        assert tried >= times * 5
+        assert tried >= len(PATHS) - 1
 
 
 # --- the chain --------------------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) ->
 # --- everything together ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(1, 13))
+@pytest.mark.parametrize("seed", range(1, 11))
 async def test_faults_by_chance_one_after_the_other(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "by chance", seed, IMPATIENT, rate=20.0, database=bool(seed % 2)) as rig:
         for _ in range(14):
