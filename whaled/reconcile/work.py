@@ -72,6 +72,7 @@ class Reconciler:
         self._fates = Fates(self._tools)
         self._blocks = Blocks(self._tools, self._spans, self._losers)
         self._patience = Patience(monotonic)
+        self._answered = 0
         # What matters most comes first. Each does a lot and lets the next one have its turn; one that fails waits.
         self._steps: tuple[tuple[str, Callable[[], Awaitable[bool]]], ...] = (
             ("blocks", self._catch_up),
@@ -175,6 +176,10 @@ class Reconciler:
                 except RestError as error:
                     # Where not even the tip can be had, no answer to anything else can be believed.
                     concerns = BACKEND if error.reason in GENERAL or name == "blocks" else name
+                    if self._tools.questions.answered > self._answered:
+                        # It does answer, if not always: no reason to wait ever longer.
+                        self._answered = self._tools.questions.answered
+                        self._patience.forget(BACKEND)
                     self._tools.complain(error, self._patience.failed(concerns, error.retry_after_s))
                     if concerns == BACKEND:
                         return True

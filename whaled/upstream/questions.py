@@ -79,6 +79,7 @@ class Questions:
         self._spacing_s = 1.0 / per_second
         self._monotonic = monotonic
         self._next = 0.0
+        self.answered = 0
 
     async def _turn(self) -> None:
         now = self._monotonic()
@@ -89,7 +90,9 @@ class Questions:
 
     async def _get(self, path: str, kind: Any) -> Any:
         await self._turn()
-        return await self._rest.get(path, kind)
+        answer = await self._rest.get(path, kind)
+        self.answered += 1
+        return answer
 
     async def mempool(self) -> list[str]:
         """Every txid in the mempool. Straight from the node, so it may be ahead of the stream."""
