@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz check fmt lint types cover bench wheels install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz soak check fmt lint types cover bench wheels install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ uninstall: ## as root: remove program and units; configuration, keys and data st
 
 bench: $(STAMP) ## measure speed and size (docs/performance.md); BENCH_ARGS=--quick for less
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+soak: $(STAMP) ## an hour at 20 times the main network's rate under faults and churn; SOAK_ARGS='--minutes 3' for less
+	PYTHONPATH=tests $(BIN)/python -m bench.soak $(SOAK_ARGS)
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist var

@@ -133,7 +133,7 @@ def compare(
     _judge_log(rows, truth, knowable, verdict)
     last = {row.txid: row for row in rows}
     for record in truth.whales():
-        if record.turns and _is_within(record, chain, knowable):
+        if record.turns and (record.txid in last or _is_within(record, chain, knowable)):
             _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, fates=fates)
     for name, (heard, missed, least_sat) in clients.items():
         _judge_client(name, rows, heard, missed, least_sat, verdict)
