@@ -11,8 +11,9 @@ from whaled.model import SAT_PER_BTC
 class Follower:
     """A client that keeps what it gets, and goes on at its position whatever happens."""
 
-    def __init__(self, url: str, min_btc: int | None = None) -> None:
+    def __init__(self, url: str, min_btc: int | None = None, token: str | None = None) -> None:
         self._url = url
+        self._token = token
         self._filters = {} if min_btc is None else {"min_btc": min_btc}
         self.least_sat = (min_btc or 0) * SAT_PER_BTC
         self.heard: list[Heard] = []
@@ -24,6 +25,7 @@ class Follower:
     async def _follow(self) -> None:
         async with WhaleStream(
             self._url,
+            token=self._token,
             filters=self._filters,
             since=self._position or Last(10**9),
             link_events=True,  # else each connection is logged, and there are thousands

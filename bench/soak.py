@@ -1,0 +1,425 @@
+"""`python -m bench.soak`: the daemon for an hour at 20 times the main network's rate, under faults and churn.
+
+The real daemon, the simulated backend with routine faults every few seconds, clients of every manner; at the end log
+and clients are compared with what was really sent, and memory, descriptors, loop lag and delivery are held to bounds.
+Needs PYTHONPATH=tests (see `make soak`), where the comparison with the truth lives. Exits with 1 if a bound is missed.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import yaml
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+
+from bench import machine
+from bench.daemon import Ready, daemon
+from bench.programs import BrokenError, resident_kib
+from bench.report import Aim, aims_table, percentile, table
+from faults.net import Proxy
+from faults.verdict import Heard, Knowable, Verdict, compare, read, state
+from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
+from whaled.model import SAT_PER_BTC, Source
+from whaled.simulator import faults
+from whaled.simulator.server import Simulator
+from whaled.simulator.settings import SimulatorSettings
+
+# The main network brings 7 transactions a second.
+RATE = 140.0
+WHALE_SHARE = 0.02
+POLL_S = 1.0
+# 140 transactions a second fill a block of 4 million weight units in 24 s.
+BLOCK_S = 20.0
+SAMPLE_S = 2.0
+SETTLE_S = 180.0
+# What grows in the time after the warm-up, by regression: the allocator's noise, and as much again in two hours.
+GROWTH_NOISE_MIB = 4.0
+GROWTH_MIB_PER_HOUR = 2.0
+# The simulated backend and the clients share a process with the faults: their medians differ by tens of milliseconds.
+DRIFT_NOISE_MS = 100.0
+TIMELINE = 12
+# Of its bounded caches the daemon here has small ones, so that they are full when the measuring begins.
+SMALL_CACHES = {"detection": {"seen_limit": 300}}
+LIVE = ("whaled_frame_to_sent_seconds", "whaled_event_loop_lag_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What a client is like."""
+
+    name: str
+    min_btc: int | None = None
+    pause_s: float = 0.0
+    is_killed: bool = False
+
+
+MANNERS = (
+    Manner("plain"),
+    Manner("plain"),
+    Manner("filtered", min_btc=250),
+    Manner("filtered", min_btc=1_000),
+    Manner("slow", pause_s=0.25),
+    Manner("slow and filtered", min_btc=250, pause_s=1.0),
+    Manner("killed", is_killed=True),
+    Manner("killed and filtered", min_btc=250, is_killed=True),
+    Manner("killed and slow", pause_s=0.25, is_killed=True),
+)
+
+
+class Client:
+    """A bot: keeps what it gets, and goes on at its position whatever happens."""
+
+    def __init__(self, manner: Manner, url: str) -> None:
+        self.manner = manner
+        self.heard: list[Heard] = []
+        self.missed: list[str] = []
+        self.received: list[tuple[float, str]] = []
+        self.hurry = False
+        self._url = url
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with WhaleStream(
+            self._url,
+            filters={} if self.manner.min_btc is None else {"min_btc": self.manner.min_btc},
+            since=Last(10**9),
+            link_events=True,
+            retry=Retry(initial_s=0.1, max_s=1.0),
+            limits=Limits(buffered_events=16),
+        ) as stream:
+            async for event in stream:
+                match event:
+                    case WhaleAlert(position=position, data=data):
+                        self._keep(position, "alert", data.transaction_id)
+                        if data.source == Source.LIVE:
+                            self.received.append((time.monotonic(), data.transaction_id))
+                    case WhaleUpdate(position=position, data=data):
+                        self._keep(position, data.status, data.transaction_id)
+                    case Missed():
+                        self.missed.append(str(event))
+                    case _:
+                        continue
+                if self.manner.pause_s and not self.hurry:
+                    await asyncio.sleep(self.manner.pause_s)
+
+    def _keep(self, position: Position, kind: str, txid: str) -> None:
+        self.heard.append(Heard(position.epoch, position.offset, kind, txid))
+
+
+@dataclass
+class Sample:
+    """A look at the process."""
+
+    at: float
+    rss_mib: float
+    descriptors: int
+
+
+@dataclass
+class Course:
+    """What is noted along the way."""
+
+    samples: list[Sample] = field(default_factory=list)
+    thirds: list[dict[str, float]] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    visits: int = 0
+    cuts: int = 0
+
+
+class Soak:
+    """The world, the daemon's surroundings, and whoever disturbs them."""
+
+    def __init__(
+        self, simulator: Simulator, ready: Ready, gateway: Proxy, rng: random.Random, knowable: Knowable
+    ) -> None:
+        self.sim = simulator
+        self.course = Course()
+        self.shown: dict[str, float] = {}
+        self.url = f"ws://127.0.0.1:{ready.port}"
+        # Through the proxy come those whose connections are reset.
+        through = f"ws://{gateway.address}"
+        self.clients = [Client(each, through if each.is_killed else self.url) for each in MANNERS]
+        self._ready = ready
+        self._gateway = gateway
+        self._rng = rng
+        self._knowable = knowable
+
+    async def live(self) -> None:
+        """The world goes on in real time; when each whale was first shown is noted."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + POLL_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+            await self.poll()
+
+    async def poll(self) -> None:
+        """The backend looks at its node."""
+        before = time.monotonic()
+        with suppress(OSError):
+            await self.sim.poll()
+        truth = self.sim.truth
+        for txid in self.sim.backend.mempool:
+            if txid not in self.shown and (record := truth.get(txid)) is not None and record.whale:
+                self.shown[txid] = before
+        chain, inputs = self.sim.world.chain, self._knowable.inputs
+        for tx in itertools.chain(
+            (entry.tx for entry in chain.mempool.values()), (tx for block in chain.blocks[-3:] for tx in block.txs[1:])
+        ):
+            if tx.txid not in inputs:
+                inputs[tx.txid] = frozenset(coin.outpoint for coin in tx.inputs)
+
+    async def fail(self, every_s: float) -> None:
+        """A routine fault every few seconds."""
+        while True:
+            await asyncio.sleep(self._rng.uniform(0.5, 1.5) * every_s)
+            fault = self._rng.choice(faults.ROUTINE)
+            self.course.faults[type(fault).__name__] += 1
+            await self.sim.apply(fault)
+
+    async def churn(self) -> None:
+        """Strangers come and go, some without a word; those who go through the proxy are reset now and then."""
+        while True:
+            await asyncio.sleep(self._rng.uniform(0.05, 0.4))
+            with suppress(OSError, TimeoutError, WebSocketException):
+                async with asyncio.timeout(5):
+                    visitor = await connect(self.url, proxy=None, compression=None)
+                    await visitor.recv()
+                    self.course.visits += 1
+                    if self._rng.random() < 0.5:
+                        visitor.transport.abort()
+                    await visitor.close()
+            if self._rng.random() < 0.02:
+                self.course.cuts += 1
+                self._gateway.cut()
+
+    async def watch(self) -> None:
+        """Memory and descriptors, regularly."""
+        while True:
+            self.course.samples.append(self.look())
+            await asyncio.sleep(SAMPLE_S)
+
+    def look(self) -> Sample:
+        """Memory and descriptors now."""
+        pid = self._ready.pid
+        return Sample(time.monotonic(), resident_kib(pid) / 1024, len(os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
+
+    async def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics."""
+        async with aiohttp.ClientSession(trust_env=False) as session, session.get(self._ready.metrics_url) as response:
+            lines = (await response.text()).splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+    async def run(self, seconds: float, fault_every_s: float) -> None:
+        """The soak itself."""
+        async with asyncio.TaskGroup() as tasks:
+            jobs = [tasks.create_task(job) for job in (self.live(), self.churn(), self.watch())]
+            if fault_every_s:
+                jobs.append(tasks.create_task(self.fail(fault_every_s)))
+            for third in range(4):
+                self.course.thirds.append(await self.metrics())
+                if third < 3:
+                    await asyncio.sleep(seconds / 3)
+            for job in jobs:
+                job.cancel()
+
+    async def settle(self, database: Path) -> Verdict:
+        """Heal everything, let the world stand still and the daemon catch up, and compare."""
+        self.sim.resume()
+        self.sim.find_bitcoind()
+        for client in self.clients:
+            client.hurry = True
+        # What a fault of the last moments still holds back.
+        await asyncio.sleep(4)
+        await self.poll()
+        verdict = Verdict(problems=["never up to date"])
+        end = time.monotonic() + SETTLE_S
+        while time.monotonic() < end:
+            await asyncio.sleep(3)
+            known = self._knowable
+            known.first_height = int(state(database, "first_block") or known.first_height)
+            verdict = compare(read(database), self.sim.truth, self.sim.world.chain, known, self._clients())
+            if verdict.is_clean:
+                break
+        return verdict
+
+    def _clients(self) -> dict[str, tuple[list[Heard], list[str], int]]:
+        return {
+            f"{number} ({each.manner.name})": (each.heard, each.missed, (each.manner.min_btc or 0) * SAT_PER_BTC)
+            for number, each in enumerate(self.clients)
+        }
+
+
+# --- what comes of it ------------------------------------------------------------------------------------------------
+
+
+def slope_per_hour(samples: Sequence[Sample]) -> float:
+    """MiB in an hour, by least squares."""
+    return 3600 * statistics.linear_regression([s.at for s in samples], [s.rss_mib for s in samples]).slope
+
+
+def mean_ms(name: str, before: dict[str, float], after: dict[str, float]) -> float:
+    """The mean of a histogram between two looks."""
+    count = after[f"{name}_count"] - before[f"{name}_count"]
+    return 1000 * (after[f"{name}_sum"] - before[f"{name}_sum"]) / count if count else 0.0
+
+
+def aims(soak: Soak, verdict: Verdict, left: Sample) -> list[Aim]:
+    """What has to hold. `left` is the process once all clients are gone."""
+    samples = soak.course.samples
+    warm = samples[len(samples) // 3 :]
+    hours = (warm[-1].at - warm[0].at) / 3600
+    slope = slope_per_hour(warm)
+    first, last = latencies(soak)
+    drift = statistics.median(last) - statistics.median(first)
+    thirds = soak.course.thirds
+    lag = [mean_ms(LIVE[1], *pair) for pair in ((thirds[0], thirds[1]), (thirds[2], thirds[3]))]
+    unknowable = 100 * verdict.unknowable / max(1, verdict.whales)
+    return [
+        Aim("differences from the truth", len(verdict.problems), 0),
+        Aim("whales nobody could know", unknowable, 5, " %"),
+        Aim("whales compared", verdict.whales, 20, more_is_better=True),
+        Aim("memory grown after the warm-up", slope * hours, GROWTH_NOISE_MIB + GROWTH_MIB_PER_HOUR * hours, " MiB"),
+        Aim("memory at most", max(s.rss_mib for s in samples), 200, " MiB"),
+        Aim("descriptors left, beyond the first", left.descriptors - samples[0].descriptors, 6),
+        Aim("descriptors at most", max(s.descriptors for s in samples), 100),
+        Aim("loop lag, mean of the last third", lag[1], max(20.0, 2 * lag[0] + 5), " ms"),
+        Aim("shown to received, drift of the median", 1000 * drift, DRIFT_NOISE_MS, " ms"),
+    ]
+
+
+def latencies(soak: Soak) -> tuple[list[float], list[float]]:
+    """Seconds from a whale's first showing to its receipt by the plain clients: first third, last third."""
+    begin, end = soak.course.samples[0].at, soak.course.samples[-1].at
+    each = [
+        (at, at - soak.shown[txid])
+        for client in soak.clients
+        if client.manner == MANNERS[0]
+        for at, txid in client.received
+        if txid in soak.shown
+    ]
+    first = [took for at, took in each if at < begin + (end - begin) / 3]
+    last = [took for at, took in each if end - (end - begin) / 3 < at <= end]
+    if not first or not last:
+        raise BrokenError("no whale arrived in one of the thirds")
+    return first, last
+
+
+def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
+    """What happened, in a table."""
+    course, samples = soak.course, soak.course.samples
+    third = len(samples) // 3
+    first, last = latencies(soak)
+    looks = course.thirds
+    received = {
+        "median": [statistics.median(each) for each in (first, last)],
+        "p99": [percentile(each, 0.99) for each in (first, last)],
+    }
+    rows = [
+        ("resident, MiB", *(f"{statistics.mean(s.rss_mib for s in part):.1f}" for part in parts(samples, third))),
+        ("descriptors", *(f"{statistics.mean(s.descriptors for s in part):.1f}" for part in parts(samples, third))),
+        *((f"{name}, mean ms", *(f"{mean_ms(name, *looks[i : i + 2]):.2f}" for i in range(3))) for name in LIVE),
+        *(
+            (f"shown to received, {name}, ms", f"{1e3 * a:.0f}", "", f"{1e3 * b:.0f}")
+            for name, (a, b) in received.items()
+        ),
+    ]
+    facts = (
+        f"{minutes:g} minutes: {verdict.whales} whales, {verdict.alerted} alerted ({verdict.sources}), events",
+        f"{verdict.kinds}, {verdict.unknowable} unknowable; {verdict.received} to {len(soak.clients)} clients",
+        f"faults {dict(course.faults)}; {course.visits} visits, clients reset {course.cuts} times",
+        f"memory slope after the warm-up {slope_per_hour(samples[third:]):+.1f} MiB/h; MiB along the way:",
+        " ".join(f"{sample.rss_mib:.0f}" for sample in samples[:: max(1, len(samples) // TIMELINE)]),
+    )
+    problems = [f"  {problem}" for problem in verdict.problems[:20]]
+    return "\n".join((*facts, *problems, "", table(("", "first third", "second", "last"), rows), ""))
+
+
+def parts(samples: list[Sample], third: int) -> tuple[list[Sample], ...]:
+    """Thirds."""
+    return samples[:third], samples[third : 2 * third], samples[2 * third :]
+
+
+async def soaked(options: argparse.Namespace, directory: Path) -> bool:
+    """Run, print, and tell whether every bound was kept."""
+    seconds = 60 * options.minutes
+    settings = SimulatorSettings(
+        port=0, seed=options.seed, manual=True, rate=options.rate, whale_share=WHALE_SHARE, block_interval=BLOCK_S,
+        poll_interval=POLL_S, truth_limit=int(50_000 + 2 * options.rate * seconds), keep_blocks=300,
+    )  # fmt: skip
+    async with Simulator(settings) as simulator, Proxy().serving() as gateway:
+        await simulator.poll()
+        config = write_config(directory, simulator)
+        knowable = Knowable(since=simulator.world.now, first_height=simulator.world.chain.tip.height + 1, inputs={})
+        async with daemon(config) as ready:
+            gateway.target = ("127.0.0.1", ready.port)
+            soak = Soak(simulator, ready, gateway, random.Random(options.seed), knowable)
+            async with asyncio.TaskGroup() as tasks:
+                followers = [tasks.create_task(client.run()) for client in soak.clients]
+                await soak.run(seconds, options.fault_every)
+                verdict = await soak.settle(directory / "soak.db")
+                for follower in followers:
+                    follower.cancel()
+            await asyncio.sleep(2)
+            left = soak.look()
+    found = aims(soak, verdict, left)
+    print(f"{report(soak, verdict, options.minutes)}\n{aims_table(found)}", flush=True)
+    return all(aim.is_met for aim in found)
+
+
+def write_config(directory: Path, simulator: Simulator) -> Path:
+    """Defaults, but loopback, no tokens, and questions about what left the mempool asked at once."""
+    config: dict[str, dict[str, object]] = {
+        "upstream": {
+            "url": simulator.url,
+            "rest_url": simulator.rest_url,
+            "reconnect_max": "2s",
+            "ping_interval": "5s",
+            "stale_after": "15s",
+        },
+        "backfill": {"requests_per_second": 200, "drop_after": "5s", "interval": "10s"},
+        "eventlog": {"path": str(directory / "soak.db")},
+        "gateway": {"port": 0, "slow_timeout": "10s"},
+        "auth": {"enabled": False},
+        "http": {"port": 0},
+        "log": {"format": "json"},
+        **{name: dict(keys) for name, keys in SMALL_CACHES.items()},
+    }
+    path = directory / "soak.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: every bound was kept; 1: one was not, or something is broken."""
+    made = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    made.add_argument("--minutes", type=float, default=60, help="how long (%(default)g)")
+    made.add_argument("--rate", type=float, default=RATE, help="transactions per second (%(default)g)")
+    made.add_argument("--fault-every", type=float, default=10, help="seconds between faults, 0: none (%(default)g)")
+    made.add_argument("--seed", type=int, default=1, help="of world and faults (%(default)s)")
+    made.add_argument("--directory", default="/var/tmp", help="where the database is written: a disk (%(default)s)")
+    options = made.parse_args(arguments)
+    print(f"{machine.kind()}\nload average before: {machine.busy()}", flush=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="whaled-soak-", dir=options.directory) as directory:
+            return 0 if asyncio.run(soaked(options, Path(directory))) else 1
+    except BrokenError as error:
+        print(f"broken: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Whatever clients do: those who behave get everything, once and in order, and memory stays where it was."""
+
+import asyncio
+import os
+import random
+import resource
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from fuzz_kit import CORPUS
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+
+from faults.followers import Follower
+from faults.kit import PICKY_BTC, Rig, rigged
+from support import silent_client
+from whaled.auth.keys import generate, ring_of
+from whaled.auth.keys import read as read_keys
+from whaled.auth.tokens import issue
+from whaled.config.sections import Auth
+from whaled.model import Permission
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(150)]
+
+STRANGERS = 10_000
+# A connection that is refused or waits costs a few KiB; it must not be kept.
+GROWTH_LIMIT_MB = 60.0
+FLOODS = 12
+# Whoever misbehaves is found out within a test's patience.
+STRICT = {
+    "slow_timeout": "2s", "ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "2s", "auth_timeout": "2s",
+    "max_unsent": "64KiB", "max_connections_per_address": 1_000_000,
+}  # fmt: skip
+
+
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """As many as there may be, here and for the daemons started."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def resident_mb(rig: Rig) -> float:
+    assert rig.daemon is not None
+    pages = int(Path(f"/proc/{rig.daemon.process.pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def open_descriptors(rig: Rig) -> int:
+    assert rig.daemon is not None
+    return len(os.listdir(f"/proc/{rig.daemon.process.pid}/fd"))  # noqa: PTH208
+
+
+def direct(rig: Rig) -> str:
+    """Past the proxy."""
+    assert rig.daemon is not None
+    return rig.daemon.url
+
+
+async def calm(rig: Rig, descriptors_before: int) -> None:
+    """Wait until every stranger is gone from the daemon."""
+
+    async def is_calm() -> bool:
+        return open_descriptors(rig) <= descriptors_before + 4
+
+    await rig.until(is_calm)
+
+
+async def test_clients_that_read_nothing_are_closed_and_hold_up_nobody(tmp_path: Path) -> None:
+    async with rigged(tmp_path, "clients that read nothing", sections={"gateway": STRICT}) as rig:
+        await rig.go(10)
+        await rig.start()
+        await rig.settle()
+        before = open_descriptors(rig)
+        with ExitStack() as socks:
+            for _ in range(60):
+                socks.enter_context(silent_client(direct(rig), receive_buffer=4096))
+            for _ in range(4):
+                await rig.go(30, pace_s=0.02)
+                await rig.settle()
+            await calm(rig, before)
+        seen = await rig.metrics()
+        closed = seen.total("whaled_connections_closed_total")
+        assert closed >= 60
+        await rig.finish(closed=int(closed))
+
+
+async def test_connections_that_went_half_open_are_given_up_and_their_clients_resume(tmp_path: Path) -> None:
+    async with rigged(tmp_path, "half-open clients", sections={"gateway": STRICT}) as rig:
+        await rig.go(10)
+        await rig.start()
+        await rig.settle()
+        before = open_descriptors(rig)
+        for _ in range(4):
+            rig.gateway.freeze()
+            await rig.go(20, pace_s=0.02)
+            await rig.settle()
+            rig.gateway.cut()
+        await calm(rig, before)
+        await rig.finish()
+
+
+# --- floods and rubbish ----------------------------------------------------------------------------------------------
+
+
+async def flood(url: str, rng: random.Random, ends: Counter[str]) -> None:
+    """As many messages as go out, until the server has had enough."""
+    messages = ['{"type":"ping"}', '{"type":"stats"}', '{"type":"subscribe","since":{"last":100000}}', "{}", "["]
+    message = rng.choice(messages)
+    client = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None)
+    with suppress(WebSocketException):
+        async with asyncio.timeout(20):
+            while True:
+                await client.send(message)
+    ends[f"{client.close_code} {client.close_reason}"] += 1
+    client.transport.abort()
+
+
+async def rubbish(url: str, payloads: list[bytes], rng: random.Random, ends: Counter[str]) -> None:
+    """Every kept input of the fuzz tests, as text and as binary, and frames that are none."""
+    for payload in rng.sample(payloads, len(payloads)):
+        with suppress(WebSocketException, TimeoutError):
+            async with asyncio.timeout(10), connect(url, proxy=None, compression=None, max_size=None) as client:
+                await client.recv()
+                text = payload.decode("utf-8", "replace") if rng.random() < 0.7 else payload
+                await client.send(text)
+                await client.recv()
+                ends["answered"] += 1
+
+
+async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None:
+    """What scanners send."""
+    host, port = url.removeprefix("ws://").split(":")
+    beginnings = (
+        b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", b"GET /" + b"a" * 70_000, b"\x00" * 5_000,
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5_000, rng.randbytes(3_000),
+    )  # fmt: skip
+    for beginning in beginnings:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(10):
+                writer.write(beginning)
+                await writer.drain()
+                await reader.read()
+                ends["refused"] += 1
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_floods_and_rubbish_cost_only_those_who_send_them(tmp_path: Path, seed: int) -> None:
+    payloads = [path.read_bytes()[:20_000] for path in sorted((CORPUS / "clients").iterdir())]
+    ends: Counter[str] = Counter()
+    async with rigged(tmp_path, "floods and rubbish", seed=seed, sections={"gateway": STRICT}) as rig:
+        await rig.go(10)
+        await rig.start()
+        await rig.settle()
+        before = open_descriptors(rig)
+        async with asyncio.TaskGroup() as tasks:
+            jobs = [tasks.create_task(flood(direct(rig), rig.rng, ends)) for _ in range(FLOODS)]
+            jobs += [tasks.create_task(rubbish(direct(rig), payloads, rig.rng, ends)) for _ in range(3)]
+            jobs += [tasks.create_task(no_websocket(direct(rig), rig.rng, ends)) for _ in range(3)]
+            while not all(job.done() for job in jobs):
+                await rig.go(pace_s=0.05)
+        # Who reads too little to see the close frame, or still sends when it comes, gets a reset: 1006.
+        assert ends["1008 Rate limit exceeded"] + ends["1013 Too slow"] + ends["1006 "] == FLOODS, ends
+        assert ends["refused"] == 27, ends
+        await rig.settle()
+        await calm(rig, before)
+        assert (await rig.metrics()).get("whaled_errors_total", component="gateway") == 0
+        await rig.finish(answered=ends["answered"])
+
+
+# --- strangers -------------------------------------------------------------------------------------------------------
+
+
+async def stranger(url: str, ends: Counter[str]) -> None:
+    """Connects and never says who it is."""
+    try:
+        async with asyncio.timeout(30):
+            client = await connect(url, proxy=None, compression=None, open_timeout=None, ping_interval=None)
+            await client.wait_closed()
+            ends[str(client.close_code)] += 1
+    except InvalidStatus as refused:
+        ends[str(refused.response.status_code)] += 1
+    except (OSError, EOFError, InvalidHandshake, TimeoutError) as error:
+        ends[type(error).__name__] += 1
+
+
+def silent_tcp(rig: Rig, socks: ExitStack) -> None:
+    """A connection that does not even ask for the upgrade."""
+    host, port = direct(rig).removeprefix("ws://").split(":")
+    sock = socks.enter_context(socket.socket())
+    sock.setblocking(False)
+    sock.connect_ex((host, int(port)))
+
+
+async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tmp_path: Path, descriptors: int) -> None:
+    ring = tmp_path / "keys.json"
+    generate(ring, 1.0)
+    token, _ = issue(
+        ring_of(read_keys(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=3600, now=2_000_000_000.0,
+        token_id="t", settings=Auth(),
+    )  # fmt: skip
+    sections = {"gateway": STRICT, "auth": {"enabled": True, "key_ring": str(ring)}}
+    async with rigged(tmp_path, "10,000 strangers", sections=sections) as rig:
+        for name, least in (("plain", None), ("picky", PICKY_BTC)):
+            await getattr(rig, name).end()
+            follower = Follower(f"ws://{rig.gateway.address}", least, token=token)
+            setattr(rig, name, follower)
+            follower.begin()
+        await rig.go(10)
+        await rig.start()
+        await rig.settle()
+        fds, memory = open_descriptors(rig), resident_mb(rig)
+        peak = memory
+        ends: Counter[str] = Counter()
+        with ExitStack() as socks:
+            async with asyncio.TaskGroup() as tasks:
+                jobs: list[asyncio.Task[None]] = []
+                while len(jobs) < STRANGERS:
+                    jobs += [tasks.create_task(stranger(direct(rig), ends)) for _ in range(250)]
+                    for _ in range(50):
+                        silent_tcp(rig, socks)
+                    heard = len(rig.plain.heard)
+                    await rig.go(2, pace_s=0.05)
+                    await rig.plain.has(heard + 1)
+                    peak = max(peak, resident_mb(rig))
+        await rig.settle()
+        await calm(rig, fds)
+        assert sum(ends.values()) == STRANGERS
+        assert ends["1008"] >= 1_000, ends  # let in, waited for, closed
+        # InvalidMessage: no answer to the handshake, whose time was over while this process had no time for it.
+        assert ends["1008"] + ends["503"] + ends["InvalidMessage"] == STRANGERS, ends
+        assert peak - memory < GROWTH_LIMIT_MB, f"{memory:.0f} MB, then {peak:.0f} MB"
+        await rig.finish(strangers=sum(ends.values()), grown_mb=round(peak - memory), **ends)
