@@ -139,6 +139,10 @@ class Course:
     cuts: int = 0
 
 
+# Seconds from a whale's first showing to its receipt, in the first third and in the last.
+Received = tuple[list[float], list[float]]
+
+
 class Soak:
     """The world, the daemon's surroundings, and whoever disturbs them."""
 
@@ -277,15 +281,14 @@ def mean_ms(name: str, before: dict[str, float], after: dict[str, float]) -> flo
     return 1000 * (after[f"{name}_sum"] - before[f"{name}_sum"]) / count if count else 0.0
 
 
-def aims(soak: Soak, verdict: Verdict, left: Sample) -> list[Aim]:
+def aims(course: Course, verdict: Verdict, received: Received, left: Sample) -> list[Aim]:
     """What has to hold. `left` is the process once all clients are gone."""
-    samples = soak.course.samples
+    samples = course.samples
     warm = samples[len(samples) // 3 :]
     hours = (warm[-1].at - warm[0].at) / 3600
     slope = slope_per_hour(warm)
-    first, last = latencies(soak)
-    drift = statistics.median(last) - statistics.median(first)
-    thirds = soak.course.thirds
+    drift = statistics.median(received[1]) - statistics.median(received[0])
+    thirds = course.thirds
     lag = [mean_ms(LIVE[1], *pair) for pair in ((thirds[0], thirds[1]), (thirds[2], thirds[3]))]
     unknowable = 100 * verdict.unknowable / max(1, verdict.whales)
     return [
@@ -301,8 +304,8 @@ def aims(soak: Soak, verdict: Verdict, left: Sample) -> list[Aim]:
     ]
 
 
-def latencies(soak: Soak) -> tuple[list[float], list[float]]:
-    """Seconds from a whale's first showing to its receipt by the plain clients: first third, last third."""
+def latencies(soak: Soak) -> Received:
+    """What the plain clients say. Raises BrokenError where nothing came."""
     begin, end = soak.course.samples[0].at, soak.course.samples[-1].at
     each = [
         (at, at - soak.shown[txid])
@@ -375,7 +378,7 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
                     follower.cancel()
             await asyncio.sleep(2)
             left = soak.look()
-    found = aims(soak, verdict, left)
+    found = aims(soak.course, verdict, latencies(soak), left)
     print(f"{report(soak, verdict, options.minutes)}\n{aims_table(found)}", flush=True)
     return all(aim.is_met for aim in found)
 

@@ -1,0 +1,64 @@
+"""The soak's own arithmetic: its bounds can be missed."""
+
+from collections.abc import Callable
+
+import pytest
+
+from bench.soak import LIVE, Course, Received, Sample, aims, mean_ms, slope_per_hour
+from faults.verdict import Verdict
+
+HOUR_S = 3600.0
+LEFT = Sample(HOUR_S, 70.0, 25)
+SOON: Received = ([0.05, 0.06], [0.05, 0.07])
+
+
+def look(seconds: float, lag_s: float) -> dict[str, float]:
+    return {f"{LIVE[1]}_count": seconds * 4, f"{LIVE[1]}_sum": seconds * 4 * lag_s}
+
+
+def course(rss_mib: Callable[[float], float] = lambda hours: 70.0, *, lag_s: float = 0.001) -> Course:
+    """An hour in which all is well, but for what is said."""
+    samples = [Sample(second, rss_mib(second / HOUR_S), 25) for second in range(0, int(HOUR_S), 10)]
+    thirds = [look(0, 0.001), look(1200, 0.001), look(2400, 0.001), look(2400, 0.001)]
+    thirds[3] = {key: value + look(1200, lag_s)[key] for key, value in thirds[2].items()}
+    return Course(samples=samples, thirds=thirds)
+
+
+def missed(found: Course, verdict: Verdict | None = None, received: Received = SOON, left: Sample = LEFT) -> list[str]:
+    return [aim.what for aim in aims(found, verdict or Verdict(whales=100), received, left) if not aim.is_met]
+
+
+def test_an_hour_in_which_all_is_well_misses_nothing() -> None:
+    assert missed(course()) == []
+
+
+def test_what_grows_during_the_warm_up_only_is_no_growth() -> None:
+    assert missed(course(lambda hours: 60 + min(hours * 3, 1) * 30)) == []
+
+
+def test_a_slope_is_found_through_noise() -> None:
+    samples = course(lambda hours: 70 + 12 * hours + (hours * HOUR_S // 10) % 5).samples
+    assert slope_per_hour(samples) == pytest.approx(12, abs=0.2)
+
+
+def test_a_mean_is_of_what_came_between_two_looks() -> None:
+    before, after = {"x_sum": 1.0, "x_count": 10.0}, {"x_sum": 1.5, "x_count": 60.0}
+    assert mean_ms("x", before, after) == pytest.approx(10)
+    assert mean_ms("x", after, after) == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [
+        ("memory grown after the warm-up", missed(course(lambda hours: 70 + 15 * hours))),
+        ("memory at most", missed(course(lambda hours: 201))),
+        ("loop lag, mean of the last third", missed(course(lag_s=0.05))),
+        ("descriptors left, beyond the first", missed(course(), left=Sample(HOUR_S, 70, 35))),
+        ("shown to received, drift of the median", missed(course(), received=([0.05], [0.3]))),
+        ("differences from the truth", missed(course(), Verdict(whales=100, problems=["missing: a whale"]))),
+        ("whales nobody could know", missed(course(), Verdict(whales=100, unknowable=9))),
+        ("whales compared", missed(course(), Verdict(whales=3))),
+    ],
+)
+def test_each_bound_can_be_missed_by_itself(what: str, found: list[str]) -> None:
+    assert found == [what]
