@@ -111,6 +111,7 @@ class _DeltaOnly(Struct):
 
 
 class _Replacer(Struct):
+    replaced: Txid  # as the first look has it: a pair without one is none
     by: Raw
 
 
