@@ -244,6 +244,15 @@ async def test_a_time_from_the_future_does_not_keep_the_log_from_being_pruned(pa
         assert await offsets(log) == [4]
 
 
+async def test_what_was_stored_in_a_wrong_time_stays_until_what_came_after_it_is_old(path: Path) -> None:
+    async with open_log(path) as log:
+        # The clock an hour ahead at the first start, corrected, and whaled restarted within that hour.
+        await log.append([alert(1, at=START + 3_600), alert(2, at=START + 3_601), alert(3, at=START + 60)])
+        assert await log.prune(START + 120) == 0
+        assert await offsets(log) == [1, 2, 3]
+        assert await log.prune(START + 91 * DAY) == 3
+
+
 # --- concurrency and cancellation ------------------------------------------------------------------------------------
 
 
@@ -534,7 +543,8 @@ class Model:
     def prune(self, now: int) -> int:
         before = self.oldest
         young = [row for row in self.held if row.at >= now - RETENTION]
-        keep = ([row.offset for row in young if row.at <= now] + [row.offset for row in young] + [self.head + 1])[0]
+        stop = ([row.offset for row in young if row.at <= now] + [row.offset for row in young] + [self.head + 1])[0]
+        keep = max([0] + [row.offset + 1 for row in self.held if row.offset < stop and row.at < now - RETENTION])
         self.held = [row for row in self.held if row.offset >= keep]
         return self.oldest - before
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -406,6 +407,20 @@ async def test_a_stalled_backend_says_nothing_until_it_resumes() -> None:
         await pong
         await sim.poll()
         assert (await delta(client))["added"][0]["txid"] == tx.txid
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_restart_ends_connections_that_were_accepted_a_moment_before(turns: int) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        async with Simulator(QUIET) as sim, asyncio.timeout(LONG_S):
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", sim.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await sim.restart()
+            with suppress(ConnectionResetError):
+                assert await loop.sock_recv(client, 1) == b""
 
 
 async def test_a_restart_tells_an_early_subscriber_everything_again_at_sequence_zero() -> None:

@@ -1,6 +1,11 @@
-"""How a listening socket is named to people and programs."""
+"""Listening sockets: how they are named to people and programs, and how accepting ends."""
 
+import asyncio
 import socket
+from collections.abc import Iterable
+
+# So many turns of the loop after asyncio accepted a connection its protocol has it.
+ACCEPT_TURNS = 3
 
 
 def address_of(sock: socket.socket) -> str:
@@ -14,3 +19,19 @@ def address_of(sock: socket.socket) -> str:
 def host_port(host: str, port: int) -> str:
     """An address and a port, in brackets where the address has colons."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def stop_accepting(servers: Iterable[asyncio.Server]) -> None:
+    """Close servers without losing a connection that was already accepted: on return its protocol has it.
+
+    asyncio drops, without closing it, what it accepted in the turn of the loop in which a server is closed.
+    """
+    servers = list(servers)
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for sock in server.sockets:
+            loop.remove_reader(sock)
+    for _ in range(ACCEPT_TURNS):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()

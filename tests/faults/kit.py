@@ -40,7 +40,10 @@ from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.truth import Fate
 
 COUNTS = Path(os.environ.get("WHALED_FAULT_COUNTS", Path(__file__).parents[2] / "var" / "faults"))
-WITHIN_S = 30.0
+# How long nothing may move before whaled is stuck (it waits for a minute where nothing is answered), and how long it may
+# take in all: a busy machine is slow.
+STUCK_S = 75.0
+WITHIN_S = 150.0
 POLL_S = 0.05
 # Two looks at the metrics this far apart that show the same: nothing is under way.
 QUIET_S = 0.3
@@ -274,10 +277,13 @@ class Rig:
         mark = await self._mark()
         verdict = Verdict(problems=["never up to date"])
         seen: Metrics | None = None
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s), asyncio.timeout(STUCK_S) as patience:
                 while True:
                     before, seen = seen, await self.metrics()
+                    if before is None or before.work != seen.work:
+                        patience.reschedule(loop.time() + STUCK_S)
                     if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
                         rows = read(self.database)
                         if any(row.txid == mark for row in rows) or self._was_before(mark):

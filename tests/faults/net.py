@@ -12,6 +12,8 @@ import aiohttp
 from aiohttp import web
 from msgspec import Struct
 
+from whaled.listening import stop_accepting
+
 CHUNK = 65536
 CLOSE_WAIT_S = 1.0
 
@@ -194,6 +196,7 @@ class Proxy:
         self.cuts: deque[Cut | None] = deque()
         self.cut_count = 0
         self._pipes: set[Pipe] = set()
+        self._serving: set[asyncio.Task[None] | None] = set()
 
     @property
     def address(self) -> str:
@@ -208,8 +211,9 @@ class Proxy:
         try:
             yield self
         finally:
-            server.close()
-            while self._pipes:
+            self.target = None
+            await stop_accepting([server])
+            while self._serving:
                 self.cut()
                 await asyncio.sleep(0)
 
@@ -230,14 +234,21 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if self.target is None:
+        task = asyncio.current_task()
+        self._serving.add(task)
+        try:
+            await self._forward(reader, writer)
+        finally:
             writer.transport.abort()
+            self._serving.discard(task)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.target is None:
             return
         cut = self.cuts.popleft() if self.cuts else None
         try:
             server = await asyncio.open_connection(*self.target)
         except OSError:
-            writer.transport.abort()
             return
         pipe = Pipe((reader, writer), server, cut)
         self._pipes.add(pipe)

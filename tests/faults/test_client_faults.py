@@ -24,7 +24,7 @@ from whaled.auth.tokens import issue
 from whaled.config.sections import Auth
 from whaled.model import Permission
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 
 STRANGERS = 10_000
 # A connection that is refused or waits costs a few KiB; it must not be kept.
@@ -115,7 +115,7 @@ async def flood(url: str, rng: random.Random, ends: Counter[str]) -> None:
     message = rng.choice(messages)
     client = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None)
     with suppress(WebSocketException):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 await client.send(message)
     ends[f"{client.close_code} {client.close_reason}"] += 1
@@ -126,7 +126,7 @@ async def rubbish(url: str, payloads: list[bytes], rng: random.Random, ends: Cou
     """Every kept input of the fuzz tests, as text and as binary, and frames that are none."""
     for payload in rng.sample(payloads, len(payloads)):
         with suppress(WebSocketException, TimeoutError):
-            async with asyncio.timeout(10), connect(url, proxy=None, compression=None, max_size=None) as client:
+            async with asyncio.timeout(30), connect(url, proxy=None, compression=None, max_size=None) as client:
                 await client.recv()
                 text = payload.decode("utf-8", "replace") if rng.random() < 0.7 else payload
                 await client.send(text)
@@ -145,7 +145,7 @@ async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None
     for beginning in beginnings:
         reader, writer = await asyncio.open_connection(host, int(port))
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 writer.write(beginning)
                 await writer.drain()
                 await reader.read()

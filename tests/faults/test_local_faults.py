@@ -20,7 +20,7 @@ import pytest
 
 from faults.kit import Rig, rigged
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 
 FAILED = 1
 DISK_MIB = 40
@@ -63,11 +63,11 @@ async def live(rig: Rig, until: asyncio.Event, pace_s: float = 0.05) -> None:
         await rig.go(pace_s=pace_s)
 
 
-async def ended(rig: Rig, within_s: float = 20) -> tuple[int, str]:
+async def ended(rig: Rig) -> tuple[int, str]:
     """How the daemon ended by itself, and all that it said."""
     assert rig.daemon is not None
     process = rig.daemon
-    await process.ended(within_s)
+    await process.ended()
     await process.heard_all()
     return await rig.stop(), "\n".join(process.raw)
 
@@ -222,7 +222,6 @@ async def test_a_clock_that_steps_forward_and_back_loses_nothing_and_says_nothin
 
 
 @needs_faketime
-@pytest.mark.xfail(strict=True, reason="pruning takes an event of the future for an old one")
 async def test_a_start_in_the_wrong_time_removes_nothing_that_is_young(tmp_path: Path) -> None:
     async with rigged(tmp_path, "started in the wrong time") as rig:
         clock = Clock(tmp_path)
@@ -232,7 +231,7 @@ async def test_a_start_in_the_wrong_time_removes_nothing_that_is_young(tmp_path:
             await rig.go(5)
             await rig.start()
             await rig.go(10, pace_s=0.03)
-            await rig.settle(within_s=15)
+            await rig.settle()
             await rig.kill()
         await rig.start()
         await rig.finish()

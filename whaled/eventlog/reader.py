@@ -88,16 +88,19 @@ class Reader:
         return int(low)
 
     def first_to_keep(self, cutoff: float, now: float) -> int:
-        """The offset pruning stops at: the first event not older than `cutoff`.
+        """The offset pruning stops at: only an event that is older than `cutoff`, or is before one that is, goes.
 
-        A time later than `now` says nothing (some clock was wrong). Such an event goes when the ones after it do not
-        need it, and stays while there is none after it: a wrong clock must not empty the log.
+        A time later than `now` says nothing (some clock was wrong). Such an event goes with an old one after it, and
+        stays while there is none: a wrong clock, then or now, must not empty the log.
         """
-        query = "SELECT offset FROM events WHERE at BETWEEN ? AND ? ORDER BY offset LIMIT 1"
+        young = "SELECT offset FROM events WHERE at BETWEEN ? AND ? ORDER BY offset LIMIT 1"
+        old = "SELECT offset + 1 FROM events WHERE offset < ? AND at < ? ORDER BY offset DESC LIMIT 1"
         with self._snapshot("look for old events") as db:
-            found = db.execute(query, (cutoff, now)).fetchone() or db.execute(query, (cutoff, 9e99)).fetchone()
-            (head,) = db.execute("SELECT head FROM log").fetchone()
-        return int(found[0]) if found else int(head) + 1
+            (end,) = db.execute("SELECT head + 1 FROM log").fetchone()
+            found = db.execute(young, (cutoff, now)).fetchone() or db.execute(young, (cutoff, 9e99)).fetchone()
+            boundary = int(found[0]) if found else int(end)
+            found = db.execute(old, (boundary, cutoff)).fetchone()
+        return int(found[0]) if found else 0
 
     def whales(self, txids: Sequence[str]) -> dict[str, Whale]:
         """The alerts known for these txids."""

@@ -35,7 +35,7 @@ from whaled.gateway.session import (
     Session,
     SessionLimits,
 )
-from whaled.listening import address_of
+from whaled.listening import address_of, stop_accepting
 from whaled.model import Event, Position, UpstreamState
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -217,7 +217,8 @@ class Gateway:
     async def drain(self, window_s: float) -> None:
         """Tell every client to come back later and close it, spread over part of the window; then cut off the rest."""
         self.is_draining = True
-        await self._stop_accepting()
+        # systemd holds the passed sockets open: who connects now waits in them for the next whaled.
+        await stop_accepting(self._passed)
         clients = self._all()
         self._spread_s = min(window_s * DRAIN_SPREAD_PART, len(clients) * DRAIN_SPACING_S)
         loop = asyncio.get_running_loop()
@@ -239,19 +240,6 @@ class Gateway:
             log.warning("drain window over, cutting off clients", clients=len(stragglers))
             for connection in stragglers:
                 connection.abort()
-
-    async def _stop_accepting(self) -> None:
-        """Close the passed sockets. systemd holds them open: who connects now waits in them for the next whaled.
-
-        asyncio drops what it accepted a moment before a server is closed, so accepting ends first.
-        """
-        loop = asyncio.get_running_loop()
-        for server in self._passed:
-            for sock in server.sockets:
-                loop.remove_reader(sock)
-        await asyncio.sleep(0)
-        for server in self._passed:
-            server.close()
 
     def send_away(self, connection: Connection) -> None:
         """Tell a client to come back in a moment that is not everybody's, and close it."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from aiohttp import WSMsgType, web
 
 from whaled.errors import ListenError
+from whaled.listening import stop_accepting
 from whaled.simulator.backend import Update
 from whaled.simulator.dialogue import MAX_MESSAGE_BYTES, HangUp
 from whaled.simulator.link import CLOSE_WAIT_S, Link
@@ -36,34 +37,37 @@ class Front:
         self._messages = messages
         self._spared: set[asyncio.Transport] = set()
         self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=STOP_WAIT_S, handler_cancellation=True)
-        self._site: web.TCPSite | None = None
+        self._listener: asyncio.Server | None = None
 
     async def come_up(self) -> None:
         """Listen, after the first time on the same port. ListenError: the port cannot be had."""
         if self._runner.server is None:
             await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self.port, reuse_address=True)
+        assert self._runner.server is not None
+        loop = asyncio.get_running_loop()
         try:
-            await site.start()
+            self._listener = await loop.create_server(self._runner.server, self._host, self.port, reuse_address=True)
         except OSError as error:
             raise ListenError(self._host, self.port, error, "choose another --port") from error
-        self._site = site
-        if self.port == 0:
-            self.port = self._runner.addresses[0][1]
+        self.port = self._listener.sockets[0].getsockname()[1]
 
     async def go_down(self) -> None:
         """Like a process that is gone: no close frames, and connections are refused."""
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
+        await self._stop_listening()
         self.subscribed.clear()
         self._abort_connections()
 
     async def close(self) -> None:
         """For good."""
+        await self._stop_listening()
         self._spared.clear()
         self._abort_connections()
         await self._runner.cleanup()
+
+    async def _stop_listening(self) -> None:
+        if self._listener is not None:
+            await stop_accepting([self._listener])
+            self._listener = None
 
     def broadcast(self, update: Update) -> None:
         """Give an update to everybody who asked for it."""
