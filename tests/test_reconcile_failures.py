@@ -77,6 +77,30 @@ async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_ri
         assert rig.told(kept) == ["alert"]
 
 
+async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_pending_once_it_can(
+    tmp_path: Path,
+) -> None:
+    front = Front()
+    async with (
+        behind(front) as (sim, clock),
+        watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=86_400.0) as rig,
+    ):
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        sim.world.chain.evict(tx.txid)
+        await later(rig)
+        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        front.spoil("mempool/txids", 503)
+        sim.world.send(tx)
+        await rig.poll()
+        await rig.until(lambda: rig.tally.failures.total() > 0)
+        await rig.poll(70)
+        assert rig.told(tx.txid) == ["alert", "dropped"]
+        front.mend()
+        await later(rig, 1)
+        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped", "pending"])
+
+
 @pytest.mark.parametrize(
     "answer",
     [

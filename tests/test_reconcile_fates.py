@@ -6,6 +6,7 @@ import pytest
 from reconcile_kit import BTC, Rig, watching, world
 
 from whaled.model import Kind
+from whaled.upstream.news import Received
 
 
 async def wait(rig: Rig, seconds: float) -> None:
@@ -147,6 +148,27 @@ async def test_a_dropped_whale_that_came_back_while_nobody_listened_is_pending_a
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
             assert rig.told(tx.txid) == ["pending"]
+
+
+async def test_what_the_stream_said_before_is_no_proof_that_a_whale_came_back(tmp_path: Path) -> None:
+    """A round of work may be long: the message that brought a whale is looked at when REST has already said that it is
+    replaced, and the message that says so was missed.
+    """
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        old = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        (brought,) = [
+            message
+            for message in rig.ear.messages
+            if isinstance(message, Received)
+            and message.frame.delta is not None
+            and old in {glance.txid for glance in message.frame.delta.added}
+        ]
+        sim.world.replace(old)
+        await rig.settled()
+        rig.ear.hear(brought)
+        await rig.settled()
+        assert rig.told(old) == ["alert", "replaced"]
 
 
 async def test_a_whale_that_left_while_nobody_listened_is_looked_for(tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """The mempool as a whole: what was in it before the stream told changes, and what the stream left out."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from itertools import islice
 
 from whaled.model import Draft, Source, Transaction
 from whaled.reconcile.losers import BEGAN_KEY, Losers
 from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import GONE, LOT, Tools, say
+from whaled.reconcile.tools import GONE, LOT, History, Tools, say
 from whaled.upstream.dialect import Delta, Snapshot
+from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
 
 # Whales to ask about. A mempool of 300,000 has some hundred; who lowers the threshold to nothing gets the rest later.
@@ -98,9 +99,21 @@ class Mempool:
     # --- the questions ---
 
     async def greet(self) -> bool:
-        """Whales said to be gone that the stream brought again."""
+        """Whales said to be gone that the stream or a snapshot brought again, if they are there.
+
+        Whether they are is asked: what was brought may have left since, in a message that was missed. Raises RestError;
+        nothing is lost then.
+        """
         again, self._again = self._again, {}
-        await self.revive(again)
+        histories = await self._tools.log.histories(again)
+        gone = {txid: history for txid, history in histories.items() if history[-1][0] in GONE}
+        if gone:
+            try:
+                mempool = set(await self._tools.questions.mempool())
+            except RestError:
+                self._again |= dict.fromkeys(gone)
+                raise
+            await self.revive(gone, mempool)
         return True
 
     async def ask_for_candidates(self) -> bool:
@@ -113,10 +126,12 @@ class Mempool:
             if txid not in known:
                 await self._fetch(txid)
             elif not self._candidates.get(txid, True):
-                await self.revive([txid])
+                self._again[txid] = None
             self._candidates.pop(txid, None)
 
-        return await self._tools.each(lot, ask, self._patience) and len(due) <= LOT
+        is_done = await self._tools.each(lot, ask, self._patience)
+        await self.greet()
+        return is_done and len(due) <= LOT
 
     async def ask_for_tail(self) -> bool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
@@ -172,9 +187,8 @@ class Mempool:
         began = await self._tools.log.state(BEGAN_KEY)
         return first_seen is not None and began is not None and first_seen < float(began)
 
-    async def revive(self, txids: Iterable[str]) -> None:
-        """Whales that are in the mempool: pending again if they were said to be gone."""
+    async def revive(self, gone: Mapping[str, History], mempool: Container[str]) -> None:
+        """Whales that were said to be gone before the mempool was asked for, and are in it: pending again."""
         tools = self._tools
-        histories = await tools.log.histories(txids)
-        whales = await tools.log.whales(txid for txid, history in histories.items() if history[-1][0] in GONE)
-        await say(tools, [lifecycle.pending_again(whale, "", tools.clock()) for whale in whales.values()])
+        whales = await tools.log.whales(txid for txid in gone if txid in mempool)
+        await say(tools, [lifecycle.pending_again(whale, "", tools.clock()) for whale in whales.values()], known=gone)

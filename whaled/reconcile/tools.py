@@ -1,6 +1,6 @@
 """What every part of the reconciliation works with."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -16,6 +16,8 @@ from whaled.upstream.sampling import Sampler
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+# Kind and ref of each event about a whale, in their order.
+History = list[tuple[Kind, str]]
 # Asked in one go; then others have their turn.
 LOT = 20
 # Questions that fail one after the other: then it is not the question.
@@ -42,8 +44,8 @@ class Log(Protocol):
         """The whales that were alerted among these transactions."""
         ...
 
-    async def histories(self, txids: Iterable[str]) -> dict[str, list[tuple[Kind, str]]]:
-        """Kind and ref of every event about these whales that is held, in their order."""
+    async def histories(self, txids: Iterable[str]) -> dict[str, History]:
+        """What was said of these whales, as far as it is held."""
         ...
 
     async def pending(self, after: int, limit: int) -> list[Event]:
@@ -197,7 +199,7 @@ AFTER = {
 }
 
 
-def said(draft: Draft, history: Sequence[tuple[Kind, str]]) -> Draft | None:
+def said(draft: Draft, history: History) -> Draft | None:
     """The draft as it can be stored, None if it is the last thing that was said, or no longer so.
 
     The log takes each (kind, ref) of a whale once. A whale that goes back and forth between two branches is told the
@@ -215,17 +217,23 @@ def said(draft: Draft, history: Sequence[tuple[Kind, str]]) -> Draft | None:
     return replace(draft, ref=f"{draft.ref}#{times + 1}") if times else draft
 
 
-async def say(tools: Tools, drafts: Sequence[Draft]) -> bool:
+async def say(tools: Tools, drafts: Sequence[Draft], known: Mapping[str, History] | None = None) -> bool:
     """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream.
 
-    Returns whether there was anything.
+    `known` is what had been said of these whales when the backend was asked: whatever was said since is newer than its
+    answer, and then nothing is added. Returns whether there was anything.
     """
     if not drafts:
         return False
 
     async def decide() -> list[Draft]:
+        told: list[Draft] = []
         histories = await tools.log.histories({draft.whale.alert.transaction_id for draft in drafts})
-        new = (said(draft, histories.get(draft.whale.alert.transaction_id, ())) for draft in drafts)
-        return [draft for draft in new if draft is not None]
+        for draft in drafts:
+            txid = draft.whale.alert.transaction_id
+            history = histories.get(txid, [])
+            if known is None or known[txid] == history:
+                told += filter(None, [said(draft, history)])
+        return told
 
     return bool(await tools.committer.commit(decide))

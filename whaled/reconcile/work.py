@@ -209,13 +209,13 @@ class Reconciler:
     async def _sweep(self) -> bool:
         if not self._sweep_due:
             return True
-        # In this order: who is replaced from here on is not taken for one that came back.
+        # In this order: who is gone from here on is not taken for one that came back.
         gone = await self._fates.gone()
         mempool = await self._tools.questions.mempool()
         self._mempool.sweep(mempool)
         here = set(mempool)
         await self._fates.compare(here)
-        await self._mempool.revive(txid for txid in gone if txid in here)
+        await self._mempool.revive(gone, here)
         self._sweep_due = False
         return True
 
