@@ -40,8 +40,8 @@ from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.truth import Fate
 
 COUNTS = Path(os.environ.get("WHALED_FAULT_COUNTS", Path(__file__).parents[2] / "var" / "faults"))
-# How long nothing may move before whaled is stuck (it waits for a minute where nothing is answered), and how long it may
-# take in all: a busy machine is slow.
+# How long nothing may move before whaled is stuck (where nothing is answered it waits for a minute), and how long it
+# may take in all: a busy machine is slow.
 STUCK_S = 75.0
 WITHIN_S = 150.0
 POLL_S = 0.05

@@ -186,7 +186,7 @@ class Pipe:
 class Proxy:
     """Listens on a port of its own and forwards to `target`; without one, connections are reset.
 
-    `cuts` are taken by connections in their order, None for one that is left alone.
+    `cuts` are taken by connections in their order, None for one that is left alone. One not reached is put back.
     """
 
     def __init__(self, target: tuple[str, int] | None = None) -> None:
@@ -257,6 +257,8 @@ class Proxy:
         finally:
             self._pipes.discard(pipe)
             self.cut_count += pipe.was_cut
+            if cut is not None and not pipe.was_cut:
+                self.cuts.append(cut)
 
 
 class Reply(Enum):

@@ -144,7 +144,8 @@ class Messages:
         shown: list[Seen] = []
         for seen in blocks[index].txs:
             room -= seen.tx.weight
-            if room < 0:
+            # With a small `block_weight` a transaction may be larger: a block that is there is never shown empty.
+            if room < 0 and shown:
                 break
             shown.append(seen)
         return shown
