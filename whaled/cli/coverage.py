@@ -4,15 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from whaled.cli.settings import Subparsers, add_config_option, load_for
+from whaled.cli.reading import add_log_options, reading
+from whaled.cli.settings import Subparsers
 from whaled.errors import ExitStatus, OperatorError
-from whaled.eventlog.reader import Reader
 from whaled.model import Scan
 
 BLOCKS_SHOWN = 20
@@ -27,8 +26,7 @@ def register(subparsers: Subparsers) -> None:
         "and by how long (median), and how many were late, or missed until the block was scanned, and why: whaled or "
         "its link was down, messages were missed (gap), or nobody relayed them. whaled may run.",
     )
-    add_config_option(parser)
-    parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
+    add_log_options(parser)
     parser.add_argument("--blocks", type=int, default=BLOCKS_SHOWN, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object for each block")
     parser.set_defaults(run=run)
@@ -36,18 +34,10 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print. Raises OperatorError or EventLogError."""
-    settings = load_for(arguments).config.eventlog
-    path = Path(settings.path).resolve()
-    if not path.exists():
-        raise OperatorError(f"{path}: there is no event log; name another with --db-path or --config")
     if arguments.blocks < 1:
         raise OperatorError(f"--blocks: found {arguments.blocks}, expected at least 1")
-    reader = Reader(path, settings.busy_timeout)
-    try:
-        reader.open()
+    with reading(arguments) as reader:
         scans = reader.newest_scans(arguments.blocks)
-    finally:
-        reader.close()
     if arguments.json:
         for scan in scans:
             sys.stdout.write(msgspec.json.encode(scan).decode() + "\n")

@@ -27,6 +27,7 @@ COMMANDS = {
     "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
     "coverage": Command("whaled.cli.coverage", "which whales of each block were known before it"),
+    "accuracy": Command("whaled.cli.accuracy", "how good urgencies and predicted blocks were"),
     "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),
     "backup": Command("whaled.cli.backup", "copy the event log while whaled runs"),
     "restore": Command("whaled.cli.restore", "put a backup in the event log's place"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from whaled.config import units
 from whaled.config.keys import OPTIONS
 from whaled.config.parse import Loaded, load
 
@@ -36,6 +37,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--no-auth", action="store_true", help="no authentication; listens on loopback unless a host is given")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error (log.level)")
     add("--log-format", metavar="FORMAT", help="auto, text, json or journald (log.format)")
+
+
+def duration(text: str) -> float:
+    """Seconds of an argument like 24h; for argparse."""
+    try:
+        return units.duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}, {error}") from None
 
 
 def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Loaded:

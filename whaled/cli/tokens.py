@@ -12,8 +12,7 @@ from pathlib import Path
 import jwt
 
 from whaled.auth import keys, tokens
-from whaled.cli.settings import Subparsers, add_config_option, load_for
-from whaled.config import units
+from whaled.cli.settings import Subparsers, add_config_option, duration, load_for
 from whaled.config.sections import Auth
 from whaled.errors import ExitStatus, KeyRingError, TokenError
 from whaled.model import Grant, Permission
@@ -36,7 +35,7 @@ def register(subparsers: Subparsers) -> None:
         "--permissions", type=_permissions, default=[Permission.READ], metavar="LIST",
         help="of read, write, admin, separated by commas (default: read)",
     )  # fmt: skip
-    issue.add_argument("--ttl", type=_duration, metavar="TIME", help="like 24h or 30d (default: auth.token_ttl)")
+    issue.add_argument("--ttl", type=duration, metavar="TIME", help="like 24h or 30d (default: auth.token_ttl)")
     issue.set_defaults(run=_issue)
     inspect = commands.add_parser(
         "inspect",
@@ -56,13 +55,6 @@ def _permissions(text: str) -> list[Permission]:
     if unknown:
         raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}; allowed are {', '.join(Permission)}")
     return [Permission(name) for name in names]
-
-
-def _duration(text: str) -> float:
-    try:
-        return units.duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}, {error}") from None
 
 
 def _ring(arguments: argparse.Namespace, settings: Auth) -> tokens.KeyRing:

@@ -12,6 +12,7 @@ from whaled.errors import EventLogError
 from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Codec
 from whaled.model import Event, Kind, Scan, Whale
+from whaled.whales.accuracy import Outcome
 
 EVENTS = (
     "SELECT e.offset, e.kind, e.ref, e.at, e.body, w.txid, w.alert, w.addresses "
@@ -139,6 +140,22 @@ class Reader:
             (at, limit),
         )
         return [event.whale for event in events]
+
+    def outcomes(self, since: float) -> list[Outcome]:
+        """Every whale that was alerted before it was mined, and whose newest word, not older than `since`, is that it
+        is in a block.
+        """
+        with self._snapshot("read confirmations") as db:
+            schema.identify(db, self._path)
+            rows = db.execute(
+                "SELECT json_extract(w.alert, '$.urgency_score'), json_extract(e.body, '$.blocks_off'), "  # noqa: S608 - constants
+                "json_extract(e.body, '$.seconds_to_confirmation') "
+                "FROM events AS e JOIN whales AS w ON w.id = e.whale "
+                "WHERE e.kind = 'confirmed' AND e.at >= ? AND json_extract(w.alert, '$.status') = 'pending' "
+                f"AND {IS_NEWEST}",
+                (since,),
+            ).fetchall()
+        return [Outcome(*row) for row in rows]
 
     def scans(self, low: int, high: int) -> list[Scan]:
         """See EventLog.scans."""

@@ -1,0 +1,86 @@
+"""`whaled accuracy`: what urgencies and predicted blocks were worth."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from whaled.cli.reading import add_log_options, reading
+from whaled.cli.settings import Subparsers, duration
+from whaled.errors import ExitStatus
+from whaled.whales.accuracy import BANDS, Band, band, bands
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "accuracy",
+        help="how good urgencies and predicted blocks were",
+        description="For the whales that were alerted unconfirmed and are in a block now, by their urgency: how many "
+        "came in the block predicted, before or after it, how many blocks off it was for all but a tenth at each end, "
+        "and how long they waited from the alert. Whales that are not in a block are not counted. whaled may run.",
+    )
+    add_log_options(parser)
+    parser.add_argument(
+        "--last", type=duration, metavar="TIME", help="confirmed in the last 24h, 7d, ... (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object for each band of urgency")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print. Raises OperatorError or EventLogError."""
+    since = 0.0 if arguments.last is None else time.time() - arguments.last
+    with reading(arguments) as reader:
+        outcomes = reader.outcomes(since)
+    found = bands(outcomes)
+    if arguments.json:
+        for each in found:
+            sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
+    elif found:
+        Console().print(_table(found, band(None, outcomes)))
+    else:
+        print("no whale that was alerted before its block has been confirmed in this time")
+    return ExitStatus.STOPPED
+
+
+def _table(found: Sequence[Band], together: Band) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
+    rows = [(_name(each), *_cells(each)) for each in found]
+    titles = ("urgency", "whales", "predicted", "on time", "early", "late", "off", "wait", "90 % within")
+    for title, footer in zip(titles, ("all", *_cells(together)), strict=True):
+        table.add_column(title, footer, justify="left" if title == "urgency" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _name(each: Band) -> str:
+    if each.urgency is None:
+        return "unknown"
+    place = BANDS.index(each.urgency)
+    return f"{each.urgency:.2f} - {1 if place == 0 else BANDS[place - 1]:.2f}"
+
+
+def _cells(each: Band) -> tuple[str, ...]:
+    shares = (
+        f"{part / each.predicted:.0%}" if each.predicted else "" for part in (each.on_time, each.early, each.late)
+    )
+    off = "" if each.off_low is None else f"{each.off_low:+d} .. {each.off_high:+d}".replace("+0", "0")
+    return (f"{each.whales:,}", f"{each.predicted:,}", *shares, off, _wait(each.wait_median_s), _wait(each.wait_high_s))
+
+
+def _wait(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.0f} h"
+    )

@@ -1,0 +1,65 @@
+"""How good urgencies and predicted blocks were, by what became of the whales. Pure."""
+
+from collections.abc import Iterable, Sequence
+from statistics import median_low
+
+from msgspec import Struct
+
+from whaled.whales.fees import AT_ECONOMY, AT_FASTEST, AT_HALF_HOUR, AT_HOUR, AT_MINIMUM
+
+# From the most urgent down; each band begins at its number.
+BANDS = (AT_FASTEST, AT_HALF_HOUR, AT_HOUR, AT_ECONOMY, AT_MINIMUM, 0.0)
+
+
+class Outcome(Struct, frozen=True):
+    """A whale that was alerted unconfirmed and is in a block now: what its alert said, and what came of it."""
+
+    urgency: float | None
+    blocks_off: int | None
+    waited_s: float | None
+
+
+class Band(Struct, frozen=True):
+    """How whales of one urgency fared; `urgency` is the least of the band, None where it was not known.
+
+    Of those that were `predicted` a block, `on_time` came in it; `off_low` and `off_high` are the 10 % and 90 % of how
+    many blocks later they came (negative: earlier). Waits are in seconds, from the alert to the block.
+    """
+
+    urgency: float | None
+    whales: int
+    predicted: int
+    early: int
+    on_time: int
+    late: int
+    off_low: int | None
+    off_high: int | None
+    wait_median_s: float | None
+    wait_high_s: float | None
+
+
+def bands(outcomes: Iterable[Outcome]) -> list[Band]:
+    """The bands that there are whales of, the most urgent first, those of unknown urgency last."""
+    found: dict[float | None, list[Outcome]] = {begin: [] for begin in (*BANDS, None)}
+    for outcome in outcomes:
+        begin = None if outcome.urgency is None else next(each for each in BANDS if outcome.urgency >= each)
+        found[begin].append(outcome)
+    return [band(begin, members) for begin, members in found.items() if members]
+
+
+def band(urgency: float | None, outcomes: Sequence[Outcome]) -> Band:
+    """All of these together."""
+    off = sorted(each.blocks_off for each in outcomes if each.blocks_off is not None)
+    waits = sorted(each.waited_s for each in outcomes if each.waited_s is not None)
+    return Band(
+        urgency=urgency,
+        whales=len(outcomes),
+        predicted=len(off),
+        early=sum(each < 0 for each in off),
+        on_time=off.count(0),
+        late=sum(each > 0 for each in off),
+        off_low=off[len(off) // 10] if off else None,
+        off_high=off[-1 - len(off) // 10] if off else None,
+        wait_median_s=median_low(waits) if waits else None,
+        wait_high_s=waits[-1 - len(waits) // 10] if waits else None,
+    )
