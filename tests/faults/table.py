@@ -30,7 +30,7 @@ COLUMNS: dict[str, Callable[[Counts], float]] = {
 def row_of(scenario: str) -> str:
     """The row a scenario counts in."""
     first = scenario.partition(" ")[0].rstrip(",")
-    return first if first in ONE_ROW else scenario.partition(",")[0]
+    return first if first in ONE_ROW else scenario.partition(", ")[0]
 
 
 def table(counts: list[Counts]) -> str:

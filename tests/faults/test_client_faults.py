@@ -239,4 +239,4 @@ async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tm
         # InvalidMessage: no answer to the handshake, whose time was over while this process had no time for it.
         assert ends["1008"] + ends["503"] + ends["InvalidMessage"] == STRANGERS, ends
         assert peak - memory < GROWTH_LIMIT_MB, f"{memory:.0f} MB, then {peak:.0f} MB"
-        await rig.finish(strangers=sum(ends.values()), grown_mb=round(peak - memory), **ends)
+        await rig.finish(came=sum(ends.values()), grown_mb=round(peak - memory), **ends)
