@@ -77,6 +77,24 @@ async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_ri
         assert rig.told(kept) == ["alert"]
 
 
+async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(tmp_path: Path) -> None:
+    front = Front()
+    async with (
+        behind(front) as (sim, clock),
+        watching(sim, clock, tmp_path, front=front, drop_after=100.0) as rig,
+    ):
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        front.spoil("mempool/txids", body=GARBAGE)
+        sim.world.chain.evict(whale)
+        await rig.poll()
+        await rig.poll(5)
+        await rig.until(lambda: rig.tally.failures.total() > 0)
+        rounds, failures = rig.tally.rounds, rig.tally.failures.total()
+        await rig.until(lambda: rig.tally.failures.total() > failures)  # a second later, or two
+        assert rig.tally.rounds <= rounds + 3
+
+
 async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_pending_once_it_can(
     tmp_path: Path,
 ) -> None:

@@ -18,7 +18,7 @@ from whaled.reconcile.coverage import Spans
 from whaled.reconcile.fates import Fates
 from whaled.reconcile.losers import BEGAN_KEY, Losers
 from whaled.reconcile.mempool import Mempool
-from whaled.reconcile.patience import Patience
+from whaled.reconcile.patience import FIRST_S, Patience
 from whaled.reconcile.tools import GENERAL, Committer, Log, ReconcileMeter, Tools
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
@@ -221,8 +221,10 @@ class Reconciler:
 
     async def _rest(self) -> None:
         """Until there is news, or it is time for something."""
+        # What a step that failed is to do stays due while the step waits: no reason to come again at once.
+        least_s = LEAST_REST_S if self._patience.next_due() is None else FIRST_S
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(LEAST_REST_S, min(self._dues()) - self._monotonic())):
+            async with asyncio.timeout(max(least_s, min(self._dues()) - self._monotonic())):
                 await self._news.wait()
         if self._monotonic() >= self._sweep_at:
             self._sweep_at = self._monotonic() + self._tools.settings.interval
