@@ -5,6 +5,7 @@ What is well-formed beside what is not must survive: a reference of few lines, o
 
 import json
 import math
+import sys
 import tracemalloc
 from collections.abc import Callable
 from functools import cache
@@ -257,7 +258,7 @@ def check_parts(message: dict[str, Any], frame: Frame | None) -> None:
 
 def is_stripped(row: Any) -> bool:
     def is_number(value: Any) -> bool:
-        return type(value) in (int, float) and abs(value) < 1e300
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
     return (
         isinstance(row, list)
