@@ -4,8 +4,11 @@ import asyncio
 import gc
 import json
 import math
+import platform
 import resource
 import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -52,6 +55,34 @@ class Kernel:
 
     def gauge(self) -> Gauge:
         return Gauge(self.proc, self.cgroups)
+
+
+LARGE_BLOCKS = """
+import sys
+from pathlib import Path
+from whaled.ops.memory import keep_large_apart
+
+def heap():
+    (line,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    start, end = line.split()[0].split("-")
+    return int(end, 16) - int(start, 16)
+
+if sys.argv[1] == "apart":
+    keep_large_apart()
+bytes(8 << 20)  # freed at once: from now on glibc would put such blocks into the heap
+before = heap()
+kept = bytes(7 << 20)
+print(heap() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc puts large blocks into its heap")
+@pytest.mark.parametrize(("how", "is_in_heap"), [("as it is", True), ("apart", False)])
+def test_large_blocks_are_kept_out_of_the_heap(how: str, is_in_heap: bool) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", LARGE_BLOCKS, how], check=True, capture_output=True, text=True, timeout=30
+    )
+    assert (int(child.stdout) >= 6 * MIB) is is_in_heap  # the heap may have had a little room
 
 
 def test_without_a_limit_resident_memory_is_what_is_used(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import structlog
 from whaled.auth.keys import load_ring
 from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
 from whaled.errors import ExitStatus
-from whaled.ops import logs
+from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
 from whaled.service import Loaded, Service
 from whaled.simulator.server import Simulator
@@ -40,6 +40,7 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
+    memory.keep_large_apart()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))

@@ -13,6 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE_BYTES = 128 * 1024  # what glibc begins with
 
 
 class Memory(Struct, frozen=True):
@@ -60,6 +62,16 @@ def give_back() -> None:
     """Let the C library return what it holds free to the kernel. Only glibc can."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_large_apart() -> None:
+    """Have the C library map each large block by itself, so that it goes back to the kernel when it is freed.
+
+    Whenever glibc frees one it raises the size from which on it does so (to 32 MiB at most, mallopt(3)); messages of
+    megabytes then lie in the heap and leave holes that are never given back. With the size fixed it leaves it alone.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _cgroup(file: Path, cgroups: Path) -> Path | None:
