@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -415,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--seed", type=int, default=1, help="of world and faults (%(default)s)")
     made.add_argument("--directory", default="/var/tmp", help="where the database is written: a disk (%(default)s)")
     options = made.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the daemon ends with it
     print(f"{machine.kind()}\nload average before: {machine.busy()}", flush=True)
     try:
         with tempfile.TemporaryDirectory(prefix="whaled-soak-", dir=options.directory) as directory:
