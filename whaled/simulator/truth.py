@@ -8,7 +8,7 @@ from whaled.simulator.chain import Block, Leaving
 from whaled.simulator.transactions import Tx, TxKind
 
 # A transaction that goes back and forth longer than this keeps its latest turns only.
-MAX_TURNS = 16
+MAX_TURNS = 256
 
 
 class Fate(StrEnum):
