@@ -424,6 +424,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenError as error:
         print(f"broken: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
