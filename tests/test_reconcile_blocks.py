@@ -121,6 +121,58 @@ async def test_catching_up_begins_with_the_newest_and_ends_at_the_bound(tmp_path
             assert rig.events == []
 
 
+@pytest.mark.parametrize("scanned", [True, False])
+async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(tmp_path: Path, scanned: bool) -> None:
+    """A long time away: what was scanned or confirmed before it may be in no chain any more."""
+    async with world() as (sim, clock):
+        whales = []
+        async with watching(sim, clock, tmp_path, max_blocks=2) as rig:
+            for _ in range(3):
+                whales.append(sim.world.pay(150 * BTC).txid)
+                await rig.poll()
+                if not scanned:
+                    sim.fail_rest(status=503, times=1_000)
+                sim.world.mine()
+                await rig.poll()
+                await rig.until(lambda: rig.told(whales[-1]) == ["alert", "confirmed"])
+                if scanned:
+                    await rig.settled()
+        sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        kept = whales[0]
+        sim.world.reorg(3, keep=[kept])
+        for _ in range(6):
+            sim.world.mine(only=())
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, max_blocks=2) as rig:
+            assert rig.tally.skipped_blocks > 0
+            await rig.until(lambda: all(rig.told(whale) == ["pending"] for whale in whales[1:]))
+            await rig.poll(5)
+            await rig.until(lambda: rig.told(kept) == ["pending", "confirmed"])
+            assert [event.ref for event in rig.events if event.kind == "confirmed"] == [sim.truth[kept].block_hash]
+            rows = await rig.scans()
+            chain = {block.height: block.hash for block in sim.world.chain.blocks}
+            assert all(chain[height] == scan.hash for height, scan in rows.items())
+
+
+async def test_blocks_from_before_a_long_time_away_are_asked_for_once(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
+            sim.world.mine()
+            await rig.settled()
+            old = sim.world.chain.tip.height
+        for _ in range(6):
+            sim.world.mine()
+        await sim.poll()
+        asked = front.times(f"block-height/{old}")
+        async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
+            for _ in range(3):
+                sim.world.mine()
+                await rig.settled()
+            assert front.times(f"block-height/{old}") == asked + 1
+            assert rig.tally.reorgs == []
+
+
 async def test_a_block_between_the_first_connection_and_the_first_answer_is_scanned(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         hidden = sim.world.pay(150 * BTC, relay=False)

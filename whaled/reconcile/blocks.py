@@ -44,6 +44,8 @@ class Blocks:
         self._heard: dict[str, float] = {}
         self._told_tip: int | None = None
         self.behind = 0
+        # What was scanned below the blocks that are followed now is in the chain, as far as it was asked for.
+        self._is_past_sound = False
         # Whales went from a dead block to nobody knows where. Whoever has looked sets it back.
         self.has_undone = False
 
@@ -77,11 +79,11 @@ class Blocks:
         low = await self._bounded(await self._first(tip), tip)
         scanned = {scan.height: scan.hash for scan in await tools.log.scans(low, tip + tools.settings.max_blocks)}
         dead = await self._dead(scanned, tip, tip_hash)
-        for height in dead:  # from the tip down, as the node takes them off
-            await self._undo(height, scanned.pop(height))
-        if dead:
-            tools.meter.reorganised(len(dead))
-            log.warning("blocks left the chain", depth=len(dead), height=dead[-1])
+        if dead and not scanned.keys() - dead.keys():
+            self._is_past_sound = False
+        await self._undo_all(dead)
+        for height in dead:
+            del scanned[height]
         missing = [height for height in range(tip, low - 1, -1) if height not in scanned]
         self.behind = len(missing)
         self._patience.keep(str(height) for height in missing)
@@ -93,6 +95,7 @@ class Blocks:
         is_done = await tools.each([str(height) for height in due[:BLOCKS_LOT]], fill, self._patience)
         if not is_done or len(due) > BLOCKS_LOT:
             return False
+        await self._undo_past(low)
         await self._undo_unscanned(low, set(scanned.values()))
         return True
 
@@ -112,28 +115,61 @@ class Blocks:
             return first
         known = len(await self._tools.log.scans(first, low - 1))
         if low - first > known:
-            log.warning("blocks further back than backfill.max_blocks are not scanned", blocks=low - first - known)
+            log.warning(
+                "blocks further back than backfill.max_blocks are not scanned",
+                blocks=low - first - known,
+                first=first,
+                last=low - 1,
+            )
             self._tools.meter.skipped(low - first - known)
+            self._is_past_sound = False
         await self._tools.log.set_state(FIRST_KEY, str(low))
         return low
 
-    async def _dead(self, scanned: dict[int, str], tip: int, tip_hash: str) -> list[int]:
-        """Heights of the scans that are not in the chain any more, descending.
+    async def _dead(self, scanned: dict[int, str], tip: int, tip_hash: str) -> dict[int, str]:
+        """The scans that are not in the chain any more, descending.
 
         A node that is only behind has not lost what it has not reached: what is above its tip is dead only if
         something below is, too.
         """
-        dead: list[int] = []
+        dead: dict[int, str] = {}
         for height in sorted(scanned, reverse=True):
             there = None
             if height <= tip:
                 there = tip_hash if height == tip else await self._tools.questions.block_hash(height)
                 if there is None:
-                    return []  # two nodes that differ answer in turn: nothing is known
+                    return {}  # two nodes that differ answer in turn: nothing is known
             if there == scanned[height]:
                 break
-            dead.append(height)
-        return dead if dead and dead[-1] <= tip else []
+            dead[height] = scanned[height]
+        return dead if min(dead, default=tip + 1) <= tip else {}
+
+    async def _undo_past(self, low: int) -> None:
+        """Undo what died below the blocks that are followed: a reorganisation while nobody listened may lie deeper than
+        `backfill.max_blocks`. Each run of heights without a hole is asked for from its top down, until one is alive.
+        """
+        if self._is_past_sound:
+            return
+        past = {scan.height: scan.hash for scan in await self._tools.log.scans(0, low - 1)}
+        dead: dict[int, str] = {}
+        for height in sorted(past, reverse=True):
+            if height + 1 in past and height + 1 not in dead:
+                continue  # that one stands upon this one
+            there = await self._tools.questions.block_hash(height)
+            if there is None:
+                return  # the chain got shorter: the next block tells
+            if there != past[height]:
+                dead[height] = past[height]
+        await self._undo_all(dead)
+        self._is_past_sound = True
+
+    async def _undo_all(self, dead: dict[int, str]) -> None:
+        """From the tip down, as the node takes them off."""
+        for height, block_hash in dead.items():
+            await self._undo(height, block_hash)
+        if dead:
+            self._tools.meter.reorganised(len(dead))
+            log.warning("blocks left the chain", depth=len(dead), height=min(dead))
 
     async def _undo(self, height: int, block_hash: str) -> None:
         tools = self._tools
@@ -158,14 +194,14 @@ class Blocks:
                 if event.kind is not Kind.CONFIRMED or update is None or update.block_hash in hashes:
                     continue
                 block_hash, height = update.block_hash, update.block_height
-                if block_hash is None or height is None or height < low:
+                if block_hash is None or height is None:
                     continue
                 if block_hash not in alive:
                     alive[block_hash] = await tools.questions.block_hash(height) in {None, block_hash}
                 if not alive[block_hash]:
                     again = lifecycle.pending_again(event.whale, block_hash, tools.clock())
                     self.has_undone = await say(tools, [again]) or self.has_undone
-                elif verified is None:  # to be scanned yet, and looked at again then
+                elif verified is None and height >= low:  # to be scanned yet, and looked at again then
                     verified = event.offset - 1
         verified = after if verified is None else verified
         if verified != start:
