@@ -46,6 +46,18 @@ async def test_blocks_are_listed_newest_first_with_why_whales_were_missed(
     assert "321 s" in shown
 
 
+async def test_blocks_that_were_not_scanned_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.db"
+    await written(path, scan(10, seen=1), scan(11), scan(21))
+    capsys.readouterr()
+    assert main(["coverage", "--db-path", str(path)]) == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(part) for part in ("21 ", "9 not scanned", "11 ", "10 ")]
+    assert places == sorted(places)
+    assert "3 blocks and 9 not scanned, 1 whale, 1 known before their block" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 async def test_without_a_scan_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     await written(tmp_path / "w.db")
     assert main(["coverage", "--db-path", str(tmp_path / "w.db")]) == 0
@@ -58,7 +70,7 @@ def test_a_log_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("blocks", ["0", "-3"])
+@pytest.mark.parametrize("blocks", ["0", "-3", "9" * 30])
 async def test_a_number_of_blocks_that_cannot_be_is_refused(tmp_path: Path, blocks: str) -> None:
     await written(tmp_path / "w.db")
     assert main(["coverage", "--db-path", str(tmp_path / "w.db"), f"--blocks={blocks}"]) == 78

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import structlog
 from reconcile_kit import BTC, Front, watching, world
 
 from whaled.model import Source
@@ -92,7 +93,11 @@ async def test_twenty_blocks_at_once_leave_no_hole(tmp_path: Path) -> None:
         for _ in range(20):
             hidden.append(sim.world.pay(150 * BTC, relay=False))
             sim.world.mine([hidden[-1]])
-        await rig.settled()
+        with structlog.testing.capture_logs() as lines:
+            await rig.settled()
+            await rig.until(lambda: any(line["event"] == "caught up with the chain" for line in lines))
+        (said,) = [line for line in lines if line["event"] == "caught up with the chain"]
+        assert (said["blocks"], said["whales"]) == (20, 20)
         for whale in [*known, *(tx.txid for tx in hidden)]:
             assert rig.told(whale) == ["alert", "confirmed"]
         assert await rig.chain_is_scanned(first)
@@ -360,6 +365,24 @@ async def test_what_a_gap_hid_is_told_from_its_block_and_counted_as_missed_in_a_
 
 
 @pytest.mark.slow
+async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_the_outage(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        sim.world.mine()
+        await rig.settled()
+        sim.stall()
+        sim.world.pay(150 * BTC)
+        await rig.poll(20)
+        block = sim.world.mine()
+        await rig.poll(20)
+        sim.drop_link()
+        sim.resume()
+        await sim.poll()  # the backend has told of it before whaled is there again
+        await rig.until(lambda: rig.tally.snapshots == 2)
+        await rig.settled()
+        row = (await rig.scans())[block.height]
+        assert (row.missed_down, row.missed_never_relayed) == (1, 0)
+
+
 async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:

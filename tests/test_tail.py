@@ -95,6 +95,11 @@ def test_what_is_unknown_is_shown_as_unknown() -> None:
     assert line.split() == ["02:00:00", "150.00", "-", "-", "-", "unknown", "transfer", "-", txid(1)]
 
 
+def test_a_whale_that_was_mined_before_it_was_known_does_not_look_like_one_that_waits() -> None:
+    line = lines.alert_line(an_alert(status="confirmed"), lines.layout(150), NOW).plain
+    assert line.split()[-2:] == ["mined", txid(1)]
+
+
 def test_an_event_of_another_day_shows_its_date() -> None:
     assert lines.clock(datetime(2025, 12, 30, 12, 30, tzinfo=UTC), NOW) == "12-30 14:30"
 

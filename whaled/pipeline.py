@@ -273,6 +273,7 @@ class Pipeline:
             txid=alert.transaction_id,
             flow=alert.flow_type.value,
             shape=alert.shape.value,
+            source=alert.source.value,
             fee_rate=alert.fee_rate,
             offset=event.offset,
         )

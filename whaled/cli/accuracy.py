@@ -22,7 +22,8 @@ def register(subparsers: Subparsers) -> None:
         help="how good urgencies and predicted blocks were",
         description="For the whales that were alerted unconfirmed and are in a block now, by their urgency: how many "
         "came in the block predicted, before or after it, how many blocks off it was for all but a tenth at each end, "
-        "and how long they waited from the alert. Whales that are not in a block are not counted. whaled may run.",
+        "and how long they waited from the alert: the median, and within what 90 % were mined. Whales that are in no "
+        "block are not counted. whaled may run.",
     )
     add_log_options(parser)
     parser.add_argument(
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _table(found: Sequence[Band], together: Band) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, show_footer=True)
     rows = [(_name(each), *_cells(each)) for each in found]
-    titles = ("urgency", "whales", "predicted", "on time", "early", "late", "off", "wait", "90 % within")
+    titles = ("urgency", "whales", "predicted", "on time", "early", "late", "off", "wait", "90 %")
     for title, footer in zip(titles, ("all", *_cells(together)), strict=True):
         table.add_column(title, footer, justify="left" if title == "urgency" else "right", no_wrap=True)
     for row in rows:

@@ -15,6 +15,7 @@ from whaled.errors import ExitStatus, OperatorError
 from whaled.model import Scan
 
 BLOCKS_SHOWN = 20
+BLOCKS_LIMIT = 1_000_000
 
 
 def register(subparsers: Subparsers) -> None:
@@ -24,7 +25,8 @@ def register(subparsers: Subparsers) -> None:
         help="which whales of each block were known before it",
         description="For each block scanned, newest first: how many whales it holds, how many were alerted before it "
         "and by how long (median), and how many were late, or missed until the block was scanned, and why: whaled or "
-        "its link was down, messages were missed (gap), or nobody relayed them. whaled may run.",
+        "its link was down, messages were missed (gap), or the backend never told of them (unrelayed). Blocks that are "
+        "still to be scanned, or were skipped (backfill.max_blocks), are counted between the others. whaled may run.",
     )
     add_log_options(parser)
     parser.add_argument("--blocks", type=int, default=BLOCKS_SHOWN, metavar="N", help="how many (default: %(default)s)")
@@ -34,8 +36,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print. Raises OperatorError or EventLogError."""
-    if arguments.blocks < 1:
-        raise OperatorError(f"--blocks: found {arguments.blocks}, expected at least 1")
+    if not 1 <= arguments.blocks <= BLOCKS_LIMIT:
+        raise OperatorError(f"--blocks: found {arguments.blocks}, expected a number from 1 to {BLOCKS_LIMIT}")
     with reading(arguments) as reader:
         scans = reader.newest_scans(arguments.blocks)
     if arguments.json:
@@ -52,7 +54,14 @@ def _table(scans: Sequence[Scan]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("block", "mined (UTC)", "whales", "seen", "lead", "late", "down", "gap", "unrelayed"):
         table.add_column(title, justify="left" if title.startswith("mined") else "right", no_wrap=True)
+    holes = 0
+    above: int | None = None
     for scan in scans:
+        hole = 0 if above is None else above - scan.height - 1
+        if hole:
+            table.add_row("...", f"{hole:,} not scanned")
+            holes += hole
+        above = scan.height
         table.add_row(
             f"{scan.height:,}",
             datetime.fromtimestamp(scan.mined_at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
@@ -62,10 +71,17 @@ def _table(scans: Sequence[Scan]) -> Table:
         )
     whales = sum(map(_whales, scans))
     seen = sum(scan.seen for scan in scans)
-    table.caption = f"{len(scans)} blocks, {whales} whales, {seen} known before their block" + (
-        f" ({seen / whales:.1%})" if whales else ""
+    table.caption = (
+        f"{_count(len(scans), 'block')}"
+        + (f" and {holes:,} not scanned" if holes else "")
+        + f", {_count(whales, 'whale')}, {seen:,} known before their block"
+        + (f" ({seen / whales:.1%})" if whales else "")
     )
     return table
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number:,} {of}{'s' * (number != 1)}"
 
 
 def _whales(scan: Scan) -> int:

@@ -74,6 +74,8 @@ def alert_line(event: WhaleAlert, fit: Layout, now: datetime) -> Text:
     """A whale. `now` is local time: events of another day show their date."""
     data = event.data
     block = data.predicted_confirmation_block
+    # One that was in its block already when whaled heard of it.
+    unknown = "mined" if data.status == "confirmed" else UNKNOWN
     values = {
         "time": clock(event.timestamp, now),
         "btc": f"{data.btc_value:,.2f}",
@@ -82,7 +84,7 @@ def alert_line(event: WhaleAlert, fit: Layout, now: datetime) -> Text:
         "urgency": bar(data.urgency_score, is_ascii=fit.is_ascii),
         "flow": data.flow_type,
         "shape": data.shape,
-        "block": UNKNOWN if block is None else f"{block:,}",
+        "block": unknown if block is None else f"{block:,}",
     }
     style = next(style for least, style in SIZES if data.btc_value >= least or not least)
     return _line(fit, _cells(fit.columns, values), data.transaction_id, style)

@@ -44,6 +44,8 @@ class Blocks:
         self._heard: dict[str, float] = {}
         self._told_tip: int | None = None
         self.behind = 0
+        # Scanned, and whales found, since the last time that nothing was missing.
+        self._caught_up = self._found = 0
         # What was scanned below the blocks that are followed now is in the chain, as far as it was asked for.
         self._is_past_sound = False
         # Whales went from a dead block to nobody knows where. Whoever has looked sets it back.
@@ -86,6 +88,8 @@ class Blocks:
             del scanned[height]
         missing = [height for height in range(tip, low - 1, -1) if height not in scanned]
         self.behind = len(missing)
+        if len(missing) > 1 and not self._caught_up:
+            log.info("catching up with the chain", blocks=len(missing), tip=tip)
         self._patience.keep(str(height) for height in missing)
         due = [height for height in missing if self._patience.is_due(str(height))]
 
@@ -95,6 +99,10 @@ class Blocks:
         is_done = await tools.each([str(height) for height in due[:BLOCKS_LOT]], fill, self._patience)
         if not is_done or len(due) > BLOCKS_LOT:
             return False
+        if not self.behind:
+            if self._caught_up > 1:
+                log.info("caught up with the chain", blocks=self._caught_up, whales=self._found, tip=tip)
+            self._caught_up = self._found = 0
         await self._undo_past(low)
         await self._undo_unscanned(low, set(scanned.values()))
         return True
@@ -254,6 +262,8 @@ class Blocks:
         missed = self._spans.why_missed(await self._before(block) if is_missed else at, at)
         await tools.log.put_scan(scan_of(block.height, block.hash, float(block.timestamp), now, sightings, missed))
         self._heard.pop(block_hash, None)
+        self._caught_up += 1
+        self._found += sum(seen.lead_s is None for seen in sightings)
         tools.meter.scanned(
             covers(sightings, missed),
             [seen.lead_s for seen in sightings if seen.lead_s is not None and seen.lead_s > 0],

@@ -66,7 +66,9 @@ class Reconciler:
             monotonic=monotonic,
         )
         self._spans = Spans()
-        self._spans.lost(clock())
+        # An outage is noticed some time after it began: nothing was heard since the last message.
+        self._heard_at = clock()
+        self._spans.lost(self._heard_at)
         self._losers = Losers(self._tools)
         self._mempool = Mempool(self._tools, self._losers)
         self._fates = Fates(self._tools)
@@ -109,14 +111,15 @@ class Reconciler:
                 self._patience.forget(BACKEND)
             case StateChanged():
                 self._is_connected = False
-                self._spans.lost(now)
+                self._spans.lost(self._heard_at)
             case Lost():
-                self._spans.lost(now)
+                self._spans.lost(self._heard_at)
             case _:
                 return
         self._news.set()
 
     def _received(self, message: Received, now: float) -> None:
+        self._heard_at = now
         frame = message.frame
         if message.continuity in {Continuity.GAP, Continuity.RESTARTED}:
             self._spans.gap(now)
