@@ -249,7 +249,7 @@ async def test_what_can_be_no_target_is_refused_also_with_force(path: Path, tmp_
     ):
         with pytest.raises(OperatorError, match=problem):
             copied(path, target, overwrite=True)
-    with pytest.raises(EventLogError, match="cannot be written: No such file or directory"):
+    with pytest.raises(OperatorError, match="there is no such directory; make it"):
         copied(path, tmp_path / "nowhere" / "file")
     assert digest(path) == before
 

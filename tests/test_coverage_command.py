@@ -70,6 +70,14 @@ def test_a_log_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "none.db").exists()
 
 
+def test_a_file_that_is_no_event_log_is_left_alone_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("# not a database\n")
+    assert main(["coverage", "--db-path", str(tmp_path / "README.md")]) == 78
+    assert "README.md: this is no event log" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("blocks", ["0", "-3", "9" * 30])
 async def test_a_number_of_blocks_that_cannot_be_is_refused(tmp_path: Path, blocks: str) -> None:
     await written(tmp_path / "w.db")

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import OperatorError
+from whaled.eventlog.backup import require_file
 from whaled.eventlog.reader import Reader
+
+# With which every SQLite database begins; an event log that is damaged further on is told as such.
+SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +25,10 @@ def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
     """The log, open. Raises OperatorError or EventLogError."""
     settings = load_for(arguments).config.eventlog
     path = Path(settings.path).resolve()
-    if not path.exists():
-        raise OperatorError(f"{path}: there is no event log; name another with --db-path or --config")
+    require_file(path, "name the event log with --db-path or --config")
+    with path.open("rb") as file:
+        if file.read(len(SQLITE_HEADER)) not in {b"", SQLITE_HEADER}:
+            raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
     reader = Reader(path, settings.busy_timeout)
     try:
         reader.open()

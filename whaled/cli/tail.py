@@ -92,7 +92,10 @@ async def _run(arguments: argparse.Namespace) -> int:
     is_terminal = sys.stdout.isatty() and not arguments.json
     try:
         stream = open_stream(arguments, os.environ, is_terminal=is_terminal)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        print(f"whaled tail: {error.filename}: {error.strerror}", file=sys.stderr)
+        return ExitStatus.USAGE
+    except ValueError as error:
         print(f"whaled tail: {error}", file=sys.stderr)
         return ExitStatus.USAGE
     screen: Screen = Table(sys.stdout) if is_terminal else JsonLines(sys.stdout.buffer)

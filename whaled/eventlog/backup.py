@@ -203,6 +203,8 @@ def _refuse_target(source: Path, target: Path, *, overwrite: bool) -> None:
     try:
         mode = target.lstat().st_mode
     except FileNotFoundError:
+        if not target.parent.is_dir():
+            raise OperatorError(f"{target.parent}: there is no such directory; make it, or name another file") from None
         return
     except OSError as error:
         raise OperatorError(f"{target}: cannot be looked at: {error.strerror}; name another file") from error

@@ -81,7 +81,7 @@ class DaemonLock:
                 raise self._unusable(error) from error
             raise EventLogError(
                 f"{self._database}: another whaled (process {holder}) has this event log open. "
-                "Stop it, or give this one its own eventlog.path",
+                "Stop it first; two of them need an eventlog.path each",
                 reason=LogFailure.LOCKED,
             ) from error
         with suppress(

@@ -13,6 +13,7 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import structlog
 from aiohttp import WSMsgType
 
@@ -167,7 +168,7 @@ class Simulator:
         while True:
             await asyncio.sleep(self.settings.fault_every)
             fault = rng.choice(faults.ROUTINE)
-            log.info("simulated fault", fault=type(fault).__name__)
+            log.info("simulated fault", **msgspec.to_builtins(fault))
             await self.apply(fault)
 
     def _step(self, now: float) -> bool:
