@@ -1,5 +1,6 @@
 """The counts of the last run as the table in docs/reliability.md: PYTHONPATH=tests .venv/bin/python -m faults.table"""
 
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -51,6 +52,8 @@ def table(counts: list[Counts]) -> str:
 def main() -> None:
     """Print it."""
     files = sorted(COUNTS.glob("*.json"))
+    if not files:
+        sys.exit(f"no counts in {COUNTS}: `make test-faults` writes them")
     print(table([msgspec.json.decode(path.read_bytes(), type=Counts) for path in files]))
 
 
