@@ -91,9 +91,9 @@ async def test_what_is_in_a_block_now_and_was_alerted_before_is_counted(
     assert main(["accuracy", "--db-path", str(path)]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [" ".join(line.split()) for line in shown[1:]] == [
-        "0.95 - 1.00 2 2 50% 0% 50% 0 .. +1 60 s 12 min",
-        "unknown 1 0 61 s 61 s",
-        "all 3 2 50% 0% 50% 0 .. +1 61 s 12 min",
+        "0.95 - 1.00 2 2 50% 0% 50% 0 .. +1 1 min 11 min",
+        "unknown 1 0 1 min 1 min",
+        "all 3 2 50% 0% 50% 0 .. +1 1 min 11 min",
     ]
     assert max(map(len, shown)) <= 80
 

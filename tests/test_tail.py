@@ -432,6 +432,7 @@ async def test_on_a_terminal_it_draws_lines_and_asks_for_the_last_ten() -> None:
     ("options", "said"),
     [
         (["--url", "http://127.0.0.1"], b"is not a WebSocket URL"),
+        (["--ca-file", "/nowhere"], b"whaled tail: /nowhere: No such file or directory"),
         (["--token-file", "/nonexistent"], b"whaled tail: /nonexistent: No such file or directory"),
         (["--ca-file", "/nonexistent", "--url", "wss://x"], b"No such file"),
     ],

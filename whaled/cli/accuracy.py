@@ -9,6 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from whaled.cli import tail_lines
 from whaled.cli.reading import add_log_options, reading
 from whaled.cli.settings import Subparsers, duration
 from whaled.errors import ExitStatus
@@ -72,16 +73,5 @@ def _cells(each: Band) -> tuple[str, ...]:
         f"{part / each.predicted:.0%}" if each.predicted else "" for part in (each.on_time, each.early, each.late)
     )
     off = "" if each.off_low is None else f"{each.off_low:+d} .. {each.off_high:+d}".replace("+0", "0")
-    return (f"{each.whales:,}", f"{each.predicted:,}", *shares, off, _wait(each.wait_median_s), _wait(each.wait_high_s))
-
-
-def _wait(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.0f} h"
-    )
+    waits = ("" if wait_s is None else tail_lines.duration(wait_s) for wait_s in (each.wait_median_s, each.wait_high_s))
+    return (f"{each.whales:,}", f"{each.predicted:,}", *shares, off, *waits)

@@ -93,7 +93,8 @@ async def _run(arguments: argparse.Namespace) -> int:
     try:
         stream = open_stream(arguments, os.environ, is_terminal=is_terminal)
     except OSError as error:
-        print(f"whaled tail: {error.filename}: {error.strerror}", file=sys.stderr)
+        # OpenSSL names no file.
+        print(f"whaled tail: {error.filename or arguments.ca_file}: {error.strerror}", file=sys.stderr)
         return ExitStatus.USAGE
     except ValueError as error:
         print(f"whaled tail: {error}", file=sys.stderr)
