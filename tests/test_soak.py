@@ -36,6 +36,15 @@ def test_what_grows_during_the_warm_up_only_is_no_growth() -> None:
     assert missed(course(lambda hours: 60 + min(hours * 3, 1) * 30)) == []
 
 
+def test_a_short_soak_may_still_be_warming_up_but_not_for_ever() -> None:
+    def short(grown_mib: float) -> list[str]:
+        whole = course(lambda hours: 70 + grown_mib * hours * 10)
+        return missed(Course(samples=[each for each in whole.samples if each.at <= 360], thirds=whole.thirds))
+
+    assert short(10) == []
+    assert short(30) == ["memory grown after the warm-up"]
+
+
 def test_a_slope_is_found_through_noise() -> None:
     samples = course(lambda hours: 70 + 12 * hours + (hours * HOUR_S // 10) % 5).samples
     assert slope_per_hour(samples) == pytest.approx(12, abs=0.2)
