@@ -206,14 +206,14 @@ async def test_the_log_tells_histories_and_what_is_confirmed_gone_or_scanned(tmp
 
         assert ids(await log.confirmed_in(A)) == [txid(0)]
         assert ids(await log.confirmed_in(B)) == []
-        assert ids(await log.gone_since(NOW, 10)) == [txid(2), txid(1)]
-        assert ids(await log.gone_since(NOW + 3, 10)) == [txid(2)]
-        assert ids(await log.gone_since(NOW, 1)) == [txid(2)]
+        assert list((await log.gone_since(NOW, 10)).items()) == [(txid(2), 2), (txid(1), 2)]
+        assert await log.gone_since(NOW + 3, 10) == {txid(2): 2}
+        assert await log.gone_since(NOW, 1) == {txid(2): 2}
         await log.append(
             [lifecycle.pending_again(whale(0), A, NOW + 4), lifecycle.pending_again(whale(2), "", NOW + 4)]
         )
         assert ids(await log.confirmed_in(A)) == []
-        assert ids(await log.gone_since(NOW, 10)) == [txid(1)]
+        assert await log.gone_since(NOW, 10) == {txid(1): 2}
         again = said(lifecycle.confirmed(whale(0), block(A), NOW), (await log.histories([txid(0)]))[txid(0)])
         assert again is not None
         await log.append([again])

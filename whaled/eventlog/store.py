@@ -204,8 +204,10 @@ class EventLog:
         """The whales of which the newest word is that they are in this block. Looks through every event."""
         return await self._read(self._threads.reader.confirmed_in, block_hash)
 
-    async def gone_since(self, at: float, limit: int) -> list[Whale]:
-        """The whales of which the newest word, not older than `at`, is that they were replaced or dropped."""
+    async def gone_since(self, at: float, limit: int) -> dict[str, int]:
+        """The whales of which the newest word, not older than `at`, is that they were replaced or dropped, newest
+        first, and how many events there are about each.
+        """
         require_limit(limit)
         return await self._read(self._threads.reader.gone_since, at, limit)
 

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from whaled.model import Whale
 from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import LOT, WAITING, History, Tools, say
+from whaled.reconcile.tools import LOT, WAITING, Tools, say
 from whaled.whales import lifecycle
 
 # The stream's next message mostly tells more (a block, a replacement); then the backend is asked.
@@ -50,11 +50,11 @@ class Fates:
         for txid, whale in (await self._tools.log.whales(txids)).items():
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_LOOK_S))
 
-    async def gone(self) -> dict[str, History]:
-        """The whales that should not be in the mempool. To be asked for before the mempool is."""
-        log = self._tools.log
-        gone = await log.gone_since(self._tools.clock() - REVIVE_S, REVIVE_LIMIT)
-        return await log.histories(whale.alert.transaction_id for whale in gone)
+    async def gone(self) -> dict[str, int]:
+        """The whales that should not be in the mempool, and how many events there are about each. To be asked for
+        before the mempool is.
+        """
+        return await self._tools.log.gone_since(self._tools.clock() - REVIVE_S, REVIVE_LIMIT)
 
     async def compare(self, mempool: set[str]) -> None:
         """Find the whales that should be in the mempool and are not."""

@@ -7,7 +7,7 @@ from itertools import islice
 from whaled.model import Draft, Source, Transaction
 from whaled.reconcile.losers import BEGAN_KEY, Losers
 from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import GONE, LOT, History, Tools, say
+from whaled.reconcile.tools import GONE, LOT, Tools, say
 from whaled.upstream.dialect import Delta, Snapshot
 from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
@@ -106,7 +106,7 @@ class Mempool:
         """
         again, self._again = self._again, {}
         histories = await self._tools.log.histories(again)
-        gone = {txid: history for txid, history in histories.items() if history[-1][0] in GONE}
+        gone = {txid: len(history) for txid, history in histories.items() if history[-1][0] in GONE}
         if gone:
             try:
                 mempool = set(await self._tools.questions.mempool())
@@ -187,8 +187,11 @@ class Mempool:
         began = await self._tools.log.state(BEGAN_KEY)
         return first_seen is not None and began is not None and first_seen < float(began)
 
-    async def revive(self, gone: Mapping[str, History], mempool: Container[str]) -> None:
-        """Whales that were said to be gone before the mempool was asked for, and are in it: pending again."""
+    async def revive(self, gone: Mapping[str, int], mempool: Container[str]) -> None:
+        """Whales that were said to be gone before the mempool was asked for, and are in it: pending again.
+
+        `gone` has how many events there were about each.
+        """
         tools = self._tools
         whales = await tools.log.whales(txid for txid in gone if txid in mempool)
         await say(tools, [lifecycle.pending_again(whale, "", tools.clock()) for whale in whales.values()], known=gone)

@@ -56,8 +56,10 @@ class Log(Protocol):
         """The whales of which the newest word is that they are in this block."""
         ...
 
-    async def gone_since(self, at: float, limit: int) -> list[Whale]:
-        """The whales of which the newest word, not older than `at`, is that they were replaced or dropped."""
+    async def gone_since(self, at: float, limit: int) -> dict[str, int]:
+        """The whales of which the newest word, not older than `at`, is that they were replaced or dropped, and how many
+        events there are about each.
+        """
         ...
 
     async def scans(self, low: int, high: int) -> list[Scan]:
@@ -217,11 +219,11 @@ def said(draft: Draft, history: History) -> Draft | None:
     return replace(draft, ref=f"{draft.ref}#{times + 1}") if times else draft
 
 
-async def say(tools: Tools, drafts: Sequence[Draft], known: Mapping[str, History] | None = None) -> bool:
+async def say(tools: Tools, drafts: Sequence[Draft], known: Mapping[str, int] | None = None) -> bool:
     """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream.
 
-    `known` is what had been said of these whales when the backend was asked: whatever was said since is newer than its
-    answer, and then nothing is added. Returns whether there was anything.
+    `known` is how many events there were about each whale when the backend was asked: whatever was said since is newer
+    than its answer, and then nothing is added. Returns whether there was anything.
     """
     if not drafts:
         return False
@@ -232,7 +234,7 @@ async def say(tools: Tools, drafts: Sequence[Draft], known: Mapping[str, History
         for draft in drafts:
             txid = draft.whale.alert.transaction_id
             history = histories.get(txid, [])
-            if known is None or known[txid] == history:
+            if known is None or known[txid] == len(history):
                 told += filter(None, [said(draft, history)])
         return told
 
