@@ -299,6 +299,31 @@ async def test_many_blocks_at_once_are_scanned(tmp_path: Path, count: int, is_aw
         await rig.finish()
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_away_for_longer_than_is_scanned_what_was_known_has_its_fate(tmp_path: Path, seed: int) -> None:
+    sections: Sections = {"backfill": {"max_blocks": 4}}
+    async with living(tmp_path, "away too long", seed, sections, block_interval=0) as rig:
+        skipped = 0
+        for depth in (2, 6):
+            for _ in range(depth):
+                await rig.go(4)
+                rig.sim.world.mine()
+                await rig.go()
+                await rig.settle()  # else it may be passed over itself
+            skipped += int((await rig.metrics()).total("whaled_blocks_skipped_total"))
+            await rig.kill()
+            rig.sim.world.reorg(depth)
+            for _ in range(8):
+                await rig.go()
+                rig.sim.world.mine()
+            await rig.start()
+            await rig.go(4)
+            await rig.settle()
+        skipped += int((await rig.metrics()).total("whaled_blocks_skipped_total"))
+        assert skipped > 0
+        await rig.finish(skipped=skipped)
+
+
 @pytest.mark.parametrize("forget", [False, True], ids=["keeps its mempool", "loses its mempool"])
 async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) -> None:
     async with living(tmp_path, f"bitcoind {'loses' if forget else 'keeps'} its mempool", 17) as rig:
