@@ -200,10 +200,16 @@ class Front:
         self.url = ""
         self.asked: list[str] = []
         self._spoiled: list[tuple[re.Pattern[str], int, bytes, dict[str, str]]] = []
+        self._held: tuple[re.Pattern[str], asyncio.Event, asyncio.Event] | None = None
 
     def spoil(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
         """Answer every path that matches with this from now on."""
         self._spoiled.append((re.compile(path), status, body, headers))
+
+    def hold(self, path: str) -> tuple[asyncio.Event, asyncio.Event]:
+        """Keep the next answer for a path back. Returns (it is there and waits, let it go)."""
+        self._held = (re.compile(path), asyncio.Event(), asyncio.Event())
+        return self._held[1:]
 
     def mend(self) -> None:
         """Answer as the backend does."""
@@ -225,7 +231,13 @@ class Front:
                     return web.Response(status=status, body=body, headers=headers)
             url = f"{sim.rest_url}/{path}"
             async with session.request(request.method, url, data=await request.read()) as real:
-                return web.Response(status=real.status, body=await real.read(), content_type=real.content_type)
+                body = await real.read()
+            held = self._held
+            if held is not None and held[0].fullmatch(path):
+                self._held = None
+                held[1].set()
+                await held[2].wait()
+            return web.Response(status=real.status, body=body, content_type=real.content_type)
 
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", answer)

@@ -115,6 +115,12 @@ def test_a_time_without_a_unit_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "found '7', expected a duration with its unit" in capsys.readouterr().err
 
 
+def test_an_empty_file_has_nothing_to_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "w.db").touch()
+    assert main(["accuracy", "--db-path", str(tmp_path / "w.db")]) == 0
+    assert "no whale" in capsys.readouterr().out
+
+
 def test_a_log_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["accuracy", "--db-path", str(tmp_path / "none.db")]) == 78
     assert "none.db" in capsys.readouterr().err

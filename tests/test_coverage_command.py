@@ -54,8 +54,12 @@ async def test_blocks_that_were_not_scanned_are_counted(tmp_path: Path, capsys: 
     shown = capsys.readouterr().out
     places = [shown.index(part) for part in ("21 ", "9 not scanned", "11 ", "10 ")]
     assert places == sorted(places)
-    assert "3 blocks and 9 not scanned, 1 whale, 1 known before their block" in " ".join(shown.split())
+    assert "3 blocks, 1 whale, 1 known before their block (100.0%); 9 not scanned since block 10" in " ".join(
+        shown.split()
+    )
     assert max(map(len, shown.splitlines())) <= 80
+    assert main(["coverage", "--db-path", str(path), "--blocks", "1"]) == 0
+    assert "9 not scanned since block 10" in " ".join(capsys.readouterr().out.split())
 
 
 async def test_without_a_scan_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,6 +159,51 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(tmp_pa
             assert all(chain[height] == scan.hash for height, scan in rows.items())
 
 
+@pytest.mark.parametrize(("bound", "missing"), [(1, 1), (2, 2), (2, 3)])
+async def test_a_reorganisation_below_as_many_blocks_as_are_scanned_is_noticed(
+    tmp_path: Path, bound: int, missing: int
+) -> None:
+    """Nothing that is followed stands upon the dead block, whether or not a block is skipped."""
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, max_blocks=bound) as rig:
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        dead = sim.world.mine()
+        await rig.settled()
+        sim.fail_rest(status=503, times=1_000)
+        sim.world.reorg(1, keep=())
+        while sim.world.chain.tip.height < dead.height + missing:
+            sim.world.mine(only=())
+        await rig.poll()
+        sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        await rig.poll(70)
+        await rig.settled()
+        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
+        chain = {block.height: block.hash for block in sim.world.chain.blocks}
+        assert all(chain[height] == scan.hash for height, scan in (await rig.scans()).items())
+
+
+async def test_a_block_from_before_is_asked_for_until_it_is_answered(tmp_path: Path) -> None:
+    """Also by the next start, and before anything is scanned above it."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
+            whale = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+            dead = sim.world.mine()
+            await rig.settled()
+        sim.world.reorg(1, keep=())
+        sim.world.mine(only=())
+        await sim.poll()
+        front.spoil(f"block-height/{dead.height}", 503)
+        async with watching(sim, clock, tmp_path, front=front, max_blocks=2, settled=False) as rig:
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+        front.mend()
+        sim.world.mine(only=())
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
+            await rig.until(lambda: rig.told(whale) == ["pending"])
+
+
 async def test_blocks_from_before_a_long_time_away_are_asked_for_once(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
@@ -364,7 +409,6 @@ async def test_what_a_gap_hid_is_told_from_its_block_and_counted_as_missed_in_a_
         assert (await rig.scans())[block.height].missed_gap == 1
 
 
-@pytest.mark.slow
 async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_the_outage(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         sim.world.mine()
@@ -383,6 +427,7 @@ async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_
         assert (row.missed_down, row.missed_never_relayed) == (1, 0)
 
 
+@pytest.mark.slow
 async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:

@@ -14,7 +14,7 @@ from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.upstream.dialect import decode
 from whaled.upstream.http import RestFailure
-from whaled.upstream.news import Received
+from whaled.upstream.news import Received, SnapshotTaken
 
 
 @asynccontextmanager
@@ -75,6 +75,44 @@ async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_ri
         assert rig.told(hidden.txid) == ["alert", "confirmed"]
         assert rig.told(mined) == ["alert", "confirmed"]
         assert rig.told(kept) == ["alert"]
+
+
+@pytest.mark.parametrize("question", ["mempool/txids", "replacements"])
+async def test_a_snapshot_that_is_taken_while_the_one_before_is_worked_on_is_worked_on_too(
+    tmp_path: Path, question: str
+) -> None:
+    """The answer that is on its way does not know what happened between the two."""
+    front = Front()
+    async with (
+        behind(front) as (sim, clock),
+        watching(sim, clock, tmp_path, front=front, interval=86_400.0) as rig,
+    ):
+        is_there, let_go = front.hold(question)
+        rig.ear.hear(SnapshotTaken())
+        await is_there.wait()
+        asked = front.times(question)
+        rig.ear.hear(SnapshotTaken())
+        let_go.set()
+        await rig.until(lambda: front.times(question) > asked)
+
+
+async def test_a_whale_that_comes_back_holds_up_no_other(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock):
+        async with watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=86_400.0) as rig:
+            tx = sim.world.pay(150 * BTC)
+            await rig.settled()
+            sim.world.chain.evict(tx.txid)
+            await later(rig)
+            await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        front.spoil("mempool/txids", 503)
+        sim.world.send(tx)
+        new = {sim.world.pay(150 * BTC).txid for _ in range(100)}
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, settled=False, front=front, interval=86_400.0) as rig:
+            await rig.until(lambda: new <= rig.sources().keys())
+            # Those of a lot do not wait for the question that fails.
+            assert rig.tally.failures.total() <= 3
 
 
 async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def register(subparsers: Subparsers) -> None:
         description="For each block scanned, newest first: how many whales it holds, how many were alerted before it "
         "and by how long (median), and how many were late, or missed until the block was scanned, and why: whaled or "
         "its link was down, messages were missed (gap), or the backend never told of them (unrelayed). Blocks that are "
-        "still to be scanned, or were skipped (backfill.max_blocks), are counted between the others. whaled may run.",
+        "still to be scanned, or were skipped (backfill.max_blocks), are counted. whaled may run.",
     )
     add_log_options(parser)
     parser.add_argument("--blocks", type=int, default=BLOCKS_SHOWN, metavar="N", help="how many (default: %(default)s)")
@@ -40,27 +40,27 @@ def run(arguments: argparse.Namespace) -> int:
         raise OperatorError(f"--blocks: found {arguments.blocks}, expected a number from 1 to {BLOCKS_LIMIT}")
     with reading(arguments) as reader:
         scans = reader.newest_scans(arguments.blocks)
+        unscanned = reader.unscanned()
     if arguments.json:
         for scan in scans:
             sys.stdout.write(msgspec.json.encode(scan).decode() + "\n")
     elif scans:
-        Console().print(_table(scans))
+        Console().print(_table(scans, *unscanned))
     else:
         print("no block scanned yet: whaled begins with the first block after its first start")
     return ExitStatus.STOPPED
 
 
-def _table(scans: Sequence[Scan]) -> Table:
+def _table(scans: Sequence[Scan], unscanned: int, oldest: int) -> Table:
+    """The rows that are asked for. `unscanned` counts the blocks that are missing from the oldest scanned on."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("block", "mined (UTC)", "whales", "seen", "lead", "late", "down", "gap", "unrelayed"):
         table.add_column(title, justify="left" if title.startswith("mined") else "right", no_wrap=True)
-    holes = 0
     above: int | None = None
     for scan in scans:
         hole = 0 if above is None else above - scan.height - 1
         if hole:
             table.add_row("...", f"{hole:,} not scanned")
-            holes += hole
         above = scan.height
         table.add_row(
             f"{scan.height:,}",
@@ -72,10 +72,9 @@ def _table(scans: Sequence[Scan]) -> Table:
     whales = sum(map(_whales, scans))
     seen = sum(scan.seen for scan in scans)
     table.caption = (
-        f"{_count(len(scans), 'block')}"
-        + (f" and {holes:,} not scanned" if holes else "")
-        + f", {_count(whales, 'whale')}, {seen:,} known before their block"
+        f"{_count(len(scans), 'block')}, {_count(whales, 'whale')}, {seen:,} known before their block"
         + (f" ({seen / whales:.1%})" if whales else "")
+        + (f"; {unscanned:,} not scanned since block {oldest:,}" if unscanned else "")
     )
     return table
 

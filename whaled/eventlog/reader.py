@@ -149,7 +149,8 @@ class Reader:
         is in a block.
         """
         with self._snapshot("read confirmations") as db:
-            schema.identify(db, self._path)
+            if schema.identify(db, self._path) == 0:
+                return []
             rows = db.execute(
                 "SELECT json_extract(w.alert, '$.urgency_score'), json_extract(e.body, '$.blocks_off'), "  # noqa: S608 - constants
                 "json_extract(e.body, '$.seconds_to_confirmation') "
@@ -175,6 +176,16 @@ class Reader:
                 return []
             rows = db.execute("SELECT * FROM blocks ORDER BY height DESC LIMIT ?", (limit,)).fetchall()
         return [_scan(row) for row in rows]
+
+    def unscanned(self) -> tuple[int, int]:
+        """How many blocks from the oldest to the newest that were scanned were not, and the height of the oldest."""
+        with self._snapshot("count block scans") as db:
+            if schema.identify(db, self._path) < schema.BLOCKS_VERSION:
+                return 0, 0
+            (oldest, newest, count) = db.execute(
+                "SELECT coalesce(min(height), 0), coalesce(max(height), -1), count(*) FROM blocks"
+            ).fetchone()
+        return newest - oldest + 1 - count, oldest
 
     def state(self, key: str) -> str | None:
         """The text stored under a key."""

@@ -81,11 +81,13 @@ class Blocks:
         low = await self._bounded(await self._first(tip), tip)
         scanned = {scan.height: scan.hash for scan in await tools.log.scans(low, tip + tools.settings.max_blocks)}
         dead = await self._dead(scanned, tip, tip_hash)
-        if dead and not scanned.keys() - dead.keys():
-            self._is_past_sound = False
         await self._undo_all(dead)
         for height in dead:
             del scanned[height]
+        if not scanned:
+            self._is_past_sound = False  # nothing that lives stands upon it
+        # Before anything is scanned above: then nobody could tell any more whether it stands upon what is below.
+        await self._undo_past(low)
         missing = [height for height in range(tip, low - 1, -1) if height not in scanned]
         self.behind = len(missing)
         if len(missing) > 1 and not self._caught_up:
@@ -103,7 +105,6 @@ class Blocks:
             if self._caught_up > 1:
                 log.info("caught up with the chain", blocks=self._caught_up, whales=self._found, tip=tip)
             self._caught_up = self._found = 0
-        await self._undo_past(low)
         await self._undo_unscanned(low, set(scanned.values()))
         return True
 

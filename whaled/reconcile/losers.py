@@ -6,6 +6,7 @@ from whaled.model import Draft, Source
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.tools import Tools, say
 from whaled.upstream.families import Relative
+from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
 
 BEGAN_KEY = "began_at"
@@ -32,17 +33,21 @@ class Losers:
     async def look(self) -> bool:
         """Look through the latest replacements if that is due. False if there is more to do. Raises RestError."""
         if self._is_due:
-            families = await self._tools.questions.latest_families()
+            self._is_due = False  # a snapshot taken from here on asks again
+            try:
+                families = await self._tools.questions.latest_families()
+            except RestError:
+                self._is_due = True
+                raise
             self._families = {family[0].txid: family for family in families}
             self._patience.keep(self._families)
-            self._is_due = False
 
         async def tell(root: str) -> None:
             await say(self._tools, await self.drafts(self._families[root]))
             del self._families[root]
 
         due = [root for root in self._families if self._patience.is_due(root)]
-        return await self._tools.each(due, tell, self._patience)
+        return await self._tools.each(due, tell, self._patience) and not self._is_due
 
     async def drafts(self, family: Sequence[Relative]) -> list[Draft]:
         """Alerts of those of a tree that were whales and are not known, and who took their place; the oldest first.

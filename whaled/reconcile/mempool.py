@@ -129,9 +129,7 @@ class Mempool:
                 self._again[txid] = None
             self._candidates.pop(txid, None)
 
-        is_done = await self._tools.each(lot, ask, self._patience)
-        await self.greet()
-        return is_done and len(due) <= LOT
+        return await self._tools.each(lot, ask, self._patience) and len(due) <= LOT
 
     async def ask_for_tail(self) -> bool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""

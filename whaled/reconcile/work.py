@@ -78,8 +78,8 @@ class Reconciler:
         # What matters most comes first. Each does a lot and lets the next one have its turn; one that fails waits.
         self._steps: tuple[tuple[str, Callable[[], Awaitable[bool]]], ...] = (
             ("blocks", self._catch_up),
-            ("greet", self._mempool.greet),
             ("candidates", self._mempool.ask_for_candidates),
+            ("greet", self._mempool.greet),
             ("losers", self._losers.look),
             ("fates", self._fates.look),
             ("sweep", self._sweep),
@@ -212,15 +212,19 @@ class Reconciler:
     async def _sweep(self) -> bool:
         if not self._sweep_due:
             return True
+        self._sweep_due = False  # a snapshot taken from here on asks for another one
         # In this order: who is gone from here on is not taken for one that came back.
         gone = await self._fates.gone()
-        mempool = await self._tools.questions.mempool()
+        try:
+            mempool = await self._tools.questions.mempool()
+        except RestError:
+            self._sweep_due = True
+            raise
         self._mempool.sweep(mempool)
         here = set(mempool)
         await self._fates.compare(here)
         await self._mempool.revive(gone, here)
-        self._sweep_due = False
-        return True
+        return not self._sweep_due
 
     async def _rest(self) -> None:
         """Until there is news, or it is time for something."""
