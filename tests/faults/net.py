@@ -162,7 +162,7 @@ class Pipe:
                 await self._moving.wait()
                 data = await reader.read(CHUNK)
                 await self._moving.wait()
-                if not data:
+                if not data or writer.is_closing():
                     return
                 for piece in self._frames[way].split(data):
                     if self._is_end(way, piece, writer):
