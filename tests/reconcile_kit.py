@@ -177,6 +177,11 @@ class Rig:
         """Every row of the coverage, by height."""
         return {scan.height: scan for scan in await self.log.scans(0, 10**9)}
 
+    async def nothing_dead_is_scanned(self) -> bool:
+        """Whether every row of the coverage is about a block of the chain."""
+        chain = {block.height: block.hash for block in self.sim.world.chain.blocks}
+        return all(chain[height] == scan.hash for height, scan in (await self.scans()).items())
+
     async def chain_is_scanned(self, first: int) -> bool:
         """Whether the blocks from a height on are in the coverage, and no others."""
         chain = self.sim.world.chain

@@ -154,9 +154,7 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(tmp_pa
             await rig.poll(5)
             await rig.until(lambda: rig.told(kept) == ["pending", "confirmed"])
             assert [event.ref for event in rig.events if event.kind == "confirmed"] == [sim.truth[kept].block_hash]
-            rows = await rig.scans()
-            chain = {block.height: block.hash for block in sim.world.chain.blocks}
-            assert all(chain[height] == scan.hash for height, scan in rows.items())
+            assert await rig.nothing_dead_is_scanned()
 
 
 @pytest.mark.parametrize(("bound", "missing"), [(1, 1), (2, 2), (2, 3)])
@@ -178,8 +176,7 @@ async def test_a_reorganisation_below_as_many_blocks_as_are_scanned_is_noticed(
         await rig.poll(70)
         await rig.settled()
         await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
-        chain = {block.height: block.hash for block in sim.world.chain.blocks}
-        assert all(chain[height] == scan.hash for height, scan in (await rig.scans()).items())
+        assert await rig.nothing_dead_is_scanned()
 
 
 async def test_a_block_from_before_is_asked_for_until_it_is_answered(tmp_path: Path) -> None:

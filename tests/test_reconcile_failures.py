@@ -12,6 +12,7 @@ from reconcile_kit import BTC, Clock, Front, Rig, watching, world
 from whaled.config.sections import Basis, Detection
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
+from whaled.simulator.transactions import Tx
 from whaled.upstream.dialect import decode
 from whaled.upstream.http import RestFailure
 from whaled.upstream.news import Received, SnapshotTaken
@@ -29,6 +30,16 @@ async def later(rig: Rig, times: int = 2) -> None:
     for _ in range(times):
         await rig.poll(70)
         await rig.settled()
+
+
+async def dropped_whale(rig: Rig) -> Tx:
+    """A whale that was said to be dropped; `drop_after` is to be short."""
+    tx: Tx = rig.sim.world.pay(150 * BTC)
+    await rig.settled()
+    rig.sim.world.chain.evict(tx.txid)
+    await later(rig)
+    await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+    return tx
 
 
 GARBAGE = b"<html>502 Bad Gateway</html>"
@@ -100,11 +111,7 @@ async def test_a_whale_that_comes_back_holds_up_no_other(tmp_path: Path) -> None
     front = Front()
     async with behind(front) as (sim, clock):
         async with watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=86_400.0) as rig:
-            tx = sim.world.pay(150 * BTC)
-            await rig.settled()
-            sim.world.chain.evict(tx.txid)
-            await later(rig)
-            await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+            tx = await dropped_whale(rig)
         front.spoil("mempool/txids", 503)
         sim.world.send(tx)
         new = {sim.world.pay(150 * BTC).txid for _ in range(100)}
@@ -141,11 +148,7 @@ async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_
         behind(front) as (sim, clock),
         watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=86_400.0) as rig,
     ):
-        tx = sim.world.pay(150 * BTC)
-        await rig.settled()
-        sim.world.chain.evict(tx.txid)
-        await later(rig)
-        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        tx = await dropped_whale(rig)
         front.spoil("mempool/txids", 503)
         sim.world.send(tx)
         await rig.poll()
