@@ -74,7 +74,9 @@ def check(raw: bytes) -> None:
             check_filter(parse_filter({} if command.filters is None else command.filters, max_addresses=MAX_ADDRESSES))
             check_since(command.since)
     except ClientError as error:
-        check_answer(wire.error_frame(error.code, str(error), path=error.path), most=2_000)
+        answer = wire.error_frame(error.code, str(error), path=error.path)
+        assert len(payload(answer)["message"]) <= wire.MAX_ERROR_CHARACTERS
+        check_answer(answer, most=4_000)
     for authenticator in (None, Tokens()):
         session = new(authenticator)
         session.opened("good" if authenticator else None, 0.0)

@@ -89,6 +89,16 @@ def test_invalid_json_has_the_text_clients_know() -> None:
         wire.parse(b"nope")
 
 
+def test_an_error_says_what_it_quotes_of_a_client_only_in_part() -> None:
+    raw = json.dumps({"type": "subscribe", "since": {"last": 5, "9" * 5_000: None}}).encode()
+    with pytest.raises(ClientError) as caught:
+        wire.parse(raw)
+    message = payload(wire.error_frame(caught.value.code, str(caught.value)))["message"]
+    assert "unknown field `999" in message
+    assert len(message) == wire.MAX_ERROR_CHARACTERS
+    assert message.endswith("9…")
+
+
 @given(st.binary(max_size=200) | st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(

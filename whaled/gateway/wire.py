@@ -19,6 +19,8 @@ SUBPROTOCOL = "whaled.v1"
 BEARER_SUBPROTOCOL_PREFIX = "bearer."
 WELCOME = "Connected to whale alert broadcaster"
 PING_FRAME = b"\x89\x00"
+# `message` of an error. Our own texts are shorter; what they quote of a client's is not for the client to choose.
+MAX_ERROR_CHARACTERS = 500
 
 _encode = msgspec.json.Encoder().encode
 
@@ -266,6 +268,8 @@ def error_frame(
     code: ClientErrorCode, message: str, *, path: str | None = None, retry_after_s: float | None = None
 ) -> bytes:
     """Something was not done, and why."""
+    if len(message) > MAX_ERROR_CHARACTERS:
+        message = message[: MAX_ERROR_CHARACTERS - 1] + "…"
     fields: dict[str, object] = {"type": "error", "code": code, "message": message}
     if path is not None:
         fields["path"] = path
