@@ -12,7 +12,7 @@ from pathlib import Path
 from whaled.config import sections
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.store import EventLog
-from whaled.model import Alert, Draft, Flow, Kind, Shape, Source, Status, Update, Whale
+from whaled.model import Alert, Draft, Flow, Kind, Scan, Shape, Source, Status, Update, Whale
 
 DAY = 86_400.0
 START = 1_760_000_000.0
@@ -97,6 +97,14 @@ def update(n: int, kind: Kind = Kind.CONFIRMED, *, ref: str = "00block", at: flo
     about = whale(n)
     said = Update(transaction_id=txid(n), status=Status(kind.value), btc_value=about.alert.btc_value, block_hash=ref)
     return Draft(kind=kind, at=at, whale=about, ref=ref, update=said)
+
+
+def scan(height: int, mined_at: float) -> Scan:
+    """A block without whales."""
+    return Scan(
+        height=height, hash=f"{height:064x}", mined_at=mined_at, scanned_at=mined_at,
+        seen=0, late=0, missed_down=0, missed_gap=0, missed_never_relayed=0,
+    )  # fmt: skip
 
 
 @contextmanager

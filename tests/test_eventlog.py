@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from eventlog_kit import DAY, START, Meter, alert, locked, open_log, settings, txid, update, whale
+from eventlog_kit import DAY, START, Meter, alert, locked, open_log, scan, settings, txid, update, whale
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.reader import Reader
@@ -253,6 +254,40 @@ async def test_what_was_stored_in_a_wrong_time_stays_until_what_came_after_it_is
         assert await log.prune(START + 91 * DAY) == 3
 
 
+@pytest.mark.parametrize("ahead_days", [40, 100])
+async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(path: Path, ahead_days: int) -> None:
+    async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
+        await log.append([alert(n, at=START + n * DAY) for n in range(40)])
+        await log.put_scan(scan(800_000, START + 39 * DAY))
+        with structlog.testing.capture_logs() as lines:
+            # A day is believed without a block: those of the 40 that are older than that go, and no others.
+            assert await log.prune(START + (39 + ahead_days) * DAY) == 10
+        assert await offsets(log) == list(range(11, 41))
+        (line,) = lines
+        assert (line["log_level"], line["height"], line["ahead_s"]) == ("warning", 800_000, ahead_days * DAY)
+
+
+async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> None:
+    async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
+        await log.append([alert(n, at=START + n * DAY) for n in range(40)])
+        await log.put_scan(scan(799_999, START))
+        await log.put_scan(scan(800_000, START + 39 * DAY))
+        with structlog.testing.capture_logs() as lines:
+            assert await log.prune(START + 39.9 * DAY) == 10
+            # A header may be ahead of its time: that moves nothing.
+            await log.put_scan(scan(800_001, START + 60 * DAY))
+            assert await log.prune(START + 39.9 * DAY) == 0
+        assert lines == []
+
+
+async def test_where_blocks_are_not_followed_an_old_one_does_not_hold_up_pruning(path: Path) -> None:
+    async with open_log(path) as log:
+        await log.append([alert(1)])
+        await log.put_scan(scan(800_000, START))
+        assert await log.prune(START + 100 * DAY) == 0
+        assert await log.prune(START + 100 * DAY, follows_blocks=False) == 1
+
+
 # --- concurrency and cancellation ------------------------------------------------------------------------------------
 
 
@@ -313,9 +348,9 @@ async def test_a_cancelled_prune_does_not_leave_oldest_behind(path: Path) -> Non
         await log.append([alert(n) for n in range(2 * PRUNE_BATCH)])
         with locked(path) as other:
             pruning = asyncio.create_task(log.prune(START + 91 * DAY))
-            # The reader answers in order: with the second answer the pruning has its boundary, a batch is under way.
-            await log.state("a turn of the loop")
-            await log.state("another")
+            # The reader answers in order: with the third answer the pruning has its boundary, a batch is under way.
+            for _ in range(3):
+                await log.state("a turn of the loop")
             pruning.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await pruning

@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 import daemon
+from eventlog_kit import START, alert, open_log, scan
 from support import ask, receive, receive_type
 
 pytestmark = pytest.mark.slow
@@ -122,3 +123,21 @@ async def test_after_rude_clients_every_gauge_is_back_at_nothing(tmp_path: Path)
         assert set(left.values()) == {0.0}
         whaled.signal(signal.SIGTERM)
         assert await whaled.ended() == 0
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_retention_holds_the_clock_against_the_blocks_where_they_are_followed(
+    tmp_path: Path, follows: bool
+) -> None:
+    async with open_log(tmp_path / "whaled.db") as log:
+        await log.append([alert(1)])
+        await log.put_scan(scan(800_000, START))
+    config = daemon.write_config(tmp_path, NOBODY, backfill={"enabled": follows})
+    async with daemon.running(config) as whaled:
+        if follows:
+            await whaled.logged(
+                "the clock is far ahead of the newest block scanned: events are kept until one proves them old"
+            )
+        async with asyncio.timeout(10):
+            while f"whaled_eventlog_oldest_offset {1.0 if follows else 2.0}" not in await get(whaled.http + "/metrics"):
+                pass

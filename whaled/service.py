@@ -198,7 +198,7 @@ class Service:
 
     async def _retain(self, log_: EventLog) -> None:
         while True:
-            await log_.prune(time.time())
+            await log_.prune(time.time(), follows_blocks=self.config.backfill.enabled)
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
     @asynccontextmanager

@@ -31,6 +31,9 @@ Args = TypeVarTuple("Args")
 
 # Offsets removed in one transaction: an append that comes in between waits for one of these, some milliseconds.
 PRUNE_BATCH = 200
+# How far ahead of the newest block the clock is believed. Blocks come every ten minutes, hours apart at the most, and a
+# block's time is at most two hours ahead. The backend's own time says less: mostly it runs on this very machine.
+AHEAD_LIMIT_S = 86_400.0
 # Txids looked up at once: a mempool snapshot of 300,000 must not keep the reader from everybody else's pages.
 TXID_CHUNK = 2_000
 # How long the check may hold up the start, well below the 90 s systemd gives. A log of a million events (0.9 GB) took
@@ -223,13 +226,18 @@ class EventLog:
         """The block at this height is to be scanned again."""
         await self._write(self._threads.writer.forget_scan, height)
 
-    async def prune(self, now: float) -> int:
+    async def prune(self, now: float, *, follows_blocks: bool = True) -> int:
         """Remove what is older than the retention, oldest first, a batch at a time. Returns how many events.
+
+        A `now` that is more than a day after the newest block scanned is taken for that day, with a warning: a clock
+        that jumped ahead must not empty the log. Unless no blocks are followed (any more).
 
         `oldest` moves up; `head` and the numbering stay, even if nothing is left. A whale stays known as long as any
         event about it is held. After that it is forgotten: a transaction that outlives the retention in the mempool
         would be alerted again after a restart (nodes drop a transaction after 14 days unless told otherwise).
         """
+        if follows_blocks:
+            now = await self._proven(now)
         boundary = await self._read(self._threads.reader.first_to_keep, now - self._retention_s, now)
         removed = 0
         while self.oldest < boundary:
@@ -241,6 +249,19 @@ class EventLog:
             deleted, _ = await asyncio.shield(job)
             removed += deleted
         return removed
+
+    async def _proven(self, now: float) -> float:
+        """`now`, as far as the chain bears it out. As it is while no block has been scanned."""
+        for newest in await self._read(self._threads.reader.newest_scans, 1):
+            ahead_s = now - newest.mined_at
+            if ahead_s > AHEAD_LIMIT_S:
+                log.warning(
+                    "the clock is far ahead of the newest block scanned: events are kept until one proves them old",
+                    height=newest.height,
+                    ahead_s=ahead_s,
+                )
+                return newest.mined_at + AHEAD_LIMIT_S
+        return now
 
     async def state(self, key: str) -> str | None:
         """The text stored under a key."""
