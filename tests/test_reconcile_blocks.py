@@ -233,6 +233,41 @@ async def test_a_block_between_the_first_connection_and_the_first_answer_is_scan
             await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
 
 
+async def test_a_block_between_a_first_start_that_was_killed_and_the_next_one_is_scanned(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        hidden = [sim.world.pay(150 * BTC, relay=False) for _ in range(2)]
+        first = sim.world.chain.tip.height + 1
+        await sim.poll()
+        sim.fail_rest(status=503, times=1_000)
+        async with watching(sim, clock, tmp_path, settled=False) as rig:
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+            sim.world.mine(hidden[:1])
+            await rig.poll()
+        sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        sim.world.mine(hidden[1:])
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            for tx in hidden:
+                assert rig.told(tx.txid) == ["alert", "confirmed"]
+            assert await rig.chain_is_scanned(first)
+
+
+async def test_a_first_start_that_is_killed_in_its_first_question_has_kept_what_it_was_told(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        first = sim.world.chain.tip.height + 1
+        is_there, let_go = front.hold(".*")
+        async with watching(sim, clock, tmp_path, front=front, settled=False):
+            await is_there.wait()
+        let_go.set()
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([hidden])
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, front=front) as rig:
+            assert rig.told(hidden.txid) == ["alert", "confirmed"]
+            assert await rig.chain_is_scanned(first)
+
+
 @pytest.mark.parametrize("database", [False, True])
 @pytest.mark.parametrize("depth", [1, 3, 9])
 async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_new_branch(

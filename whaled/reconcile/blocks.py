@@ -12,6 +12,7 @@ from whaled.model import Block, Draft, Kind, Market, Source, Whale
 from whaled.reconcile.coverage import Sighting, Spans, covers, scan_of
 from whaled.reconcile.losers import Losers
 from whaled.reconcile.patience import Patience
+from whaled.reconcile.start import FIRST_KEY, Start, blocks_at_start
 from whaled.reconcile.tools import GENERAL, Tools, say
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Summary
@@ -19,7 +20,6 @@ from whaled.whales import lifecycle
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-FIRST_KEY = "first_block"
 # Every confirmation up to this offset was held against the chain.
 VERIFIED_KEY = "verified_offset"
 # Blocks scanned in one go; then others have their turn.
@@ -36,13 +36,13 @@ BLOCK_SPACING_S = 600.0
 class Blocks:
     """Follows the best chain by asking for it: no backend tells a reorganisation reliably."""
 
-    def __init__(self, tools: Tools, spans: Spans, losers: Losers) -> None:
+    def __init__(self, tools: Tools, start: Start, spans: Spans, losers: Losers) -> None:
         self._tools = tools
+        self._start = start
         self._spans = spans
         self._losers = losers
         self._patience = Patience(tools.monotonic)
         self._heard: dict[str, float] = {}
-        self._told_tip: int | None = None
         self.behind = 0
         # Scanned, and whales found, since the last time that nothing was missing.
         self._caught_up = self._found = 0
@@ -53,16 +53,14 @@ class Blocks:
 
     def heard(self, block: Block, now: float) -> None:
         """The stream brought this block."""
-        self.heard_tip(block.height - 1)
+        before = Block(
+            height=block.height - 1, hash=block.previous_hash or "", previous_hash=None, timestamp=block.timestamp
+        )
+        self._start.told([before])
         self._heard[block.hash] = now
         self.behind += 1  # until the next look counts them
         if len(self._heard) > HEARD_LIMIT:
             del self._heard[next(iter(self._heard))]
-
-    def heard_tip(self, height: int) -> None:
-        """The stream said that this was the tip. At the first start everything above the first one is scanned."""
-        if self._told_tip is None:
-            self._told_tip = height
 
     def next_due(self) -> float | None:
         """When to ask again for a block that could not be scanned (monotonic)."""
@@ -112,8 +110,10 @@ class Blocks:
         stored = await self._tools.log.state(FIRST_KEY)
         if stored is not None:
             return int(stored)
-        # The tip that was told when the stream began: a block that came since is not to be missed.
-        first = (tip if self._told_tip is None else min(tip, self._told_tip)) + 1
+        # The tip that was told, maybe to a start that was killed: a block that came since is not to be missed.
+        await self._start.keep()
+        told = await blocks_at_start(self._tools.log)
+        first = min(tip, told[-1].height if told else tip) + 1
         await self._tools.log.set_state(FIRST_KEY, str(first))
         log.info("first start: blocks are scanned from here on", height=first)
         return first

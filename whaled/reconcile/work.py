@@ -13,12 +13,13 @@ import structlog
 
 from whaled.config.sections import Backfill
 from whaled.model import UpstreamState
-from whaled.reconcile.blocks import FIRST_KEY, Blocks
+from whaled.reconcile.blocks import Blocks
 from whaled.reconcile.coverage import Spans
 from whaled.reconcile.fates import Fates
 from whaled.reconcile.losers import BEGAN_KEY, Losers
 from whaled.reconcile.mempool import Mempool
 from whaled.reconcile.patience import FIRST_S, Patience
+from whaled.reconcile.start import FIRST_KEY, Start
 from whaled.reconcile.tools import GENERAL, Committer, Log, ReconcileMeter, Tools
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
@@ -72,7 +73,8 @@ class Reconciler:
         self._losers = Losers(self._tools)
         self._mempool = Mempool(self._tools, self._losers)
         self._fates = Fates(self._tools)
-        self._blocks = Blocks(self._tools, self._spans, self._losers)
+        self._start = Start(log_)
+        self._blocks = Blocks(self._tools, self._start, self._spans, self._losers)
         self._patience = Patience(monotonic)
         self._answered = 0
         # What matters most comes first. Each does a lot and lets the next one have its turn; one that fails waits.
@@ -132,7 +134,7 @@ class Reconciler:
                 self._left.clear()
                 self._sweep_due = True  # finds them too
         if frame.is_ready and frame.blocks:
-            self._blocks.heard_tip(max(block.height for block in frame.blocks))
+            self._start.told(frame.blocks)
         if frame.block is not None and self._is_connected:
             self._blocks.heard(frame.block, now)
         if frame.block is not None or frame.blocks is not None:
@@ -166,6 +168,7 @@ class Reconciler:
     async def _work(self) -> bool:
         """One round. False if there is more to do at once."""
         self._news.clear()
+        await self._start.keep()
         if not self._is_connected or not self._patience.is_due(BACKEND):
             return True
         left, self._left = self._left, {}

@@ -1,0 +1,40 @@
+"""What the first start found. It is kept at once: whatever ends that start early, the next one goes on from there."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from whaled.model import Block
+from whaled.reconcile.tools import Log
+
+FIRST_KEY = "first_block"
+TOLD_KEY = "told_blocks"
+# As many as a backend tells at once.
+TOLD_LIMIT = 8
+
+
+class Start:
+    """The newest blocks there were when the backend was heard for the first time."""
+
+    def __init__(self, log_: Log) -> None:
+        self._log = log_
+        self._told: list[Block] = []
+        self._is_kept = False
+
+    def told(self, blocks: Iterable[Block]) -> None:
+        """The stream said that these were the newest blocks. What it says later is not asked for."""
+        if not self._told:
+            self._told = sorted(blocks, key=lambda block: block.height)[-TOLD_LIMIT:]
+
+    async def keep(self) -> None:
+        """Store what was told, if this is the first start. Costs nothing once it is done."""
+        if self._told and not self._is_kept:
+            if await self._log.state(TOLD_KEY) is None and await self._log.state(FIRST_KEY) is None:
+                await self._log.set_state(TOLD_KEY, msgspec.json.encode(self._told).decode())
+            self._is_kept = True
+
+
+async def blocks_at_start(log_: Log) -> list[Block]:
+    """The newest blocks there were at the first start, ascending; none in a log that is older than this is kept."""
+    stored = await log_.state(TOLD_KEY)
+    return [] if stored is None else msgspec.json.decode(stored, type=list[Block])
