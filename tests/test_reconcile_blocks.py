@@ -268,6 +268,83 @@ async def test_a_first_start_that_is_killed_in_its_first_question_has_kept_what_
             assert await rig.chain_is_scanned(first)
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_scanned(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    """They were mined after it. The first block that is scanned stood upon what is gone now."""
+    async with world() as (sim, clock):
+        if is_killed:
+            sim.fail_rest(status=503, times=1_000)
+            async with watching(sim, clock, tmp_path, settled=False) as rig:
+                await rig.until(lambda: rig.tally.failures.total() > 0)
+            sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        else:
+            async with watching(sim, clock, tmp_path):
+                pass
+        start, chain = sim.world.chain.tip.height, sim.world.chain
+        async with watching(sim, clock, tmp_path, settled=False) as rig:
+            known, hidden = (sim.world.pay(150 * BTC, relay=relay) for relay in (True, False))
+            await rig.poll()
+            await rig.until(lambda: rig.told(known.txid) == ["alert"])
+            for _ in range(3):
+                chain.disconnect()
+            sim.world.mine([hidden])
+            for _ in range(3):
+                sim.world.mine(only=())
+            await rig.settled()
+            assert rig.told(known.txid) == rig.told(hidden.txid) == ["alert", "confirmed"]
+            assert await rig.chain_is_scanned(start - 2)
+            for _ in range(5):  # and one more below
+                chain.disconnect()
+            for _ in range(6):
+                sim.world.mine(only=())
+            await rig.settled()
+            for tx in (known, hidden):
+                assert rig.told(tx.txid)[:3] == ["alert", "confirmed", "pending"]
+            assert await rig.chain_is_scanned(start - 3)
+
+
+async def test_of_the_blocks_before_the_first_start_those_that_were_told_are_held_against_the_chain(
+    tmp_path: Path,
+) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        start = sim.world.chain.tip.height
+        for _ in range(10):
+            sim.world.chain.disconnect()
+        for _ in range(12):
+            sim.world.mine()
+        await rig.settled()
+        assert await rig.chain_is_scanned(start - 7)
+
+
+async def test_a_block_that_does_not_stand_upon_what_was_there_at_the_start_lays_that_bare(tmp_path: Path) -> None:
+    """The chain is replaced between the question whether it was and the scan."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        async with watching(sim, clock, tmp_path, front=front):
+            start, chain = sim.world.chain.tip.height, sim.world.chain
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        dead = [sim.world.mine() for _ in range(2)]
+        await sim.poll()
+        front.spoil(f"block/{dead[1].hash}.*", 500)
+        is_there, let_go = front.hold(f"block-height/{start}")
+        async with watching(sim, clock, tmp_path, front=front, settled=False) as rig:
+            await is_there.wait()
+            for _ in range(3):
+                chain.disconnect()
+            sim.world.mine([hidden])
+            for _ in range(4):
+                sim.world.mine(only=())
+            let_go.set()
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+            for _ in range(2):
+                await rig.poll(70)
+                await rig.settled()
+            assert rig.told(hidden.txid) == ["alert", "confirmed"]
+            assert await rig.chain_is_scanned(start)
+
+
 @pytest.mark.parametrize("database", [False, True])
 @pytest.mark.parametrize("depth", [1, 3, 9])
 async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_new_branch(

@@ -294,7 +294,8 @@ async def replayed(directory: Path, drop_after: float = 30.0) -> tuple[Rig, Node
 
 def genesis() -> Json:
     """The block that was the tip when the recording began."""
-    return {"id": "26" * 32, "height": 263, "timestamp": 1_795_376_000, "coinbase": "00" * 32, "txids": []}
+    tip = "78840ee21596459c0d0ff837f044d23b4fb512bd75480e0f719f1b81c34e9506"
+    return {"id": tip, "height": 263, "timestamp": 1_795_376_000, "coinbase": "00" * 32, "txids": []}
 
 
 async def test_every_whale_that_was_in_the_mempool_or_in_a_block_is_in_the_log_once_with_its_fate(

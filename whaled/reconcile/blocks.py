@@ -12,7 +12,7 @@ from whaled.model import Block, Draft, Kind, Market, Source, Whale
 from whaled.reconcile.coverage import Sighting, Spans, covers, scan_of
 from whaled.reconcile.losers import Losers
 from whaled.reconcile.patience import Patience
-from whaled.reconcile.start import FIRST_KEY, Start, blocks_at_start
+from whaled.reconcile.start import FIRST_KEY, Start, blocks_at_start, standing_below
 from whaled.reconcile.tools import GENERAL, Tools, say
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Summary
@@ -43,6 +43,8 @@ class Blocks:
         self._losers = losers
         self._patience = Patience(tools.monotonic)
         self._heard: dict[str, float] = {}
+        # What was there at the first start, just below the blocks that are followed: held against the chain like those.
+        self._base: dict[int, str] = {}
         self.behind = 0
         # Scanned, and whales found, since the last time that nothing was missing.
         self._caught_up = self._found = 0
@@ -77,11 +79,14 @@ class Blocks:
         if tip_hash is None:
             return True  # the chain got shorter: the next block tells
         low = await self._bounded(await self._first(tip), tip)
-        scanned = {scan.height: scan.hash for scan in await tools.log.scans(low, tip + tools.settings.max_blocks)}
+        self._base = standing_below(await blocks_at_start(tools.log), low)
+        scans = await tools.log.scans(low, tip + tools.settings.max_blocks)
+        scanned = self._base | {scan.height: scan.hash for scan in scans}
         dead = await self._dead(scanned, tip, tip_hash)
         await self._undo_all(dead)
         for height in dead:
             del scanned[height]
+        low = min([low, *dead])
         if not scanned:
             self._is_past_sound = False  # nothing that lives stands upon it
         # Before anything is scanned above: then nobody could tell any more whether it stands upon what is below.
@@ -185,6 +190,8 @@ class Blocks:
         whales = await tools.log.confirmed_in(block_hash)
         await say(tools, [lifecycle.pending_again(whale, block_hash, tools.clock()) for whale in whales])
         await tools.log.forget_scan(height)
+        if self._base.pop(height, None) is not None:  # who took its place was mined since
+            await tools.log.set_state(FIRST_KEY, str(height))
         self.has_undone = True
 
     async def _undo_unscanned(self, low: int, hashes: set[str]) -> None:

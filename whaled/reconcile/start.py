@@ -38,3 +38,12 @@ async def blocks_at_start(log_: Log) -> list[Block]:
     """The newest blocks there were at the first start, ascending; none in a log that is older than this is kept."""
     stored = await log_.state(TOLD_KEY)
     return [] if stored is None else msgspec.json.decode(stored, type=list[Block])
+
+
+def standing_below(blocks: Iterable[Block], height: int) -> dict[int, str]:
+    """Height and hash of those that lie below a height without a hole, descending."""
+    found: dict[int, str] = {}
+    for block in sorted(blocks, key=lambda block: -block.height):
+        if block.height == height - 1 - len(found) and block.hash:
+            found[block.height] = block.hash
+    return found
