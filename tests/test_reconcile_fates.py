@@ -100,6 +100,29 @@ async def test_what_was_replaced_before_the_first_start_is_left_alone(tmp_path: 
             assert rig.sources() == {new: "snapshot"}
 
 
+@pytest.mark.parametrize("is_started_between", [True, False])
+async def test_a_clock_that_was_ahead_at_the_first_start_hides_no_whale_that_was_replaced_since(
+    tmp_path: Path, is_started_between: bool
+) -> None:
+    async with world() as (sim, clock):
+        clock.ahead_s += 40 * 86_400
+        async with watching(sim, clock, tmp_path):
+            pass
+        if is_started_between:
+            clock.ahead_s -= 40 * 86_400
+            async with watching(sim, clock, tmp_path):
+                pass
+        else:
+            clock.ahead_s -= 40 * 86_400
+        old = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        new = sim.world.replace(old).txid
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.told(old) == ["alert", "replaced"]
+            assert rig.told(new) == ["alert"]
+
+
 async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was_asked(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0) as rig:
         whale = sim.world.pay(150 * BTC).txid

@@ -41,6 +41,18 @@ async def test_what_is_in_the_mempool_at_the_first_start_is_left_alone_if_so_con
             assert old not in rig.sources()
 
 
+async def test_a_first_start_in_the_wrong_time_leaves_nothing_alone_that_came_after_it(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        clock.ahead_s += 40 * 86_400
+        async with watching(sim, clock, tmp_path, first_mempool=False):
+            pass
+        clock.ahead_s -= 40 * 86_400
+        missed = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, first_mempool=False) as rig:
+            assert rig.sources() == {missed: "snapshot"}
+
+
 async def test_what_arrives_while_the_mempool_is_asked_for_is_neither_lost_nor_doubled(tmp_path: Path) -> None:
     async with world(block_weight=20_000) as (sim, clock):
         before = [sim.world.pay(150 * BTC).txid for _ in range(40)]

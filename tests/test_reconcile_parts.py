@@ -14,6 +14,15 @@ from whaled.model import Block, Kind, Scan, Whale
 from whaled.ops.metrics import Metrics
 from whaled.reconcile.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
 from whaled.reconcile.patience import ASKED_MOST_S, FIRST_S, MOST_S, Patience
+from whaled.reconcile.start import (
+    BEGAN_KEY,
+    FIRST_KEY,
+    TOLD_LIMIT,
+    Start,
+    began_at,
+    blocks_at_start,
+    standing_below,
+)
 from whaled.reconcile.tools import AFTER, said
 from whaled.upstream.families import Tree, relatives
 from whaled.whales import lifecycle
@@ -229,6 +238,51 @@ async def test_the_log_tells_histories_and_what_is_confirmed_gone_or_scanned(tmp
         assert (await log.scans(3, 3))[0].lead_s == 1.5
     with pytest.raises(EventLogError):
         await log.scans(0, 1)
+
+
+async def test_a_first_start_that_is_yet_to_come_was_after_the_tip_of_that_time(tmp_path: Path) -> None:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
+        assert await began_at(log, NOW) == 0
+        await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
+        start = Start(log)
+        await start.keep()
+        start.told([block(A, 800_001), block(B)])
+        await start.keep()
+        assert await began_at(log, NOW + 41 * 86_400) == NOW + 40 * 86_400  # nothing is wrong with that
+        assert await began_at(log, NOW + 600) == NOW
+        assert await began_at(log, NOW + 41 * 86_400) == NOW
+        assert await began_at(log, NOW - 600) == NOW  # that clock is behind
+
+
+async def test_a_first_start_that_is_yet_to_come_was_no_later_than_now_where_no_tip_was_kept(tmp_path: Path) -> None:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
+        await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
+        assert await began_at(log, NOW) == NOW
+        assert await began_at(log, NOW + 60) == NOW
+
+
+async def test_the_blocks_of_the_first_start_are_kept_once_and_in_order(tmp_path: Path) -> None:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
+        told = [block(f"{height:064x}", height) for height in range(20)]
+        for blocks in (told[::-1], told[:3]):
+            start = Start(log)
+            start.told(blocks)
+            start.told(told[:1])
+            await start.keep()
+            assert await blocks_at_start(log) == told[-TOLD_LIMIT:]
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), Metrics().eventlog) as log:
+        await log.set_state(FIRST_KEY, "7")  # the first start is long past
+        start = Start(log)
+        start.told(told)
+        await start.keep()
+        assert await blocks_at_start(log) == []
+
+
+def test_what_stands_below_a_height_ends_at_the_first_hole() -> None:
+    told = [block(f"{height:064x}", height) for height in (3, 5, 6, 7, 8)]
+    assert list(standing_below(told, 8)) == [7, 6, 5]
+    assert standing_below(told, 10) == {}
+    assert standing_below([block("", 7)], 8) == {}
 
 
 def test_a_confirmation_of_the_stream_and_one_of_a_scan_are_the_same() -> None:

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 
 from whaled.model import Draft, Source
 from whaled.reconcile.patience import Patience
+from whaled.reconcile.start import began_at
 from whaled.reconcile.tools import Tools, say
 from whaled.upstream.families import Relative
 from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
-
-BEGAN_KEY = "began_at"
 
 
 class Losers:
@@ -58,7 +57,7 @@ class Losers:
         wanted = [each for each in reversed(family) if self._may_be_whale(each)]
         if not wanted:
             return []
-        began = float(await tools.log.state(BEGAN_KEY) or 0)
+        began = await began_at(tools.log, tools.clock())
         known = await tools.log.whales(each.txid for each in wanted)
         told: list[Draft] = []
         for each in wanted:

@@ -5,8 +5,9 @@ from collections.abc import Container, Iterable, Mapping
 from itertools import islice
 
 from whaled.model import Draft, Source, Transaction
-from whaled.reconcile.losers import BEGAN_KEY, Losers
+from whaled.reconcile.losers import Losers
 from whaled.reconcile.patience import Patience
+from whaled.reconcile.start import began_at
 from whaled.reconcile.tools import GONE, LOT, Tools, say
 from whaled.upstream.dialect import Delta, Snapshot
 from whaled.upstream.http import RestError
@@ -182,8 +183,8 @@ class Mempool:
 
     async def _is_older(self, first_seen: int | None) -> bool:
         """Whether the backend had a transaction before whaled's first start."""
-        began = await self._tools.log.state(BEGAN_KEY)
-        return first_seen is not None and began is not None and first_seen < float(began)
+        began = await began_at(self._tools.log, self._tools.clock())
+        return first_seen is not None and first_seen < began
 
     async def revive(self, gone: Mapping[str, int], mempool: Container[str]) -> None:
         """Whales that were said to be gone before the mempool was asked for, and are in it: pending again.

@@ -7,6 +7,7 @@ import msgspec
 from whaled.model import Block
 from whaled.reconcile.tools import Log
 
+BEGAN_KEY = "began_at"
 FIRST_KEY = "first_block"
 TOLD_KEY = "told_blocks"
 # As many as a backend tells at once.
@@ -38,6 +39,21 @@ async def blocks_at_start(log_: Log) -> list[Block]:
     """The newest blocks there were at the first start, ascending; none in a log that is older than this is kept."""
     stored = await log_.state(TOLD_KEY)
     return [] if stored is None else msgspec.json.decode(stored, type=list[Block])
+
+
+async def began_at(log_: Log, now: float) -> float:
+    """When whaled was started first (Unix seconds), 0 if that was not noted.
+
+    A time that is yet to come was told by a wrong clock. What is known then is that it was after the tip of that time.
+    """
+    began = float(await log_.state(BEGAN_KEY) or 0)
+    if began <= now:
+        return began
+    told = await blocks_at_start(log_)
+    corrected = min(began, float(told[-1].timestamp) if told else now)
+    if corrected != began:
+        await log_.set_state(BEGAN_KEY, str(corrected))
+    return corrected
 
 
 def standing_below(blocks: Iterable[Block], height: int) -> dict[int, str]:

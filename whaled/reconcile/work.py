@@ -16,10 +16,10 @@ from whaled.model import UpstreamState
 from whaled.reconcile.blocks import Blocks
 from whaled.reconcile.coverage import Spans
 from whaled.reconcile.fates import Fates
-from whaled.reconcile.losers import BEGAN_KEY, Losers
+from whaled.reconcile.losers import Losers
 from whaled.reconcile.mempool import Mempool
 from whaled.reconcile.patience import FIRST_S, Patience
-from whaled.reconcile.start import FIRST_KEY, Start
+from whaled.reconcile.start import BEGAN_KEY, FIRST_KEY, Start
 from whaled.reconcile.tools import GENERAL, Committer, Log, ReconcileMeter, Tools
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
