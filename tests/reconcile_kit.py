@@ -1,6 +1,7 @@
 """A simulated backend, and all of whaled between its socket and the clients, in one process and on one clock."""
 
 import asyncio
+import json
 import re
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from whaled.reconcile.coverage import Cover
 from whaled.reconcile.work import Reconciler
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
+from whaled.upstream.dialect import decode
 from whaled.upstream.feed import Feed
 from whaled.upstream.http import RestFailure
 from whaled.upstream.news import FeedMessage, Received
@@ -52,6 +54,7 @@ class Tally:
         self.snapshots = 0
         self.covers: Counter[Cover] = Counter()
         self.leads_s: list[float] = []
+        self.unread_whales = 0
         self.skipped_blocks = 0
         self.reorgs: list[int] = []
         self.open: dict[str, int] = {}
@@ -72,6 +75,9 @@ class Tally:
         self.open = {"blocks": blocks, "candidates": candidates, "tail": tail, "fates": fates}
         self.rounds += 1
         self.changed.set()
+
+    def unread(self) -> None:
+        self.unread_whales += 1
 
     def skipped(self, blocks: int) -> None:
         self.skipped_blocks += blocks
@@ -115,6 +121,16 @@ class Ear:
             self.rounds.update((glance.txid, self._tally.rounds) for glance in message.frame.delta.added)
         self._tally.changed.set()
 
+    def brought(self, txid: str) -> list[FeedMessage]:
+        """The messages that brought a transaction."""
+        return [
+            message
+            for message in self.messages
+            if isinstance(message, Received)
+            and message.frame.delta is not None
+            and txid in {glance.txid for glance in message.frame.delta.added}
+        ]
+
 
 class Rig:
     """whaled at work on a simulated backend."""
@@ -155,6 +171,15 @@ class Rig:
         except TimeoutError:
             said = [(event.kind.value, event.whale.alert.transaction_id[:8]) for event in self.events]
             raise AssertionError(f"never came: open {self.tally.open}, {self.tally.failures}, said {said}") from None
+
+    async def hear(self, **parts: object) -> None:
+        """A message about the mempool, beside those of the stream."""
+        delta = {"sequence": 0, "added": [], "removed": [], "mined": [], "replaced": [], **parts}
+        raw = json.dumps({"mempool-transactions": delta})
+        now = self.clock()
+        message = Received(frame=decode(raw), received_at=now, received_monotonic=now, raw_bytes=len(raw))
+        await self.pipeline.handle(message)
+        self.ear.hear(message)
 
     async def poll(self, seconds: float = 2.0) -> None:
         """Let time go by, for everybody."""

@@ -1,6 +1,5 @@
 """Whatever the backend answers, what is known stays, the failure is counted, and it comes right once answers do."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,9 +12,8 @@ from whaled.config.sections import Basis, Detection
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.simulator.transactions import Tx
-from whaled.upstream.dialect import decode
 from whaled.upstream.http import RestFailure
-from whaled.upstream.news import Received, SnapshotTaken
+from whaled.upstream.news import SnapshotTaken
 
 
 @asynccontextmanager
@@ -120,6 +118,24 @@ async def test_a_whale_that_comes_back_holds_up_no_other(tmp_path: Path) -> None
             await rig.until(lambda: new <= rig.sources().keys())
             # Those of a lot do not wait for the question that fails.
             assert rig.tally.failures.total() <= 3
+
+
+async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_counted(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock):
+        gone, mined = (sim.world.pay(150 * BTC) for _ in range(2))
+        await sim.poll()
+        front.spoil("tx/.*", 503)
+        async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
+            await rig.until(lambda: rig.tally.open.get("candidates") == 2)
+            sim.world.mine(only=[mined.txid])
+            sim.world.chain.evict(gone.txid)
+            await rig.poll()
+            front.mend()
+            await later(rig)
+            assert rig.told(gone.txid) == []
+            assert rig.tally.unread_whales == 1
+            assert rig.told(mined.txid) == ["alert", "confirmed"]
 
 
 async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(tmp_path: Path) -> None:
@@ -324,12 +340,8 @@ async def test_a_pause_that_the_server_asks_for_is_kept(tmp_path: Path) -> None:
 async def test_ids_from_the_stream_that_are_none_harm_nobody(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         strange = "../" * 21 + "%"
-        delta = {"sequence": 0, "added": [], "removed": [strange], "mined": [strange], "replaced": []}
         added = {"txid": strange, "version": 2, "vin": [], "vout": [{"value": 150 * BTC, "scriptpubkey": ""}]}
-        raw = json.dumps({"mempool-transactions": {**delta, "added": [added]}})
-        received = Received(frame=decode(raw), received_at=clock(), received_monotonic=clock(), raw_bytes=len(raw))
-        await rig.pipeline.handle(received)
-        rig.ear.hear(received)
+        await rig.hear(removed=[strange], mined=[strange], added=[added])
         await rig.settled()
         await later(rig)
         assert rig.told(strange) == ["alert"]

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
-from reconcile_kit import BTC, Rig, watching, world
+from reconcile_kit import BTC, Front, Rig, watching, world
 
-from whaled.model import Kind
-from whaled.upstream.news import Received
+from whaled.model import Kind, Status
+from whaled.simulator.faults import RestMode
+
+# So that no sweep interferes.
+DAY_S = 86400.0
 
 
 async def wait(rig: Rig, seconds: float) -> None:
@@ -141,6 +144,93 @@ async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was
         assert rig.tally.open["fates"] == 0
 
 
+async def test_a_whale_that_comes_back_while_the_backend_answers_is_not_dropped(tmp_path: Path) -> None:
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=DAY_S) as rig,
+    ):
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        # The mempool was asked for without it; the next answer is on its way.
+        arrived, go = front.hold(f"tx/{tx.txid}/status")
+        sim.world.chain.evict(tx.txid)
+        await rig.poll()
+        await rig.poll(5)
+        await arrived.wait()
+        sim.world.send(tx)
+        await rig.poll()
+        await rig.until(lambda: len(rig.ear.brought(tx.txid)) == 2)
+        go.set()
+        await rig.settled()
+        assert rig.told(tx.txid) == ["alert"]
+
+
+async def test_a_whale_that_came_back_and_left_again_has_all_of_its_grace_again(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0, interval=DAY_S) as rig:
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        sim.world.chain.evict(tx.txid)
+        await wait(rig, 5)
+        sim.fail_rest(status=503, times=100_000)  # nobody can ask whether it is back
+        sim.world.send(tx)
+        await rig.poll(90)
+        sim.world.chain.evict(tx.txid)
+        await rig.poll(2)
+        sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        await wait(rig, 60)
+        assert rig.told(tx.txid) == ["alert"]
+        await wait(rig, 60)
+        await wait(rig, 30)
+        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_replacement_told_after_the_block_that_decided_otherwise_is_not_the_last_word(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    """A message may wait for the inputs of the whales before it, while REST knows of the block already."""
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            whale = sim.world.pay(150 * BTC).txid
+            await rig.settled()
+            sim.world.mine()
+            await rig.settled()
+            output = {"value": 150 * BTC, "scriptpubkey": ""}
+            by = {"txid": "bb" * 32, "version": 2, "vin": [], "vout": [output]}
+            await rig.hear(removed=[whale], replaced=[{"replaced": whale, "by": by}])
+            assert rig.told(whale) == ["alert", "confirmed", "replaced"]
+            if not is_killed:
+                await wait(rig, 5)
+                await rig.until(lambda: rig.told(whale)[-1] == "confirmed")
+        if is_killed:
+            async with watching(sim, clock, tmp_path) as rig:
+                await wait(rig, 5)
+                await rig.until(lambda: rig.told(whale) == ["confirmed"])
+
+
+async def test_a_whale_told_in_a_block_that_died_before_it_was_scanned_has_a_fate(tmp_path: Path) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            await rig.poll(5)
+            sim.fail_rest(status=503, times=100_000)
+            sim.late_block()
+            tx = sim.world.pay(150 * BTC)
+            await rig.poll(5)
+            await rig.until(lambda: rig.told(tx.txid) != [])
+            assert rig.events[0].whale.alert.status is Status.CONFIRMED
+            assert rig.told(tx.txid) == ["alert"]
+        sim.world.reorg(1, keep=())
+        sim.world.chain.evict(tx.txid)
+        sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, drop_after=5.0, interval=1.0) as rig:
+            for _ in range(3):
+                await wait(rig, 70)
+            assert rig.told(tx.txid) == ["dropped"]
+
+
 async def test_a_dropped_whale_that_comes_back_is_pending_again(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=10.0) as rig:
         tx = sim.world.pay(150 * BTC)
@@ -180,13 +270,7 @@ async def test_what_the_stream_said_before_is_no_proof_that_a_whale_came_back(tm
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         old = sim.world.pay(150 * BTC).txid
         await rig.settled()
-        (brought,) = [
-            message
-            for message in rig.ear.messages
-            if isinstance(message, Received)
-            and message.frame.delta is not None
-            and old in {glance.txid for glance in message.frame.delta.added}
-        ]
+        (brought,) = rig.ear.brought(old)
         sim.world.replace(old)
         await rig.settled()
         rig.ear.hear(brought)

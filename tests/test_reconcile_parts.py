@@ -12,7 +12,9 @@ from whaled.errors import EventLogError
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Kind, Scan, Whale
 from whaled.ops.metrics import Metrics
+from whaled.reconcile import mempool
 from whaled.reconcile.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
+from whaled.reconcile.mempool import Judged
 from whaled.reconcile.patience import ASKED_MOST_S, FIRST_S, MOST_S, Patience
 from whaled.reconcile.start import (
     BEGAN_KEY,
@@ -137,6 +139,27 @@ def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> Non
     assert scan_of(7, A, NOW, NOW, [Sighting(None)], Cover.NEVER_RELAYED).missed_never_relayed == 1
 
 
+# --- the mempool ---
+
+
+def test_what_is_in_the_mempool_and_was_not_looked_at_is_found_and_what_left_is_forgotten() -> None:
+    judged = Judged()
+    judged.add(txid(n) for n in range(4))
+    assert judged.compare(txid(n) for n in range(2, 6)) == [txid(4), txid(5)]
+    assert [n for n in range(6) if txid(n) in judged] == [2, 3]
+    judged.discard([txid(2), txid(7)])
+    assert judged.compare([txid(2), txid(3)]) == [txid(2)]
+    assert len(judged) == 1
+
+
+def test_what_was_looked_at_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempool, "JUDGED_LIMIT", 100)
+    judged = Judged()
+    for n in range(1_000):
+        judged.add([txid(n)])
+        assert len(judged) <= 100
+
+
 # --- what may be said ---
 
 
@@ -169,6 +192,20 @@ def test_what_is_no_longer_so_is_not_said() -> None:
     assert said(lifecycle.pending_again(whale(1), "", NOW), waiting) is None
     assert said(lifecycle.alerted(whale(1), NOW), waiting) is None
     assert said(lifecycle.alerted(whale(1), NOW), []) is not None
+
+
+def test_who_is_gone_is_not_pending_because_of_a_block_from_before() -> None:
+    gone = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.REPLACED, txid(2))]
+    assert said(lifecycle.pending_again(whale(1), A, NOW), gone) is None
+    assert said(lifecycle.pending_again(whale(1), "", NOW), gone) is not None
+    assert said(lifecycle.pending_again(whale(1), "", NOW), gone[:2]) is None
+
+
+def test_a_fate_has_a_number_of_its_own_although_the_first_ones_were_removed() -> None:
+    held = [(Kind.DROPPED, "#2"), (Kind.PENDING, "#2")]
+    again = said(lifecycle.dropped(whale(1), NOW), held)
+    assert again is not None
+    assert again.ref == "#3"
 
 
 def test_there_is_a_rule_for_every_kind_of_update() -> None:

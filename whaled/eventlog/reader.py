@@ -61,10 +61,7 @@ class Reader:
     def pending(self, after: int, limit: int) -> list[Event]:
         """See EventLog.pending."""
         return self._events(
-            "WHERE e.offset > ? AND e.kind IN ('alert', 'pending') "
-            f"AND {IS_NEWEST} "
-            "AND (e.kind = 'pending' OR json_extract(w.alert, '$.status') = 'pending') "
-            "ORDER BY e.offset LIMIT ?",
+            f"WHERE e.offset > ? AND e.kind IN ('alert', 'pending') AND {IS_NEWEST} ORDER BY e.offset LIMIT ?",
             (after, limit),
         )
 

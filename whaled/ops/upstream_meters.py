@@ -173,6 +173,9 @@ class ReconcileMeter:
         )  # fmt: skip
         self._snapshots = registry.counter("mempool_snapshots", "Times the whole mempool was asked for.")
         self._blocks = registry.counter("blocks_scanned", "Blocks looked through.")
+        self._unread = registry.counter(
+            "snapshot_whales_unread", "Whales of a snapshot that left, unmined, before the backend gave them."
+        )
         self._skipped = registry.counter("blocks_skipped", "Blocks not looked through: beyond backfill.max_blocks.")
         self._reorgs = registry.counter("reorgs", "Reorganisations of the chain.")
         self._depth = registry.counter("reorged_blocks", "Blocks that left the chain.")
@@ -201,6 +204,10 @@ class ReconcileMeter:
             self._covers.labels(cover).inc()
         for lead_s in leads_s:
             self._lead.observe(lead_s)
+
+    def unread(self) -> None:
+        """A whale of a snapshot left before the backend gave it."""
+        self._unread.inc()
 
     def skipped(self, blocks: int) -> None:
         """Blocks that are not going to be looked through."""

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from whaled.model import Whale
+from whaled.model import Kind, Whale
 from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import LOT, WAITING, Tools, say
+from whaled.reconcile.tools import LOT, WAITING, History, Tools, say
 from whaled.whales import lifecycle
 
 # The stream's next message mostly tells more (a block, a replacement); then the backend is asked.
@@ -17,6 +17,19 @@ PAGE = 500
 # Whales replaced or dropped are looked for in the mempool this long; nodes forget a transaction after 14 days.
 REVIVE_S = 14 * 86400.0
 REVIVE_LIMIT = 20_000
+
+
+# Who was said to be replaced so long ago or less when whaled starts is looked at again, if it was confirmed before.
+RECENT_S = 3600.0
+RECENT_LIMIT = 1_000
+
+
+def is_open(history: History) -> bool:
+    """Whether that may not be the last word: it waits, or was called replaced after a scan found it in a block. The
+    stream is behind the node: it may have been speaking of what was before that block.
+    """
+    last = [kind for kind, _ in history[-2:]]
+    return last[-1] in WAITING or last == [Kind.CONFIRMED, Kind.REPLACED]
 
 
 class Missing(Struct):
@@ -50,6 +63,18 @@ class Fates:
         for txid, whale in (await self._tools.log.whales(txids)).items():
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_LOOK_S))
 
+    def returned(self, txids: Iterable[str]) -> None:
+        """The stream brought these. Who leaves again has all of its grace again."""
+        for txid in txids:
+            if txid in self._missing:
+                self._forget(txid)
+
+    async def begin(self) -> None:
+        """What a start takes up again."""
+        recent = await self._tools.log.gone_since(self._tools.clock() - RECENT_S, RECENT_LIMIT)
+        histories = await self._tools.log.histories(recent)
+        await self.left(txid for txid, history in histories.items() if is_open(history))
+
     async def gone(self) -> dict[str, int]:
         """The whales that should not be in the mempool, and how many events there are about each. To be asked for
         before the mempool is.
@@ -70,32 +95,50 @@ class Fates:
         due = [txid for txid, missing in self._missing.items() if missing.due <= now]
         histories = await tools.log.histories(due)
         # Retention may have taken what was said of it, and with it the whale.
-        unsettled = [txid for txid in due if txid in histories and histories[txid][-1][0] in WAITING]
+        unsettled = [txid for txid in due if txid in histories and is_open(histories[txid])]
         for txid in set(due) - set(unsettled):
             self._forget(txid)  # the stream or a scan has told
         if not unsettled:
             return True
         mempool = set(await tools.questions.mempool())
+        over: list[str] = []
 
         async def ask(txid: str) -> None:
-            if txid in mempool or await self._is_settled(txid):
+            if txid in mempool or txid not in self._missing or await self._is_settled(txid):
                 self._forget(txid)
+            elif txid in self._missing and self._missing[txid].since <= now - tools.settings.drop_after:
+                over.append(txid)
 
         is_done = await tools.each(unsettled[:LOT], ask, self._patience)
+        await self._drop(over)
         for txid in unsettled[:LOT]:
             missing = self._missing.get(txid)
             if missing is not None and missing.due <= now:  # not answered
                 missing.due = now + LOOK_AGAIN_S
         return is_done and len(unsettled) <= LOT
 
+    async def _drop(self, txids: list[str]) -> None:
+        """Their grace is over, and nobody knows what became of them. The answers are seconds old by now, or minutes."""
+        if not txids:
+            return
+        tools = self._tools
+        mempool = set(await tools.questions.mempool())
+        drafts = [
+            lifecycle.dropped(self._missing[txid].whale, tools.clock())
+            for txid in txids
+            if txid in self._missing and txid not in mempool
+        ]
+        await say(tools, drafts, lambda txid, _: txid in self._missing)
+        for txid in txids:
+            self._forget(txid)
+
     def _forget(self, txid: str) -> None:
-        del self._missing[txid]
+        self._missing.pop(txid, None)
         self._patience.forget(txid)
 
     async def _is_settled(self, txid: str) -> bool:
         tools = self._tools
         missing = self._missing[txid]
-        now = tools.monotonic()
         whale = missing.whale
         place = await tools.questions.confirmation(txid)
         if place is not None and await tools.questions.block_hash(place.block_height) == place.block_hash:
@@ -106,8 +149,5 @@ class Fates:
         if replacer is not None:
             await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())])
             return True
-        if now - missing.since >= tools.settings.drop_after:
-            await say(tools, [lifecycle.dropped(whale, tools.clock())])
-            return True
-        missing.due = min(now + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
+        missing.due = min(tools.monotonic() + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
         return False

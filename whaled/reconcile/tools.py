@@ -1,6 +1,6 @@
 """What every part of the reconciliation works with."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -123,6 +123,10 @@ class ReconcileMeter(Protocol):
         """What is still to be done."""
         ...
 
+    def unread(self) -> None:
+        """A whale of a snapshot left, unmined, before the backend gave it: it is not alerted."""
+        ...
+
     def skipped(self, blocks: int) -> None:
         """Blocks that are not going to be scanned: further back than backfill.max_blocks."""
         ...
@@ -213,17 +217,23 @@ def said(draft: Draft, history: History) -> Draft | None:
     ref = ref.partition("#")[0]
     if last not in AFTER[draft.kind] or (last, ref) == (draft.kind, draft.ref):
         return None
-    if draft.kind is Kind.PENDING and last is Kind.CONFIRMED and ref != draft.ref:
-        return None  # it is in another block by now
-    times = sum(kind is draft.kind and ref.partition("#")[0] == draft.ref for kind, ref in history)
-    return replace(draft, ref=f"{draft.ref}#{times + 1}") if times else draft
+    # A block that died takes back only what was said last, and only of itself; who was gone comes back without a block.
+    if draft.kind is Kind.PENDING and (draft.ref != ref if last is Kind.CONFIRMED else draft.ref):
+        return None
+    # Retention may have taken the first of them: what counts is the highest number that is held.
+    numbers = [
+        int(number or 1)
+        for before, number in (ref.partition("#")[::2] for kind, ref in history if kind is draft.kind)
+        if before == draft.ref
+    ]
+    return replace(draft, ref=f"{draft.ref}#{max(numbers) + 1}") if numbers else draft
 
 
-async def say(tools: Tools, drafts: Sequence[Draft], known: Mapping[str, int] | None = None) -> bool:
+async def say(tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, History], bool] | None = None) -> bool:
     """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream.
 
-    `known` is how many events there were about each whale when the backend was asked: whatever was said since is newer
-    than its answer, and then nothing is added. Returns whether there was anything.
+    `is_so` tells, by txid and history, whether that still holds which was true when the backend was asked: what the
+    stream said since is newer than the answer. Returns whether there was anything.
     """
     if not drafts:
         return False
@@ -234,7 +244,7 @@ async def say(tools: Tools, drafts: Sequence[Draft], known: Mapping[str, int] | 
         for draft in drafts:
             txid = draft.whale.alert.transaction_id
             history = histories.get(txid, [])
-            if known is None or known[txid] == len(history):
+            if is_so is None or is_so(txid, history):
                 told += filter(None, [said(draft, history)])
         return told
 

@@ -129,7 +129,9 @@ class Reconciler:
             self._mempool.snapshot(frame.snapshot)
         if frame.delta is not None:
             self._mempool.streamed(frame.delta)
+            self._fates.returned(glance.txid for glance in frame.delta.added)
             self._left.update(dict.fromkeys(frame.delta.removed))
+            self._left.update(dict.fromkeys(pair.replaced for pair in frame.delta.replaced))
             if len(self._left) > LEFT_LIMIT:
                 self._left.clear()
                 self._sweep_due = True  # finds them too
@@ -164,6 +166,7 @@ class Reconciler:
         signs = [scan.scanned_at for scan in scans] if alive is None else [float(alive)]
         if signs:
             self._spans.was_down(max(signs), self._clock())
+        await self._fates.begin()
 
     async def _work(self) -> bool:
         """One round. False if there is more to do at once."""
