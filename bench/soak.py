@@ -42,8 +42,9 @@ from whaled.simulator.settings import SimulatorSettings
 RATE = 140.0
 WHALE_SHARE = 0.02
 POLL_S = 1.0
-# 140 transactions a second fill a block of 4 million weight units in 24 s.
-BLOCK_S = 20.0
+# 140 transactions a second fill a block of 4 million weight units in 24 s. With blocks half as full the mempool is of
+# one size on average; near 24 s it would wander between nothing and tens of thousands, and the daemon's memory with it.
+BLOCK_S = 12.0
 SAMPLE_S = 2.0
 SETTLE_S = 180.0
 # What grows in the time after the warm-up, by regression: the allocator's noise, and as much again in two hours.
@@ -131,6 +132,7 @@ class Sample:
     at: float
     rss_mib: float
     descriptors: int
+    mempool: int = 0
 
 
 @dataclass
@@ -224,7 +226,8 @@ class Soak:
     def look(self) -> Sample:
         """Memory and descriptors now."""
         pid = self._ready.pid
-        return Sample(time.monotonic(), resident_kib(pid) / 1024, len(os.listdir(f"/proc/{pid}/fd")))  # noqa: PTH208
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
+        return Sample(time.monotonic(), resident_kib(pid) / 1024, descriptors, len(self.sim.backend.mempool))
 
     async def metrics(self) -> dict[str, float]:
         """Every sample of /metrics."""
@@ -339,6 +342,10 @@ def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
     }
     rows = [
         ("resident, MiB", *(f"{statistics.mean(s.rss_mib for s in part):.1f}" for part in parts(samples, third))),
+        (
+            "transactions in the mempool",
+            *(f"{statistics.mean(s.mempool for s in part):.0f}" for part in parts(samples, third)),
+        ),
         ("descriptors", *(f"{statistics.mean(s.descriptors for s in part):.1f}" for part in parts(samples, third))),
         *((f"{name}, mean ms", *(f"{mean_ms(name, *looks[i : i + 2]):.2f}" for i in range(3))) for name in LIVE),
         *(
@@ -367,7 +374,7 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
     seconds = 60 * options.minutes
     settings = SimulatorSettings(
         port=0, seed=options.seed, manual=True, rate=options.rate, whale_share=WHALE_SHARE, block_interval=BLOCK_S,
-        poll_interval=POLL_S, truth_limit=int(50_000 + 2 * options.rate * seconds), keep_blocks=300,
+        poll_interval=POLL_S, truth_limit=int(50_000 + 2 * options.rate * seconds), keep_blocks=600,
     )  # fmt: skip
     async with Simulator(settings) as simulator, Proxy().serving() as gateway:
         await simulator.poll()
