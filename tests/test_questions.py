@@ -160,8 +160,14 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call:
         ("block", b'{"id":"%s","height":-1,"timestamp":1}' % HASH.encode()),
         ("hash", b"cd" * 31),
         ("hash", b"zz" * 32),
+        ("block", b'{"id":"%s","height":1,"timestamp":1%s}' % (HASH.encode(), b"0" * 400)),
+        ("block", b'{"id":"%s","height":1%s,"timestamp":1}' % (HASH.encode(), b"0" * 30)),
+        ("summary", b'[{"txid":"%s","value":1,"fee":1%s,"vsize":1}]' % (TXID.encode(), b"0" * 400)),
+        ("summary", b'[{"txid":"%s","value":1,"fee":1,"vsize":1e300}]' % TXID.encode()),
+        ("tip", b"1" + b"0" * 400),
         ("mempool", b'["short"]'),
         ("confirmation", b'{"confirmed":true,"block_hash":"../../x","block_height":1}'),
+        ("confirmation", b'{"confirmed":true,"block_hash":"%s","block_height":1%s}' % (HASH.encode(), b"0" * 30)),
     ],
 )
 async def test_an_answer_about_something_else_is_a_failure(call: str, answer: bytes) -> None:

@@ -10,6 +10,7 @@ from email.utils import format_datetime
 from functools import cache
 from itertools import cycle
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import msgspec
@@ -371,6 +372,36 @@ async def test_a_giant_body_is_cut_off(backend: Backend, meter: Recorder) -> Non
         with pytest.raises(RestError, match="exceeds 200000 bytes") as caught:
             await rest.get("mempool/txids", list[str])
     assert caught.value.reason is RestFailure.TOO_BIG
+
+
+async def test_what_was_read_of_an_answer_that_broke_off_is_not_kept(backend: Backend, meter: Recorder) -> None:
+    async def half(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "2000000"})
+        await response.prepare(request)
+        await response.write(b" " * 1_000_000)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    backend.answers["mempool/txids"] = half
+    async with client(backend.url, meter) as rest:
+        with pytest.raises(RestError) as caught:
+            await rest.get("mempool/txids", list[str])
+    assert caught.value.reason is RestFailure.UNREACHABLE
+    assert caught.value.__cause__ is not None
+    frames = [frame for frame, _ in walk_tb(caught.value.__cause__.__traceback__)]
+    kept = [frame.f_locals["raw"] for frame in frames if "raw" in frame.f_locals]
+    assert kept == [b""]
+
+
+@pytest.mark.parametrize("year", ["9999999", "99999999999999"])
+async def test_a_date_that_there_is_not_says_nothing(backend: Backend, meter: Recorder, year: str) -> None:
+    date = f"Mon, 01 Jan {year} 00:00:00 GMT"
+    busy = web.Response(status=429, headers={"Retry-After": date, "Date": date})
+    backend.says("blocks/tip/height", busy, web.Response(text="263", headers={"Date": date}))
+    async with client(backend.url, meter) as rest:
+        assert await rest.tip_height() == 263
+    assert meter.skews == []
 
 
 # --- prevouts ---

@@ -230,10 +230,15 @@ class Http:
         if status >= 400:
             raise await self._refusal(what, response)
         raw = bytearray()
-        async for chunk in response.content.iter_any():
-            raw += chunk
-            if len(raw) > self._limit_bytes:
-                raise RestError(RestFailure.TOO_BIG, f"{what}: the answer exceeds {self._limit_bytes} bytes")
+        try:
+            async for chunk in response.content.iter_any():
+                raw += chunk
+                if len(raw) > self._limit_bytes:
+                    raise RestError(RestFailure.TOO_BIG, f"{what}: the answer exceeds {self._limit_bytes} bytes")
+        except BaseException:
+            # The error's traceback holds this frame, and tenacity's state the error: until the collector comes by.
+            raw.clear()
+            raise
         return bytes(raw)
 
     async def _refusal(self, what: str, response: aiohttp.ClientResponse) -> RestError:
@@ -290,5 +295,5 @@ def _http_date(header: str | None) -> float | None:
     """Unix seconds of an HTTP date, None if there is none."""
     try:
         return parsedate_to_datetime(header).timestamp() if header else None
-    except ValueError:
+    except (ValueError, OverflowError):  # a year, or a zone, that there is not
         return None

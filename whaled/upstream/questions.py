@@ -18,7 +18,7 @@ from whaled.model import Block, Transaction
 from whaled.upstream.families import Relative, Tree, relatives
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rest import Rest
-from whaled.upstream.transactions import Satoshi, Txid, transaction_of
+from whaled.upstream.transactions import Fee, Number, Rate, Satoshi, Txid, transaction_of
 
 # Beyond so many inputs `tx/:txid` takes longer than any timeout: the backend asks its node for each, in turn.
 INPUTS_LIMIT = 100
@@ -26,7 +26,6 @@ INPUTS_LIMIT = 100
 INPUTS_WAIT_S = 5.0
 HASH_DIGITS = 64
 
-Height = Annotated[int, Meta(ge=0)]
 Hash = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{HASH_DIGITS}}}$")]
 
 
@@ -50,20 +49,20 @@ class Summary(Struct, frozen=True):
 class _Status(Struct):
     confirmed: bool
     block_hash: Hash | None = None
-    block_height: Height | None = None
+    block_height: Number | None = None
 
 
 class _Stripped(Struct, gc=False):
     txid: Txid
     value: Satoshi
-    fee: int = -1
-    vsize: Annotated[float, Meta(ge=0)] = 0.0
+    fee: Fee = -1
+    vsize: Rate = 0.0
 
 
 class _Header(Struct):
     id: Hash
-    height: Height
-    timestamp: Annotated[int, Meta(ge=0)]
+    height: Number
+    timestamp: Number
     previous: Hash | None = msgspec.field(name="previousblockhash", default=None)
 
 

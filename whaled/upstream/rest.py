@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Annotated
 
 import msgspec
 import structlog
@@ -10,6 +9,7 @@ from msgspec import Struct
 
 from whaled.model import FeeMarket, Input, Output, Transaction
 from whaled.upstream.http import Http, RestError, RestFailure
+from whaled.upstream.transactions import Number, Satoshi
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ COINBASE = "0" * 64
 
 
 class _Prevout(Struct):
-    value: Annotated[int, msgspec.Meta(ge=0)]
+    value: Satoshi
     scriptpubkey: str
     scriptpubkey_address: str | None = None
 
@@ -63,7 +63,7 @@ class Rest(Http):
 
     async def tip_height(self) -> int:
         """Height of the best block, straight from bitcoind."""
-        return self.found("blocks/tip/height", await self.get("blocks/tip/height", int))
+        return self.found("blocks/tip/height", await self.get("blocks/tip/height", Number))
 
     async def fees(self) -> FeeMarket:
         """The recommended fee rates. RestError with status 503 until the backend is in sync."""

@@ -68,7 +68,7 @@ class _Status(Struct, gc=False):
 
 
 # Negative is what a backend computes where it does not know the inputs; see `_transaction`.
-_Fee = Annotated[int, Meta(ge=-MAX_SAT, le=MAX_SAT)]
+Fee = Annotated[int, Meta(ge=-MAX_SAT, le=MAX_SAT)]
 
 
 class _Whole(Struct, gc=False):
@@ -77,7 +77,7 @@ class _Whole(Struct, gc=False):
     txid: Txid
     vin: list[_Input]
     vout: list[_Output]
-    fee: _Fee | None = None
+    fee: Fee | None = None
     rate: Rate | None = field(name="effectiveFeePerVsize", default=None)
     vsize: Rate | None = None
     weight: Rate = 0.0
@@ -124,7 +124,7 @@ _decode_replacer = msgspec.json.Decoder(_Replacer).decode
 _decode_value = msgspec.json.Decoder(_Value).decode
 _decode_output = msgspec.json.Decoder(_Output).decode
 _decode_inputs = msgspec.json.Decoder(list[_Input]).decode
-_decode_fee = msgspec.json.Decoder(_Fee).decode
+_decode_fee = msgspec.json.Decoder(Fee).decode
 _decode_rate = msgspec.json.Decoder(Rate).decode
 _decode_number = msgspec.json.Decoder(Number).decode
 _decode_status = msgspec.json.Decoder(_Status).decode
