@@ -7,6 +7,7 @@ import structlog
 from reconcile_kit import BTC, Front, watching, world
 
 from whaled.model import Source
+from whaled.reconcile import blocks
 from whaled.reconcile.coverage import Cover
 from whaled.simulator.faults import RestMode
 from whaled.simulator.truth import Fate
@@ -126,9 +127,12 @@ async def test_catching_up_begins_with_the_newest_and_ends_at_the_bound(tmp_path
             assert rig.events == []
 
 
-@pytest.mark.parametrize("scanned", [True, False])
-async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(tmp_path: Path, scanned: bool) -> None:
+@pytest.mark.parametrize(("scanned", "page"), [(True, 2_000), (True, 2), (False, 2_000)])
+async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: bool, page: int
+) -> None:
     """A long time away: what was scanned or confirmed before it may be in no chain any more."""
+    monkeypatch.setattr(blocks, "PAST_PAGE", page)
     async with world() as (sim, clock):
         whales = []
         async with watching(sim, clock, tmp_path, max_blocks=2) as rig:

@@ -166,12 +166,14 @@ class Reader:
             ).fetchall()
         return [_scan(row) for row in rows]
 
-    def newest_scans(self, limit: int) -> list[Scan]:
-        """The highest blocks scanned, descending. The file may be older than this program."""
+    def newest_scans(self, limit: int, below: int = schema.NO_HEIGHT) -> list[Scan]:
+        """The highest blocks scanned below a height, descending. The file may be older than this program."""
         with self._snapshot("read block scans") as db:
             if schema.identify(db, self._path) < schema.BLOCKS_VERSION:
                 return []
-            rows = db.execute("SELECT * FROM blocks ORDER BY height DESC LIMIT ?", (limit,)).fetchall()
+            rows = db.execute(
+                "SELECT * FROM blocks WHERE height < ? ORDER BY height DESC LIMIT ?", (below, limit)
+            ).fetchall()
         return [_scan(row) for row in rows]
 
     def unscanned(self) -> tuple[int, int]:

@@ -62,6 +62,7 @@ def new_epoch() -> str:
     return secrets.token_hex(EPOCH_BYTES)
 
 
+NO_HEIGHT = 2**53  # above every block there will be
 BLOCKS_VERSION = 2  # from which on there is a table `blocks`
 
 

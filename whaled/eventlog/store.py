@@ -20,6 +20,7 @@ import structlog
 
 from whaled.config import sections
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import schema
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.writer import Committed, Opened, Writer
 from whaled.model import Draft, Event, Kind, Position, Scan, Whale
@@ -218,6 +219,11 @@ class EventLog:
         """The blocks scanned between two heights, both included, ascending."""
         return await self._read(self._threads.reader.scans, low, high)
 
+    async def newest_scans(self, limit: int, below: int = schema.NO_HEIGHT) -> list[Scan]:
+        """The highest blocks scanned below a height, descending, at most `limit`."""
+        require_limit(limit)
+        return await self._read(self._threads.reader.newest_scans, limit, below)
+
     async def put_scan(self, scan: Scan) -> None:
         """Store what the scan of a block found; returns after the fsync."""
         await self._write(self._threads.writer.put_scan, scan)
@@ -252,7 +258,7 @@ class EventLog:
 
     async def _proven(self, now: float) -> float:
         """`now`, as far as the chain bears it out. As it is while no block has been scanned."""
-        for newest in await self._read(self._threads.reader.newest_scans, 1):
+        for newest in await self.newest_scans(1):
             ahead_s = now - newest.mined_at
             if ahead_s > AHEAD_LIMIT_S:
                 log.warning(

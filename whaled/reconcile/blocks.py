@@ -25,6 +25,8 @@ VERIFIED_KEY = "verified_offset"
 # Blocks scanned in one go; then others have their turn.
 BLOCKS_LOT = 5
 PAGE = 500
+# Years of blocks are looked through so many at a time.
+PAST_PAGE = 2_000
 # A price of now says nothing about a block that is older than this.
 PRICE_VALID_S = 7200.0
 # Times of blocks that were heard, remembered until they are scanned.
@@ -164,16 +166,21 @@ class Blocks:
         """
         if self._is_past_sound:
             return
-        past = {scan.height: scan.hash for scan in await self._tools.log.scans(0, low - 1)}
+        tools = self._tools
         dead: dict[int, str] = {}
-        for height in sorted(past, reverse=True):
-            if height + 1 in past and height + 1 not in dead:
-                continue  # that one stands upon this one
-            there = await self._tools.questions.block_hash(height)
-            if there is None:
-                return  # the chain got shorter: the next block tells
-            if there != past[height]:
-                dead[height] = past[height]
+        alive: int | None = None
+        height = low
+        while page := await tools.log.newest_scans(PAST_PAGE, height):
+            for scan in page:
+                height = scan.height
+                if height + 1 != alive:  # else that one stands upon this one
+                    there = await tools.questions.block_hash(height)
+                    if there is None:
+                        return  # the chain got shorter: the next block tells
+                    if there != scan.hash:
+                        dead[height] = scan.hash
+                        continue
+                alive = height
         await self._undo_all(dead)
         self._is_past_sound = True
 

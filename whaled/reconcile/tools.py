@@ -66,6 +66,10 @@ class Log(Protocol):
         """The blocks scanned between two heights, both included, ascending."""
         ...
 
+    async def newest_scans(self, limit: int, below: int = ...) -> list[Scan]:
+        """The highest blocks scanned below a height, descending."""
+        ...
+
     async def put_scan(self, scan: Scan) -> None:
         """Store what a block's scan found."""
         ...

@@ -19,7 +19,7 @@ from whaled.reconcile.fates import Fates
 from whaled.reconcile.losers import Losers
 from whaled.reconcile.mempool import Mempool
 from whaled.reconcile.patience import FIRST_S, Patience
-from whaled.reconcile.start import BEGAN_KEY, FIRST_KEY, Start
+from whaled.reconcile.start import BEGAN_KEY, Start
 from whaled.reconcile.tools import GENERAL, Committer, Log, ReconcileMeter, Tools
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
@@ -34,8 +34,8 @@ LEAST_REST_S = 0.05
 BACKEND = "backend"
 # Transactions that left the mempool and were not looked at yet: an hour of mainnet while the backend cannot be asked.
 LEFT_LIMIT = 100_000
-# Beyond every block there will be.
-HIGHEST = 2**53
+# The block scanned last is one of so many: catching up begins with the highest.
+SIGNS = 1_000
 # When the daemon last was alive, as its canary wrote it down.
 ALIVE_KEY = "canary"
 
@@ -160,10 +160,8 @@ class Reconciler:
         if await log_.state(BEGAN_KEY) is None:
             await log_.set_state(BEGAN_KEY, str(self._clock()))
         alive = await log_.state(ALIVE_KEY)
-        first = await log_.state(FIRST_KEY)
-        scans = [] if first is None else await log_.scans(int(first), HIGHEST)
         # Canaries may be off: then the last block that was scanned is the last sign of life.
-        signs = [scan.scanned_at for scan in scans] if alive is None else [float(alive)]
+        signs = [float(alive)] if alive else [scan.scanned_at for scan in await log_.newest_scans(SIGNS)]
         if signs:
             self._spans.was_down(max(signs), self._clock())
         await self._fates.begin()
