@@ -17,8 +17,6 @@ PAGE = 500
 # Whales replaced or dropped are looked for in the mempool this long; nodes forget a transaction after 14 days.
 REVIVE_S = 14 * 86400.0
 REVIVE_LIMIT = 20_000
-
-
 # Who was said to be replaced so long ago or less when whaled starts is looked at again, if it was confirmed before.
 RECENT_S = 3600.0
 RECENT_LIMIT = 1_000
@@ -128,9 +126,12 @@ class Fates:
             for txid in txids
             if txid in self._missing and txid not in mempool
         ]
-        await say(tools, drafts, lambda txid, _: txid in self._missing)
+        await say(tools, drafts, self._is_missing)
         for txid in txids:
             self._forget(txid)
+
+    def _is_missing(self, txid: str, _: History) -> bool:
+        return txid in self._missing
 
     def _forget(self, txid: str) -> None:
         self._missing.pop(txid, None)
@@ -147,7 +148,7 @@ class Fates:
             return True
         replacer = await tools.questions.replacer(txid)
         if replacer is not None:
-            await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())])
+            await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())], self._is_missing)
             return True
         missing.due = min(tools.monotonic() + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
         return False
