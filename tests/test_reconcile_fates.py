@@ -1,5 +1,6 @@
 """What became of a whale that left the mempool without a word, and what is said of one that comes back."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from reconcile_kit import BTC, Front, Rig, watching, world
 
 from whaled.model import Kind, Status
 from whaled.simulator.faults import RestMode
+from whaled.simulator.transactions import TxKind
 
 # So that no sweep interferes.
 DAY_S = 86400.0
@@ -38,15 +40,38 @@ async def test_a_whale_replaced_while_nobody_listened_is_replaced_and_linked_bot
 async def test_a_whale_cancelled_and_buried_while_nobody_listened_is_replaced(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
-            old = sim.world.pay(150 * BTC).txid
+            old = sim.world.transact(TxKind.CONSOLIDATION, 150 * BTC).txid
             await rig.settled()
-        by = sim.world.cancel(old).txid
+        by = sim.world.cancel(old)
+        assert by.out_sat < 100 * BTC  # a whale's own alert would tell as well
         sim.world.mine()
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
             await wait(rig, 5)
             await rig.until(lambda: rig.told(old) == ["replaced"])
-            assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by]
+            assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by.txid]
+
+
+async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path) -> None:
+    """After a reorganisation the backend may name the block that a transaction was in before."""
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=60.0) as rig,
+    ):
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        place = {"confirmed": True, "block_hash": "cc" * 32, "block_height": sim.world.chain.tip.height}
+        front.spoil(f"tx/{tx.txid}/status", 200, json.dumps(place).encode())
+        sim.world.chain.evict(tx.txid)
+        await wait(rig, 5)
+        await wait(rig, 5)
+        assert front.times(f"tx/{tx.txid}/status") > 0
+        assert rig.told(tx.txid) == ["alert"]
+        for _ in range(2):
+            await wait(rig, 40)
+        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
 
 
 async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told(tmp_path: Path) -> None:
