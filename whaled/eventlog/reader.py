@@ -176,6 +176,12 @@ class Reader:
             ).fetchall()
         return [_scan(row) for row in rows]
 
+    def latest_scan(self) -> Scan | None:
+        """The block scanned that was mined last: not the highest, if the backend followed another chain before."""
+        with files.explained(self._path, "read block scans"):
+            row = self._db.execute("SELECT * FROM blocks ORDER BY mined_at DESC LIMIT 1").fetchone()
+        return None if row is None else _scan(row)
+
     def unscanned(self) -> tuple[int, int]:
         """How many blocks from the oldest to the newest that were scanned were not, and the height of the oldest."""
         with self._snapshot("count block scans") as db:

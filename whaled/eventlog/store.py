@@ -258,16 +258,15 @@ class EventLog:
 
     async def _proven(self, now: float) -> float:
         """`now`, as far as the chain bears it out. As it is while no block has been scanned."""
-        for newest in await self.newest_scans(1):
-            ahead_s = now - newest.mined_at
-            if ahead_s > AHEAD_LIMIT_S:
-                log.warning(
-                    "the clock is far ahead of the newest block scanned: events are kept until one proves them old",
-                    height=newest.height,
-                    ahead_s=ahead_s,
-                )
-                return newest.mined_at + AHEAD_LIMIT_S
-        return now
+        newest = await self._read(self._threads.reader.latest_scan)
+        if newest is None or now - newest.mined_at <= AHEAD_LIMIT_S:
+            return now
+        log.warning(
+            "the clock is far ahead of the newest block scanned: events are kept until one proves them old",
+            height=newest.height,
+            ahead_s=now - newest.mined_at,
+        )
+        return newest.mined_at + AHEAD_LIMIT_S
 
     async def state(self, key: str) -> str | None:
         """The text stored under a key."""
