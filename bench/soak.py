@@ -54,6 +54,9 @@ GROWTH_MIB_PER_HOUR = 2.0
 WARM_H, COLD_MIB = 1 / 3, 8.0
 # The simulated backend and the clients share a process with the faults: their medians differ by tens of milliseconds.
 DRIFT_NOISE_MS = 100.0
+# A third of a soak of six minutes is two: there one stall of a machine that runs other things as well, or one whale
+# that waited for its inputs while REST failed, moves the median. What is wrong by more shows there, too.
+SHORT_S, SHORT_DRIFT_NOISE_MS = 1800.0, 500.0
 TIMELINE = 12
 # Outages decide how many: 2 to 4 with a fault every 10 s. With more than this the comparison says little.
 UNKNOWABLE_PERCENT = 8.0
@@ -297,6 +300,7 @@ def aims(course: Course, verdict: Verdict, received: Received, left: Sample) -> 
     slope = slope_per_hour(warm)
     allowed = GROWTH_NOISE_MIB + GROWTH_MIB_PER_HOUR * hours + (COLD_MIB if hours < WARM_H else 0.0)
     drift = statistics.median(received[1]) - statistics.median(received[0])
+    noise_ms = SHORT_DRIFT_NOISE_MS if samples[-1].at - samples[0].at < SHORT_S else DRIFT_NOISE_MS
     thirds = course.thirds
     lag = [mean_ms(LIVE[1], *pair) for pair in ((thirds[0], thirds[1]), (thirds[2], thirds[3]))]
     unknowable = 100 * verdict.unknowable / max(1, verdict.whales)
@@ -309,7 +313,7 @@ def aims(course: Course, verdict: Verdict, received: Received, left: Sample) -> 
         Aim("descriptors left, beyond the first", left.descriptors - samples[0].descriptors, 6),
         Aim("descriptors at most", max(s.descriptors for s in samples), 100),
         Aim("loop lag, mean of the last third", lag[1], max(20.0, 2 * lag[0] + 5), " ms"),
-        Aim("shown to received, drift of the median", 1000 * drift, DRIFT_NOISE_MS, " ms"),
+        Aim("shown to received, drift of the median", 1000 * drift, noise_ms, " ms"),
     ]
 
 

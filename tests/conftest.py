@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import trustme
+from hypothesis import settings
+
+# The default of 200 ms an example is a bound on a machine that does nothing else; what is slow is found by fuzz_kit.
+settings.register_profile("whaled", deadline=None)
+settings.load_profile("whaled")
 
 
 @pytest.fixture(scope="session")

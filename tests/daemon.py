@@ -14,7 +14,7 @@ import yaml
 from websockets.asyncio.client import connect
 
 # A process that imports everything and opens a database, on a machine that runs other tests too.
-START_LIMIT_S = 30
+START_LIMIT_S = 120
 
 
 class Daemon:

@@ -292,17 +292,18 @@ async def watching(
     settled: bool = True,
     front: Front | None = None,
     detection: Detection | None = None,
+    rest_timeout: float = 5.0,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """whaled from its start to its end, which comes without warning; the log stays in the directory.
 
-    `sim` is a Simulator, or anything that listens at its `url`.
+    `sim` is a Simulator, or anything that listens at its `url`. A test about timeouts wants a short `rest_timeout`.
     """
     backfill = Backfill(**{"requests_per_second": 2000.0, **settings})
     upstream = Upstream(
         url=sim.url,
         rest_url=None if front is None else front.url,
-        rest_timeout=0.3,
+        rest_timeout=rest_timeout,
         reconnect_initial=0.02,
         reconnect_max=0.02,
     )

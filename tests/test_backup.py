@@ -41,6 +41,10 @@ def ignore(_done: int, _of_all: int) -> None:
     pass
 
 
+# Who waits for a lock that a backup holds waits for all of the busy timeout; a busy machine is slow, but not as slow.
+BUSY_S, SOON_S = 60.0, 20.0
+
+
 def copied(source: Path, target: Path, *, overwrite: bool = False) -> BackedUp:
     return back_up(source, target, now=NOW, overwrite=overwrite, progress=ignore)
 
@@ -61,9 +65,9 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "backups" / "whaled.backup"
 
 
-async def store(path: Path, *numbers: int) -> tuple[str, int]:
+async def store(path: Path, *numbers: int, busy_timeout: float = 5.0) -> tuple[str, int]:
     """Append an alert for each number with a daemon's log; returns (epoch, head)."""
-    async with open_log(path) as log:
+    async with open_log(path, busy_timeout=busy_timeout) as log:
         for number in numbers:
             await log.append([alert(number)])
         return log.epoch, log.head
@@ -159,8 +163,9 @@ async def test_a_daemon_stops_and_starts_amid_a_backup(path: Path, file: Path) -
         nonlocal moments
         if not moments:
             began = time.perf_counter()
-            assert asyncio.run_coroutine_threadsafe(store(path, 3_000), loop).result(30) == (epoch, 3_001)
-            assert time.perf_counter() - began < 4  # the busy timeout is 5 s
+            storing = store(path, 3_000, busy_timeout=BUSY_S)
+            assert asyncio.run_coroutine_threadsafe(storing, loop).result(2 * BUSY_S) == (epoch, 3_001)
+            assert time.perf_counter() - began < SOON_S
         moments += 1
 
     done = await asyncio.to_thread(back_up, path, file, now=NOW, overwrite=False, progress=progress)
@@ -664,7 +669,7 @@ async def test_a_backup_on_a_full_disk_leaves_nothing_and_the_log_is_unharmed(pa
 
 @pytest.mark.slow
 async def test_commits_do_not_wait_for_a_backup(path: Path, file: Path) -> None:
-    async with open_log(path) as log:
+    async with open_log(path, busy_timeout=BUSY_S) as log:
         for start in range(0, 20_000, 1_000):
             await log.append([alert(n) for n in range(start, start + 1_000)])
         copying = asyncio.create_task(asyncio.to_thread(whaled, "backup", file, "--db-path", path))
@@ -675,8 +680,8 @@ async def test_commits_do_not_wait_for_a_backup(path: Path, file: Path) -> None:
             slowest = max(slowest, time.perf_counter() - began)
             number += 1
         assert (await copying).returncode == ExitStatus.STOPPED
-    # A held lock would show as the busy timeout of 5 s. Measured: docs/eventlog.md.
-    assert slowest < 2.0
+    # Measured: docs/eventlog.md.
+    assert slowest < SOON_S
 
 
 # --- as root, beside a daemon that is another user -------------------------------------------------------------------

@@ -81,7 +81,7 @@ async def test_clients_are_told_of_a_restart_and_a_dead_one_does_not_hold_it_up(
         config = daemon.write_config(
             tmp_path,
             simulator.url,
-            gateway={"port": 0, "max_connections_per_address": 1000, "drain_window": "8s", "close_timeout": "2s"},
+            gateway={"port": 0, "max_connections_per_address": 1000, "drain_window": "30s", "close_timeout": "2s"},
         )
         async with daemon.running(config) as whaled:
             dead = silent_client(whaled.url)
@@ -101,7 +101,7 @@ async def test_clients_are_told_of_a_restart_and_a_dead_one_does_not_hold_it_up(
 
             async with asyncio.TaskGroup() as tasks:
                 waiting = [tasks.create_task(outcome(client)) for client in clients]
-                assert await whaled.ended(within_s=8) == 0
+                assert await whaled.ended(within_s=20) == 0  # not the whole window
             outcomes = [task.result() for task in waiting]
             assert {code for code, _ in outcomes} == {1012}
             assert len({retry for _, retry in outcomes}) > 100  # they do not come back at once
@@ -119,7 +119,7 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         whaled.signal(signal.SIGINT)
         await whaled.logged("stopping")
         whaled.signal(signal.SIGINT)
-        assert await whaled.ended(within_s=3) == 1
+        assert await whaled.ended(within_s=10) == 1
         dead.close()
 
 

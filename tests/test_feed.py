@@ -766,6 +766,10 @@ async def consume(stream_of: AbstractAsyncContextManager[Stream], seen: asyncio.
             seen.put_nowait(message)
 
 
+# What "at once" is told apart from is a minute; a busy machine takes its time.
+AT_ONCE_S = 5.0
+
+
 async def cancelled_within(task: asyncio.Task[None], limit_s: float) -> None:
     task.cancel()
     async with asyncio.timeout(limit_s):
@@ -786,7 +790,7 @@ async def test_cancelling_while_connecting_ends_at_once(meter: Recorder) -> None
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         task = group.create_task(consume(feed(url, meter, connect_timeout=60.0), asyncio.Queue()))
         await accepted.wait()
-        await cancelled_within(task, 0.5)
+        await cancelled_within(task, AT_ONCE_S)
 
 
 async def test_cancelling_while_backing_off_ends_at_once(meter: Recorder) -> None:
@@ -795,7 +799,7 @@ async def test_cancelling_while_backing_off_ends_at_once(meter: Recorder) -> Non
         url = f"ws://127.0.0.1:{await free_port()}"
         task = group.create_task(consume(feed(url, meter, reconnect_initial=60.0, reconnect_max=60.0), seen))
         assert isinstance(await seen.get(), Lost)
-        await cancelled_within(task, 0.5)
+        await cancelled_within(task, AT_ONCE_S)
 
 
 async def test_cancelling_while_connected_closes_politely(backend: Backend, meter: Recorder) -> None:
@@ -805,7 +809,7 @@ async def test_cancelling_while_connected_closes_politely(backend: Backend, mete
         peer = await backend.peers.get()
         while not isinstance(await seen.get(), Received):
             pass
-        await cancelled_within(task, 0.5)
+        await cancelled_within(task, AT_ONCE_S)
     await peer.connection.wait_closed()
     assert peer.connection.close_code == 1000
 
@@ -820,7 +824,7 @@ async def test_cancelling_against_a_peer_that_stopped_reading_ends_within_bound(
         while not isinstance(await seen.get(), Received):
             pass
         peer.connection.transport.pause_reading()
-        await cancelled_within(task, CLOSE_TIMEOUT_S + 0.5)
+        await cancelled_within(task, CLOSE_TIMEOUT_S + AT_ONCE_S)
         peer.connection.transport.resume_reading()
 
 

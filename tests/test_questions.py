@@ -24,7 +24,7 @@ async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Questions,
     """Questions to a simulated backend behind a proxy."""
     front = Front()
     async with world() as (sim, _), front.before(sim):
-        upstream = Upstream(url=sim.url, rest_url=front.url, rest_timeout=0.3)
+        upstream = Upstream(url=sim.url, rest_url=front.url, rest_timeout=5.0)
         async with Rest.open(upstream, Metrics().upstream) as rest:
             yield Questions(rest, per_second), sim, front
 

@@ -363,7 +363,7 @@ async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [RestMode.TIMEOUT, RestMode.SLOW])
 async def test_a_backend_that_takes_too_long_is_asked_again(tmp_path: Path, mode: RestMode) -> None:
-    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, rest_timeout=0.3) as rig:
         known = sim.world.pay(150 * BTC).txid
         await rig.settled()
         sim.fail_rest(mode, seconds=1.0, times=6)

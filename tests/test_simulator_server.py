@@ -23,7 +23,8 @@ from whaled.simulator.truth import Fate
 
 WHALE = 10_000_000_000
 QUIET = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0, start=1_800_000_000.0)
-LONG_S = 5.0
+# Around the whole of a conversation: who runs into it hangs.
+LONG_S = 30.0
 
 
 @asynccontextmanager

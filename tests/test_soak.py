@@ -45,6 +45,13 @@ def test_a_short_soak_may_still_be_warming_up_but_not_for_ever() -> None:
     assert short(30) == ["memory grown after the warm-up"]
 
 
+def test_the_median_of_a_short_soak_may_drift_more_but_not_by_any_amount() -> None:
+    whole = course()
+    short = Course(samples=[each for each in whole.samples if each.at <= 360], thirds=whole.thirds)
+    assert missed(short, received=([0.05], [0.4])) == []
+    assert missed(short, received=([0.05], [0.6])) == ["shown to received, drift of the median"]
+
+
 def test_a_slope_is_found_through_noise() -> None:
     samples = course(lambda hours: 70 + 12 * hours + (hours * HOUR_S // 10) % 5).samples
     assert slope_per_hour(samples) == pytest.approx(12, abs=0.2)

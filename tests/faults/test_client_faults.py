@@ -24,12 +24,14 @@ from whaled.auth.tokens import issue
 from whaled.config.sections import Auth
 from whaled.model import Permission
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STRANGERS = 10_000
 # A connection that is refused or waits costs a few KiB; it must not be kept.
 GROWTH_LIMIT_MB = 60.0
 FLOODS = 12
+# A guard against waiting for ever: thousands at once are slow on a small machine.
+STRANGER_S = 120
 # Whoever misbehaves is found out within a test's patience.
 STRICT = {
     "slow_timeout": "2s", "ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "2s", "auth_timeout": "2s",
@@ -144,12 +146,16 @@ async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None
     )  # fmt: skip
     for beginning in beginnings:
         reader, writer = await asyncio.open_connection(host, int(port))
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(30):
-                writer.write(beginning)
-                await writer.drain()
-                await reader.read()
-                ends["refused"] += 1
+        try:
+            async with asyncio.timeout(STRANGER_S):
+                # Who is refused while it still sends gets a reset.
+                with suppress(ConnectionError):
+                    writer.write(beginning)
+                    await writer.drain()
+                    await reader.read()
+            ends["refused"] += 1
+        except TimeoutError:
+            ends["left waiting"] += 1
         writer.transport.abort()
 
 
@@ -183,7 +189,7 @@ async def test_floods_and_rubbish_cost_only_those_who_send_them(tmp_path: Path, 
 async def stranger(url: str, ends: Counter[str]) -> None:
     """Connects and never says who it is."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(STRANGER_S):
             client = await connect(url, proxy=None, compression=None, open_timeout=None, ping_interval=None)
             await client.wait_closed()
             ends[str(client.close_code)] += 1
@@ -236,8 +242,9 @@ async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tm
         await calm(rig, fds)
         assert sum(ends.values()) == STRANGERS
         assert ends["1008"] >= 1_000, ends  # let in, waited for, closed
-        # InvalidMessage: no answer to the handshake, whose time was over while this process had no time for it.
-        # 1006: it had no time to answer the close, either.
-        assert ends["1008"] + ends["503"] + ends["InvalidMessage"] + ends["1006"] == STRANGERS, ends
+        # InvalidMessage, ConnectionResetError: no answer to the handshake, whose time was over while this process had
+        # no time for it. 1006: it had no time to answer the close, either.
+        ways = ("1008", "503", "InvalidMessage", "ConnectionResetError", "1006")
+        assert sum(ends[way] for way in ways) == STRANGERS, ends
         assert peak - memory < GROWTH_LIMIT_MB, f"{memory:.0f} MB, then {peak:.0f} MB"
         await rig.finish(came=sum(ends.values()), grown_mb=round(peak - memory), **ends)

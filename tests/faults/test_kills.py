@@ -9,7 +9,7 @@ import pytest
 
 from faults.kit import Rig, rigged
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 # Worlds run beside each other in a test: most of the time they wait for whaled to be up to date.
 GROUPS, WORLDS, KILLS = 8, 3, 9

@@ -11,7 +11,7 @@ from faults.kit import Rig, rigged
 from faults.net import Frames, text_frame
 from faults.verdict import Row, read
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def bent(row: Row, **alert: object) -> Row:

@@ -13,7 +13,7 @@ from faults.net import Cut, Reply, Trouble, Way, text_frame
 from whaled.model import SAT_PER_BTC
 from whaled.simulator.faults import Garbage
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 Sections = Mapping[str, Mapping[str, object]]
 
