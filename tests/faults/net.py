@@ -2,9 +2,10 @@
 
 import asyncio
 import re
+import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import Enum, auto
 
@@ -12,6 +13,7 @@ import aiohttp
 from aiohttp import web
 from msgspec import Struct
 
+from support import SMALL_SEGMENT
 from whaled.listening import stop_accepting
 
 CHUNK = 65536
@@ -96,6 +98,24 @@ def text_frame(payload: bytes, *, announced: int | None = None, first_byte: int 
     return struct.pack("!BBQ", first_byte, 127, len(payload) if announced is None else announced) + payload
 
 
+class Pace(Struct):
+    """How fast what comes down is read: so many bytes at a time, and a pause after them."""
+
+    at_once: int = CHUNK
+    pause_s: float = 0.0
+
+
+class Theft(Struct):
+    """The next whole frame that `takes` likes never arrives, and nothing else is wrong. Tells whether that happened."""
+
+    takes: Callable[[bytes], bool]
+    is_done: bool = False
+
+    async def was_done(self) -> bool:
+        """For `Rig.until`."""
+        return self.is_done
+
+
 class Pipe:
     """One connection through a proxy."""
 
@@ -104,10 +124,14 @@ class Pipe:
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         cut: Cut | None,
+        pace: Pace,
     ) -> None:
         self._ends = {Way.UP: (client[0], server[1]), Way.DOWN: (server[0], client[1])}
         self._frames = {way: Frames() for way in Way}
         self._cut = cut
+        self._pace = pace
+        self._theft: Theft | None = None
+        self._held = b""
         self._moving = asyncio.Event()
         self._moving.set()
         self._inserts: deque[bytes] = deque()
@@ -122,6 +146,24 @@ class Pipe:
         self._inserts.append(frame)
         if self._frames[Way.DOWN].is_between:
             self._flush()
+
+    def steal(self, theft: Theft) -> None:
+        """Hold back whole frames of the server, from the next one on, until one of them is taken."""
+        self._theft = theft
+
+    def _let_through(self, piece: Piece, writer: asyncio.StreamWriter) -> None:
+        """Pass a piece on: at once, or as a whole frame while one is looked for, or not at all."""
+        if piece.at and not self._held:
+            writer.write(piece.data)  # began before anybody looked
+            return
+        self._held += piece.data
+        if not piece.is_last:
+            return
+        frame, self._held, theft = self._held, b"", self._theft
+        if theft is not None and theft.takes(frame):
+            theft.is_done, self._theft = True, None
+        else:
+            writer.write(frame)
 
     def _flush(self) -> None:
         while self._inserts:
@@ -160,7 +202,7 @@ class Pipe:
         with suppress(OSError):
             while True:
                 await self._moving.wait()
-                data = await reader.read(CHUNK)
+                data = await reader.read(self._pace.at_once if way is Way.DOWN else CHUNK)
                 await self._moving.wait()
                 if not data or writer.is_closing():
                     return
@@ -168,6 +210,8 @@ class Pipe:
                     if self._is_end(way, piece, writer):
                         return
                 await writer.drain()
+                if way is Way.DOWN and self._pace.pause_s:
+                    await asyncio.sleep(self._pace.pause_s)
 
     def _is_end(self, way: Way, piece: Piece, writer: asyncio.StreamWriter) -> bool:
         cut = self._cut
@@ -177,7 +221,10 @@ class Pipe:
                 writer.write(piece.data[: stop - piece.at])
                 self.was_cut = True
                 return True
-        writer.write(piece.data)
+        if way is Way.DOWN and (self._theft is not None or self._held):
+            self._let_through(piece, writer)
+        else:
+            writer.write(piece.data)
         if way is Way.DOWN and piece.is_last:
             self._flush()
         return False
@@ -189,8 +236,10 @@ class Proxy:
     `cuts` are taken by connections in their order, None for one that is left alone. One not reached is put back.
     """
 
-    def __init__(self, target: tuple[str, int] | None = None) -> None:
+    def __init__(self, target: tuple[str, int] | None = None, *, receive_buffer: int | None = None) -> None:
         self.target = target
+        self.pace = Pace()
+        self._receive_buffer = receive_buffer
         self.port = 0
         self.connections = 0
         self.cuts: deque[Cut | None] = deque()
@@ -232,6 +281,28 @@ class Proxy:
         for pipe in self._pipes:
             pipe.insert(frame)
 
+    def steal(self, takes: Callable[[bytes], bool]) -> Theft:
+        """Swallow one frame of the server that `takes` likes, while the connection stays as it is."""
+        theft = Theft(takes)
+        for pipe in self._pipes:
+            pipe.steal(theft)
+        return theft
+
+    async def _connected(self, target: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """To the server. With small buffers of the kernel, what is not read piles up in the server."""
+        if self._receive_buffer is None:
+            return await asyncio.open_connection(*target)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SMALL_SEGMENT)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, target)
+            return await asyncio.open_connection(sock=sock, limit=self._receive_buffer)
+        except BaseException:
+            sock.close()
+            raise
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
@@ -247,10 +318,10 @@ class Proxy:
             return
         cut = self.cuts.popleft() if self.cuts else None
         try:
-            server = await asyncio.open_connection(*self.target)
+            server = await self._connected(self.target)
         except OSError:
             return
-        pipe = Pipe((reader, writer), server, cut)
+        pipe = Pipe((reader, writer), server, cut, self.pace)
         self._pipes.add(pipe)
         try:
             await pipe.run()
