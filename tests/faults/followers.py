@@ -11,9 +11,10 @@ from whaled.model import SAT_PER_BTC
 class Follower:
     """A client that keeps what it gets, and goes on at its position whatever happens."""
 
-    def __init__(self, url: str, min_btc: int | None = None, token: str | None = None) -> None:
+    def __init__(self, url: str, min_btc: int | None = None, token: str | None = None, *, ping_s: float = 2.0) -> None:
         self._url = url
         self._token = token
+        self._ping_s = ping_s
         self._filters = {} if min_btc is None else {"min_btc": min_btc}
         self.least_sat = (min_btc or 0) * SAT_PER_BTC
         self.heard: list[Heard] = []
@@ -30,7 +31,7 @@ class Follower:
             since=self._position or Last(10**9),
             link_events=True,  # else each connection is logged, and there are thousands
             retry=Retry(initial_s=0.02, max_s=0.1),
-            limits=Limits(open_timeout_s=3.0, ping_interval_s=2.0, ping_timeout_s=2.0),
+            limits=Limits(open_timeout_s=3.0, ping_interval_s=self._ping_s, ping_timeout_s=self._ping_s),
         ) as stream:
             async for event in stream:
                 match event:

@@ -17,7 +17,8 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketExce
 
 from faults.followers import Follower
 from faults.kit import PICKY_BTC, Rig, rigged
-from support import silent_client
+from faults.net import Proxy
+from support import SMALL_SEGMENT, silent_client
 from whaled.auth.keys import generate, ring_of
 from whaled.auth.keys import read as read_keys
 from whaled.auth.tokens import issue
@@ -74,23 +75,82 @@ async def calm(rig: Rig, descriptors_before: int) -> None:
     await rig.until(is_calm)
 
 
+async def closed(rig: Rig, code: int, *, more_than: float = 0) -> int:
+    """How many sessions ended with a close code; waits until that is more than it was."""
+    count = 0.0
+
+    async def is_closed() -> bool:
+        nonlocal count
+        count = (await rig.metrics()).get("whaled_connections_closed_total", code=str(code))
+        return count > more_than
+
+    await rig.until(is_closed)
+    return int(count)
+
+
+# A client that reads nothing answers no ping either. It is to be closed for what it leaves unread, not for that.
+NO_PINGS = {**STRICT, "ping_interval": "1h", "ping_timeout": "1h"}
+
+
 async def test_clients_that_read_nothing_are_closed_and_hold_up_nobody(tmp_path: Path) -> None:
-    async with rigged(tmp_path, "clients that read nothing", sections={"gateway": STRICT}) as rig:
+    async with rigged(tmp_path, "clients that read nothing", sections={"gateway": NO_PINGS}) as rig:
         await rig.go(10)
         await rig.start()
         await rig.settle()
         before = open_descriptors(rig)
         with ExitStack() as socks:
             for _ in range(60):
-                socks.enter_context(silent_client(direct(rig), receive_buffer=4096))
+                socks.enter_context(silent_client(direct(rig), receive_buffer=4096, segment_bytes=SMALL_SEGMENT))
             for _ in range(4):
                 await rig.go(30, pace_s=0.02)
                 await rig.settle()
+            assert await closed(rig, 1013, more_than=59) == 60
             await calm(rig, before)
         seen = await rig.metrics()
-        closed = seen.total("whaled_connections_closed_total")
-        assert closed >= 60
-        await rig.finish(closed=int(closed))
+        assert seen.total("whaled_connections_closed_total") == 60
+        await rig.finish(closed=60)
+
+
+# It is 70 KB behind before it lags: so much is under way.
+LAG_POLLS = 60
+SLOW_BYTES, SLOW_PAUSE_S = 1_000, 0.2
+
+
+async def test_a_client_that_lags_far_behind_catches_up_from_the_log(tmp_path: Path) -> None:
+    """It reads, so it is not closed, but slower than events come."""
+    patience = {"slow_timeout": "10m", "ping_interval": "10m", "ping_timeout": "10m"}
+    gateway = {"max_unsent": "16KiB", "replay_page": 50, **patience}
+    async with (
+        Proxy(receive_buffer=4096).serving() as slow,
+        rigged(tmp_path, "a client that lags", sections={"gateway": gateway}) as rig,
+    ):
+        await rig.plain.end()
+        # Answers to its pings come behind all that it has not read.
+        rig.plain = Follower(f"ws://{slow.address}", ping_s=600.0)
+        rig.plain.begin()
+        await rig.go(10)
+        await rig.start()
+        host, port = direct(rig).removeprefix("ws://").split(":")
+        slow.target = (host, int(port))
+        await rig.settle()
+        lagged = 0.0
+        for _ in range(3):
+            slow.pace.at_once, slow.pace.pause_s = SLOW_BYTES, SLOW_PAUSE_S
+
+            async def lags_more(than: float = lagged) -> bool:
+                return (await rig.metrics()).total("whaled_clients_lagged_total") > than
+
+            while not await lags_more():
+                await rig.go(10, pace_s=0.01)
+            await rig.go(LAG_POLLS, pace_s=0.01)  # what it misses meanwhile
+            slow.pace.at_once, slow.pace.pause_s = 65_536, 0.0
+            await rig.settle()
+            lagged = (await rig.metrics()).total("whaled_clients_lagged_total")
+        seen = await rig.metrics()
+        assert seen.total("whaled_connections_closed_total") == 0
+        replayed = seen.total("whaled_messages_replayed_total")
+        assert replayed >= LAG_POLLS
+        await rig.finish(lagged=int(lagged), replayed=int(replayed))
 
 
 async def test_connections_that_went_half_open_are_given_up_and_their_clients_resume(tmp_path: Path) -> None:
@@ -99,11 +159,13 @@ async def test_connections_that_went_half_open_are_given_up_and_their_clients_re
         await rig.start()
         await rig.settle()
         before = open_descriptors(rig)
+        gone = 0
         for _ in range(4):
             rig.gateway.freeze()
             await rig.go(20, pace_s=0.02)
-            await rig.settle()
-            rig.gateway.cut()
+            await rig.settle()  # the clients have found out by themselves and come back; whaled was not told
+            gone += 2
+            assert await closed(rig, 1006, more_than=gone - 1) == gone
         await calm(rig, before)
         await rig.finish()
 
