@@ -113,7 +113,7 @@ async def test_clients_that_read_nothing_are_closed_and_hold_up_nobody(tmp_path:
 
 # It is 70 KB behind before it lags: so much is under way.
 LAG_POLLS = 60
-SLOW_BYTES, SLOW_PAUSE_S = 1_000, 0.2
+SLOW_BYTES, SLOW_PAUSE_S = 2_000, 0.2
 
 
 async def test_a_client_that_lags_far_behind_catches_up_from_the_log(tmp_path: Path) -> None:
