@@ -1,11 +1,20 @@
 """Clients that are followed to the end."""
 
 import asyncio
+import json
 from contextlib import suppress
 
-from faults.verdict import Heard
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
+
+from faults.verdict import Frame, Heard
 from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
+from whaled.gateway.wire import SUBPROTOCOL
 from whaled.model import SAT_PER_BTC
+
+RETRY_S = 0.05
 
 
 class Follower:
@@ -66,3 +75,48 @@ class Follower:
         """Wait until so many events came."""
         async with self.news:
             await self.news.wait_for(lambda: len(self.heard) >= count)
+
+
+class RawFollower:
+    """A client that takes the frames as they are and keeps them whole: it forgives nothing that a library would."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.frames: list[Frame] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def _follow(self) -> None:
+        while True:
+            with suppress(OSError, WebSocketException, TimeoutError):
+                async with connect(
+                    self._url, proxy=None, compression=None, max_size=None, subprotocols=[Subprotocol(SUBPROTOCOL)],
+                    open_timeout=3.0, close_timeout=1.0, ping_interval=2.0, ping_timeout=2.0,
+                ) as ws:  # fmt: skip
+                    await self._take(ws)
+            await asyncio.sleep(RETRY_S)
+
+    async def _take(self, ws: ClientConnection) -> None:
+        is_subscribed = False
+        while True:
+            message = json.loads(await ws.recv())
+            match message["type"]:
+                case "welcome":
+                    since = msgspec.to_builtins(self.frames[-1].position) if self.frames else {"last": 10**9}
+                    await ws.send(json.dumps({"type": "subscribe", "filters": {}, "since": since}))
+                case "subscribed":
+                    assert message["recovered"], message
+                    is_subscribed = True
+                case "whale_alert" | "whale_update" if is_subscribed:  # what comes before it comes again
+                    self.frames.append(msgspec.convert(message, Frame))
+
+    def begin(self) -> None:
+        """Follow from now on."""
+        self._task = asyncio.create_task(self._follow())
+
+    async def end(self) -> None:
+        """Stop. Raises what ended it before."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task

@@ -1,5 +1,5 @@
-"""A rig for faults: the real daemon as a process, the simulated backend in this one, proxies between them, two clients
-that resume, and a verdict that compares all of it with what was really sent.
+"""A rig for faults: the real daemon as a process, the simulated backend in this one, proxies between them, three
+clients that resume, and a verdict that compares all of it with what was really sent.
 
     async with rigged(tmp_path, "reorg", seed=3, block_interval=0) as rig:
         await rig.start()
@@ -20,7 +20,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import msgspec
 from msgspec import Struct
 
 import daemon
-from faults.followers import Follower
+from faults.followers import Follower, RawFollower
 from faults.net import Gate, Proxy
 from faults.verdict import Knowable, Row, Verdict, compare, read, state
 from whaled.model import SAT_PER_BTC
@@ -89,6 +89,7 @@ class Counts(Struct):
             **{kind: count for kind, count in verdict.kinds.items() if kind != "alert"},
             "unknowable": verdict.unknowable, "missing": verdict.missing, "double": verdict.double,
             "strangers": verdict.strangers, "wrong amounts": verdict.wrong_amounts, "wrong fates": verdict.wrong_fates,
+            "inputs unknown": verdict.inputs_unknown,
             "holes": verdict.holes, "to clients": verdict.received, "client faults": verdict.client_faults,
             "starts": self.starts, "kills": self.kills, "links": self.links, "cuts": self.cuts, "polls": self.polls,
             "checks": self.checks, **self.more, "peak MB": round(self.peak_mb), "s": round(self.seconds, 1),
@@ -156,15 +157,21 @@ class Rig:
         self.daemon: daemon.Daemon | None = None
         self.plain = Follower(f"ws://{self.gateway.address}")
         self.picky = Follower(f"ws://{self.gateway.address}", PICKY_BTC)
+        self.raw = RawFollower(f"ws://{self.gateway.address}")
         self.inputs: dict[str, frozenset[tuple[str, int]]] = {}
+        self.max_blocks: int | None = None
         self.knowable: Knowable | None = None
         self.counts = Counts(scenario=name, seed=seed, verdict=Verdict())
         self._began = time.monotonic()
         self._stack = AsyncExitStack()
+        self._complaints: list[str] = []
+        self._was_rest_spoiled = False
         self._shown: set[str] = set()
         self._announced: set[str] = set()
         self._stale = 0
         self._passed_over = False
+        # The newest blocks when whaled first was told of any, by height.
+        self._at_start: dict[int, str] | None = None
         self._links: tuple[int, float] | None = None
 
     def _sections(self, sections: Mapping[str, Mapping[str, object]]) -> dict[str, dict[str, object]]:
@@ -187,6 +194,9 @@ class Rig:
         self._links = None
         if wait:
             await self.ready()
+            if self._at_start is None:
+                await self.until(self._has_begun)
+                self._begin()
         return self.daemon
 
     async def ready(self) -> None:
@@ -197,9 +207,20 @@ class Rig:
         host, port = self.daemon.url.removeprefix("ws://").split(":")
         self.gateway.target = (host, int(port))
         if self.knowable is None:
-            self.knowable = Knowable(
-                since=self.sim.world.now, first_height=self.sim.world.chain.tip.height + 1, inputs=self.inputs
-            )
+            height = self.sim.world.chain.tip.height + 1  # of a start that is let finish; else see `_begin`
+            self.knowable = Knowable(since=self.sim.world.now, first_height=height, inputs=self.inputs)
+
+    async def _has_begun(self) -> bool:
+        """The daemon keeps what it was told first, so nothing that is mined from now on may be missing."""
+        return state(self.database, "told_blocks") is not None or state(self.database, "first_block") is not None
+
+    def _begin(self) -> None:
+        """From here on every block counts. One that was killed may have been told earlier: then from there on."""
+        assert self.knowable is not None
+        self._at_start = {block.height: block.hash for block in self.sim.backend.blocks}
+        told = json.loads(state(self.database, "told_blocks") or "[]")
+        heights = [self.sim.world.chain.tip.height, *(block["height"] for block in told[-1:])]
+        self.knowable.first_height = min(heights) + 1
 
     async def kill(self) -> None:
         """-9. Returns when it is gone."""
@@ -218,6 +239,8 @@ class Rig:
             self.daemon.signal(number)
         status = await self.daemon.ended()
         await self._stack.aclose()
+        if status in (0, -number):  # who ended by itself has said why: the scenario looks at that
+            self._complaints += complaints(self.daemon.raw)
         self.daemon = None
         return status
 
@@ -251,6 +274,7 @@ class Rig:
                 self._passed_over = True
             self._stale = len(chain.stale)
             self.counts.polls += 1
+            self._was_rest_spoiled |= bool(self.rest.troubles)
             self._shown.update(self._watched())
             self._note_inputs()
             await asyncio.sleep(pace_s)
@@ -286,7 +310,7 @@ class Rig:
                         patience.reschedule(loop.time() + STUCK_S)
                     if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
                         rows = read(self.database)
-                        if any(row.txid == mark for row in rows) or self._was_before(mark):
+                        if any(row.txid == mark for row in rows):
                             await self._know(seen, fates=fates)
                             verdict = self.verdict(rows, fates=fates)
                             if verdict.is_clean:
@@ -324,18 +348,11 @@ class Rig:
             return False
         return not self._passed_over if by.via_block else by.txid in self._announced
 
-    def _was_before(self, mark: str) -> bool:
-        """The poll mined it before whaled looked for the first time: it is in no block that is to be scanned."""
-        first = state(self.database, "first_block")
-        return first is not None and (self.sim.truth[mark].height or int(first)) < int(first)
-
     async def _know(self, seen: Metrics, *, fates: bool) -> None:
         """It is up to date: from here on it must know what there is. And what the stream showed, if it held."""
         assert self.knowable is not None
         assert self.daemon is not None
-        first = state(self.database, "first_block")
-        if first is not None:
-            self.knowable.first_height = int(first)
+        self._reckon(seen)
         links = (self.daemon.process.pid, seen.links)
         if links == self._links:
             self.knowable.must |= self._shown
@@ -351,6 +368,22 @@ class Rig:
         self._shown = set(self._watched())
         self._passed_over = False
 
+    def _reckon(self, seen: Metrics) -> None:
+        """From which height on every whale must be known. It does not ask the daemon, which may be wrong about it."""
+        assert self.knowable is not None
+        chain, first = self.sim.world.chain, self.knowable.first_height
+        # What took the place of a block that was there at the start was mined since.
+        for height, block_hash in (self._at_start or {}).items():
+            there = chain.block_at(height)
+            if there is not None and there.hash != block_hash:
+                first = min(first, height)
+        if self.max_blocks is not None:
+            first = max(first, chain.tip.height - self.max_blocks + 1)
+        else:
+            skipped = seen.total("whaled_blocks_skipped_total")
+            assert skipped == 0, f"{skipped:.0f} blocks were skipped"
+        self.knowable.first_height = first
+
     def verdict(self, rows: list[Row], *, fates: bool = True) -> Verdict:
         """How things stand."""
         assert self.knowable is not None
@@ -358,7 +391,8 @@ class Rig:
             name: (client.heard, client.missed, client.least_sat)
             for name, client in (("plain", self.plain), ("picky", self.picky))
         }
-        return compare(rows, self.sim.truth, self.sim.world.chain, self.knowable, clients, fates=fates)
+        world = self.sim.world
+        return compare(rows, self.sim.truth, world.chain, self.knowable, clients, frames=self.raw.frames, fates=fates)
 
     def _fail(self, verdict: Verdict, seen: Metrics | None) -> None:
         assert self.daemon is not None
@@ -385,9 +419,12 @@ class Rig:
         await self.settle()
         assert self.daemon is not None
         links = (await self.metrics()).total("whaled_upstream_connects_total")
-        await self.stop()
+        assert await self.stop() == 0
+        assert not self._complaints, self._complaints
         verdict = self.verdict(read(self.database))
         assert verdict.is_clean, verdict.problems
+        if not self._was_rest_spoiled:
+            assert verdict.are_inputs_known, f"{verdict.inputs_unknown} of {verdict.alerted} alerts without inputs"
         counts = self.counts
         counts.verdict, counts.links, counts.cuts, counts.more = verdict, int(links), self.upstream.cut_count, more
         counts.links = max(counts.links, self.upstream.connections)
@@ -395,6 +432,15 @@ class Rig:
         assert counts.peak_mb < MEMORY_LIMIT_MB, f"{counts.peak_mb:.0f} MB"
         record(counts)
         return counts
+
+
+def complaints(said: Sequence[str]) -> list[str]:
+    """What no daemon should say that is killed or stopped: errors, and tracebacks wherever they stand."""
+    return [text for text in said if "Traceback" in text or _level(text) in ("error", "critical")]
+
+
+def _level(text: str) -> object:
+    return json.loads(text).get("level") if text.startswith("{") else None
 
 
 def record(counts: Counts) -> None:
@@ -411,12 +457,16 @@ async def rigged(
     *,
     seed: int = 1,
     sections: Mapping[str, Mapping[str, object]] | None = None,
+    max_blocks: int | None = None,
     **world: Any,
 ) -> AsyncIterator[Rig]:
     """A rig with its backend up and its clients waiting; `start` starts whaled.
 
-    `sections` are laid over the configuration, `world` over the settings of the simulator.
+    `sections` are laid over the configuration, `world` over the settings of the simulator. With `max_blocks` whaled
+    may skip what is further back; without it a block that is skipped fails the scenario.
     """
+    if max_blocks is not None:
+        sections = {**(sections or {}), "backfill": {**(sections or {}).get("backfill", {}), "max_blocks": max_blocks}}
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing runs yet
     async with AsyncExitStack() as stack:
         sim = await stack.enter_async_context(Simulator(SimulatorSettings(**{**WORLD, "seed": seed, **world})))
@@ -424,12 +474,13 @@ async def rigged(
         rest = await stack.enter_async_context(Gate(sim.rest_url).serving())
         gateway = await stack.enter_async_context(Proxy().serving())
         rig = Rig(name, seed, directory, sim, (upstream, rest, gateway), sections or {})
+        rig.max_blocks = max_blocks
         try:
-            for client in (rig.plain, rig.picky):
+            for client in (rig.plain, rig.picky, rig.raw):
                 client.begin()
             yield rig
         finally:
-            for client in (rig.plain, rig.picky):
+            for client in (rig.plain, rig.picky, rig.raw):
                 await client.end()
             if rig.daemon is not None:
                 await rig.kill()

@@ -1,15 +1,18 @@
 """The rig can fail: whatever is taken away, doubled or bent is found."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from faults.kit import Rig, rigged
+from faults.kit import Rig, complaints, rigged
 from faults.net import Frames, text_frame
 from faults.verdict import Row, read
+from whaled.model import SAT_PER_BTC
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,6 +44,60 @@ BENDS: dict[str, Callable[[list[Row]], list[Row]]] = {
 }
 
 
+def with_body(row: Row, **body: object) -> Row:
+    return replace(row, body={**(row.body or {}), **body})
+
+
+def at_last(kind: str, bend: Callable[[Row], Row]) -> Callable[[list[Row]], list[Row]]:
+    """Bends the last of its kind."""
+    return lambda rows: [bend(row) if place == last_of(rows, kind) else row for place, row in enumerate(rows)]
+
+
+def before_last(kind: str, made: Callable[[Row], Row], *, after: int = 0) -> Callable[[list[Row]], list[Row]]:
+    """Puts an event about the same whale before (or after) the last of its kind."""
+
+    def bend(rows: list[Row]) -> list[Row]:
+        place = last_of(rows, kind)
+        kept = [*rows[: place + after], made(rows[place]), *rows[place + after :]]
+        return [replace(row, offset=number) for number, row in enumerate(kept, 1)]
+
+    return bend
+
+
+def update(row: Row, kind: str, ref: str = "") -> Row:
+    """Another word about the whale of a row, well formed."""
+    body = {"transaction_id": row.txid, "status": kind, "btc_value": row.alert["btc_value"]}
+    return replace(row, kind=kind, ref=ref, body=body)
+
+
+# What is true of no whale, or of another one, though its last word is right.
+SUBTLE: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
+    "dropped, but it only ever waited for its block": (
+        "wrong_fates", before_last("confirmed", lambda row: update(row, "dropped")),
+    ),
+    "confirmed in the same block once more": (
+        "double", before_last("confirmed", lambda row: replace(row, ref=row.ref + "#2"), after=1),
+    ),
+    "pending, but nothing was said yet": ("wrong_fates", before_last("confirmed", lambda row: update(row, "pending"))),
+    "pending, because of the block that it has not left": (
+        "wrong_fates", before_last("confirmed", lambda row: update(row, "pending", row.ref)),
+    ),
+    "replaced by itself": (
+        "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref=row.txid), replaced_by=row.txid)),
+    ),
+    "replaced by another than it says": (
+        "wrong_fates", at_last("replaced", lambda row: with_body(row, replaced_by="0" * 64)),
+    ),
+    "replaced by a stranger": (
+        "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref="0" * 64), replaced_by="0" * 64)),
+    ),
+    "confirmed at another height": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, block_height=1))),
+    "an update of another amount": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
+    "a wrong fee": ("wrong_amounts", at_last("alert", lambda row: bent(row, fee_sat=1))),
+    "another amount moved": ("wrong_amounts", at_last("alert", lambda row: bent(row, moved_sat=1))),
+}  # fmt: skip
+
+
 async def test_a_verdict_finds_what_is_wrong(tmp_path: Path) -> None:
     async with rigged(tmp_path, "the rig itself") as rig:
         await rig.go(10)
@@ -52,8 +109,26 @@ async def test_a_verdict_finds_what_is_wrong(tmp_path: Path) -> None:
         for what, bend in BENDS.items():
             found = msgspec.to_builtins(rig.verdict(bend(rows)))
             assert found[what] >= 1, what
+        for how, (what, bend) in SUBTLE.items():
+            found = msgspec.to_builtins(rig.verdict(bend(rows)))
+            assert found[what] >= 1, how
+        assert rig.verdict(rows).are_inputs_known
+        assert not rig.verdict([bent(row, moved_sat=None) for row in rows]).are_inputs_known
+        frames_that_are_bent_are_found(rig, rows)
         await a_client_that_lost_doubled_or_swapped_something_is_found(rig, rows)
         await rig.finish()
+
+
+def frames_that_are_bent_are_found(rig: Rig, rows: list[Row]) -> None:
+    whole = list(rig.raw.frames)
+    doubled = replace(whole[0], data={**whole[0].data, "btc_value": 2 * whole[0].data["btc_value"]})
+    for frames in (
+        whole[:-1], [*whole[:9], *whole[4:]], [*whole[:9], *whole[10:]], whole[1:], [doubled, *whole[1:]],
+        [replace(whole[0], type="whale_update"), *whole[1:]], [replace(whole[0], timestamp=""), *whole[1:]],
+    ):  # fmt: skip
+        rig.raw.frames = frames
+        assert rig.verdict(rows).client_faults == 1
+    rig.raw.frames = whole
 
 
 async def a_client_that_lost_doubled_or_swapped_something_is_found(rig: Rig, rows: list[Row]) -> None:
@@ -62,6 +137,38 @@ async def a_client_that_lost_doubled_or_swapped_something_is_found(rig: Rig, row
         rig.plain.heard = heard
         assert rig.verdict(rows).client_faults == 1
     rig.plain.heard = whole
+
+
+async def test_a_daemon_that_excuses_itself_from_blocks_is_found(tmp_path: Path) -> None:
+    async with rigged(tmp_path, "the rig itself, blocks excused", block_interval=0) as rig:
+        await rig.start()
+        await rig.settle()
+        with closing(sqlite3.connect(rig.database, isolation_level=None, timeout=10)) as db:
+            db.execute("UPDATE state SET value = ? WHERE key = 'first_block'", (rig.sim.world.chain.tip.height + 2,))
+        rig.sim.world.mine([rig.sim.world.pay(150 * SAT_PER_BTC, relay=False)])
+        await rig.go()
+        with pytest.raises(AssertionError, match="missing: "):
+            await rig.settle(within_s=8)
+
+
+async def test_a_daemon_that_skips_a_block_is_found(tmp_path: Path) -> None:
+    few = {"backfill": {"max_blocks": 2}}
+    async with rigged(tmp_path, "the rig itself, blocks skipped", block_interval=0, sections=few) as rig:
+        await rig.start()
+        await rig.settle()
+        await rig.kill()
+        for _ in range(4):
+            rig.sim.world.mine()
+        await rig.start()
+        with pytest.raises(AssertionError, match="blocks were skipped"):
+            await rig.settle()
+
+
+def test_what_a_daemon_complains_of_is_found() -> None:
+    fine = ['{"event":"ready","level":"info"}', '{"event":"link lost","level":"warning"}']
+    for line in ('{"event":"broke","level":"error"}', "Traceback (most recent call last):"):
+        assert complaints([*fine, line]) == [line]
+    assert complaints(fine) == []
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])

@@ -402,8 +402,7 @@ async def test_many_blocks_at_once_are_scanned(tmp_path: Path, count: int, is_aw
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_away_for_longer_than_is_scanned_what_was_known_has_its_fate(tmp_path: Path, seed: int) -> None:
-    sections: Sections = {"backfill": {"max_blocks": 4}}
-    async with living(tmp_path, "away too long", seed, sections, block_interval=0) as rig:
+    async with living(tmp_path, "away too long", seed, block_interval=0, max_blocks=4) as rig:
         skipped = 0
         for depth in (2, 6):
             for _ in range(depth):

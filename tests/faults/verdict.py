@@ -4,12 +4,14 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
 
-from whaled.model import SAT_PER_BTC
+from whaled.model import SAT_PER_BTC, Position
 from whaled.simulator.chain import Chain
 from whaled.simulator.truth import Fate, Record, Truth
 
@@ -21,6 +23,9 @@ LAST_WORD = {
     Fate.EVICTED: ("dropped",),
 }
 SHOWN = 6
+# Of the alerts may be without the amounts of their inputs where REST answers: who was mined or replaced before it was
+# asked for.
+INPUTS_UNKNOWN_SHARE = 0.2
 
 
 class Row(Struct, frozen=True):
@@ -30,8 +35,14 @@ class Row(Struct, frozen=True):
     kind: str
     ref: str
     txid: str
+    at: float
     alert: dict[str, Any]
     body: dict[str, Any] | None
+
+    @property
+    def because(self) -> str:
+        """The block hash or the replacing txid: a ref that is said again has a number behind it."""
+        return self.ref.partition("#")[0]
 
 
 class Heard(Struct, frozen=True):
@@ -43,8 +54,20 @@ class Heard(Struct, frozen=True):
     txid: str
 
 
+class Frame(Struct, frozen=True):
+    """A whale_alert or whale_update as it came over the socket."""
+
+    type: str
+    data: dict[str, Any]
+    timestamp: str
+    position: Position
+
+
 class Knowable(Struct):
     """What whaled can be expected to know, and what nobody could know.
+
+    `first_height` is what the rig saw when whaled first was told of the chain: from there on every block counts,
+    whatever whaled says that it has scanned.
 
     `must` are whales that were in the mempool or in a block at a moment when whaled was up to date, or in the stream
     while the link demonstrably held; with those that are there at the end. `told` are those whose replacement came in
@@ -59,8 +82,8 @@ class Knowable(Struct):
     told: set[str] = field(default_factory=set)
 
     def are_rivals(self, one: str, other: str) -> bool:
-        """Whether both spend the same output."""
-        return not self.inputs.get(one, frozenset()).isdisjoint(self.inputs.get(other, frozenset()))
+        """Whether both spend the same output, and are two."""
+        return one != other and not self.inputs.get(one, frozenset()).isdisjoint(self.inputs.get(other, frozenset()))
 
 
 class Verdict(Struct):
@@ -88,6 +111,11 @@ class Verdict(Struct):
     def is_clean(self) -> bool:
         return not self.problems
 
+    @property
+    def are_inputs_known(self) -> bool:
+        """Of most whales. Where REST fails they cannot be."""
+        return self.inputs_unknown <= INPUTS_UNKNOWN_SHARE * self.alerted
+
     def blame(self, what: str, detail: object) -> None:
         """Count one more of what is wrong."""
         setattr(self, what, getattr(self, what) + 1)
@@ -98,13 +126,13 @@ def read(database: Path) -> list[Row]:
     """Every event, with SQL of our own."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
         rows = db.execute(
-            "SELECT e.offset, e.kind, e.ref, w.txid, w.alert, e.body FROM events e JOIN whales w ON w.id = e.whale "
-            "ORDER BY e.offset"
+            "SELECT e.offset, e.kind, e.ref, w.txid, e.at, w.alert, e.body "
+            "FROM events e JOIN whales w ON w.id = e.whale ORDER BY e.offset"
         ).fetchall()
     db.close()
     return [
-        Row(offset, kind, ref, txid, json.loads(alert), json.loads(body) if body else None)
-        for offset, kind, ref, txid, alert, body in rows
+        Row(offset, kind, ref, txid, at, json.loads(alert), json.loads(body) if body else None)
+        for offset, kind, ref, txid, at, alert, body in rows
     ]
 
 
@@ -123,44 +151,55 @@ def compare(
     knowable: Knowable,
     clients: Mapping[str, tuple[Sequence[Heard], Collection[str], int]],
     *,
+    frames: Sequence[Frame] | None = None,
     fates: bool = True,
 ) -> Verdict:
     """The verdict. `clients` by name: what each got, what it was told it missed, and its least amount in satoshi.
+    `frames` are what one without a filter got, as they came.
 
     `fates` False leaves out the last word about each whale, for a moment when questions are still open.
     """
     verdict = Verdict(events=len(rows))
-    _judge_log(rows, truth, knowable, verdict)
+    _judge_log(rows, truth, chain, knowable, verdict)
     last = {row.txid: row for row in rows}
     for record in truth.whales():
         if record.turns and (record.txid in last or _is_within(record, chain, knowable)):
             _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, fates=fates)
     for name, (heard, missed, least_sat) in clients.items():
         _judge_client(name, rows, heard, missed, least_sat, verdict)
+    if frames is not None:
+        _judge_frames(rows, frames, verdict)
     return verdict
 
 
-def _judge_log(rows: Sequence[Row], truth: Truth, knowable: Knowable, verdict: Verdict) -> None:
+def _judge_log(rows: Sequence[Row], truth: Truth, chain: Chain, knowable: Knowable, verdict: Verdict) -> None:
     for place, row in enumerate(rows, 1):
         if row.offset != place:
             verdict.blame("holes", f"offset {row.offset} where {place} was expected")
             break
-    alerted: set[str] = set()
+    before: dict[str, Row] = {}
     said: set[tuple[str, str, str]] = set()
     for row in rows:
         known = truth.get(row.txid)
         if known is None or not known.whale or not known.turns:
             verdict.blame("strangers", f"{row.kind} about {row.txid[:8]}, which never was a whale")
             continue
-        if (row.txid, row.kind, row.ref) in said or (row.kind == "alert") == (row.txid in alerted):
+        last = before.get(row.txid)
+        before[row.txid] = row
+        if (row.txid, row.kind, row.ref) in said or (row.kind == "alert") == (last is not None):
             verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} at {row.offset}")
         said.add((row.txid, row.kind, row.ref))
         if row.kind == "alert":
-            alerted.add(row.txid)
             _judge_amounts(row, known, verdict)
-        elif not _could_be_said(row, known, truth, knowable):
+            continue
+        if last is not None:
+            _judge_order(last, row, verdict)
+        if not _could_be_said(row, known, truth, chain, knowable):
             verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
-    verdict.alerted = len(alerted)
+        wrong = _wrong_in_body(row, chain)
+        if wrong:
+            verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} says {wrong}")
+    verdict.alerted = len(before)
     verdict.sources = dict(sorted(Counter(row.alert["source"] for row in rows if row.kind == "alert").items()))
     verdict.kinds = dict(sorted(Counter(row.kind for row in rows).items()))
 
@@ -178,25 +217,67 @@ def _judge_amounts(row: Row, known: Record, verdict: Verdict) -> None:
     verdict.inputs_unknown += alert["moved_sat"] is None
 
 
-def _could_be_said(row: Row, known: Record, truth: Truth, knowable: Knowable) -> bool:
+def _judge_order(last: Row, row: Row, verdict: Verdict) -> None:
+    if (last.kind, last.because) == (row.kind, row.because) and last.ref != row.ref:
+        verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} twice running, at {row.offset}")
+    if row.kind == "pending" and not _takes_back(row, last):
+        verdict.blame("wrong_fates", f"pending {row.ref[:8]} about {row.txid[:8]} after {last.kind} {last.ref[:8]}")
+
+
+def _takes_back(row: Row, last: Row) -> bool:
+    """A block that died takes back what was said last, of itself; without a block comes back who was gone."""
+    if last.kind == "confirmed":
+        return row.because == last.because
+    return last.kind in ("replaced", "dropped") and not row.because
+
+
+def _wrong_in_body(row: Row, chain: Chain) -> dict[str, object]:
+    """What an update says otherwise than its row and the chain do."""
+    block = chain.block_by_hash(row.because) if row.kind == "confirmed" else None
+    right: dict[str, object] = {
+        "transaction_id": row.txid,
+        "status": row.kind,
+        "btc_value": row.alert["btc_value"],
+        "block_hash": row.because if row.kind == "confirmed" else None,
+        "replaced_by": row.because if row.kind == "replaced" else None,
+    }
+    if row.kind != "confirmed" or block is not None:  # one that is not kept any more has no height
+        right["block_height"] = None if block is None else block.height
+    body = row.body or {}
+    return {name: body.get(name) for name, value in right.items() if body.get(name) != value}
+
+
+def _could_be_said(row: Row, known: Record, truth: Truth, chain: Chain, knowable: Knowable) -> bool:
     """Whether an update was true at some time."""
-    ref = row.ref.partition("#")[0]
+    ref = row.because
     turns = known.turns
     match row.kind:
         case "confirmed":
             return any(turn.fate is Fate.CONFIRMED and turn.because == ref for turn in turns)
         case "replaced":
             # Also by one that spends the same after it was evicted for another reason.
-            return ref in _replacers(known, truth) or knowable.are_rivals(row.txid, ref)
+            return ref != row.txid and (ref in _replacers(known, truth) or knowable.are_rivals(row.txid, ref))
         case "dropped":
-            return any(turn.fate in (Fate.REPLACED, Fate.EVICTED) for turn in turns) or _left_with_its_block(known)
+            return any(turn.fate in (Fate.REPLACED, Fate.EVICTED) for turn in turns) or _was_nowhere(
+                known, truth, chain
+            )
         case _:
             return not ref or any(turn.fate is Fate.CONFIRMED and turn.because == ref for turn in turns)
 
 
-def _left_with_its_block(known: Record) -> bool:
-    """A reorganisation may leave a transaction without a place: the node does not take it back."""
-    return any(turn.fate is Fate.CONFIRMED for turn in known.turns)
+def _was_nowhere(known: Record, truth: Truth, chain: Chain) -> bool:
+    """A reorganisation may leave a transaction without a place: the node does not take it back. The truth notes no turn
+    for that, but when the coinbase of its block went.
+    """
+    for place, turn in enumerate(known.turns):
+        block = chain.stale.get(turn.because) if turn.fate is Fate.CONFIRMED else None
+        if block is None:
+            continue
+        coinbase = truth.get(block.txs[0].txid)
+        later = known.turns[place + 1 : place + 2]
+        if not later or coinbase is None or later[0].at > coinbase.turns[-1].at:
+            return True
+    return False
 
 
 def _replacers(known: Record, truth: Truth) -> set[str]:
@@ -246,7 +327,7 @@ def _judge_whale(
 def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict: Verdict) -> bool:
     if fate is Fate.CONFIRMED:
         body = last.body or {}
-        return (last.kind, last.ref.partition("#")[0], body.get("block_height")) == (
+        return (last.kind, last.because, body.get("block_height")) == (
             "confirmed", record.block_hash, record.height,
         )  # fmt: skip
     if fate is Fate.REPLACED and last.kind == "dropped" and record.txid not in knowable.told:
@@ -254,7 +335,7 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
         verdict.replaced_told_as_dropped += 1
         return True
     if fate is Fate.EVICTED and last.kind == "replaced":
-        return knowable.are_rivals(record.txid, last.ref.partition("#")[0])
+        return knowable.are_rivals(record.txid, last.because)
     return last.kind in LAST_WORD[fate]
 
 
@@ -277,6 +358,25 @@ def _judge_client(
             f"{name} got {len(got)} of {len(wanted)} events, and at {place} {got[place : place + 2]} "
             f"instead of {wanted[place : place + 2]}",
         )
+
+
+def _judge_frames(rows: Sequence[Row], frames: Sequence[Frame], verdict: Verdict) -> None:
+    """Every offset once, ascending, and in each frame what the log holds."""
+    offsets = [each.position.offset for each in frames]
+    for before, after in pairwise(offsets):
+        if after != before + 1:
+            verdict.blame("client_faults", f"frames: offset {after} came after {before}")
+            return
+    if offsets[:1] != [row.offset for row in rows[:1]] or len(offsets) != len(rows):
+        verdict.blame("client_faults", f"frames: {len(frames)} of {len(rows)}, from {offsets[:1]}")
+        return
+    for row, frame in zip(rows, frames, strict=True):
+        kind, data = ("whale_alert", row.alert) if row.kind == "alert" else ("whale_update", row.body)
+        at = datetime.fromtimestamp(row.at, UTC).isoformat()
+        if (frame.type, frame.data, frame.timestamp) != (kind, data, at):
+            other = {name for name in {*frame.data, *(data or {})} if frame.data.get(name) != (data or {}).get(name)}
+            verdict.blame("client_faults", f"frames: {frame.type} at {row.offset} is not the {row.kind}: {other}")
+            return
 
 
 def _life(record: Record) -> str:
