@@ -168,6 +168,7 @@ class Soak:
         self.clients = [Client(each, through if each.is_killed else self.url) for each in MANNERS]
         self._ready = ready
         self._gateway = gateway
+        self._at_start = {block.height: block.hash for block in simulator.backend.blocks}
         self._rng = rng
         self._knowable = knowable
 
@@ -264,12 +265,25 @@ class Soak:
         end = time.monotonic() + SETTLE_S
         while time.monotonic() < end:
             await asyncio.sleep(3)
-            known = self._knowable
-            known.first_height = int(state(database, "first_block") or known.first_height)
-            verdict = compare(read(database), self.sim.truth, self.sim.world.chain, known, self._clients())
+            self._reckon()
+            chain, known = self.sim.world.chain, self._knowable
+            verdict = compare(read(database), self.sim.truth, chain, known, self._clients())
             if verdict.is_clean:
                 break
+        skipped = (await self.metrics())["whaled_blocks_skipped_total"]
+        if skipped:
+            verdict.blame("missing", f"{skipped:.0f} blocks were skipped")
         return verdict
+
+    def _reckon(self) -> None:
+        """From which height on every whale must be known: what took the place of a block that was there at the start
+        was mined since. It does not ask the daemon, which may be wrong about it.
+        """
+        chain, known = self.sim.world.chain, self._knowable
+        for height, block_hash in self._at_start.items():
+            there = chain.block_at(height)
+            if there is not None and there.hash != block_hash:
+                known.first_height = min(known.first_height, height)
 
     def _clients(self) -> dict[str, tuple[list[Heard], list[str], int]]:
         return {
@@ -386,6 +400,7 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
         knowable = Knowable(since=simulator.world.now, first_height=simulator.world.chain.tip.height + 1, inputs={})
         async with daemon(config) as ready:
             gateway.target = ("127.0.0.1", ready.port)
+            await told(directory / "soak.db")
             soak = Soak(simulator, ready, gateway, random.Random(options.seed), knowable)
             async with asyncio.TaskGroup() as tasks:
                 followers = [tasks.create_task(client.run()) for client in soak.clients]
@@ -398,6 +413,13 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
     found = aims(soak.course, verdict, latencies(soak), left)
     print(f"{report(soak, verdict, options.minutes)}\n{aims_table(found)}", flush=True)
     return all(aim.is_met for aim in found)
+
+
+async def told(database: Path) -> None:
+    """Wait until the daemon keeps which blocks there are: every one from then on counts."""
+    async with asyncio.timeout(SETTLE_S):
+        while state(database, "told_blocks") is None:  # noqa: ASYNC110 - another process decides
+            await asyncio.sleep(0.05)
 
 
 def write_config(directory: Path, simulator: Simulator) -> Path:
