@@ -168,7 +168,8 @@ class Soak:
         self.clients = [Client(each, through if each.is_killed else self.url) for each in MANNERS]
         self._ready = ready
         self._gateway = gateway
-        self._at_start = {block.height: block.hash for block in simulator.backend.blocks}
+        shown = {block.height for block in simulator.backend.blocks}
+        self._at_start = {block.height: block.hash for block in simulator.world.chain.blocks if block.height in shown}
         self._rng = rng
         self._knowable = knowable
 

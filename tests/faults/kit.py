@@ -217,7 +217,9 @@ class Rig:
     def _begin(self) -> None:
         """From here on every block counts. One that was killed may have been told earlier: then from there on."""
         assert self.knowable is not None
-        self._at_start = {block.height: block.hash for block in self.sim.backend.blocks}
+        # Of the chain, not of the backend: without a database that goes on showing blocks that died.
+        shown = {block.height for block in self.sim.backend.blocks}
+        self._at_start = {block.height: block.hash for block in self.sim.world.chain.blocks if block.height in shown}
         told = json.loads(state(self.database, "told_blocks") or "[]")
         heights = [self.sim.world.chain.tip.height, *(block["height"] for block in told[-1:])]
         self.knowable.first_height = min(heights) + 1
