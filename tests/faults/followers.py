@@ -80,8 +80,9 @@ class Follower:
 class RawFollower:
     """A client that takes the frames as they are and keeps them whole: it forgives nothing that a library would."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self._url = url
+        self._token = token
         self.frames: list[Frame] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -97,6 +98,8 @@ class RawFollower:
 
     async def _take(self, ws: ClientConnection) -> None:
         is_subscribed = False
+        if self._token is not None:
+            await ws.send(json.dumps({"type": "auth", "token": self._token}))
         while True:
             message = json.loads(await ws.recv())
             match message["type"]:

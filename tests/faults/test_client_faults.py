@@ -15,7 +15,7 @@ from fuzz_kit import CORPUS
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 
-from faults.followers import Follower
+from faults.followers import Follower, RawFollower
 from faults.kit import PICKY_BTC, Rig, rigged
 from faults.net import Proxy
 from support import SMALL_SEGMENT, silent_client
@@ -283,6 +283,9 @@ async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tm
             follower = Follower(f"ws://{rig.gateway.address}", least, token=token)
             setattr(rig, name, follower)
             follower.begin()
+        await rig.raw.end()
+        rig.raw = RawFollower(f"ws://{rig.gateway.address}", token)
+        rig.raw.begin()
         await rig.go(10)
         await rig.start()
         await rig.settle()
