@@ -1,5 +1,6 @@
 """Whatever the backend answers, what is known stays, the failure is counted, and it comes right once answers do."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from whaled.config.sections import Basis, Detection
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.simulator.transactions import Tx
-from whaled.upstream.http import RestFailure
+from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.news import SnapshotTaken
 
 
@@ -273,6 +274,21 @@ async def test_a_whale_of_a_block_that_the_backend_does_not_find_is_asked_for_un
         await later(rig)
         assert rig.told(hidden[0].txid) == ["alert", "confirmed"]
         assert block.height in await rig.scans()
+
+
+async def test_an_answer_that_failed_is_gone_with_its_error_before_any_collector_comes_by(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
+        block = sim.world.mine([sim.world.pay(150 * BTC, relay=False)])
+        front.spoil(f"block/{block.hash}/txs/.*", 200, GARBAGE)
+        gc.collect()
+        gc.disable()
+        try:
+            await rig.poll()
+            await rig.until(lambda: rig.tally.failures[RestFailure.GARBAGE] > 0)
+            assert [each for each in gc.get_objects() if isinstance(each, RestError)] == []
+        finally:
+            gc.enable()
 
 
 async def test_a_chain_that_answers_nonsense_undoes_nothing(tmp_path: Path) -> None:

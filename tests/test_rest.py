@@ -1,8 +1,10 @@
 """The REST client against real HTTP servers; transactions and outputs come from the recording."""
 
 import asyncio
+import gc
 import gzip
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -291,13 +293,16 @@ async def test_429_is_asked_again_after_retry_after(backend: Backend, meter: Rec
     assert meter.requests == [RestFailure.RATE_LIMITED, RestFailure.RATE_LIMITED, None]
 
 
-async def test_a_retry_after_beyond_the_total_time_is_not_waited_for(backend: Backend, meter: Recorder) -> None:
-    backend.says("blocks/tip/height", web.Response(status=429, headers={"Retry-After": "3600"}))
+@pytest.mark.parametrize("seconds", ["3600", "9" * 400])
+async def test_a_retry_after_beyond_the_total_time_is_not_waited_for(
+    backend: Backend, meter: Recorder, seconds: str
+) -> None:
+    backend.says("blocks/tip/height", web.Response(status=429, headers={"Retry-After": seconds}))
     async with client(backend.url, meter) as rest:
         with pytest.raises(RestError) as caught:
             await rest.tip_height()
     assert caught.value.reason is RestFailure.RATE_LIMITED
-    assert caught.value.retry_after_s == 3600
+    assert caught.value.retry_after_s == float(seconds)
     assert len(backend.asked) == 1
 
 
@@ -491,6 +496,31 @@ async def test_a_wrong_answer_leaves_the_inputs_unknown(
     async with client(backend.url, meter) as rest:
         assert await rest.prevouts(tx, 5.0) is tx
     assert meter.unknown == [failure]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'["x",%s{}]' % (b" " * 4_000_000), b'["%s\xff"]' % (b"x" * 4_000_000), b"[%snull]" % (b"null," * 800_000)],
+    ids=["another shape", "no text", "too many"],
+)
+async def test_nothing_is_kept_of_an_answer_that_leaves_the_inputs_unknown(
+    backend: Backend, meter: Recorder, body: bytes
+) -> None:
+    tx = transaction(small())
+    async with client(backend.url, meter, limit_bytes=8_000_000) as rest:
+        assert await rest.prevouts(tx, 5.0) is tx  # what a first question makes for all that follow
+        backend.says("prevouts", web.Response(body=body))
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            assert await rest.prevouts(tx, 5.0) is tx
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert meter.unknown == [RestFailure.INCOMPLETE, RestFailure.GARBAGE]
+    assert kept < 1_000_000
 
 
 async def test_one_failing_chunk_leaves_all_inputs_unknown(backend: Backend, meter: Recorder) -> None:

@@ -272,7 +272,10 @@ class Blocks:
                     await say(tools, found)
                     sightings += [Sighting(None)] * any(draft.kind is Kind.CONFIRMED for draft in found)
         if problem is not None:
-            raise problem
+            try:
+                raise problem
+            finally:
+                del problem  # its traceback holds this frame: they would keep each other, and the answer that was read
         is_missed = any(seen.lead_s is None for seen in sightings)
         missed = self._spans.why_missed(await self._before(block) if is_missed else at, at)
         await tools.log.put_scan(scan_of(block.height, block.hash, float(block.timestamp), now, sightings, missed))

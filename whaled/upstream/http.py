@@ -258,10 +258,11 @@ class Http:
         try:
             return msgspec.json.decode(raw, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
-            raise RestError(
-                RestFailure.GARBAGE, f"{self.shown_base}{path}: {exc}; the answer begins with {excerpt!r}"
-            ) from exc
+            problem = str(exc)
+        excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
+        # As above: a task group keeps the error, its traceback this frame, and a UnicodeDecodeError all that was read.
+        del raw
+        raise RestError(RestFailure.GARBAGE, f"{self.shown_base}{path}: {problem}; the answer begins with {excerpt!r}")
 
     def found(self, path: str, answer: T | None) -> T:
         """`answer`, which every mempool backend has; RestError if it has not."""

@@ -123,9 +123,10 @@ class Rest(Http):
         if answers is None:  # a backend without this call
             return {}
         if len(answers) != len(outpoints):
+            count = len(answers)
+            answers.clear()  # the task group keeps the error, its traceback this frame
             raise RestError(
-                RestFailure.GARBAGE,
-                f"POST {self.shown_base}prevouts: {len(answers)} answers to {len(outpoints)} questions",
+                RestFailure.GARBAGE, f"POST {self.shown_base}prevouts: {count} answers to {len(outpoints)} questions"
             )
         return {
             (outpoint.txid, outpoint.vout): answer.prevout.output()
