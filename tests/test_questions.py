@@ -165,6 +165,8 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call:
         ("summary", b'[{"txid":"%s","value":1,"fee":1%s,"vsize":1}]' % (TXID.encode(), b"0" * 400)),
         ("summary", b'[{"txid":"%s","value":1,"fee":1,"vsize":1e300}]' % TXID.encode()),
         ("tip", b"1" + b"0" * 400),
+        ("family", b'{"replacements":{"tx":{"txid":"%s","time":1e300}}}' % TXID.encode()),
+        ("latest", b'[{"tx":{"txid":"%s"},"time":-1}]' % TXID.encode()),
         ("mempool", b'["short"]'),
         ("confirmation", b'{"confirmed":true,"block_hash":"../../x","block_height":1}'),
         ("confirmation", b'{"confirmed":true,"block_hash":"%s","block_height":1%s}' % (HASH.encode(), b"0" * 30)),
@@ -188,6 +190,14 @@ async def test_a_route_that_is_missing_is_a_failure_and_not_an_empty_answer(call
             await ask(questions)
         assert failure.value.reason is RestFailure.NOT_FOUND
         assert path in str(failure.value)
+
+
+async def test_a_fee_rate_is_not_told_of_a_transaction_smaller_than_there_can_be() -> None:
+    """It would be infinite in memory, and null in the log and for clients."""
+    async with asking() as (questions, _, front):
+        front.spoil("block/.*/txs/1", 200, b'[{"txid":"%s","vin":[],"vout":[{"value":5}]}]' % TXID.encode())
+        found = await questions.mined(HASH, Summary(TXID, 5, 1_000, 5e-324, 1))
+        assert (found.fee_sat, found.fee_rate) == (1_000, None)
 
 
 async def test_a_block_without_even_a_coinbase_is_no_answer() -> None:

@@ -258,8 +258,18 @@ async def test_an_older_backend_without_precise_fees_is_asked_for_whole_ones(bac
         assert await rest.fees() == FeeMarket(1, 1, 1, 1, 1)
 
 
-async def test_a_price_of_minus_one_is_unknown(backend: Backend, meter: Recorder) -> None:
-    backend.says("prices", {"time": 0, "USD": -1})
+@pytest.mark.parametrize("rate", [-1, 1e300])
+async def test_fees_that_there_cannot_be_are_garbage(backend: Backend, meter: Recorder, rate: float) -> None:
+    backend.says("fees/precise", {"fastestFee": rate, "halfHourFee": 1, "hourFee": 1, "economyFee": 1, "minimumFee": 1})
+    async with client(backend.url, meter) as rest:
+        with pytest.raises(RestError) as caught:
+            await rest.fees()
+    assert caught.value.reason is RestFailure.GARBAGE
+
+
+@pytest.mark.parametrize("usd", [-1, 1e300])
+async def test_a_price_that_there_cannot_be_is_unknown(backend: Backend, meter: Recorder, usd: float) -> None:
+    backend.says("prices", {"time": 0, "USD": usd})
     async with client(backend.url, meter) as rest:
         assert await rest.price() is None
 

@@ -5,20 +5,20 @@
 
 from msgspec import Struct, field
 
-from whaled.upstream.transactions import Satoshi, Txid
+from whaled.upstream.transactions import Satoshi, Seconds, Txid
 
 
 class _Stripped(Struct, gc=False):
     txid: Txid
     value: Satoshi | None = None
-    time: float | None = None
+    time: Seconds | None = None
 
 
 class Tree(Struct):
     """A transaction and, below it, those it replaced."""
 
     tx: _Stripped
-    time: float | None = None
+    time: Seconds | None = None
     replaces: list["Tree"] = field(default_factory=list)
 
 

@@ -189,7 +189,9 @@ class Questions:
             found = await self._with_inputs(entry.txid, found)
         fee = entry.fee if entry.fee >= 0 else None
         vsize = entry.vsize or found.vsize
-        return replace(found, fee_sat=fee, vsize=vsize, fee_rate=fee / vsize if fee is not None and vsize else None)
+        # No transaction is smaller than 1 vB: by what is, a rate would come out infinite.
+        rate = fee / vsize if fee is not None and vsize >= 1.0 else None
+        return replace(found, fee_sat=fee, vsize=vsize, fee_rate=rate)
 
     async def _with_inputs(self, txid: str, found: Transaction | None) -> Transaction:
         try:

@@ -8,8 +8,9 @@ import structlog
 from msgspec import Struct
 
 from whaled.model import FeeMarket, Input, Output, Transaction
+from whaled.upstream.dialect import MAX_USD
 from whaled.upstream.http import Http, RestError, RestFailure
-from whaled.upstream.transactions import Number, Satoshi
+from whaled.upstream.transactions import Number, Rate, Satoshi
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ class _Outpoint(Struct, frozen=True):
 
 class _Vin(Struct):
     txid: str
-    vout: int
+    vout: Number
     prevout: _Prevout | None = None
 
 
@@ -47,11 +48,11 @@ class _Spender(Struct):
 
 
 class _Fees(Struct):
-    fastest: float = msgspec.field(name="fastestFee")
-    half_hour: float = msgspec.field(name="halfHourFee")
-    hour: float = msgspec.field(name="hourFee")
-    economy: float = msgspec.field(name="economyFee")
-    minimum: float = msgspec.field(name="minimumFee")
+    fastest: Rate = msgspec.field(name="fastestFee")
+    half_hour: Rate = msgspec.field(name="halfHourFee")
+    hour: Rate = msgspec.field(name="hourFee")
+    economy: Rate = msgspec.field(name="economyFee")
+    minimum: Rate = msgspec.field(name="minimumFee")
 
 
 class _Prices(Struct):
@@ -75,7 +76,7 @@ class Rest(Http):
     async def price(self) -> float | None:
         """US dollars per bitcoin; None while the backend does not know."""
         prices = await self.get("prices", _Prices)
-        return prices.usd if prices is not None and prices.usd > 0 else None
+        return prices.usd if prices is not None and 0 < prices.usd <= MAX_USD else None
 
     async def prevouts(self, tx: Transaction, deadline_s: float) -> Transaction:
         """`tx` with the spent output in every input, or `tx` as it is if that is not known within `deadline_s` seconds.

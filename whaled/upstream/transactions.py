@@ -18,6 +18,8 @@ Satoshi = Annotated[int, Meta(ge=0, le=MAX_SAT)]
 Rate = Annotated[float, Meta(ge=0, le=MAX_SAT)]
 # Heights, times, positions and nSequence: 32 bits in a block or a transaction.
 Number = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
+# A time in seconds that need not be whole.
+Seconds = Annotated[float, Meta(ge=0, le=0xFFFFFFFF)]
 DELTA_KEY = b'"mempool-transactions"'
 # What follows the txid of a transaction, but not of an input or a summary that begins alike.
 VERSION = b',"version":'
