@@ -139,6 +139,23 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_
             assert rig.told(mined.txid) == ["alert", "confirmed"]
 
 
+async def test_one_absurd_tip_passes_over_no_block(tmp_path: Path) -> None:
+    front = Front()
+    async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
+        first = await rig.log.state("first_block")
+        front.spoil("blocks/tip/height", 200, b"4000000000")
+        front.spoil("block-height/4000000000", 200, sim.world.chain.tip.hash.encode())
+        sim.world.mine()
+        await rig.poll()
+        await rig.until(lambda: rig.tally.failures[RestFailure.GARBAGE] > 0)
+        assert await rig.log.state("first_block") == first
+        assert rig.tally.skipped_blocks == 0
+        front.mend()
+        await later(rig)
+        assert rig.tally.open["blocks"] == 0
+        assert len(await rig.scans()) == 1
+
+
 async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(tmp_path: Path) -> None:
     front = Front()
     async with (

@@ -80,7 +80,7 @@ class Blocks:
         tip_hash = await tools.questions.block_hash(tip)
         if tip_hash is None:
             return True  # the chain got shorter: the next block tells
-        low = await self._bounded(await self._first(tip), tip)
+        low = await self._bounded(await self._first(tip), tip, tip_hash)
         self._base = standing_below(await blocks_at_start(tools.log), low)
         scans = await tools.log.scans(low, tip + tools.settings.max_blocks)
         scanned = self._base | {scan.height: scan.hash for scan in scans}
@@ -125,12 +125,13 @@ class Blocks:
         log.info("first start: blocks are scanned from here on", height=first)
         return first
 
-    async def _bounded(self, first: int, tip: int) -> int:
+    async def _bounded(self, first: int, tip: int, tip_hash: str) -> int:
         low = tip - self._tools.settings.max_blocks + 1
         if first >= low:
             return first
         known = len(await self._tools.log.scans(first, low - 1))
         if low - first > known:
+            await self._block_at(tip_hash, tip)  # one answer that is wrong must not pass over all that is to come
             log.warning(
                 "blocks further back than backfill.max_blocks are not scanned",
                 blocks=low - first - known,
@@ -248,11 +249,15 @@ class Blocks:
             await self._undo(height - 1, scanned.pop(height - 1))
             self.behind += 1
 
-    async def _scan(self, block_hash: str, height: int) -> Block:
-        tools = self._tools
-        block = await tools.questions.block(block_hash)
+    async def _block_at(self, block_hash: str, height: int) -> Block:
+        block = await self._tools.questions.block(block_hash)
         if block.height != height:
             raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {block.height}, expected {height}")
+        return block
+
+    async def _scan(self, block_hash: str, height: int) -> Block:
+        tools = self._tools
+        block = await self._block_at(block_hash, height)
         entries = await tools.questions.summary(block_hash)
         known = await tools.log.whales(entry.txid for entry in entries)
         now = tools.clock()
