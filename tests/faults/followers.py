@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from contextlib import suppress
 
 import msgspec
@@ -17,7 +18,29 @@ from whaled.model import SAT_PER_BTC
 RETRY_S = 0.05
 
 
-class Follower:
+class Bot(ABC):
+    """Something that follows until it is stopped."""
+
+    _task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _follow(self) -> None:
+        """Follow until cancelled."""
+
+    def begin(self) -> None:
+        """Follow from now on."""
+        self._task = asyncio.create_task(self._follow())
+
+    async def end(self) -> None:
+        """Stop, as a bot that is stopped. Raises what ended it before."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+class Follower(Bot):
     """A client that keeps what it gets, and goes on at its position whatever happens."""
 
     def __init__(self, url: str, min_btc: int | None = None, token: str | None = None, *, ping_s: float = 2.0) -> None:
@@ -30,7 +53,6 @@ class Follower:
         self.missed: list[str] = []
         self.news = asyncio.Condition()
         self._position: Position | None = None
-        self._task: asyncio.Task[None] | None = None
 
     async def _follow(self) -> None:
         async with WhaleStream(
@@ -54,18 +76,6 @@ class Follower:
                 async with self.news:
                     self.news.notify_all()
 
-    def begin(self) -> None:
-        """Follow from now on."""
-        self._task = asyncio.create_task(self._follow())
-
-    async def end(self) -> None:
-        """Stop, as a bot that is stopped. Raises what ended it before."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
     async def renew(self) -> None:
         """Stop, and begin anew at the position kept."""
         await self.end()
@@ -77,14 +87,13 @@ class Follower:
             await self.news.wait_for(lambda: len(self.heard) >= count)
 
 
-class RawFollower:
+class RawFollower(Bot):
     """A client that takes the frames as they are and keeps them whole: it forgives nothing that a library would."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self._url = url
         self._token = token
         self.frames: list[Frame] = []
-        self._task: asyncio.Task[None] | None = None
 
     async def _follow(self) -> None:
         while True:
@@ -111,15 +120,3 @@ class RawFollower:
                     is_subscribed = True
                 case "whale_alert" | "whale_update" if is_subscribed:  # what comes before it comes again
                     self.frames.append(msgspec.convert(message, Frame))
-
-    def begin(self) -> None:
-        """Follow from now on."""
-        self._task = asyncio.create_task(self._follow())
-
-    async def end(self) -> None:
-        """Stop. Raises what ended it before."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
