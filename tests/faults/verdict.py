@@ -25,7 +25,7 @@ LAST_WORD = {
 SHOWN = 6
 # Of the alerts may be without the amounts of their inputs where REST answers: who was mined or replaced before it was
 # asked for.
-INPUTS_UNKNOWN_SHARE = 0.2
+INPUTS_UNKNOWN_SHARE = 0.5
 
 
 class Row(Struct, frozen=True):
