@@ -41,7 +41,7 @@ test: $(STAMP) lint types ## the whole suite
 test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted in namespaces
 	$(BIN)/pytest -q -m systemd tests/systemd
 
-test-faults: $(STAMP) ## real processes under faults, compared with what was really sent (7 minutes)
+test-faults: $(STAMP) ## real processes under faults, compared with what was really sent (10 minutes)
 	rm -rf var/faults
 	FAULT_SEEDS=$(or $(FAULT_SEEDS),1-10) $(BIN)/pytest -q -n 8 -m faults tests/faults $(FAULT_ARGS) # they wait more than they compute: twice the cores of a small machine
 
