@@ -279,8 +279,8 @@ class Backend:
         while self._arrived[0][0] < now - RATE_WINDOW_S:
             self._arrived.popleft()
         self._losers.append(removed)
-        replaced = self._match(added, now)
         self._project()
+        replaced = self._match(added, now)
         # As `order` has it: not the order of arrival.
         added.sort(key=lambda seen: seen.tx.txid[::-1])
         return Delta(
@@ -348,4 +348,5 @@ class Backend:
             entry = self._chain.mempool.get(txid)
             if entry is not None:
                 seen.rate = entry.score
+            seen.is_known_replacement = seen.is_replacement
         self.projected = project(list(self.mempool.values()), self.limit, self.settings.projected_blocks)

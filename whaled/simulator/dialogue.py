@@ -125,7 +125,12 @@ class Dialogue:
             "added": [txframes.compressed(seen, prevouts=prevouts) for seen in new],
             "removed": [txid for txid in before if txid not in self._shown],
             "changed": [
-                [seen.tx.txid, txframes.cents(seen.rate), txframes.flags(seen, prevouts=prevouts), 0]
+                [
+                    seen.tx.txid,
+                    txframes.cents(txframes.effective(seen)),
+                    txframes.projected_flags(seen, prevouts=prevouts),
+                    0,
+                ]
                 for seen in txs
                 if rates.get(seen.tx.txid, seen.rate) != seen.rate
             ],

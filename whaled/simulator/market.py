@@ -20,9 +20,10 @@ TARGET_SPACING_S = 600
 class Seen(Struct, eq=False):
     """A transaction as the backend has it: when it fetched it first (`uid` counts), and how it ranks.
 
-    `block` is set if it had been mined by the time it was fetched; `fee` is 0 where the backend does not know it, and
-    not whole where a block brought it. `has_prevouts`: a REST request had them filled. `is_from_node`: read from the
-    node although the backend reads electrs, which did not know it yet.
+    `block` is set if it had been mined by the time it was fetched. `fee` is 0 where the backend does not know it, and
+    not whole where a block brought it. `is_known_replacement`: it was one when blocks were last projected, which comes
+    before losers are looked for. `has_prevouts`: a REST request had them filled. `is_from_node`: read from the node
+    although the backend reads electrs, which did not know it yet.
     """
 
     tx: Tx
@@ -34,6 +35,7 @@ class Seen(Struct, eq=False):
     descendants: tuple[Tx, ...] = ()
     block: Block | None = None
     is_replacement: bool = False
+    is_known_replacement: bool = False
     sigops: int = 0
     has_prevouts: bool = False
     is_from_node: bool = False

@@ -274,6 +274,12 @@ def flags(seen: Seen, *, prevouts: bool) -> int:
     return bits | (REPLACEMENT if seen.is_replacement else 0)
 
 
+def projected_flags(seen: Seen, *, prevouts: bool) -> int:
+    """The bits as projected blocks have them: a replacement is known from the change after its own."""
+    bits = flags(seen, prevouts=prevouts)
+    return bits if seen.is_known_replacement else bits & ~REPLACEMENT
+
+
 # --- REST's ---
 
 
@@ -332,7 +338,13 @@ def compressed(seen: Seen, *, prevouts: bool) -> list[Any]:
     """A transaction as `projected-block-transactions` has it: the rate in hundredths."""
     line = stripped(seen)
     numbers = (line[key] for key in ("fee", "vsize", "value"))
-    return [line["txid"], *numbers, cents(effective(seen)), flags(seen, prevouts=prevouts), line.get("time", 0)]
+    return [
+        line["txid"],
+        *numbers,
+        cents(effective(seen)),
+        projected_flags(seen, prevouts=prevouts),
+        line.get("time", 0),
+    ]
 
 
 def cents(rate: float) -> float:
