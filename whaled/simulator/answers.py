@@ -27,14 +27,14 @@ TXS_PER_PAGE = 10
 
 JSON, TEXT, HTML = (f"{kind}; charset=utf-8" for kind in ("application/json", "text/plain", "text/html"))
 BYTES = "application/octet-stream"
-_NOWHERE = """<!DOCTYPE html>
+_PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <title>Error</title>
 </head>
 <body>
-<pre>Cannot {method} {path}</pre>
+<pre>{text}</pre>
 </body>
 </html>
 """
@@ -68,7 +68,7 @@ def text(value: object, status: int = 200, kind: str = TEXT) -> Answer:
 
 def nowhere(method: str, path: str) -> Answer:
     """The answer to a route that there is not, as Express words it."""
-    return text(_NOWHERE.format(method=method, path=html.escape(path)), 404, HTML)
+    return text(_PAGE.format(text=f"Cannot {method} {html.escape(path)}"), 404, HTML)
 
 
 def error(status: int, message: str) -> Answer:
@@ -159,10 +159,15 @@ class Answers:
         """`POST prevouts`: null for what was never there, and once the spender is mined."""
         try:
             outpoints = msgspec.json.decode(body, type=list[Outpoint])
-        except msgspec.DecodeError:
+        except msgspec.ValidationError:
             return error(400, "Invalid outpoints format")
+        except msgspec.DecodeError:
+            # Express refuses it before the route is reached.
+            return text(_PAGE.format(text="SyntaxError: Unexpected token in JSON"), 400, HTML)
         if len(outpoints) > MAX_PREVOUTS:
             return error(400, "Too many outpoints requested")
+        if not all(ID.fullmatch(outpoint.txid) for outpoint in outpoints):
+            return error(400, "Invalid outpoints format")
         return json([self._prevout(outpoint) for outpoint in outpoints])
 
     def _prevout(self, outpoint: Outpoint) -> Any:
@@ -173,7 +178,8 @@ class Answers:
             coin = self._chain.unspent((outpoint.txid, outpoint.vout))
         if coin is None:
             return None
-        prevout = txframes.core_output(coin.value, coin.script)
+        is_electrs = parent is not None and self._backend.reads_electrs
+        prevout = (txframes.electrs_output if is_electrs else txframes.core_output)(coin.value, coin.script)
         return {"prevout": prevout, "unconfirmed": parent is not None}
 
     def _find(self, txid: str) -> Tx | None:
@@ -236,7 +242,10 @@ class Answers:
     def block(self, block_hash: str) -> Answer:
         """`block/:hash`, orphaned ones too."""
         block = self._chain.block_by_hash(block_hash)
-        return _no_block(block_hash, "block") if block is None else json(self._messages.block(block))
+        if block is None:
+            # Electrs' 404 comes through, the node's error does not.
+            return _no_block(block_hash, "block", 404 if self._backend.reads_electrs else 500)
+        return json(self._messages.block(block))
 
     def block_header(self, block_hash: str) -> Answer:
         """`block/:hash/header`"""
@@ -328,7 +337,7 @@ def _no_tx(txid: str) -> Answer:
     return error(404, "No such mempool or blockchain transaction")
 
 
-def _no_block(block_hash: str, what: str) -> Answer:
+def _no_block(block_hash: str, what: str, status: int = 500) -> Answer:
     if not ID.fullmatch(block_hash):
         return error(400, "Invalid block hash")
-    return error(500, f"Failed to get {what}")
+    return error(status, f"Failed to get {what}")

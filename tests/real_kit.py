@@ -1,0 +1,125 @@
+"""What real backends answered (tests/data/real), and simulated transactions made like the recorded ones."""
+
+import gzip
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from whaled.simulator.scripts import Script, ScriptType
+from whaled.simulator.serial import assemble
+from whaled.simulator.transactions import Coin, Payment, Tx, TxKind
+
+Json = dict[str, Any]
+FOLDER = Path(__file__).parent / "data" / "real"
+
+
+class Answer(Struct, frozen=True):
+    """An answer to REST as it came."""
+
+    label: str
+    path: str
+    data: str | None
+    status: int
+    type: str | None
+    body: str
+
+    @property
+    def json(self) -> Any:
+        """The body read."""
+        return msgspec.json.decode(self.body)
+
+
+class Frame(Struct, frozen=True):
+    """A message of the stream as it came; `label` names the transactions in it."""
+
+    label: str
+    raw: str
+
+    @property
+    def json(self) -> Json:
+        """The message read."""
+        found: Json = msgspec.json.decode(self.raw)
+        return found
+
+
+class Recording(Struct, frozen=True):
+    """One backend's answers and frames."""
+
+    txids: dict[str, str]
+    blocks: dict[str, str]
+    answers: tuple[Answer, ...]
+    frames: tuple[Frame, ...]
+
+    def answer(self, path: str, label: str | None = None) -> Answer:
+        """The first answer to this path."""
+        return next(each for each in self.answers if each.path == path and label in (None, each.label))
+
+    def tx(self, label: str, rest: str = "") -> Answer:
+        """`tx/:txid` and what follows."""
+        return self.answer(f"tx/{self.txids[label]}{rest}")
+
+    def block(self, label: str, rest: str = "") -> Answer:
+        """`block/:hash` and what follows."""
+        return self.answer(f"block/{self.blocks[label]}{rest}")
+
+    def added(self, label: str) -> Json:
+        """A transaction as the stream said it first."""
+        return next(tx for frame in self.frames for tx in added(frame) if tx["txid"] == self.txids[label])
+
+    def streamed(self) -> set[str]:
+        """Labels of what the stream has added."""
+        there = {tx["txid"] for frame in self.frames for tx in added(frame)}
+        return {label for label, txid in self.txids.items() if txid in there}
+
+    def replacer(self, loser: str, winner: str) -> tuple[Json, bool]:
+        """A transaction as `replaced[].by`, and whether a block brought it."""
+        for frame in self.frames:
+            message = frame.json
+            for pair in message.get("mempool-transactions", {}).get("replaced", ()):
+                if (pair["replaced"], pair["by"]["txid"]) == (self.txids[loser], self.txids[winner]):
+                    return pair["by"], "block" in message
+        raise AssertionError(f"{loser} is never replaced by {winner}")
+
+
+def added(frame: Frame) -> list[Json]:
+    """`added` of a message."""
+    found: list[Json] = frame.json.get("mempool-transactions", {}).get("added", [])
+    return found
+
+
+@cache
+def recording(name: str) -> Recording:
+    """One of the recordings."""
+    return msgspec.json.decode(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()), type=Recording)
+
+
+def like(label: str) -> Tx:
+    """A simulated transaction that spends and pays what a recorded one does. Its signatures are its own."""
+    found = recording("none").tx(label)
+    # REST has forgotten what was replaced; the stream of a backend on electrs gave what it spends.
+    return like_body(found.json if found.status == 200 else recording("esplora").added(label))
+
+
+def like_body(body: Json) -> Tx:
+    """The same of a transaction's body with its prevouts."""
+    return assemble(
+        TxKind.EXACT,
+        [Coin(vin["txid"], vin["vout"], vin["prevout"]["value"], _script(vin["prevout"])) for vin in body["vin"]],
+        [Payment(vout["value"], _script(vout)) for vout in body["vout"]],
+        body["fee"],
+        sent_at=0.0,
+        sequence=body["vin"][0]["sequence"],
+        version=body["version"],
+    )
+
+
+def _script(output: Json) -> Script:
+    return Script(
+        output["scriptpubkey"],
+        output.get("scriptpubkey_address", ""),
+        output["scriptpubkey_asm"],
+        ScriptType(output["scriptpubkey_type"]),
+    )
