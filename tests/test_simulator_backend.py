@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import msgspec
 from msgspec.structs import replace
 
 from whaled.simulator.backend import Backend, Corrected, Delta, Indicators, Prices, Update
+from whaled.simulator.dialogue import Dialogue
+from whaled.simulator.messages import Messages
 from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.world import World
 
@@ -277,3 +280,68 @@ def test_replacements_form_a_tree_whose_root_is_the_last_replacer() -> None:
     tree = bench.backend.rbf.tree(first.txid)
     assert tree is not None
     assert tree["mined"] is True
+
+
+def test_a_package_that_replaces_is_not_named_as_the_replacer() -> None:
+    bench = Bench()
+    world = bench.world
+    old = world.pay(WHALE, rate=10.0)
+    bench.deltas()
+    parent, child = world.replace_by_package(old.txid)
+    (delta,) = bench.deltas()
+    assert set(txids(delta)) == {parent.txid, child.txid}
+    assert list(delta.removed) == [old.txid]
+    assert delta.replaced == []
+
+
+def test_a_replacement_s_winner_may_be_replaced_and_the_loser_come_back() -> None:
+    bench = Bench()
+    world = bench.world
+    old = world.pay(WHALE)
+    bench.deltas()
+    wide = world.displace(old.txid)
+    (first,) = bench.deltas()
+    narrow = world.release(wide.txid)
+    world.send(old)
+    (second,) = bench.deltas()
+    assert pairs(first) == [(old.txid, wide.txid)]
+    assert set(txids(second)) == {narrow.txid, old.txid}
+    assert pairs(second) == [(wide.txid, narrow.txid)]
+
+
+def test_the_fee_of_what_a_block_brought_is_not_rounded() -> None:
+    bench = Bench()
+    world = bench.world
+    txs = [world.pay(WHALE, rate=rate, relay=False) for rate in range(1, 120)]
+    block = world.mine(txs)
+    bench.deltas()
+    lines = {line["txid"]: line for line in msgspec.json.decode(bench.backend.summaries[block.hash])}
+    ugly = [tx for tx in txs if lines[tx.txid]["fee"] != tx.fee]
+    assert 5 < len(ugly) < 40  # 13.5 % of all fees
+    assert all(round(lines[tx.txid]["fee"]) == tx.fee for tx in txs)
+    assert all("time" not in line for line in lines.values())
+
+
+def test_a_summary_is_kept_for_32_blocks() -> None:
+    bench = Bench()
+    world = bench.world
+    block = world.mine([world.pay(WHALE, relay=False)])
+    bench.deltas()
+    for _ in range(31):
+        world.mine()
+        bench.deltas()
+    assert block.hash in bench.backend.summaries
+    world.mine()
+    bench.deltas()
+    assert block.hash not in bench.backend.summaries
+
+
+def test_a_backend_that_projects_four_blocks_has_no_fifth() -> None:
+    bench = Bench(replace(QUIET, projected_blocks=4, block_weight=20_000))
+    world, backend = bench.world, bench.backend
+    world.burst(200)
+    bench.deltas()
+    assert len(backend.projected) == 4
+    messages, dialogue = Messages(backend, world), Dialogue()
+    assert dialogue.hear(b'{"track-mempool-block":3}', 0.0, messages)
+    assert dialogue.hear(b'{"track-mempool-block":4}', 0.0, messages) == {}

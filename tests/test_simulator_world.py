@@ -238,3 +238,44 @@ def test_settings_out_of_range_are_named_with_what_is_allowed() -> None:
         SimulatorSettings(rate=-1, whale_share=2)
     assert [fault.where for fault in caught.value.faults] == ["rate", "whale_share"]
     assert "use 0 to 1" in str(caught.value)
+
+
+def test_a_package_takes_the_place_of_what_its_parent_could_not_replace_alone() -> None:
+    world = quiet()
+    old = world.pay(WHALE, rate=10.0)
+    grandchild = world.spend(old.txid)
+    parent, child = world.replace_by_package(old.txid)
+    assert parent.fee <= old.fee
+    assert {coin.outpoint for coin in parent.inputs} == {coin.outpoint for coin in old.inputs}
+    assert set(world.chain.mempool) == {parent.txid, child.txid}
+    assert (world.truth[old.txid].fate, world.truth[old.txid].replaced_by) == (Fate.REPLACED, parent.txid)
+    assert world.truth[grandchild.txid].fate is Fate.EVICTED
+    assert world.mine().txids[1:] == [parent.txid, child.txid]
+
+
+def test_a_replaced_transaction_comes_back_once_its_coin_is_free_again() -> None:
+    world = quiet()
+    old = world.pay(WHALE)
+    wide = world.displace(old.txid)
+    with pytest.raises(ImpossibleError):
+        world.send(old)
+    narrow = world.release(wide.txid)
+    world.send(old)
+    assert set(world.chain.mempool) == {narrow.txid, old.txid}
+    assert [turn.fate for turn in world.truth[old.txid].turns] == [Fate.PENDING, Fate.REPLACED, Fate.PENDING]
+
+
+@pytest.mark.parametrize("inputs", [12, 13, 14, 100, 1100])
+def test_many_inputs_pay_exactly_what_was_asked_for(inputs: int) -> None:
+    tx = quiet().gather(WHALE, inputs, relay=False)
+    assert (len(tx.inputs), tx.out_sat, tx.in_sat) == (inputs, WHALE, WHALE + tx.fee)
+
+
+def test_a_whole_double_spend_pays_somebody_else() -> None:
+    world = quiet()
+    old = world.transact(TxKind.BATCH, WHALE)
+    rival = world.rival(old.txid, whole=True)
+    assert {coin.outpoint for coin in rival.inputs} == {coin.outpoint for coin in old.inputs}
+    assert not {payment.script.hex for payment in rival.outputs} & {payment.script.hex for payment in old.outputs}
+    world.mine([rival])
+    assert world.truth[old.txid].replaced_by == rival.txid

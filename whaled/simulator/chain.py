@@ -161,6 +161,25 @@ class Chain:
         self._enter(tx, parents)
         return True
 
+    def accept_package(self, parent: Tx, child: Tx) -> bool:
+        """Take two that pay together for what `parent` replaces, as it could not alone. False if a node would not."""
+        parents = {coin.txid for coin in parent.inputs if coin.txid in self.mempool}
+        spends_parent = any(coin.txid == parent.txid for coin in child.inputs)
+        is_known = parent.txid in self.mempool or any(coin.outpoint in self._spent for coin in parent.inputs)
+        # A package that replaces has no other ancestors (BIP 431).
+        if is_known or parents or not spends_parent:
+            return False
+        rivals = {self._spenders[coin.outpoint] for coin in parent.inputs if coin.outpoint in self._spenders}
+        losers = rivals.union(*(self.descendants(rival) for rival in rivals))
+        fee = parent.fee + child.fee
+        best = max((self.mempool[rival].tx.rate for rival in rivals), default=0.0)
+        if fee <= sum(self.mempool[loser].tx.fee for loser in losers) or fee / (parent.vsize + child.vsize) <= best:
+            return False
+        self._throw_out(rivals, losers, parent)
+        self._enter(parent, set())
+        self._enter(child, {parent.txid})
+        return True
+
     def _enter(self, tx: Tx, parents: set[str]) -> None:
         entry = Entry(tx, tx.rate, parents)
         self.mempool[tx.txid] = entry

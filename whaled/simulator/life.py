@@ -25,7 +25,7 @@ _KINDS = {
 # How often something happens to a transaction later on, with `events` at 1. Whales more often: they are watched.
 TROUBLE_OF_WHALES = 0.15
 TROUBLE_OF_OTHERS = 0.05
-# How often a block brings a surprise, one of three; and how often the chain reorganises with it.
+# How often a block brings a surprise, see `_surprise`; and how often the chain reorganises with it.
 SURPRISE = 0.3
 REORG = 0.01
 # Log-normal amounts of everybody else, in BTC: the median, and the spread as sigma of the logarithm.
@@ -103,7 +103,7 @@ class Life:
     def _trouble(self, tx: Tx) -> None:
         soon, poll = self._rng.uniform(0, 0.02), self._settings.poll_interval
         later = self._rng.uniform(0.5, 4) * poll
-        match self._rng.randrange(6):
+        match self._rng.randrange(8):
             case 0:  # replaced within one poll: mostly nobody will ever hear of the first one
                 self._later(soon, lambda: self._replace(tx.txid, 0))
             case 1:
@@ -115,6 +115,10 @@ class Life:
             case 4:  # a child pays for its parent
                 rate = tx.rate * 3 + 5
                 self._later(later, lambda: self._act(lambda txid: self._world.spend(txid, rate=rate), tx.txid))
+            case 5:
+                self._later(later, lambda: self._replace_by_package(tx.txid))
+            case 6:  # replaced, and back again once its coin is free
+                self._later(later, lambda: self._displace(tx))
             case _:  # a child goes down with its parent
                 self._later(soon, lambda: self._act(self._world.spend, tx.txid))
                 self._later(later, lambda: self._replace(tx.txid, 0))
@@ -124,6 +128,18 @@ class Life:
         if more:
             wait = self._rng.uniform(0.5, 4) * self._settings.poll_interval
             self._later(wait, lambda: self._replace(newer.txid, more - 1))
+
+    def _replace_by_package(self, txid: str) -> None:
+        self._world.replace_by_package(txid)
+
+    def _displace(self, tx: Tx) -> None:
+        wide = self._world.displace(tx.txid)
+        wait = self._rng.uniform(0.5, 3) * self._settings.poll_interval
+        self._later(wait, lambda: self._act(self._world.release, wide.txid))
+        self._later(wait * self._rng.uniform(1, 2), lambda: self._come_back(tx))
+
+    def _come_back(self, tx: Tx) -> None:
+        self._world.send(tx)
 
     def _act(self, act: Callable[[str], Tx], txid: str) -> None:
         act(txid)
@@ -145,12 +161,19 @@ class Life:
     def _surprise(self) -> list[Tx]:
         """What a block brings that the stream tells late or not at all."""
         amount = int(self._threshold * self._rng.uniform(1, 3))
-        match self._rng.randrange(3):
+        match self._rng.randrange(6):
             case 0:  # sent a moment before
                 self._world.pay(amount, rate=250.0)
                 return []
             case 1:
                 return [self._world.pay(amount, relay=False)]
+            case 2:  # from 13 inputs on a page of the block gives no fee, from 14 on not all that is spent
+                return [self._world.gather(amount, self._rng.randint(12, 16), relay=False)]
+            case 3:  # beyond 100 nobody asks for each
+                return [self._world.gather(amount, self._rng.randint(99, 130), relay=False)]
+            case 4:  # an anchor, bare multisig, OP_RETURN and all the others
+                return [self._world.transact(TxKind.ALL_SCRIPTS, amount, relay=False)]
             case _:
                 waiting = [record.txid for record in self._world.truth.whales()[-20:] if record.fate == "pending"]
-                return [self._world.rival(self._rng.choice(waiting))] if waiting else []
+                whole = self._rng.random() < 0.5
+                return [self._world.rival(self._rng.choice(waiting), whole=whole)] if waiting else []

@@ -33,6 +33,7 @@ class TxKind(StrEnum):
     REPLACEMENT = "replacement"
     CANCELLATION = "cancellation"
     CHILD = "child"
+    PACKAGE = "package"
     UNRELAYED = "unrelayed"
     DOUBLE_SPEND = "double_spend"
     COINBASE = "coinbase"

@@ -128,6 +128,34 @@ class Wallets:
             raise ImpossibleError(f"{out_sat} satoshi cannot be split in two outputs; use at least {DUST_SAT * 3}")
         return self.compose(kind, ([coin], [Payment(paid, payee)], change), rate, now)
 
+    def gather(self, out_sat: int, count: int, rate: float, now: float, kind: TxKind) -> Tx:
+        """`count` coins of one owner into one output of exactly `out_sat`."""
+        script = self._scripts.make(ScriptType.P2WPKH)
+        fee = ceil(rate * measure([ScriptType.P2WPKH] * count, [script])[1] / 4)
+        coins = [self.mint(value, ScriptType.P2WPKH) for value in self._split(out_sat + fee, count)]
+        return self.compose(kind, (coins, [Payment(out_sat, script)], script), rate, now)
+
+    def resent(self, old: Tx, rate: float, now: float, kind: TxKind) -> Tx:
+        """All of its inputs to one new script: neither the payees nor the fee of `old`."""
+        script = self._scripts.make(ScriptType.P2WPKH)
+        return self.compose(kind, (list(old.inputs), [], script), rate, now)
+
+    def widened(self, old: Tx, fee_above: int, now: float) -> Tx:
+        """Its first input and a coin from long ago, for more than `fee_above`: the coin can be spent without it."""
+        coins = [old.inputs[0], self.mint(old.in_sat + FEE_BUDGET, old.inputs[0].script.type)]
+        script = self._scripts.make(coins[0].script.type)
+        vsize = measure([coin.script.type for coin in coins], [script])[1] / 4
+        fee = max(fee_above + vsize, (old.rate + 1) * vsize)
+        return self.compose(TxKind.REPLACEMENT, (coins, [], script), fee / vsize, now)
+
+    def narrowed(self, wide: Tx, now: float) -> Tx:
+        """Only the last input of `wide`, for more than it pays."""
+        coin = wide.inputs[-1]
+        script = self._scripts.make(coin.script.type)
+        vsize = measure([coin.script.type], [script])[1] / 4
+        fee = max(wide.fee + vsize, (wide.rate + 1) * vsize)
+        return self.compose(TxKind.REPLACEMENT, ([coin], [], script), fee / vsize, now)
+
     def replacement(self, old: Tx, rate: float, now: float, fee_above: int) -> Tx:
         """The same payment for a higher rate and more than `fee_above` (BIP 125), taken from its largest output."""
         vsize = ceil(old.vsize)

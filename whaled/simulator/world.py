@@ -63,12 +63,19 @@ class World:
         tx = self.wallets.exact(sat, rate or self.usual_rate(), self.now, kind)
         return self.send(tx) if relay else self._keep_back(tx)
 
-    def transact(self, kind: TxKind, sat: int, *, at_most: int | None = None, rate: float | None = None) -> Tx:
+    def transact(
+        self, kind: TxKind, sat: int, *, at_most: int | None = None, rate: float | None = None, relay: bool = True
+    ) -> Tx:
         """A transaction of some kind whose outputs sum to at least `sat` (and at most `at_most`)."""
         least = sat + FEE_BUDGET
-        return self.send(
-            self.wallets.make(kind, least, max(least, at_most or sat * 3), rate or self.usual_rate(), self.now)
-        )
+        tx = self.wallets.make(kind, least, max(least, at_most or sat * 3), rate or self.usual_rate(), self.now)
+        return self.send(tx) if relay else self._keep_back(tx)
+
+    def gather(self, sat: int, inputs: int, *, rate: float | None = None, relay: bool = True) -> Tx:
+        """Many inputs into one output of exactly `sat`."""
+        kind = TxKind.CONSOLIDATION if relay else TxKind.UNRELAYED
+        tx = self.wallets.gather(sat, inputs, rate or self.usual_rate(), self.now, kind)
+        return self.send(tx) if relay else self._keep_back(tx)
 
     def replace(self, txid: str, *, rate: float | None = None) -> Tx:
         """Pay more for the same: the old transaction leaves, and its descendants with it."""
@@ -89,9 +96,36 @@ class World:
         coin = max(coins, key=lambda each: each.value)
         return self.send(self.wallets.child(coin, rate or self.usual_rate(), self.now))
 
-    def rival(self, txid: str) -> Tx:
-        """A double spend that only a miner knows: hand it to `mine`."""
+    def replace_by_package(self, txid: str) -> tuple[Tx, Tx]:
+        """A parent that pays less than what it replaces, and a child that pays for both (package RBF). A backend looks
+        for a higher fee, and does not name the pair.
+        """
         old = self._pending(txid)
+        # In this world no parent pays nothing: half of what the old one paid is enough to be overlooked.
+        parent = self.wallets.resent(old, max(0.1, old.rate / 2), self.now, TxKind.PACKAGE)
+        vsize = self.wallets.child(parent.coins()[0], 1.0, self.now).vsize
+        needed = self._fees_above(old) + (old.rate + 1) * (parent.vsize + vsize)
+        child = self.wallets.child(parent.coins()[0], needed / vsize, self.now)
+        if not self.chain.accept_package(parent, child):
+            raise ImpossibleError(f"the mempool refuses a package in the place of {txid}")
+        for tx in (parent, child):
+            self.truth.pending(tx, self.now)
+        return parent, child
+
+    def displace(self, txid: str) -> Tx:
+        """A replacement that spends a coin of its own too: the first step of replacement cycling."""
+        old = self._pending(txid)
+        return self.send(self.wallets.widened(old, self._fees_above(old), self.now))
+
+    def release(self, txid: str) -> Tx:
+        """The second step: replace what `displace` sent by what leaves the first coin alone; then `send` the old."""
+        return self.send(self.wallets.narrowed(self._pending(txid), self.now))
+
+    def rival(self, txid: str, *, whole: bool = False) -> Tx:
+        """A double spend that only a miner knows: hand it to `mine`. `whole`: of all inputs, to somebody else."""
+        old = self._pending(txid)
+        if whole:
+            return self._keep_back(self.wallets.resent(old, old.rate, self.now, TxKind.DOUBLE_SPEND))
         return self._keep_back(self.wallets.takeback(old, old.fee, self.now, TxKind.DOUBLE_SPEND))
 
     def burst(self, count: int) -> list[Tx]:
