@@ -27,8 +27,6 @@ BLOCKS_LOT = 5
 PAGE = 500
 # Years of blocks are looked through so many at a time.
 PAST_PAGE = 2_000
-# A price of now says nothing about a block that is older than this.
-PRICE_VALID_S = 7200.0
 # Times of blocks that were heard, remembered until they are scanned.
 HEARD_LIMIT = 200
 # Before a block that has none before it.
@@ -297,8 +295,7 @@ class Blocks:
         """What is to be said of a whale that nobody knew: its alert, its confirmation, and those it replaced."""
         tools = self._tools
         transaction = await tools.questions.mined(block.hash, entry)
-        is_old = now - block.timestamp > PRICE_VALID_S
-        market = Market(btc_usd=None if is_old else tools.committer.market.btc_usd)
+        market = Market(price=tools.committer.market.price, moment=float(block.timestamp))
         family = await tools.questions.family(entry.txid)
         replaced = [each.txid for each in family if each.replaced_by == entry.txid]
         known = await tools.log.whales(replaced)
