@@ -165,6 +165,7 @@ class Frame(Struct, frozen=True, kw_only=True):
     """Everything one message says; None is not said.
 
     `price_known` tells whether the price is said; then `btc_usd` None is the news that the backend does not know it.
+    `price_at` is the time of that price by the backend's clock, None where it gives none.
     `loading` is whether the backend says that it is not in sync (start-up, or bitcoind is gone). `skipped` names the
     parts that could not be read, `unknown` the keys this dialect does not have.
     """
@@ -177,6 +178,7 @@ class Frame(Struct, frozen=True, kw_only=True):
     projected: tuple[ProjectedBlock, ...] | None = None
     price_known: bool = False
     btc_usd: float | None = None
+    price_at: float | None = None
     loading: bool | None = None
     has_difficulty: bool = False
     is_init: bool = False
@@ -279,6 +281,13 @@ class _ProjectedBlock(Struct, gc=False):
     rates: Annotated[list[Rate], Meta(min_length=1)] = field(name="feeRange")
 
 
+class _Conversions(Struct, gc=False):
+    """The price, and when the backend got it; 0 is never. Other currencies are not read."""
+
+    usd: float = field(name=CURRENCY, default=-1.0)
+    time: Seconds | UnsetType = UNSET
+
+
 _NOT_READ = Raw()
 
 
@@ -291,7 +300,7 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     blocks: list[_Block] | UnsetType = UNSET
     fees: _Fees | UnsetType = UNSET
     projected: list[_ProjectedBlock] | UnsetType = field(name="mempool-blocks", default=UNSET)
-    conversions: dict[str, float] | UnsetType = UNSET
+    conversions: _Conversions | UnsetType = UNSET
     # Beside "mempool" there can be junk of REST calls, "blocktxs-<hash>".
     loading: dict[str, Any] | UnsetType = field(name="loadingIndicators", default=UNSET)
     difficulty: dict[str, Raw] | UnsetType = field(name="da", default=UNSET)
@@ -474,8 +483,7 @@ def _frame(
     malformed: Mapping[str, int] = _NO_COUNTS,
 ) -> Frame:
     snapshot = parts.snapshot
-    conversions = parts.conversions
-    usd = conversions.get(CURRENCY, -1.0) if conversions is not UNSET else -1.0
+    usd, price_at = _price(parts.conversions) if parts.conversions is not UNSET else (None, None)
     return Frame(
         delta=_delta(raw, parts.delta, malformed.get("delta", 0)) if parts.delta is not UNSET else None,
         snapshot=Snapshot(
@@ -489,11 +497,10 @@ def _frame(
         block=_block(parts.block) if parts.block is not UNSET else None,
         blocks=tuple(map(_block, parts.blocks)) if parts.blocks is not UNSET else None,
         fees=_fees(parts.fees) if parts.fees is not UNSET else None,
-        projected=tuple(ProjectedBlock(block.vsize, min(block.rates), max(block.rates)) for block in parts.projected)
-        if parts.projected is not UNSET
-        else None,
-        price_known=conversions is not UNSET,
-        btc_usd=usd if 0 < usd <= MAX_USD else None,
+        projected=tuple(map(_projected, parts.projected)) if parts.projected is not UNSET else None,
+        price_known=parts.conversions is not UNSET,
+        btc_usd=usd,
+        price_at=price_at,
         loading="mempool" in parts.loading if parts.loading is not UNSET else None,
         has_difficulty=parts.difficulty is not UNSET,
         is_init=parts.backend_info is not UNSET or "backendInfo" in skipped,
@@ -519,6 +526,18 @@ def _delta(raw: bytes | str, delta: _Delta, malformed: int) -> Delta:
 
 def _block(block: _Block) -> Block:
     return Block(height=block.height, hash=block.id, previous_hash=block.previous or None, timestamp=block.timestamp)
+
+
+def _price(conversions: _Conversions) -> tuple[float | None, float | None]:
+    """The price and its time. A price that the backend never got, or that there cannot be, is unknown."""
+    if not 0 < conversions.usd <= MAX_USD or conversions.time == 0:
+        return None, None
+    return conversions.usd, conversions.time if conversions.time is not UNSET else None
+
+
+def _projected(block: _ProjectedBlock) -> ProjectedBlock:
+    highest = max(block.rates)
+    return ProjectedBlock(block.vsize, min(block.rates) if highest else None, highest)
 
 
 def _fees(fees: _Fees) -> FeeMarket:
