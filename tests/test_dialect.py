@@ -456,6 +456,26 @@ def test_an_odd_field_of_a_snapshot_costs_that_field(row: list[object]) -> None:
     assert [(each.txid, each.value) for each in read.snapshot.at_least(BTC)] == [(txid(1), 5 * BTC), (txid(3), 5 * BTC)]
 
 
+def test_a_rate_that_cannot_be_read_costs_itself() -> None:
+    blocks = [{"blockVSize": 999_000, "feeRange": [None, 1, 2]}, {"blockVSize": 7, "feeRange": []}, {"blockVSize": 8}]
+    read = decode(frame(**{"mempool-blocks": blocks}))
+    assert read.projected == (
+        ProjectedBlock(999_000, 1.0, 2.0),
+        ProjectedBlock(7, None, 0.0),
+        ProjectedBlock(8, None, 0.0),
+    )
+    assert read.skipped == ("mempool-blocks",)
+    with pytest.raises(DialectError):  # which block is which?
+        decode(frame(**{"mempool-blocks": [{"blockVSize": None, "feeRange": [1]}, *blocks]}))
+
+
+def test_a_block_that_cannot_be_read_costs_itself() -> None:
+    good = {"id": txid(7), "height": 1, "timestamp": 5}
+    read = decode(frame(blocks=[good | {"height": None}, good, 7]))
+    assert [block.height for block in read.blocks or ()] == [1]
+    assert read.skipped == ("blocks",)
+
+
 def test_a_value_beyond_all_coins_is_malformed() -> None:
     read = decode(frame(**{DELTA: delta(added=[tx(1, 21_000_001 * BTC), tx(2, 10**30), tx(3, -1)])}))
     assert read.delta is not None

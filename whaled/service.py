@@ -188,7 +188,7 @@ class Service:
             return None
         reconciler = Reconciler(
             settings=settings,
-            questions=Questions(rest, settings.requests_per_second),
+            questions=Questions(rest, settings.requests_per_second, settings.concurrency),
             log_=log_,
             committer=pipeline,
             meter=self.metrics.reconcile,

@@ -278,7 +278,12 @@ class _Fees(Struct, gc=False, rename="camel"):
 
 class _ProjectedBlock(Struct, gc=False):
     vsize: Rate = field(name="blockVSize")
-    rates: Annotated[list[Rate], Meta(min_length=1)] = field(name="feeRange")
+    rates: list[Rate] = field(name="feeRange")
+
+
+class _ProjectedParts(Struct):
+    vsize: Rate = field(name="blockVSize")
+    rates: Raw = field(name="feeRange", default=Raw(b"[]"))
 
 
 class _Conversions(Struct, gc=False):
@@ -321,6 +326,9 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     confirmed: Raw = field(name="txConfirmed", default=_NOT_READ)
     spent: Raw = field(name="utxoSpent", default=_NOT_READ)
     chart: Raw = field(name="live-2h-chart", default=_NOT_READ)
+    # With STRATUM enabled.
+    stratum_jobs: Raw = field(name="stratumJobs", default=_NOT_READ)
+    stratum_job: Raw = field(name="stratumJob", default=_NOT_READ)
     tomahawk: Raw = _NOT_READ
 
 
@@ -333,6 +341,9 @@ _decode_txid = msgspec.json.Decoder(Txid).decode
 _decode_snapshot_parts = msgspec.json.Decoder(_SnapshotParts).decode
 _decode_stripped = msgspec.json.Decoder(Stripped).decode
 _decode_pair = msgspec.json.Decoder(_Pair).decode
+_decode_block = msgspec.json.Decoder(_Block).decode
+_decode_projected_parts = msgspec.json.Decoder(_ProjectedParts).decode
+_decode_rate = msgspec.json.Decoder(Rate).decode
 _decode_signed = msgspec.json.Decoder(Signed).decode
 _STRIPPED_LEAST = 4
 _STRIPPED_REST = (_decode_signed, _decode_sequence, msgspec.json.Decoder(Seconds).decode)
@@ -426,9 +437,33 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
     return _Delta(sequence, *lists), malformed
 
 
+def _decode_blocks_apart(raw: Raw) -> tuple[list[_Block], int] | None:
+    """The blocks without those that cannot be read, and how many these are."""
+    good, bad = _each(raw, _decode_block)
+    return (good, bad) if good else None
+
+
+def _decode_projected_apart(raw: Raw) -> tuple[list[_ProjectedBlock], int] | None:
+    """The projected blocks without the rates that cannot be read, and how many these are. None if the size of a block
+    cannot be read: those after it would be taken for earlier ones.
+    """
+    try:
+        parts = [_decode_projected_parts(each) for each in _decode_items(raw)]
+    except UNREADABLE:
+        return None
+    blocks, malformed = [], 0
+    for part in parts:
+        rates, bad = _each(part.rates, _decode_rate)
+        blocks.append(_ProjectedBlock(part.vsize, rates))
+        malformed += bad
+    return blocks, malformed
+
+
 _RESCUES: dict[str, Callable[[Raw], tuple[Any, int] | None]] = {
     "delta": _decode_delta_apart,
     "snapshot": _decode_snapshot_apart,
+    "blocks": _decode_blocks_apart,
+    "projected": _decode_projected_apart,
 }
 
 
@@ -536,7 +571,7 @@ def _price(conversions: _Conversions) -> tuple[float | None, float | None]:
 
 
 def _projected(block: _ProjectedBlock) -> ProjectedBlock:
-    highest = max(block.rates)
+    highest = max(block.rates, default=0.0)
     return ProjectedBlock(block.vsize, min(block.rates) if highest else None, highest)
 
 
