@@ -208,6 +208,8 @@ class Alert(Struct, frozen=True, kw_only=True):
     status: Status
     source: Source
     replaces: str | None = None
+    # How much flows as `flow_type` says; None where that is unknown. Alerts of older versions have none.
+    flow_sat: int | None = None
 
 
 class Update(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,7 +13,7 @@ from whaled.config.sections import Config
 # What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
 RELOADABLE = frozenset(
     {
-        "detection.threshold_btc", "detection.basis", "detection.address_book",
+        "detection.threshold_btc", "detection.basis", "detection.address_book", "detection.min_flow_share",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.handshake_timeout", "gateway.auth_timeout", "gateway.max_frame",
         "gateway.max_addresses", "gateway.messages_per_second", "gateway.message_burst", "gateway.max_unsent",

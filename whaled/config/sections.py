@@ -68,6 +68,7 @@ class Detection(Struct, frozen=True, kw_only=True):
 
     threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] = 100.0
     basis: Basis = Basis.TOTAL
+    min_flow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
     address_book: Path | None = None

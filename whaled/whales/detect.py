@@ -9,21 +9,22 @@ from whaled.config.sections import Basis, Detection
 from whaled.model import SAT_PER_BTC, Alert, Flow, Market, Shape, Source, Status, Transaction, Whale
 from whaled.whales import amounts, fees
 from whaled.whales.amounts import btc_to_sat
-from whaled.whales.labels import AddressBook, Involved
+from whaled.whales.labels import MIN_FLOW_SHARE, AddressBook, Involved
 
 __all__ = ["Detector", "Rules", "assess", "btc_to_sat", "needs_inputs"]
 
 
 class Rules(Struct, frozen=True):
-    """What a whale is: `threshold_sat` or more (inclusive), of which amount."""
+    """What a whale is: `threshold_sat` or more (inclusive), of which amount; and the least share that is a flow."""
 
     threshold_sat: int
     basis: Basis = Basis.TOTAL
+    min_flow_share: float = MIN_FLOW_SHARE
 
     @classmethod
     def of(cls, detection: Detection) -> "Rules":
         """Taken from the configuration."""
-        return cls(btc_to_sat(detection.threshold_btc), detection.basis)
+        return cls(btc_to_sat(detection.threshold_btc), detection.basis, detection.min_flow_share)
 
     @property
     def minimum_sat(self) -> int:
@@ -126,10 +127,10 @@ def assess(
     by_moved = rules.basis is Basis.MOVED
     if (moved_sat if by_moved and moved_sat is not None else value_sat) < rules.threshold_sat:
         return None
-    shape, reasons = amounts.shape(transaction)
+    shape, reasons = amounts.shape(transaction, one_payer=book.is_one_payer(transaction))
     if by_moved and moved_sat is None:
         reasons = (*reasons, "moved_unknown")
-    involved = book.involved(transaction)
+    involved = book.involved(transaction, min_share=rules.min_flow_share)
     if shape is Shape.COINJOIN:
         # Its inputs belong to many: who pays whom cannot be told.
         involved = Involved(
@@ -158,6 +159,7 @@ def _alert(
         vsize=transaction.vsize,
         urgency_score=fees.urgency(transaction.fee_rate, market.fees),
         flow_type=involved.flow,
+        flow_sat=involved.flow_sat,
         exchange_addresses=involved.addresses,
         confidence_score=involved.confidence if flow_known else None,
         from_labels=involved.from_labels,
