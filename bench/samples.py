@@ -1,7 +1,9 @@
 """Labelled transactions, made by the published rules of coinjoin protocols and by what wallets and exchanges do. Pure.
 
-The rules come from the documentation and source of JoinMarket, ZeroLink and Wasabi Wallet (1.x levels, WabiSabi's
-AmountDecomposer) and Whirlpool. Everything else is varied: participants, coins, remixes, change, fees.
+WabiSabi's standard values follow Wasabi Wallet's AmountDecomposer, its choice among decompositions is simplified;
+Whirlpool and Wasabi 1 follow what the scanner of Dumplings looks for; JoinMarket its description of makers and takers.
+That Wasabi 1 doubles its levels is how these are usually described, not checked against its source. Sizes and fees are
+invented. Everything is varied: participants, coins, remixes, change, fees.
 """
 
 from collections.abc import Callable, Iterator, Sequence
