@@ -32,6 +32,7 @@ class AlertData(Struct, frozen=True, kw_only=True):
     vsize: float | None = None
     urgency_score: float | None = None
     flow_type: str = "unknown"
+    flow_sat: int | None = None
     exchange_addresses: tuple[str, ...] = ()
     confidence_score: float | None = None
     from_labels: tuple[str, ...] = ()
@@ -46,6 +47,8 @@ class AlertData(Struct, frozen=True, kw_only=True):
     status: str = "pending"
     source: str = "live"
     replaces: str | None = None
+    price_timestamp: datetime | None = None
+    matched_rules: tuple[str, ...] = ()
 
 
 class UpdateData(Struct, frozen=True, kw_only=True):
