@@ -13,6 +13,7 @@ RANKS = {
     "model": 1,
     "config": 2,
     "listening": 2,
+    "addresses": 2,
     "whales": 3,
     "upstream": 3,
     "auth": 3,
@@ -38,7 +39,7 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
-    "whales.addresses",
+    "addresses",
     "upstream.dialect", "upstream.continuity", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",
     "upstream.families", "upstream.snapshot", "reconcile.coverage",

@@ -15,11 +15,14 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from whaled.model import Block, Transaction
+from whaled.addresses import address_of, network_of
+from whaled.model import Block, Input, Output, Transaction
 from whaled.upstream.families import Relative, Tree, relatives
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rest import Rest
+from whaled.upstream.rawblock import transaction_in
+from whaled.upstream.rest import INPUTS_LIMIT, Rest
 from whaled.upstream.transactions import (
+    MAX_SAT,
     UNREADABLE,
     Number,
     Seconds,
@@ -32,8 +35,6 @@ from whaled.upstream.transactions import (
     transaction_of,
 )
 
-# Beyond so many inputs `tx/:txid` takes longer than any timeout: the backend asks its node for each, in turn.
-INPUTS_LIMIT = 100
 # The inputs of a replaced transaction are asked for so long; it is told with or without them.
 INPUTS_WAIT_S = 5.0
 HASH_DIGITS = 64
@@ -156,6 +157,46 @@ class Questions:
         path = f"tx/{_quoted(txid)}"
         raw = await self._get(path, msgspec.Raw)
         return None if raw is None else _whole(path, raw, txid)
+
+    async def bare(self, txid: str) -> Transaction | None:
+        """A transaction as it is sent: outputs without addresses, no prevouts, no fee. One call of the node, however
+        many inputs there are. None if the backend does not know it.
+        """
+        path = f"tx/{_quoted(txid)}/hex"
+        async with self._place():
+            text = await self._rest.text(path)
+        if text is None:
+            return None
+        try:
+            raw = transaction_in(bytes.fromhex(text))
+        except ValueError as error:
+            raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
+        if raw.txid != txid or sum(value for value, _ in raw.outputs) > MAX_SAT:
+            raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {raw.txid}")
+        return Transaction(
+            txid=txid,
+            inputs=tuple(Input(*each) for each in raw.inputs),
+            outputs=tuple(Output(*each) for each in raw.outputs),
+            fee_sat=None,
+            vsize=raw.vsize,
+        )
+
+    async def large(self, txid: str) -> Transaction | None:
+        """A transaction of more inputs than the backend looks up in bearable time, with all that is known of it."""
+        bare = await self.bare(txid)
+        if bare is None:
+            return None
+        (found,) = await self._rest.prevouts([bare], INPUTS_WAIT_S)
+        spent = [each.prevout for each in found.inputs if each.prevout is not None]
+        networks = (network_of(output.address) for output in spent if output.address is not None)
+        network = next((each for each in networks if each is not None and each.segwit is not None), None)
+        if network is not None:
+            outputs = (replace(each, address=address_of(each.script, network)) for each in found.outputs)
+            found = replace(found, outputs=tuple(outputs))
+        if len(spent) < len(found.inputs):
+            return found
+        fee = sum(output.value for output in spent) - found.value_sat
+        return _with_fee(found, fee if fee >= 0 else None)
 
     async def cached(self, txid: str) -> Transaction | None:
         """A transaction that was replaced within the last day, in full; None if the backend knows none."""
