@@ -38,7 +38,7 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters", "whales.addresses",
-    "upstream.dialect", "upstream.continuity", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
+    "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "upstream.families", "upstream.snapshot", "reconcile.coverage",
     "gateway.wire", "gateway.session", "gateway.limits",
 )  # fmt: skip

@@ -34,6 +34,14 @@ def rest_base(settings: Upstream) -> str:
     return _joined(parts, "https" if parts.scheme == "wss" else "http", prefix + REST_PREFIX)
 
 
+def through(settings: Upstream) -> str:
+    """What a message about an answer that did not come adds about the proxy."""
+    if settings.proxy is None:
+        return ""
+    scheme = urlsplit(settings.proxy).scheme
+    return f" through the proxy {shown(settings.proxy)} (upstream.proxy); is it one that speaks {scheme}?"
+
+
 def unusable(key: str, url: str, example: str) -> ConfigError:
     """A URL that can never work."""
     return ConfigError((Fault(key, f"found {shown(url)!r}, which cannot be used; write it like {example}"),))

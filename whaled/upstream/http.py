@@ -23,8 +23,10 @@ from tenacity import (
 
 from whaled.config.sections import Upstream
 from whaled.errors import UpstreamError
-from whaled.upstream.address import rest_base, shown
+from whaled.upstream.address import rest_base, shown, through
+from whaled.upstream.proxy import PASSING, ProxyError
 from whaled.upstream.sampling import Sampler
+from whaled.upstream.tunnel import TunnelConnector, tunnel_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -55,6 +57,7 @@ class RestFailure(StrEnum):
     NOT_FOUND = "not_found"
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
+    PROXY = "proxy"
     TLS = "tls"
     TOO_BIG = "too_big"
     GARBAGE = "garbage"
@@ -111,6 +114,7 @@ class Http:
     ) -> None:
         self._base = rest_base(settings)
         self.shown_base = shown(self._base)
+        self._through = through(settings)
         self.meter = meter
         self._session = session
         self._limit_bytes = response_limit_bytes
@@ -133,7 +137,6 @@ class Http:
             connector=_connector(settings),
             timeout=aiohttp.ClientTimeout(total=settings.rest_timeout, sock_connect=settings.connect_timeout),
             trust_env=False,
-            proxy=settings.proxy,
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             yield cls(settings, meter, session, response_limit_bytes=response_limit_bytes)
@@ -156,7 +159,7 @@ class Http:
 
     async def _ask(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
         retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda exc: isinstance(exc, RestError) and exc.reason in TRANSIENT),
+            retry=retry_if_exception(_is_transient),
             # A Retry-After beyond the total ends it at once.
             stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(self._total_s),
             wait=self._delay_s,
@@ -194,8 +197,12 @@ class Http:
             ) as response:
                 self._compare_clocks(response.headers.get("Date"))
                 return await self._answer(what, response)
+        except ProxyError as exc:
+            raise RestError(RestFailure.PROXY, f"{what}: {exc}") from exc
         except TimeoutError as exc:
-            raise RestError(RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout") from exc
+            raise RestError(
+                RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout{self._through}"
+            ) from exc
         except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
             raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc
         except (aiohttp.ClientError, OSError) as exc:
@@ -279,7 +286,17 @@ class Http:
 def _connector(settings: Upstream) -> aiohttp.BaseConnector:
     if settings.unix_socket is not None:
         return aiohttp.UnixConnector(settings.unix_socket, limit=settings.rest_concurrency)
-    return aiohttp.TCPConnector(limit=settings.rest_concurrency)
+    tunnel = tunnel_of(settings)
+    if tunnel is None:
+        return aiohttp.TCPConnector(limit=settings.rest_concurrency)
+    key = "upstream.url" if settings.rest_url is None else "upstream.rest_url"
+    return TunnelConnector(tunnel, key, settings.rest_concurrency)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error.__cause__, ProxyError):
+        return error.__cause__.fault in PASSING
+    return isinstance(error, RestError) and error.reason in TRANSIENT
 
 
 def _retry_after_s(header: str | None, now: float) -> float | None:

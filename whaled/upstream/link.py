@@ -1,6 +1,7 @@
 """One connection to the mempool backend, from its handshake to its end."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -8,7 +9,7 @@ from typing import Any
 
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidProxy, InvalidURI
+from websockets.exceptions import InvalidURI
 
 from whaled.config.sections import Upstream
 from whaled.model import UpstreamState
@@ -17,8 +18,10 @@ from whaled.upstream.continuity import Continuity, SequenceTracker
 from whaled.upstream.dialect import PING, DialectError, Frame, decode, subscribe_frames
 from whaled.upstream.losses import LINK_ERRORS, diagnose, not_mempool, stale
 from whaled.upstream.news import Connected, FeedMessage, FeedMeter, LinkState, Received, SnapshotTaken
+from whaled.upstream.proxy import Target
 from whaled.upstream.sampling import Sampler
 from whaled.upstream.snapshot import SnapshotRound
+from whaled.upstream.tunnel import Tunnel, tunnel_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -39,10 +42,20 @@ SAMPLE_CHARS = 100
 
 
 class _Connect(connect):
-    """Follows no redirect: the operator is told where it leads instead."""
+    """Follows no redirect: the operator is told where it leads instead. Goes through `tunnel` where there is one."""
+
+    tunnel: Tunnel | None = None
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
+
+    async def open_tcp_connection(self) -> ClientConnection:
+        """Open the connection below the WebSocket."""
+        if self.tunnel is None:
+            return await super().open_tcp_connection()
+        uri = self.ws_uri
+        tls = ssl.create_default_context() if uri.secure else None
+        return await self.tunnel.open(lambda: self.factory(uri), Target(uri.host, uri.port, "upstream.url"), tls)
 
 
 class _Silence:
@@ -121,7 +134,7 @@ class Link:
             connecting = _Connect(
                 settings.url,
                 **_way(settings),
-                proxy=settings.proxy,  # None keeps websockets from reading the environment
+                proxy=None,  # keeps websockets from reading the environment; ours is the tunnel
                 compression=None,  # the backend does not accept it
                 open_timeout=settings.connect_timeout,
                 ping_interval=None,  # _hear pings in the dialect's own way, which goes through the backend's own code
@@ -131,10 +144,9 @@ class Link:
             )
         except (InvalidURI, ValueError) as exc:  # a port out of range is a ValueError
             raise unusable("upstream.url", settings.url, "ws://127.0.0.1:8999/api/v1/ws") from exc
+        connecting.tunnel = tunnel_of(settings)
         try:
             return await connecting
-        except (InvalidProxy, ImportError) as exc:  # SOCKS would need a library
-            raise unusable("upstream.proxy", settings.proxy or "", "http://127.0.0.1:3128") from exc
         except UnicodeError as exc:
             raise unusable("upstream.url", settings.url, "ws://127.0.0.1:8999/api/v1/ws") from exc
         except LINK_ERRORS as exc:

@@ -10,7 +10,8 @@ from websockets.frames import CloseCode
 
 from whaled.config.sections import Upstream
 from whaled.errors import UpstreamError
-from whaled.upstream.address import shown
+from whaled.upstream.address import shown, through
+from whaled.upstream.proxy import ProxyError
 
 
 class LossReason(StrEnum):
@@ -25,6 +26,7 @@ class LossReason(StrEnum):
     STALE = "stale"
     TOO_BIG = "too_big"
     PROTOCOL = "protocol"
+    PROXY = "proxy"
     NOT_MEMPOOL = "not_mempool"
     OTHER = "other"
 
@@ -39,12 +41,14 @@ class LinkLostError(UpstreamError):
         self.next_delay_s = 0.0
 
 
-# Everything the network, TLS or a server that is no WebSocket server can do to us.
-LINK_ERRORS = (OSError, EOFError, WebSocketException)
+# Everything the network, a proxy, TLS or a server that is no WebSocket server can do to us.
+LINK_ERRORS = (OSError, EOFError, WebSocketException, ProxyError)
 
 
 def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
     """What one of LINK_ERRORS means."""
+    if isinstance(error, ProxyError):
+        return LinkLostError(LossReason.PROXY, str(error))
     way = settings.unix_socket
     if way is not None and isinstance(error, FileNotFoundError | PermissionError | ConnectionRefusedError):
         return LinkLostError(
@@ -72,7 +76,8 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
             return LinkLostError(LossReason.DNS, f"the host name cannot be resolved: {error.strerror}")
         case TimeoutError():
             return LinkLostError(
-                LossReason.TIMEOUT, f"no connection within upstream.connect_timeout ({settings.connect_timeout:g} s)"
+                LossReason.TIMEOUT,
+                f"no connection within upstream.connect_timeout ({settings.connect_timeout:g} s){through(settings)}",
             )
         case OSError() if _is_refusal(error):
             return LinkLostError(LossReason.REFUSED, "nothing listens there; is the mempool backend running?")
