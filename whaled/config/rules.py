@@ -41,6 +41,7 @@ def _urls(config: Config) -> Iterator[Conflict]:
     for path, url, schemes in (
         ("upstream.url", upstream.url, ("ws", "wss")),
         ("upstream.rest_url", upstream.rest_url, ("http", "https")),
+        ("upstream.esplora_url", upstream.esplora_url, ("http", "https")),
         ("upstream.proxy", upstream.proxy, PROXY_SCHEMES),
     ):
         if url is not None and not _is_url(url, schemes):
@@ -66,7 +67,11 @@ def _proxy(config: Config) -> Iterator[Conflict]:
             yield Conflict("upstream.proxy", "SOCKS5 takes a user and a password of 1 to 255 bytes each (RFC 1929)")
     if upstream.unix_socket is not None or (proxy is not None and not proxy.startswith("socks5://")):
         return
-    for path, url in (("upstream.url", upstream.url), ("upstream.rest_url", upstream.rest_url)):
+    for path, url in (
+        ("upstream.url", upstream.url),
+        ("upstream.rest_url", upstream.rest_url),
+        ("upstream.esplora_url", upstream.esplora_url),
+    ):
         if url is not None and _is_url(url, ("ws", "wss", "http", "https")) and _is_onion(url):
             yield Conflict(
                 path,

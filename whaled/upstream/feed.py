@@ -12,7 +12,16 @@ from whaled.model import UpstreamState
 from whaled.upstream.address import shown
 from whaled.upstream.link import Link
 from whaled.upstream.losses import LinkLostError, LossReason
-from whaled.upstream.news import Connected, FeedMessage, FeedMeter, Lost, Received, SnapshotTaken, StateChanged
+from whaled.upstream.news import (
+    Connected,
+    FeedMessage,
+    FeedMeter,
+    Lost,
+    Received,
+    SnapshotTaken,
+    StateChanged,
+    Surveyor,
+)
 
 __all__ = [
     "Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "SnapshotTaken", "StateChanged",
@@ -30,8 +39,11 @@ class Feed:
         meter: FeedMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        surveyor: Surveyor | None = None,
     ) -> None:
         self._settings = settings
+        self._surveyor = surveyor
         self._meter = meter
         self._clock = clock
         self._monotonic = monotonic
@@ -43,7 +55,7 @@ class Feed:
         ConfigError if `url` or `proxy` can never work.
         """
         settings = self._settings
-        link = Link(settings, self._meter, self._clock, self._monotonic)
+        link = Link(settings, self._meter, self._clock, self._monotonic, surveyor=self._surveyor)
         backoff = wait_random_exponential(
             multiplier=settings.reconnect_initial,
             max=settings.reconnect_max,
@@ -66,7 +78,7 @@ class Feed:
                 raise AssertionError("a link ends by an error only")
             if connected_at is not None and self._monotonic() - connected_at >= settings.stable_after:
                 tries.attempt_number = 1
-            lost.next_delay_s = backoff(tries)
+            lost.next_delay_s = lost.wait_s + backoff(tries)
             self._report(lost, tries)
             if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
                 yield change

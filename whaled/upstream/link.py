@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,7 +17,17 @@ from whaled.upstream.address import shown, unusable
 from whaled.upstream.continuity import Continuity, SequenceTracker
 from whaled.upstream.dialect import PING, DialectError, Frame, decode, subscribe_frames
 from whaled.upstream.losses import LINK_ERRORS, diagnose, not_mempool, stale
-from whaled.upstream.news import Connected, FeedMessage, FeedMeter, LinkState, Received, SnapshotTaken
+from whaled.upstream.news import (
+    Connected,
+    FeedMessage,
+    FeedMeter,
+    LinkState,
+    Received,
+    Shortfall,
+    SnapshotTaken,
+    StateChanged,
+    Surveyor,
+)
 from whaled.upstream.proxy import Target
 from whaled.upstream.sampling import Sampler
 from whaled.upstream.snapshot import SnapshotRound
@@ -37,6 +47,8 @@ MISSED = (Continuity.GAP, Continuity.RESTARTED)
 LOG_INTERVAL_S = 10.0
 # Names of unknown keys that a log line shows.
 KEYS_SHOWN = 5
+# What is shown of a text that the backend chose.
+KEY_CHARS = 40
 # What is quoted of a server that is no mempool backend.
 SAMPLE_CHARS = 100
 
@@ -100,8 +112,11 @@ class Link:
         meter: FeedMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        surveyor: Surveyor | None = None,
     ) -> None:
         self._settings = settings
+        self._surveyor = surveyor
         self._meter = meter
         self._clock = clock
         self._monotonic = monotonic
@@ -117,6 +132,8 @@ class Link:
         connection = await self._open()
         try:
             first = await self._subscribe(connection)
+            if self._surveyor is not None:
+                await self._surveyor.connected(first.frame.backend, first.frame.blocks or ())
             self._meter.connected()
             log.info("connected to the mempool backend", attempt=attempt, **self._described(first.frame))
             yield Connected(attempt)
@@ -186,12 +203,11 @@ class Link:
                     ask = snapshot.begin()
                 elif received.frame.snapshot is not None:
                     ask = snapshot.answered(received.frame.snapshot)
-                now = UpstreamState.CONNECTED if in_sync else UpstreamState.DEGRADED
-                change = self.state.become(now, "in sync" if in_sync else "the backend is not in sync")
+                change = self._synced(in_sync)
             elif silence.pings > 1:
                 change = self.state.become(UpstreamState.DEGRADED, "a ping is unanswered")
-            if change is not None:
-                yield change
+            for each in self._changes(change):
+                yield each
             if received is not None:
                 yield received
             if ask is not None:
@@ -201,6 +217,22 @@ class Link:
             raw = await self._hear(connection, silence)
             received = self._received(raw) if raw is not None else None
             del raw  # may be 100 MB, and the next frame may be long in coming
+
+    def _synced(self, in_sync: bool) -> StateChanged | None:
+        if in_sync:
+            return self.state.become(UpstreamState.CONNECTED, "in sync")
+        return self.state.become(UpstreamState.DEGRADED, "the backend is not in sync")
+
+    def _changes(self, change: StateChanged | None) -> list[FeedMessage]:
+        return [each for each in (self._surveyed(), change) if each is not None]
+
+    def _surveyed(self) -> Shortfall | None:
+        """What the surveyor found out since; raises LinkLostError if the backend is refused by now."""
+        if self._surveyor is None:
+            return None
+        if self._surveyor.refusal is not None:
+            raise self._surveyor.refusal
+        return self.state.lacks(self._surveyor.shortfall)
 
     async def _hear(self, connection: ClientConnection, silence: _Silence) -> bytes | None:
         """The next message; None if it is time to look at `silence`, after a ping was sent."""
@@ -244,7 +276,7 @@ class Link:
             self._complain("malformed", "unreadable parts of a frame passed over", parts=frame.skipped, count=malformed)
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
-            self._complain("unknown", "unknown keys in a frame", keys=[key[:40] for key in frame.unknown[:KEYS_SHOWN]])
+            self._complain("unknown", "unknown keys in a frame", keys=_cut(frame.unknown))
         return Received(
             frame=frame,
             received_at=received_at,
@@ -275,8 +307,19 @@ class Link:
 
     def _described(self, frame: Frame) -> dict[str, object]:
         backend = frame.backend
-        known = {} if backend is None else {"version": backend.version, "mode": backend.backend}
+        known = (
+            {}
+            if backend is None
+            else {
+                "version": backend.version[:KEY_CHARS],
+                "mode": backend.backend[:KEY_CHARS],
+            }
+        )
         return {"url": shown(self._settings.url), **known}
+
+
+def _cut(keys: Sequence[str]) -> list[str]:
+    return [key[:KEY_CHARS] for key in keys[:KEYS_SHOWN]]
 
 
 def _way(settings: Upstream) -> dict[str, Any]:
