@@ -71,8 +71,10 @@ class Tally:
         self.covers.update(covers)
         self.leads_s.extend(leads_s)
 
-    def backlog(self, *, blocks: int, candidates: int, tail: int, fates: int) -> None:
-        self.open = {"blocks": blocks, "candidates": candidates, "tail": tail, "fates": fates}
+    def backlog(self, **open_: int) -> None:
+        self.open = open_
+
+    def worked(self) -> None:
         self.rounds += 1
         self.changed.set()
 

@@ -360,6 +360,7 @@ class Doubt:
         Doubt(("INSERT INTO state VALUES ('copy', '1')",), "itself a backup"),
         Doubt(("PRAGMA user_version = 99",), "cannot be compared with it (newer_schema)"),
         Doubt(("DROP TABLE events", "DROP TABLE whales", "DROP TABLE log", "DROP TABLE state", "DROP TABLE blocks",
+               "DROP TABLE spends",
                "PRAGMA application_id = 0", "PRAGMA user_version = 0"), "is empty"),
     ],
     ids=["another epoch", "behind", "another time", "another whale", "a copy", "newer", "empty"],

@@ -1,6 +1,7 @@
 """The backend's dialect, on recorded frames and on what could go wrong with them."""
 
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from whaled.upstream.dialect import (
     subscribe_frames,
     track_block_frame,
 )
+from whaled.upstream.surrogates import repaired
 
 DELTA = "mempool-transactions"
 
@@ -130,7 +132,9 @@ def test_a_transaction_in_both_lists_comes_once_and_a_replacer_alone_comes_too()
     change = decode(frame(**{DELTA: delta(added=[both, small], replaced=replaced)})).delta
     assert change is not None
     assert [found.txid for found in change.at_least(5 * BTC)] == [txid(1), txid(2)]
-    assert [found.txid for found in change.at_least(5 * BTC + 1)] == [txid(2)]
+    fee = both["fee"]
+    assert [found.txid for found in change.at_least(5 * BTC + fee)] == [txid(1), txid(2)]
+    assert [found.txid for found in change.at_least(5 * BTC + fee + 1)] == [txid(2)]
 
 
 def test_a_child_before_its_parent_and_a_summary_are_not_taken_for_the_parent() -> None:
@@ -261,7 +265,7 @@ def test_a_projected_block_answers_as_a_snapshot_with_its_sequence() -> None:
     read = decode(frame(**{"projected-block-transactions": {"index": 3, "sequence": 7, "blockTransactions": rows}}))
     assert read.snapshot is not None
     assert (read.snapshot.index, read.snapshot.sequence) == (3, 7)
-    assert read.snapshot.at_least(5 * BTC) == [txid(1)]
+    assert [found.txid for found in read.snapshot.at_least(5 * BTC)] == [txid(1)]
     later = {"index": 3, "sequence": 8, "delta": {"added": [], "removed": [], "changed": []}}
     assert decode(frame(**{"projected-block-transactions": later})).snapshot is None
 
@@ -350,6 +354,76 @@ def test_an_output_with_a_bad_script_keeps_its_value() -> None:
     assert change is not None
     (found,) = change.at_least(BTC)
     assert (found.value_sat, found.outputs[0].script) == (5 * BTC, "")
+
+
+@pytest.mark.parametrize("written", ["500000000.0", "5e8", "499999999.99999994", "500000000.0000001"])
+def test_a_value_that_comes_out_of_a_computation_is_rounded(written: str) -> None:
+    raw = frame(**{DELTA: delta(added=[tx(1, 5 * BTC), tx(2, 7 * BTC)])}).decode()
+    read = decode(re.sub(r'"value": ?500000000\b', f'"value":{written}', raw))
+    assert (read.skipped, read.delta is not None) == ((), True)
+    assert read.delta is not None
+    (first, _) = read.delta.at_least(BTC)
+    assert (first.value_sat, first.outputs[0].script) == (5 * BTC, tx(1, 5 * BTC)["vout"][0]["scriptpubkey"])
+    assert len(first.inputs) == 1
+
+
+def test_the_fee_of_a_double_spend_winner_is_rounded_and_what_is_not_known_is_unknown() -> None:
+    winner = tx(1, 5 * BTC, fee=13229.999999999998, effectiveFeePerVsize=94.32)
+    many = tx(2, 5 * BTC, fee=-1, effectiveFeePerVsize=-0.00098)
+    pairs = [{"replaced": txid(8), "by": winner}, {"replaced": txid(9), "by": many}]
+    read = decode(frame(**{DELTA: delta(replaced=pairs)}))
+    assert read.skipped == ()
+    assert read.delta is not None
+    (first, second) = read.delta.at_least(BTC)
+    assert (first.fee_sat, first.fee_rate) == (13230, 94.32)
+    assert (second.fee_sat, second.fee_rate, len(second.inputs)) == (None, None, 1)
+
+
+def test_one_input_that_cannot_be_read_is_unknown_and_the_others_are_not() -> None:
+    whale = tx(1, 5 * BTC)
+    whale["vin"] = [
+        dict(whale["vin"][0], vout=number, prevout={"value": 1, "scriptpubkey": "51"}) for number in range(3)
+    ]
+    whale["vin"][1]["prevout"] = {"value": None}
+    whale["vin"][2]["sequence"] = "?"
+    change = decode(frame(**{DELTA: delta(added=[whale])})).delta
+    assert change is not None
+    (found,) = change.at_least(BTC)
+    assert [spent.prevout is not None for spent in found.inputs] == [True, False, True]
+    assert found.inputs[2].sequence == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("tag", ["\\ud83d", "\\udC00\\ud83d", "cut \\uD83D and \\ude00 back", "\\\\ud83d\\ud83d"])
+def test_half_a_surrogate_pair_in_a_text_that_nobody_reads_costs_nothing(tag: str) -> None:
+    block = {"id": txid(7), "height": 1, "timestamp": 5, "extras": {"pool": {"minerNames": ["TAG"]}}}
+    raw = frame(**{"block": block, DELTA: delta(added=[tx(1, 5 * BTC)])}).decode().replace("TAG", tag)
+    for sent in (raw, raw.encode()):
+        read = decode(sent)
+        assert read.skipped == ()
+        assert read.block is not None
+        assert read.delta is not None
+        assert [found.txid for found in read.delta.at_least(BTC)] == [txid(1)]
+
+
+def test_whole_surrogate_pairs_and_other_escapes_stay_as_they_are() -> None:
+    for text in (rb'"\ud83d\ude00"', rb'"\\ud83d"', rb'"\n\u00e9\"\\"', b'"plain"'):
+        assert repaired(text) == text
+    assert repaired(rb'"\ud83d\ud83d\ude00\ude00"') == rb'"\ufffd\ud83d\ude00\ufffd"'
+
+
+@pytest.mark.parametrize("row", [[None, None], ["fee", -1], [13229.999999999998, "vsize"]])
+def test_an_odd_field_of_a_snapshot_costs_that_field(row: list[object]) -> None:
+    rows = [
+        [txid(1), *row, 5.0 * BTC, None, "flags", -1],
+        [txid(2), 1, 1.0, None],
+        ["short"],
+        7,
+        [txid(3), 1, 1, 5 * BTC],
+    ]
+    read = decode(frame(**{"projected-block-transactions": {"index": 0, "sequence": 1, "blockTransactions": rows}}))
+    assert read.snapshot is not None
+    assert read.snapshot.malformed == 3
+    assert [(each.txid, each.value) for each in read.snapshot.at_least(BTC)] == [(txid(1), 5 * BTC), (txid(3), 5 * BTC)]
 
 
 def test_a_value_beyond_all_coins_is_malformed() -> None:

@@ -29,7 +29,7 @@ from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault, subscribe_frames
-from whaled.upstream.feed import Connected, Feed, FeedMessage, LossReason, Lost, Received, StateChanged
+from whaled.upstream.feed import Connected, Feed, FeedMessage, LossReason, Lost, Received, StateChanged, delay_range_s
 from whaled.upstream.http import RestFailure
 from whaled.upstream.link import CLOSE_TIMEOUT_S
 from whaled.upstream.losses import diagnose
@@ -55,6 +55,7 @@ class Recorder:
     """A meter that remembers."""
 
     def __init__(self) -> None:
+        self.incomplete = 0
         self.links = 0
         self.losses: list[LossReason] = []
         self.states: list[UpstreamState] = []
@@ -82,6 +83,9 @@ class Recorder:
 
     def malformed(self, parts: int) -> None:
         self.malformed_parts += parts
+
+    def snapshot_incomplete(self) -> None:
+        self.incomplete += 1
 
     def unknown(self, keys: int) -> None:
         self.unknown_keys += keys
@@ -374,7 +378,7 @@ async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorde
         assert delta is not None
         (whale,) = delta.at_least(100 * 100_000_000)
         assert all(spent.prevout is None for spent in whale.inputs)
-        filled = await rest.prevouts(whale, 2.0)
+        (filled,) = await rest.prevouts([whale], 2.0)
         assert await rest.tip_height() == simulator.world.chain.tip.height
     spent_sat = sum(spent.prevout.value for spent in filled.inputs if spent.prevout is not None)
     assert whale.fee_sat is not None
@@ -456,20 +460,33 @@ async def test_a_close_by_the_server_is_quoted(backend: Backend, meter: Recorder
     assert "come back later" in line["detail"]
 
 
+def test_a_delay_is_a_part_of_the_outage_between_its_bounds() -> None:
+    upstream = settings("ws://127.0.0.1:1", reconnect_initial=0.5, reconnect_max=30.0)
+    assert delay_range_s(upstream, 0.0) == (0.25, 0.5)
+    assert delay_range_s(upstream, 2.0) == (0.25, 0.5)
+    assert delay_range_s(upstream, 3.0) == (0.375, 0.75)  # a restarted backend is found again within a second
+    assert delay_range_s(upstream, 60.0) == (7.5, 15.0)
+    assert delay_range_s(upstream, 1e9) == (15.0, 30.0)
+
+
 async def test_delays_grow_with_jitter_up_to_the_bound_and_start_over_after_a_stable_link(meter: Recorder) -> None:
     backend, port, now = Backend(), await free_port(), 0.0
     upstream = settings(f"ws://127.0.0.1:{port}", reconnect_initial=0.002, reconnect_max=0.016, stable_after=60.0)
     async with aclosing(Feed(upstream, meter, monotonic=lambda: now).messages()) as stream:
-        delays = [(await until(stream, Lost)).next_delay_s for _ in range(20)]
-        for attempt, delay in enumerate(delays):
-            assert 0.001 <= delay <= min(0.002 * 2**attempt, 0.016)
-        assert max(delays) > 0.002
+        delays = []
+        for _ in range(30):
+            low, high = delay_range_s(upstream, now)
+            delays.append((await until(stream, Lost)).next_delay_s)
+            assert low <= delays[-1] <= high
+            now += delays[-1]
+        assert max(delays) > 0.008
         assert len(set(delays)) > 15
         async with backend.listening(port):
             assert (await until(stream, Connected)).attempt > 20
             (await backend.peers.get()).drop()  # not stable: it goes on counting
+            assert (await until(stream, Lost)).next_delay_s > 0.002
             assert (await until(stream, Connected)).attempt > 21
-            now = 60.0
+            now += 60.0
             (await backend.peers.get()).drop()
             assert (await until(stream, Lost)).next_delay_s <= 0.002
             assert (await until(stream, Connected)).attempt == 2

@@ -112,7 +112,17 @@ def total_sat(value: Any) -> int | None:
     if not isinstance(value, dict) or not is_txid(value.get("txid")) or not isinstance(value.get("vout"), list):
         return None
     values: list[Any] = [output.get("value") if isinstance(output, dict) else None for output in value["vout"]]
-    return sum(values) if all(type(each) is int and 0 <= each <= COINS_SAT for each in values) else None
+    return sum(map(round, values)) if all(is_number(each) and 0 <= each <= COINS_SAT for each in values) else None
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def gross_sat(entry: Any, total: int) -> int:
+    """With the fee, where that is known."""
+    fee = entry.get("fee")
+    return total + round(fee) if is_number(fee) and 0 < fee <= COINS_SAT else total
 
 
 def entries(part: Any, key: str) -> list[Any]:
@@ -132,8 +142,8 @@ def expected(part: Any, minimum_sat: int) -> dict[str, list[int]]:
     """Every transaction of the delta that can be read and is large enough, with its outputs."""
     found: dict[str, list[int]] = {}
     for entry in (*entries(part, "added"), *(pair["by"] for pair in pairs_of(part))):
-        if (total := total_sat(entry)) is not None and total >= minimum_sat:
-            found.setdefault(entry["txid"], [output["value"] for output in entry["vout"]])
+        if (total := total_sat(entry)) is not None and gross_sat(entry, total) >= minimum_sat:
+            found.setdefault(entry["txid"], [round(output["value"]) for output in entry["vout"]])
     return found
 
 
@@ -173,9 +183,9 @@ def check_bounds(frame: Frame) -> None:
     if frame.snapshot is not None:
         assert 0 <= frame.snapshot.index <= UINT32
         assert 0 <= frame.snapshot.sequence <= 2**53
-        question = SnapshotRound()
-        question.begin()
-        question.answered(frame.snapshot)
+        question = SnapshotRound(1.0)
+        question.begin(NOW)
+        question.answered(frame.snapshot, NOW)
     if frame.delta is not None:
         assert 0 <= frame.delta.sequence <= 2**53
         assert all(len(each) == 64 for each in (*frame.delta.removed, *frame.delta.mined))
@@ -198,7 +208,7 @@ def check_whales(frame: Frame, delta: Delta) -> None:
         assert len({each.txid for each in found}) == len(found)
         for each in found:
             check_transaction(each)
-            assert each.value_sat >= minimum_sat
+            assert each.value_sat + (each.fee_sat or 0) >= minimum_sat
     market = Market(fees=frame.fees, projected=frame.projected, tip_height=100, btc_usd=frame.btc_usd)
     detector = Detector(Rules(100 * BTC))
     for each in detector.candidates(found):
@@ -253,21 +263,12 @@ def check_parts(message: dict[str, Any], frame: Frame | None) -> None:
         if all(type(each) is int and 0 <= each <= UINT32 for each in numbers):
             assert frame is not None
             assert isinstance(frame.snapshot, Snapshot)
-            assert frame.snapshot.at_least(0) == [row[0] for row in rows if is_stripped(row)]
+            assert [each.txid for each in frame.snapshot.at_least(0)] == [row[0] for row in rows if is_stripped(row)]
 
 
 def is_stripped(row: Any) -> bool:
-    def is_number(value: Any) -> bool:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
     return (
-        isinstance(row, list)
-        and len(row) >= 4
-        and is_txid(row[0])
-        and is_number(row[1])
-        and is_number(row[2])
-        and type(row[3]) is int
-        and 0 <= row[3] <= COINS_SAT
+        isinstance(row, list) and len(row) >= 4 and is_txid(row[0]) and is_number(row[3]) and 0 <= row[3] <= COINS_SAT
     )
 
 

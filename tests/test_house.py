@@ -38,8 +38,10 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters", "whales.addresses",
-    "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
-    "whales.accuracy", "upstream.families", "upstream.snapshot", "reconcile.coverage",
+    "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
+    "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
+    "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",
+    "upstream.families", "upstream.snapshot", "reconcile.coverage",
     "gateway.wire", "gateway.session", "gateway.limits",
 )  # fmt: skip
 IMPURE_MODULES = {

@@ -25,6 +25,7 @@ from whaled.upstream.news import FeedMessage, Received, StateChanged
 from whaled.upstream.rehearsal import canary_frame
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
+from whaled.whales.history import History
 
 BTC = 10**8
 
@@ -153,6 +154,15 @@ class Broken:
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
         return {}
 
+    async def histories(self, txids: Iterable[str]) -> dict[str, History]:
+        return {}
+
+    async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
+        return {}
+
+    async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
+        return {}
+
 
 async def test_what_is_not_stored_is_not_published_and_the_failure_is_not_swallowed() -> None:
     published = Published()
@@ -164,8 +174,8 @@ async def test_what_is_not_stored_is_not_published_and_the_failure_is_not_swallo
 class Unhelpful:
     """A backend that does not know the inputs."""
 
-    async def prevouts(self, transaction: Transaction, deadline_s: float) -> Transaction:
-        return transaction
+    async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
+        return list(transactions)
 
 
 async def test_a_whale_whose_inputs_stay_unknown_is_alerted_without_them_and_counted(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ async def test_a_block_is_told_with_its_place_its_values_and_its_transactions() 
         for tx in txs:
             entry = entries[tx.txid]
             assert (entry.value, entry.fee) == (tx.out_sat, tx.fee)
-            found = await questions.mined(mined.hash, entry)
+            (found,) = await questions.page(mined.hash, [entry])
+            assert found is not None
             assert (found.txid, found.value_sat, found.fee_sat) == (tx.txid, tx.out_sat, tx.fee)
             assert all(spent.prevout is not None for spent in found.inputs)
             place = await questions.confirmation(tx.txid)
@@ -85,7 +86,9 @@ async def test_a_transaction_with_many_inputs_is_told_without_asking_for_all_of_
         mined = sim.world.mine()
         (entry,) = (each for each in await questions.summary(mined.hash) if each.txid == whale.txid)
         front.spoil(f"tx/{whale.txid}", 500)
-        found = await questions.mined(mined.hash, entry)
+        (listed,) = await questions.page(mined.hash, [entry])
+        assert listed is not None
+        found = await questions.completed(listed)
         assert found.value_sat == whale.out_sat
         assert len(found.inputs) == len(whale.inputs)
 
@@ -126,7 +129,7 @@ CALLS: dict[str, tuple[str, Ask]] = {
     "hash": ("block-height/900000", lambda ask: ask.block_hash(900_000)),
     "block": (f"block/{HASH}", lambda ask: ask.block(HASH)),
     "summary": (f"block/{HASH}/summary", lambda ask: ask.summary(HASH)),
-    "mined": (f"block/{HASH}/txs/1", lambda ask: ask.mined(HASH, ENTRY)),
+    "page": (f"block/{HASH}/txs/1", lambda ask: ask.page(HASH, [ENTRY])),
 }
 GARBAGE = {
     "page": b"<html></html>",
@@ -162,8 +165,6 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call:
         ("hash", b"zz" * 32),
         ("block", b'{"id":"%s","height":1,"timestamp":1%s}' % (HASH.encode(), b"0" * 400)),
         ("block", b'{"id":"%s","height":1%s,"timestamp":1}' % (HASH.encode(), b"0" * 30)),
-        ("summary", b'[{"txid":"%s","value":1,"fee":1%s,"vsize":1}]' % (TXID.encode(), b"0" * 400)),
-        ("summary", b'[{"txid":"%s","value":1,"fee":1,"vsize":1e300}]' % TXID.encode()),
         ("tip", b"1" + b"0" * 400),
         ("family", b'{"replacements":{"tx":{"txid":"%s","time":1e300}}}' % TXID.encode()),
         ("latest", b'[{"tx":{"txid":"%s"},"time":-1}]' % TXID.encode()),
@@ -196,8 +197,92 @@ async def test_a_fee_rate_is_not_told_of_a_transaction_smaller_than_there_can_be
     """It would be infinite in memory, and null in the log and for clients."""
     async with asking() as (questions, _, front):
         front.spoil("block/.*/txs/1", 200, b'[{"txid":"%s","vin":[],"vout":[{"value":5}]}]' % TXID.encode())
-        found = await questions.mined(HASH, Summary(TXID, 5, 1_000, 5e-324, 1))
+        (found,) = await questions.page(HASH, [Summary(TXID, 5, 1_000, 5e-324, 1)])
+        assert found is not None
         assert (found.fee_sat, found.fee_rate) == (1_000, None)
+
+
+UNKNOWN = Summary(TXID, 5, None, 0.0, 1)
+COINBASE = b'{"txid":"%s","value":1,"fee":0,"vsize":1}' % (b"00" * 32)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        # What backends send since 3.0: a fee multiplied from BTC, and -1 with a rate below 0 above 12 inputs.
+        (b'"value":5,"fee":13229.999999999998,"vsize":140.25,"rate":94.3', Summary(TXID, 5, 13230, 140.25, 1)),
+        (b'"value":5,"fee":-1,"vsize":1018.5,"rate":-0.00098', Summary(TXID, 5, None, 1018.5, 1)),
+        (b'"value":5.000000000001,"fee":1,"vsize":1', Summary(TXID, 5, 1, 1.0, 1)),
+        # What none has sent yet.
+        (b'"value":5,"fee":1%s' % (b"0" * 400), UNKNOWN),
+        (b'"value":5,"fee":null,"vsize":1e300,"flags":"?","time":-1', UNKNOWN),
+        (b'"value":5,"vsize":"7"', UNKNOWN),
+        (b'"value":null,"fee":1,"vsize":1', Summary(TXID, None, 1, 1.0, 1)),
+        (b'"fee":1,"vsize":1,"time":1.5,"flags":67108865', Summary(TXID, None, 1, 1.0, 1, 1.5, is_replacement=True)),
+        (b'"value":5,"time":0,"flags":1', Summary(TXID, 5, None, 0.0, 1, None, is_replacement=False)),
+    ],
+)
+async def test_an_odd_field_of_a_summary_costs_that_field(fields: bytes, expected: Summary) -> None:
+    async with asking() as (questions, _, front):
+        other = b'{"txid":"%s","value":7,"fee":1,"vsize":1}' % (b"ee" * 32)
+        entry = b'{"txid":"%s",%s}' % (TXID.encode(), fields)
+        front.spoil("block/.*/summary", 200, b"[%s,%s,7,%s]" % (COINBASE, entry, other))
+        found = await questions.summary(HASH)
+        assert found[0] == expected
+        assert found[1] == Summary(None, None, None, 0.0, 2)
+        assert found[2] == Summary("ee" * 32, 7, 1, 1.0, 3)
+
+
+async def test_a_transaction_of_more_than_twelve_inputs_first_seen_in_its_block_is_read() -> None:
+    async with asking() as (questions, _, front):
+        raw = b'{"txid":"%s","vin":[],"vout":[{"value":5}],"fee":-1,"effectiveFeePerVsize":-0.0011}' % TXID.encode()
+        front.spoil("block/.*/txs/1", 200, b"[%s]" % raw)
+        (found,) = await questions.page(HASH, [Summary(TXID, 5, None, 0.0, 1)])
+        assert found is not None
+        assert (found.value_sat, found.fee_sat, found.fee_rate) == (5, None, None)
+
+
+async def test_the_fee_of_a_mined_transaction_follows_from_its_inputs_once_they_are_known() -> None:
+    async with asking() as (questions, _, front):
+        spent = [b'{"txid":"%s","vout":%d,"sequence":0,"prevout":%s}' % (b"cc" * 32, n, b"%s") for n in range(2)]
+        known = b",".join(each % b'{"value":5,"scriptpubkey":"51"}' for each in spent)
+        unknown = b",".join(each % b"null" for each in spent)
+        raw = b'{"txid":"%s","vin":[%s],"vout":[{"value":7}],"fee":-1,"vsize":2}'
+        front.spoil("block/.*/txs/1", 200, b"[%s]" % (raw % (TXID.encode(), unknown)))
+        front.spoil(f"tx/{TXID}", 200, raw % (TXID.encode(), known))
+        (listed,) = await questions.page(HASH, [Summary(TXID, 7, None, 0.0, 1)])
+        assert listed is not None
+        found = await questions.completed(listed)
+        assert (found.fee_sat, found.fee_rate) == (3, 1.5)
+
+
+async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
+    async with asking() as (questions, _, front):
+        page = b",".join(b'{"txid":"%s","vin":[],"vout":[{"value":%d}]}' % (b"%02d" % n * 32, n) for n in (1, 2))
+        front.spoil("block/.*/txs/4", 200, b"[%s]" % page)
+        entries = [Summary("01" * 32, 1, 0, 1.0, 4), Summary(None, None, None, 0.0, 5)]
+        assert [found and found.txid for found in await questions.page(HASH, entries)] == ["01" * 32, "02" * 32]
+        front.mend()
+        front.spoil("block/.*/txs/4", 200, b'[%s,{"txid":7}]' % page.partition(b",{")[0])
+        assert [found and found.txid for found in await questions.page(HASH, entries)] == ["01" * 32, None]
+
+
+@pytest.mark.parametrize(
+    ("mode", "pages"), [("none", [[1, 10], [11, 20], [21, 30]]), ("esplora", [[1, 10, 11, 20, 21], [30]])]
+)
+async def test_entries_are_asked_for_in_as_few_pages_as_there_can_be(mode: str, pages: list[list[int]]) -> None:
+    upstream = Upstream()
+    entries = [Summary(f"{index:064x}", 1, 0, 1.0, index) for index in (30, 1, 10, 11, 20, 21)]
+    async with Rest.open(upstream, Metrics().upstream) as rest:
+        rest.routes.mode = mode
+        found = Questions(rest, 1.0).pages_of(entries)
+    assert [[entry.index for entry in page] for page in found] == pages
+
+
+async def test_one_tree_that_cannot_be_read_costs_itself() -> None:
+    async with asking() as (questions, _, front):
+        front.spoil("replacements", 200, b'[{"tx":{"txid":"%s"}},{"tx":7},null]' % TXID.encode())
+        assert [[each.txid for each in family] for family in await questions.latest_families()] == [[TXID]]
 
 
 async def test_a_block_without_even_a_coinbase_is_no_answer() -> None:

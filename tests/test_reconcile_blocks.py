@@ -6,7 +6,7 @@ import pytest
 import structlog
 from reconcile_kit import BTC, Front, watching, world
 
-from whaled.model import Source
+from whaled.model import Kind, Source
 from whaled.reconcile import blocks
 from whaled.reconcile.coverage import Cover
 from whaled.simulator.faults import RestMode
@@ -388,7 +388,7 @@ async def test_a_whale_that_the_new_branch_left_out_is_pending_until_it_is_mined
         assert rig.told(whale) == ["alert", "confirmed", "pending", "confirmed"]
 
 
-async def test_a_double_spend_in_the_new_branch_is_the_end_of_a_whale(tmp_path: Path) -> None:
+async def test_a_double_spend_in_the_new_branch_replaces_a_whale(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=60.0) as rig:
         whale = sim.world.pay(150 * BTC).txid
         await rig.poll()
@@ -396,13 +396,10 @@ async def test_a_double_spend_in_the_new_branch_is_the_end_of_a_whale(tmp_path: 
         await rig.settled()
         sim.world.reorg(1, double_spend=[whale], keep=())
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed", "pending"]
+        assert rig.told(whale) == ["alert", "confirmed", "pending", "replaced"]
         assert sim.truth[whale].fate is not Fate.CONFIRMED
-        for _ in range(3):
-            await rig.poll(40)
-            await rig.settled()
-        await rig.until(lambda: rig.told(whale)[-1] in {"dropped", "replaced"})
-        assert rig.told(whale)[:3] == ["alert", "confirmed", "pending"]
+        (winner,) = [event.whale.alert for event in rig.events if event.whale.alert.replaces == whale][:1]
+        assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [winner.transaction_id]
 
 
 async def test_a_block_that_died_before_it_could_be_scanned_confirms_nothing(tmp_path: Path) -> None:
@@ -507,7 +504,29 @@ async def test_a_whale_alerted_after_its_block_is_late(tmp_path: Path) -> None:
         assert rig.tally.covers.total() == 1
 
 
-async def test_what_a_gap_hid_is_told_from_its_block_and_counted_as_missed_in_a_gap(tmp_path: Path) -> None:
+async def test_a_whale_of_a_block_that_shows_a_gap_was_missed_in_it(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        hidden = sim.world.pay(150 * BTC, relay=False)
+        sim.backend.sequence += 3  # messages that never came
+        block = sim.world.mine([hidden])
+        await rig.settled()
+        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert (await rig.scans())[block.height].missed_gap == 1
+
+
+async def test_a_whale_sent_and_mined_between_two_polls_is_not_put_down_to_an_outage_before(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        sim.drop_link()
+        await rig.until(lambda: rig.tally.snapshots == 2)
+        await rig.settled()
+        await rig.settled()
+        block = sim.world.mine([sim.world.pay(150 * BTC, relay=False)])
+        await rig.settled()
+        row = (await rig.scans())[block.height]
+        assert (row.missed_down, row.missed_never_relayed) == (0, 1)
+
+
+async def test_a_whale_that_came_after_a_gap_was_closed_is_not_put_down_to_it(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         await rig.poll(5)
         sim.world.mine()
@@ -519,7 +538,7 @@ async def test_what_a_gap_hid_is_told_from_its_block_and_counted_as_missed_in_a_
         block = sim.world.mine([hidden])
         await rig.settled()
         assert rig.told(hidden.txid) == ["alert", "confirmed"]
-        assert (await rig.scans())[block.height].missed_gap == 1
+        assert (await rig.scans())[block.height].missed_never_relayed == 1
 
 
 async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_the_outage(tmp_path: Path) -> None:

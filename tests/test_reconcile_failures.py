@@ -399,7 +399,7 @@ async def test_a_backend_that_takes_too_long_is_asked_again(tmp_path: Path, mode
     async with world() as (sim, clock), watching(sim, clock, tmp_path, rest_timeout=0.3) as rig:
         known = sim.world.pay(150 * BTC).txid
         await rig.settled()
-        sim.fail_rest(mode, seconds=1.0, times=6)
+        sim.fail_rest(mode, seconds=1.0, times=2)
         hidden = sim.world.pay(150 * BTC, relay=False)
         sim.world.mine([hidden])
         await rig.poll()

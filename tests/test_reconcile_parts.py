@@ -25,9 +25,9 @@ from whaled.reconcile.start import (
     blocks_at_start,
     standing_below,
 )
-from whaled.reconcile.tools import AFTER, said
 from whaled.upstream.families import Tree, relatives
 from whaled.whales import lifecycle
+from whaled.whales.history import AFTER, next_event
 
 NOW = 1_800_000_000.0
 A, B = "aa" * 32, "bb" * 32
@@ -165,45 +165,45 @@ def test_what_was_looked_at_is_remembered_within_bounds(monkeypatch: pytest.Monk
 
 def test_the_same_is_not_said_twice_and_is_said_again_after_something_else() -> None:
     confirmed = lifecycle.confirmed(whale(1), block(A), NOW)
-    assert said(confirmed, []) == confirmed
-    assert said(confirmed, [(Kind.ALERT, "")]) == confirmed
-    assert said(confirmed, [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]) is None
+    assert next_event(confirmed, []) == confirmed
+    assert next_event(confirmed, [(Kind.ALERT, "")]) == confirmed
+    assert next_event(confirmed, [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]) is None
     history = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.PENDING, A)]
-    again = said(confirmed, history)
+    again = next_event(confirmed, history)
     assert again is not None
     assert again.ref == f"{A}#2"
-    assert said(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2")]) is None
-    third = said(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2"), (Kind.PENDING, f"{A}#2")])
+    assert next_event(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2")]) is None
+    third = next_event(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2"), (Kind.PENDING, f"{A}#2")])
     assert third is not None
     assert third.ref == f"{A}#3"
 
 
 def test_what_is_no_longer_so_is_not_said() -> None:
     buried = [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]
-    assert said(lifecycle.dropped(whale(1), NOW), buried) is None
-    assert said(lifecycle.replaced(whale(1), txid(2), NOW), buried) is None
-    assert said(lifecycle.pending_again(whale(1), B, NOW), buried) is None
-    assert said(lifecycle.pending_again(whale(1), A, NOW), buried) is not None
+    assert next_event(lifecycle.dropped(whale(1), NOW), buried) is None
+    assert next_event(lifecycle.replaced(whale(1), txid(2), NOW), buried) is None
+    assert next_event(lifecycle.pending_again(whale(1), B, NOW), buried) is None
+    assert next_event(lifecycle.pending_again(whale(1), A, NOW), buried) is not None
     replaced = [(Kind.ALERT, ""), (Kind.REPLACED, txid(2))]
-    assert said(lifecycle.dropped(whale(1), NOW), replaced) is None
-    assert said(lifecycle.replaced(whale(1), txid(3), NOW), replaced) is None
-    assert said(lifecycle.confirmed(whale(1), block(A), NOW), replaced) is not None
+    assert next_event(lifecycle.dropped(whale(1), NOW), replaced) is None
+    assert next_event(lifecycle.replaced(whale(1), txid(3), NOW), replaced) is None
+    assert next_event(lifecycle.confirmed(whale(1), block(A), NOW), replaced) is not None
     waiting = [(Kind.ALERT, "")]
-    assert said(lifecycle.pending_again(whale(1), "", NOW), waiting) is None
-    assert said(lifecycle.alerted(whale(1), NOW), waiting) is None
-    assert said(lifecycle.alerted(whale(1), NOW), []) is not None
+    assert next_event(lifecycle.pending_again(whale(1), "", NOW), waiting) is None
+    assert next_event(lifecycle.alerted(whale(1), NOW), waiting) is None
+    assert next_event(lifecycle.alerted(whale(1), NOW), []) is not None
 
 
 def test_who_is_gone_is_not_pending_because_of_a_block_from_before() -> None:
     gone = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.REPLACED, txid(2))]
-    assert said(lifecycle.pending_again(whale(1), A, NOW), gone) is None
-    assert said(lifecycle.pending_again(whale(1), "", NOW), gone) is not None
-    assert said(lifecycle.pending_again(whale(1), "", NOW), gone[:2]) is None
+    assert next_event(lifecycle.pending_again(whale(1), A, NOW), gone) is None
+    assert next_event(lifecycle.pending_again(whale(1), "", NOW), gone) is not None
+    assert next_event(lifecycle.pending_again(whale(1), "", NOW), gone[:2]) is None
 
 
 def test_a_fate_has_a_number_of_its_own_although_the_first_ones_were_removed() -> None:
     held = [(Kind.DROPPED, "#2"), (Kind.PENDING, "#2")]
-    again = said(lifecycle.dropped(whale(1), NOW), held)
+    again = next_event(lifecycle.dropped(whale(1), NOW), held)
     assert again is not None
     assert again.ref == "#3"
 
@@ -260,7 +260,7 @@ async def test_the_log_tells_histories_and_what_is_confirmed_gone_or_scanned(tmp
         )
         assert ids(await log.confirmed_in(A)) == []
         assert await log.gone_since(NOW, 10) == {txid(1): 2}
-        again = said(lifecycle.confirmed(whale(0), block(A), NOW), (await log.histories([txid(0)]))[txid(0)])
+        again = next_event(lifecycle.confirmed(whale(0), block(A), NOW), (await log.histories([txid(0)]))[txid(0)])
         assert again is not None
         await log.append([again])
         assert ids(await log.confirmed_in(A)) == [txid(0)]
@@ -325,4 +325,4 @@ def test_what_stands_below_a_height_ends_at_the_first_hole() -> None:
 def test_a_confirmation_of_the_stream_and_one_of_a_scan_are_the_same() -> None:
     draft = confirmed_draft(1)
     history = [(Kind.ALERT, ""), (draft.kind, draft.ref)]
-    assert said(lifecycle.confirmed(whale(1), block(draft.ref), NOW), history) is None
+    assert next_event(lifecycle.confirmed(whale(1), block(draft.ref), NOW), history) is None

@@ -5,6 +5,8 @@ import json
 from whaled.upstream.dialect import Snapshot, decode
 from whaled.upstream.snapshot import PROJECTED_BLOCKS, SnapshotRound
 
+NOW = 100.0
+
 
 def answer(index: int, count: int = 1) -> Snapshot:
     """A projected block as a backend sends it."""
@@ -23,40 +25,72 @@ def asked(text: str | None) -> int:
 
 
 def test_every_projected_block_is_asked_for_in_turn_and_then_no_more() -> None:
-    round_ = SnapshotRound()
-    questions = [asked(round_.begin())]
+    round_ = SnapshotRound(10.0)
+    questions = [asked(round_.begin(NOW))]
     for _ in range(PROJECTED_BLOCKS):
         assert not round_.is_over
-        questions.append(asked(round_.answered(answer(questions[-1]))))
+        questions.append(asked(round_.answered(answer(questions[-1]), NOW)))
     assert round_.is_over
     assert questions == [*range(PROJECTED_BLOCKS), -1]
 
 
 def test_an_empty_block_is_the_end() -> None:
-    round_ = SnapshotRound()
-    round_.begin()
-    assert asked(round_.answered(answer(0))) == 1
-    assert asked(round_.answered(answer(1, count=0))) == -1
+    round_ = SnapshotRound(10.0)
+    round_.begin(NOW)
+    assert asked(round_.answered(answer(0), NOW)) == 1
+    assert asked(round_.answered(answer(1, count=0), NOW)) == -1
     assert round_.is_over
 
 
+def test_the_round_ends_with_the_last_block_that_the_backend_projects() -> None:
+    round_ = SnapshotRound(10.0)
+    round_.projected(2)
+    assert asked(round_.begin(NOW)) == 0
+    assert asked(round_.answered(answer(0), NOW)) == 1
+    assert asked(round_.answered(answer(1), NOW)) == -1
+    assert round_.is_over
+
+
+def test_a_mempool_that_grows_or_shrinks_meanwhile_moves_the_end() -> None:
+    round_ = SnapshotRound(10.0)
+    round_.projected(1)
+    round_.begin(NOW)
+    round_.projected(3)
+    assert asked(round_.answered(answer(0), NOW)) == 1
+    round_.projected(0)
+    assert asked(round_.answered(answer(1), NOW)) == -1
+
+
+def test_an_answer_is_waited_for_until_its_deadline() -> None:
+    round_ = SnapshotRound(10.0)
+    dues = [round_.due]
+    round_.begin(NOW)
+    dues.append(round_.due)
+    round_.answered(answer(0), NOW + 5.0)
+    dues.append(round_.due)
+    assert asked(round_.end()) == -1
+    dues.append(round_.due)
+    assert dues == [None, NOW + 10.0, NOW + 15.0, None]
+    assert round_.answered(answer(1), NOW) is None
+
+
 def test_what_was_not_asked_for_is_no_answer() -> None:
-    round_ = SnapshotRound()
-    assert round_.answered(answer(0)) is None
-    round_.begin()
-    round_.answered(answer(0))
-    assert round_.answered(answer(0)) is None  # the same block again, as it changed
-    assert round_.answered(answer(2)) is None
+    round_ = SnapshotRound(10.0)
+    assert round_.answered(answer(0), NOW) is None
+    round_.begin(NOW)
+    round_.answered(answer(0), NOW)
+    assert round_.answered(answer(0), NOW) is None  # the same block again, as it changed
+    assert round_.answered(answer(2), NOW) is None
     assert not round_.is_over
 
 
 def test_beginning_again_starts_over() -> None:
-    round_ = SnapshotRound()
-    round_.begin()
-    round_.answered(answer(0))
-    assert asked(round_.begin()) == 0
-    assert round_.answered(answer(1)) is None
-    assert asked(round_.answered(answer(0))) == 1
+    round_ = SnapshotRound(10.0)
+    round_.begin(NOW)
+    round_.answered(answer(0), NOW)
+    assert asked(round_.begin(NOW)) == 0
+    assert round_.answered(answer(1), NOW) is None
+    assert asked(round_.answered(answer(0), NOW)) == 1
 
 
 def test_changes_of_a_projected_block_are_no_snapshot() -> None:

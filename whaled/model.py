@@ -58,6 +58,11 @@ class Input(Struct, frozen=True, gc=False):
     prevout: Output | None = None
 
 
+def outpoint(txid: str, vout: int) -> str:
+    """An output of a transaction as text."""
+    return f"{txid}:{vout}"
+
+
 class Transaction(Struct, frozen=True, kw_only=True):
     """A transaction as the mempool backend sends it in full.
 
@@ -78,6 +83,16 @@ class Transaction(Struct, frozen=True, kw_only=True):
     def value_sat(self) -> int:
         """Sum of all outputs, in satoshi."""
         return sum(output.value for output in self.outputs)
+
+    @property
+    def gross_sat(self) -> int:
+        """Sum of all outputs and the fee, as far as it is known, in satoshi."""
+        return self.value_sat + (self.fee_sat or 0)
+
+    @property
+    def outpoints(self) -> tuple[str, ...]:
+        """What it spends."""
+        return tuple(outpoint(spent.txid, spent.vout) for spent in self.inputs)
 
 
 class FeeMarket(Struct, frozen=True):
@@ -235,12 +250,16 @@ class Kind(StrEnum):
 
 
 class Whale(Struct, frozen=True):
-    """An alert and every address in its transaction: filters look at these, frames do not carry them (there may be
+    """An alert, and every address in its transaction: filters look at these, frames do not carry them (there may be
     thousands).
+
+    `outpoints` is what the transaction spends, as `outpoint` writes it: another transaction that spends one of them
+    replaces this one. The event log keeps them beside the whale, and does not give them back with it.
     """
 
     alert: Alert
     addresses: tuple[str, ...] = ()
+    outpoints: tuple[str, ...] = ()
 
 
 class Draft(Struct, frozen=True, kw_only=True):

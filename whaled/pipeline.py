@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -26,7 +26,9 @@ from whaled.upstream.dialect import Delta, Frame, decode
 from whaled.upstream.news import FeedMessage, Received, Shortfall, StateChanged, degraded_by
 from whaled.upstream.rehearsal import canary_frame
 from whaled.whales import lifecycle
+from whaled.whales.conflicts import Conflicts, linked
 from whaled.whales.detect import Detector, needs_inputs
+from whaled.whales.history import next_event
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -42,12 +44,12 @@ class Feed(Protocol):
 class Inputs(Protocol):
     """Asks the backend for the outputs a transaction spends."""
 
-    async def prevouts(self, transaction: Transaction, deadline_s: float) -> Transaction:
-        """The transaction with its prevouts, or as it was if they cannot be had in time."""
+    async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
+        """The transactions with their prevouts, or as they were if these cannot be had in time."""
         ...
 
 
-class Log(Protocol):
+class Log(Conflicts, Protocol):
     """The event log, as far as new events go."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
@@ -56,10 +58,6 @@ class Log(Protocol):
 
     async def rehearse(self, draft: Draft) -> Event:
         """Take a draft the way of `append` and keep nothing of it."""
-        ...
-
-    async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        """The whales that were alerted among these transactions."""
         ...
 
 
@@ -169,7 +167,7 @@ class Pipeline:
         self.market = _updated(self.market, frame)
         if frame.delta is None:
             return
-        drafts = await self._drafts(frame.delta, frame.block)
+        drafts = await linked(await self._drafts(frame.delta, frame.block), self._log)
         if not drafts:
             return
         events = await self._log.append(drafts)
@@ -185,7 +183,7 @@ class Pipeline:
         from the moment that `decide` begins to look until its drafts are stored.
         """
         async with self._hand:
-            events = await self._log.append(await decide())
+            events = await self._log.append(await linked(await decide(), self._log))
             self._publisher.publish(events)
         for event in events:
             self._tell(event)
@@ -225,7 +223,7 @@ class Pipeline:
             if (whale := self._assess(transaction, delta.predecessor(transaction.txid), now)) is not None
         ]
         drafts = [lifecycle.alerted(whale, now) for whale in whales]
-        touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced)]
+        touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced), *delta.removed]
         if not touched:
             return drafts
         known = await self._log.whales(touched)
@@ -235,9 +233,28 @@ class Pipeline:
             for replacement in delta.replaced
             if replacement.replaced in known
         ]
+        drafts += await self._unnamed(delta, known, now)
         if block is not None:
             drafts += [lifecycle.confirmed(known[txid], block, now) for txid in delta.mined if txid in known]
         return drafts
+
+    async def _unnamed(self, delta: Delta, known: Mapping[str, Whale], now: float) -> list[Draft]:
+        """Replacements within a message that the backend does not name as such: it expects the new transaction to pay
+        a higher fee by itself, which the parent of a package does not.
+        """
+        named = {replacement.replaced for replacement in delta.replaced}
+        left = [txid for txid in delta.removed if txid in known and txid not in named]
+        if not left or not delta.added_count:
+            return []
+        spent = {outpoint: txid for txid, found in (await self._log.outpoints(left)).items() for outpoint in found}
+        by = {spent[outpoint]: spender for outpoint, spender in delta.spending(spent).items()}
+        histories = await self._log.histories(by)
+        drafts = (lifecycle.replaced(known[txid], spender, now) for txid, spender in by.items() if spender != txid)
+        return [
+            news
+            for draft in drafts
+            if (news := next_event(draft, histories.get(draft.whale.alert.transaction_id, []))) is not None
+        ]
 
     def _assess(self, transaction: Transaction, replaces: str | None, now: float) -> Whale | None:
         return self.assess(transaction, source=Source.LIVE, now=now, market=self.market, replaces=replaces)
@@ -247,14 +264,9 @@ class Pipeline:
         inputs = self.inputs
         if inputs is None:
             return list(transactions)
-        async with asyncio.TaskGroup() as tasks:
-            asked = [
-                tasks.create_task(inputs.prevouts(transaction, self.inputs_wait_s))
-                if needs_inputs(transaction)
-                else transaction
-                for transaction in transactions
-            ]
-        completed = [answer if isinstance(answer, Transaction) else answer.result() for answer in asked]
+        wanting = [transaction for transaction in transactions if needs_inputs(transaction)]
+        answers = {each.txid: each for each in await inputs.prevouts(wanting, self.inputs_wait_s)} if wanting else {}
+        completed = [answers.get(transaction.txid, transaction) for transaction in transactions]
         for transaction in completed:
             if needs_inputs(transaction):
                 self._meter.inputs_unknown()

@@ -55,7 +55,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
     unix_socket: Path | None = None
     connect_timeout: Seconds = 10.0
     rest_timeout: Seconds = 10.0
-    rest_concurrency: Count = 4
+    rest_concurrency: Count = 6
     max_message: Bytes = 256 * 1024 * 1024
     ping_interval: Seconds = 20.0
     stale_after: Seconds = 60.0
@@ -81,7 +81,8 @@ class Backfill(Struct, frozen=True, kw_only=True):
     enabled: bool = True
     first_mempool: bool = True
     max_blocks: Count = 1008
-    requests_per_second: Rate = 20.0
+    requests_per_second: Rate = 50.0
+    concurrency: Count = 4
     interval: Seconds = 300.0
     drop_after: Seconds = 600.0
 

@@ -109,6 +109,32 @@ class Reader:
             ).fetchall()
         return {row[0]: self._codec.whale(*row) for row in rows}
 
+    def rivals(self, outpoints: Sequence[str]) -> dict[str, list[str]]:
+        """See EventLog.rivals."""
+        with files.explained(self._path, "read what whales spend"):
+            rows = self._db.execute(
+                "SELECT s.outpoint, w.txid FROM spends AS s JOIN whales AS w ON w.id = s.whale "
+                "WHERE s.outpoint IN (SELECT value FROM json_each(?)) ORDER BY w.id",
+                (msgspec.json.encode(outpoints).decode(),),
+            ).fetchall()
+        found: dict[str, list[str]] = {}
+        for outpoint, txid in rows:
+            found.setdefault(outpoint, []).append(txid)
+        return found
+
+    def outpoints(self, txids: Sequence[str]) -> dict[str, list[str]]:
+        """See EventLog.outpoints."""
+        with files.explained(self._path, "read what whales spend"):
+            rows = self._db.execute(
+                "SELECT w.txid, s.outpoint FROM whales AS w JOIN spends AS s ON s.whale = w.id "
+                "WHERE w.txid IN (SELECT value FROM json_each(?))",
+                (msgspec.json.encode(txids).decode(),),
+            ).fetchall()
+        found: dict[str, list[str]] = {}
+        for txid, outpoint in rows:
+            found.setdefault(txid, []).append(outpoint)
+        return found
+
     def histories(self, txids: Sequence[str]) -> dict[str, list[tuple[Kind, str]]]:
         """See EventLog.histories."""
         with files.explained(self._path, "read histories"):

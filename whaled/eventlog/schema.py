@@ -4,7 +4,8 @@
 `whales` holds each alert and its addresses once, however many events speak of it, and for as long as one of them is
 held: an update is complete even when its alert has been pruned. `events` are the offsets, without holes.
 `high_at` is the highest `at` up to that offset: it never falls, so a time is found by bisection even where the
-clock was set back. `state` is small text by key: what one machine noted, and the mark of a copy.
+clock was set back. `spends` are the outpoints that a whale's transaction spends, for as long as the whale is held.
+`state` is small text by key: what one machine noted, and the mark of a copy.
 """
 
 import secrets
@@ -83,8 +84,19 @@ def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
         ) STRICT""")
 
 
+def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
+    """Version 3: the outpoints that each whale spends, so that two whales that spend the same one find each other."""
+    db.execute("""
+        CREATE TABLE spends (
+            outpoint TEXT NOT NULL,
+            whale INTEGER NOT NULL REFERENCES whales (id),
+            PRIMARY KEY (outpoint, whale)
+        ) STRICT, WITHOUT ROWID""")
+    db.execute("CREATE INDEX spends_by_whale ON spends (whale)")
+
+
 # Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
-MIGRATIONS: tuple[Migration, ...] = (create, add_blocks)
+MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends)
 
 
 def migrate(

@@ -188,6 +188,22 @@ class EventLog:
             known.update(await self._read(self._threads.reader.whales, chunk))
         return known
 
+    async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
+        """The txids of the whales that spend each of these outpoints, oldest first; none known, no entry."""
+        found: dict[str, list[str]] = {}
+        rest = iter(outpoints)
+        while chunk := list(islice(rest, TXID_CHUNK)):
+            found.update(await self._read(self._threads.reader.rivals, chunk))
+        return found
+
+    async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
+        """The outpoints that each of these whales spends; no entry for whales stored before they were kept."""
+        found: dict[str, list[str]] = {}
+        rest = iter(txids)
+        while chunk := list(islice(rest, TXID_CHUNK)):
+            found.update(await self._read(self._threads.reader.outpoints, chunk))
+        return found
+
     async def pending(self, after: int, limit: int) -> list[Event]:
         """The newest event of every whale of which nothing final has been said, ascending, at most `limit`.
 

@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Codec
-from whaled.model import Draft, Event, Kind, Scan
+from whaled.model import Draft, Event, Kind, Scan, Whale
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -143,6 +143,10 @@ class Writer:
         with self._transaction("prune events") as db:
             whales = db.execute("DELETE FROM events WHERE offset < ? RETURNING whale", (before,)).fetchall()
             db.executemany(
+                "DELETE FROM spends WHERE whale = ?1 AND NOT EXISTS (SELECT 1 FROM events WHERE whale = ?1)",
+                set(whales),
+            )
+            db.executemany(
                 "DELETE FROM whales WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM events WHERE whale = ?1)", set(whales)
             )
         return len(whales), files.size_bytes(self._path)
@@ -218,6 +222,12 @@ class Writer:
         if known is None:
             row = (txid, text(whale.alert), text(whale.addresses))
             whale_id = db.execute("INSERT INTO whales (txid, alert, addresses) VALUES (?, ?, ?)", row).lastrowid
+            # OR IGNORE: a backend that names an outpoint twice must not end the daemon.
+            db.executemany(
+                "INSERT OR IGNORE INTO spends (outpoint, whale) VALUES (?, ?)",
+                ((outpoint, whale_id) for outpoint in whale.outpoints),
+            )
+            whale = Whale(whale.alert, whale.addresses)  # as a reader would get it
         elif draft.kind is Kind.ALERT:
             return None
         else:

@@ -39,6 +39,10 @@ class UpstreamMeter:
             DialectFault,
         )  # fmt: skip
         self._malformed = registry.counter("upstream_parts_skipped", "Parts of messages that could not be read.")
+        self._incomplete = registry.counter(
+            "upstream_snapshots_incomplete",
+            "Times a projected block was not answered in time.",
+        )
         self._unknown = registry.counter("upstream_keys_unknown", "Keys of messages that whaled does not know.")
         self._sequence = registry.counter(
             "upstream_deltas", "Mempool deltas by how their sequence number continues.", "continuity",
@@ -98,6 +102,10 @@ class UpstreamMeter:
         """Parts of a message that could not be read."""
         self._malformed.inc(parts)
         self._errors.inc()
+
+    def snapshot_incomplete(self) -> None:
+        """A projected block was not answered in time."""
+        self._incomplete.inc()
 
     def unknown(self, keys: int) -> None:
         """Keys of a message that the dialect does not have."""
@@ -197,7 +205,8 @@ class ReconcileMeter:
             "whale_lead_seconds", "How long before its block a whale was alerted.", LEAD_BUCKETS
         )
         self._backlog = registry.gauge("backfill_backlog", "What is still to be asked for.", ("what",))
-        self.backlog(blocks=0, candidates=0, tail=0, fates=0)
+        self._rounds = registry.counter("backfill_rounds", "Rounds of work of the backfill that are over.")
+        self.backlog(blocks=0, block_whales=0, candidates=0, tail=0, fates=0)
 
     def failed(self, reason: RestFailure) -> None:
         """The backend could not be asked; it is asked again."""
@@ -228,7 +237,17 @@ class ReconcileMeter:
         self._reorgs.inc()
         self._depth.inc(depth)
 
-    def backlog(self, *, blocks: int, candidates: int, tail: int, fates: int) -> None:
+    def worked(self) -> None:
+        """A round of work is over."""
+        self._rounds.inc()
+
+    def backlog(self, *, blocks: int, block_whales: int, candidates: int, tail: int, fates: int) -> None:
         """What is still to be asked for."""
-        for what, count in (("blocks", blocks), ("whales", candidates), ("transactions", tail), ("fates", fates)):
+        for what, count in (
+            ("blocks", blocks),
+            ("block_whales", block_whales),
+            ("whales", candidates),
+            ("transactions", tail),
+            ("fates", fates),
+        ):
             self._backlog.labels(what).set(count)

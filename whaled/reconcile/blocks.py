@@ -4,16 +4,20 @@ The scans that are stored stand one upon the other: each run of heights without 
 is enough to find the newest that is still in the chain.
 """
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
 
 import structlog
+from msgspec import Struct
 
-from whaled.model import Block, Draft, Kind, Market, Source, Whale
-from whaled.reconcile.coverage import Sighting, Spans, covers, scan_of
+from whaled.model import Block, Draft, Kind, Market, Source, Transaction, Whale
+from whaled.reconcile.coverage import Cover, Sighting, Spans, covers, scan_of
 from whaled.reconcile.losers import Losers
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.start import FIRST_KEY, Start, blocks_at_start, standing_below
 from whaled.reconcile.tools import GENERAL, Tools, say
+from whaled.reconcile.turns import FAILURES_IN_A_ROW, TURN_S, Turns
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Summary
 from whaled.whales import lifecycle
@@ -22,8 +26,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Every confirmation up to this offset was held against the chain.
 VERIFIED_KEY = "verified_offset"
-# Blocks scanned in one go; then others have their turn.
-BLOCKS_LOT = 5
 PAGE = 500
 # Years of blocks are looked through so many at a time.
 PAST_PAGE = 2_000
@@ -33,6 +35,37 @@ PRICE_VALID_S = 7200.0
 HEARD_LIMIT = 200
 # Before a block that has none before it.
 BLOCK_SPACING_S = 600.0
+# Whales of one block that the backend had never seen are asked about one by one up to here, for what they replaced:
+# beyond, those that replaced a whale of the log are known by what they spend.
+UNSEEN_LIMIT = 50
+# Blocks whose last answers are waited for while the scan goes on with others.
+OPENED_LIMIT = 4
+
+
+class Heard(Struct, frozen=True):
+    """When the stream brought a block, and why its whales may be unknown: None if the whole mempool was known."""
+
+    at: float
+    excuse: Cover | None
+
+
+class Opened(Struct):
+    """A block that is being scanned. `wanted` are the pages with whales that were not known, by their first index;
+    `known` are those that were.
+    """
+
+    block: Block
+    at: float
+    missed: Cover
+    wanted: dict[str, list[Summary]]
+    known: dict[str, Whale]
+    found: int = 0
+    problem: RestError | None = None
+
+    @property
+    def whales(self) -> int:
+        """Whales still to be asked for."""
+        return sum(map(len, self.wanted.values()))
 
 
 class Blocks:
@@ -44,7 +77,10 @@ class Blocks:
         self._spans = spans
         self._losers = losers
         self._patience = Patience(tools.monotonic)
-        self._heard: dict[str, float] = {}
+        # Nothing waits there: a page that fails makes its block wait.
+        self._turns = Turns(tools, Patience(tools.monotonic), tools.settings.concurrency)
+        self._heard: dict[str, Heard] = {}
+        self._opened: dict[int, Opened] = {}
         # What was there at the first start, just below the blocks that are followed: held against the chain like those.
         self._base: dict[int, str] = {}
         self.behind = 0
@@ -61,17 +97,28 @@ class Blocks:
             height=block.height - 1, hash=block.previous_hash or "", previous_hash=None, timestamp=block.timestamp
         )
         self._start.told([before])
-        self._heard[block.hash] = now
+        self._heard[block.hash] = Heard(now, self._spans.excuse())
         self.behind += 1  # until the next look counts them
         if len(self._heard) > HEARD_LIMIT:
             del self._heard[next(iter(self._heard))]
+
+    @property
+    def whales(self) -> int:
+        """Whales of the blocks that are being scanned, still to be asked for."""
+        return sum(opened.whales for opened in self._opened.values())
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the scan of a block waits for answers that are on their way, or for its next turn."""
+        return bool(self._opened)
 
     def next_due(self) -> float | None:
         """When to ask again for a block that could not be scanned (monotonic)."""
         return self._patience.next_due()
 
     async def catch_up(self) -> bool:
-        """Undo what is dead, then scan a lot of what is missing, newest first. False if there is more to do now.
+        """Undo what is dead, then scan what is missing, newest first, until the turn is over. False if there is more to
+        do now.
 
         Raises RestError; everything that was scanned until then is stored.
         """
@@ -98,13 +145,9 @@ class Blocks:
         if len(missing) > 1 and not self._caught_up:
             log.info("catching up with the chain", blocks=len(missing), tip=tip)
         self._patience.keep(str(height) for height in missing)
+        self._opened = {height: opened for height, opened in self._opened.items() if height in set(missing)}
         due = [height for height in missing if self._patience.is_due(str(height))]
-
-        async def fill(height: str) -> None:
-            await self._fill(int(height), scanned, tip, tip_hash)
-
-        is_done = await tools.each([str(height) for height in due[:BLOCKS_LOT]], fill, self._patience)
-        if not is_done or len(due) > BLOCKS_LOT:
+        if not await self._fill_all(due, scanned, tip, tip_hash):
             return False
         if not self.behind:
             if self._caught_up > 1:
@@ -231,8 +274,39 @@ class Blocks:
         if verified != start:
             await tools.log.set_state(VERIFIED_KEY, str(verified))
 
-    async def _fill(self, height: int, scanned: dict[int, str], tip: int, tip_hash: str) -> None:
-        """Scan the block that belongs at a height."""
+    async def _fill_all(self, heights: Sequence[int], scanned: dict[int, str], tip: int, tip_hash: str) -> bool:
+        """Scan the blocks of these heights until the turn is over. One that fails waits and the others go on, unless
+        that was several in a row. False if there is more to do now. Raises RestError as `Turns.take` does.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + TURN_S
+        failures = 0
+        for height in heights:
+            if loop.time() >= until or failures == FAILURES_IN_A_ROW:
+                return False
+            try:
+                is_whole = await self._fill(height, scanned, tip, tip_hash)
+            except RestError as error:
+                self._opened.pop(height, None)
+                if error.reason in GENERAL:
+                    raise
+                failures += 1
+                self._tools.complain(error, self._patience.failed(str(height), error.retry_after_s))
+                continue
+            failures = 0
+            if is_whole:
+                self._patience.forget(str(height))
+            elif not self._is_all_asked(height):
+                return False
+            elif len(self._opened) >= OPENED_LIMIT:
+                return True  # the answers come by themselves
+        return failures < FAILURES_IN_A_ROW
+
+    def _is_all_asked(self, height: int) -> bool:
+        return all(self._turns.is_asking(key) for key in self._opened[height].wanted)
+
+    async def _fill(self, height: int, scanned: dict[int, str], tip: int, tip_hash: str) -> bool:
+        """Scan the block that belongs at a height. False if its turn was over before its end."""
         if height == tip:
             block_hash: str | None = tip_hash
         elif height + 1 in scanned:
@@ -240,14 +314,17 @@ class Blocks:
         else:
             block_hash = await self._tools.questions.block_hash(height)
         if block_hash is None:
-            return  # the chain got shorter: the next block tells
+            return True  # the chain got shorter: the next block tells
         block = await self._scan(block_hash, height)
+        if block is None:
+            return False
         scanned[height] = block_hash
         self.behind -= 1
         below = scanned.get(height - 1)
         if below is not None and below != block.previous_hash:
             await self._undo(height - 1, scanned.pop(height - 1))
             self.behind += 1
+        return True
 
     async def _block_at(self, block_hash: str, height: int) -> Block:
         block = await self._tools.questions.block(block_hash)
@@ -255,52 +332,126 @@ class Blocks:
             raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {block.height}, expected {height}")
         return block
 
-    async def _scan(self, block_hash: str, height: int) -> Block:
-        tools = self._tools
-        block = await self._block_at(block_hash, height)
-        entries = await tools.questions.summary(block_hash)
-        known = await tools.log.whales(entry.txid for entry in entries)
-        now = tools.clock()
-        at = self._heard.get(block_hash, float(block.timestamp))
-        await say(tools, [lifecycle.confirmed(whale, block, now) for whale in known.values()])
-        sightings = [_sighting(whale, at) for whale in known.values()]
-        problem: RestError | None = None
-        for entry in entries:
-            if entry.value >= tools.committer.minimum_sat and entry.txid not in known:
-                try:
-                    found = await self._missed(block, entry, now)
-                except RestError as error:
-                    if error.reason in GENERAL:
-                        raise
-                    problem = problem or error  # the others need not wait for it
-                else:
-                    await say(tools, found)
-                    sightings += [Sighting(None)] * any(draft.kind is Kind.CONFIRMED for draft in found)
-        if problem is not None:
+    async def _scan(self, block_hash: str, height: int) -> Block | None:
+        """Look through a block, as far as the turn goes. None if there is more of it: the next turn goes on there."""
+        opened = self._opened.get(height)
+        if opened is None or opened.block.hash != block_hash:
+            opened = self._opened[height] = await self._open(block_hash, height)
+        block = opened
+
+        async def ask(key: str) -> None:
+            try:
+                await self._ask_page(block, block.wanted[key])
+            except RestError as error:
+                if error.reason in GENERAL:
+                    raise
+                block.problem = error  # the whole block waits, not the page
+            else:
+                del block.wanted[key]
+
+        await self._turns.take(list(block.wanted), ask)
+        if block.problem is not None:
+            problem, block.problem = block.problem, None
             try:
                 raise problem
             finally:
                 del problem  # its traceback holds this frame: they would keep each other, and the answer that was read
-        is_missed = any(seen.lead_s is None for seen in sightings)
-        missed = self._spans.why_missed(await self._before(block) if is_missed else at, at)
-        await tools.log.put_scan(scan_of(block.height, block.hash, float(block.timestamp), now, sightings, missed))
-        self._heard.pop(block_hash, None)
+        if block.wanted:
+            return None
+        del self._opened[height]
+        await self._close(block)
+        return block.block
+
+    async def _open(self, block_hash: str, height: int) -> Opened:
+        """What is in a block. The whales that were known are confirmed."""
+        tools = self._tools
+        block = await self._block_at(block_hash, height)
+        entries = await tools.questions.summary(block_hash)
+        known = await tools.log.whales(entry.txid for entry in entries if entry.txid is not None)
+        await say(tools, [lifecycle.confirmed(whale, block, tools.clock()) for whale in known.values()])
+        wanted = [entry for entry in entries if entry.txid not in known and self._may_be_whale(entry)]
+        heard = self._heard.get(block_hash)
+        at = heard.at if heard is not None else float(block.timestamp)
+        if heard is not None:
+            missed = heard.excuse or Cover.NEVER_RELAYED
+        elif wanted or any(whale.alert.source is Source.BLOCK for whale in known.values()):
+            missed = self._spans.why_missed(await self._before(block), at)
+        else:
+            missed = Cover.NEVER_RELAYED
+        pages = {f"{block_hash}/{page[0].index}": page for page in self._tools.questions.pages_of(wanted)}
+        return Opened(block, at, missed, pages, known)
+
+    def _may_be_whale(self, entry: Summary) -> bool:
+        """An entry whose value cannot be read may be one."""
+        return entry.gross_sat is None or entry.gross_sat >= self._tools.committer.minimum_sat
+
+    async def _close(self, opened: Opened) -> None:
+        """Everything that could be asked was."""
+        tools = self._tools
+        block = opened.block
+        sightings = [_sighting(whale, opened.at) for whale in opened.known.values()]
+        sightings += [Sighting(None)] * opened.found
+        scan = scan_of(block.height, block.hash, float(block.timestamp), tools.clock(), sightings, opened.missed)
+        await tools.log.put_scan(scan)
+        self._heard.pop(block.hash, None)
         self._caught_up += 1
         self._found += sum(seen.lead_s is None for seen in sightings)
         tools.meter.scanned(
-            covers(sightings, missed),
+            covers(sightings, opened.missed),
             [seen.lead_s for seen in sightings if seen.lead_s is not None and seen.lead_s > 0],
         )
-        return block
 
-    async def _missed(self, block: Block, entry: Summary, now: float) -> list[Draft]:
+    async def _ask_page(self, opened: Opened, entries: Sequence[Summary]) -> None:
+        """Alert the whales of a page. Those whose inputs take long come after the others, and last those that are not
+        where they should be.
+        """
+        tools = self._tools
+        answers = await tools.questions.page(opened.block.hash, entries)
+        slow: list[tuple[Transaction, Summary]] = []
+        absent: list[Summary] = []
+        drafts: list[Draft] = []
+        for transaction, entry in zip(answers, entries, strict=True):
+            if transaction is None:
+                absent.append(entry)
+                continue
+            if transaction.gross_sat < tools.committer.minimum_sat:
+                continue  # its value could not be read in the summary
+            if any(spent.prevout is None for spent in transaction.inputs):
+                slow.append((transaction, entry))
+            else:
+                drafts += await self._missed(opened, transaction, entry)
+        await self._alert(opened, drafts)
+        for transaction, entry in slow:
+            whole = await tools.questions.completed(transaction)
+            await self._alert(opened, await self._missed(opened, whole, entry))
+        problems: list[RestError] = []
+        for entry in absent:
+            try:
+                transaction = await tools.questions.mined(opened.block.hash, entry)
+                await self._alert(opened, await self._missed(opened, transaction, entry))
+            except RestError as error:
+                if error.reason in GENERAL:
+                    raise
+                problems.append(error)  # the others need not wait for it
+        if problems:
+            try:
+                raise problems[0]
+            finally:
+                problems.clear()
+
+    async def _alert(self, opened: Opened, drafts: list[Draft]) -> None:
+        await say(self._tools, drafts)
+        opened.found += sum(draft.kind is Kind.CONFIRMED for draft in drafts)
+
+    async def _missed(self, opened: Opened, transaction: Transaction, entry: Summary) -> list[Draft]:
         """What is to be said of a whale that nobody knew: its alert, its confirmation, and those it replaced."""
         tools = self._tools
-        transaction = await tools.questions.mined(block.hash, entry)
+        block, txid = opened.block, transaction.txid
+        now = tools.clock()
         is_old = now - block.timestamp > PRICE_VALID_S
         market = Market(btc_usd=None if is_old else tools.committer.market.btc_usd)
-        family = await tools.questions.family(entry.txid)
-        replaced = [each.txid for each in family if each.replaced_by == entry.txid]
+        family = await tools.questions.family(txid) if self._may_have_replaced(opened, entry) else []
+        replaced = [each.txid for each in family if each.replaced_by == txid]
         known = await tools.log.whales(replaced)
         whale = tools.committer.assess(
             transaction,
@@ -314,9 +465,18 @@ class Blocks:
         return [
             *await self._losers.drafts(family),
             lifecycle.alerted(whale, now),
-            *(lifecycle.replaced(loser, entry.txid, now) for loser in known.values()),
+            *(lifecycle.replaced(loser, txid, now) for loser in known.values()),
             lifecycle.confirmed(whale, block, now),
         ]
+
+    @staticmethod
+    def _may_have_replaced(opened: Opened, entry: Summary) -> bool:
+        """Whether the backend may know what this one replaced. It flags those that replaced another one in its mempool,
+        and not those that it saw in the block first, which won a double spend.
+        """
+        if entry.is_replacement is False:
+            return entry.first_seen is None and opened.whales <= UNSEEN_LIMIT
+        return True
 
     async def _before(self, block: Block) -> float:
         """When the block before was mined."""

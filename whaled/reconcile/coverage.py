@@ -35,9 +35,21 @@ class Spans:
         self._down: list[tuple[float, float]] = []
         self._gaps: list[float] = []
         self._since: float | None = None
+        # Why the mempool of now is not known whole.
+        self._excuse: Cover | None = None
+
+    def excuse(self) -> Cover | None:
+        """Why a whale of a block that comes now may be unknown although it was relayed; None if it cannot be."""
+        return self._excuse
+
+    def caught_up(self) -> None:
+        """Everything in the mempool has been looked at since the stream was heard again."""
+        if self._since is None:
+            self._excuse = None
 
     def lost(self, now: float) -> None:
         """Nothing is heard from now on."""
+        self._excuse = Cover.DOWN
         if self._since is None:
             self._since = now
 
@@ -54,6 +66,7 @@ class Spans:
 
     def gap(self, now: float) -> None:
         """Messages are missing that should have come before now."""
+        self._excuse = self._excuse or Cover.GAP
         self._gaps.append(now)
         del self._gaps[:-SPANS_LIMIT]
 

@@ -1,13 +1,19 @@
 """What became of whales that are not in the mempool any more. The backend is asked; nothing is guessed."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
+from datetime import datetime
 
 from msgspec import Struct
 
-from whaled.model import Kind, Whale
+from whaled.model import Draft, Kind, Whale
 from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import LOT, WAITING, History, Tools, say
+from whaled.reconcile.tools import LOT, Tools, say
+from whaled.reconcile.turns import Turns
+from whaled.upstream.dialect import Delta
+from whaled.upstream.http import RestError, RestFailure
+from whaled.upstream.rawblock import BlockError, spenders_in
 from whaled.whales import lifecycle
+from whaled.whales.history import WAITING, History
 
 # The stream's next message mostly tells more (a block, a replacement); then the backend is asked.
 FIRST_LOOK_S = 3.0
@@ -20,6 +26,14 @@ REVIVE_LIMIT = 20_000
 # Who was said to be replaced so long ago or less when whaled starts is looked at again, if it was confirmed before.
 RECENT_S = 3600.0
 RECENT_LIMIT = 1_000
+# Whales that were dropped are watched for a transaction that spends the same; as many as that, the newest.
+WATCHED_LIMIT = 1_000
+# A frame beyond this is a restarted backend's whole mempool: reading what all of it spends would take seconds.
+FRAME_LIMIT_BYTES = 32 * 1024 * 1024
+# Before a whale is called dropped, blocks since its alert are searched for what spends the same: a day of them.
+SEARCHED_BLOCKS = 144
+# A miner's clock may be this far ahead or behind.
+BLOCK_CLOCK_S = 7200.0
 
 
 def is_open(history: History) -> bool:
@@ -28,6 +42,11 @@ def is_open(history: History) -> bool:
     """
     last = [kind for kind, _ in history[-2:]]
     return last[-1] in WAITING or last == [Kind.CONFIRMED, Kind.REPLACED]
+
+
+def alerted_at(whale: Whale) -> float:
+    """When a whale was detected, Unix seconds."""
+    return datetime.fromisoformat(whale.alert.detection_timestamp).timestamp()
 
 
 class Missing(Struct):
@@ -44,7 +63,12 @@ class Fates:
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
         self._patience = Patience(tools.monotonic)
+        self._turns = Turns(tools, self._patience, tools.settings.concurrency)
         self._missing: dict[str, Missing] = {}
+        # Which whale spends an outpoint, of those that are missing or were dropped.
+        self._watched: dict[str, str] = {}
+        # Transactions of the stream that spend what a watched whale spends: whale, and the other one.
+        self._spent: dict[str, str] = {}
 
     @property
     def unresolved(self) -> int:
@@ -53,25 +77,50 @@ class Fates:
 
     def next_due(self) -> float | None:
         """When to ask next (monotonic)."""
+        if self._spent:
+            return self._tools.monotonic()
         return min((missing.due for missing in self._missing.values()), default=None)
+
+    def streamed(self, delta: Delta) -> None:
+        """Look for transactions that spend what a watched whale spends. A backend does not name every pair: not where
+        the fee of the new one is lower by itself (package RBF), nor after a restart.
+        """
+        if self._watched and delta.added_count and len(delta.frame) <= FRAME_LIMIT_BYTES:
+            for outpoint, by in delta.spending(self._watched).items():
+                if self._watched[outpoint] != by:
+                    self._spent[self._watched[outpoint]] = by
 
     async def left(self, txids: Iterable[str]) -> None:
         """These are not in the mempool any more."""
         now = self._tools.monotonic()
-        for txid, whale in (await self._tools.log.whales(txids)).items():
+        whales = await self._tools.log.whales(txids)
+        await self._watch(txid for txid in whales if txid not in self._missing)
+        for txid, whale in whales.items():
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_LOOK_S))
+
+    async def _watch(self, txids: Iterable[str]) -> None:
+        for txid, outpoints in (await self._tools.log.outpoints(txids)).items():
+            self._watched.update(dict.fromkeys(outpoints, txid))
+
+    def _unwatch(self, txid: str) -> None:
+        self._watched = {outpoint: whale for outpoint, whale in self._watched.items() if whale != txid}
+        self._spent.pop(txid, None)
 
     def returned(self, txids: Iterable[str]) -> None:
         """The stream brought these. Who leaves again has all of its grace again."""
         for txid in txids:
             if txid in self._missing:
                 self._forget(txid)
+                self._unwatch(txid)
 
     async def begin(self) -> None:
         """What a start takes up again."""
         recent = await self._tools.log.gone_since(self._tools.clock() - RECENT_S, RECENT_LIMIT)
         histories = await self._tools.log.histories(recent)
         await self.left(txid for txid, history in histories.items() if is_open(history))
+        gone = await self._tools.log.histories(await self.gone())
+        dropped = [txid for txid, history in gone.items() if history[-1][0] is Kind.DROPPED]
+        await self._watch(dropped[:WATCHED_LIMIT])
 
     async def gone(self) -> dict[str, int]:
         """The whales that should not be in the mempool, and how many events there are about each. To be asked for
@@ -79,35 +128,47 @@ class Fates:
         """
         return await self._tools.log.gone_since(self._tools.clock() - REVIVE_S, REVIVE_LIMIT)
 
-    async def compare(self, mempool: set[str]) -> None:
-        """Find the whales that should be in the mempool and are not."""
+    async def compare(self, mempool: set[str], is_shown: Callable[[str], bool]) -> None:
+        """Find the whales that should be in the mempool and are not, neither in the stream's (`is_shown`) nor in that
+        which REST answers from: behind a load balancer these are two.
+        """
         after = 0
         while events := await self._tools.log.pending(after, PAGE):
             after = events[-1].offset
-            await self.left(txid for event in events if (txid := event.whale.alert.transaction_id) not in mempool)
+            pending = (event.whale.alert.transaction_id for event in events)
+            await self.left([txid for txid in pending if txid not in mempool and not is_shown(txid)])
 
     async def look(self) -> bool:
-        """Ask about a lot of those that are due. False if there are more. Raises RestError; they stay due."""
+        """Ask about those that are due, as far as the turn goes. False if there are more. Raises RestError; they stay
+        due.
+        """
         tools = self._tools
+        await self._replace_spent()
         now = tools.monotonic()
-        due = [txid for txid, missing in self._missing.items() if missing.due <= now]
+        due = [
+            txid
+            for txid, missing in self._missing.items()
+            if missing.due <= now and self._patience.is_due(txid) and not self._turns.is_asking(txid)
+        ]
         histories = await tools.log.histories(due)
         # Retention may have taken what was said of it, and with it the whale.
         unsettled = [txid for txid in due if txid in histories and is_open(histories[txid])]
         for txid in set(due) - set(unsettled):
             self._forget(txid)  # the stream or a scan has told
+            self._unwatch(txid)
         if not unsettled:
             return True
         mempool = set(await tools.questions.mempool())
         over: list[str] = []
 
         async def ask(txid: str) -> None:
-            if txid in mempool or txid not in self._missing or await self._is_settled(txid):
+            if txid in mempool or txid not in self._missing or await self._is_settled(txid, mempool):
                 self._forget(txid)
+                self._unwatch(txid)
             elif txid in self._missing and self._missing[txid].since <= now - tools.settings.drop_after:
                 over.append(txid)
 
-        is_done = await tools.each(unsettled[:LOT], ask, self._patience)
+        is_done = await self._turns.take(unsettled[:LOT], ask)
         await self._drop(over)
         for txid in unsettled[:LOT]:
             missing = self._missing.get(txid)
@@ -115,20 +176,62 @@ class Fates:
                 missing.due = now + LOOK_AGAIN_S
         return is_done and len(unsettled) <= LOT
 
+    async def _replace_spent(self) -> None:
+        """Whales whose coins other transactions of the mempool spend."""
+        spent, self._spent = self._spent, {}
+        if not spent:
+            return
+        whales = await self._tools.log.whales(spent)
+        now = self._tools.clock()
+        await say(self._tools, [lifecycle.replaced(whale, spent[txid], now) for txid, whale in whales.items()])
+        for txid in spent:
+            self._forget(txid)
+            self._unwatch(txid)
+
     async def _drop(self, txids: list[str]) -> None:
         """Their grace is over, and nobody knows what became of them. The answers are seconds old by now, or minutes."""
         if not txids:
             return
         tools = self._tools
+        replaced = await self._replaced_in_blocks(txids)
         mempool = set(await tools.questions.mempool())
         drafts = [
-            lifecycle.dropped(self._missing[txid].whale, tools.clock())
+            replaced.get(txid) or lifecycle.dropped(self._missing[txid].whale, tools.clock())
             for txid in txids
             if txid in self._missing and txid not in mempool
         ]
         await say(tools, drafts, self._is_missing)
         for txid in txids:
             self._forget(txid)
+            if txid in replaced:
+                self._unwatch(txid)
+
+    async def _replaced_in_blocks(self, txids: list[str]) -> dict[str, Draft]:
+        """Those of these whales whose coins a transaction in a block spends that the backend never showed: it was sent
+        straight to a miner, or mined while the link was down. The blocks scanned since the oldest alert are read, a
+        day of them at most.
+        """
+        tools = self._tools
+        wanted = {outpoint: txid for txid, spent in (await tools.log.outpoints(txids)).items() for outpoint in spent}
+        alerted = [alerted_at(self._missing[txid].whale) for txid in txids if txid in self._missing]
+        found: dict[str, Draft] = {}
+        if not wanted or not alerted:
+            return found
+        for scan in await tools.log.newest_scans(SEARCHED_BLOCKS):
+            if scan.mined_at < min(alerted) - BLOCK_CLOCK_S or len(found) == len(txids):
+                break
+            raw = await tools.questions.raw_block(scan.hash)
+            if raw is None:
+                break  # a backend without this call
+            try:
+                spenders = spenders_in(raw, wanted)
+            except BlockError as error:
+                raise RestError(RestFailure.GARBAGE, f"block/{scan.hash}/raw: {error}") from error
+            for outpoint, by in spenders.items():
+                txid = wanted[outpoint]
+                if by != txid and txid in self._missing:
+                    found[txid] = lifecycle.replaced(self._missing[txid].whale, by, tools.clock())
+        return found
 
     def _is_missing(self, txid: str, _: History) -> bool:
         return txid in self._missing
@@ -137,7 +240,7 @@ class Fates:
         self._missing.pop(txid, None)
         self._patience.forget(txid)
 
-    async def _is_settled(self, txid: str) -> bool:
+    async def _is_settled(self, txid: str, mempool: Container[str]) -> bool:
         tools = self._tools
         missing = self._missing[txid]
         whale = missing.whale
@@ -146,9 +249,18 @@ class Fates:
             block = await tools.questions.block(place.block_hash)
             await say(tools, [lifecycle.confirmed(whale, block, tools.clock())])
             return True
-        replacer = await tools.questions.replacer(txid)
+        replacer = await tools.questions.replacer(txid) or await self._rival(txid, mempool)
         if replacer is not None:
             await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())], self._is_missing)
             return True
         missing.due = min(tools.monotonic() + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
         return False
+
+    async def _rival(self, txid: str, mempool: Container[str]) -> str | None:
+        """Another whale that spends the same and is in the mempool or in a block, None if there is none."""
+        log = self._tools.log
+        outpoints = (await log.outpoints([txid])).get(txid, [])
+        rivals = {rival for found in (await log.rivals(outpoints)).values() for rival in found} - {txid}
+        histories = await log.histories(rivals)
+        confirmed = (rival for rival, history in histories.items() if history[-1][0] is Kind.CONFIRMED)
+        return next(confirmed, None) or next((rival for rival in histories if rival in mempool), None)

@@ -6,6 +6,7 @@ from whaled.model import Draft, Source
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.start import began_at
 from whaled.reconcile.tools import Tools, say
+from whaled.reconcile.turns import Turns
 from whaled.upstream.families import Relative
 from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
@@ -20,6 +21,12 @@ class Losers:
         # By the transaction that nobody replaced. At most what the backend shows: 25.
         self._families: dict[str, list[Relative]] = {}
         self._is_due = False
+        self._turns = Turns(tools, self._patience, tools.settings.concurrency)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there are replacements to look through."""
+        return self._is_due or bool(self._families)
 
     def ask(self) -> None:
         """The latest replacements are to be looked through."""
@@ -43,10 +50,10 @@ class Losers:
 
         async def tell(root: str) -> None:
             await say(self._tools, await self.drafts(self._families[root]))
-            del self._families[root]
+            self._families.pop(root, None)
 
         due = [root for root in self._families if self._patience.is_due(root)]
-        return await self._tools.each(due, tell, self._patience) and not self._is_due
+        return await self._turns.take(due, tell) and not self._is_due
 
     async def drafts(self, family: Sequence[Relative]) -> list[Draft]:
         """Alerts of those of a tree that were whales and are not known, and who took their place; the oldest first.
@@ -59,9 +66,16 @@ class Losers:
             return []
         began = await began_at(tools.log, tools.clock())
         known = await tools.log.whales(each.txid for each in wanted)
+        unknown = [
+            each for each in wanted if each.txid not in known and each.seen is not None and each.seen >= int(began)
+        ]
+        if not unknown:
+            return []
+        # Whoever is back in the mempool was not replaced for good, and is found there.
+        mempool = set(await tools.questions.mempool())
         told: list[Draft] = []
-        for each in wanted:
-            if each.txid not in known and each.seen is not None and each.seen >= int(began):
+        for each in unknown:
+            if each.txid not in mempool:
                 told += await self._drafts_of(each, family)
         return told
 

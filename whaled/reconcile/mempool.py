@@ -1,19 +1,24 @@
 """The mempool as a whole: what was in it before the stream told changes, and what the stream left out."""
 
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Mapping
-from itertools import islice
+from collections.abc import Container, Iterable, Iterator, Mapping
+from heapq import nlargest
+from itertools import chain, islice
 
 import structlog
+from msgspec import Struct
 
 from whaled.model import Draft, Source, Transaction
 from whaled.reconcile.losers import Losers
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.start import began_at
-from whaled.reconcile.tools import GONE, LOT, Tools, say
-from whaled.upstream.dialect import Delta, Snapshot
+from whaled.reconcile.tools import LOT, Tools, say
+from whaled.reconcile.turns import Turns
+from whaled.upstream.dialect import Delta, Snapshot, Stripped
+from whaled.upstream.families import Relative
 from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
+from whaled.whales.history import GONE
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -25,6 +30,10 @@ TAIL_LIMIT = 50_000
 AGAIN_LIMIT = 50_000
 # More than fit into any mempool: a node's default is 300 MB. The next sweep asks for what is beyond.
 JUDGED_LIMIT = 1_000_000
+# A transaction of this size may have a hundred inputs, which a backend looks up one by one when it is asked for it.
+SLOW_VSIZE = 7_000.0
+# Of those, so many at a time: the quick ones have the other places.
+SLOW_LIMIT = 2
 # The node knows a transaction before the backend's stream tells it: what is only ahead comes by itself.
 TAIL_AFTER_S = 10.0
 
@@ -60,6 +69,37 @@ class Judged:
         return [txid for found, txid in keys.items() if found not in self._hashes]
 
 
+class Candidate(Struct):
+    """A whale of a snapshot that is to be asked for. `has_left` is whether the stream said since that it left."""
+
+    gross_sat: int
+    rate: float
+    first_seen: float
+    vsize: float
+    is_replacement: bool | None
+    has_left: bool = False
+
+    @classmethod
+    def of(cls, stripped: Stripped) -> "Candidate":
+        """As the snapshot has it; unknown counts for nothing."""
+        return cls(
+            stripped.gross_sat,
+            stripped.rate or 0.0,
+            stripped.first_seen or 0.0,
+            stripped.vsize or 0.0,
+            stripped.is_replacement,
+        )
+
+
+def perishable_first(candidates: Mapping[str, Candidate], limit: int) -> Iterator[str]:
+    """The newest and the best paying in turn, at most `limit` of each: what is new may be replaced any moment, what
+    pays best is mined next.
+    """
+    newest = nlargest(limit, candidates, key=lambda txid: candidates[txid].first_seen)
+    best = nlargest(limit, candidates, key=lambda txid: candidates[txid].rate)
+    return iter(dict.fromkeys(chain.from_iterable(zip(newest, best, strict=True))))
+
+
 class Mempool:
     """Which transactions have been looked at, and which are still to be asked for.
 
@@ -71,9 +111,13 @@ class Mempool:
         self._tools = tools
         self._losers = losers
         self._patience = Patience(tools.monotonic)
-        # Whales to ask for, and whether the stream said since that they left.
-        self._candidates: OrderedDict[str, bool] = OrderedDict()
+        self._candidates: OrderedDict[str, Candidate] = OrderedDict()
+        self._quick = Turns(tools, self._patience, tools.settings.concurrency)
+        self._slow = Turns(tools, self._patience, SLOW_LIMIT)
         self._tail: OrderedDict[str, None] = OrderedDict()
+        self._tail_turns = Turns(tools, self._patience, tools.settings.concurrency)
+        # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
+        self._shown: dict[str, None] = {}
         self._tail_from = 0.0
         self._again: dict[str, None] = {}
         self._judged = Judged()
@@ -93,8 +137,9 @@ class Mempool:
     def snapshot(self, part: Snapshot) -> None:
         """A projected block."""
         self._judged.add(stripped.txid for stripped in part.transactions)
-        for txid in part.at_least(self._tools.committer.minimum_sat):
-            self._candidate(txid)
+        for stripped in part.at_least(self._tools.committer.minimum_sat):
+            self._candidate(stripped.txid, Candidate.of(stripped))
+            self._show(stripped.txid)
 
     def streamed(self, delta: Delta) -> None:
         """What the stream told was judged when it came."""
@@ -103,15 +148,33 @@ class Mempool:
         self._judged.add(glance.txid for glance in delta.added)
         minimum_sat = self._tools.committer.minimum_sat
         for glance in delta.added:
-            if sum(output.value for output in glance.vout) >= minimum_sat and len(self._again) < AGAIN_LIMIT:
-                self._again[glance.txid] = None
+            if glance.gross_sat >= minimum_sat:
+                self._show(glance.txid)
+                if len(self._again) < AGAIN_LIMIT:
+                    self._again[glance.txid] = None
         for txid in (*delta.removed, *delta.mined):
             self._again.pop(txid, None)
+            self._shown.pop(txid, None)
             if txid in self._candidates:
-                self._candidates[txid] = True
+                self._candidates[txid].has_left = True
 
-    def _candidate(self, txid: str) -> None:
-        self._candidates[txid] = False
+    def interrupted(self) -> None:
+        """The stream may have left out who left."""
+        self._shown.clear()
+
+    def is_shown(self, txid: str) -> bool:
+        """Whether the stream brought this whale and has not let it go, without an interruption. The node that REST asks
+        may be another one, which never had it.
+        """
+        return txid in self._shown
+
+    def _show(self, txid: str) -> None:
+        self._shown[txid] = None
+        if len(self._shown) > AGAIN_LIMIT:
+            del self._shown[next(iter(self._shown))]
+
+    def _candidate(self, txid: str, candidate: Candidate) -> None:
+        self._candidates[txid] = candidate
         if len(self._candidates) > CANDIDATES_LIMIT:
             dropped, _ = self._candidates.popitem(last=False)
             self._patience.forget(dropped)
@@ -154,20 +217,29 @@ class Mempool:
         return True
 
     async def ask_for_candidates(self) -> bool:
-        """Ask for a lot of those that are whales. False if there are more. Raises RestError; nothing is lost then."""
-        due = [txid for txid in self._candidates if self._patience.is_due(txid)]
-        lot = due[:LOT]
+        """Ask for whales of the snapshot. False if there are more. Raises RestError; nothing is lost then."""
+        due = {
+            txid: candidate
+            for txid, candidate in self._candidates.items()
+            if self._patience.is_due(txid) and not self._quick.is_asking(txid) and not self._slow.is_asking(txid)
+        }
+        lot = list(perishable_first(due, LOT))
         known = await self._tools.log.whales(lot)
 
         async def ask(txid: str) -> None:
+            candidate = self._candidates.get(txid)
             if txid in known:
-                if not self._candidates.get(txid, True):
+                if candidate is not None and not candidate.has_left:
                     self._again[txid] = None
-            elif not await self._fetch(txid):
+            elif not await self._fetch(txid, candidate.is_replacement if candidate is not None else None):
                 await self._give_up(txid)
             self._candidates.pop(txid, None)
 
-        return await self._tools.each(lot, ask, self._patience) and len(due) <= LOT
+        slow = [txid for txid in lot if due[txid].vsize >= SLOW_VSIZE and txid not in known]
+        await self._slow.take(slow, ask, waits=False)
+        set_aside = set(slow)
+        quick = [txid for txid in lot if txid not in set_aside]
+        return await self._quick.take(quick, ask) and len(lot) == len(due)
 
     async def ask_for_tail(self) -> bool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
@@ -179,23 +251,28 @@ class Mempool:
         due = list(islice((txid for txid in self._tail if self._patience.is_due(txid)), LOT + 1))
 
         async def ask(txid: str) -> None:
-            await self._fetch(txid)
+            await self._fetch(txid, None)
             self._judged.add([txid])
             self._tail.pop(txid, None)
 
-        return await self._tools.each(due[:LOT], ask, self._patience) and len(due) <= LOT
+        return await self._tail_turns.take(due[:LOT], ask) and len(due) <= LOT
 
-    async def _fetch(self, txid: str) -> bool:
+    async def _fetch(self, txid: str, is_replacement: bool | None) -> bool:
         """Alert it if it is a whale. False if the backend does not know it (any more)."""
         tools = self._tools
-        transaction = await tools.questions.transaction(txid) or await tools.questions.cached(txid)
+        transaction = await tools.questions.transaction(txid)
+        is_there = transaction is not None
+        if transaction is None:
+            transaction = await tools.questions.cached(txid)
         if transaction is None:
             return False
         # Mined meanwhile: then it is in a block that is scanned.
-        if transaction.is_confirmed or transaction.value_sat < tools.committer.minimum_sat:
+        if transaction.is_confirmed or transaction.gross_sat < tools.committer.minimum_sat:
             return True
         if tools.settings.first_mempool or not await self._is_older(transaction.first_seen):
-            await say(tools, await self._drafts(transaction))
+            has_family = not is_there or is_replacement is not False
+            family = await tools.questions.family(txid) if has_family else []
+            await say(tools, await self._drafts(transaction, family, is_there=is_there))
         return True
 
     async def _give_up(self, txid: str) -> None:
@@ -205,11 +282,14 @@ class Mempool:
             tools.meter.unread()
             log.warning("a whale of the mempool was gone before the backend gave it", txid=txid)
 
-    async def _drafts(self, transaction: Transaction) -> list[Draft]:
-        """The alert, and what is known of those it replaced and of who replaced it."""
+    async def _drafts(self, transaction: Transaction, family: list[Relative], *, is_there: bool) -> list[Draft]:
+        """The alert, and what is known of those it replaced and of who replaced it.
+
+        A transaction that is in the mempool has been replaced by none, whatever the tree says: what replaced it was
+        replaced in turn, by one that does not spend the same, and it came back.
+        """
         tools = self._tools
         txid = transaction.txid
-        family = await tools.questions.family(txid)
         replaced = [each.txid for each in family if each.replaced_by == txid]
         known = await tools.log.whales(replaced)
         earlier = await self._losers.drafts([each for each in family if each.txid != txid])
@@ -223,7 +303,7 @@ class Mempool:
         )
         if whale is None:
             return earlier
-        winner = next((each.replaced_by for each in family if each.txid == txid), None)
+        winner = None if is_there else next((each.replaced_by for each in family if each.txid == txid), None)
         told = [lifecycle.replaced(loser, txid, now) for loser in known.values()]
         if winner is not None:
             told.append(lifecycle.replaced(whale, winner, now))

@@ -1,34 +1,32 @@
 """What every part of the reconciliation works with."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import structlog
-from msgspec.structs import replace
 
 from whaled.config.sections import Backfill
-from whaled.model import Draft, Event, Kind, Market, Scan, Source, Transaction, Whale
+from whaled.model import Draft, Event, Market, Scan, Source, Transaction, Whale
 from whaled.reconcile.coverage import Cover
-from whaled.reconcile.patience import Patience
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Questions
 from whaled.upstream.sampling import Sampler
+from whaled.whales.conflicts import Conflicts
+from whaled.whales.history import History, next_event
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Kind and ref of each event about a whale, in their order.
-History = list[tuple[Kind, str]]
-# Asked in one go; then others have their turn.
-LOT = 20
-# Questions that fail one after the other: then it is not the question.
-FAILURES_IN_A_ROW = 3
+# As many are looked up in the log at a time, and asked about unless the turn is over before.
+LOT = 100
 # These say nothing about the question: the next one would fail alike.
 GENERAL = frozenset({RestFailure.UNREACHABLE, RestFailure.RATE_LIMITED, RestFailure.TLS, RestFailure.REDIRECTED})
 # Lines about one sort of failure are at least this far apart.
 LOG_INTERVAL_S = 600.0
 
 
-class Log(Protocol):
+class Log(Conflicts, Protocol):
     """The event log, as far as reconciliation goes."""
 
     @property
@@ -38,14 +36,6 @@ class Log(Protocol):
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
         """Events with after < offset <= through, ascending, at most `limit`."""
-        ...
-
-    async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        """The whales that were alerted among these transactions."""
-        ...
-
-    async def histories(self, txids: Iterable[str]) -> dict[str, History]:
-        """What was said of these whales, as far as it is held."""
         ...
 
     async def pending(self, after: int, limit: int) -> list[Event]:
@@ -123,8 +113,12 @@ class ReconcileMeter(Protocol):
         """A block was scanned."""
         ...
 
-    def backlog(self, *, blocks: int, candidates: int, tail: int, fates: int) -> None:
-        """What is still to be done."""
+    def backlog(self, *, blocks: int, block_whales: int, candidates: int, tail: int, fates: int) -> None:
+        """What is still to be done. Called whenever there is more or less of it."""
+        ...
+
+    def worked(self) -> None:
+        """A round of work is over."""
         ...
 
     def unread(self) -> None:
@@ -138,6 +132,29 @@ class ReconcileMeter(Protocol):
     def reorganised(self, depth: int) -> None:
         """Blocks left the chain."""
         ...
+
+
+class Background:
+    """Where questions go on that take longer than their turn. `changed` is called whenever one ends."""
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self.changed: Callable[[], None] = lambda: None
+
+    @asynccontextmanager
+    async def running(self, changed: Callable[[], None]) -> AsyncIterator[None]:
+        """Until the end of the block; what still runs then is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group, self.changed = group, changed
+            try:
+                yield
+            finally:
+                self._group = None
+
+    def start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Begin, within the block."""
+        assert self._group is not None, "questions are asked while the backfill runs"
+        return self._group.create_task(work)
 
 
 class Tools:
@@ -161,28 +178,8 @@ class Tools:
         self.meter = meter
         self.clock = clock
         self.monotonic = monotonic
+        self.background = Background()
         self._lines = Sampler(LOG_INTERVAL_S, monotonic)
-
-    async def each(self, keys: Iterable[str], ask: Callable[[str], Awaitable[None]], patience: Patience) -> bool:
-        """Ask about each in turn. What fails waits and the others go on, unless that was several in a row.
-
-        False if it was: then there is more to ask. Raises RestError where every other question would fail as well.
-        """
-        failures = 0
-        for key in keys:
-            try:
-                await ask(key)
-            except RestError as error:
-                if error.reason in GENERAL:
-                    raise
-                failures += 1
-                self.complain(error, patience.failed(key, error.retry_after_s))
-                if failures == FAILURES_IN_A_ROW:
-                    return False
-            else:
-                failures = 0
-                patience.forget(key)
-        return True
 
     def complain(self, error: RestError, again_s: float) -> None:
         """Count a question that stays open, and log it now and then."""
@@ -196,41 +193,6 @@ class Tools:
                 again_s=again_s,
                 suppressed=suppressed,
             )
-
-
-# What may be said after what, told by something other than the stream; that is, the state as it is known now.
-GONE = frozenset({Kind.REPLACED, Kind.DROPPED})
-WAITING = frozenset({Kind.ALERT, Kind.PENDING})
-AFTER = {
-    Kind.CONFIRMED: frozenset({Kind.CONFIRMED}) | WAITING | GONE,
-    Kind.REPLACED: WAITING | {Kind.DROPPED},
-    Kind.DROPPED: WAITING,
-    Kind.PENDING: frozenset({Kind.CONFIRMED}) | GONE,
-}
-
-
-def said(draft: Draft, history: History) -> Draft | None:
-    """The draft as it can be stored, None if it is the last thing that was said, or no longer so.
-
-    The log takes each (kind, ref) of a whale once. A whale that goes back and forth between two branches is told the
-    same a second time: with a number behind the ref.
-    """
-    if draft.kind is Kind.ALERT:
-        return None if history else draft
-    last, ref = history[-1] if history else (Kind.ALERT, "")
-    ref = ref.partition("#")[0]
-    if last not in AFTER[draft.kind] or (last, ref) == (draft.kind, draft.ref):
-        return None
-    # A block that died takes back only what was said last, and only of itself; who was gone comes back without a block.
-    if draft.kind is Kind.PENDING and (draft.ref != ref if last is Kind.CONFIRMED else draft.ref):
-        return None
-    # Retention may have taken the first of them: what counts is the highest number that is held.
-    numbers = [
-        int(number or 1)
-        for before, number in (ref.partition("#")[::2] for kind, ref in history if kind is draft.kind)
-        if before == draft.ref
-    ]
-    return replace(draft, ref=f"{draft.ref}#{max(numbers) + 1}") if numbers else draft
 
 
 async def say(tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, History], bool] | None = None) -> bool:
@@ -249,7 +211,7 @@ async def say(tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, Histo
             txid = draft.whale.alert.transaction_id
             history = histories.get(txid, [])
             if is_so is None or is_so(txid, history):
-                told += filter(None, [said(draft, history)])
+                told += filter(None, [next_event(draft, history)])
         return told
 
     return bool(await tools.committer.commit(decide))

@@ -77,12 +77,15 @@ class Reconciler:
         self._blocks = Blocks(self._tools, self._start, self._spans, self._losers)
         self._patience = Patience(monotonic)
         self._answered = 0
-        # What matters most comes first. Each does a lot and lets the next one have its turn; one that fails waits.
+        # Each has its turn and lets the next one have its own; one that fails waits.
+        # What perishes is first: a replacement is listed until 25 others have followed it, a whale of the mempool is
+        # there until it leaves. Blocks stay.
         self._steps: tuple[tuple[str, Callable[[], Awaitable[bool]]], ...] = (
-            ("blocks", self._catch_up),
-            ("candidates", self._mempool.ask_for_candidates),
-            ("greet", self._mempool.greet),
+            ("tip", self._reach),
             ("losers", self._losers.look),
+            ("candidates", self._mempool.ask_for_candidates),
+            ("blocks", self._catch_up),
+            ("greet", self._mempool.greet),
             ("fates", self._fates.look),
             ("sweep", self._sweep),
             ("tail", self._mempool.ask_for_tail),
@@ -113,11 +116,20 @@ class Reconciler:
                 self._patience.forget(BACKEND)
             case StateChanged():
                 self._is_connected = False
-                self._spans.lost(self._heard_at)
+                self._interrupted()
             case Lost():
-                self._spans.lost(self._heard_at)
+                self._interrupted()
             case _:
                 return
+        self._changed()
+
+    def _interrupted(self) -> None:
+        self._spans.lost(self._heard_at)
+        self._mempool.interrupted()
+
+    def _changed(self) -> None:
+        """There is more to ask, or less."""
+        self._measure()
         self._news.set()
 
     def _received(self, message: Received, now: float) -> None:
@@ -125,10 +137,12 @@ class Reconciler:
         frame = message.frame
         if message.continuity in {Continuity.GAP, Continuity.RESTARTED}:
             self._spans.gap(now)
+            self._mempool.interrupted()
         if frame.snapshot is not None:
             self._mempool.snapshot(frame.snapshot)
         if frame.delta is not None:
             self._mempool.streamed(frame.delta)
+            self._fates.streamed(frame.delta)
             self._fates.returned(glance.txid for glance in frame.delta.added)
             self._left.update(dict.fromkeys(frame.delta.removed))
             self._left.update(dict.fromkeys(pair.replaced for pair in frame.delta.replaced))
@@ -147,13 +161,15 @@ class Reconciler:
     async def run(self) -> None:
         """Work until cancelled. Raises EventLogError."""
         await self._begin()
-        while True:
-            try:
-                is_done = await self._work()
-            finally:
-                self._measure()
-            if is_done:
-                await self._rest()
+        async with self._tools.background.running(self._changed):
+            while True:
+                try:
+                    is_done = await self._work()
+                finally:
+                    self._measure()
+                    self._meter.worked()
+                if is_done:
+                    await self._rest()
 
     async def _begin(self) -> None:
         log_ = self._tools.log
@@ -175,6 +191,17 @@ class Reconciler:
         left, self._left = self._left, {}
         if left:
             await self._fates.left(left)
+        is_done = await self._take_turns()
+        if is_done is None:
+            return True
+        if self._patience.forget(BACKEND):
+            log.info("the backend answers again")
+        if is_done and not (self._mempool.candidates or self._mempool.tail or self._sweep_due or self._losers.is_due):
+            self._spans.caught_up()
+        return is_done
+
+    async def _take_turns(self) -> bool | None:
+        """A turn of each part. False if there is more to do at once, None if the backend does not answer."""
         is_done = True
         for name, step in self._steps:
             if self._patience.is_due(name):
@@ -182,24 +209,30 @@ class Reconciler:
                     is_done = await step() and is_done
                 except RestError as error:
                     # Where not even the tip can be had, no answer to anything else can be believed.
-                    concerns = BACKEND if error.reason in GENERAL or name == "blocks" else name
+                    concerns = BACKEND if error.reason in GENERAL or name in {"tip", "blocks"} else name
                     if self._tools.questions.answered > self._answered:
                         # It does answer, if not always: no reason to wait ever longer.
                         self._answered = self._tools.questions.answered
                         self._patience.forget(BACKEND)
                     self._tools.complain(error, self._patience.failed(concerns, error.retry_after_s))
                     if concerns == BACKEND:
-                        return True
+                        return None
                 else:
                     self._patience.forget(name)
-        if self._patience.forget(BACKEND):
-            log.info("the backend answers again")
         return is_done
+
+    async def _reach(self) -> bool:
+        """Whether the backend answers at all, before it is believed that it does not know a whale."""
+        if self._mempool.candidates or self._losers.is_due:
+            # The node's own calls are elsewhere in esplora mode: there only the first would be answered.
+            await self._tools.questions.block_hash(await self._tools.questions.tip_height())
+        return True
 
     async def _catch_up(self) -> bool:
         """As long as this fails it stays due."""
         retry_at = self._blocks.next_due()
-        if not self._blocks_due and (retry_at is None or retry_at > self._monotonic()):
+        is_retry = retry_at is not None and retry_at <= self._monotonic()
+        if not self._blocks_due and not is_retry and not self._blocks.is_unfinished:
             return True
         self._blocks_due = False
         is_done = False
@@ -211,6 +244,7 @@ class Reconciler:
         if self._blocks.has_undone:
             self._blocks.has_undone = False
             self._sweep_due = True
+            self._mempool.interrupted()  # what a reorganisation makes of a whale the stream may not say
         return is_done
 
     async def _sweep(self) -> bool:
@@ -226,7 +260,7 @@ class Reconciler:
             raise
         self._mempool.sweep(mempool)
         here = set(mempool)
-        await self._fates.compare(here)
+        await self._fates.compare(here, self._mempool.is_shown)
         await self._mempool.revive(gone, here)
         return not self._sweep_due
 
@@ -254,6 +288,7 @@ class Reconciler:
     def _measure(self) -> None:
         self._meter.backlog(
             blocks=self._blocks.behind,
+            block_whales=self._blocks.whales,
             candidates=self._mempool.candidates,
             tail=self._mempool.tail,
             fates=self._fates.unresolved,

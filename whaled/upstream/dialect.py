@@ -5,7 +5,7 @@ keys and never by a message type. docs/upstream.md has what was measured; paths 
 relative to its `backend/src/`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, get_type_hints
@@ -15,7 +15,24 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from whaled.errors import UpstreamError
 from whaled.model import Block, FeeMarket, ProjectedBlock, Transaction
-from whaled.upstream.transactions import UNREADABLE, Glance, Number, Rate, Satoshi, Txid, at_least
+from whaled.upstream.surrogates import repaired
+from whaled.upstream.transactions import (
+    UNREADABLE,
+    Glance,
+    Number,
+    Rate,
+    Satoshi,
+    Seconds,
+    Signed,
+    Txid,
+    amount,
+    at_least,
+    glance,
+    gross_sat,
+    is_replacement,
+    read,
+    spending,
+)
 
 PING = '{"action":"ping"}'
 # The dollar is the only currency whaled speaks of; the backend sends up to 34.
@@ -90,12 +107,16 @@ class Delta(Struct, frozen=True, kw_only=True, dict=True):
         return len(self.added)
 
     def at_least(self, minimum_sat: int) -> list[Transaction]:
-        """The transactions in full whose outputs add up to `minimum_sat` or more, each once.
+        """The transactions in full whose outputs and fee add up to `minimum_sat` or more, each once.
 
         They come from `added` and from `replaced[].by`: the winner of a double spend that a block brought is told
         nowhere else. What cannot be read of one beside its outputs' values is unknown in it; it is not lost.
         """
         return at_least(self.frame, minimum_sat, self.added, self.replacers)
+
+    def spending(self, outpoints: Container[str]) -> dict[str, str]:
+        """The transactions that entered the mempool and spend one of these outpoints: its txid by outpoint."""
+        return spending(self.frame, outpoints)
 
     def predecessor(self, txid: str) -> str | None:
         """The transaction that `txid` took the place of, None if it replaced none.
@@ -124,12 +145,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     index: int
     sequence: int
-    transactions: Sequence["_Stripped"] = ()
+    transactions: Sequence["Stripped"] = ()
     malformed: int = 0
 
-    def at_least(self, minimum_sat: int) -> list[str]:
-        """The txids of the transactions whose outputs add up to `minimum_sat` or more."""
-        return [transaction.txid for transaction in self.transactions if transaction.value >= minimum_sat]
+    def at_least(self, minimum_sat: int) -> list["Stripped"]:
+        """The transactions whose outputs and fee add up to `minimum_sat` or more."""
+        return [each for each in self.transactions if each.gross_sat >= minimum_sat]
 
 
 class BackendInfo(Struct, frozen=True):
@@ -182,6 +203,11 @@ class _Replaced(Struct, gc=False):
     by: Glance
 
 
+class _Pair(Struct):
+    replaced: Txid
+    by: Raw
+
+
 class _Delta(Struct):
     sequence: _Sequence
     added: list[Glance] = []
@@ -198,20 +224,33 @@ class _DeltaParts(Struct):
     replaced: Raw = Raw(b"[]")
 
 
-class _Stripped(Struct, array_like=True, gc=False):
+class Stripped(Struct, array_like=True, gc=False):
     """`[txid, fee, vsize, value, rate, flags, firstSeen(, 1 if accelerated)]`"""
 
     txid: Txid
-    fee: float
-    vsize: float
+    fee: Signed | None
+    vsize: Signed | None
     value: Satoshi
+    rate: Signed | None = None
+    flags: _Sequence | None = None
+    first_seen: Seconds | None = None
+
+    @property
+    def gross_sat(self) -> int:
+        """Sum of all outputs and the fee, as far as it is known, in satoshi."""
+        return gross_sat(self.value, self.fee)
+
+    @property
+    def is_replacement(self) -> bool | None:
+        """Whether the backend has seen it replace another transaction, None if it does not say."""
+        return is_replacement(self.flags)
 
 
 class _Snapshot(Struct):
     index: Number
     sequence: _Sequence
     # Absent in the deltas that follow the first answer.
-    transactions: list[_Stripped] | None = field(name="blockTransactions", default=None)
+    transactions: list[Stripped] | None = field(name="blockTransactions", default=None)
 
 
 class _SnapshotParts(Struct):
@@ -282,10 +321,12 @@ _decode_delta_parts = msgspec.json.Decoder(_DeltaParts).decode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
 _decode_sequence = msgspec.json.Decoder(_Sequence).decode
 _decode_txid = msgspec.json.Decoder(Txid).decode
-_decode_glance = msgspec.json.Decoder(Glance).decode
 _decode_snapshot_parts = msgspec.json.Decoder(_SnapshotParts).decode
-_decode_stripped = msgspec.json.Decoder(_Stripped).decode
-_decode_replaced = msgspec.json.Decoder(_Replaced).decode
+_decode_stripped = msgspec.json.Decoder(Stripped).decode
+_decode_pair = msgspec.json.Decoder(_Pair).decode
+_decode_signed = msgspec.json.Decoder(Signed).decode
+_STRIPPED_LEAST = 4
+_STRIPPED_REST = (_decode_signed, _decode_sequence, msgspec.json.Decoder(Seconds).decode)
 _TYPES = get_type_hints(_Parts, include_extras=True)
 _PARTS = {
     key: (name, msgspec.json.Decoder(_TYPES[name]).decode)
@@ -306,6 +347,7 @@ def decode(raw: bytes | str) -> Frame:
 
 
 def _decode_apart(raw: bytes | str) -> Frame:
+    raw = repaired(raw.encode() if isinstance(raw, str) else raw)
     try:
         keys = _decode_keys(raw)
     except msgspec.ValidationError as error:
@@ -325,11 +367,13 @@ def _decode_apart(raw: bytes | str) -> Frame:
         try:
             parts[name] = decoder(value)
         except UNREADABLE as error:
-            skipped.append(key)
             problem = error
             rescue = _RESCUES.get(name)
-            if rescue is not None and (rescued := rescue(value)) is not None:
+            rescued = rescue(value) if rescue is not None else None
+            if rescued is not None:
                 parts[name], malformed[name] = rescued
+            if rescued is None or malformed[name]:
+                skipped.append(key)
     if problem is not None and not parts:
         raise DialectError(DialectFault.BAD_SHAPE, f"{skipped[-1]}: {problem}", _sample(raw)) from problem
     return _frame(raw, _Parts(**parts), tuple(skipped), tuple(unknown), malformed)
@@ -341,7 +385,7 @@ def _decode_snapshot_apart(raw: Raw) -> tuple[_Snapshot, int] | None:
         parts = _decode_snapshot_parts(raw)
     except UNREADABLE:
         return None
-    good, bad = _each(parts.transactions, _decode_stripped)
+    good, bad = _each(parts.transactions, _stripped)
     return _Snapshot(parts.index, parts.sequence, good), bad
 
 
@@ -362,10 +406,10 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
         malformed += 1
     lists = []
     for value, decoder in (
-        (parts.added, _decode_glance),
+        (parts.added, glance),
         (parts.removed, _decode_txid),
         (parts.mined, _decode_txid),
-        (parts.replaced, _decode_replaced),
+        (parts.replaced, _replaced),
     ):
         good, bad = _each(value, decoder)
         lists.append(good)
@@ -377,6 +421,24 @@ _RESCUES: dict[str, Callable[[Raw], tuple[Any, int] | None]] = {
     "delta": _decode_delta_apart,
     "snapshot": _decode_snapshot_apart,
 }
+
+
+def _stripped(raw: Raw) -> Stripped:
+    """A transaction of a snapshot: without its id or its value it is none, what else cannot be read is unknown."""
+    try:
+        return _decode_stripped(raw)
+    except UNREADABLE:
+        items = _decode_items(raw)
+    if len(items) < _STRIPPED_LEAST:
+        raise msgspec.ValidationError("too short")
+    rest = [read(item, decoder, None) for item, decoder in zip(items[4:], _STRIPPED_REST, strict=False)]
+    fee, vsize = (read(item, _decode_signed, None) for item in items[1:3])
+    return Stripped(_decode_txid(items[0]), fee, vsize, amount(items[3]), *rest)
+
+
+def _replaced(raw: Raw) -> _Replaced:
+    pair = _decode_pair(raw)
+    return _Replaced(pair.replaced, glance(pair.by))
 
 
 def _each(raw: Raw, decoder: Any) -> tuple[list[Any], int]:

@@ -5,12 +5,12 @@
 
 from msgspec import Struct, field
 
-from whaled.upstream.transactions import Satoshi, Seconds, Txid
+from whaled.upstream.transactions import Rate, Seconds, Txid
 
 
 class _Stripped(Struct, gc=False):
     txid: Txid
-    value: Satoshi | None = None
+    value: Rate | None = None
     time: Seconds | None = None
 
 
@@ -40,6 +40,7 @@ def relatives(tree: Tree) -> list[Relative]:
     while waiting:
         branch, winner = waiting.pop()
         tx = branch.tx
-        found.append(Relative(tx.txid, tx.value, tx.time if tx.time is not None else branch.time, winner))
+        value = None if tx.value is None else round(tx.value)
+        found.append(Relative(tx.txid, value, tx.time if tx.time is not None else branch.time, winner))
         waiting.extend((child, tx.txid) for child in branch.replaces)
     return found

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exception, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exception, wait_random
 
 from whaled.config.sections import Upstream
 from whaled.model import UpstreamState
@@ -28,6 +28,17 @@ __all__ = [
 ]  # fmt: skip
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+# A delay is at most this part of the time that the link has been down: it is found again soon after a short outage,
+# and a backend that stays away is left in peace.
+DELAY_PART = 0.25
+
+
+def delay_range_s(settings: Upstream, down_s: float) -> tuple[float, float]:
+    """The least and the longest delay before the next attempt, `down_s` seconds after the link was last stable."""
+    longest = min(settings.reconnect_max, max(settings.reconnect_initial, DELAY_PART * down_s))
+    return longest / 2, longest
 
 
 class Feed:
@@ -56,11 +67,7 @@ class Feed:
         """
         settings = self._settings
         link = Link(settings, self._meter, self._clock, self._monotonic, surveyor=self._surveyor)
-        backoff = wait_random_exponential(
-            multiplier=settings.reconnect_initial,
-            max=settings.reconnect_max,
-            min=min(settings.reconnect_initial, settings.reconnect_max) / 2,
-        )
+        down_since: float | None = None
         # The delay is drawn before tenacity asks for it, because the consumer is told it before the wait.
         retrying = AsyncRetrying(retry=retry_if_exception_type(LinkLostError), wait=wait_exception(_next_delay_s))
         async for attempt in retrying:
@@ -78,7 +85,11 @@ class Feed:
                 raise AssertionError("a link ends by an error only")
             if connected_at is not None and self._monotonic() - connected_at >= settings.stable_after:
                 tries.attempt_number = 1
-            lost.next_delay_s = lost.wait_s + backoff(tries)
+                down_since = None
+            down_since = self._monotonic() if down_since is None else down_since
+            lost.next_delay_s = lost.wait_s + wait_random(*delay_range_s(settings, self._monotonic() - down_since))(
+                tries
+            )
             self._report(lost, tries)
             if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
                 yield change

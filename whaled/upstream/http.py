@@ -27,6 +27,7 @@ from whaled.upstream.proxy import PASSING, ProxyError
 from whaled.upstream.retry_after import http_date, retry_after_s
 from whaled.upstream.routes import Routes
 from whaled.upstream.sampling import Sampler
+from whaled.upstream.surrogates import repaired
 from whaled.upstream.tunnel import TunnelConnector, tunnel_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -36,8 +37,9 @@ T = TypeVar("T")
 # The largest answer asked for is mempool/txids: 67 bytes for each of 300,000 transactions is 20 MB.
 RESPONSE_LIMIT_BYTES = 64 * 1024 * 1024
 ATTEMPTS = 3
-# All attempts together, in rest_timeouts: each may use up its own.
-TOTAL_TIMEOUTS = 3
+# No attempt begins later than one rest_timeout after the first: what took as long as that would take as long again, and
+# whoever asked has others to ask meanwhile.
+TOTAL_TIMEOUTS = 1
 BACKOFF_FIRST_S = 0.25
 # Of one call that finds out what a backend answers.
 PROBE_S = 3.0
@@ -159,6 +161,10 @@ class Http:
         """The plain text answer to a GET; None as for `get`."""
         raw = await self._ask("GET", path)
         return None if raw is None else raw.decode("utf-8", "replace").strip()
+
+    async def raw(self, path: str) -> bytes | None:
+        """The answer to a GET as it is; None as for `get`."""
+        return await self._ask("GET", path)
 
     async def _ask(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
         retrying = AsyncRetrying(
@@ -290,7 +296,7 @@ class Http:
         if raw is None:
             return None
         try:
-            return msgspec.json.decode(raw, type=kind)
+            return msgspec.json.decode(repaired(raw), type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             problem = str(exc)
         excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")

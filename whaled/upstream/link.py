@@ -87,6 +87,10 @@ class _Silence:
         self._lasted_s = 0.0
         self.pings = 0
 
+    def passed(self, seconds: float) -> None:
+        """So much of it went by."""
+        self._lasted_s += seconds
+
     def _due_s(self) -> float:
         return min((self.pings + 1) * self._ping_after_s, self._stale_after_s)
 
@@ -190,22 +194,19 @@ class Link:
 
     async def _listen(self, connection: ClientConnection, first: Received) -> AsyncGenerator[FeedMessage, None]:
         silence = _Silence(self._settings)
-        snapshot = SnapshotRound()
+        snapshot = SnapshotRound(self._settings.connect_timeout)
         in_sync = False
         received: Received | None = first
         while True:
             change = None
-            ask = None
+            was_in_sync = in_sync
             if received is not None:
-                was_in_sync = in_sync
                 in_sync = _is_in_sync(received, before=in_sync)
-                if in_sync and (not was_in_sync or received.continuity in MISSED):
-                    ask = snapshot.begin()
-                elif received.frame.snapshot is not None:
-                    ask = snapshot.answered(received.frame.snapshot)
                 change = self._synced(in_sync)
             elif silence.pings > 1:
                 change = self.state.become(UpstreamState.DEGRADED, "a ping is unanswered")
+            is_new = received is not None and in_sync and (not was_in_sync or received.continuity in MISSED)
+            ask = self._next_question(snapshot, received, is_new=is_new)
             for each in self._changes(change):
                 yield each
             if received is not None:
@@ -214,7 +215,7 @@ class Link:
                 await self._send(connection, ask)
                 if snapshot.is_over:
                     yield SnapshotTaken()
-            raw = await self._hear(connection, silence)
+            raw = await self._hear(connection, silence, snapshot.due)
             received = self._received(raw) if raw is not None else None
             del raw  # may be 100 MB, and the next frame may be long in coming
 
@@ -234,12 +235,38 @@ class Link:
             raise self._surveyor.refusal
         return self.state.lacks(self._surveyor.shortfall)
 
-    async def _hear(self, connection: ClientConnection, silence: _Silence) -> bytes | None:
-        """The next message; None if it is time to look at `silence`, after a ping was sent."""
+    def _next_question(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
+        """What to ask for the whole mempool, after this message; `is_new` where it has to be asked for again."""
+        now = self._monotonic()
+        frame = received.frame if received is not None else None
+        if frame is not None and frame.projected is not None:
+            snapshot.projected(len(frame.projected))
+        ask = None
+        if is_new:
+            ask = snapshot.begin(now)
+        elif frame is not None and frame.snapshot is not None:
+            ask = snapshot.answered(frame.snapshot, now)
+        if ask is None and snapshot.due is not None and now >= snapshot.due:
+            self._meter.snapshot_incomplete()
+            log.warning(
+                "a projected block was not answered: what is in none of those before is asked for one by one",
+                within_s=self._settings.connect_timeout,
+            )
+            ask = snapshot.end()
+        return ask
+
+    async def _hear(self, connection: ClientConnection, silence: _Silence, due: float | None) -> bytes | None:
+        """The next message; None if it is time to look at `silence`, after a ping was sent, or `due`."""
+        waited_s = remaining_s = silence.remaining_s()
+        if due is not None:
+            waited_s = max(0.0, min(remaining_s, due - self._monotonic()))
         try:
-            async with asyncio.timeout(silence.remaining_s()):
+            async with asyncio.timeout(waited_s):
                 raw = await connection.recv(decode=False)
         except TimeoutError:
+            if waited_s < remaining_s:
+                silence.passed(waited_s)
+                return None
             if silence.endured():
                 raise stale(self._settings) from None
             silence.pings += 1

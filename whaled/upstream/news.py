@@ -102,6 +102,10 @@ class FeedMeter(Protocol):
         """Parts of a message, or transactions in it, that were passed over because they could not be read."""
         ...
 
+    def snapshot_incomplete(self) -> None:
+        """A projected block that the backend did not answer for in time."""
+        ...
+
     def unknown(self, keys: int) -> None:
         """Keys of a message that the dialect does not have."""
         ...

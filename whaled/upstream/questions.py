@@ -1,12 +1,13 @@
 """What the backend is asked about transactions and blocks where its stream says nothing: the REST calls of a backfill.
 
-docs/upstream.md has what was measured of each call. Paths are those of a backend that reads its node (none mode). What
-an answer says is checked here: whatever a server sends, a call returns what it promises or raises RestError.
+docs/upstream.md has what was measured of each call. Paths are those of a backend that reads its node (none mode);
+`Routes` leads those that are electrs' to it in esplora mode. What an answer says is checked here: whatever a server
+sends, a call returns what it promises or raises RestError.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -18,7 +19,18 @@ from whaled.model import Block, Transaction
 from whaled.upstream.families import Relative, Tree, relatives
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rest import Rest
-from whaled.upstream.transactions import Fee, Number, Rate, Satoshi, Txid, transaction_of
+from whaled.upstream.transactions import (
+    UNREADABLE,
+    Number,
+    Seconds,
+    Signed,
+    Txid,
+    amount,
+    gross_sat,
+    is_replacement,
+    read,
+    transaction_of,
+)
 
 # Beyond so many inputs `tx/:txid` takes longer than any timeout: the backend asks its node for each, in turn.
 INPUTS_LIMIT = 100
@@ -37,13 +49,24 @@ class Confirmation(Struct, frozen=True):
 
 
 class Summary(Struct, frozen=True):
-    """A transaction of a block: the sum of its outputs and its fee in satoshi, and its place."""
+    """A transaction of a block as its summary lists it: the sum of its outputs and its fee in satoshi, and its place.
 
-    txid: str
-    value: int
-    fee: int
+    None is what the backend does not know, or what cannot be read: the fee of a transaction of more than 12 inputs that
+    was not in the backend's mempool, for one. `first_seen` is when it was (Unix seconds, the backend's clock).
+    """
+
+    txid: str | None
+    value: int | None
+    fee: int | None
     vsize: float
     index: int
+    first_seen: float | None = None
+    is_replacement: bool | None = None
+
+    @property
+    def gross_sat(self) -> int | None:
+        """Sum of all outputs and the fee, as far as that is known, in satoshi."""
+        return None if self.value is None else gross_sat(self.value, self.fee)
 
 
 class _Status(Struct):
@@ -52,11 +75,18 @@ class _Status(Struct):
     block_height: Number | None = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Stripped(Struct, gc=False):
-    txid: Txid
-    value: Satoshi
-    fee: Fee = -1
-    vsize: Rate = 0.0
+    """Each field may be odd: it costs that field only."""
+
+    txid: msgspec.Raw = _NULL
+    value: msgspec.Raw = _NULL
+    fee: msgspec.Raw = _NULL
+    vsize: msgspec.Raw = _NULL
+    time: msgspec.Raw = _NULL
+    flags: msgspec.Raw = _NULL
 
 
 class _Header(Struct):
@@ -68,6 +98,14 @@ class _Header(Struct):
 
 class _Rbf(Struct):
     replacements: Tree | None
+
+
+_decode_stripped = msgspec.json.Decoder(_Stripped).decode
+_decode_txid = msgspec.json.Decoder(Txid).decode
+_decode_signed = msgspec.json.Decoder(Signed).decode
+_decode_seconds = msgspec.json.Decoder(Seconds).decode
+_decode_flags = msgspec.json.Decoder(int).decode
+_decode_tree = msgspec.json.Decoder(Tree).decode
 
 
 class Questions:
@@ -108,7 +146,10 @@ class Questions:
         """A transaction that was replaced within the last day, in full; None if the backend knows none."""
         path = f"tx/{_quoted(txid)}/cached"
         raw = await self._get(path, msgspec.Raw)
-        return None if raw is None else await self._rest.prevouts(_whole(path, raw, txid), INPUTS_WAIT_S)
+        if raw is None:
+            return None
+        (found,) = await self._rest.prevouts([_whole(path, raw, txid)], INPUTS_WAIT_S)
+        return found
 
     async def confirmation(self, txid: str) -> Confirmation | None:
         """The block a transaction is in. None says that it is not mined, or not known: `mempool` tells which.
@@ -130,9 +171,14 @@ class Questions:
         return [] if found is None or found.replacements is None else relatives(found.replacements)
 
     async def latest_families(self) -> list[list[Relative]]:
-        """The trees of the latest replacements (25), newest first; none from a backend without this call."""
-        found: list[Tree] | None = await self._get("replacements", list[Tree])
-        return [relatives(tree) for tree in found or ()]
+        """The trees of the latest replacements (25), newest first; none from a backend without this call. One that
+        cannot be read costs itself.
+        """
+        found: list[msgspec.Raw] | None = await self._get("replacements", list[msgspec.Raw])
+        trees = [tree for raw in found or () if (tree := read(raw, _decode_tree, None)) is not None]
+        if found and not trees:
+            raise RestError(RestFailure.GARBAGE, "replacements: no tree in it can be read")
+        return [relatives(tree) for tree in trees]
 
     async def tip_height(self) -> int:
         """Height of the best block, straight from the node."""
@@ -164,45 +210,117 @@ class Questions:
         return Block(height=header.height, hash=header.id, previous_hash=header.previous, timestamp=header.timestamp)
 
     async def summary(self, block_hash: str) -> list[Summary]:
-        """Every transaction of a block with its value, without the coinbase."""
+        """Every transaction of a block, without the coinbase."""
         path = f"block/{block_hash}/summary"
-        stripped: list[_Stripped] = self._rest.found(path, await self._get(path, list[_Stripped]))
+        stripped: list[msgspec.Raw] = self._rest.found(path, await self._get(path, list[msgspec.Raw]))
         if not stripped:
             raise RestError(RestFailure.INCOMPLETE, f"{path}: a block without a coinbase")
+        found = [_summary(raw, index) for index, raw in enumerate(stripped)]
+        if all(each.txid is None and each.value is None for each in found):
+            raise RestError(RestFailure.GARBAGE, f"{path}: no transaction in it can be read")
+        return found[1:]
+
+    def pages_of(self, entries: Iterable[Summary]) -> list[list[Summary]]:
+        """Entries of a block by the calls of `page` that answer them: as few as there can be."""
+        routes = self._rest.routes
+        pages: list[list[Summary]] = []
+        for entry in sorted(entries, key=lambda each: each.index):
+            if pages and entry.index < routes.page_of(pages[-1][0].index) + routes.page:
+                pages[-1].append(entry)
+            else:
+                pages.append([entry])
+        return pages
+
+    async def page(self, block_hash: str, entries: Sequence[Summary]) -> list[Transaction | None]:
+        """Transactions of a block that one call answers (`pages_of`), in full; fee and size are those of the summary.
+        None for one that is not in the answer, or cannot be read: `mined` asks for it alone.
+
+        From the block's own list, which is quick for any number of inputs and leaves out what those beyond the 13th
+        spend: `completed` asks for that.
+        """
+        start = self._rest.routes.page_of(entries[0].index)
+        path = f"block/{block_hash}/txs/{start}"
+        raws: list[msgspec.Raw] = await self._get(path, list[msgspec.Raw]) or []
+        listed = [read(raw, _read_transaction, None) for raw in raws]
+        if listed and not any(listed):
+            raise RestError(RestFailure.GARBAGE, f"{path}: no transaction in it can be read")
+        by_txid = {transaction.txid: transaction for transaction in listed if transaction is not None}
+        places = dict(enumerate(listed))
+        # Where the summary has no txid, the place in the list tells.
+        found = (
+            places.get(entry.index - start) if entry.txid is None else by_txid.get(entry.txid) for entry in entries
+        )
         return [
-            Summary(each.txid, each.value, each.fee, each.vsize, index)
-            for index, each in enumerate(stripped)
-            if index > 0
+            None if transaction is None else _as_mined(transaction, entry)
+            for transaction, entry in zip(found, entries, strict=True)
         ]
 
     async def mined(self, block_hash: str, entry: Summary) -> Transaction:
-        """A transaction of a block in full; fee and size are those of the summary.
+        """One transaction of a block that its page does not show. RestError if the backend does not know it."""
+        found = await self.transaction(entry.txid) if entry.txid is not None else None
+        if found is None:
+            what = f"block/{block_hash}: transaction {entry.index}"
+            raise RestError(RestFailure.INCOMPLETE, f"{what} is in its summary, and the backend does not know it")
+        return _as_mined(found, entry)
 
-        From the block's own list, which is quick for any number of inputs and leaves out what those beyond the 13th
-        spend; the rest is asked for where that is quick as well, and is unknown where the backend fails over it.
-        """
-        path = f"block/{block_hash}/txs/{entry.index}"
-        page: list[msgspec.Raw] = await self._get(path, list[msgspec.Raw]) or []
-        found = next((tx for raw in page if (tx := _whole(path, raw)).txid == entry.txid), None)
-        missing = found is None or any(spent.prevout is None for spent in found.inputs)
-        if found is None or (missing and len(found.inputs) <= INPUTS_LIMIT):
-            found = await self._with_inputs(entry.txid, found)
-        fee = entry.fee if entry.fee >= 0 else None
-        vsize = entry.vsize or found.vsize
-        # No transaction is smaller than 1 vB: by what is, a rate would come out infinite.
-        rate = fee / vsize if fee is not None and vsize >= 1.0 else None
-        return replace(found, fee_sat=fee, vsize=vsize, fee_rate=rate)
-
-    async def _with_inputs(self, txid: str, found: Transaction | None) -> Transaction:
+    async def completed(self, transaction: Transaction) -> Transaction:
+        """A mined transaction with what it spends, where the backend gives that quickly; else as it is."""
+        missing = any(spent.prevout is None for spent in transaction.inputs)
+        if not missing or len(transaction.inputs) > INPUTS_LIMIT:
+            return transaction
         try:
-            better = await self.transaction(txid) or found
+            better = await self.transaction(transaction.txid)
         except RestError as error:
-            if found is None or error.reason not in {RestFailure.TIMEOUT, RestFailure.SERVER_ERROR}:
+            if error.reason not in {RestFailure.TIMEOUT, RestFailure.SERVER_ERROR}:
                 raise
-            better = found
-        if better is None:
-            raise RestError(RestFailure.INCOMPLETE, f"tx/{txid}: in a block, and the backend does not know it")
-        return better
+            return transaction
+        if better is None or len(better.inputs) != len(transaction.inputs):
+            return transaction
+        found = replace(transaction, inputs=better.inputs)
+        if found.fee_sat is not None or any(spent.prevout is None for spent in found.inputs):
+            return found
+        fee = sum(spent.prevout.value for spent in found.inputs if spent.prevout is not None) - found.value_sat
+        return _with_fee(found, fee if fee >= 0 else None)
+
+    async def raw_block(self, block_hash: str) -> bytes | None:
+        """A block as the network sends it; None from a backend without this call."""
+        await self._turn()
+        answer = await self._rest.raw(f"block/{block_hash}/raw")
+        self.answered += 1
+        return answer
+
+
+def _summary(raw: msgspec.Raw, index: int) -> Summary:
+    try:
+        fields = _decode_stripped(raw)
+    except UNREADABLE:
+        fields = _Stripped()
+    fee = read(fields.fee, _decode_signed, None)
+    vsize = read(fields.vsize, _decode_signed, None)
+    return Summary(
+        read(fields.txid, _decode_txid, None),
+        read(fields.value, amount, None),
+        round(fee) if fee is not None and fee >= 0 else None,
+        max(vsize or 0.0, 0.0),
+        index,
+        read(fields.time, _decode_seconds, None) or None,
+        is_replacement(read(fields.flags, _decode_flags, None)),
+    )
+
+
+def _as_mined(transaction: Transaction, entry: Summary) -> Transaction:
+    found = replace(transaction, vsize=entry.vsize or transaction.vsize)
+    return _with_fee(found, entry.fee if entry.fee is not None else transaction.fee_sat)
+
+
+def _with_fee(transaction: Transaction, fee: int | None) -> Transaction:
+    # No transaction is smaller than 1 vB: by what is, a rate would come out infinite.
+    rate = fee / transaction.vsize if fee is not None and transaction.vsize >= 1.0 else None
+    return replace(transaction, fee_sat=fee, fee_rate=rate)
+
+
+def _read_transaction(raw: msgspec.Raw) -> Transaction:
+    return transaction_of(bytes(raw))
 
 
 def _quoted(txid: str) -> str:
@@ -214,7 +332,7 @@ def _whole(path: str, raw: msgspec.Raw, txid: str | None = None) -> Transaction:
     """A transaction in full. RestError if it cannot be read, or is another one."""
     try:
         found = transaction_of(bytes(raw))
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
     if txid is not None and found.txid != txid:
         raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {found.txid[:HASH_DIGITS]}")

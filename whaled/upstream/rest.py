@@ -1,16 +1,18 @@
 """What a mempool backend is asked over REST: the calls that fill what the WebSocket leaves out."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 import msgspec
 import structlog
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from whaled.model import FeeMarket, Input, Output, Transaction
 from whaled.upstream.dialect import MAX_USD
 from whaled.upstream.http import Http, RestError, RestFailure
-from whaled.upstream.transactions import Number, Rate, Satoshi
+from whaled.upstream.transactions import Number, Rate, read
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -20,12 +22,12 @@ COINBASE = "0" * 64
 
 
 class _Prevout(Struct):
-    value: Satoshi
+    value: Rate
     scriptpubkey: str
     scriptpubkey_address: str | None = None
 
     def output(self) -> Output:
-        return Output(self.value, self.scriptpubkey, self.scriptpubkey_address or None)
+        return Output(round(self.value), self.scriptpubkey, self.scriptpubkey_address or None)
 
 
 class _PrevoutAnswer(Struct):
@@ -46,6 +48,10 @@ class _Vin(Struct):
 class _Spender(Struct):
     vin: list[_Vin]
 
+    def outputs(self) -> dict[_Outpoint, Output]:
+        """What it spends, as far as it is known."""
+        return {_Outpoint(each.txid, each.vout): each.prevout.output() for each in self.vin if each.prevout is not None}
+
 
 class _Fees(Struct):
     fastest: Rate = msgspec.field(name="fastestFee")
@@ -57,6 +63,11 @@ class _Fees(Struct):
 
 class _Prices(Struct):
     usd: float = msgspec.field(name="USD", default=-1)
+
+
+_decode_prevout = msgspec.json.Decoder(_PrevoutAnswer).decode
+# What the backend takes for an outpoint: one that is none would make it refuse all that are asked for with it.
+_HEX = re.compile("[0-9a-fA-F]{64}")
 
 
 class Rest(Http):
@@ -78,62 +89,89 @@ class Rest(Http):
         prices = await self.get("prices", _Prices)
         return prices.usd if prices is not None and 0 < prices.usd <= MAX_USD else None
 
-    async def prevouts(self, tx: Transaction, deadline_s: float) -> Transaction:
-        """`tx` with the spent output in every input, or `tx` as it is if that is not known within `deadline_s` seconds.
+    async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
+        """Each transaction with the spent output in every input, or as it is if that is not known within `deadline_s`
+        seconds. The largest are asked for first, the inputs of several in one call.
 
         Never raises: a whale is announced with or without its inputs.
         """
-        missing = [each for each in tx.inputs if each.prevout is None]
-        if not missing or any(each.txid == COINBASE for each in missing):
-            return tx
+        missing = {tx.txid: _missing(tx) for tx in transactions}
+        spent: dict[_Outpoint, Output] = {}
+        problems: dict[str, RestError] = {}
+        is_late = False
         try:
             async with asyncio.timeout(deadline_s):
-                spent = await self._spent(tx.txid, missing)
+                await self._collect(sorted(transactions, key=lambda tx: -tx.value_sat), missing, spent, problems)
         except TimeoutError:
-            return self._unknown(tx, RestFailure.DEADLINE, f"no answer within {deadline_s:g} s")
-        except RestError as exc:
-            return self._unknown(tx, exc.reason, str(exc))
-        if any(spent.get((each.txid, each.vout)) is None for each in missing):
-            return self._unknown(tx, RestFailure.INCOMPLETE, "the backend does not know all spent outputs")
-        return msgspec.structs.replace(
-            tx, inputs=tuple(_with_prevout(each, spent.get((each.txid, each.vout))) for each in tx.inputs)
-        )
+            is_late = True
+        answers = []
+        for tx in transactions:
+            wanted = missing[tx.txid]
+            if all(outpoint in spent for outpoint in wanted):
+                answers.append(_filled(tx, spent) if wanted else tx)
+            elif tx.txid in problems:
+                answers.append(self._unknown(tx, problems[tx.txid].reason, str(problems[tx.txid])))
+            elif is_late:
+                answers.append(self._unknown(tx, RestFailure.DEADLINE, f"no answer within {deadline_s:g} s"))
+            else:
+                why = "the backend does not know all spent outputs"
+                answers.append(self._unknown(tx, RestFailure.INCOMPLETE, why))
+        return answers
 
-    async def _spent(self, txid: str, missing: Sequence[Input]) -> dict[tuple[str, int], Output]:
-        chunks = [missing[start : start + PREVOUTS_LIMIT] for start in range(0, len(missing), PREVOUTS_LIMIT)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._spent_chunk(chunk)) for chunk in chunks]
-        except BaseExceptionGroup as failed:
-            refused, bugs = failed.split(RestError)
-            if refused is None or bugs is not None:
-                raise
-            raise _first(refused.exceptions) from None
-        spent = {outpoint: output for task in tasks for outpoint, output in task.result().items()}
-        if len(spent) < len({(each.txid, each.vout) for each in missing}):
+    async def _collect(
+        self,
+        transactions: Sequence[Transaction],
+        missing: Mapping[str, Sequence[_Outpoint]],
+        spent: dict[_Outpoint, Output],
+        problems: dict[str, RestError],
+    ) -> None:
+        wanted = [outpoint for tx in transactions for outpoint in missing[tx.txid] if _HEX.fullmatch(outpoint.txid)]
+        chunks = [wanted[start : start + PREVOUTS_LIMIT] for start in range(0, len(wanted), PREVOUTS_LIMIT)]
+        failed: dict[_Outpoint, RestError] = {}
+
+        async def ask(chunk: Sequence[_Outpoint]) -> None:
+            try:
+                spent.update(await self._spent_chunk(chunk))
+            except RestError as error:
+                failed.update(dict.fromkeys(chunk, error))
+
+        async def ask_spender(tx: Transaction) -> None:
             # gettxout knows nothing of outputs whose spender is mined; the spender itself still tells.
-            spender = await self.get(f"tx/{txid}", _Spender)
-            for each in spender.vin if spender is not None else ():
-                if each.prevout is not None:
-                    spent[each.txid, each.vout] = each.prevout.output()
-        return spent
+            try:
+                spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _Spender)
+            except RestError as error:
+                problems[tx.txid] = error
+                return
+            spent.update(spender.outputs() if spender is not None else ())
 
-    async def _spent_chunk(self, inputs: Sequence[Input]) -> dict[tuple[str, int], Output]:
-        outpoints = [_Outpoint(each.txid, each.vout) for each in inputs]
-        answers = await self.post("prevouts", outpoints, list[_PrevoutAnswer | None])
+        async with asyncio.TaskGroup() as group:
+            for chunk in chunks:
+                group.create_task(ask(chunk))
+        async with asyncio.TaskGroup() as group:
+            for tx in transactions:
+                unknown = [outpoint for outpoint in missing[tx.txid] if outpoint not in spent]
+                error = next((failed[outpoint] for outpoint in unknown if outpoint in failed), None)
+                if error is not None:
+                    problems[tx.txid] = error
+                elif unknown:
+                    group.create_task(ask_spender(tx))
+
+    async def _spent_chunk(self, outpoints: Sequence[_Outpoint]) -> dict[_Outpoint, Output]:
+        answers = await self.post("prevouts", outpoints, list[Raw])
         if answers is None:  # a backend without this call
             return {}
         if len(answers) != len(outpoints):
             count = len(answers)
-            answers.clear()  # the task group keeps the error, its traceback this frame
+            answers.clear()  # the error is kept, its traceback this frame
             raise RestError(
                 RestFailure.GARBAGE, f"POST {self.shown_base}prevouts: {count} answers to {len(outpoints)} questions"
             )
-        return {
-            (outpoint.txid, outpoint.vout): answer.prevout.output()
-            for outpoint, answer in zip(outpoints, answers, strict=True)
-            if answer is not None and answer.prevout is not None
-        }
+        found = {}
+        for outpoint, answer in zip(outpoints, answers, strict=True):
+            prevout = read(answer, _decode_prevout, None)
+            if prevout is not None and prevout.prevout is not None:
+                found[outpoint] = prevout.prevout.output()
+        return found
 
     def _unknown(self, tx: Transaction, failure: RestFailure, why: str) -> Transaction:
         self.meter.inputs_unknown(failure)
@@ -150,13 +188,18 @@ class Rest(Http):
         return tx
 
 
-def _with_prevout(spending: Input, output: Output | None) -> Input:
-    if spending.prevout is not None or output is None:
-        return spending
-    return Input(spending.txid, spending.vout, spending.sequence, output)
+def _missing(tx: Transaction) -> list[_Outpoint]:
+    missing = [_Outpoint(each.txid, each.vout) for each in tx.inputs if each.prevout is None]
+    return [] if any(each.txid == COINBASE for each in missing) else missing
 
 
-def _first(exceptions: Iterable[BaseException]) -> BaseException:
-    for exc in exceptions:
-        return _first(exc.exceptions) if isinstance(exc, BaseExceptionGroup) else exc
-    raise AssertionError("an exception group is never empty")
+def _filled(tx: Transaction, spent: Mapping[_Outpoint, Output]) -> Transaction:
+    return msgspec.structs.replace(
+        tx,
+        inputs=tuple(
+            Input(each.txid, each.vout, each.sequence, spent[_Outpoint(each.txid, each.vout)])
+            if each.prevout is None
+            else each
+            for each in tx.inputs
+        ),
+    )

@@ -137,7 +137,7 @@ def assess(
         )
     facts = _Facts(value_sat, moved_sat, shape, reasons, involved)
     alert = _alert(transaction, facts, market=market, now=now, source=source, replaces=replaces)
-    return Whale(alert, _addresses(transaction))
+    return Whale(alert, _addresses(transaction), transaction.outpoints)
 
 
 def _alert(
