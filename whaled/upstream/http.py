@@ -302,18 +302,20 @@ class Http:
         excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
         # As above: a task group keeps the error, its traceback this frame, and a UnicodeDecodeError all that was read.
         del raw
-        raise RestError(RestFailure.GARBAGE, f"{self.shown_base}{path}: {problem}; the answer begins with {excerpt!r}")
+        raise RestError(RestFailure.GARBAGE, f"{self.shown(path)}: {problem}; the answer begins with {excerpt!r}")
 
     def found(self, path: str, answer: T | None) -> T:
         """`answer`, which every mempool backend has; RestError if it has not."""
         if answer is None:
-            raise RestError(
-                RestFailure.NOT_FOUND,
-                f"{self.shown_base}{path}: HTTP 404; is this a mempool backend? "
-                "upstream.rest_url is expected to end in /api/v1/",
-                status=404,
-            )
+            expected = "is this a mempool backend? upstream.rest_url is expected to end in /api/v1/"
+            if self.routes.is_electrs(path):
+                expected = "is this the electrs of the backend? See upstream.esplora_url"
+            raise RestError(RestFailure.NOT_FOUND, f"{self.shown(path)}: HTTP 404; {expected}", status=404)
         return answer
+
+    def shown(self, path: str) -> str:
+        """Where a path is asked for, fit for log lines."""
+        return shown(self.routes.url(path) or path)
 
 
 def _connector(settings: Upstream) -> aiohttp.BaseConnector:

@@ -37,6 +37,9 @@ INPUTS_LIMIT = 100
 # The inputs of a replaced transaction are asked for so long; it is told with or without them.
 INPUTS_WAIT_S = 5.0
 HASH_DIGITS = 64
+# electrs is asked so often for a block that it does not have yet, this far apart.
+INDEX_TRIES = 4
+INDEX_WAIT_S = 0.5
 
 Hash = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{HASH_DIGITS}}}$")]
 
@@ -96,6 +99,10 @@ class _Header(Struct):
     previous: Hash | None = msgspec.field(name="previousblockhash", default=None)
 
 
+class _Cpfp(Struct):
+    rate: msgspec.Raw = msgspec.field(name="effectiveFeePerVsize", default=_NULL)
+
+
 class _Rbf(Struct):
     replacements: Tree | None
 
@@ -137,7 +144,16 @@ class Questions:
         return txids
 
     async def transaction(self, txid: str) -> Transaction | None:
-        """A transaction in full, None if the backend knows none (any more)."""
+        """A transaction of the mempool in full, None if the backend knows none (any more)."""
+        found = await self._transaction(txid)
+        if found is None or found.fee_rate is not None or not self._rest.routes.is_esplora:
+            return found
+        # electrs knows nothing of ancestors; the backend itself does.
+        known: _Cpfp | None = await self._get(f"cpfp/{_quoted(txid)}", _Cpfp)
+        rate = read(known.rate, _decode_signed, None) if known is not None else None
+        return replace(found, fee_rate=rate) if rate is not None and rate >= 0 else found
+
+    async def _transaction(self, txid: str) -> Transaction | None:
         path = f"tx/{_quoted(txid)}"
         raw = await self._get(path, msgspec.Raw)
         return None if raw is None else _whole(path, raw, txid)
@@ -197,9 +213,22 @@ class Questions:
             raise
         if found is None:
             # A missing route must not look like a chain without blocks.
-            return None if height > await self.tip_height() else self._rest.found(path, found)
+            if height > await self.tip_height():
+                return None
+            found = self._rest.found(path, await self._when_indexed(path))
         if len(found) != HASH_DIGITS or not set(found) <= set("0123456789abcdef"):
             raise RestError(RestFailure.GARBAGE, f"{path}: no block hash: {found[:HASH_DIGITS]!r}")
+        return found
+
+    async def _when_indexed(self, path: str) -> str | None:
+        """The answer of electrs to a block that the backend has already announced: it indexes it at the same time."""
+        found = None
+        tries = INDEX_TRIES if self._rest.routes.is_electrs(path) else 0
+        while found is None and tries > 0:
+            tries -= 1
+            await asyncio.sleep(INDEX_WAIT_S)
+            await self._turn()
+            found = await self._rest.text(path)
         return found
 
     async def block(self, block_hash: str) -> Block:
@@ -257,7 +286,7 @@ class Questions:
 
     async def mined(self, block_hash: str, entry: Summary) -> Transaction:
         """One transaction of a block that its page does not show. RestError if the backend does not know it."""
-        found = await self.transaction(entry.txid) if entry.txid is not None else None
+        found = await self._transaction(entry.txid) if entry.txid is not None else None
         if found is None:
             what = f"block/{block_hash}: transaction {entry.index}"
             raise RestError(RestFailure.INCOMPLETE, f"{what} is in its summary, and the backend does not know it")
@@ -269,7 +298,7 @@ class Questions:
         if not missing or len(transaction.inputs) > INPUTS_LIMIT:
             return transaction
         try:
-            better = await self.transaction(transaction.txid)
+            better = await self._transaction(transaction.txid)
         except RestError as error:
             if error.reason not in {RestFailure.TIMEOUT, RestFailure.SERVER_ERROR}:
                 raise

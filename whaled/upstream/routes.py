@@ -49,9 +49,13 @@ class Routes(Struct):
 
     def url(self, path: str) -> str | None:
         """Where to ask for a path below `/api/v1/`; None if nothing is known that answers it."""
-        if self.is_esplora and _ELECTRS.fullmatch(path):
+        if self.is_electrs(path):
             return None if self.esplora is None else self.esplora + path
         return self.base + path
+
+    def is_electrs(self, path: str) -> bool:
+        """Whether a path is electrs' to answer."""
+        return self.is_esplora and _ELECTRS.fullmatch(path) is not None
 
     @property
     def page(self) -> int:

@@ -301,7 +301,7 @@ class Survey:
         if missing:
             log.warning(
                 "the backend does not give everything",
-                missing=sorted(missing),
+                missing=sorted(capability.value for capability in missing),
                 effect=self.shortfall,
                 again_s=RECHECK_S,
                 **fields,
