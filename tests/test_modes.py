@@ -1,7 +1,7 @@
 """A backend that reads its node and one beside electrs, recorded over one chain: the same questions, the same answers.
 
-`data/modes.json.gz` holds answers of two real backends (3.4-dev) over one regtest node: mode none, and mode esplora behind
-a front that joins it with an electrs, as nginx does. The electrs is a stand-in after the source of mempool/electrs.
+`data/modes.json.gz` holds answers of two real backends (3.4-dev) over one regtest node: mode none, and mode esplora
+behind a front that joins it with an electrs, as nginx does. The electrs is a stand-in after mempool/electrs.
 """
 
 import gzip
