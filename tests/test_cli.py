@@ -91,6 +91,21 @@ def test_a_good_configuration_is_one_line(tmp_path: Path, ring: Path, capsys: Ou
     assert "250 BTC" in out
 
 
+def test_every_rule_is_in_the_line_about_a_good_configuration(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    book = write(tmp_path / "book.csv", "Mine,bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4,own\n")
+    rules = "threshold_usd: 5000000, watch: [{name: own, labels: [%s]}]"
+    for label, status in (("Mine", 0), ("Mnie", 78)):
+        config = write(
+            tmp_path / "w.yaml",
+            f"auth: {{key_ring: {ring}}}\ndetection: {{address_book: {book}, {rules % label}}}\n",
+        )
+        assert main(["check-config", config]) == status
+    captured = capsys.readouterr()
+    assert "whales from 100 BTC, from $5,000,000, of 1 watch rule." in captured.out
+    assert "detection.watch[0].labels[0]: no label 'Mnie' in" in captured.err
+    assert "did you mean 'Mine'?" in captured.err
+
+
 def test_a_bad_configuration_is_78_with_every_fault(tmp_path: Path, capsys: Output) -> None:
     config = write(tmp_path / "w.yaml", "gateway: {prot: 1}\nlog: {level: loud}\n")
     assert main(["check-config", config]) == 78

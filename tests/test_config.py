@@ -13,8 +13,9 @@ from whaled.config.keys import OPTIONS, RELOADABLE, keys
 from whaled.config.parse import Loaded, diff, load, not_reloadable, parse
 from whaled.config.render import render, written
 from whaled.config.rules import redacted
-from whaled.config.sections import Config
+from whaled.config.sections import Config, WatchRule
 from whaled.errors import ConfigError
+from whaled.model import OwnerType
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "config" / "whaled.example.yaml"
@@ -236,6 +237,124 @@ def test_what_comes_from_the_command_line_is_named_by_its_option() -> None:
 def test_a_list_in_the_environment_is_separated_by_commas(text: str) -> None:
     config = read("", {"WHALED_GATEWAY_ORIGINS": text})
     assert config.gateway.origins == ("https://a.example", "http://b.example:81")
+
+
+WATCH_LIST = """
+detection:
+  address_book: book.csv
+  watch:
+    - name: governments
+      types: [government, own]
+    - {name: kraken, labels: [Kraken, 'Example, Inc.'], threshold_btc: 0.00000001}
+"""
+
+
+def test_a_list_of_sections_is_read_shown_and_read_again() -> None:
+    loaded = parse(WATCH_LIST, source="w.yaml", environ={}, flags={})
+    assert loaded.config.detection.watch == (
+        WatchRule(name="governments", types=(OwnerType.GOVERNMENT, OwnerType.OWN)),
+        WatchRule(name="kraken", labels=("Kraken", "Example, Inc."), threshold_btc=0.000_000_01),
+    )
+    shown = render(loaded)
+    assert (
+        "    - name: governments  # w.yaml:5\n      labels: []\n      types: [government, own]  # w.yaml:6\n" in shown
+    )
+    assert read(shown) == loaded.config
+    assert diff(Config(), loaded.config) == ("detection.watch", "detection.address_book")
+    assert not_reloadable(Config(), loaded.config) == ()
+
+
+@pytest.mark.parametrize("text", ["detection: {watch: []}", "detection:\n  watch:\n  #  - name: x\n"])
+def test_a_list_whose_sections_are_commented_out_is_empty(text: str) -> None:
+    assert read(text) == Config()
+
+
+def test_every_fault_in_a_list_of_sections_has_its_line_and_path() -> None:
+    found = faults(
+        "detection:\n"
+        "  address_book: book.csv\n"
+        "  watch:\n"
+        "    - name: states\n"
+        "      types:\n"
+        "        - own\n"
+        "        - goverment\n"
+        "    - nmae: x\n"
+        "      labels: [Kraken, 12]\n"
+        "    - name: a b\n"
+        "      types: fund\n"
+        "      threshold_btc: -1\n"
+        "    - 5\n"
+        "    - name: ok\n"
+        "      name: ok\n"
+        "      types: [own]\n"
+        '      labels: ["a\\tb"]\n',
+        {"WHALED_DETECTION_WATCH": "[]"},
+    )
+    text = "\n".join(found)
+    for expected in (
+        "w.yaml:7: detection.watch[0].types[1]: found 'goverment', expected one of exchange, custodian, service,",
+        "fund, government, own, other; did you mean `government`?",
+        "w.yaml:8: detection.watch[1].nmae: no such key; did you mean `name`?",
+        "w.yaml:8: detection.watch[1].name: missing, expected a text of 1 to 64 letters",
+        "w.yaml:9: detection.watch[1].labels[1]: found 12, expected a text of 1 to 64 characters; did you mean '12'",
+        "w.yaml:10: detection.watch[2].name: found 'a b', expected a text of 1 to 64 letters A-Z and a-z",
+        "w.yaml:11: detection.watch[2].types: found 'fund', expected a list, each element one of exchange, custodian",
+        "w.yaml:12: detection.watch[2].threshold_btc: found -1, expected a number from 0 to 21000000",
+        "w.yaml:13: detection.watch[3]: expected keys and values",
+        "w.yaml:13: detection.watch[3].name: missing",
+        "w.yaml:15: detection.watch[4].name: stands here again, first at line 14",
+        "w.yaml:17: detection.watch[4].labels[0]: found 'a\\tb', expected a text of 1 to 64 characters, without",
+        "environment variable WHALED_DETECTION_WATCH: detection.watch: a list of sections cannot stand in a variable",
+    ):
+        assert expected in text
+    assert len(found) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("watch: {name: x}", "w.yaml:3: detection.watch: expected a list of sections (`- key: value`)"),
+        ("watch: x", "w.yaml:3: detection.watch: expected a list of sections"),
+        (
+            f"watch: [{', '.join(f'{{name: n{n}, types: [own]}}' for n in range(101))}]",
+            "found 101 sections, expected at",
+        ),
+        ("watch: [{name: x}]", "w.yaml:3: detection.watch[0]: watches nobody: give `labels` or `types`"),
+        ("watch: [{name: x, labels: []}]", "watches nobody"),
+        (
+            "watch: [{name: x, types: [own]},\n    {name: x, types: [own]}]",
+            "w.yaml:4: detection.watch[1].name: 'x' is the name of detection.watch[0] too",
+        ),
+        (f"watch: [{{name: {'x' * 65}, types: [own]}}]", "detection.watch[0].name: found"),
+        (f"watch: [{{name: x, labels: [{'x' * 65}]}}]", "detection.watch[0].labels[0]: found"),
+        ("'watch[0]': {name: x}", "detection.watch[0]: no such key; did you mean `watch`?"),
+        ("'watch[0].name': x", "detection.watch[0].name: no such key"),
+        ("threshold_btc: null", "detection.threshold_btc: null needs another rule"),
+        ("threshold_usd: 0", "detection.threshold_usd: found 0"),
+        ("threshold_usd: 1000000.0\n  price_max_age: 7200", 'did you mean "7200s"?'),
+    ],
+)
+def test_a_watch_list_that_cannot_be_is_refused(text: str, problem: str) -> None:
+    found = faults(f"detection:\n  address_book: b\n  {text}\n")
+    assert problem in "\n".join(found)
+    assert len(found) == 1
+
+
+def test_a_watch_list_needs_an_address_book() -> None:
+    found = faults("detection:\n  watch: [{name: x, types: [own]}]\n")
+    assert found == [
+        "w.yaml:2: detection.watch: needs detection.address_book: labels and types are those of its addresses"
+    ]
+
+
+def test_no_threshold_in_btc_is_needed_beside_another_rule() -> None:
+    assert read("detection: {threshold_btc: null, threshold_usd: 5000000}\n").detection.threshold_btc is None
+    assert read(WATCH_LIST + "  threshold_btc: null\n").detection.threshold_btc is None
+
+
+def test_the_first_bad_element_of_a_list_is_named() -> None:
+    found = faults("gateway:\n  origins:\n    - '*'\n    - 5\n")
+    assert found == ["w.yaml:4: gateway.origins[1]: found 5, expected a text; did you mean '5', in quotes?"]
 
 
 EVERYWHERE = "gateway: {host: 0.0.0.0}\n"

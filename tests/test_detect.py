@@ -1,5 +1,7 @@
 """Detection: an exact, inclusive threshold, and alerts that say null where something is not known."""
 
+from datetime import datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,8 @@ from whaled.model import (
     Input,
     Market,
     Output,
+    OwnerType,
+    Price,
     ProjectedBlock,
     Shape,
     Source,
@@ -19,8 +23,10 @@ from whaled.model import (
     Transaction,
     Whale,
 )
-from whaled.whales.detect import Detector, Rules, assess, needs_inputs
+from whaled.whales.amounts import NULL_TXID
+from whaled.whales.detect import MAX_SAT, Detector, Rules, assess, needs_inputs
 from whaled.whales.labels import AddressBook
+from whaled.whales.watch import Watch
 
 RULES = Rules(100 * BTC)
 BY_MOVED = Rules(100 * BTC, Basis.MOVED)
@@ -28,7 +34,7 @@ MARKET = Market(
     fees=FeeMarket(40, 30, 20, 10, 4),
     projected=(ProjectedBlock(999_000, 20, 300), ProjectedBlock(999_000, 8, 20)),
     tip_height=800_000,
-    btc_usd=64_000.0,
+    price=Price(64_000.0, NOW - 600),
 )
 
 
@@ -88,12 +94,122 @@ def test_rules_are_taken_from_the_configuration_to_the_satoshi() -> None:
 @relaxed
 @given(
     values=st.lists(st.tuples(st.integers(0, 200 * BTC), st.sampled_from(["0014aa", "0014bb"])), min_size=1),
-    basis=st.sampled_from(Basis),
+    fee=st.one_of(st.none(), st.integers(0, 200 * BTC)),
+    is_input_known=st.booleans(),
+    rules=st.builds(
+        Rules,
+        threshold_sat=st.one_of(st.none(), st.integers(1, 300 * BTC)),
+        basis=st.sampled_from(Basis),
+        threshold_usd=st.one_of(st.none(), st.floats(0.01, 3e7)),
+        watch=st.sampled_from([(), (Watch("own", frozenset(), frozenset({OwnerType.OWN}), 50 * BTC),)]),
+    ),
 )
-def test_nothing_below_the_detectors_minimum_is_a_whale(values: list[tuple[int, str]], basis: Basis) -> None:
-    found = transaction([output(*value) for value in values], [spent(1000 * BTC)])
-    rules = Rules(100 * BTC, basis)
-    assert found.value_sat >= Detector(rules).minimum_sat or not is_whale(found, rules)
+def test_nothing_below_the_detectors_minimum_is_a_whale(
+    values: list[tuple[int, str]], fee: int | None, is_input_known: bool, rules: Rules
+) -> None:
+    book = AddressBook.parse(f"Mine,{ADDRESSES[0]},own", "book.csv")
+    outputs = [output(value, script, ADDRESSES[0]) for value, script in values]
+    paid = sum(value for value, _ in values) + (fee or 0)
+    inputs = [spent(paid, "0014bb", ADDRESSES[0])] if is_input_known else []
+    found = transaction(outputs, inputs, fee_sat=fee)
+    detector = Detector(rules, book, price=MARKET.price)
+    whale = detector.assess(found, market=MARKET, now=NOW, source=Source.LIVE)
+    assert whale is None or found.value_sat + (fee or 0) >= detector.minimum_sat
+
+
+# --- the basis `inputs` ---
+
+
+def test_a_whale_by_its_fee_is_one_by_its_inputs_only() -> None:
+    by_inputs = Rules(100 * BTC, Basis.INPUTS)
+    known_fee = transaction([output(55 * BTC)], fee_sat=83 * BTC)
+    known_inputs = transaction([output(55 * BTC)], [spent(138 * BTC)], fee_sat=None)
+    for found in (known_fee, known_inputs):
+        alert = judge(found, by_inputs).alert
+        assert (alert.value_sat, alert.matched_rules) == (55 * BTC, ("threshold_btc",))
+        assert "inputs_sum_unknown" not in alert.reasons
+        assert not is_whale(found)
+    assert Detector(by_inputs).candidates([known_fee]) == [known_fee]
+
+
+@pytest.mark.parametrize(("difference", "expected"), [(-1, False), (0, True)])
+def test_by_inputs_one_satoshi_of_fee_decides(difference: int, expected: bool) -> None:
+    found = transaction([output(99 * BTC)], fee_sat=BTC + difference)
+    assert is_whale(found, Rules(100 * BTC, Basis.INPUTS)) is expected
+
+
+def test_by_inputs_an_unknown_fee_leaves_the_outputs_to_decide_and_the_alert_says_so() -> None:
+    by_inputs = Rules(100 * BTC, Basis.INPUTS)
+    assert "inputs_sum_unknown" in judge(transaction([output(100 * BTC)], fee_sat=None), by_inputs).alert.reasons
+    small = transaction([output(100 * BTC - 1)], fee_sat=None)
+    assert not is_whale(small, by_inputs)
+    assert Detector(by_inputs).is_open(small)
+
+
+def test_a_coinbase_takes_in_what_it_pays_out() -> None:
+    coinbase = transaction([output(100 * BTC)], [Input(NULL_TXID, 0xFFFFFFFF, 0)], fee_sat=None)
+    assert "inputs_sum_unknown" not in judge(coinbase, Rules(100 * BTC, Basis.INPUTS)).alert.reasons
+
+
+# --- dollars ---
+
+
+BY_USD = Rules(threshold_usd=6_400_000.0)
+
+
+@pytest.mark.parametrize(("difference", "expected"), [(-1, False), (0, True)])
+def test_a_whale_by_dollars_is_exactly_what_reaches_them(difference: int, expected: bool) -> None:
+    assert is_whale(transaction([output(100 * BTC + difference)]), BY_USD) is expected
+
+
+def test_an_alert_names_every_rule_that_matched() -> None:
+    both = Rules(100 * BTC, threshold_usd=6_400_001.0)
+    assert judge(transaction([output(100 * BTC)]), both).alert.matched_rules == ("threshold_btc",)
+    assert judge(transaction([output(101 * BTC)]), both).alert.matched_rules == ("threshold_btc", "threshold_usd")
+
+
+@pytest.mark.parametrize("price", [None, Price(64_000.0, NOW - 7201), Price(64_000.0, NOW + 7201)])
+def test_an_unknown_price_matches_no_rule_in_dollars(price: Price | None) -> None:
+    market = Market(price=price)
+    found = transaction([output(21_000_000 * BTC)])
+    assert assess(found, rules=BY_USD, book=AddressBook(), market=market, now=NOW, source=Source.LIVE) is None
+    assert Detector(BY_USD).minimum_sat == MAX_SAT
+
+
+def test_the_minimum_follows_the_price() -> None:
+    detector = Detector(BY_USD, price=Price(64_000.0, NOW))
+    assert detector.minimum_sat == 100 * BTC
+    detector.priced(Price(640_000.0, NOW))
+    assert detector.minimum_sat == 10 * BTC
+    assert detector.with_rules(BY_USD, AddressBook()).minimum_sat == 10 * BTC
+    detector.priced(Price(5e-324, NOW))
+    assert detector.minimum_sat == MAX_SAT
+
+
+# --- the age of the price ---
+
+
+@pytest.mark.parametrize(("age", "usd"), [(0, 6_400_000.0), (7200, 6_400_000.0), (7201, None), (21 * 86400, None)])
+def test_a_price_counts_for_its_time_and_the_alert_says_when_it_was(age: float, usd: float | None) -> None:
+    alert = judge(transaction([output(100 * BTC)]), market=Market(price=Price(64_000.0, NOW - age))).alert
+    assert alert.usd_value == usd
+    assert (alert.btc_usd is None) == (alert.price_timestamp is None) == (usd is None)
+    if usd is not None:
+        assert datetime.fromisoformat(alert.price_timestamp or "").timestamp() == NOW - age
+
+
+def test_how_long_a_price_counts_is_configured() -> None:
+    rules = Rules.of(Detection(price_max_age=60.0))
+    for age, is_known in ((60, True), (61, False)):
+        alert = judge(transaction([output(100 * BTC)]), rules, market=Market(price=Price(64_000.0, NOW - age))).alert
+        assert (alert.usd_value is not None) is is_known
+
+
+@pytest.mark.parametrize(("mined", "is_known"), [(-7800, True), (-7801, False), (7200, True)])
+def test_the_price_of_a_whale_of_a_block_is_one_of_the_block_s_time(mined: float, is_known: bool) -> None:
+    market = Market(price=Price(64_000.0, NOW - 600), moment=NOW + mined)
+    alert = judge(transaction([output(100 * BTC)]), market=market, source=Source.BLOCK).alert
+    assert (alert.usd_value is not None) is is_known
 
 
 # --- the alert ---
@@ -142,7 +258,7 @@ def test_what_is_not_known_is_null_and_never_a_number() -> None:
 
 
 def test_dollars_are_rounded_to_cents() -> None:
-    alert = judge(transaction([output(100 * BTC + 12_345)]), market=Market(btc_usd=64_123.45)).alert
+    alert = judge(transaction([output(100 * BTC + 12_345)]), market=Market(price=Price(64_123.45, NOW))).alert
     assert alert.usd_value == 6_412_352.92
 
 
@@ -201,7 +317,8 @@ def test_memory_is_bounded_and_the_oldest_is_forgotten_first(limit: int, asked: 
 
 def test_candidates_are_new_and_large_enough_and_the_small_are_not_remembered() -> None:
     detector = Detector(RULES)
-    small, large = transaction([output(100 * BTC - 1)], number=1), transaction([output(100 * BTC)], number=2)
+    small = transaction([output(100 * BTC - 1471)], number=1)
+    large = transaction([output(100 * BTC - 1470)], number=2)  # with its fee it has as much
     assert detector.candidates([small, large, large]) == [large]
     assert detector.seen_count == 1
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whale_kit import BTC, burst_frame, recorded_frames, relaxed, txid
-from whaled.model import Block, FeeMarket
+from whaled.model import Block, FeeMarket, ProjectedBlock
 from whaled.upstream.continuity import ChainStep, ChainTracker, Continuity, SequenceTracker
 from whaled.upstream.dialect import (
     PING,
@@ -235,6 +235,36 @@ def test_prices_distinguish_not_said_from_not_known() -> None:
         assert (read.price_known, read.btc_usd) == (True, price)
 
 
+@pytest.mark.parametrize(
+    ("conversions", "price", "at"),
+    [
+        ({"time": 1_800_000_000, "USD": 64_000, "EUR": -1}, 64_000.0, 1_800_000_000.0),
+        ({"time": 1_800_000_000.5, "USD": 64_000.5}, 64_000.5, 1_800_000_000.5),
+        ({"USD": 64_000}, 64_000.0, None),
+        ({"time": 0, "USD": 64_000}, None, None),
+        ({"time": 1_800_000_000, "USD": -1}, None, None),
+        ({"time": 1_800_000_000, "USD": 64_000, "EUR": None, "GBP": "x"}, 64_000.0, 1_800_000_000.0),
+    ],
+)
+def test_a_price_has_its_time_and_other_currencies_cost_nothing(
+    conversions: dict[str, object], price: float | None, at: float | None
+) -> None:
+    read = decode(frame(conversions=conversions))
+    assert (read.price_known, read.btc_usd, read.price_at, read.skipped) == (True, price, at, ())
+
+
+@pytest.mark.parametrize("time", [-1, "2026", None, True, 1e300, 1_800_000_000_000, []])
+def test_a_price_whose_time_cannot_be_read_costs_that_part_only(time: object) -> None:
+    read = decode(frame(conversions={"time": time, "USD": 64_000}, pong=True))
+    assert (read.price_known, read.btc_usd, read.skipped, read.pong) == (False, None, ("conversions",), True)
+
+
+def test_a_block_whose_rates_are_all_zero_has_no_lowest_one() -> None:
+    projected = [{"blockVSize": 998500, "nTx": 1, "feeRange": [0] * 7}, {"blockVSize": 1000, "feeRange": [0, 2]}]
+    read = decode(frame(**{"mempool-blocks": projected}))
+    assert read.projected == (ProjectedBlock(998_500, None, 0), ProjectedBlock(1000, 0, 2))
+
+
 def test_loading_is_told_by_the_key_mempool_and_not_by_junk_of_rest_calls() -> None:
     assert decode(frame(loadingIndicators={"mempool": 99})).loading is True
     assert decode(frame(loadingIndicators={"blocktxs-00ab": 50})).loading is False
@@ -424,6 +454,26 @@ def test_an_odd_field_of_a_snapshot_costs_that_field(row: list[object]) -> None:
     assert read.snapshot is not None
     assert read.snapshot.malformed == 3
     assert [(each.txid, each.value) for each in read.snapshot.at_least(BTC)] == [(txid(1), 5 * BTC), (txid(3), 5 * BTC)]
+
+
+def test_a_rate_that_cannot_be_read_costs_itself() -> None:
+    blocks = [{"blockVSize": 999_000, "feeRange": [None, 1, 2]}, {"blockVSize": 7, "feeRange": []}, {"blockVSize": 8}]
+    read = decode(frame(**{"mempool-blocks": blocks}))
+    assert read.projected == (
+        ProjectedBlock(999_000, 1.0, 2.0),
+        ProjectedBlock(7, None, 0.0),
+        ProjectedBlock(8, None, 0.0),
+    )
+    assert read.skipped == ("mempool-blocks",)
+    with pytest.raises(DialectError):  # which block is which?
+        decode(frame(**{"mempool-blocks": [{"blockVSize": None, "feeRange": [1]}, *blocks]}))
+
+
+def test_a_block_that_cannot_be_read_costs_itself() -> None:
+    good = {"id": txid(7), "height": 1, "timestamp": 5}
+    read = decode(frame(blocks=[good | {"height": None}, good, 7]))
+    assert [block.height for block in read.blocks or ()] == [1]
+    assert read.skipped == ("blocks",)
 
 
 def test_a_value_beyond_all_coins_is_malformed() -> None:

@@ -10,10 +10,10 @@ from whaled.config.keys import keys
 from whaled.config.parse import parse
 from whaled.errors import ConfigError, LogFailure
 from whaled.eventlog.files import ADVICE
-from whaled.model import Flow, Input, Output, Shape, Transaction
+from whaled.model import Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops.metrics import Metrics
 from whaled.whales import amounts, fees
-from whaled.whales.labels import AddressBook, OwnerType
+from whaled.whales.labels import AddressBook
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,6 +1,7 @@
 """The event log: offsets, duplicates, reading, retention, schema, concurrency and cancellation."""
 
 import asyncio
+import json
 import os
 import sqlite3
 import stat
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 from eventlog_kit import DAY, START, Meter, alert, locked, open_log, scan, settings, txid, update, whale
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
+from whaled.eventlog.codec import Codec
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.store import PRUNE_BATCH, TXID_CHUNK, EventLog
 from whaled.eventlog.writer import CHECKPOINT_BYTES
@@ -622,3 +624,13 @@ def test_any_history_of_appends_prunes_and_restarts_agrees_with_the_model(
 ) -> None:
     with TemporaryDirectory() as directory:
         asyncio.run(compare(Path(directory) / "whaled.db", lives))
+
+
+def test_an_alert_of_an_older_version_is_read_without_what_it_did_not_say() -> None:
+    codec = Codec(Path("whaled.db"))
+    stored = json.loads(codec.text(whale(1).alert))
+    for newer in ("price_timestamp", "matched_rules"):
+        del stored[newer]
+    alert = codec.whale("x", json.dumps(stored), "[]").alert
+    assert alert == whale(1).alert
+    assert (alert.price_timestamp, alert.matched_rules) == (None, ())

@@ -106,3 +106,32 @@ def test_paying_more_is_never_predicted_later(low: float, high: float, projected
     if cheap is not None:
         assert dear is not None
         assert 100 < dear <= cheap <= 100 + len(projected) + 1
+
+
+# One transaction of 4 MWU fills the first block; the backend's feeRange for it is all 0.
+FILLED = (ProjectedBlock(998_500.0, None, 0), ProjectedBlock(FULL, 8, 50), ProjectedBlock(400_000, 3, 8))
+
+
+@pytest.mark.parametrize("first", [FILLED[0], ProjectedBlock(998_500.0, 0, 0)])
+@pytest.mark.parametrize(("rate", "height"), [(0.5, 103), (4, 103), (9, 102), (50, 102), (50.1, None)])
+def test_a_full_block_of_unknown_rates_does_not_take_everything(
+    first: ProjectedBlock, rate: float, height: int | None
+) -> None:
+    assert predicted_block(rate, (first, *FILLED[1:]), 100) == height
+
+
+def test_a_full_block_of_unknown_rates_that_is_the_last_is_no_prediction() -> None:
+    last = [ProjectedBlock(FULL, 30, 300), ProjectedBlock(998_500.0, None, 0)]
+    assert predicted_block(31, last, 100) == 101
+    assert predicted_block(29, last, 100) is None
+
+
+def test_who_pays_more_than_all_of_a_full_block_is_in_it_whatever_its_least() -> None:
+    blocks = [ProjectedBlock(FULL, 0, 300), ProjectedBlock(FULL, 5, 15)]
+    assert predicted_block(300, blocks, 100) == 101
+    assert predicted_block(100, blocks, 100) is None
+    assert predicted_block(15, blocks, 100) == 102
+
+
+def test_a_block_with_room_takes_everything_though_its_rates_are_unknown() -> None:
+    assert predicted_block(1, [ProjectedBlock(50_000, None, 0)], 100) == 101

@@ -81,6 +81,8 @@ def test_no_filter_wants_everything() -> None:
         ({"addresses": [ADDRESSES[0], "bc1qx" * 4]}, {"addresses": ("q", ADDRESSES[0])}, {"addresses": ("q",)}),
         ({"addresses": [ADDRESSES[2].upper()]}, {"addresses": (ADDRESSES[2],)}, {"addresses": ()}),
         ({"addresses": [ADDRESSES[0]]}, {"addresses": (ADDRESSES[0],)}, {"addresses": (ADDRESSES[0].upper(),)}),
+        ({"rules": ["watch:a", "x"]}, {"matched_rules": ("threshold_btc", "watch:a")}, {"matched_rules": ("watch:b",)}),
+        ({"rules": ["threshold_btc"]}, {"matched_rules": ("threshold_btc",)}, {"matched_rules": ()}),
     ],
 )
 def test_each_condition_is_inclusive_and_null_never_passes_a_minimum(
@@ -161,6 +163,7 @@ FILTERS = st.fixed_dictionaries(
         "flow_types": st.lists(st.sampled_from([str(flow) for flow in Flow]), min_size=1),
         "exchanges": st.lists(st.text(min_size=1, max_size=10), min_size=1, max_size=5),
         "addresses": st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=5),
+        "rules": st.lists(st.sampled_from(["threshold_btc", "watch:a"]), min_size=1),
         "kinds": st.lists(st.sampled_from(["alert", "update"]), min_size=1),
         "updates_of": st.sampled_from(["sent", "all"]),
     },
@@ -213,6 +216,8 @@ def test_a_filter_passes_at_most_what_each_of_its_conditions_passes(
         ({"exchanges": [""]}, "filters.exchanges[0]", "must have 1 to 100 characters, found 0"),
         ({"addresses": [ADDRESSES[0]] * 3}, "filters.addresses", "must have 1 to 2 entries, found 3"),
         ({"addresses": ["not an address"]}, "filters.addresses[0]", "is no address"),
+        ({"rules": "watch:a"}, "filters.rules", "must be an array of strings, found a string"),
+        ({"rules": ["w"] * 103}, "filters.rules", "must have 1 to 102 entries, found 103"),
         ({"kinds": ["alerts"]}, "filters.kinds[0]", "must be one of alert, update; found 'alerts'"),
         ({"kinds": {"alert": 1}}, "filters.kinds", "must be an array of strings, found an object"),
         ({"updates_of": ["all"]}, "filters.updates_of", "must be a string, found an array"),

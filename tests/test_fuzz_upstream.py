@@ -21,7 +21,7 @@ from whaled.model import Draft, Event, Market, Source, Transaction
 from whaled.upstream.dialect import Delta, DialectError, Frame, Snapshot, decode
 from whaled.upstream.snapshot import SnapshotRound
 from whaled.upstream.transactions import transaction_of
-from whaled.whales import lifecycle
+from whaled.whales import lifecycle, prices
 from whaled.whales.detect import Detector, Rules
 
 DELTA = "mempool-transactions"
@@ -177,9 +177,11 @@ def check_bounds(frame: Frame) -> None:
         rates = msgspec.structs.astuple(frame.fees)
         assert all(0 <= rate <= COINS_SAT for rate in rates)
     for projected in frame.projected or ():
-        assert 0 <= projected.min_rate <= projected.max_rate <= COINS_SAT
+        assert 0 <= projected.max_rate <= COINS_SAT
+        assert projected.min_rate is None or 0 <= projected.min_rate <= projected.max_rate
         assert 0 <= projected.vsize <= COINS_SAT
     assert frame.btc_usd is None or 0 < frame.btc_usd <= 1e12
+    assert frame.price_at is None or (frame.btc_usd is not None and 0 < frame.price_at <= UINT32)
     if frame.snapshot is not None:
         assert 0 <= frame.snapshot.index <= UINT32
         assert 0 <= frame.snapshot.sequence <= 2**53
@@ -209,7 +211,8 @@ def check_whales(frame: Frame, delta: Delta) -> None:
         for each in found:
             check_transaction(each)
             assert each.value_sat + (each.fee_sat or 0) >= minimum_sat
-    market = Market(fees=frame.fees, projected=frame.projected, tip_height=100, btc_usd=frame.btc_usd)
+    price = prices.received(None, frame.btc_usd, frame.price_at, NOW)
+    market = Market(fees=frame.fees, projected=frame.projected, tip_height=100, price=price)
     detector = Detector(Rules(100 * BTC))
     for each in detector.candidates(found):
         whale = detector.assess(each, market=market, now=NOW, source=Source.LIVE, replaces=delta.predecessor(each.txid))

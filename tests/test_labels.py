@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
 from whaled.errors import ConfigError
-from whaled.model import Flow, Input, Output, Transaction
+from whaled.model import Flow, Input, Output, OwnerType, Transaction
 from whaled.upstream.dialect import decode
 from whaled.whales.addresses import fault_in
 from whaled.whales.amounts import NULL_TXID
-from whaled.whales.labels import AddressBook, OwnerType
+from whaled.whales.labels import AddressBook
 
 HOT, COLD, RIVAL, POOL, VAULT = ADDRESSES
 BOOK = AddressBook.parse(

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from structlog.testing import capture_logs
 
-from whaled.config.sections import Basis, Detection, Upstream
+from whale_kit import ADDRESSES, NOW, txid
+from whaled.config.sections import Basis, Detection, Upstream, WatchRule
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.store import EventLog
-from whaled.model import Draft, Event, Kind, Transaction, UpstreamState, Whale
+from whaled.model import Draft, Event, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
 from whaled.ops.metrics import Metrics
-from whaled.pipeline import Inputs, Log, Pipeline
+from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.upstream.dialect import decode
@@ -26,6 +29,7 @@ from whaled.upstream.rehearsal import canary_frame
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.history import History
+from whaled.whales.labels import AddressBook
 
 BTC = 10**8
 
@@ -197,7 +201,7 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
         await running.run(Recorded(*raws[:4]))
         assert running.market.fees is not None
         assert running.market.tip_height == 263
-        assert running.market.btc_usd is None  # -1 on regtest: unknown is not a price
+        assert running.market.price is None  # -1 on regtest: unknown is not a price
 
 
 @pytest.mark.parametrize(
@@ -207,6 +211,10 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
         Detection(basis=Basis.MOVED),
         Detection(threshold_btc=21_000_000),
         Detection(threshold_btc=0.000_000_01),
+        Detection(basis=Basis.INPUTS),
+        Detection(threshold_btc=None, threshold_usd=1e15),
+        Detection(threshold_btc=None, watch=(WatchRule(name="own", types=(OwnerType.OWN,), threshold_btc=21e6),)),
+        Detection(watch=(WatchRule(name="own", types=(OwnerType.OWN,)),)),
     ],
 )
 async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(tmp_path: Path, detection: Detection) -> None:
@@ -244,3 +252,182 @@ def test_a_canary_has_the_shape_of_a_backend_s_transaction() -> None:
         return [set(part) for part in parts]
 
     assert keys(made["added"][0]) == keys(recorded["added"][0])
+
+
+# --- the price ---
+
+
+def priced(usd: float, at: float | None) -> bytes:
+    """The message with the price."""
+    return json.dumps({"conversions": {"USD": usd, **({"time": at} if at is not None else {})}}).encode()
+
+
+class Time:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def received(raw: bytes, at: float) -> Received:
+    return Received(frame=decode(raw), received_at=at, received_monotonic=time.monotonic(), raw_bytes=len(raw))
+
+
+def brings(*transactions: dict[str, Any]) -> bytes:
+    """The message that brings these transactions."""
+    delta = {"sequence": 1, "added": transactions, "removed": [], "mined": [], "replaced": []}
+    return json.dumps({"mempool-transactions": delta}, separators=(",", ":")).encode()
+
+
+def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str, Any]:
+    """A transaction as a backend without electrs sends it: what it spends is not in it."""
+    return {
+        "txid": txid(number),
+        "version": 2,
+        "vin": [{"txid": txid(1000 + number), "vout": 0, "sequence": 1, "prevout": None}],
+        "vout": [{"value": value, "scriptpubkey": f"0014{number}", "scriptpubkey_address": address}],
+        "fee": fee,
+        "vsize": 141,
+    }
+
+
+def timed(
+    log: Log, detection: Detection, published: Published, *, book: AddressBook | None = None,
+    inputs: Inputs | None = None, metrics: Metrics | None = None,
+) -> tuple[Pipeline, Time]:  # fmt: skip
+    clock = Time()
+    running = Pipeline(
+        detector=Detector(Rules.of(detection), book),
+        log_=log,
+        publisher=published,
+        meter=(metrics or Metrics()).detection,
+        inputs=inputs,
+        inputs_wait_s=2.0,
+        clock=clock,
+    )
+    return running, clock
+
+
+@pytest.mark.parametrize("stated", [NOW, None])
+async def test_a_price_that_is_pushed_no_more_expires(tmp_path: Path, stated: float | None) -> None:
+    published, metrics = Published(), Metrics()
+    async with opened(tmp_path) as log:
+        running, clock = timed(log, Detection(), published, metrics=metrics)
+        await running.handle(received(priced(64_000, stated), NOW))
+        for number, age in enumerate((7200, 7201)):
+            clock.now = NOW + age
+            await running.handle(received(brings(pays(number, 100 * BTC)), clock.now))
+    assert [event.whale.alert.usd_value for event in published.events] == [6_400_000.0, None]
+    assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == NOW
+    assert published.events[0].whale.alert.price_timestamp == "2027-01-15T08:00:00.000+00:00"
+
+
+async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
+    metrics = Metrics()
+    async with opened(tmp_path) as log:
+        running, _ = timed(log, Detection(), Published(), metrics=metrics)
+        assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == 0
+        await running.handle(received(priced(64_000, NOW), NOW))
+        await running.handle(received(priced(-1, 0), NOW))
+    assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == 0
+
+
+async def test_a_rule_in_dollars_follows_the_price_and_is_told_to_be_blind_without_one(tmp_path: Path) -> None:
+    published = Published()
+    blind = "the price is unknown or too old: detection.threshold_usd matches nothing until it is known"
+    async with opened(tmp_path) as log:
+        running, clock = timed(log, Detection(threshold_btc=None, threshold_usd=640_000.0), published)
+        with capture_logs() as lines:
+            await running.handle(received(brings(pays(1, 1000 * BTC)), NOW))
+            await running.handle(received(brings(pays(2, 1000 * BTC)), NOW))
+        assert [line["event"] for line in lines] == [blind]
+        assert running.is_usd_rule_blind
+        with capture_logs() as lines:
+            await running.handle(received(priced(64_000, NOW), NOW))
+            await running.handle(received(brings(pays(3, 10 * BTC), pays(4, 10 * BTC - 1)), NOW))
+        assert [line["event"] for line in lines if line["event"] != "whale"] == [
+            "detection.threshold_usd is compared with the price again"
+        ]
+        clock.now = NOW + 7201
+        with capture_logs() as lines:
+            await running.handle(received(brings(pays(5, 1000 * BTC)), NOW))
+        assert [line["event"] for line in lines] == [blind]
+    assert [event.whale.alert.transaction_id for event in published.events] == [txid(3)]
+    assert published.events[0].whale.alert.matched_rules == ("threshold_usd",)
+
+
+# --- the watch list ---
+
+
+WATCHING = Detection(watch=(WatchRule(name="states", types=(OwnerType.GOVERNMENT,)),))
+BOOK = AddressBook.parse(f"Treasury,{ADDRESSES[2]},government", "book.csv")
+
+
+class Helpful:
+    """Knows what every transaction spends: it is of the watched owner, or of nobody in particular."""
+
+    def __init__(self, *watched: int) -> None:
+        self._watched = {txid(number) for number in watched}
+        self.asked: list[str] = []
+
+    async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
+        return [self._completed(transaction) for transaction in transactions]
+
+    def _completed(self, transaction: Transaction) -> Transaction:
+        self.asked.append(transaction.txid)
+        address = ADDRESSES[2] if transaction.txid in self._watched else ADDRESSES[0]
+        prevout = Output(transaction.value_sat + 100, f"script of {address}", address)
+        spent = [replace(each, prevout=prevout) for each in transaction.inputs]
+        return replace(transaction, inputs=tuple(spent))
+
+
+async def test_a_watched_payer_is_found_by_its_inputs_after_what_is_sure_went_out(tmp_path: Path) -> None:
+    published, inputs, metrics = Published(), Helpful(2), Metrics()
+    async with opened(tmp_path) as log:
+        running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
+        some = [pays(1, 5), pays(2, 6), pays(3, 100 * BTC), pays(4, 1, ADDRESSES[2])]
+        await running.handle(received(brings(*some), NOW))
+    alerts = [event.whale.alert for event in published.events]
+    assert [(alert.transaction_id, alert.matched_rules) for alert in alerts] == [
+        (txid(3), ("threshold_btc",)),
+        (txid(4), ("watch:states",)),
+        (txid(2), ("watch:states",)),
+    ]
+    assert inputs.asked == [txid(3), txid(4), txid(1), txid(2)]
+    value = metrics.registry.get_sample_value
+    assert value("whaled_watch_inputs_unknown_total") == 0
+    assert value("whaled_whale_rules_total", {"rule": "watch"}) == 2
+    assert value("whaled_whale_rules_total", {"rule": "threshold_btc"}) == 1
+
+
+@pytest.mark.parametrize("inputs", [Unhelpful(), None])
+async def test_inputs_that_a_watch_rule_needs_and_nobody_gives_are_counted(
+    tmp_path: Path, inputs: Inputs | None
+) -> None:
+    published, metrics = Published(), Metrics()
+    async with opened(tmp_path) as log:
+        running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
+        await running.handle(received(brings(pays(1, 5), pays(2, 6), pays(3, 7, ADDRESSES[2])), NOW))
+    assert [event.whale.alert.transaction_id for event in published.events] == [txid(3)]
+    assert metrics.registry.get_sample_value("whaled_watch_inputs_unknown_total") == 2
+
+
+async def test_a_whole_mempool_at_once_is_not_asked_for_but_counted(tmp_path: Path) -> None:
+    published, inputs, metrics = Published(), Helpful(0, OPEN_LIMIT + 9), Metrics()
+    async with opened(tmp_path) as log:
+        running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
+        await running.handle(received(brings(*(pays(number, 5) for number in range(OPEN_LIMIT + 10))), NOW))
+    assert len(inputs.asked) == OPEN_LIMIT
+    assert [event.whale.alert.transaction_id for event in published.events] == [txid(OPEN_LIMIT + 9)]
+    assert metrics.registry.get_sample_value("whaled_watch_inputs_unknown_total") == 10
+
+
+async def test_without_watch_rules_nothing_more_is_asked_for(tmp_path: Path) -> None:
+    inputs = Helpful()
+    async with opened(tmp_path) as log:
+        running, _ = timed(log, Detection(), Published(), book=BOOK, inputs=inputs)
+        await running.handle(received(brings(pays(1, 5), pays(2, 100 * BTC - 1, fee=1), pays(3, 100 * BTC)), NOW))
+    assert inputs.asked == [txid(3)]

@@ -6,11 +6,15 @@ import pytest
 import structlog
 from reconcile_kit import BTC, Front, watching, world
 
-from whaled.model import Kind, Source
+from whaled.config.sections import Detection, WatchRule
+from whaled.model import Kind, OwnerType, Source
 from whaled.reconcile import blocks
 from whaled.reconcile.coverage import Cover
 from whaled.simulator.faults import RestMode
+from whaled.simulator.scripts import Network
 from whaled.simulator.truth import Fate
+from whaled.whales.detect import Detector, Rules
+from whaled.whales.labels import AddressBook
 
 
 async def test_a_whale_mined_while_the_link_was_away_is_alerted_from_its_block_and_confirmed(tmp_path: Path) -> None:
@@ -600,3 +604,37 @@ async def test_a_tip_that_cannot_be_asked_for_shows_in_the_backlog(tmp_path: Pat
         sim.world.mine()
         await rig.poll()
         await rig.until(lambda: rig.tally.open["blocks"] == 1)
+
+
+async def test_a_price_of_now_is_not_that_of_a_whale_in_an_old_block(tmp_path: Path) -> None:
+    async with world(network=Network.MAINNET, price_interval=600.0) as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.pipeline.market.price is not None
+        old = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([old])
+        clock.ahead_s += 3 * 3600
+        await sim.poll(3 * 3600)
+        new = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([new])
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            alerts = {event.whale.alert.transaction_id: event.whale.alert for event in rig.events}
+            assert (alerts[old.txid].usd_value, alerts[old.txid].price_timestamp) == (None, None)
+            assert alerts[new.txid].usd_value is not None
+            assert alerts[new.txid].price_timestamp is not None
+
+
+async def test_a_watched_owner_that_was_not_heard_of_is_alerted_from_the_block(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        paid = sim.world.pay(2 * BTC, relay=False)
+        other = sim.world.pay(2 * BTC, relay=False)
+        address = next(output.script.address for output in paid.outputs if output.script.address)
+        assert address not in {output.script.address for output in other.outputs}
+        rule = WatchRule(name="mine", types=(OwnerType.OWN,), threshold_btc=0.000_000_01)
+        book = AddressBook.parse(f"Mine,{address},own", "book.csv")
+        rig.pipeline.detector = Detector(Rules.of(Detection(watch=(rule,))), book)
+        sim.world.mine([paid, other])
+        await rig.settled()
+        assert rig.told(paid.txid) == ["alert", "confirmed"]
+        assert rig.told(other.txid) == []
+        assert rig.events[0].whale.alert.matched_rules == ("watch:mine",)

@@ -5,11 +5,15 @@ from pathlib import Path
 
 from whaled.config.sections import Detection, Tls
 from whaled.errors import ConfigError, Fault
+from whaled.whales import watch
 from whaled.whales.labels import AddressBook
 
 
 def read_address_book(settings: Detection) -> AddressBook:
-    """The operator's address book, empty where none is configured. Raises ConfigError."""
+    """The operator's address book, empty where none is configured.
+
+    Raises ConfigError, also for a watch rule with a label that is not in the book.
+    """
     if settings.address_book is None:
         return AddressBook()
     path = Path(settings.address_book)
@@ -17,7 +21,11 @@ def read_address_book(settings: Detection) -> AddressBook:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError((Fault("detection.address_book", f"cannot read {path}: {error}"),)) from error
-    return AddressBook.parse(text, str(path))
+    book = AddressBook.parse(text, str(path))
+    unknown = tuple(watch.faults(settings.watch, book, str(path)))
+    if unknown:
+        raise ConfigError(unknown)
+    return book
 
 
 def tls_context(settings: Tls) -> ssl.SSLContext | None:

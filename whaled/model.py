@@ -106,20 +106,37 @@ class FeeMarket(Struct, frozen=True):
 
 
 class ProjectedBlock(Struct, frozen=True):
-    """A block the backend expects: total size in vB and its lowest and highest fee rate in sat/vB."""
+    """A block the backend expects: total size in vB and its lowest and highest fee rate in sat/vB.
+
+    `min_rate` is None where the backend gives no rates: all of them are 0 for a block that one transaction fills.
+    """
 
     vsize: float
-    min_rate: float
+    min_rate: float | None
     max_rate: float
 
 
+class Price(Struct, frozen=True):
+    """US dollars per bitcoin. `at` is the time the price is of, never later than its receipt; `stated_at` is that time
+    by the backend's clock, None where the backend gave none.
+    """
+
+    usd: float
+    at: float
+    stated_at: float | None = None
+
+
 class Market(Struct, frozen=True, kw_only=True):
-    """What is known about fees, the chain tip and the price at one moment; None is unknown."""
+    """What is known about fees, the chain tip and the price; None is unknown.
+
+    `moment` is the time of the block for a transaction that is judged by its block: the price must be of that time.
+    """
 
     fees: FeeMarket | None = None
     projected: tuple[ProjectedBlock, ...] | None = None
     tip_height: int | None = None
-    btc_usd: float | None = None
+    price: Price | None = None
+    moment: float | None = None
 
 
 class Block(Struct, frozen=True, kw_only=True):
@@ -178,6 +195,19 @@ class Flow(StrEnum):
     UNKNOWN = "unknown"
 
 
+class OwnerType(StrEnum):
+    """Who an address of the address book belongs to."""
+
+    EXCHANGE = "exchange"  # trading venue: deposit, hot and cold wallets
+    CUSTODIAN = "custodian"  # holds coins for others: funds' custodians, prime brokers
+    SERVICE = "service"  # payment processors, bridges, lenders, gambling
+    MINER = "miner"  # pools and miners
+    FUND = "fund"  # funds and companies that hold coins themselves
+    GOVERNMENT = "government"
+    OWN = "own"  # the operator's wallets
+    OTHER = "other"
+
+
 class Status(StrEnum):
     """Where a whale is in its life."""
 
@@ -223,6 +253,9 @@ class Alert(Struct, frozen=True, kw_only=True):
     status: Status
     source: Source
     replaces: str | None = None
+    # Rows that older versions stored do not have these.
+    price_timestamp: str | None = None
+    matched_rules: tuple[str, ...] = ()
 
 
 class Update(Struct, frozen=True, kw_only=True, omit_defaults=True):

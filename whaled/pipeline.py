@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
@@ -25,10 +25,14 @@ from whaled.model import (
 from whaled.upstream.dialect import Delta, Frame, decode
 from whaled.upstream.news import FeedMessage, Received, Shortfall, StateChanged, degraded_by
 from whaled.upstream.rehearsal import canary_frame
-from whaled.whales import lifecycle
+from whaled.whales import lifecycle, prices
 from whaled.whales.conflicts import Conflicts, linked
 from whaled.whales.detect import Detector, needs_inputs
 from whaled.whales.history import next_event
+
+# Of one frame at most so many transactions are asked for inputs that only a watch rule needs: a backend that restarted
+# brings its whole mempool at once.
+OPEN_LIMIT = 500
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -100,6 +104,14 @@ class PipelineMeter(Protocol):
         """A whale whose inputs could not be had in time."""
         ...
 
+    def watch_inputs_unknown(self, count: int) -> None:
+        """Transactions that watch rules could not be tried on in full: their inputs are unknown."""
+        ...
+
+    def price(self, at: float | None) -> None:
+        """The price that is known now, by its time; None if it is unknown."""
+        ...
+
     def updated(self, kind: Kind, blocks_off: int | None) -> None:
         """A whale's fate, committed; `blocks_off` is how far the predicted block was off."""
         ...
@@ -136,6 +148,8 @@ class Pipeline:
         self._shortfall: str | None = None
         self._hand = asyncio.Lock()
         self.listener: Listener | None = None
+        # The start is silent: no price is known before the first frame.
+        self._was_usd_rule_blind = False
 
     async def run(self, feed: Feed) -> None:
         """Handle messages until cancelled."""
@@ -164,10 +178,18 @@ class Pipeline:
     async def handle(self, message: Received) -> None:
         """Take in one frame: what it says is committed and published when this returns. Raises EventLogError."""
         frame = message.frame
-        self.market = _updated(self.market, frame)
+        self._observe(frame, message.received_at)
         if frame.delta is None:
             return
-        drafts = await linked(await self._drafts(frame.delta, frame.block), self._log)
+        delta, block = frame.delta, frame.block
+        self._meter.transactions(delta.added_count)
+        sure, open_ = self._candidates(delta)
+        await self._publish(message, await self._drafts(sure, delta, block))
+        if open_:
+            await self._publish(message, await self._drafts_of_open(open_, delta, block))
+
+    async def _publish(self, message: Received, drafts: Sequence[Draft]) -> None:
+        drafts = await linked(drafts, self._log)
         if not drafts:
             return
         events = await self._log.append(drafts)
@@ -197,46 +219,93 @@ class Pipeline:
 
     @property
     def minimum_sat(self) -> int:
-        """The least sum of outputs that is worth looking at."""
+        """The least sum of outputs and fee that is worth looking at."""
         return self.detector.minimum_sat
+
+    @property
+    def is_usd_rule_blind(self) -> bool:
+        """Whether `detection.threshold_usd` matches nothing because the price is unknown or too old."""
+        rules = self.detector.rules
+        return (
+            rules.threshold_usd is not None and prices.usable(self.market, self._clock(), rules.price_max_age_s) is None
+        )
 
     async def rehearse(self, txid: str) -> None:
         """Take a canary the way of every whale, behind the message in hand; nothing is kept and nothing counted."""
         async with self._hand:
             detector = self.detector
-            frame = decode(canary_frame(txid, detector.minimum_sat))
+            frame = decode(canary_frame(txid, detector.canary_sat))
             assert frame.delta is not None
             now = self._clock()
             for transaction in detector.candidates(frame.delta.at_least(detector.minimum_sat)):
                 detector.forget(transaction.txid)
-                whale = self._assess(transaction, None, now)
+                whale = detector.rehearse(transaction, market=self.market, now=now)
                 if whale is not None:
                     self._publisher.rehearse(await self._log.rehearse(lifecycle.alerted(whale, now)))
 
-    async def _drafts(self, delta: Delta, block: Block | None) -> list[Draft]:
-        self._meter.transactions(delta.added_count)
+    def _observe(self, frame: Frame, received_at: float) -> None:
+        """Take in what a frame says of the market."""
+        self.market = _updated(self.market, frame, received_at)
+        if frame.price_known:
+            price = self.market.price
+            self._meter.price(price.at if price is not None else None)
+            self.detector.priced(price)
+        is_blind = self.is_usd_rule_blind
+        if is_blind and not self._was_usd_rule_blind:
+            log.warning("the price is unknown or too old: detection.threshold_usd matches nothing until it is known")
+        elif self._was_usd_rule_blind and not is_blind:
+            log.info("detection.threshold_usd is compared with the price again")
+        self._was_usd_rule_blind = is_blind
+
+    def _candidates(self, delta: Delta) -> tuple[list[Transaction], list[Transaction]]:
+        """New transactions that a rule matches as they are known, and those that one may match by their inputs."""
         now = self._clock()
-        candidates = self.detector.candidates(delta.at_least(self.detector.minimum_sat))
-        whales = [
-            whale
-            for transaction in await self._completed(candidates)
-            if (whale := self._assess(transaction, delta.predecessor(transaction.txid), now)) is not None
-        ]
+        sure: list[Transaction] = []
+        open_: list[Transaction] = []
+        for transaction in self.detector.candidates(delta.at_least(self.detector.minimum_sat)):
+            if self.detector.matched(transaction, self.market, now):
+                sure.append(transaction)
+            elif self.detector.is_open(transaction):
+                open_.append(transaction)
+        return sure, open_
+
+    async def _drafts(self, sure: Sequence[Transaction], delta: Delta, block: Block | None) -> list[Draft]:
+        """Alerts of the whales among the transactions, and the fates that the frame tells of all whales."""
+        now = self._clock()
+        completed = await self._completed(sure)
+        for transaction in completed:
+            if self.inputs is not None and needs_inputs(transaction):
+                self._meter.inputs_unknown()
+        whales = self._whales(completed, delta, now)
         drafts = [lifecycle.alerted(whale, now) for whale in whales]
         touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced), *delta.removed]
         if not touched:
             return drafts
         known = await self._log.whales(touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
-        drafts += [
-            lifecycle.replaced(known[replacement.replaced], replacement.by, now)
-            for replacement in delta.replaced
-            if replacement.replaced in known
+        return [*drafts, *await self._unnamed(delta, known, now), *_fates(known, delta, block, now)]
+
+    async def _drafts_of_open(self, open_: Sequence[Transaction], delta: Delta, block: Block | None) -> list[Draft]:
+        """Alerts of those that a rule matches by their inputs, and what the frame tells of their fates.
+
+        The inputs are asked for after the alerts of the frame went out: these do not wait for them. What is left
+        unknown is looked at again when it is in a block.
+        """
+        now = self._clock()
+        completed = await self._completed(open_[-OPEN_LIMIT:])
+        unknown = len(open_) - len(completed) + sum(map(needs_inputs, completed))
+        if unknown:
+            self._meter.watch_inputs_unknown(unknown)
+        whales = self._whales(completed, delta, now)
+        known = {whale.alert.transaction_id: whale for whale in whales}
+        return [lifecycle.alerted(whale, now) for whale in whales] + _fates(known, delta, block, now)
+
+    def _whales(self, transactions: Iterable[Transaction], delta: Delta, now: float) -> list[Whale]:
+        return [
+            whale
+            for transaction in transactions
+            if (whale := self._assess(transaction, delta.predecessor(transaction.txid), now)) is not None
         ]
-        drafts += await self._unnamed(delta, known, now)
-        if block is not None:
-            drafts += [lifecycle.confirmed(known[txid], block, now) for txid in delta.mined if txid in known]
-        return drafts
 
     async def _unnamed(self, delta: Delta, known: Mapping[str, Whale], now: float) -> list[Draft]:
         """Replacements within a message that the backend does not name as such: it expects the new transaction to pay
@@ -266,11 +335,7 @@ class Pipeline:
             return list(transactions)
         wanting = [transaction for transaction in transactions if needs_inputs(transaction)]
         answers = {each.txid: each for each in await inputs.prevouts(wanting, self.inputs_wait_s)} if wanting else {}
-        completed = [answers.get(transaction.txid, transaction) for transaction in transactions]
-        for transaction in completed:
-            if needs_inputs(transaction):
-                self._meter.inputs_unknown()
-        return completed
+        return [answers.get(transaction.txid, transaction) for transaction in transactions]
 
     def _tell(self, event: Event) -> None:
         if event.update is not None:
@@ -293,11 +358,24 @@ class Pipeline:
             shape=alert.shape.value,
             source=alert.source.value,
             fee_rate=alert.fee_rate,
+            rules=",".join(alert.matched_rules),
             offset=event.offset,
         )
 
 
-def _updated(market: Market, frame: Frame) -> Market:
+def _fates(known: Mapping[str, Whale], delta: Delta, block: Block | None, now: float) -> list[Draft]:
+    """The fates that a frame tells of these whales."""
+    drafts = [
+        lifecycle.replaced(known[replacement.replaced], replacement.by, now)
+        for replacement in delta.replaced
+        if replacement.replaced in known
+    ]
+    if block is not None:
+        drafts += [lifecycle.confirmed(known[txid], block, now) for txid in delta.mined if txid in known]
+    return drafts
+
+
+def _updated(market: Market, frame: Frame, received_at: float) -> Market:
     """The market after a frame: what it does not mention stays as it was known."""
     changes: dict[str, object] = {}
     if frame.fees is not None:
@@ -305,7 +383,7 @@ def _updated(market: Market, frame: Frame) -> Market:
     if frame.projected is not None:
         changes["projected"] = frame.projected
     if frame.price_known:
-        changes["btc_usd"] = frame.btc_usd
+        changes["price"] = prices.received(market.price, frame.btc_usd, frame.price_at, received_at)
     heights = [block.height for block in (*(frame.blocks or ()), *((frame.block,) if frame.block else ()))]
     if heights:
         changes["tip_height"] = max(heights)

@@ -149,7 +149,7 @@ class Service:
                     gateway.serving(self._passed.clients, tls) as address,
                     self._http(gateway, canary) as http_address,
                 ):
-                    self._observe(gateway, log_)
+                    self._observe(gateway, log_, pipeline)
                     self._observe_keys(self._ring)
                     self._announce(address, http_address)
                     self._reload = lambda: self.reload(running)
@@ -199,7 +199,7 @@ class Service:
             return None
         reconciler = Reconciler(
             settings=settings,
-            questions=Questions(rest, settings.requests_per_second),
+            questions=Questions(rest, settings.requests_per_second, settings.concurrency),
             log_=log_,
             committer=pipeline,
             meter=self.metrics.reconcile,
@@ -231,7 +231,7 @@ class Service:
         async with web.serving(self.config.http, app, self._passed.metrics) as address:
             yield address
 
-    def _observe(self, gateway: Gateway, log_: EventLog) -> None:
+    def _observe(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> None:
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
         gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
@@ -245,6 +245,11 @@ class Service:
         place = Path(self.config.eventlog.path).parent
         gauge("eventlog_disk_free_bytes", "Free on the event log's file system.", lambda: shutil.disk_usage(place).free)
         gauge("eventlog_disk_size_bytes", "Size of that file system.", lambda: shutil.disk_usage(place).total)
+        gauge(
+            "threshold_usd_blind",
+            "1 while detection.threshold_usd matches nothing: the price is unknown.",
+            lambda: pipeline.is_usd_rule_blind,
+        )
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
     def _observe_keys(self, ring: KeyRing | None) -> None:

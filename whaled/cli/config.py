@@ -10,7 +10,7 @@ from whaled.cli.settings import Subparsers, load_for
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
-from whaled.config.sections import Config
+from whaled.config.sections import Config, Detection
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.files import read_address_book, tls_context
 
@@ -59,6 +59,17 @@ def faults_of_files(config: Config) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
+def _rules(detection: Detection) -> str:
+    watched = len(detection.watch)
+    return ", ".join(
+        [
+            *([f"from {detection.threshold_btc:g} BTC"] if detection.threshold_btc is not None else []),
+            *([f"from ${detection.threshold_usd:,.0f}"] if detection.threshold_usd is not None else []),
+            *([f"of {watched} watch rule{'s' * (watched > 1)}"] if watched else []),
+        ]
+    )
+
+
 def _summary(loaded: Loaded) -> str:
     config = loaded.config
     gateway = config.gateway
@@ -66,7 +77,7 @@ def _summary(loaded: Loaded) -> str:
     return ". ".join(
         (
             f"{loaded.path or 'the defaults'}: fine, {len(loaded.origins)} keys set",
-            f"whales from {config.detection.threshold_btc:g} BTC",
+            f"whales {_rules(config.detection)}",
             f"upstream {redacted(config.upstream.url)}",
             f"clients at {scheme}://{gateway.host}:{gateway.port}",
             f"authentication {'on' if config.auth.enabled else 'OFF'}",

@@ -46,6 +46,8 @@ class AlertData(Struct, frozen=True, kw_only=True):
     status: str = "pending"
     source: str = "live"
     replaces: str | None = None
+    price_timestamp: datetime | None = None
+    matched_rules: tuple[str, ...] = ()
 
 
 class UpdateData(Struct, frozen=True, kw_only=True):

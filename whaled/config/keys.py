@@ -8,12 +8,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from whaled.config import units
-from whaled.config.sections import Config
+from whaled.config.sections import MAX_WATCH_RULES, RULE_NAME, Config
 
 # What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
 RELOADABLE = frozenset(
     {
-        "detection.threshold_btc", "detection.basis", "detection.address_book",
+        "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
+        "detection.price_max_age", "detection.address_book",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.handshake_timeout", "gateway.auth_timeout", "gateway.max_frame",
         "gateway.max_addresses", "gateway.messages_per_second", "gateway.message_burst", "gateway.max_unsent",
@@ -28,6 +29,8 @@ RELOADABLE = frozenset(
 )  # fmt: skip
 
 
+# Of every list of sections; there is one.
+MAX_SECTIONS = MAX_WATCH_RULES
 # The options of `whaled run` that set a key. `--no-auth` sets `auth.enabled` to false.
 OPTIONS = {
     "eventlog.path": "--db-path",
@@ -44,7 +47,8 @@ OPTIONS = {
 class Key(Struct, frozen=True):
     """One key: its path, the annotation msgspec checks, the unit it is written in (None: as it is), its default.
 
-    `base` is the plain type: str, int, float, bool, tuple.
+    `base` is the plain type: str, int, float, bool, tuple. `default` is msgspec.NODEFAULT where there is none. A list
+    of plain values holds `element`, a list of sections `section`.
     """
 
     path: str
@@ -54,6 +58,8 @@ class Key(Struct, frozen=True):
     base: type
     choices: tuple[str, ...]
     is_optional: bool
+    element: "Key | None" = None
+    section: type[Struct] | None = None
 
     @property
     def is_text(self) -> bool:
@@ -71,10 +77,13 @@ class Key(Struct, frozen=True):
             return f"one of {', '.join(self.choices)}"
         if self.base is bool:
             return "true or false"
-        if self.base is tuple:
-            return "a list of texts"
+        if self.section is not None:
+            names = ", ".join(self.section.__struct_fields__)
+            return f"a list of at most {MAX_SECTIONS} sections with {names}; in the file only"
+        if self.element is not None:
+            return f"a list, each element {self.element.allowed}" if self.element.choices else "a list of texts"
         if self.base is str:
-            return {"path": "a path", "url": "a URL"}.get(self.unit or "", "a text")
+            return _text(self.annotation, {"path": "a path", "url": "a URL"}.get(self.unit or "", "a text"))
         meta = next(part for part in _parts(self.annotation) if isinstance(part, Meta))
         low, high = meta.ge or 0, meta.le or 0
         if self.unit == "duration":
@@ -96,15 +105,24 @@ def _keys(section: Struct, prefix: str) -> Iterator[Key]:
         if isinstance(default, Struct):
             yield from _keys(default, path + ".")
         else:
-            yield Key(
-                path,
-                found.type,
-                unit=_unit(found.type),
-                default=default,
-                base=_base(found.type),
-                choices=_choices(found.type),
-                is_optional=type(None) in get_args(found.type),
-            )
+            yield _key(path, found.type, default)
+
+
+def _key(path: str, annotation: Any, default: object) -> Key:
+    base = _base(annotation)
+    held = get_args(annotation)[0] if base is tuple else None
+    is_section = isinstance(held, type) and issubclass(held, Struct)
+    return Key(
+        path,
+        annotation,
+        unit=_unit(annotation),
+        default=default,
+        base=base,
+        choices=_choices(annotation),
+        is_optional=type(None) in get_args(annotation),
+        element=_key(f"{path}[]", held, msgspec.NODEFAULT) if held is not None and not is_section else None,
+        section=held if is_section else None,
+    )
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -131,6 +149,17 @@ def _base(annotation: Any) -> type:
     raise TypeError(f"no key can have the type {annotation}")
 
 
+def _text(annotation: Any, sort: str) -> str:
+    """A text in words, with its bounds where it has an upper one."""
+    meta = next((part for part in _parts(annotation) if isinstance(part, Meta)), None)
+    if meta is None or meta.max_length is None:
+        return sort
+    letters = (
+        "letters A-Z and a-z, digits, dots, underscores and hyphens" if meta.pattern == RULE_NAME else "characters"
+    )
+    return f"{sort} of {meta.min_length or 0} to {meta.max_length} {letters}"
+
+
 def _plain(value: float) -> str:
     return f"{value:.8f}".rstrip("0").rstrip(".")
 
@@ -142,6 +171,14 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 def keys() -> dict[str, Key]:
     """Every key of the configuration by its path."""
     return {key.path: key for key in _keys(Config(), "")}
+
+
+def section_keys(key: Key, index: int) -> dict[str, Key]:
+    """The keys of one section in a list of sections, by their paths."""
+    if key.section is None:
+        raise TypeError(f"{key.path} is no list of sections")
+    paths = [(f"{key.path}[{index}].{found.name}", found) for found in msgspec.structs.fields(key.section)]
+    return {path: _key(path, found.type, found.default) for path, found in paths}
 
 
 def value_at(config: Config, path: str) -> object:

@@ -12,7 +12,7 @@ import yaml
 from msgspec import Struct
 
 from whaled.config import units
-from whaled.config.keys import OPTIONS, RELOADABLE, Key, keys, value_at
+from whaled.config.keys import MAX_SECTIONS, OPTIONS, RELOADABLE, Key, keys, section_keys, value_at
 from whaled.config.rules import conflicts, is_loopback, redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError, Fault
@@ -20,7 +20,7 @@ from whaled.errors import ConfigError, Fault
 SYSTEM_FILE = Path("/etc/whaled/whaled.yaml")
 # Nobody writes a configuration of this size; a wrong file (a log, a database) is named instead of parsed.
 MAX_FILE_BYTES = 256 * 1024
-# Sections in sections and a list need 4. The time the YAML library takes grows with the square of the depth.
+# A list in a section of a list of sections needs 6. The time the YAML library takes grows with the square of the depth.
 MAX_DEPTH = 16
 # A fault quotes what was found; more than this does not help to find it.
 MAX_QUOTED = 80
@@ -38,11 +38,15 @@ class Layer(IntEnum):
 
 
 class Given(Struct, frozen=True):
-    """A value as it was written, and where."""
+    """A value as it was written, and where; `elements` is where each element of a list stands.
+
+    A list of sections is given as their number; each section and each of its keys is given by its own path.
+    """
 
     value: object
     source: str
     layer: Layer
+    elements: tuple[str, ...] = ()
 
 
 class Loaded(Struct, frozen=True):
@@ -87,17 +91,8 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
     given = _from_file(text, source, schema, faults)
     given |= _from_environment(environ, schema, faults)
     given |= _from_flags(flags, schema, given)
-    values, wrong = {}, set()
-    for path, key in schema.items():
-        values[path] = key.default
-        if path in given:
-            try:
-                values[path] = _value(key, given[path].value)
-            except ValueError as error:
-                problem = f"found {_quoted(key, given[path].value)}, {error}"
-                faults.append(Fault(path, problem, given[path].source))
-                wrong.add(path)
-    config = _build(Config(), "", values)
+    wrong: set[str] = set()
+    config = _build(Config(), "", _values(schema, given, faults, wrong))
     for conflict in conflicts(config):
         if wrong.isdisjoint({conflict.path, *conflict.others}):
             named = next((given[path] for path in (conflict.path, *conflict.others) if path in given), None)
@@ -105,7 +100,8 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
     faults.extend(_opened(config, given))
     if faults:
         raise ConfigError(tuple(faults))
-    return Loaded(config, {path: found.source for path, found in given.items()})
+    origins = {path: found.source for path, found in given.items() if not path.endswith("]")}
+    return Loaded(config, origins)
 
 
 def diff(old: Config, new: Config) -> tuple[str, ...]:
@@ -184,6 +180,8 @@ def _walk(
             _walk(value_node, f"{path}.", source, schema, found, faults)
         elif path not in schema:
             faults.append(Fault(path, "no such key" + _meant(path, [*schema, *sections]), _at(source, key_node)))
+        elif schema[path].section is not None:
+            _walk_sections(schema[path], value_node, source, found, faults)
         else:
             try:
                 value = yaml.SafeLoader("").construct_object(value_node, deep=True)
@@ -191,7 +189,27 @@ def _walk(
                 what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
                 faults.append(Fault(path, f"not a value YAML knows: {what}", _at(source, value_node)))
                 continue
-            found[path] = Given(value, _at(source, value_node), Layer.FILE)
+            elements = value_node.value if isinstance(value_node, yaml.SequenceNode) else ()
+            places = tuple(_at(source, element) for element in elements)
+            found[path] = Given(value, _at(source, value_node), Layer.FILE, places)
+
+
+def _walk_sections(key: Key, node: yaml.Node, source: str, given: dict[str, Given], faults: list[Fault]) -> None:
+    """Walk through each section of a list like through any other; the paths of its keys have its index."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+        return  # a list whose sections are all commented out
+    if not isinstance(node, yaml.SequenceNode):
+        faults.append(Fault(key.path, "expected a list of sections (`- key: value`)", _at(source, node)))
+        return
+    if len(node.value) > MAX_SECTIONS:
+        problem = f"found {len(node.value)} sections, expected at most {MAX_SECTIONS}"
+        faults.append(Fault(key.path, problem, _at(source, node)))
+        return
+    given[key.path] = Given(len(node.value), _at(source, node), Layer.FILE)
+    for index, item in enumerate(node.value):
+        path = f"{key.path}[{index}]"
+        given[path] = Given(None, _at(source, item), Layer.FILE)
+        _walk(item, f"{path}.", source, section_keys(key, index), given, faults)
 
 
 def _at(source: str, node: Any) -> str:
@@ -226,6 +244,10 @@ def _from_environment(environ: Mapping[str, str], schema: Mapping[str, Key], fau
             near = difflib.get_close_matches(name, variables, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             faults.append(Fault("", f"no such setting{hint}", f"environment variable {name}"))
+            continue
+        if key.section is not None:
+            problem = "a list of sections cannot stand in a variable: write it in the file"
+            faults.append(Fault(key.path, problem, f"environment variable {name}"))
             continue
         given[key.path] = Given(_plain_value(key, text), f"environment variable {name}", Layer.ENVIRONMENT)
     return given
@@ -268,6 +290,63 @@ def _plain_value(key: Key, text: str) -> object:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+def _values(
+    schema: Mapping[str, Key], given: Mapping[str, Given], faults: list[Fault], wrong: set[str]
+) -> dict[str, object]:
+    """The value of every key. What is wrong is added to `faults`, its path to `wrong`, and has its default."""
+    values: dict[str, object] = {}
+    for path, key in schema.items():
+        values[path] = key.default
+        try:
+            if key.section is not None:
+                values[path] = _sections(key, given, faults, wrong)
+            elif path in given and (problems := _faults_of_elements(key, given[path])):
+                faults.extend(problems)
+                wrong.add(path)
+            elif path in given:
+                values[path] = _value(key, given[path].value)
+            elif key.default is msgspec.NODEFAULT:
+                section = given[path.rpartition(".")[0]]
+                faults.append(Fault(path, f"missing, expected {key.allowed}", section.source))
+                wrong.add(path)
+        except ValueError as error:
+            found = given[path]
+            faults.append(Fault(path, f"found {_quoted(key, found.value)}, {error}", found.source))
+            wrong.add(path)
+    return values
+
+
+def _sections(key: Key, given: Mapping[str, Given], faults: list[Fault], wrong: set[str]) -> tuple[Struct, ...]:
+    """A list of sections, empty if anything in it is wrong."""
+    count = given[key.path].value if key.path in given else 0
+    assert key.section is not None
+    assert isinstance(count, int)
+    built = []
+    for index in range(count):
+        schema = section_keys(key, index)
+        mistakes: set[str] = set()
+        values = _values(schema, given, faults, mistakes)
+        if mistakes:
+            wrong |= {key.path, *mistakes}
+        else:
+            built.append(key.section(**{path.rpartition(".")[2]: value for path, value in values.items()}))
+    return () if key.path in wrong else tuple(built)
+
+
+def _faults_of_elements(key: Key, given: Given) -> list[Fault]:
+    """What is wrong with the elements of a list, each with its place."""
+    if key.element is None or not isinstance(given.value, list):
+        return []
+    faults = []
+    for index, found in enumerate(given.value):
+        try:
+            _value(key.element, found)
+        except ValueError as error:
+            source = given.elements[index] if given.elements else given.source
+            faults.append(Fault(f"{key.path}[{index}]", f"found {_quoted(key.element, found)}, {error}", source))
+    return faults
+
+
 def _value(key: Key, found: object) -> object:
     """The value of a key. Raises ValueError that says what is allowed."""
     if isinstance(found, str) and any(ord(letter) < 32 for letter in found):
@@ -300,6 +379,9 @@ def _near(key: Key, found: object) -> str:
         return f'; did you mean "{found}s"?'
     if key.unit == "size" and is_number:
         return f'; did you mean "{found}B"?'
+    if key.choices and isinstance(found, str):
+        near = difflib.get_close_matches(found.lower(), key.choices, n=1)
+        return f"; did you mean `{near[0]}`?" if near else ""
     if key.base is str and not key.choices and is_number:
         return f"; did you mean '{found}', in quotes?"
     if key.base in {int, float} and key.unit is None and isinstance(found, str):

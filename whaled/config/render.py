@@ -1,10 +1,12 @@
 """The effective configuration as YAML. Pure."""
 
+from collections.abc import Iterator, Sequence
+
 import msgspec
 import yaml
 
 from whaled.config import units
-from whaled.config.keys import Key, keys, value_at
+from whaled.config.keys import Key, keys, section_keys, value_at
 from whaled.config.parse import Loaded
 from whaled.config.rules import redacted
 
@@ -19,12 +21,30 @@ def render(loaded: Loaded) -> str:
         if parent != section:
             section = parent
             lines.append(f"{'  ' * depth}{parent.rpartition('.')[2]}:")
-        origin = loaded.origins.get(path)
-        lines.append(
-            f"{'  ' * (depth + 1)}{name}: {written(key, value_at(loaded.config, path))}"
-            + (f"  # {origin}" if origin else "")
-        )
+        value = value_at(loaded.config, path)
+        indent = "  " * (depth + 1)
+        if key.section is not None and isinstance(value, tuple) and value:
+            lines.append(_noted(f"{indent}{name}:", path, loaded))
+            lines.extend(_sections(key, value, indent, loaded))
+        else:
+            lines.append(_noted(f"{indent}{name}: {written(key, value)}", path, loaded))
     return "\n".join(lines) + "\n"
+
+
+def _sections(key: Key, sections: Sequence[object], indent: str, loaded: Loaded) -> Iterator[str]:
+    """A list of sections, a line for each of their keys."""
+    for index, section in enumerate(sections):
+        start = "- "
+        for path, inner in section_keys(key, index).items():
+            name = path.rpartition(".")[2]
+            yield _noted(f"{indent}  {start}{name}: {written(inner, getattr(section, name))}", path, loaded)
+            start = "  "
+
+
+def _noted(line: str, path: str, loaded: Loaded) -> str:
+    """A line with where its value came from, if that is not the default."""
+    origin = loaded.origins.get(path)
+    return f"{line}  # {origin}" if origin else line
 
 
 def written(key: Key, value: object) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from msgspec import Struct
 
-from whaled.config.sections import Config
+from whaled.config.sections import Config, Detection
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -26,6 +26,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _hosts(config)
     yield from _times(config)
     yield from _ways(config)
+    yield from _whales(config.detection)
     tls = config.gateway.tls
     if (tls.certificate is None) != (tls.private_key is None):
         given, missing = ("certificate", "private_key") if tls.private_key is None else ("private_key", "certificate")
@@ -123,6 +124,33 @@ def _ways(config: Config) -> Iterator[Conflict]:
         yield Conflict(
             "upstream.unix_socket", "cannot be together with upstream.proxy: one way out only", ("upstream.proxy",)
         )
+
+
+def _whales(detection: Detection) -> Iterator[Conflict]:
+    watch = "detection.watch"
+    if detection.threshold_btc is None and detection.threshold_usd is None and not detection.watch:
+        yield Conflict(
+            "detection.threshold_btc",
+            "null needs another rule, detection.threshold_usd or detection.watch: without any nothing is a whale",
+            ("detection.threshold_usd", watch),
+        )
+    if detection.watch and detection.address_book is None:
+        yield Conflict(
+            watch,
+            "needs detection.address_book: labels and types are those of its addresses",
+            ("detection.address_book",),
+        )
+    first: dict[str, int] = {}
+    for index, rule in enumerate(detection.watch):
+        path = f"{watch}[{index}]"
+        if not (rule.labels or rule.types):
+            yield Conflict(path, "watches nobody: give `labels` or `types`", (watch,))
+        if first.setdefault(rule.name, index) != index:
+            yield Conflict(
+                f"{path}.name",
+                f"{rule.name!r} is the name of {watch}[{first[rule.name]}] too: each has its own",
+                (watch,),
+            )
 
 
 def _times(config: Config) -> Iterator[Conflict]:

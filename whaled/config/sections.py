@@ -9,6 +9,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from whaled.model import OwnerType
+
 # The upper bounds are far beyond sense: they keep what follows from overflowing.
 Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
 Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
@@ -17,6 +19,9 @@ Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Text = Annotated[str, Meta(min_length=1)]
 Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
+# The name of a rule stands in log lines and filters, where it needs no quotes then.
+RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
+MAX_WATCH_RULES = 100
 Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
 
 
@@ -25,6 +30,7 @@ class Basis(StrEnum):
 
     TOTAL = "total"
     MOVED = "moved"
+    INPUTS = "inputs"
 
 
 class LogFormat(StrEnum):
@@ -64,11 +70,23 @@ class Upstream(Struct, frozen=True, kw_only=True):
     stable_after: Seconds = 60.0
 
 
+class WatchRule(Struct, frozen=True, kw_only=True):
+    """Owners of the address book that are watched, by label or type, and from which amount on."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=RULE_NAME)]
+    labels: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    types: tuple[OwnerType, ...] = ()
+    threshold_btc: Annotated[float, Meta(ge=0, le=21_000_000)] = 0.0
+
+
 class Detection(Struct, frozen=True, kw_only=True):
     """What a whale is."""
 
-    threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] = 100.0
+    threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] | None = 100.0
+    threshold_usd: Annotated[float, Meta(ge=0.01, le=1e15)] | None = None
+    watch: tuple[WatchRule, ...] = ()
     basis: Basis = Basis.TOTAL
+    price_max_age: Seconds = 7200.0
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
     address_book: Path | None = None

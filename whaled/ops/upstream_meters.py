@@ -11,7 +11,11 @@ from whaled.upstream.dialect import DialectFault
 from whaled.upstream.http import RestFailure
 from whaled.upstream.losses import LossReason
 from whaled.upstream.survey import Capability
+from whaled.whales.detect import BY_BTC, BY_USD
+from whaled.whales.watch import WATCH
 
+# Rules of the watch list are one sort: a label for each name would not be a closed set.
+RULES = (BY_BTC, BY_USD, WATCH)
 LEAD_BUCKETS = (1.0, 10.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 PREDICTION_BUCKETS = (-6.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 6.0, 12.0, 36.0, 144.0)
 
@@ -61,7 +65,7 @@ class UpstreamMeter:
         for capability in Capability:
             self._capability.labels(capability)
         self._inputs = registry.counter(
-            "rest_inputs_unknown", "Whales whose inputs could not be fetched, by reason.", "reason", RestFailure
+            "rest_inputs_unknown", "Transactions whose inputs could not be fetched, by reason.", "reason", RestFailure
         )
 
     def capability(self, capability: Capability, *, is_there: bool) -> None:
@@ -141,6 +145,14 @@ class DetectionMeter:
         self._inputs_unknown = registry.counter(
             "whales_inputs_unknown", "Whales alerted without their inputs: the backend did not give them in time."
         )
+        self._watch_inputs_unknown = registry.counter(
+            "watch_inputs_unknown",
+            "Transactions whose inputs a watch rule needs, and the backend did not give in time.",
+        )
+        self._rules = registry.counter(
+            "whale_rules", "Whales alerted, by the sort of rule that matched; one can match several.", "rule", RULES
+        )
+        self._price = registry.gauge("price_timestamp_seconds", "The time of the price that is known; 0 if unknown.")
         self._committed = registry.histogram(
             "frame_to_commit_seconds", "From the arrival of an upstream frame to the commit of its events."
         )
@@ -163,11 +175,21 @@ class DetectionMeter:
         self._whales.labels(alert.flow_type).inc()
         self._by_source.labels(alert.source).inc()
         self._satoshi.inc(alert.value_sat)
+        for rule in {name.partition(":")[0] for name in alert.matched_rules}:
+            self._rules.labels(rule).inc()
         self._last_whale.set(at)
 
     def inputs_unknown(self) -> None:
         """A whale whose inputs could not be had in time."""
         self._inputs_unknown.inc()
+
+    def watch_inputs_unknown(self, count: int) -> None:
+        """Transactions that watch rules could not be tried on in full: their inputs are unknown."""
+        self._watch_inputs_unknown.inc(count)
+
+    def price(self, at: float | None) -> None:
+        """The price that is known now, by its time; None if it is unknown."""
+        self._price.set(at or 0)
 
     def updated(self, kind: Kind, blocks_off: int | None) -> None:
         """A whale's fate, committed; `blocks_off` is how far the predicted block was off."""

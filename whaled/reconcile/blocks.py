@@ -29,8 +29,6 @@ VERIFIED_KEY = "verified_offset"
 PAGE = 500
 # Years of blocks are looked through so many at a time.
 PAST_PAGE = 2_000
-# A price of now says nothing about a block that is older than this.
-PRICE_VALID_S = 7200.0
 # Times of blocks that were heard, remembered until they are scanned.
 HEARD_LIMIT = 200
 # Before a block that has none before it.
@@ -448,20 +446,14 @@ class Blocks:
         tools = self._tools
         block, txid = opened.block, transaction.txid
         now = tools.clock()
-        is_old = now - block.timestamp > PRICE_VALID_S
-        market = Market(btc_usd=None if is_old else tools.committer.market.btc_usd)
+        market = Market(price=tools.committer.market.price, moment=float(block.timestamp))
+        whale = tools.committer.assess(transaction, source=Source.BLOCK, now=now, market=market)
+        if whale is None:
+            return []
         family = await tools.questions.family(txid) if self._may_have_replaced(opened, entry) else []
         replaced = [each.txid for each in family if each.replaced_by == txid]
         known = await tools.log.whales(replaced)
-        whale = tools.committer.assess(
-            transaction,
-            source=Source.BLOCK,
-            now=now,
-            market=market,
-            replaces=next((old for old in replaced if old in known), replaced[0] if replaced else None),
-        )
-        if whale is None:
-            return []
+        whale = lifecycle.replacing(whale, next((old for old in replaced if old in known), next(iter(replaced), None)))
         return [
             *await self._losers.drafts(family),
             lifecycle.alerted(whale, now),

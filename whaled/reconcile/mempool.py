@@ -15,7 +15,6 @@ from whaled.reconcile.start import began_at
 from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
 from whaled.upstream.dialect import Delta, Snapshot, Stripped
-from whaled.upstream.families import Relative
 from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
 from whaled.whales.history import GONE
@@ -270,9 +269,7 @@ class Mempool:
         if transaction.is_confirmed or transaction.gross_sat < tools.committer.minimum_sat:
             return True
         if tools.settings.first_mempool or not await self._is_older(transaction.first_seen):
-            has_family = not is_there or is_replacement is not False
-            family = await tools.questions.family(txid) if has_family else []
-            await say(tools, await self._drafts(transaction, family, is_there=is_there))
+            await say(tools, await self._drafts(transaction, is_replacement, is_there=is_there))
         return True
 
     async def _give_up(self, txid: str) -> None:
@@ -282,7 +279,7 @@ class Mempool:
             tools.meter.unread()
             log.warning("a whale of the mempool was gone before the backend gave it", txid=txid)
 
-    async def _drafts(self, transaction: Transaction, family: list[Relative], *, is_there: bool) -> list[Draft]:
+    async def _drafts(self, transaction: Transaction, is_replacement: bool | None, *, is_there: bool) -> list[Draft]:
         """The alert, and what is known of those it replaced and of who replaced it.
 
         A transaction that is in the mempool has been replaced by none, whatever the tree says: what replaced it was
@@ -290,19 +287,16 @@ class Mempool:
         """
         tools = self._tools
         txid = transaction.txid
+        now = tools.clock()
+        whale = tools.committer.assess(transaction, source=Source.SNAPSHOT, now=now, market=tools.committer.market)
+        has_family = not is_there or is_replacement is not False
+        family = await tools.questions.family(txid) if has_family and whale is not None else []
         replaced = [each.txid for each in family if each.replaced_by == txid]
         known = await tools.log.whales(replaced)
         earlier = await self._losers.drafts([each for each in family if each.txid != txid])
-        now = tools.clock()
-        whale = tools.committer.assess(
-            transaction,
-            source=Source.SNAPSHOT,
-            now=now,
-            market=tools.committer.market,
-            replaces=next((old for old in replaced if old in known), replaced[0] if replaced else None),
-        )
         if whale is None:
             return earlier
+        whale = lifecycle.replacing(whale, next((old for old in replaced if old in known), next(iter(replaced), None)))
         winner = None if is_there else next((each.replaced_by for each in family if each.txid == txid), None)
         told = [lifecycle.replaced(loser, txid, now) for loser in known.values()]
         if winner is not None:

@@ -165,6 +165,7 @@ class Frame(Struct, frozen=True, kw_only=True):
     """Everything one message says; None is not said.
 
     `price_known` tells whether the price is said; then `btc_usd` None is the news that the backend does not know it.
+    `price_at` is the time of that price by the backend's clock, None where it gives none.
     `loading` is whether the backend says that it is not in sync (start-up, or bitcoind is gone). `skipped` names the
     parts that could not be read, `unknown` the keys this dialect does not have.
     """
@@ -177,6 +178,7 @@ class Frame(Struct, frozen=True, kw_only=True):
     projected: tuple[ProjectedBlock, ...] | None = None
     price_known: bool = False
     btc_usd: float | None = None
+    price_at: float | None = None
     loading: bool | None = None
     has_difficulty: bool = False
     is_init: bool = False
@@ -276,7 +278,19 @@ class _Fees(Struct, gc=False, rename="camel"):
 
 class _ProjectedBlock(Struct, gc=False):
     vsize: Rate = field(name="blockVSize")
-    rates: Annotated[list[Rate], Meta(min_length=1)] = field(name="feeRange")
+    rates: list[Rate] = field(name="feeRange")
+
+
+class _ProjectedParts(Struct):
+    vsize: Rate = field(name="blockVSize")
+    rates: Raw = field(name="feeRange", default=Raw(b"[]"))
+
+
+class _Conversions(Struct, gc=False):
+    """The price, and when the backend got it; 0 is never. Other currencies are not read."""
+
+    usd: float = field(name=CURRENCY, default=-1.0)
+    time: Seconds | UnsetType = UNSET
 
 
 _NOT_READ = Raw()
@@ -291,7 +305,7 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     blocks: list[_Block] | UnsetType = UNSET
     fees: _Fees | UnsetType = UNSET
     projected: list[_ProjectedBlock] | UnsetType = field(name="mempool-blocks", default=UNSET)
-    conversions: dict[str, float] | UnsetType = UNSET
+    conversions: _Conversions | UnsetType = UNSET
     # Beside "mempool" there can be junk of REST calls, "blocktxs-<hash>".
     loading: dict[str, Any] | UnsetType = field(name="loadingIndicators", default=UNSET)
     difficulty: dict[str, Raw] | UnsetType = field(name="da", default=UNSET)
@@ -312,6 +326,9 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     confirmed: Raw = field(name="txConfirmed", default=_NOT_READ)
     spent: Raw = field(name="utxoSpent", default=_NOT_READ)
     chart: Raw = field(name="live-2h-chart", default=_NOT_READ)
+    # With STRATUM enabled.
+    stratum_jobs: Raw = field(name="stratumJobs", default=_NOT_READ)
+    stratum_job: Raw = field(name="stratumJob", default=_NOT_READ)
     tomahawk: Raw = _NOT_READ
 
 
@@ -324,6 +341,9 @@ _decode_txid = msgspec.json.Decoder(Txid).decode
 _decode_snapshot_parts = msgspec.json.Decoder(_SnapshotParts).decode
 _decode_stripped = msgspec.json.Decoder(Stripped).decode
 _decode_pair = msgspec.json.Decoder(_Pair).decode
+_decode_block = msgspec.json.Decoder(_Block).decode
+_decode_projected_parts = msgspec.json.Decoder(_ProjectedParts).decode
+_decode_rate = msgspec.json.Decoder(Rate).decode
 _decode_signed = msgspec.json.Decoder(Signed).decode
 _STRIPPED_LEAST = 4
 _STRIPPED_REST = (_decode_signed, _decode_sequence, msgspec.json.Decoder(Seconds).decode)
@@ -417,9 +437,33 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
     return _Delta(sequence, *lists), malformed
 
 
+def _decode_blocks_apart(raw: Raw) -> tuple[list[_Block], int] | None:
+    """The blocks without those that cannot be read, and how many these are."""
+    good, bad = _each(raw, _decode_block)
+    return (good, bad) if good else None
+
+
+def _decode_projected_apart(raw: Raw) -> tuple[list[_ProjectedBlock], int] | None:
+    """The projected blocks without the rates that cannot be read, and how many these are. None if the size of a block
+    cannot be read: those after it would be taken for earlier ones.
+    """
+    try:
+        parts = [_decode_projected_parts(each) for each in _decode_items(raw)]
+    except UNREADABLE:
+        return None
+    blocks, malformed = [], 0
+    for part in parts:
+        rates, bad = _each(part.rates, _decode_rate)
+        blocks.append(_ProjectedBlock(part.vsize, rates))
+        malformed += bad
+    return blocks, malformed
+
+
 _RESCUES: dict[str, Callable[[Raw], tuple[Any, int] | None]] = {
     "delta": _decode_delta_apart,
     "snapshot": _decode_snapshot_apart,
+    "blocks": _decode_blocks_apart,
+    "projected": _decode_projected_apart,
 }
 
 
@@ -474,8 +518,7 @@ def _frame(
     malformed: Mapping[str, int] = _NO_COUNTS,
 ) -> Frame:
     snapshot = parts.snapshot
-    conversions = parts.conversions
-    usd = conversions.get(CURRENCY, -1.0) if conversions is not UNSET else -1.0
+    usd, price_at = _price(parts.conversions) if parts.conversions is not UNSET else (None, None)
     return Frame(
         delta=_delta(raw, parts.delta, malformed.get("delta", 0)) if parts.delta is not UNSET else None,
         snapshot=Snapshot(
@@ -489,11 +532,10 @@ def _frame(
         block=_block(parts.block) if parts.block is not UNSET else None,
         blocks=tuple(map(_block, parts.blocks)) if parts.blocks is not UNSET else None,
         fees=_fees(parts.fees) if parts.fees is not UNSET else None,
-        projected=tuple(ProjectedBlock(block.vsize, min(block.rates), max(block.rates)) for block in parts.projected)
-        if parts.projected is not UNSET
-        else None,
-        price_known=conversions is not UNSET,
-        btc_usd=usd if 0 < usd <= MAX_USD else None,
+        projected=tuple(map(_projected, parts.projected)) if parts.projected is not UNSET else None,
+        price_known=parts.conversions is not UNSET,
+        btc_usd=usd,
+        price_at=price_at,
         loading="mempool" in parts.loading if parts.loading is not UNSET else None,
         has_difficulty=parts.difficulty is not UNSET,
         is_init=parts.backend_info is not UNSET or "backendInfo" in skipped,
@@ -519,6 +561,18 @@ def _delta(raw: bytes | str, delta: _Delta, malformed: int) -> Delta:
 
 def _block(block: _Block) -> Block:
     return Block(height=block.height, hash=block.id, previous_hash=block.previous or None, timestamp=block.timestamp)
+
+
+def _price(conversions: _Conversions) -> tuple[float | None, float | None]:
+    """The price and its time. A price that the backend never got, or that there cannot be, is unknown."""
+    if not 0 < conversions.usd <= MAX_USD or conversions.time == 0:
+        return None, None
+    return conversions.usd, conversions.time if conversions.time is not UNSET else None
+
+
+def _projected(block: _ProjectedBlock) -> ProjectedBlock:
+    highest = max(block.rates, default=0.0)
+    return ProjectedBlock(block.vsize, min(block.rates) if highest else None, highest)
 
 
 def _fees(fees: _Fees) -> FeeMarket:

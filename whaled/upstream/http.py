@@ -130,6 +130,7 @@ class Http:
         self.lines = Sampler(LOG_INTERVAL_S, monotonic)
         self._clock_lines = Sampler(CLOCK_LOG_INTERVAL_S, monotonic)
         # aiohttp counts the wait for a free connection into its timeout; a request that waits for its turn is not slow.
+        self.concurrency = settings.rest_concurrency
         self._slots = asyncio.Semaphore(settings.rest_concurrency)
 
     @classmethod

@@ -7,7 +7,8 @@ sends, a call returns what it promises or raises RestError.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -116,10 +117,16 @@ _decode_tree = msgspec.json.Decoder(Tree).decode
 
 
 class Questions:
-    """Asks one backend, no faster than `per_second`. Every call may raise RestError, and nothing else."""
+    """Asks one backend, no faster than `per_second`, no more than `at_once` at a time. Every call may raise RestError,
+    and nothing else.
+    """
 
-    def __init__(self, rest: Rest, per_second: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rest: Rest, per_second: float, at_once: int = 4, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._rest = rest
+        # Fewer than the REST client has: what a live whale spends does not wait for the backfill.
+        self._places = asyncio.Semaphore(max(1, min(at_once, rest.concurrency - 1)))
         self._spacing_s = 1.0 / per_second
         self._monotonic = monotonic
         self._next = 0.0
@@ -133,10 +140,17 @@ class Questions:
             await asyncio.sleep(at - now)
 
     async def _get(self, path: str, kind: Any) -> Any:
-        await self._turn()
-        answer = await self._rest.get(path, kind)
+        async with self._place():
+            answer = await self._rest.get(path, kind)
         self.answered += 1
         return answer
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Wait for a turn and a place."""
+        await self._turn()
+        async with self._places:
+            yield
 
     async def mempool(self) -> list[str]:
         """Every txid in the mempool. Straight from the node, so it may be ahead of the stream."""
@@ -198,15 +212,15 @@ class Questions:
 
     async def tip_height(self) -> int:
         """Height of the best block, straight from the node."""
-        await self._turn()
-        return await self._rest.tip_height()
+        async with self._place():
+            return await self._rest.tip_height()
 
     async def block_hash(self, height: int) -> str | None:
         """Hash of the block at a height of the best chain, None above its tip (the backend answers 500 there)."""
-        await self._turn()
         path = f"block-height/{height}"
         try:
-            found = await self._rest.text(path)
+            async with self._place():
+                found = await self._rest.text(path)
         except RestError as error:
             if error.reason is RestFailure.SERVER_ERROR and height > await self.tip_height():
                 return None
@@ -313,10 +327,8 @@ class Questions:
 
     async def raw_block(self, block_hash: str) -> bytes | None:
         """A block as the network sends it; None from a backend without this call."""
-        await self._turn()
-        answer = await self._rest.raw(f"block/{block_hash}/raw")
-        self.answered += 1
-        return answer
+        async with self._place():
+            return await self._rest.raw(f"block/{block_hash}/raw")
 
 
 def _summary(raw: msgspec.Raw, index: int) -> Summary:

@@ -71,6 +71,18 @@ def moved_sat(transaction: Transaction) -> int | None:
     return sum(output.value for output in transaction.outputs if output.script not in own)
 
 
+def inputs_sat(transaction: Transaction) -> int | None:
+    """Sum of all inputs: the spent outputs where they are known, else outputs and fee. None where neither is known.
+
+    The input of a coinbase is the new coins and the fees of its block: all that it pays out.
+    """
+    if any(map(is_coinbase, transaction.inputs)):
+        return transaction.value_sat
+    if not has_unknown_inputs(transaction):
+        return sum(spent.prevout.value for spent in transaction.inputs if spent.prevout is not None)
+    return transaction.value_sat + transaction.fee_sat if transaction.fee_sat is not None else None
+
+
 def is_spendable(output: Output) -> bool:
     """Whether the output pays somebody: it has a value and is no data carrier."""
     return output.value > 0 and not output.script.startswith(OP_RETURN)

@@ -64,7 +64,7 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
         for index, draft in enumerate(found):
             alert = draft.whale.alert
             if beaten and draft.kind is Kind.ALERT and alert.transaction_id == txid and alert.replaces is None:
-                found[index] = replace(draft, whale=replace(draft.whale, alert=replace(alert, replaces=beaten[-1])))
+                found[index] = replace(draft, whale=lifecycle.replacing(draft.whale, beaten[-1]))
         for rival in beaten:
             draft = lifecycle.replaced(whales[rival], txid, drafts[0].at)
             if rival not in spoken_of and (news := next_event(draft, histories[rival])) is not None:

@@ -63,12 +63,26 @@ def predicted_block(
 
     That is the first projected block whose cheapest transaction pays no more; below all of them, the last one if it has
     room, else the one after. None if the market or the tip is unknown, or if it is beyond what the backend projects.
+
+    A full block without a lowest rate (the backend gives 0 for one that a single transaction fills) takes nothing that
+    pays no more than what waits behind it; whether it takes who pays more is unknown.
     """
     if rate is None or projected is None or tip_height is None:
         return None
+    is_unknown_ahead = False
     for index, block in enumerate(projected):
-        if rate >= block.min_rate:
+        if not block.min_rate and block.vsize >= FULL_VSIZE:
+            is_in = 0 < block.max_rate <= rate  # it pays more than all of it
+            is_unknown_ahead = not is_in
+        else:
+            is_in = rate >= (block.min_rate or 0)
+            if is_in and is_unknown_ahead and rate > block.max_rate:
+                return None
+            is_unknown_ahead = False
+        if is_in:
             return tip_height + 1 + index if block.vsize <= BLOCK_VSIZE else None
+    if is_unknown_ahead:
+        return None
     if not projected:
         return tip_height + 1
     if projected[-1].vsize < FULL_VSIZE:

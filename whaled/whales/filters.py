@@ -13,6 +13,7 @@ from whaled.whales.addresses import canonical
 from whaled.whales.amounts import btc_to_sat, sat_to_btc
 
 MAX_EXCHANGES = 100
+MAX_RULES = 102  # those of a full watch list and both thresholds
 MAX_NAME = 100
 
 
@@ -50,13 +51,14 @@ class Filter:
     min_confidence: float | None = None
     exchanges: frozenset[str] | None = None
     addresses: frozenset[str] | None = None
+    rules: frozenset[str] | None = None
     kinds: frozenset[EventClass] | None = None
     updates_of: UpdatesOf = UpdatesOf.SENT
     _tests: tuple[_Test, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Compile: only what is given is ever looked at."""
-        object.__setattr__(self, "_tests", tuple(_compile(self)))
+        object.__setattr__(self, "_tests", (*_compile(self), *_compile_rules(self)))
 
     def matches(self, event: Event | Draft) -> bool:
         """Whether the client wants this event. An update goes with its alert unless `updates_of` is all."""
@@ -81,7 +83,7 @@ class Filter:
         for key in ("min_usd", "min_urgency", "min_confidence"):
             if getattr(self, key) is not None:
                 given[key] = getattr(self, key)
-        for key in ("flow_types", "exchanges", "addresses", "kinds"):
+        for key in ("flow_types", "exchanges", "addresses", "rules", "kinds"):
             if getattr(self, key) is not None:
                 given[key] = sorted(str(value) for value in getattr(self, key))
         if self.updates_of is not UpdatesOf.SENT:
@@ -111,6 +113,11 @@ def _compile(wanted: Filter) -> list[_Test]:
     if (addresses := wanted.addresses) is not None:
         tests.append(lambda whale: not addresses.isdisjoint(whale.addresses))
     return tests
+
+
+def _compile_rules(wanted: Filter) -> list[_Test]:
+    rules = wanted.rules
+    return [] if rules is None else [lambda whale: not rules.isdisjoint(whale.alert.matched_rules)]
 
 
 def _names(whale: Whale) -> list[str]:
@@ -191,6 +198,10 @@ def _exchanges(key: str, value: object) -> frozenset[str]:
     return frozenset(_strings(key, names, MAX_EXCHANGES))
 
 
+def _rules(key: str, value: object) -> frozenset[str]:
+    return frozenset(_strings(key, value, MAX_RULES))
+
+
 def _address(path: str, value: str) -> str:
     # Whether the checksum is right is not worth the time of the loop: a wrong address matches nothing.
     if not (value.isascii() and value.isalnum() and 14 <= len(value) <= 90):
@@ -240,6 +251,7 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, object], object]]]] = {
     "min_urgency": ("min_urgency", _part),
     "min_confidence": ("min_confidence", _part),
     "exchanges": ("exchanges", _exchanges),
+    "rules": ("rules", _rules),
     "kinds": ("kinds", _kinds),
     "updates_of": ("updates_of", _updates_of),
 }

@@ -2,12 +2,11 @@
 
 import csv
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 
 from msgspec import Struct, field
 
 from whaled.errors import ConfigError, Fault
-from whaled.model import Flow, Output, Transaction
+from whaled.model import Flow, Output, OwnerType, Transaction
 from whaled.whales import addresses
 from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
 
@@ -15,19 +14,6 @@ COLUMNS = ("label", "address", "type")
 MAX_LABEL = 64
 # An address that is in no book is only assumed to belong to nobody in it.
 UNLABELLED_WEIGHT = 0.8
-
-
-class OwnerType(StrEnum):
-    """Who an address belongs to."""
-
-    EXCHANGE = "exchange"  # trading venue: deposit, hot and cold wallets
-    CUSTODIAN = "custodian"  # holds coins for others: funds' custodians, prime brokers
-    SERVICE = "service"  # payment processors, bridges, lenders, gambling
-    MINER = "miner"  # pools and miners
-    FUND = "fund"  # funds and companies that hold coins themselves
-    GOVERNMENT = "government"
-    OWN = "own"  # the operator's wallets
-    OTHER = "other"
 
 
 # Coins that arrive there can be sold at once: arriving is inflow, leaving is outflow.

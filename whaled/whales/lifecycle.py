@@ -5,6 +5,8 @@ Each step is a Draft; the event log takes (txid, kind, ref) once, so saying a st
 
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from whaled.model import Alert, Block, Draft, Kind, Status, Update, Whale
 
 # A miner's clock may be this far ahead (consensus), so a block that is older than this was mined while nobody looked:
@@ -15,6 +17,11 @@ BLOCK_CLOCK_S = 7200.0
 def alerted(whale: Whale, now: float) -> Draft:
     """A whale was found."""
     return Draft(kind=Kind.ALERT, at=now, whale=whale)
+
+
+def replacing(whale: Whale, replaced: str | None) -> Whale:
+    """The whale, said to replace another transaction."""
+    return whale if replaced is None else replace(whale, alert=replace(whale.alert, replaces=replaced))
 
 
 def confirmed(whale: Whale, block: Block, now: float) -> Draft:

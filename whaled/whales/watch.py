@@ -1,0 +1,78 @@
+"""The watch list: rules for owners of the address book, each with its own threshold. Pure."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from msgspec import Struct
+
+from whaled.config.sections import WatchRule
+from whaled.errors import Fault
+from whaled.model import Output, OwnerType, Transaction
+from whaled.whales.amounts import btc_to_sat
+from whaled.whales.labels import AddressBook, Owner
+
+# Stands before the name of a rule in `matched_rules`, with a colon between them.
+WATCH = "watch"
+
+
+class Watch(Struct, frozen=True):
+    """Matches a transaction in which an owner with one of the labels or types pays or receives `threshold_sat` or more.
+
+    The amount is that of one label: the sum of its inputs, or of its outputs if that is more. Change counts.
+    """
+
+    name: str
+    labels: frozenset[str]
+    types: frozenset[OwnerType]
+    threshold_sat: int = 0
+
+    @classmethod
+    def of(cls, rule: WatchRule) -> "Watch":
+        """Taken from the configuration."""
+        return cls(rule.name, frozenset(rule.labels), frozenset(rule.types), btc_to_sat(rule.threshold_btc))
+
+    def concerns(self, owner: Owner) -> bool:
+        """Whether this owner is watched."""
+        return owner.label in self.labels or owner.type in self.types
+
+    def matches(self, *sides: Sequence[tuple[Owner, int]]) -> bool:
+        """Whether one label has the threshold on one side, inputs or outputs."""
+        for side in sides:
+            amounts: Counter[str] = Counter()
+            for owner, value_sat in side:
+                if self.concerns(owner):
+                    amounts[owner.label] += value_sat
+            if any(amount_sat >= self.threshold_sat for amount_sat in amounts.values()):
+                return True
+        return False
+
+
+def matched(watches: Sequence[Watch], transaction: Transaction, book: AddressBook) -> tuple[str, ...]:
+    """The rules that match what is known of a transaction, as `matched_rules` names them."""
+    if not watches:
+        return ()
+    received = _owned(transaction.outputs, book)
+    paid = _owned((spent.prevout for spent in transaction.inputs), book)
+    if not (received or paid):
+        return ()
+    return tuple(f"{WATCH}:{watch.name}" for watch in watches if watch.matches(paid, received))
+
+
+def faults(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterator[Fault]:
+    """Labels that the address book does not have. `source` is its file's name."""
+    if not any(rule.labels for rule in rules):
+        return
+    known = {owner.label for owner in book.owners.values()}
+    for index, rule in enumerate(rules):
+        for place, label in enumerate(rule.labels):
+            if label not in known:
+                near = difflib.get_close_matches(label, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                yield Fault(f"detection.watch[{index}].labels[{place}]", f"no label {label!r} in {source}{hint}")
+
+
+def _owned(outputs: Iterable[Output | None], book: AddressBook) -> list[tuple[Owner, int]]:
+    return [
+        (owner, output.value) for output in outputs if output is not None and (owner := book.owner(output)) is not None
+    ]
