@@ -432,6 +432,31 @@ async def test_what_is_missing_is_a_degraded_state_that_ends_when_it_is_there() 
         assert metrics_state(metrics) is UpstreamState.CONNECTED
 
 
+async def test_rest_that_comes_up_after_the_stream_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whaled.upstream.survey.RECHECK_FIRST_S", 0.01)
+    async with linked(("3.2.1", "none"), Notes()) as (server, messages, survey, _):
+        again = asyncio.create_task(survey.run())
+        assert (await until(messages, Shortfall)).why is not None
+        server.is_none_mode()
+        assert await until(messages, Shortfall) == Shortfall(None)
+        again.cancel()
+
+
+async def test_a_network_that_the_recheck_finds_wrong_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whaled.upstream.survey.RECHECK_FIRST_S", 0.01)
+    notes = Notes()
+    async with linked(("3.2.1", "none"), notes) as (server, messages, survey, _):
+        notes.held[NETWORK_KEY] = json.dumps({"genesis": MAINNET, "url": server.url, "block_1": None})
+        again = asyncio.create_task(survey.run())
+        await until(messages, Received)
+        server.is_none_mode(REGTEST)
+        async for message in messages:
+            if isinstance(message, Lost):
+                assert message.reason is LossReason.WRONG_NETWORK
+                break
+        again.cancel()
+
+
 def metrics_state(metrics: Metrics) -> UpstreamState:
     rendered = metrics.render().decode()
     (state,) = [each for each in UpstreamState if f'whaled_upstream_state{{state="{each}"}} 1.0' in rendered]

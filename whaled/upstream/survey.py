@@ -29,6 +29,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 NETWORK_KEY = "network"
 # The link waits for the answers at most so long; frames queue meanwhile. What is missing then is asked for later.
 CONNECT_WAIT_S = 5.0
+# The first of them soon, because REST may come up a moment after the stream; then twice as far apart each time.
+RECHECK_FIRST_S = 2.0
 RECHECK_S = 60.0
 HASH_DIGITS = 64
 # What a backend says of itself is quoted so far.
@@ -150,12 +152,22 @@ class Survey:
 
     async def run(self) -> None:
         """Look again while something is missing, until cancelled."""
+        delay_s = RECHECK_S
         while True:
-            await self._link_up.wait()
-            await asyncio.sleep(RECHECK_S)
-            if self.refusal is None and not all(self._has.get(capability) for capability in Capability):
-                await self._look()
-                self._report()
+            try:
+                async with asyncio.timeout(delay_s):
+                    await self._link_up.wait()
+            except TimeoutError:
+                delay_s = min(delay_s * 2, RECHECK_S)
+                await self._look_again()
+            else:
+                self._link_up.clear()
+                delay_s = RECHECK_FIRST_S
+
+    async def _look_again(self) -> None:
+        if self._reported and self.refusal is None:
+            await self._look()
+            self._report()
 
     async def _look(self) -> None:
         if self._rest.routes.mode == ESPLORA:
@@ -303,7 +315,6 @@ class Survey:
                 "the backend does not give everything",
                 missing=sorted(capability.value for capability in missing),
                 effect=self.shortfall,
-                again_s=RECHECK_S,
                 **fields,
             )
         elif self._reported or routes.is_esplora:
