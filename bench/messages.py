@@ -10,7 +10,7 @@ from whaled.model import Alert, Event, Flow, Kind, Shape, Source, Status, Whale
 
 # As in load.c and limit.c.
 MARK = "b0a7b0a7b0a7b0a7"
-FRAME_BYTES = 800
+FRAME_BYTES = 900
 # Offsets all have the same number of digits, so that all frames have the same size.
 FIRST_OFFSET = 1_000_000
 
@@ -47,6 +47,9 @@ def event(number: int, padding: str = "") -> Event:
         detection_timestamp="2026-01-01T00:00:00.123456+00:00",
         status=Status.PENDING,
         source=Source.LIVE,
+        price_timestamp="2026-01-01T00:00:00.000+00:00",
+        matched_rules=("threshold_btc",),
+        flow_sat=11_111_110_811,
     )
     return Event(offset=FIRST_OFFSET + number, kind=Kind.ALERT, at=1_800_000_000.123456, whale=Whale(alert))
 

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from bench import decode, messages
 from bench.programs import BrokenError
 from whaled.simulator.server import Simulator
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import Mode, SimulatorSettings
 
 # What the main network brings between two of a backend's polls: 7 transactions a second, 2 s.
 TRANSACTIONS_PER_FRAME = 14
@@ -76,7 +76,7 @@ class Relay:
 @asynccontextmanager
 async def relaying() -> AsyncIterator[Relay]:
     """A relay to a simulator in which nothing happens by itself."""
-    settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0, prevouts=True)
+    settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0, mode=Mode.ESPLORA)
     async with Simulator(settings) as simulator:
         relay = Relay(simulator)
         async with serve(relay.serve_daemon, "127.0.0.1", 0, compression=None, max_size=None) as server:

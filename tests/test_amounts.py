@@ -152,8 +152,10 @@ def test_many_to_few_is_a_consolidation_and_few_to_many_a_batch(inputs: int, out
 
 
 def test_data_carriers_and_empty_outputs_do_not_count_as_outputs() -> None:
-    extras = [output(0, "6a04"), output(0, "51024e73"), output(0, "6a05")]
+    extras = [output(0, "6a04"), output(0, "51024e73"), output(0, "6a05"), output(240, "51024e73")]
     assert shape(transaction([output(5 * BTC), *extras], coins(5)))[0] is Shape.CONSOLIDATION
+    assert shape(transaction([output(BTC, "0014b0"), *extras], coins(2)))[0] is Shape.SELF_TRANSFER
+    assert shape(transaction([*payments(7, 8, 9, 10), output(240, "51024e73")], coins(1)))[0] is Shape.TRANSFER
 
 
 def test_the_reasons_name_the_rules() -> None:
@@ -182,6 +184,61 @@ def test_equal_outputs_from_as_many_inputs_are_a_coinjoin(
     values: list[int], inputs: list[Input], expected: Shape
 ) -> None:
     assert shape(transaction(payments(*values), inputs))[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("values", "inputs", "expected"),
+    [
+        ([100 * BTC] * 5 + [39 * BTC], coins(6, 90 * BTC), Shape.TRANSFER),  # one output of change: one owner
+        ([1000 * BTC] * 3 + [199 * BTC], coins(4, 800 * BTC), Shape.TRANSFER),
+        ([10 * BTC] * 5 + [5 * BTC] * 4 + [BTC], coins(9, 9 * BTC), Shape.TRANSFER),  # pays two amounts to many
+        ([10_000] * 10 + [50 * BTC + n for n in range(10)], coins(10, 51 * BTC), Shape.TRANSFER),  # dust
+        ([30 * BTC] * 5 + [n * BTC for n in (3, 7, 12, 15, 19)], coins(9, 23 * BTC), Shape.COINJOIN),
+        # Ten large coins, and what could be their change is small.
+        ([BTC] * 5 + [60 * BTC, 2 * BTC, 3, 4, 5], coins(10, 67 * BTC // 10 + 1_000), Shape.TRANSFER),
+    ],
+)
+def test_among_many_owners_what_is_left_over_goes_to_many(
+    values: list[int], inputs: list[Input], expected: Shape
+) -> None:
+    assert shape(transaction(payments(*values), inputs))[0] is expected
+
+
+def test_two_take_part_if_each_gets_back_what_it_brings() -> None:
+    inputs = [spent(30 * BTC, "0014b0"), spent(12 * BTC, "0014b1")]
+    fair = payments(10 * BTC, 10 * BTC, 20 * BTC + 5_000, 2 * BTC - 9_000)
+    assert shape(transaction(fair, inputs)) == (Shape.COINJOIN, ("equal_outputs=2", "change_matches_inputs"))
+    assert shape(transaction(fair))[0] is Shape.TRANSFER
+    other = payments(10 * BTC, 10 * BTC, 15 * BTC, 7 * BTC - 4_000)
+    assert shape(transaction(other, inputs))[0] is Shape.TRANSFER
+    same = [spent(30 * BTC, "0014b0"), spent(12 * BTC, "0014b0")]
+    assert shape(transaction(fair, same))[0] is Shape.TRANSFER
+
+
+def test_standard_values_of_wabisabi_are_a_coinjoin_and_round_ones_are_not() -> None:
+    powers = [2**n for n in range(24, 32)] + [2 * 3**n for n in range(14, 18)]
+    found, reasons = shape(transaction(payments(*powers, 12_345, 7_654_321), coins(6, 30 * BTC)))
+    assert (found, reasons) == (Shape.COINJOIN, ("standard_values>=1/2", "powers_of_2_or_3>=1/4"))
+    rounded = [n * 10**zeros for n in (1, 2, 5) for zeros in (6, 7, 8, 9)]
+    assert shape(transaction(payments(*rounded), coins(6, 30 * BTC)))[0] is Shape.TRANSFER
+
+
+def test_doubling_levels_are_a_coinjoin_if_many_pay_and_many_have_change() -> None:
+    values = [BTC // 10] * 12 + [BTC // 5] * 6 + [2 * BTC // 5] * 3
+    change = [BTC + number for number in range(12)]
+    levels = transaction(payments(*values, *change), coins(20, BTC))
+    assert shape(levels) == (Shape.COINJOIN, ("doubling_outputs>=1/2", "inputs>=equal_outputs"))
+    assert shape(transaction(payments(*values, 12 * BTC), coins(20, BTC)))[0] is Shape.TRANSFER
+    assert shape(transaction(payments(*values, *change), coins(8, 3 * BTC)))[0] is Shape.TRANSFER
+
+
+def test_fifty_scripts_and_few_values_are_a_coinjoin() -> None:
+    values = [BTC * 7 // 3 + number % 12 * 7_919 for number in range(60)]
+    many = payments(*values, *range(BTC, BTC + 10))
+    found, reasons = shape(transaction(many, coins(55, 4 * BTC)))
+    assert (found, reasons) == (Shape.COINJOIN, ("input_scripts>=50", "repeated_outputs>=3/4"))
+    assert shape(transaction(many, coins(30, 8 * BTC)))[0] is Shape.TRANSFER
+    assert shape(transaction(many, coins(55, 4 * BTC)), one_payer=True)[0] is Shape.TRANSFER
 
 
 def test_equal_values_to_one_script_are_no_coinjoin() -> None:

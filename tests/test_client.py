@@ -83,7 +83,9 @@ async def test_alerts_updates_and_upstream_states_come_typed_and_in_order() -> N
     async def script(peer: Peer) -> None:
         await peer.open(0)
         await peer.say(
-            alert(1, btc_value=812, flow_type="inflow", moved_sat=None, from_labels=["Cold"], rbf_enabled=True),
+            alert(
+                1, btc_value=812, flow_type="inflow", flow_sat=7, moved_sat=None, from_labels=["Cold"], rbf_enabled=True
+            ),
             update(2, of=1, block_height=800_000, seconds_to_confirmation=61.5),
             {"type": "status", "upstream": "degraded", "since": "2026-01-01T00:00:00Z"},
         )
@@ -93,6 +95,7 @@ async def test_alerts_updates_and_upstream_states_come_typed_and_in_order() -> N
         first, second, third = await anext(source), await anext(source), await anext(source)
         assert isinstance(first, WhaleAlert)
         assert (first.data.btc_value, first.data.flow_type, first.data.moved_sat) == (812.0, "inflow", None)
+        assert first.data.flow_sat == 7
         assert first.data.from_labels == ("Cold",)
         assert first.timestamp == datetime(2026, 1, 1, tzinfo=UTC)
         assert first.position == at(1)

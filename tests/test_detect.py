@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, spent, transaction, txid
 from whaled.config.sections import Basis, Detection
 from whaled.model import (
+    Alert,
     FeeMarket,
     Flow,
     Input,
@@ -89,6 +91,7 @@ def test_by_moved_unknown_inputs_leave_the_total_to_decide_and_the_alert_says_so
 def test_rules_are_taken_from_the_configuration_to_the_satoshi() -> None:
     assert Rules.of(Detection(threshold_btc=0.29, basis=Basis.MOVED)) == Rules(29_000_000, Basis.MOVED)
     assert Rules.of(Detection()) == RULES
+    assert Rules.of(Detection(min_flow_share=0.3)).min_flow_share == 0.3
 
 
 @relaxed
@@ -231,7 +234,7 @@ def test_an_alert_says_everything_that_is_known() -> None:
     assert (alert.fee_sat, alert.fee_rate, alert.vsize) == (1470, 30.0, 141.0)
     assert (alert.usd_value, alert.btc_usd) == (12_800_000.0, 64_000.0)
     assert (alert.urgency_score, alert.predicted_confirmation_block) == (0.75, 800_001)
-    assert (alert.flow_type, alert.confidence_score) == (Flow.INFLOW, 0.8)
+    assert (alert.flow_type, alert.flow_sat, alert.confidence_score) == (Flow.INFLOW, 150 * BTC, 0.8)
     assert (alert.exchange_addresses, alert.from_labels, alert.to_labels) == ((ADDRESSES[0],), (), ("Kraken",))
     assert (alert.shape, alert.reasons) == (Shape.TRANSFER, ())
     assert (alert.input_count, alert.output_count, alert.rbf_enabled) == (2, 3, True)
@@ -251,6 +254,7 @@ def test_what_is_not_known_is_null_and_never_a_number() -> None:
         alert.urgency_score,
         alert.predicted_confirmation_block,
         alert.confidence_score,
+        alert.flow_sat,
         alert.replaces,
     )
     assert set(unknown) == {None}
@@ -286,6 +290,7 @@ def test_the_flow_of_a_coinjoin_is_unknown_its_labels_are_told() -> None:
     whale = assess(mixed, rules=RULES, book=book, market=MARKET, now=NOW, source=Source.LIVE)
     assert whale is not None
     assert whale.alert.shape is Shape.COINJOIN
+    assert whale.alert.flow_sat is None
     assert (whale.alert.flow_type, whale.alert.confidence_score) == (Flow.UNKNOWN, None)
     assert (whale.alert.to_labels, whale.alert.exchange_addresses) == (("Kraken",), (ADDRESSES[0],))
 
@@ -334,3 +339,31 @@ def test_a_reload_changes_the_rules_and_keeps_the_memory() -> None:
     assert after.candidates([seen, fresh]) == [fresh]
     assert after.assess(fresh, market=MARKET, now=NOW, source=Source.LIVE) is not None
     assert before.rules == RULES
+
+
+def test_what_one_label_of_the_book_pays_is_no_coinjoin() -> None:
+    outputs = [Output(50 * BTC, f"0014a{n}") for n in range(5)]
+    inputs = [spent(50 * BTC, f"0014b{n}", address) for n, address in enumerate(ADDRESSES)]
+    mixed = transaction(outputs, inputs)
+    assert judge(mixed).alert.shape is Shape.COINJOIN
+    book = AddressBook.parse("\n".join(f"Trust,{address},custodian" for address in ADDRESSES), "book.csv")
+    whale = assess(mixed, rules=RULES, book=book, market=MARKET, now=NOW, source=Source.LIVE)
+    assert whale is not None
+    assert (whale.alert.shape, whale.alert.flow_type) == (Shape.TRANSFER, Flow.OUTFLOW)
+
+
+def test_the_least_share_of_a_flow_is_that_of_the_rules() -> None:
+    book = AddressBook.parse(f"Kraken,{ADDRESSES[0]},exchange", "book.csv")
+    found = transaction([Output(30 * BTC, "0014aa", ADDRESSES[0]), output(170 * BTC, "0014cc")], [spent(200 * BTC)])
+    for share, flow in ((0.1, Flow.INFLOW), (0.2, Flow.UNKNOWN)):
+        rules = Rules(100 * BTC, min_flow_share=share)
+        whale = assess(found, rules=rules, book=book, market=MARKET, now=NOW, source=Source.LIVE)
+        assert whale is not None
+        assert whale.alert.flow_type is flow
+
+
+def test_an_alert_of_a_version_without_flow_sat_can_be_read() -> None:
+    alert = judge(transaction([output(150 * BTC)])).alert
+    older = msgspec.to_builtins(alert)
+    del older["flow_sat"]
+    assert msgspec.json.decode(msgspec.json.encode(older), type=Alert) == alert

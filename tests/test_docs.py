@@ -8,12 +8,13 @@ import yaml
 
 from whaled.config.keys import keys
 from whaled.config.parse import parse
+from whaled.config.sections import Detection
 from whaled.errors import ConfigError, LogFailure
 from whaled.eventlog.files import ADVICE
-from whaled.model import Flow, Input, Output, OwnerType, Shape, Transaction
+from whaled.model import SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops.metrics import Metrics
-from whaled.whales import amounts, fees
-from whaled.whales.labels import AddressBook
+from whaled.whales import amounts, coinjoins, fees
+from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -136,9 +137,20 @@ def test_the_example_amounts_are_what_is_computed() -> None:
 
 def test_the_numbers_of_shape_and_urgency_are_those_of_the_code() -> None:
     text = DETECTION.read_text()
-    assert f"(above {amounts.COINJOIN_ABOVE_SAT} sat)" in text
-    assert f"; {amounts.COINJOIN_EQUAL} such outputs or more" in text
-    assert f", and {amounts.COINJOIN_EQUAL_BLIND} such outputs or more" in text
+    assert f"Values of {coinjoins.ABOVE_SAT} sat or" in text
+    assert f"| {coinjoins.EQUAL} or more outputs have the same value" in text
+    assert f"With unknown inputs {coinjoins.EQUAL_BLIND} such outputs or more" in text
+    assert f"hold {coinjoins.LEAST_VALUE_SHARE:.0%}".replace("%", " %") in text
+    assert f"for each {'four'} coins" in text
+    assert coinjoins.COINS_OF_ONE == 4
+    assert f"at most {coinjoins.PAIR_INPUTS} inputs" in text
+    assert f"at least {coinjoins.STANDARD_OUTPUTS} outputs and {coinjoins.STANDARD_INPUTS} input scripts" in text
+    assert f"{coinjoins.STANDARD_LEAST_SAT:,} sat to {coinjoins.STANDARD_MOST_SAT // SAT_PER_BTC:,} BTC" in text
+    assert f"which is there {coinjoins.LEVEL_LEAST} times or more" in text
+    assert f"| {coinjoins.ROUND_SCRIPTS} input scripts or more" in text
+    assert f"`detection.min_flow_share` ({MIN_FLOW_SHARE:g})" in text
+    assert f"({MIN_FLOW_SHARE * WHOLE_SHARE:.0%}".replace("%", " %)") in text
+    assert Detection().min_flow_share == MIN_FLOW_SHARE
     scores = dict(re.findall(r"^\| `(\w+)Fee` \| ([\d.]+) \|$", text, re.MULTILINE))
     assert {name: float(score) for name, score in scores.items()} == {
         "minimum": fees.AT_MINIMUM,

@@ -44,7 +44,8 @@ MESSAGES: tuple[dict[str, object], ...] = (
     {
         "type": "subscribe",
         "filters": {
-            "min_btc": 0.1, "max_btc": 21_000_000, "min_moved_btc": 0.29, "min_usd": 1e6, "flow_types": ["inflow"],
+            "min_btc": 0.1, "max_btc": 21_000_000, "min_moved_btc": 0.29, "min_flow_btc": 0.5,
+            "min_usd": 1e6, "flow_types": ["inflow"],
             "min_urgency": 0.5, "min_confidence": 1, "exchanges": ["Binance", "KRAKEN"], "kinds": ["alert", "update"],
             "addresses": ["1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"],
             "updates_of": "sent",

@@ -37,7 +37,8 @@ SIDEWAYS = {("gateway", "eventlog")}
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
-    "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters", "whales.addresses",
+    "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
+    "whales.addresses",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",

@@ -161,32 +161,90 @@ def test_any_text_is_a_book_or_refused_with_lines(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "flow", "confidence"),
+    ("inputs", "outputs", "flow", "flow_btc", "confidence"),
     [
-        ([(NOBODY, 100)], [(HOT, 100)], Flow.INFLOW, 0.8),
-        ([(NOBODY, 100)], [(HOT, 25), (SOMEBODY, 75)], Flow.INFLOW, 0.2),
-        ([(NOBODY, 100)], [(HOT, 25), (NOBODY, 75)], Flow.INFLOW, 0.8),  # the rest is change, proven
-        ([(POOL, 100)], [(VAULT, 100)], Flow.INFLOW, 1.0),  # labelled, but no exchange
-        ([(HOT, 100)], [(NOBODY, 100)], Flow.OUTFLOW, 0.8),
-        ([(HOT, 100)], [(NOBODY, 10), (COLD, 90)], Flow.OUTFLOW, 0.8),  # change to another address of the payer
-        ([(HOT, 50), (SOMEBODY, 50)], [(NOBODY, 100)], Flow.OUTFLOW, 0.4),
-        ([(HOT, 100)], [(NOBODY, 75), (RIVAL, 25)], Flow.OUTFLOW, 0.75),
-        ([(HOT, 100)], [(RIVAL, 100)], Flow.INTERNAL, 1.0),
-        ([(HOT, 100)], [(RIVAL, 75), (NOBODY, 25)], Flow.INTERNAL, 0.75),
-        ([(HOT, 100)], [(COLD, 100)], Flow.INTERNAL, 1.0),
-        ([(HOT, 100)], [(HOT, 100)], Flow.INTERNAL, 1.0),
-        ([(POOL, 100)], [(POOL, 100)], Flow.INTERNAL, 1.0),
-        ([(POOL, 100)], [(NOBODY, 100)], Flow.UNKNOWN, None),
-        ([(NOBODY, 100)], [(POOL, 100)], Flow.UNKNOWN, None),
-        ([(NOBODY, 100)], [(SOMEBODY, 100)], Flow.UNKNOWN, None),
-        ([(NOBODY, 100)], [(NOBODY, 100)], Flow.UNKNOWN, None),
+        ([(NOBODY, 100)], [(HOT, 100)], Flow.INFLOW, 100, 0.8),
+        ([(NOBODY, 100)], [(HOT, 25), (SOMEBODY, 75)], Flow.INFLOW, 25, 0.2),
+        ([(NOBODY, 100)], [(HOT, 25), (NOBODY, 75)], Flow.INFLOW, 25, 0.8),  # the rest is change, proven
+        ([(NOBODY, 100)], [(HOT, 25), (VAULT, 5), (SOMEBODY, 70)], Flow.INFLOW, 30, 0.24),
+        ([(POOL, 100)], [(VAULT, 100)], Flow.INFLOW, 100, 1.0),  # labelled, but no exchange
+        ([(HOT, 100)], [(NOBODY, 100)], Flow.OUTFLOW, 100, 0.8),
+        ([(HOT, 100)], [(NOBODY, 10), (COLD, 90)], Flow.OUTFLOW, 10, 0.8),  # change to another address of the payer
+        ([(HOT, 500)], [(NOBODY, 5), (SOMEBODY, 3), (HOT, 492)], Flow.OUTFLOW, 8, 0.8),  # a batch, the change proven
+        ([(HOT, 50), (SOMEBODY, 50)], [(NOBODY, 100)], Flow.OUTFLOW, 50, 0.4),  # the other half is not the exchange's
+        ([(HOT, 50), (SOMEBODY, 50)], [(HOT, 40), (NOBODY, 60)], Flow.OUTFLOW, 10, 0.4),  # it gives 10 net
+        ([(HOT, 100)], [(NOBODY, 75), (RIVAL, 25)], Flow.OUTFLOW, 75, 0.75),
+        ([(HOT, 100)], [(RIVAL, 100)], Flow.INTERNAL, 100, 1.0),
+        ([(HOT, 100)], [(RIVAL, 75), (NOBODY, 25)], Flow.INTERNAL, 75, 0.75),
+        ([(HOT, 100)], [(COLD, 100)], Flow.INTERNAL, 100, 1.0),
+        ([(HOT, 100)], [(COLD, 60), (HOT, 40)], Flow.INTERNAL, 60, 1.0),
+        ([(HOT, 100)], [(HOT, 100)], Flow.INTERNAL, 0, 1.0),
+        ([(POOL, 100)], [(POOL, 100)], Flow.INTERNAL, 0, 1.0),
+        ([(POOL, 100)], [(NOBODY, 100)], Flow.UNKNOWN, None, None),
+        ([(NOBODY, 100)], [(POOL, 100)], Flow.UNKNOWN, None, None),
+        ([(NOBODY, 100)], [(SOMEBODY, 100)], Flow.UNKNOWN, None, None),
+        ([(NOBODY, 100)], [(NOBODY, 100)], Flow.UNKNOWN, None, None),
     ],
 )
 def test_flow_follows_the_labels(
-    inputs: list[tuple[str, float]], outputs: list[tuple[str, float]], flow: Flow, confidence: float | None
+    inputs: list[tuple[str, float]],
+    outputs: list[tuple[str, float]],
+    flow: Flow,
+    flow_btc: float | None,
+    confidence: float | None,
 ) -> None:
     found = BOOK.involved(moves(inputs, outputs))
-    assert (found.flow, found.confidence) == (flow, confidence)
+    flow_sat = None if flow_btc is None else round(flow_btc * BTC)
+    assert (found.flow, found.flow_sat, found.confidence) == (flow, flow_sat, confidence)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "share", "flow"),
+    [
+        # At the share and just below it, of what leaves.
+        ([(NOBODY, 100)], [(HOT, 10), (SOMEBODY, 90)], 0.1, Flow.INFLOW),
+        ([(NOBODY, 100)], [(HOT, 9.99999999), (SOMEBODY, 90.00000001)], 0.1, Flow.UNKNOWN),
+        ([(NOBODY, 100)], [(HOT, 9.99999999), (SOMEBODY, 90.00000001)], 0.05, Flow.INFLOW),
+        # Dust to an exchange, with change that nobody can tell and with change that is proven.
+        ([(NOBODY, 500)], [(HOT, 0.00000546), (SOMEBODY, 499.9)], 0.1, Flow.UNKNOWN),
+        ([(NOBODY, 500)], [(HOT, 0.00000546), (NOBODY, 499.9)], 0.1, Flow.UNKNOWN),
+        ([(NOBODY, 500)], [(HOT, 0.00000546), (NOBODY, 499.9)], 0, Flow.INFLOW),
+        ([(NOBODY, 500)], [(HOT, 5), (NOBODY, 495)], 0.1, Flow.INFLOW),
+        ([(NOBODY, 500)], [(HOT, 4.9), (NOBODY, 495.1)], 0.1, Flow.UNKNOWN),
+        # A crumb of the inputs is the exchange's.
+        ([(HOT, 1), (SOMEBODY, 499)], [(NOBODY, 500)], 0.1, Flow.UNKNOWN),
+        ([(HOT, 1), (SOMEBODY, 499)], [(RIVAL, 400), (NOBODY, 100)], 0.1, Flow.UNKNOWN),
+        ([(HOT, 1), (SOMEBODY, 499)], [(HOT, 500)], 0.1, Flow.UNKNOWN),
+        ([(HOT, 100), (SOMEBODY, 400)], [(NOBODY, 500)], 0.1, Flow.OUTFLOW),
+        # It is paid more than it pays: a payjoin with an exchange.
+        ([(HOT, 30), (SOMEBODY, 100)], [(HOT, 60), (NOBODY, 70)], 0.1, Flow.UNKNOWN),
+        # A crumb leaves and the rest stays.
+        ([(HOT, 500)], [(NOBODY, 0.5), (COLD, 499.5)], 0.1, Flow.INTERNAL),
+        ([(HOT, 500)], [(NOBODY, 0.5), (COLD, 499.5)], 0, Flow.OUTFLOW),
+        ([(HOT, 500)], [(RIVAL, 0.5), (COLD, 499.5)], 0.1, Flow.INTERNAL),
+        # A crumb of an exchange's payment goes to another one.
+        ([(HOT, 500)], [(RIVAL, 0.5), (NOBODY, 499.5)], 0.1, Flow.OUTFLOW),
+    ],
+)
+def test_a_crumb_is_no_flow(
+    inputs: list[tuple[str, float]], outputs: list[tuple[str, float]], share: float, flow: Flow
+) -> None:
+    assert BOOK.involved(moves(inputs, outputs), min_share=share).flow is flow
+
+
+def test_outputs_that_pay_nobody_have_no_part_in_the_flow() -> None:
+    anchor = Output(240, "51024e73", "bc1pfeessrawgf")
+    burnt = Output(50 * BTC, "6a04", None)
+    found = BOOK.involved(transaction([*pay((COLD, 100)), anchor, burnt], take((HOT, 151))))
+    assert (found.flow, found.flow_sat) == (Flow.INTERNAL, 100 * BTC)
+
+
+def test_one_payer_is_one_label_on_every_input() -> None:
+    assert BOOK.is_one_payer(moves([(HOT, 1), (COLD, 1)], [(NOBODY, 2)]))
+    assert not BOOK.is_one_payer(moves([(HOT, 1), (RIVAL, 1)], [(NOBODY, 2)]))
+    assert not BOOK.is_one_payer(moves([(HOT, 1), (NOBODY, 1)], [(NOBODY, 2)]))
+    assert not BOOK.is_one_payer(transaction(pay((NOBODY, 1)), [*take((HOT, 1)), spent()]))
+    assert not AddressBook().is_one_payer(moves([(NOBODY, 1)], [(NOBODY, 1)]))
 
 
 def test_with_unknown_inputs_the_flow_is_unknown_and_the_labels_are_told() -> None:
@@ -227,6 +285,7 @@ def test_confidence_is_between_0_and_1_and_there_is_one_exactly_with_a_flow(
     inputs: list[tuple[str, float]], outputs: list[tuple[str, float]]
 ) -> None:
     found = BOOK.involved(moves(inputs, outputs))
-    assert (found.confidence is None) == (found.flow is Flow.UNKNOWN)
+    assert (found.confidence is None) == (found.flow_sat is None) == (found.flow is Flow.UNKNOWN)
+    assert 0 <= (found.flow_sat or 0) <= sum(round(btc * BTC) for _, btc in outputs)
     if found.confidence is not None:
         assert 0 <= found.confidence <= 1

@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import running_gateway
+from support import running_gateway, whale
 from whaled.errors import TokenRefusal
 from whaled.gateway.wire import AuthMessage
-from whaled.model import UpstreamState
+from whaled.model import Flow, UpstreamState
 from whaled.ops.metrics import Metrics
 
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
@@ -39,6 +40,14 @@ def test_every_child_of_an_enum_label_exists_from_the_start() -> None:
     assert registry.get_sample_value("whaled_errors_total", {"component": "eventlog"}) == 0
     for refusal in TokenRefusal:
         assert registry.get_sample_value("whaled_authentications_total", {"outcome": refusal}) == 0
+
+
+def test_what_flows_is_summed_by_flow() -> None:
+    metrics = Metrics()
+    for flow, sat in ((Flow.INFLOW, 150_000_000), (Flow.INFLOW, 1), (Flow.UNKNOWN, None)):
+        metrics.detection.whale(replace(whale(1).alert, flow_type=flow, flow_sat=sat), 1.0)
+    for name, btc in (("inflow", 1.50000001), ("outflow", 0), ("internal", 0), ("unknown", None)):
+        assert metrics.registry.get_sample_value("whaled_whale_flow_btc_total", {"flow": name}) == btc
 
 
 @pytest.mark.parametrize("code", [1000, 4999])

@@ -4,10 +4,10 @@ from random import Random
 
 import pytest
 
-from whaled.simulator.frames import bare_tx
 from whaled.simulator.scripts import SPENDABLE, Network, Scripts, ScriptType, base58check, segwit_address, spend
 from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.transactions import Tx, TxKind
+from whaled.simulator.txframes import core_tx, status_of
 from whaled.simulator.world import World
 
 
@@ -67,7 +67,7 @@ def test_signature_data_is_as_long_as_the_sizes_say(kind: ScriptType) -> None:
 
 def serialised(tx: Tx) -> tuple[int, int]:
     """(size, weight) counted byte by byte from the frame a backend would send."""
-    frame = bare_tx(tx, tx.fee, prevouts=False)
+    frame = core_tx(tx, tx.fee, status_of(None), prevouts=False)
 
     def count(items: int) -> int:
         return 1 if items < 253 else 3

@@ -322,7 +322,8 @@ async def test_replaced_transactions_are_gone_but_remembered() -> None:
         await sim.poll()
         assert (await get(session, f"{sim.rest_url}/tx/{first.txid}"))[0] == 404
         assert (await get(session, f"{sim.rest_url}/tx/{first.txid}/cached"))[1]["txid"] == first.txid
-        assert (await get(session, f"{sim.rest_url}/tx/{second.txid}/cached"))[0] == 204
+        assert (await get(session, f"{sim.rest_url}/tx/{second.txid}/cached"))[1]["txid"] == second.txid
+        assert (await get(session, f"{sim.rest_url}/tx/{'0' * 64}/cached"))[0] == 204
         _, history = await get(session, f"{sim.rest_url}/tx/{first.txid}/rbf")
         assert (history["replacements"]["tx"]["txid"], history["replaces"]) == (second.txid, None)
         _, history = await get(session, f"{sim.rest_url}/tx/{second.txid}/rbf")

@@ -179,6 +179,7 @@ def test_what_a_server_sends_cannot_drive_the_terminal() -> None:
         ["--min-btc", "many"],
         ["--min-btc", "-1"],
         ["--min-btc", "nan"],
+        ["--min-flow-btc", "many"],
         ["--count", "0"],
         ["--count", "1.5"],
         ["--token", "secret"],
@@ -199,6 +200,7 @@ def opened(*options: str, environ: dict[str, str] | None = None, is_terminal: bo
 
 def test_filters_follow_the_options() -> None:
     assert opened()._dial.filters == {}
+    assert opened("--min-flow-btc", "3")._dial.filters == {"min_flow_btc": 3.0}
     assert opened("--min-btc", "250.5", "--no-updates")._dial.filters == {"min_btc": 250.5, "kinds": ["alert"]}
 
 

@@ -79,6 +79,12 @@ def recorded_frames() -> tuple[bytes, ...]:
 
 
 @cache
+def real_shapes() -> dict[str, dict[str, Any]]:
+    """Transactions of the main network as esplora gives them, without signatures, and their right shapes; by name."""
+    return {entry["name"]: entry for entry in _lines("shapes.jsonl.gz")}
+
+
+@cache
 def truth() -> tuple[dict[str, Any], ...]:
     """What was really sent to the backend's bitcoind, and what became of it."""
     return tuple(_lines("regtest-1.truth.jsonl.gz"))

@@ -256,6 +256,8 @@ class Alert(Struct, frozen=True, kw_only=True):
     # Rows that older versions stored do not have these.
     price_timestamp: str | None = None
     matched_rules: tuple[str, ...] = ()
+    # How much flows as `flow_type` says; None where that is unknown. Alerts of older versions have none.
+    flow_sat: int | None = None
 
 
 class Update(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -355,6 +355,7 @@ class Pipeline:
             btc=alert.value_sat / SAT_PER_BTC,
             txid=alert.transaction_id,
             flow=alert.flow_type.value,
+            flow_btc=None if alert.flow_sat is None else alert.flow_sat / SAT_PER_BTC,
             shape=alert.shape.value,
             source=alert.source.value,
             fee_rate=alert.fee_rate,

@@ -222,9 +222,12 @@ def _detection() -> Row:
         ),
         lines(
             "Amount alerted",
-            "Sum of the amounts of whales alerted, in bitcoin per hour.",
+            "Sum of the amounts of whales alerted, in bitcoin per hour, and what of it flowed.",
             units.Bictoin,
-            {"per hour": f"{per_hour('whaled_whales_satoshi_total')} / 1e8"},
+            {
+                "all": f"{per_hour('whaled_whales_satoshi_total')} / 1e8",
+                "{{flow}}": per_hour("whaled_whale_flow_btc_total", "flow"),
+            },
         ),
         lines(
             "Fates",

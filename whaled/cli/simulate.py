@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from whaled.errors import ExitStatus
 from whaled.simulator.scripts import Network
 from whaled.simulator.server import Simulator
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import Mode, SimulatorSettings
 
 DEFAULTS = SimulatorSettings()
 
@@ -27,8 +27,9 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help="run a simulated mempool backend",
-        description="Run a simulated mempool backend: the stream on any WebSocket path, REST under /api/v1, and the "
-        "ground truth, faults and whales on demand under /simulator. Nothing in it is real. Ends on SIGINT or SIGTERM.",
+        description="Run a simulated mempool backend: the stream on any WebSocket path, REST under /api/v1, electrs' "
+        "under /api in esplora mode, and the ground truth, faults and whales on demand under /simulator. Nothing in "
+        "it is real. Ends on SIGINT or SIGTERM.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -50,7 +51,8 @@ def register(subparsers: Subparsers) -> None:
     add("--poll-interval", type=float, default=DEFAULTS.poll_interval, help="seconds between polls of the backend")
     add("--btc-usd", type=int, default=DEFAULTS.btc_usd, help="first price (mainnet only)")
     add("--database", action="store_true", help="behave like a backend with a database: it notices reorganisations")
-    add("--prevouts", action="store_true", help="fill vin[].prevout, like a backend on electrs")
+    add("--mode", type=Mode, choices=list(Mode), default=DEFAULTS.mode, help="what the backend reads")
+    add("--projected-blocks", type=int, default=DEFAULTS.projected_blocks, help="blocks the backend projects, 1 to 8")
     add("--fault-every", type=float, default=DEFAULTS.fault_every, help="seconds between random faults, 0 for none")
     parser.set_defaults(run=run)
 

@@ -64,6 +64,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--token-file", type=Path, metavar="FILE", help="file with a token or an API key")
     add("--ca-file", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's, for wss://")
     add("--min-btc", type=_amount, metavar="X", help="only whales of at least so many BTC")
+    add("--min-flow-btc", type=_amount, metavar="X", help="only whales of which at least so many BTC flow")
     add(
         "--updates",
         action=argparse.BooleanOptionalAction,
@@ -109,6 +110,8 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
     filters: dict[str, object] = {}
     if arguments.min_btc is not None:
         filters["min_btc"] = arguments.min_btc
+    if arguments.min_flow_btc is not None:
+        filters["min_flow_btc"] = arguments.min_flow_btc
     if not arguments.updates:
         filters["kinds"] = ["alert"]
     since: Since | None = TERMINAL_SINCE if is_terminal else None

@@ -32,6 +32,7 @@ class AlertData(Struct, frozen=True, kw_only=True):
     vsize: float | None = None
     urgency_score: float | None = None
     flow_type: str = "unknown"
+    flow_sat: int | None = None
     exchange_addresses: tuple[str, ...] = ()
     confidence_score: float | None = None
     from_labels: tuple[str, ...] = ()

@@ -87,6 +87,7 @@ class Detection(Struct, frozen=True, kw_only=True):
     watch: tuple[WatchRule, ...] = ()
     basis: Basis = Basis.TOTAL
     price_max_age: Seconds = 7200.0
+    min_flow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
     address_book: Path | None = None

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from whaled.model import Alert, Flow, Kind, Source, UpstreamState
+from whaled.model import SAT_PER_BTC, Alert, Flow, Kind, Source, UpstreamState
 from whaled.ops.registry import Component, Registry
 from whaled.reconcile.coverage import Cover
 from whaled.upstream.continuity import Continuity
@@ -138,6 +138,10 @@ class DetectionMeter:
         self._transactions = registry.counter("transactions_seen", "Transactions of the backend looked at.")
         self._whales = registry.counter("whales", "Whales alerted, by flow.", "flow", Flow)
         self._by_source = registry.counter("whale_sources", "Whales alerted, by how they were found.", "source", Source)
+        self._flows = registry.counter(
+            "whale_flow_btc", "What flowed in the whales alerted, in BTC, by flow.", "flow",
+            [flow for flow in Flow if flow is not Flow.UNKNOWN],
+        )  # fmt: skip
         self._satoshi = registry.counter("whales_satoshi", "Sum of the amounts of whales alerted, in satoshi.")
         self._updates = registry.counter(
             "whale_updates", "Fates of whales, by kind.", "kind", [kind for kind in Kind if kind is not Kind.ALERT]
@@ -177,6 +181,8 @@ class DetectionMeter:
         self._satoshi.inc(alert.value_sat)
         for rule in {name.partition(":")[0] for name in alert.matched_rules}:
             self._rules.labels(rule).inc()
+        if alert.flow_sat is not None:
+            self._flows.labels(alert.flow_type).inc(alert.flow_sat / SAT_PER_BTC)
         self._last_whale.set(at)
 
     def inputs_unknown(self) -> None:

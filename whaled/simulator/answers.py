@@ -1,18 +1,22 @@
 """The backend's REST answers, from what the node and the backend know. No I/O: `rest.py` is the shell."""
 
-from collections.abc import Sequence
+import html
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from whaled.simulator import frames
-from whaled.simulator.backend import Backend
-from whaled.simulator.blockframes import summary
+from whaled.model import SAT_PER_BTC
+from whaled.simulator import frames, txframes
+from whaled.simulator.backend import Backend, Indicators, Update
 from whaled.simulator.chain import Block
 from whaled.simulator.market import Seen, recommend
 from whaled.simulator.messages import Messages, join
-from whaled.simulator.transactions import Payment, Tx
+from whaled.simulator.scripts import ScriptType
+from whaled.simulator.serial import block_bytes, header_of, parts_of
+from whaled.simulator.transactions import Tx
 from whaled.simulator.world import World
 
 MAX_PREVOUTS = 100
@@ -22,12 +26,28 @@ TXS_PER_PAGE = 10
 GENESIS = "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"
 
 
+JSON, TEXT, HTML = (f"{kind}; charset=utf-8" for kind in ("application/json", "text/plain", "text/html"))
+BYTES = "application/octet-stream"
+_NOWHERE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Error</title>
+</head>
+<body>
+<pre>Cannot {method} {path}</pre>
+</body>
+</html>
+"""
+ID = re.compile(r"[0-9a-fA-F]{64}")
+
+
 class Answer(Struct, frozen=True):
-    """Status, body and whether the body is JSON (else plain text)."""
+    """Status, body and its content type."""
 
     body: bytes
     status: int = 200
-    is_json: bool = True
+    kind: str = JSON
 
 
 class Outpoint(Struct, frozen=True):
@@ -42,9 +62,14 @@ def json(value: object, status: int = 200) -> Answer:
     return Answer(frames.ENCODER.encode(value), status)
 
 
-def text(value: object) -> Answer:
-    """An answer in plain text."""
-    return Answer(str(value).encode(), is_json=False)
+def text(value: object, status: int = 200, kind: str = TEXT) -> Answer:
+    """An answer in plain text, or in what Express takes a string for if nobody says otherwise: HTML."""
+    return Answer(str(value).encode(), status, kind)
+
+
+def nowhere(method: str, path: str) -> Answer:
+    """The answer to a route that there is not, as Express words it."""
+    return text(_NOWHERE.format(method=method, path=html.escape(path)), 404, HTML)
 
 
 def error(status: int, message: str) -> Answer:
@@ -53,39 +78,72 @@ def error(status: int, message: str) -> Answer:
 
 
 class Answers:
-    """Answers of one backend process."""
+    """Answers of one backend process. `push` sends an update to every client of the stream."""
 
-    def __init__(self, world: World, backend: Backend, messages: Messages) -> None:
+    def __init__(
+        self, world: World, backend: Backend, messages: Messages, push: Callable[[Update], None] = lambda _: None
+    ) -> None:
         self._chain = world.chain
         self._world = world
+        self._push = push
         self._backend = backend
         self._messages = messages
 
     # --- transactions ---
 
     def tx(self, txid: str) -> Answer:
-        """`tx/:txid`"""
-        seen = self._find(txid)
-        if seen is None:
-            return error(404, "No such mempool or blockchain transaction")
-        return json(frames.rest_tx(seen))
+        """`tx/:txid`: what the mempool has, prevouts filled in, and they stay so; else as the node has it."""
+        seen = self._backend.mempool.get(txid)
+        if seen is not None:
+            seen.has_prevouts, seen.frame = True, b""
+            return json(txframes.mempool_tx(seen, electrs=False))
+        tx = self._find(txid)
+        if tx is None:
+            return _no_tx(txid)
+        frame = txframes.found_tx(tx, self._status(tx))
+        if not frame["status"]["confirmed"]:
+            frame["firstSeen"] = int(self._world.now)
+        return json(frame)
 
     def tx_status(self, txid: str) -> Answer:
         """`tx/:txid/status`: a transaction of a dead branch is unconfirmed, not unknown."""
-        seen = self._find(txid)
-        if seen is None:
-            return error(404, "No such mempool or blockchain transaction")
-        return json(frames.status(seen.block))
+        tx = self._find(txid)
+        return _no_tx(txid) if tx is None else json(self._status(tx))
+
+    def tx_hex(self, txid: str) -> Answer:
+        """`tx/:txid/hex`"""
+        tx = self._find(txid)
+        return _no_tx(txid) if tx is None else text(parts_of(tx).whole.hex())
+
+    def tx_outspends(self, txid: str) -> Answer:
+        """`tx/:txid/outspends`: whether, not by whom."""
+        tx = self._find(txid)
+        if tx is None:
+            return error(500, "Failed to get transaction outspends") if ID.fullmatch(txid) else _no_tx(txid)
+        return json([{"spent": not self._is_unspent(txid, place)} for place in range(len(tx.outputs))])
+
+    def _is_unspent(self, txid: str, place: int) -> bool:
+        """As `gettxout` says it with the mempool: an output without a value to spend is none."""
+        coin = self._chain.find(txid)
+        is_data = coin is None or coin.outputs[place].script.type is ScriptType.OP_RETURN
+        outpoint = (txid, place)
+        return not is_data and self._chain.spender(outpoint) is None and self._chain.spent_by(outpoint) is None
 
     def tx_rbf(self, txid: str) -> Answer:
         """`tx/:txid/rbf`"""
+        if not ID.fullmatch(txid):
+            return _no_tx(txid)
         rbf = self._backend.rbf
         return json({"replacements": rbf.tree(txid), "replaces": rbf.replaces(txid)})
 
     def tx_cached(self, txid: str) -> Answer:
-        """`tx/:txid/cached`: 204 for what was not replaced."""
+        """`tx/:txid/cached`: 204 for what has no part in a replacement. As it was in the mempool."""
+        if not ID.fullmatch(txid):
+            return _no_tx(txid)
         seen = self._backend.rbf.cached(txid)
-        return Answer(b"", 204) if seen is None else json(frames.rest_tx(seen))
+        if seen is None:
+            return Answer(b"", 204)
+        return json(txframes.mempool_tx(seen, electrs=self._backend.reads_electrs))
 
     def replacements(self) -> Answer:
         """`replacements`"""
@@ -93,6 +151,8 @@ class Answers:
 
     def transaction_times(self, txids: Sequence[str]) -> Answer:
         """`transaction-times`: 0 for what is not in the mempool."""
+        if not txids:
+            return error(400, "invalid txId format")
         known = (self._backend.mempool.get(txid) for txid in txids)
         return json([seen.first_seen or 0 if seen else 0 for seen in known])
 
@@ -101,7 +161,7 @@ class Answers:
         try:
             outpoints = msgspec.json.decode(body, type=list[Outpoint])
         except msgspec.DecodeError:
-            return error(400, "Invalid outpoints")
+            return error(400, "Invalid outpoints format")
         if len(outpoints) > MAX_PREVOUTS:
             return error(400, "Too many outpoints requested")
         return json([self._prevout(outpoint) for outpoint in outpoints])
@@ -114,34 +174,29 @@ class Answers:
             coin = self._chain.unspent((outpoint.txid, outpoint.vout))
         if coin is None:
             return None
-        prevout = frames.output(Payment(coin.value, coin.script))
+        prevout = txframes.core_output(coin.value, coin.script)
         return {"prevout": prevout, "unconfirmed": parent is not None}
 
-    def _find(self, txid: str) -> Seen | None:
+    def _find(self, txid: str) -> Tx | None:
         """As a node with txindex finds it: in the mempool, the chain, or a dead branch."""
         tx = self._chain.find(txid)
         if tx is not None:
-            return self._seen(tx)
+            return tx
         for block in self._chain.stale.values():
             for each in block.txs:
                 if each.txid == txid and not each.is_coinbase:
-                    return Seen(each, each.fee, None, None, each.rate)
+                    return each
         return None
 
-    def _seen(self, tx: Tx) -> Seen:
-        known = self._backend.mempool.get(tx.txid)
-        entry = self._chain.mempool.get(tx.txid)
-        rate = entry.score if entry else tx.rate
-        block = self._chain.confirmed.get(tx.txid)
-        return Seen(tx, tx.fee, None, known.first_seen if known else None, rate, block=block)
+    def _status(self, tx: Tx) -> frames.Json:
+        return txframes.status_of(self._chain.confirmed.get(tx.txid), self._backend.behind)
 
     # --- the mempool ---
 
     def mempool(self) -> Answer:
         """`mempool`"""
-        txs = [entry.tx for entry in self._chain.mempool.values()]
-        info = frames.mempool_info(txs, 0)
-        fees = sum(tx.fee for tx in txs)
+        info = frames.mempool_info((entry.tx for entry in self._chain.mempool.values()), 0)
+        fees = frames.number(info["total_fee"] * SAT_PER_BTC)  # BTC times 1e8: not whole, as other such fees
         return json({"count": info["size"], "vsize": info["bytes"], "total_fee": fees, "fee_histogram": []})
 
     def mempool_txids(self) -> Answer:
@@ -149,18 +204,20 @@ class Answers:
         return json(list(self._chain.mempool))
 
     def mempool_recent(self) -> Answer:
-        """`mempool/recent`"""
-        latest = list(self._chain.mempool.values())[-RECENT_SHOWN:]
-        return json([frames.strip(entry.tx, entry.tx.fee) for entry in reversed(latest)])
+        """`mempool/recent`: the backend's, newest first."""
+        latest = sorted(self._backend.mempool.values(), key=lambda seen: -(seen.first_seen or 0))[:RECENT_SHOWN]
+        return json([txframes.stripped(seen) for seen in latest])
 
     # --- blocks ---
 
     def tip_height(self) -> Answer:
-        """`blocks/tip/height`: the node's, right even after a reorganisation."""
-        return text(self._chain.tip.height)
+        """`blocks/tip/height`: of the last block the backend read."""
+        if not self._backend.height:
+            return error(503, "Service Temporarily Unavailable")
+        return text(self._backend.height)
 
     def tip_hash(self) -> Answer:
-        """`blocks/tip/hash`"""
+        """`blocks/tip/hash`: the node's."""
         return text(self._chain.tip.hash)
 
     def block_height(self, height: str) -> Answer:
@@ -168,12 +225,12 @@ class Answers:
         if height == "0":
             return text(GENESIS)
         block = self._chain.block_at(int(height)) if height.isdecimal() else None
-        return error(500, "Failed to get block at height") if block is None else text(block.hash)
+        return error(500, "Failed to get block at height") if block is None else text(block.hash, kind=HTML)
 
     def blocks(self, height: str | None = None) -> Answer:
         """`blocks`, `blocks/:h`: what the backend remembers, a dead branch included if it has no database."""
-        if height is not None and not height.isdecimal():
-            return error(400, "Invalid height")
+        if height is not None and (not height.isdecimal() or int(height) > self._backend.height):
+            return json([])
         highest = None if height is None else int(height)
         known = [block for block in self._backend.blocks if highest is None or block.height <= highest]
         shown = sorted(known, key=lambda block: -block.height)[:BLOCKS_SHOWN]
@@ -182,28 +239,55 @@ class Answers:
     def block(self, block_hash: str) -> Answer:
         """`block/:hash`, orphaned ones too."""
         block = self._chain.block_by_hash(block_hash)
-        return _no_block() if block is None else json(self._messages.block(block))
+        return _no_block(block_hash, "block") if block is None else json(self._messages.block(block))
+
+    def block_header(self, block_hash: str) -> Answer:
+        """`block/:hash/header`"""
+        block = self._chain.block_by_hash(block_hash)
+        return _no_block(block_hash, "block header") if block is None else text(header_of(block).hex())
+
+    def block_raw(self, block_hash: str) -> Answer:
+        """`block/:hash/raw`: the block itself."""
+        block = self._chain.block_by_hash(block_hash)
+        return _no_block(block_hash, "raw block") if block is None else Answer(block_bytes(block), kind=BYTES)
 
     def block_txids(self, block_hash: str) -> Answer:
         """`block/:hash/txids`"""
         block = self._chain.block_by_hash(block_hash)
-        return _no_block() if block is None else json(block.txids)
+        return _no_block(block_hash, "txids for block") if block is None else json(block.txids)
 
     def block_summary(self, block_hash: str) -> Answer:
-        """`block/:hash/summary`"""
+        """`block/:hash/summary`: kept from when the block came, with times and fees that are not whole; else read
+        anew, with neither.
+        """
+        kept = self._backend.summaries.get(block_hash)
+        if kept is not None:
+            return Answer(kept)
         block = self._chain.block_by_hash(block_hash)
-        return _no_block() if block is None else json(summary(block))
+        if block is None:
+            return _no_block(block_hash, "block summary")
+        found = (Seen(tx, tx.fee, None, None, tx.rate) for tx in block.txs)
+        return json([txframes.classified(seen, seen.rate, prevouts=True) for seen in found])
 
     def block_txs(self, block_hash: str, index: str = "0") -> Answer:
-        """`block/:hash/txs/:index`: ten from any index, none past the end."""
+        """`block/:hash/txs/:index`: ten from any index, none past the end. The stream reports the progress."""
         block = self._chain.block_by_hash(block_hash)
         if block is None or not index.isdecimal():
-            return _no_block()
-        start = int(index)
-        return json([self._block_tx(tx, block) for tx in block.txs[start : start + TXS_PER_PAGE]])
+            return _no_block(block_hash, "block transactions")
+        page = block.txs[int(index) :][:TXS_PER_PAGE]
+        key, indicators = f"blocktxs-{block.hash}", self._backend.indicators
+        for done in range(len(page) + 1):
+            indicators[key] = round(done * 100 / len(page)) if page else 0
+            if page and done == len(page):
+                del indicators[key]  # past the end it stays for ever
+            self._push(Indicators(dict(indicators)))
+        return json([self._block_tx(tx) for tx in page])
 
-    def _block_tx(self, tx: Tx, block: Block) -> frames.Json:
-        return frames.rest_tx(Seen(tx, tx.fee, None, None, tx.rate, block=block), lazy=True)
+    def _block_tx(self, tx: Tx) -> frames.Json:
+        status = self._status(tx)
+        if status["confirmed"]:
+            return txframes.page_tx(tx, status)
+        return txframes.stale_page_tx(tx, status, int(self._world.now))
 
     def chain_tips(self) -> Answer:
         """`chain-tips`"""
@@ -228,7 +312,7 @@ class Answers:
     def fees(self, *, whole: bool) -> Answer:
         """`fees/recommended` (whole) and `fees/precise`: 503 until the mempool is in sync."""
         if not self._backend.in_sync:
-            return error(503, "Service Unavailable")
+            return text("Service Unavailable", 503, HTML)
         return json(frames.fees(recommend(self._backend.projected, self._backend.limit, whole=whole)))
 
     def part(self, key: str) -> Answer:
@@ -241,5 +325,13 @@ class Answers:
         return Answer(join(self._messages.init()))
 
 
-def _no_block() -> Answer:
-    return error(500, "Failed to get block")
+def _no_tx(txid: str) -> Answer:
+    if not ID.fullmatch(txid):
+        return error(400, "Invalid transaction ID")
+    return error(404, "No such mempool or blockchain transaction")
+
+
+def _no_block(block_hash: str, what: str) -> Answer:
+    if not ID.fullmatch(block_hash):
+        return error(400, "Invalid block hash")
+    return error(500, f"Failed to get {what}")

@@ -10,16 +10,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from msgspec import Struct
 
 from whaled.simulator.chain import Block, Chain
+from whaled.simulator.frames import ENCODER
 from whaled.simulator.market import Adjustment, Projected, Seen, adjustment, prices, project
 from whaled.simulator.rbf import RbfHistory
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import Mode, SimulatorSettings
 from whaled.simulator.transactions import Tx
+from whaled.simulator.txframes import classified, mined_rate, sigops, unrounded
 
 # `blocks.ts`: shown at the start; beyond this many at once the backend skips to the last 8.
 SHOWN_BLOCKS = 8
 MOST_BLOCKS_AT_ONCE = 16
 # `mempool.ts:98`: so many failed polls and it is out of sync.
 FAILED_POLLS = 5
+# Summaries of blocks kept as they were when the block came (`blocks.ts`): four times the blocks shown.
+SUMMARIES_KEPT = 32
+# Electrs reads its node twice a second: so long a block is unknown to it, and what it mined still pending.
+ELECTRS_LAG_S = 0.5
 # `common.ts:83`: a loser is looked for among what left within this many updates.
 LOSERS_REMEMBERED = 10
 # Corrected blocks after a reorganisation, with a database.
@@ -68,6 +74,7 @@ class Backend:
         self._chain = chain
         self.settings = settings
         self.limit = settings.weight_of_block
+        self.reads_electrs = settings.mode is Mode.ESPLORA
         self.has_database = settings.database
         self.sequence = 0
         self.in_sync = False
@@ -78,6 +85,8 @@ class Backend:
         self.projected: list[Projected] = []
         self.latest: deque[Seen] = deque(maxlen=LATEST_TXS)
         self.rbf = RbfHistory()
+        self.summaries: dict[str, bytes] = {}
+        self.saw_changes = False
         self.prices = prices(usd, int(now), database=settings.database)
         self._price_due = now + settings.price_interval
         self._height: int | None = None
@@ -86,6 +95,7 @@ class Backend:
         self._losers: deque[list[Seen]] = deque(maxlen=LOSERS_REMEMBERED)
         self._spenders: dict[tuple[str, int], str] = {}
         self._arrived: deque[tuple[float, float]] = deque()
+        self._still_pending: list[str] = []
 
     def load_cache(self, old: "Backend") -> None:
         """Start from what the process before had: its mempool and blocks, but not its sequence or replacements."""
@@ -96,6 +106,16 @@ class Backend:
         self._uid = max((seen.uid or 0 for seen in self.mempool.values()), default=0)
 
     # --- what it knows ---
+
+    @property
+    def height(self) -> int:
+        """Height of the last block it read."""
+        return self._height or 0
+
+    @property
+    def behind(self) -> int:
+        """How many blocks of its node it has not read yet."""
+        return max(0, self._chain.tip.height - self.height)
 
     def bytes_per_second(self, now: float) -> int:
         """vB that arrived per second of late (`vBytesPerSecond`)."""
@@ -122,6 +142,7 @@ class Backend:
         """
         raw = list(self._chain.mempool)
         self._failed = 0
+        self._still_pending = []
         if now >= self._price_due and self.settings.usd is not None:
             self._price_due = now + self.settings.price_interval
             self.prices = prices(usd, int(now), database=self.has_database)
@@ -133,7 +154,7 @@ class Backend:
         if not self.in_sync:
             yield Indicators(dict(self.indicators))
         if handled:
-            raw = list(self._chain.mempool)
+            raw = [*self._chain.mempool, *self._still_pending]
         meanwhile()
         change = self._read_mempool(raw, now)
         if change is not None:
@@ -187,11 +208,16 @@ class Backend:
         txids = block.txids
         replaced: list[tuple[str, Seen]] = []
         inside = set(txids)
+        # Electrs does not know the block yet: what is new in it is read from the node, and what is not comes again.
+        lags = self.reads_electrs and block.found_at > now - ELECTRS_LAG_S
+        if lags:
+            self._still_pending += [txid for txid in txids if txid in self.mempool]
+        brought = {tx.txid: self.mempool.get(tx.txid) or self._unseen(tx, block, lags=lags) for tx in block.txs}
+        self._summarise(block, list(brought.values()))
         for tx in block.txs[1:]:
             losers = {self._spenders.get(coin.outpoint) for coin in tx.inputs} - {None, tx.txid}
             for loser in sorted(txid for txid in losers if txid is not None and txid not in inside):
-                # Never in this mempool, so it has none of the fields a mempool gives.
-                winner = self.mempool.get(tx.txid) or Seen(tx, tx.fee, None, None, tx.rate, block=block)
+                winner = brought[tx.txid]
                 winner.is_replacement = True
                 winner.frame = b""
                 replaced.append((loser, winner))
@@ -206,6 +232,24 @@ class Backend:
         self._project()
         sequence = self._next_sequence()
         return Delta(sequence=sequence, block=block, mined=txids, replaced=replaced, similarity=similarity)
+
+    def _unseen(self, tx: Tx, block: Block, *, lags: bool) -> Seen:
+        """A transaction that was never in this mempool: none of the fields a mempool gives, and the node's fee."""
+        is_from_node = lags or not self.reads_electrs
+        fee = unrounded(tx.fee) if is_from_node else tx.fee
+        seen = Seen(tx, fee, None, None, 0.0, block=block, is_from_node=is_from_node)
+        seen.sigops = sigops(tx, prevouts=not is_from_node)
+        seen.rate = mined_rate(seen)
+        return seen
+
+    def _summarise(self, block: Block, brought: Sequence[Seen]) -> None:
+        lines = [
+            classified(seen, mined_rate(seen), prevouts=self.reads_electrs and not seen.is_from_node)
+            for seen in brought
+        ]
+        self.summaries[block.hash] = ENCODER.encode(lines)
+        if len(self.summaries) > SUMMARIES_KEPT:
+            del self.summaries[next(iter(self.summaries))]
 
     def _similarity(self, txids: set[str]) -> float:
         """How much of the projected block was mined, by weight."""
@@ -222,9 +266,11 @@ class Backend:
         added = [seen for seen in (self._fetch(txid, now) for txid in raw if txid not in self.mempool) if seen]
         if not added and not removed:
             return None
+        self.saw_changes = True
         for seen in removed:
             del self.mempool[seen.tx.txid]
             self._unspend(seen)
+            seen.uid = None
         for seen in added:
             self.mempool[seen.tx.txid] = seen
             self._spenders.update((coin.outpoint, seen.tx.txid) for coin in seen.tx.inputs)
@@ -233,8 +279,8 @@ class Backend:
         while self._arrived[0][0] < now - RATE_WINDOW_S:
             self._arrived.popleft()
         self._losers.append(removed)
-        replaced = self._match(added, now)
         self._project()
+        replaced = self._match(added, now)
         # As `order` has it: not the order of arrival.
         added.sort(key=lambda seen: seen.tx.txid[::-1])
         return Delta(
@@ -255,16 +301,19 @@ class Backend:
             tx, block = self._chain.find(txid), self._chain.confirmed.get(txid)
             if tx is None:
                 return None
+        if self.reads_electrs:
+            block = None  # listed by electrs, so pending to it
         self._uid += 1
         return Seen(
             tx,
             0 if block else tx.fee,
             self._uid,
             None if block else int(now),
-            0.0 if block else self._chain.mempool[txid].score,
+            0.0 if block else entry.score if entry else tx.rate,
             self._txs(self._chain.ancestors(txid)) if entry and entry.parents else (),
             self._txs(self._chain.descendants(txid)) if entry and entry.children else (),
             block,
+            sigops=sigops(tx, prevouts=self.reads_electrs),
         )
 
     def _txs(self, txids: Iterable[str]) -> tuple[Tx, ...]:
@@ -299,4 +348,5 @@ class Backend:
             entry = self._chain.mempool.get(txid)
             if entry is not None:
                 seen.rate = entry.score
-        self.projected = project(list(self.mempool.values()), self.limit)
+            seen.is_known_replacement = seen.is_replacement
+        self.projected = project(list(self.mempool.values()), self.limit, self.settings.projected_blocks)

@@ -1,17 +1,13 @@
 """A block as a backend writes it: header, and the `extras` it computes."""
 
-from hashlib import sha256
-
 from whaled.simulator.chain import Block
-from whaled.simulator.frames import Json, flags_of, number, strip
+from whaled.simulator.frames import Json, number
 from whaled.simulator.market import fee_range, median_rate
 from whaled.simulator.scripts import SPENDABLE, Network
-from whaled.simulator.transactions import Tx
+from whaled.simulator.serial import BLOCK_VERSION, block_size, header_of
 
 _SEGWIT = frozenset(kind for kind, size in SPENDABLE.items() if size.witness)
-# bits and difficulty: easiest possible on regtest, an ordinary day's on mainnet.
-_BITS = {Network.REGTEST: 545259519, Network.MAINNET: 386043996}
-_DIFFICULTY = {Network.REGTEST: 4.656542373906925e-10, Network.MAINNET: 113757508810854.03}
+DIFFICULTY = {Network.REGTEST: 4.656542373906925e-10, Network.MAINNET: 113757508810854.03}
 
 
 def block_frame(
@@ -26,7 +22,7 @@ def block_frame(
     """One of `blocks`, or `block`. `similarity` (to the projected block) is there only for blocks seen live; the
     pool's id and the match rate only with a database.
     """
-    weight = sum(tx.weight for tx in block.txs) + 320
+    size, weight = block_size(block)
     extras = _extras(block, weight, limit)
     if similarity is not None:
         extras["similarity"] = number(similarity)
@@ -36,14 +32,14 @@ def block_frame(
     return {
         "id": block.hash,
         "height": block.height,
-        "version": 805306368,
+        "version": BLOCK_VERSION,
         "timestamp": block.timestamp,
-        "bits": _BITS[network],
-        "nonce": int(block.hash[-6:], 16),
-        "difficulty": _DIFFICULTY[network],
-        "merkle_root": sha256(block.hash.encode()).hexdigest(),
+        "bits": block.bits,
+        "nonce": block.nonce,
+        "difficulty": DIFFICULTY[network],
+        "merkle_root": block.merkle_root,
         "tx_count": len(block.txs),
-        "size": sum(tx.size for tx in block.txs) + 80,
+        "size": size,
         "weight": weight,
         "previousblockhash": block.previous,
         "mediantime": block.mediantime,
@@ -63,7 +59,7 @@ def _extras(block: Block, weight: int, limit: int) -> Json:
     payee = coinbase.outputs[0].script
     return {
         "reward": coinbase.out_sat,
-        "coinbaseRaw": f"03{block.height:06x}010101"[:16],
+        "coinbaseRaw": coinbase.coinbase,
         "orphans": [],
         "medianFee": number(median_rate(best_first, limit)),
         "feeRange": [number(rate) for rate in fee_range([rate for rate, _ in reversed(best_first)])],
@@ -82,8 +78,8 @@ def _extras(block: Block, weight: int, limit: int) -> Json:
         "coinbaseAddress": payee.address,
         "coinbaseAddresses": [payee.address],
         "coinbaseSignature": payee.asm,
-        "coinbaseSignatureAscii": "\u0003\u0001\u0001\u0001",
-        "header": _header(block),
+        "coinbaseSignatureAscii": bytes.fromhex(coinbase.coinbase).decode("latin-1"),
+        "header": header_of(block).hex(),
         "utxoSetSize": None,
         "totalInputAmt": None,
         "pool": {"name": "Unknown", "slug": "unknown", "minerNames": None},
@@ -92,19 +88,3 @@ def _extras(block: Block, weight: int, limit: int) -> Json:
         "expectedWeight": None,
         "firstSeen": None,
     }
-
-
-def _header(block: Block) -> str:
-    previous = bytes.fromhex(block.previous)[::-1].hex()
-    root = bytes.fromhex(sha256(block.hash.encode()).hexdigest())[::-1].hex()
-    time = block.timestamp.to_bytes(4, "little").hex()
-    return f"00000030{previous}{root}{time}{'ffff7f20'}{bytes.fromhex(block.hash[-6:])[::-1].hex()}00"
-
-
-def summary(block: Block) -> list[Json]:
-    """REST `block/:hash/summary`: every transaction in a line, coinbase first."""
-    return [_line(tx, block) for tx in block.txs]
-
-
-def _line(tx: Tx, block: Block) -> Json:
-    return {**strip(tx, tx.fee), "flags": flags_of(tx), "time": block.timestamp}

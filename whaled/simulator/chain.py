@@ -32,13 +32,17 @@ class Entry(Struct, eq=False):
 
 
 class Block(Struct, frozen=True, kw_only=True, eq=False):
-    """A block with its transactions, coinbase first."""
+    """A block with its transactions, coinbase first. `found_at` is when the node got it."""
 
     hash: str
     height: int
     previous: str
+    merkle_root: str
     timestamp: int
     mediantime: int
+    bits: int
+    nonce: int
+    found_at: float
     txs: tuple[Tx, ...]
 
     @property
@@ -101,6 +105,10 @@ class Chain:
             return False
         # A transaction in none of these places is older than anything kept.
         return coin.txid in self._mined_txs or (coin.txid not in self.mempool and coin.txid not in self._dead)
+
+    def spent_by(self, outpoint: tuple[str, int]) -> str | None:
+        """Txid of the transaction in a kept block of the best chain that spends this output."""
+        return self._spent.get(outpoint)
 
     def unspent(self, outpoint: tuple[str, int]) -> Coin | None:
         """A confirmed output that no block has spent, as gettxout says it: also if the mempool spends it."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from whaled.simulator import frames
+from whaled.simulator import frames, txframes
 from whaled.simulator.backend import Delta, Update
 from whaled.simulator.market import Seen
 from whaled.simulator.messages import STATS, Messages, Parts
@@ -76,7 +76,8 @@ class Dialogue:
         return parts
 
     def _track_block(self, index: object, messages: Messages) -> Parts:
-        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        # Beyond the last block there is no answer: what was tracked is not tracked any more.
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < messages.projected_blocks:
             self._tracked_block = None
             self._remember([])
             return {}
@@ -86,7 +87,7 @@ class Dialogue:
     def _whole_block(self, index: int, messages: Messages) -> Parts:
         txs = messages.projected(index)
         self._remember(txs)
-        frame = frames.projected_block(index, messages.sequence, txs)
+        frame = txframes.projected_block(index, messages.sequence, txs, prevouts=messages.has_prevouts)
         return {"projected-block-transactions": frames.ENCODER.encode(frame)}
 
     def _remember(self, txs: list[Seen]) -> None:
@@ -109,20 +110,27 @@ class Dialogue:
         if self._tracks_txids:
             parts["mempool-txids"] = own["mempool-txids"]
         if self._tracked_block is not None:
-            parts |= self._changed_block(self._tracked_block, messages, whole=update.block is not None)
+            parts |= self._changed_block(self._tracked_block, messages, after_block=update.block is not None)
         return parts
 
-    def _changed_block(self, index: int, messages: Messages, *, whole: bool) -> Parts:
-        if whole:
-            return self._whole_block(index, messages)
-        before, rates = self._shown, self._rates
+    def _changed_block(self, index: int, messages: Messages, *, after_block: bool) -> Parts:
+        """After a block: nothing of an empty one, and all of one that is mostly new."""
+        before, rates, prevouts = self._shown, self._rates, messages.has_prevouts
         txs = messages.projected(index)
+        new = [seen for seen in txs if seen.tx.txid not in before]
+        if after_block and (not txs or len(new) > len(txs) / 2):
+            return self._whole_block(index, messages) if txs else {}
         self._remember(txs)
         delta = {
-            "added": [frames.compressed(seen) for seen in txs if seen.tx.txid not in before],
+            "added": [txframes.compressed(seen, prevouts=prevouts) for seen in new],
             "removed": [txid for txid in before if txid not in self._shown],
             "changed": [
-                [seen.tx.txid, frames.number(seen.rate), frames.flags(seen)]
+                [
+                    seen.tx.txid,
+                    txframes.cents(txframes.effective(seen)),
+                    txframes.projected_flags(seen, prevouts=prevouts),
+                    0,
+                ]
                 for seen in txs
                 if rates.get(seen.tx.txid, seen.rate) != seen.rate
             ],

@@ -12,7 +12,6 @@ from msgspec import Struct
 from whaled.simulator.chain import Block
 from whaled.simulator.transactions import Tx
 
-PROJECTED_BLOCKS = 8
 MINIMUM_FEE = 1.0
 RETARGET_BLOCKS = 2016
 TARGET_SPACING_S = 600
@@ -21,11 +20,14 @@ TARGET_SPACING_S = 600
 class Seen(Struct, eq=False):
     """A transaction as the backend has it: when it fetched it first (`uid` counts), and how it ranks.
 
-    `block` is set if it had been mined by the time it was fetched; `fee` is 0 where the backend does not know it.
+    `block` is set if it had been mined by the time it was fetched. `fee` is 0 where the backend does not know it, and
+    not whole where a block brought it. `is_known_replacement`: it was one when blocks were last projected, which comes
+    before losers are looked for. `has_prevouts`: a REST request had them filled. `is_from_node`: read from the node
+    although the backend reads electrs, which did not know it yet.
     """
 
     tx: Tx
-    fee: int
+    fee: float
     uid: int | None
     first_seen: int | None
     rate: float
@@ -33,6 +35,10 @@ class Seen(Struct, eq=False):
     descendants: tuple[Tx, ...] = ()
     block: Block | None = None
     is_replacement: bool = False
+    is_known_replacement: bool = False
+    sigops: int = 0
+    has_prevouts: bool = False
+    is_from_node: bool = False
     in_block: int = 0
     at_vsize: float = 0.0
     frame: bytes = b""
@@ -44,7 +50,7 @@ class Projected(Struct, frozen=True):
     txs: list[Seen]
     size: int
     weight: int
-    fees: int
+    fees: float
     median: float
     fee_range: tuple[float, ...]
 
@@ -59,13 +65,13 @@ class Fees(Struct, frozen=True):
     minimum: float = MINIMUM_FEE
 
 
-def project(mempool: Sequence[Seen], limit: int) -> list[Projected]:
-    """The next blocks of `limit` weight units each; the eighth holds all the rest. Notes each one's position."""
+def project(mempool: Sequence[Seen], limit: int, count: int) -> list[Projected]:
+    """The next `count` blocks of `limit` weight units each; the last holds all the rest. Notes each one's position."""
     blocks: list[Projected] = []
     chosen: list[Seen] = []
     weight = 0
     for seen in sorted(mempool, key=lambda each: -each.rate):
-        if weight + seen.tx.weight > limit and chosen and len(blocks) < PROJECTED_BLOCKS - 1:
+        if weight + seen.tx.weight > limit and chosen and len(blocks) < count - 1:
             blocks.append(_summarise(chosen, weight, limit))
             chosen, weight = [], 0
         seen.in_block, seen.at_vsize = len(blocks), (weight + seen.tx.weight / 2) / 4

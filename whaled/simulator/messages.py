@@ -9,7 +9,7 @@ from itertools import islice
 
 from msgspec import Raw
 
-from whaled.simulator import frames
+from whaled.simulator import frames, txframes
 from whaled.simulator.backend import SHOWN_BLOCKS, Backend, Corrected, Delta, Indicators, Prices, Update
 from whaled.simulator.blockframes import block_frame
 from whaled.simulator.chain import Block
@@ -111,14 +111,14 @@ class Messages:
                 return self._delta(update)
 
     def _delta(self, delta: Delta) -> Parts:
-        prevouts = self._world.settings.prevouts
+        electrs, behind = self._backend.reads_electrs, self._backend.behind
         full = {
             "sequence": delta.sequence,
-            "added": [frames.full_tx(seen, prevouts=prevouts) for seen in delta.added],
+            "added": [txframes.full_tx(seen, electrs=electrs, behind=behind) for seen in delta.added],
             "removed": delta.removed,
             "mined": delta.mined,
             "replaced": [
-                {"replaced": loser, "by": frames.full_tx(winner, prevouts=prevouts)} for loser, winner in delta.replaced
+                {"replaced": loser, "by": txframes.full_tx(winner, electrs=electrs)} for loser, winner in delta.replaced
             ],
         }
         # The encoded text is big and was needed for this message only.
@@ -155,6 +155,16 @@ class Messages:
         """Of the last delta."""
         return self._backend.sequence
 
+    @property
+    def projected_blocks(self) -> int:
+        """How many blocks can be asked for."""
+        return self._world.settings.projected_blocks
+
+    @property
+    def has_prevouts(self) -> bool:
+        """Whether transactions of the mempool come with what they spend."""
+        return self._backend.reads_electrs
+
     def _make(self, key: str) -> object:  # noqa: C901, PLR0912 -- a table of what is said under which key
         backend, now = self._backend, self._world.now
         match key:
@@ -174,16 +184,17 @@ class Messages:
                 estimate = backend.adjustment(now)
                 return None if estimate is None else frames.difficulty(estimate)
             case "backend":
-                return "none"
+                return self._world.settings.mode
             case "vBytesPerSecond":
                 return backend.bytes_per_second(now)
             case "conversions":
                 return backend.prices
             case "transactions":
-                return [frames.stripped(seen) for seen in reversed(backend.latest)]
+                return [txframes.stripped(seen) for seen in reversed(backend.latest)]
             case "backendInfo":
-                return frames.backend_info(HOSTNAME)
+                return frames.backend_info(HOSTNAME, self._world.settings.mode)
             case "rbfSummary":
-                return backend.rbf.summary() or None
+                # There is one from the first change of the mempool on, empty as it may be.
+                return backend.rbf.summary() if backend.saw_changes else None
             case _:
                 raise AssertionError(f"no part is called {key}")

@@ -4,8 +4,10 @@ from typing import TypedDict
 
 from msgspec import Struct
 
+from whaled.simulator.frames import number
 from whaled.simulator.market import Seen
 from whaled.simulator.transactions import REPLACEABLE
+from whaled.simulator.txframes import effective
 
 # A backend keeps 24 hours. Transactions are kept whole here (some 2 KB each), so there is a bound in number.
 REMEMBERED = 5_000
@@ -25,12 +27,13 @@ class RbfTx(TypedDict, total=False):
     """A transaction in a tree, stripped."""
 
     txid: str
-    fee: int
+    fee: float
     vsize: float
     value: int
     rate: float
-    time: int | None
+    time: int
     rbf: bool
+    fullRbf: bool
     mined: bool
 
 
@@ -72,9 +75,9 @@ class RbfHistory:
         self._mined.update(txid for txid in txids if txid in self._replaces)
 
     def cached(self, txid: str) -> Seen | None:
-        """A replaced transaction in full."""
+        """A transaction of a tree in full: one that was replaced, or that replaced another."""
         known = self._txs.get(txid)
-        return known.seen if known and txid in self._replaced_by else None
+        return known.seen if known else None
 
     def replaces(self, txid: str) -> list[str] | None:
         """What this one replaced itself."""
@@ -104,10 +107,10 @@ class RbfHistory:
                     "txid": winner,
                     "mined": winner in self._mined,
                     "fullRbf": any(old.tx.sequence > REPLACEABLE for old in olds),
-                    "oldFee": sum(old.fee for old in olds),
-                    "oldVsize": sum(old.tx.vsize for old in olds),
-                    "newFee": new.fee,
-                    "newVsize": new.tx.vsize,
+                    "oldFee": number(sum(old.fee for old in olds)),
+                    "oldVsize": number(sum(old.tx.vsize for old in olds)),
+                    "newFee": number(new.fee),
+                    "newVsize": number(new.tx.vsize),
                 }
             )
         return found
@@ -118,15 +121,18 @@ class RbfHistory:
         is_mined = txid in self._mined
         stripped = RbfTx(
             txid=txid,
-            fee=known.seen.fee,
-            vsize=tx.vsize,
+            fee=number(known.seen.fee),
+            vsize=number(tx.vsize),
             value=tx.out_sat,
-            rate=known.seen.fee / tx.vsize,
-            time=known.seen.first_seen,
+            rate=number(effective(known.seen)),
             rbf=tx.sequence <= REPLACEABLE,
         )
+        if known.seen.first_seen is not None:
+            stripped["time"] = known.seen.first_seen
         branches = [self._branch(old, known.at) for old in self._replaces.get(txid, ()) if old in self._txs]
         full = any(not branch["tx"]["rbf"] or branch["fullRbf"] for branch in branches)
+        if branches:
+            stripped["fullRbf"] = any(not branch["tx"]["rbf"] for branch in branches)
         tree = RbfTree(tx=stripped, time=known.at, fullRbf=full, replaces=branches)
         if replaced_at is not None:
             tree["interval"] = replaced_at - known.at

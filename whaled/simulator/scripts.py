@@ -202,3 +202,10 @@ def spend(kind: ScriptType, salt: str) -> Spend:
             return Spend(f"0047{first}", f"OP_0 OP_PUSHBYTES_71 {first}", ())
         case _:
             return Spend("", "", (first, key))
+
+
+def witness_script_asm(data: Spend) -> str:
+    """The script that a P2WSH input reveals, in assembly: two of three keys."""
+    script = data.witness[-1]
+    keys = " ".join(f"OP_PUSHBYTES_33 {script[start : start + 66]}" for start in (4, 72, 140))
+    return f"OP_PUSHNUM_2 {keys} OP_PUSHNUM_3 OP_CHECKMULTISIG"

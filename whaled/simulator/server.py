@@ -19,14 +19,15 @@ from aiohttp import WSMsgType
 
 from whaled.simulator import faults
 from whaled.simulator.answers import Answers
-from whaled.simulator.backend import Backend, Corrected
+from whaled.simulator.backend import Backend, Corrected, Update
 from whaled.simulator.control import Control
+from whaled.simulator.electrs import Electrs
 from whaled.simulator.faults import AnyFault, FailRest, Garbage, RestMode
 from whaled.simulator.front import CONTROL_PREFIX, Front
 from whaled.simulator.life import Life
 from whaled.simulator.messages import Messages
-from whaled.simulator.rest import Rest, RestFaults
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.rest import ELECTRS_PREFIX, PREFIX, Rest, RestFaults
+from whaled.simulator.settings import Mode, SimulatorSettings
 from whaled.simulator.truth import Truth
 from whaled.simulator.world import World
 
@@ -57,12 +58,13 @@ class Simulator:
         self.backend = Backend(self.world.chain, settings, self._now, usd=self.world.usd)
         self._life = Life(self.world)
         self._messages = Messages(self.backend, self.world)
-        self._answers = Answers(self.world, self.backend, self._messages)
+        self._answers = Answers(self.world, self.backend, self._messages, self._push)
         self._rest_faults = RestFaults()
         self._running = asyncio.Event()
         self._running.set()
         self._front = Front(settings.host, settings.port, self._running, lambda: self._messages)
-        Rest(lambda: self._answers, self._rest_faults, self._running).add_to(self._front.app)
+        electrs = Electrs(self.world) if settings.mode is Mode.ESPLORA else None
+        Rest(lambda: self._answers, electrs, self._rest_faults, self._running).add_to(self._front.app)
         Control(self.world, self.apply, self._catch_up).add_to(self._front.app)
         self._waits_for_subscriber = settings.early_subscriber
         self._node_is_lost = False
@@ -87,7 +89,12 @@ class Simulator:
     @property
     def rest_url(self) -> str:
         """Of the REST interface."""
-        return f"http://{self.settings.host}:{self.port}/api/v1"
+        return f"http://{self.settings.host}:{self.port}{PREFIX.rstrip('/')}"
+
+    @property
+    def electrs_url(self) -> str:
+        """Of electrs' REST interface, in esplora mode."""
+        return f"http://{self.settings.host}:{self.port}{ELECTRS_PREFIX.rstrip('/')}"
 
     @property
     def control_url(self) -> str:
@@ -194,6 +201,9 @@ class Simulator:
         self._read_clock()
         self._life.advance(self._now)
 
+    def _push(self, update: Update) -> None:
+        self._front.broadcast(update)
+
     def _meanwhile(self) -> None:
         if self._late_block:
             self._late_block = False
@@ -253,7 +263,7 @@ class Simulator:
             if cache:
                 self.backend.load_cache(old)
             self._messages = Messages(self.backend, self.world)
-            self._answers = Answers(self.world, self.backend, self._messages)
+            self._answers = Answers(self.world, self.backend, self._messages, self._push)
             self._waits_for_subscriber = resend and not cache
             if not self._waits_for_subscriber:
                 self._read_clock()

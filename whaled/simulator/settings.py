@@ -1,5 +1,7 @@
 """What can be chosen about the simulated world and its backend."""
 
+from enum import StrEnum
+
 from msgspec import Struct
 
 from whaled.errors import ConfigError, Fault
@@ -7,8 +9,17 @@ from whaled.simulator.scripts import Network
 
 # A backend's own limit: a block is 4 million weight units. The simulator may fill smaller blocks, see `block_weight`.
 MAX_BLOCK_WEIGHT = 4_000_000
+MAX_PROJECTED_BLOCKS = 8
 # Mean weight of a transaction as the default mix of kinds makes them (measured over 20,000).
 MEAN_TX_WEIGHT = 1_200
+
+
+class Mode(StrEnum):
+    """What the backend reads (`MEMPOOL.BACKEND`): its node, its node and an Electrum server, or electrs."""
+
+    NONE = "none"
+    ELECTRUM = "electrum"
+    ESPLORA = "esplora"
 
 
 class SimulatorSettings(Struct, frozen=True, kw_only=True):
@@ -21,7 +32,8 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
 
     `manual` runs no timers: every `poll()` moves the clock by `poll_interval`. `start` is the first moment in Unix
     seconds, None is now. `early_subscriber` holds back the first poll until a client has subscribed, so that it gets
-    what a backend sends while it starts. `prevouts` fills `vin[].prevout`, as a backend on electrs does.
+    what a backend sends while it starts. `mode` is what the backend reads; in `esplora` the routes of electrs
+    are there too, under `/api`. `projected_blocks` is how many blocks it projects (`MEMPOOL_BLOCKS_AMOUNT`).
 
     Bounds on memory: `keep_blocks` blocks with their transactions, `mempool_limit` transactions (the cheapest are
     evicted beyond), and `truth_limit` whales, and as many other transactions, in the ground truth.
@@ -41,7 +53,8 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
     poll_interval: float = 2.0
     fetch_latency: float = 0.02
     database: bool = False
-    prevouts: bool = False
+    mode: Mode = Mode.NONE
+    projected_blocks: int = 8
     manual: bool = False
     early_subscriber: bool = False
     start: float | None = None
@@ -64,6 +77,7 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
             "start_height": 100 <= self.start_height <= 10_000_000,
             "poll_interval": 0.01 <= self.poll_interval <= 600,
             "fetch_latency": 0 <= self.fetch_latency <= 10,
+            "projected_blocks": 1 <= self.projected_blocks <= MAX_PROJECTED_BLOCKS,
             "price_interval": self.price_interval >= 1,
             "fault_every": self.fault_every == 0 or self.fault_every >= 1,
             "keep_blocks": 17 <= self.keep_blocks <= 10_000,
@@ -104,6 +118,7 @@ RANGES = {
     "start_height": "use 100 to 10000000",
     "poll_interval": "use 0.01 to 600 s",
     "fetch_latency": "use 0 to 10 s",
+    "projected_blocks": "use 1 to 8",
     "price_interval": "use at least 1 s",
     "fault_every": "use 0 (none) or at least 1 s",
     "keep_blocks": "use 17 to 10000: a backend looks at 16 blocks at once",

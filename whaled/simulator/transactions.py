@@ -60,7 +60,9 @@ class Payment(Struct, frozen=True, gc=False):
 
 
 class Tx(Struct, frozen=True, kw_only=True, eq=False):
-    """A transaction. `inputs` is empty for a coinbase. `size` and `weight` are what its parts add up to."""
+    """A transaction. `inputs` is empty for a coinbase, `coinbase` is its scriptSig. Made by `serial.assemble`, for
+    `txid`, `size` and `weight` follow from the rest.
+    """
 
     txid: str
     kind: TxKind
@@ -72,7 +74,7 @@ class Tx(Struct, frozen=True, kw_only=True, eq=False):
     sent_at: float
     sequence: int = REPLACEABLE
     version: int = 2
-    locktime: int = 0
+    coinbase: str = ""
 
     @property
     def out_sat(self) -> int:
@@ -121,7 +123,7 @@ class Tx(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Ids:
-    """Txids and block hashes: double SHA-256 of seed and counter, so a seed always gives the same ones."""
+    """Ids of what is older than anything here: double SHA-256 of seed and counter, so a seed always gives the same."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -5,6 +5,7 @@ from math import ceil
 from random import Random
 
 from whaled.simulator.scripts import Script, Scripts, ScriptType
+from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import REPLACEABLE, Coin, Ids, ImpossibleError, Payment, Tx, TxKind, measure
 
 DUST_SAT = 546
@@ -101,7 +102,7 @@ class Wallets:
         coins, payments, rest_script = plan
         spent = [coin.script.type for coin in coins]
         scripts = [payment.script for payment in payments]
-        size, weight = measure(spent, [*scripts, rest_script])
+        _, weight = measure(spent, [*scripts, rest_script])
         left = sum(coin.value for coin in coins) - sum(payment.value for payment in payments)
         fee = ceil(rate * weight / 4)
         rest = left - fee
@@ -113,19 +114,8 @@ class Wallets:
             if left < 0 or not payments:
                 raise ImpossibleError(f"coins do not pay for a {kind.value}: {left} satoshi left, fee {fee}")
             fee = left
-            size, weight = measure(spent, scripts)
             outputs = tuple(payments)
-        return Tx(
-            txid=self._ids.next(),
-            kind=kind,
-            inputs=tuple(coins),
-            outputs=outputs,
-            fee=fee,
-            size=size,
-            weight=weight,
-            sent_at=now,
-            sequence=sequence,
-        )
+        return assemble(kind, coins, outputs, fee, sent_at=now, sequence=sequence)
 
     def exact(self, out_sat: int, rate: float, now: float, kind: TxKind = TxKind.EXACT) -> Tx:
         """A payment with change whose outputs sum to exactly `out_sat`."""
@@ -147,16 +137,7 @@ class Wallets:
         outputs[largest] = Payment(outputs[largest].value - (fee - old.fee), outputs[largest].script)
         if outputs[largest].value < DUST_SAT:
             raise ImpossibleError(f"{old.txid} cannot pay a fee of {fee} satoshi")
-        return Tx(
-            txid=self._ids.next(),
-            kind=TxKind.REPLACEMENT,
-            inputs=old.inputs,
-            outputs=tuple(outputs),
-            fee=fee,
-            size=old.size,
-            weight=old.weight,
-            sent_at=now,
-        )
+        return assemble(TxKind.REPLACEMENT, old.inputs, outputs, fee, sent_at=now)
 
     def takeback(self, old: Tx, fee_above: int, now: float, kind: TxKind = TxKind.CANCELLATION) -> Tx:
         """Spends only the smallest input of `old`, to a new script of the same owner, paying more than `fee_above`."""

@@ -11,8 +11,9 @@ from statistics import median
 from whaled.model import SAT_PER_BTC
 from whaled.simulator.chain import Block, Chain, Leaving
 from whaled.simulator.scripts import Network, Scripts, ScriptType
+from whaled.simulator.serial import assemble, header, merkle_root, twice
 from whaled.simulator.settings import SimulatorSettings
-from whaled.simulator.transactions import Ids, ImpossibleError, Payment, Tx, TxKind, measure
+from whaled.simulator.transactions import FINAL, Ids, ImpossibleError, Payment, Tx, TxKind
 from whaled.simulator.truth import Truth
 from whaled.simulator.wallets import FEE_BUDGET, MAX_RATE, Wallets
 
@@ -20,6 +21,8 @@ from whaled.simulator.wallets import FEE_BUDGET, MAX_RATE, Wallets
 FIRST_BLOCKS = 12
 # A reorganisation leaves this many blocks untouched below it, so that a backend can find where branches part.
 UNTOUCHED_BLOCKS = 9
+# Targets: the easiest possible on regtest, an ordinary day's on mainnet.
+BITS = {Network.REGTEST: 0x207FFFFF, Network.MAINNET: 0x1702905C}
 
 
 class World:
@@ -168,16 +171,22 @@ class World:
         height = blocks[-1].height + 1 if blocks else self.settings.start_height - FIRST_BLOCKS + 1
         # Header times must grow past the median of the last 11 (mediantime is that of the block before it).
         mediantime = int(median([block.timestamp for block in blocks[-11:]])) if blocks else int(self.now) - 1
-        block_hash = self._ids.next()
-        if self.settings.network is Network.MAINNET:
-            block_hash = "0" * 19 + block_hash[19:]
+        whole = (self._coinbase(height, sum(tx.fee for tx in txs)), *txs)
+        previous = blocks[-1].hash if blocks else self._ids.next()
+        root = merkle_root([tx.txid for tx in whole])
+        timestamp = max(int(self.now), mediantime + 1)
+        bits, nonce = BITS[self.settings.network], int(root[:8], 16)
         block = Block(
-            hash=block_hash,
+            hash=twice(header(previous, root, timestamp, bits, nonce)),
             height=height,
-            previous=blocks[-1].hash if blocks else self._ids.next(),
-            timestamp=max(int(self.now), mediantime + 1),
+            previous=previous,
+            merkle_root=root,
+            timestamp=timestamp,
             mediantime=mediantime,
-            txs=(self._coinbase(height, sum(tx.fee for tx in txs)), *txs),
+            bits=bits,
+            nonce=nonce,
+            found_at=self.now,
+            txs=whole,
         )
         self.chain.connect(block)
         self.truth.mined(block, self.now)
@@ -189,18 +198,10 @@ class World:
         halving = 210_000 if self.settings.network is Network.MAINNET else 150
         reward = (50 * SAT_PER_BTC >> height // halving) + fees
         payee, commitment = self._scripts.make(ScriptType.P2WPKH), self._scripts.make(ScriptType.OP_RETURN)
-        size, weight = measure([ScriptType.P2WPKH], [payee, commitment])
-        return Tx(
-            txid=self._ids.next(),
-            kind=TxKind.COINBASE,
-            inputs=(),
-            outputs=(Payment(reward, payee), Payment(0, commitment)),
-            fee=0,
-            size=size,
-            weight=weight,
-            sent_at=self.now,
-            sequence=0xFFFFFFFF,
-        )
+        # The height comes first (BIP 34): no two blocks of one chain have the same coinbase.
+        scriptsig = f"03{height.to_bytes(3, 'little').hex()}0101"
+        outputs = (Payment(reward, payee), Payment(0, commitment))
+        return assemble(TxKind.COINBASE, (), outputs, 0, sent_at=self.now, sequence=FINAL, coinbase=scriptsig)
 
     def _on_leave(self, tx: Tx, why: Leaving, by: Tx | None) -> None:
         if by is not None:

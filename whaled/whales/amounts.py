@@ -1,24 +1,21 @@
 """How much a transaction moves, and what it looks like. Pure."""
 
-from collections import Counter
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from whaled.model import SAT_PER_BTC, Input, Output, Shape, Transaction
+from whaled.whales import coinjoins
 
 MAX_BTC = 21_000_000
 # BIP 125: an input signals with any nSequence below this.
 FINAL_SEQUENCES = 0xFFFFFFFE
 NULL_TXID = "0" * 64
 OP_RETURN = "6a"
+# BIP 433: anyone can spend it, to add a fee. Backends show it as bc1pfeessrawgf.
+PAY_TO_ANCHOR = "51024e73"
 # The ratio at which the backend itself calls a transaction a consolidation or a batch payout (api/common.ts, flags).
 MANY_TO_ONE = 5
 # A consolidation gathers: one output, or two where it pays something on the way.
 CONSOLIDATION_OUTPUTS = 2
-# Equal outputs that make a coinjoin, where the inputs are known to come from as many scripts and where they are not.
-COINJOIN_EQUAL = 3
-COINJOIN_EQUAL_BLIND = 5
-# Equal values at the dust limits come from token protocols, not from coinjoins (546 sat P2PKH, 2730 sat old relay).
-COINJOIN_ABOVE_SAT = 2730
 
 
 def btc_to_sat(value: float | str) -> int:
@@ -84,20 +81,17 @@ def inputs_sat(transaction: Transaction) -> int | None:
 
 
 def is_spendable(output: Output) -> bool:
-    """Whether the output pays somebody: it has a value and is no data carrier."""
-    return output.value > 0 and not output.script.startswith(OP_RETURN)
+    """Whether the output pays somebody: it has a value and is neither a data carrier nor an anchor (pay-to-anchor)."""
+    return output.value > 0 and output.script != PAY_TO_ANCHOR and not output.script.startswith(OP_RETURN)
 
 
-def shape(transaction: Transaction) -> tuple[Shape, tuple[str, ...]]:
-    """What the transaction looks like, and the rules that decided.
+def shape(transaction: Transaction, *, one_payer: bool = False) -> tuple[Shape, tuple[str, ...]]:
+    """What the transaction looks like, and the rules that decided. `one_payer`: all inputs are known to be one owner's.
 
     The first that holds, over the outputs that pay somebody:
 
     - self_transfer: all of them return to the script of an input. Proven, so only where the inputs are known.
-    - coinjoin: at least half of the outputs have the same value, each to another script, and there are as many inputs
-      (Goldfeder et al. 2017 for JoinMarket, where each participant has one equal output and at most one of change;
-      Whirlpool and Wasabi 1 rounds meet it as well, Wasabi 2 rounds do not). Three such outputs are enough if the
-      inputs are known to come from as many scripts, five if the inputs are not known.
+    - coinjoin: by the rules of `coinjoins.rules_met`; never of one payer.
     - consolidation: one or two outputs, five times as many inputs.
     - batch: five times as many outputs as inputs.
     - transfer: everything else; no rule decided.
@@ -114,22 +108,16 @@ def shape(transaction: Transaction) -> tuple[Shape, tuple[str, ...]]:
         own = input_scripts(transaction)
         if all(output.script in own for output in outputs):
             return Shape.SELF_TRANSFER, ("outputs_return_to_inputs",)
-    equal = _equal_outputs(outputs)
-    participants = count if unknown else min(count, len(input_scripts(transaction)))
-    least = COINJOIN_EQUAL_BLIND if unknown else COINJOIN_EQUAL
-    if least <= equal <= participants and 2 * equal >= len(outputs):
-        return Shape.COINJOIN, (f"equal_outputs>={least}", "inputs>=equal_outputs", *blind)
+    if not one_payer:
+        spent = [entry.prevout for entry in transaction.inputs if entry.prevout is not None]
+        rules = coinjoins.rules_met(coinjoins.Sides(outputs, count, None if unknown else spent))
+        if rules is not None:
+            return Shape.COINJOIN, (*rules, *blind)
     if len(outputs) <= CONSOLIDATION_OUTPUTS and count >= MANY_TO_ONE * len(outputs):
         return Shape.CONSOLIDATION, (f"inputs>={MANY_TO_ONE}*outputs", f"outputs<={CONSOLIDATION_OUTPUTS}", *blind)
     if len(outputs) >= MANY_TO_ONE * count:
         return Shape.BATCH, (f"outputs>={MANY_TO_ONE}*inputs", *blind)
     return Shape.TRANSFER, blind
-
-
-def _equal_outputs(outputs: list[Output]) -> int:
-    """How many different scripts get the most frequent value."""
-    paid = Counter(value for value, _ in {(output.value, output.script) for output in outputs})
-    return max((count for value, count in paid.items() if value > COINJOIN_ABOVE_SAT), default=0)
 
 
 def signals_rbf(transaction: Transaction) -> bool:

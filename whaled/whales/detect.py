@@ -11,7 +11,7 @@ from whaled.config.sections import Basis, Detection
 from whaled.model import SAT_PER_BTC, Alert, Flow, Market, Price, Shape, Source, Status, Transaction, Whale
 from whaled.whales import amounts, fees, prices, watch
 from whaled.whales.amounts import btc_to_sat
-from whaled.whales.labels import AddressBook, Involved
+from whaled.whales.labels import MIN_FLOW_SHARE, AddressBook, Involved
 from whaled.whales.watch import Watch
 
 __all__ = ["Detector", "Rules", "assess", "btc_to_sat", "needs_inputs"]
@@ -38,6 +38,7 @@ class Rules(Struct, frozen=True):
     threshold_usd: float | None = None
     watch: tuple[Watch, ...] = ()
     price_max_age_s: float = 7200.0
+    min_flow_share: float = MIN_FLOW_SHARE
 
     @classmethod
     def of(cls, detection: Detection) -> "Rules":
@@ -48,6 +49,7 @@ class Rules(Struct, frozen=True):
             threshold_usd=detection.threshold_usd,
             watch=tuple(map(Watch.of, detection.watch)),
             price_max_age_s=detection.price_max_age,
+            min_flow_share=detection.min_flow_share,
         )
 
     def usd_as_sat(self, price: Price | None) -> int | None:
@@ -218,9 +220,9 @@ def assess(
     matched = _matched(transaction, rules, book, price)
     if not matched:
         return None
-    shape, reasons = amounts.shape(transaction)
+    shape, reasons = amounts.shape(transaction, one_payer=book.is_one_payer(transaction))
     reasons += _amount(transaction, rules.basis)[1]
-    involved = book.involved(transaction)
+    involved = book.involved(transaction, min_share=rules.min_flow_share)
     if shape is Shape.COINJOIN:
         # Its inputs belong to many: who pays whom cannot be told.
         involved = Involved(
@@ -250,6 +252,7 @@ def _alert(
         vsize=transaction.vsize,
         urgency_score=fees.urgency(transaction.fee_rate, market.fees),
         flow_type=involved.flow,
+        flow_sat=involved.flow_sat,
         exchange_addresses=involved.addresses,
         confidence_score=involved.confidence if flow_known else None,
         from_labels=involved.from_labels,

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 from whaled.errors import ClientError, ClientErrorCode
-from whaled.model import Draft, Event, Flow, Kind, Whale
+from whaled.model import Alert, Draft, Event, Flow, Kind, Whale
 from whaled.whales.addresses import canonical
 from whaled.whales.amounts import btc_to_sat, sat_to_btc
 
@@ -45,6 +45,7 @@ class Filter:
     min_sat: int | None = None
     max_sat: int | None = None
     min_moved_sat: int | None = None
+    min_flow_sat: int | None = None
     min_usd: float | None = None
     flow_types: frozenset[Flow] | None = None
     min_urgency: float | None = None
@@ -78,8 +79,9 @@ class Filter:
         for key, value_sat in (("min_btc", self.min_sat), ("max_btc", self.max_sat)):
             if value_sat is not None:
                 given[key] = sat_to_btc(value_sat)
-        if self.min_moved_sat is not None:
-            given["min_moved_btc"] = sat_to_btc(self.min_moved_sat)
+        for key, value_sat in (("min_moved_btc", self.min_moved_sat), ("min_flow_btc", self.min_flow_sat)):
+            if value_sat is not None:
+                given[key] = sat_to_btc(value_sat)
         for key in ("min_usd", "min_urgency", "min_confidence"):
             if getattr(self, key) is not None:
                 given[key] = getattr(self, key)
@@ -98,16 +100,19 @@ def _compile(wanted: Filter) -> list[_Test]:
         tests.append(lambda whale: whale.alert.value_sat >= min_sat)
     if (max_sat := wanted.max_sat) is not None:
         tests.append(lambda whale: whale.alert.value_sat <= max_sat)
-    if (min_moved := wanted.min_moved_sat) is not None:
-        tests.append(lambda whale: (moved := whale.alert.moved_sat) is not None and moved >= min_moved)
-    if (min_usd := wanted.min_usd) is not None:
-        tests.append(lambda whale: (usd := whale.alert.usd_value) is not None and usd >= min_usd)
+    tests += [
+        _at_least(least, read)
+        for least, read in (
+            (wanted.min_moved_sat, lambda alert: alert.moved_sat),
+            (wanted.min_flow_sat, lambda alert: alert.flow_sat),
+            (wanted.min_usd, lambda alert: alert.usd_value),
+            (wanted.min_urgency, lambda alert: alert.urgency_score),
+            (wanted.min_confidence, lambda alert: alert.confidence_score),
+        )
+        if least is not None
+    ]
     if (flows := wanted.flow_types) is not None:
         tests.append(lambda whale: whale.alert.flow_type in flows)
-    if (min_urgency := wanted.min_urgency) is not None:
-        tests.append(lambda whale: (urgency := whale.alert.urgency_score) is not None and urgency >= min_urgency)
-    if (min_sure := wanted.min_confidence) is not None:
-        tests.append(lambda whale: (sure := whale.alert.confidence_score) is not None and sure >= min_sure)
     if (exchanges := wanted.exchanges) is not None:
         tests.append(lambda whale: not exchanges.isdisjoint(_names(whale)))
     if (addresses := wanted.addresses) is not None:
@@ -118,6 +123,11 @@ def _compile(wanted: Filter) -> list[_Test]:
 def _compile_rules(wanted: Filter) -> list[_Test]:
     rules = wanted.rules
     return [] if rules is None else [lambda whale: not rules.isdisjoint(whale.alert.matched_rules)]
+
+
+def _at_least(least: float, read: Callable[[Alert], float | None]) -> _Test:
+    """Passes values of at least this; null never passes."""
+    return lambda whale: (value := read(whale.alert)) is not None and value >= least
 
 
 def _names(whale: Whale) -> list[str]:
@@ -246,6 +256,7 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, object], object]]]] = {
     "min_btc": ("min_sat", _amount),
     "max_btc": ("max_sat", _amount),
     "min_moved_btc": ("min_moved_sat", _amount),
+    "min_flow_btc": ("min_flow_sat", _amount),
     "min_usd": ("min_usd", _usd),
     "flow_types": ("flow_types", _flows),
     "min_urgency": ("min_urgency", _part),

@@ -14,6 +14,10 @@ COLUMNS = ("label", "address", "type")
 MAX_LABEL = 64
 # An address that is in no book is only assumed to belong to nobody in it.
 UNLABELLED_WEIGHT = 0.8
+# The least part of what leaves its payers that makes a flow; beside it a tenth of this part of all outputs, so that a
+# crumb is no flow either where all the rest is known to be change. `detection.min_flow_share` sets another.
+MIN_FLOW_SHARE = 0.1
+WHOLE_SHARE = 0.1
 
 
 # Coins that arrive there can be sold at once: arriving is inflow, leaving is outflow.
@@ -28,13 +32,28 @@ class Owner(Struct, frozen=True):
 
 
 class Involved(Struct, frozen=True, kw_only=True):
-    """What the address book says about a transaction. `confidence` is None where `flow` is unknown."""
+    """What the address book says about a transaction. `flow_sat`, how much flows, and `confidence` are None where
+    `flow` is unknown.
+    """
 
     flow: Flow = Flow.UNKNOWN
+    flow_sat: int | None = None
     confidence: float | None = None
     from_labels: tuple[str, ...] = ()
     to_labels: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+
+
+class _Found(Struct, frozen=True):
+    """A flow, how much flows, and how sure it is."""
+
+    flow: Flow = Flow.UNKNOWN
+    flow_sat: int | None = None
+    confidence: float | None = None
+
+    @property
+    def sat(self) -> int:
+        return self.flow_sat or 0
 
 
 class AddressBook(Struct, frozen=True):
@@ -83,18 +102,27 @@ class AddressBook(Struct, frozen=True):
         """Whose this output is, None if nobody in the book."""
         return self.owners.get(output.address) if output is not None and output.address is not None else None
 
-    def involved(self, transaction: Transaction) -> Involved:
-        """Whose money goes where.
+    def is_one_payer(self, transaction: Transaction) -> bool:
+        """Whether all inputs are known to be of one label."""
+        labels = {
+            owner.label if (owner := self.owner(spent.prevout)) is not None else None for spent in transaction.inputs
+        }
+        return len(labels) == 1 and None not in labels
+
+    def involved(self, transaction: Transaction, *, min_share: float = MIN_FLOW_SHARE) -> Involved:
+        """Whose money goes where, and how much.
 
         Exchange-like owners are exchanges and custodians. Change, that is what returns to the script of an input or to
         a label that also pays, is left out of account unless nothing else is there.
 
-        - inflow: nobody exchange-like pays, somebody exchange-like is paid.
-        - outflow: somebody exchange-like pays; most of what leaves goes to others.
-        - internal: everything stays with the labels that pay, or most of what leaves an exchange-like owner goes to
-          another one.
+        - inflow: nobody exchange-like pays, somebody exchange-like is paid. `flow_sat` is what these get.
+        - outflow: somebody exchange-like pays; most of what leaves goes to others. `flow_sat` is what these get, and
+          no more than the exchange-like payers give.
+        - internal: everything but a crumb stays with the labels that pay, or most of what leaves an exchange-like owner
+          goes to another one. `flow_sat` is what the other gets, or what the payers get at scripts that did not pay.
         - unknown: everything else. Always while the inputs are not known: that an exchange is paid may as well be the
-          change of a withdrawal.
+          change of a withdrawal. Also where what flows is less than `min_share` of what leaves, or less than a tenth of
+          `min_share` of all outputs: a crumb to an exchange says nothing about a whale.
 
         `confidence` is the share of the inputs' value times the share of the outputs' value for which the statement
         holds, times 0.8 if one side is in no book at all.
@@ -103,45 +131,58 @@ class AddressBook(Struct, frozen=True):
         own = input_scripts(transaction)
         paid = [output for output in transaction.outputs if output.script not in own] or list(transaction.outputs)
         from_owners = self._owners_of(payers)
-        flow, confidence = Flow.UNKNOWN, None
+        found = _Found()
         if self.owners and not has_unknown_inputs(transaction):
-            flow, confidence = self._flow([payer for payer in payers if payer is not None], paid)
+            spent = [payer for payer in payers if payer is not None]
+            found = self._flow(spent, [output for output in transaction.outputs if is_spendable(output)], min_share)
         everything = (*payers, *transaction.outputs)
         labelled = (output.address for output in everything if output is not None and self.owner(output) is not None)
         return Involved(
-            flow=flow,
-            confidence=round(confidence, 4) if confidence is not None else None,
+            flow=found.flow,
+            flow_sat=found.flow_sat,
+            confidence=round(found.confidence, 4) if found.confidence is not None else None,
             from_labels=_labels(from_owners),
             to_labels=_labels(self._owners_of(paid)),
             addresses=tuple(dict.fromkeys(address for address in labelled if address is not None)),
         )
 
-    def _flow(self, payers: list[Output], paid: list[Output]) -> tuple[Flow, float | None]:
+    def _flow(self, payers: list[Output], outputs: list[Output], min_share: float) -> "_Found":
+        """The flow of known inputs to outputs that pay somebody."""
         paying = {owner.label for owner in self._owners_of(payers)}
+        scripts = {payer.script for payer in payers}
         total_in = sum(payer.value for payer in payers)
-        labelled_in = sum(payer.value for payer in payers if self.owner(payer) is not None)
+        total = sum(output.value for output in outputs)
+        if not total_in or not total:
+            return _Found()
+        moved = [output for output in outputs if output.script not in scripts]
+        leaving = [output for output in moved if (owner := self.owner(output)) is None or owner.label not in paying]
+        left = sum(output.value for output in leaving)
+        least_sat = max(1, int(min_share * WHOLE_SHARE * total))
+        labelled_share = sum(payer.value for payer in payers if self.owner(payer) is not None) / total_in
+        if left < least_sat:
+            if not paying or labelled_share < min_share:
+                return _Found()
+            return _Found(Flow.INTERNAL, sum(output.value for output in moved) - left, labelled_share)
         exchange_in = self._exchange_like_sat(payers)
-        leaving = [
-            output
-            for output in paid
-            if is_spendable(output) and ((owner := self.owner(output)) is None or owner.label not in paying)
-        ]
-        total_out = sum(output.value for output in leaving)
-        if not leaving and paying and total_in:
-            return Flow.INTERNAL, labelled_in / total_in
-        if not total_out or not total_in:
-            return Flow.UNKNOWN, None
         exchange_out = self._exchange_like_sat(leaving)
-        to_share = exchange_out / total_out
+        to_share = exchange_out / left
         if not exchange_in:
-            if not exchange_out:
-                return Flow.UNKNOWN, None
-            return Flow.INFLOW, to_share * (1.0 if labelled_in == total_in else UNLABELLED_WEIGHT)
-        from_share = exchange_in / total_in
-        if to_share > 0.5:
-            return Flow.INTERNAL, from_share * to_share
-        labelled_out = any(self.owner(output) is not None for output in leaving)
-        return Flow.OUTFLOW, from_share * (1.0 - to_share) * (1.0 if labelled_out else UNLABELLED_WEIGHT)
+            weight = 1.0 if labelled_share == 1 else UNLABELLED_WEIGHT
+            found = _Found(Flow.INFLOW, exchange_out, to_share * weight)
+        else:
+            from_share = exchange_in / total_in
+            # What exchange-like payers give: not what they get back.
+            given = exchange_in - self._exchange_like_sat(
+                output for output in outputs if (owner := self.owner(output)) is not None and owner.label in paying
+            )
+            if to_share > 0.5:
+                found = _Found(Flow.INTERNAL, min(given, exchange_out), from_share * to_share)
+            else:
+                is_labelled = any(self.owner(output) is not None for output in leaving)
+                weight = 1.0 if is_labelled else UNLABELLED_WEIGHT
+                confidence = from_share * (1.0 - to_share) * weight
+                found = _Found(Flow.OUTFLOW, min(given, left - exchange_out), confidence)
+        return found if found.sat >= max(least_sat, int(min_share * left)) else _Found()
 
     def _exchange_like_sat(self, outputs: Iterable[Output]) -> int:
         return sum(

@@ -1,0 +1,93 @@
+"""`python -m bench.shapes`: precision and recall of the shapes over labelled transactions (docs/detection.md)."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from bench.report import Row, table
+from bench.samples import Sample, samples
+from whaled.model import Shape
+from whaled.whales.amounts import shape
+
+SEED, EACH = 1, 300
+# What the documentation prints and the test repeats.
+HEADER: Row = ("shape", "precision", "recall", "precision, inputs unknown", "recall, inputs unknown")
+KIND_HEADER: Row = ("made by", "transactions", "right", "coinjoin", "right, inputs unknown", "coinjoin, inputs unknown")
+
+
+@dataclass(slots=True)
+class Confusion:
+    """How often a shape was found (second) where another was right (first); the same by kind of transaction."""
+
+    pairs: Counter[tuple[Shape, Shape]] = field(default_factory=Counter)
+    kinds: Counter[tuple[str, Shape, bool]] = field(default_factory=Counter)
+
+    def add(self, kind: str, right: Shape, found: Shape) -> None:
+        """One transaction."""
+        self.pairs[right, found] += 1
+        self.kinds[kind, found, right is found] += 1
+
+    def precision(self, which: Shape) -> float:
+        """The part of what was found that is right."""
+        return _part(self.pairs[which, which], sum(n for (_, found), n in self.pairs.items() if found is which))
+
+    def recall(self, which: Shape) -> float:
+        """The part of what is right that was found."""
+        return _part(self.pairs[which, which], sum(n for (right, _), n in self.pairs.items() if right is which))
+
+    def right(self, kind: str) -> float:
+        """The part of a kind that was called what it is."""
+        return _part(sum(n for (name, _, good), n in self.kinds.items() if name == kind and good), self.count(kind))
+
+    def coinjoins(self, kind: str) -> float:
+        """The part of a kind that was called a coinjoin."""
+        called = sum(n for (name, found, _), n in self.kinds.items() if name == kind and found is Shape.COINJOIN)
+        return _part(called, self.count(kind))
+
+    def count(self, kind: str) -> int:
+        """Transactions of a kind."""
+        return sum(n for (name, _, _), n in self.kinds.items() if name == kind)
+
+
+def measure(labelled: Iterable[Sample]) -> tuple[Confusion, Confusion]:
+    """With the inputs, and without."""
+    known, unknown = Confusion(), Confusion()
+    for sample in labelled:
+        known.add(sample.kind, sample.shape, shape(sample.transaction)[0])
+        unknown.add(sample.kind, sample.shape, shape(sample.no_prevouts)[0])
+    return known, unknown
+
+
+def shape_rows(known: Confusion, unknown: Confusion) -> list[Row]:
+    """A row for each shape."""
+    parts = (known.precision, known.recall, unknown.precision, unknown.recall)
+    return [(f"`{which}`", *(f"{part(which):.1%}" for part in parts)) for which in Shape]
+
+
+def kind_rows(known: Confusion, unknown: Confusion) -> list[Row]:
+    """A row for each kind of transaction."""
+    kinds = dict.fromkeys(kind for kind, _, _ in known.kinds)
+    return [
+        (kind, str(known.count(kind)), *(f"{part:.1%}" for found in (known, unknown)
+                                         for part in (found.right(kind), found.coinjoins(kind))))
+        for kind in kinds
+    ]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.shapes", description=__doc__)
+    parser.add_argument("--seed", type=int, default=SEED, help="another seed makes other transactions (%(default)s)")
+    parser.add_argument("--each", type=int, default=EACH, help="transactions of each kind (%(default)s)")
+    options = parser.parse_args(arguments)
+    known, unknown = measure(samples(options.seed, options.each))
+    print(table(HEADER, shape_rows(known, unknown)), table(KIND_HEADER, kind_rows(known, unknown)), sep="\n\n")
+
+
+def _part(some: int, everything: int) -> float:
+    return some / everything if everything else 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Two transactions that spend the same output: one has replaced the other, whether or not the backend says so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from test_pipeline import BTC, Published, opened, pays, received, timed
+
+from whale_kit import NOW, txid
+from whaled.config.sections import Detection
+from whaled.eventlog.store import EventLog
+from whaled.pipeline import Pipeline
+from whaled.upstream.dialect import decode
+from whaled.upstream.news import Received
+
+BLOCK = {"id": "b1" * 32, "height": 900_001, "timestamp": int(NOW), "previousblockhash": "b0" * 32}
+
+
+def spending(number: int, *coins: int, value: int = 100 * BTC) -> dict[str, Any]:
+    """A transaction that spends these coins."""
+    inputs = [{"txid": txid(1000 + coin), "vout": 0, "sequence": 1, "prevout": None} for coin in coins]
+    return pays(number, value) | {"vin": inputs}
+
+
+def message(
+    added: tuple[dict[str, Any], ...] = (), removed: tuple[int, ...] = (), mined: tuple[int, ...] = ()
+) -> Received:
+    delta = {
+        "sequence": 1,
+        "added": list(added),
+        "removed": [txid(number) for number in removed],
+        "mined": [txid(number) for number in mined],
+        "replaced": [],
+    }
+    return received(encode({"mempool-transactions": delta, **({"block": BLOCK} if mined else {})}), NOW)
+
+
+def encode(parts: dict[str, Any]) -> bytes:
+    return json.dumps(parts, separators=(",", ":")).encode()
+
+
+def told(published: Published) -> list[tuple[str, int, str]]:
+    """Kind, number and ref of each event."""
+    return [(event.kind.value, int(event.whale.alert.transaction_id, 16), event.ref[-2:]) for event in published.events]
+
+
+def running_on(log: EventLog) -> tuple[Pipeline, Published]:
+    published = Published()
+    running, _ = timed(log, Detection(), published)
+    return running, published
+
+
+async def test_a_package_whose_parent_pays_less_replaces_what_it_spends_the_coin_of(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        parent, child = spending(2, 7, value=99 * BTC), spending(3, 8, value=1)
+        await running.handle(message((parent, child), removed=(1,)))
+        await running.handle(message((spending(4, 9),)))
+        await running.handle(message((spending(5, 9),), removed=(4,)))
+    assert told(published) == [
+        ("alert", 1, ""),
+        ("replaced", 1, "02"),
+        ("alert", 4, ""),
+        ("alert", 5, ""),
+        ("replaced", 4, "05"),
+    ]
+    assert published.events[3].whale.alert.replaces == txid(4)
+
+
+async def test_a_whale_that_left_beside_a_stranger_is_not_said_to_be_replaced(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        await running.handle(message((spending(2, 8, value=1),), removed=(1,)))
+    assert told(published) == [("alert", 1, "")]
+
+
+async def test_a_whale_that_spends_the_coin_of_another_one_replaces_it_across_a_gap(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 5, 7),)))
+        await running.handle(message((spending(2, 7, 8),)))
+        await running.handle(message((spending(3, 9),)))
+    assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, "02"), ("alert", 3, "")]
+    assert [event.whale.alert.replaces for event in published.events if event.update is None] == [None, txid(1), None]
+
+
+async def test_of_two_that_spend_the_same_the_mined_one_has_replaced_the_other(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        await running.handle(message((spending(2, 7),)))
+        await running.handle(message(mined=(1,)))
+    assert told(published)[2:] == [("replaced", 1, "02"), ("confirmed", 1, "b1"), ("replaced", 2, "01")]
+
+
+async def test_a_confirmed_whale_is_not_replaced_by_one_that_spends_the_same(tmp_path: Path) -> None:
+    """The death of its block takes it back first."""
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        await running.handle(message(mined=(1,)))
+        await running.handle(message((spending(2, 7),)))
+    assert told(published) == [("alert", 1, ""), ("confirmed", 1, "b1"), ("alert", 2, "")]
+
+
+async def test_replacements_in_turn_are_each_told(tmp_path: Path) -> None:
+    """Replacement cycling: the first comes back each time."""
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        for number in (1, 2, 3):
+            await running.handle(message((spending(number, 7),)))
+        assert told(published)[-1] == ("replaced", 2, "03")
+        outpoints = await log.outpoints([txid(1), txid(3), txid(9)])
+        assert outpoints == {key: [f"{txid(1007)}:0"] for key in (txid(1), txid(3))}
+        assert await log.rivals([f"{txid(1007)}:0", "elsewhere:0"]) == {f"{txid(1007)}:0": [txid(1), txid(2), txid(3)]}
+
+
+async def test_a_backend_that_names_an_outpoint_twice_ends_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 7, 7),)))
+    assert told(published) == [("alert", 1, "")]
+
+
+async def test_what_a_pruned_whale_spent_is_forgotten_with_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, _ = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        assert await log.prune(NOW + 365 * 86_400, follows_blocks=False) == 1
+        assert await log.rivals([f"{txid(1007)}:0"]) == {}
+        await running.handle(message((spending(2, 7),)))
+        assert await log.rivals([f"{txid(1007)}:0"]) == {f"{txid(1007)}:0": [txid(2)]}
+
+
+def test_the_spenders_of_a_message_are_found_whatever_else_is_odd_in_it() -> None:
+    odd = spending(3, 9) | {"fee": "?"}
+    broken = {"txid": 7, "vin": [{}]}
+    pair = {"replaced": txid(8), "by": spending(4, 6)}
+    delta = {"sequence": 1, "added": [spending(1, 7), broken, odd], "replaced": [pair]}
+    read = decode(encode({"mempool-transactions": delta})).delta
+    assert read is not None
+    wanted = {f"{txid(1000 + coin)}:0" for coin in (5, 6, 7, 9)}
+    assert read.spending(wanted) == {
+        f"{txid(1007)}:0": txid(1),
+        f"{txid(1009)}:0": txid(3),
+        f"{txid(1006)}:0": txid(4),
+    }
+    assert read.spending(()) == {}

@@ -1,0 +1,52 @@
+"""Blocks of a real node (Bitcoin Core, regtest) as it serialises them, and bytes that are no block."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whaled.upstream.rawblock import BlockError, spenders_in
+
+RECORDED = Path(__file__).parent / "data" / "bitcoind-blocks.json.gz"
+BLOCKS: list[dict[str, Any]] = json.loads(gzip.decompress(RECORDED.read_bytes()))
+NOWHERE = f"{'ab' * 32}:0"
+
+
+def expected(block: dict[str, Any]) -> dict[str, str]:
+    """What the node itself decoded: the spender of each outpoint."""
+    return {outpoint: txid for txid, spent in block["spends"] for outpoint in spent}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{len(block['spends'])} transactions")
+def test_every_spender_of_a_block_is_found(block: dict[str, Any]) -> None:
+    spenders = expected(block)
+    assert spenders_in(bytes.fromhex(block["raw"]), [*spenders, NOWHERE]) == spenders
+
+
+def test_the_recorded_blocks_have_segregated_witnesses_and_a_hundred_inputs() -> None:
+    assert max(len(expected(block)) for block in BLOCKS) > 100
+    assert any("0001" in block["raw"] for block in BLOCKS)
+
+
+def test_outpoints_that_are_none_are_in_no_block() -> None:
+    raw = bytes.fromhex(BLOCKS[-1]["raw"])
+    assert spenders_in(raw, ["", "no outpoint", "zz:0", f"{'ab' * 32}:-1", f"{'ab' * 32}:{2**32}", NOWHERE]) == {}
+
+
+@pytest.mark.parametrize("cut", [1, 40, 400])
+def test_a_block_that_ends_too_early_is_no_block(cut: int) -> None:
+    block = BLOCKS[-1]
+    (first, *_) = expected(block)
+    with pytest.raises(BlockError):
+        spenders_in(bytes.fromhex(block["raw"])[:-cut], [first])
+
+
+def test_counts_that_cannot_be_are_refused_before_anything_is_read() -> None:
+    block = BLOCKS[-1]
+    (first, *_) = expected(block)
+    raw = bytes.fromhex(block["raw"])
+    for count in (b"\xfe\xff\xff\xff\xff", b"\xff" * 9):
+        with pytest.raises(BlockError, match="transactions in"):
+            spenders_in(raw[:80] + count + raw[81:], [first])

@@ -1,0 +1,250 @@
+"""What perishes is asked for first, several questions at a time, and one that takes long holds up no other."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+from reconcile_kit import BTC, Front, watching, world
+
+from whaled.model import SAT_PER_BTC
+from whaled.reconcile.mempool import Candidate, perishable_first
+from whaled.reconcile.turns import FAILURES_IN_A_ROW, Turns
+from whaled.simulator.transactions import Tx
+
+
+def first(asked: Iterable[str], beginning: str) -> int:
+    """The place of the first path that begins so."""
+    return next(index for index, path in enumerate(asked) if path.startswith(beginning))
+
+
+def test_the_newest_and_the_best_paying_come_in_turn() -> None:
+    def candidate(rate: float, first_seen: float) -> Candidate:
+        return Candidate(BTC, rate, first_seen, 141.0, is_replacement=None)
+
+    candidates = {
+        "old and dear": candidate(90, 1),
+        "new": candidate(1, 9),
+        "newer": candidate(2, 10),
+        "dear": candidate(80, 2),
+    }
+    assert list(perishable_first(candidates, 10)) == ["newer", "old and dear", "new", "dear"]
+    assert list(perishable_first(candidates, 1)) == ["newer", "old and dear"]
+    assert list(perishable_first({}, 10)) == []
+
+
+async def test_replacements_and_the_mempool_are_asked_for_before_blocks(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        async with watching(sim, clock, tmp_path, front=front):
+            pass
+        for _ in range(20):
+            sim.world.mine([sim.world.pay(150 * BTC, relay=False)])
+        waiting = [sim.world.pay(150 * BTC).txid for _ in range(30)]
+        await sim.poll()
+        front.asked.clear()
+        async with watching(sim, clock, tmp_path, front=front) as rig:
+            assert len(rig.sources()) == 50
+            replacements = first(front.asked, "replacements")
+            whales = [front.asked.index(f"tx/{txid}") for txid in waiting]
+            blocks = [index for index, path in enumerate(front.asked) if path.endswith("/summary")]
+            assert replacements < min(whales)
+            assert max(whales) < blocks[1]  # a block may be looked at until the snapshot is there
+            assert len(front.asked) < 50 + 5 * 20 + 20
+
+
+async def test_a_whale_that_takes_long_holds_up_no_other(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        slow, *others = [sim.world.pay(150 * BTC).txid for _ in range(20)]
+        block_whales = [sim.world.pay(150 * BTC, relay=False) for _ in range(3)]
+        await sim.poll()
+        is_there, let_go = front.hold(f"tx/{slow}")
+        async with watching(sim, clock, tmp_path, front=front, settled=False) as rig:
+            await is_there.wait()
+            sim.world.mine(block_whales, only=())
+            await rig.poll()
+            await rig.until(lambda: rig.sources().keys() == {*others, *(tx.txid for tx in block_whales)})
+            assert rig.tally.open["candidates"] == 1
+            let_go.set()
+            await rig.until(lambda: slow in rig.sources())
+
+
+async def test_the_backlog_is_there_while_the_questions_are_open(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        for _ in range(200):
+            sim.world.pay(150 * BTC)
+        await sim.poll()
+        is_there, let_go = front.hold("tx/.*")
+        async with watching(sim, clock, tmp_path, front=front, settled=False) as rig:
+            await is_there.wait()
+            assert rig.tally.rounds <= 2
+            assert rig.tally.open["candidates"] > 190
+            let_go.set()
+            await rig.settled()
+            assert rig.tally.open == dict.fromkeys(("blocks", "block_whales", "candidates", "tail", "fates"), 0)
+
+
+async def test_whales_of_a_block_are_asked_for_by_the_page(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
+        whales = [sim.world.pay(150 * BTC, relay=False) for _ in range(300)]
+        front.asked.clear()
+        sim.world.mine(whales)
+        await rig.settled()
+        assert rig.sources() == dict.fromkeys((tx.txid for tx in whales), "block")
+        assert front.times("block/.*/txs/.*") == 30
+        assert front.times("block/.*/summary") == 1
+
+
+# --- turns ---
+
+
+async def test_several_failures_in_a_row_end_a_turn_and_wait(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
+        front.spoil("block/.*/txs/.*", 500)
+        blocks = [sim.world.mine([sim.world.pay(150 * BTC, relay=False)]) for _ in range(3 * FAILURES_IN_A_ROW)]
+        front.asked.clear()
+        await rig.poll()
+        await rig.until(lambda: rig.tally.failures.total() >= FAILURES_IN_A_ROW)
+        assert rig.sources() == {}
+        front.mend()
+        for _ in range(3):
+            await rig.poll(70)
+            await rig.settled()
+        assert len(rig.sources()) == len(blocks)
+
+
+async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(tmp_path: Path) -> None:
+    async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
+        worker = rig.ear._reconciler
+        turns = Turns(worker._tools, worker._patience, 2)
+        let_go, is_over, asked = asyncio.Event(), asyncio.Event(), []
+
+        async def ask(key: str) -> None:
+            asked.append(key)
+            if key == "slow":
+                await let_go.wait()
+                is_over.set()
+
+        assert await turns.take(["slow"], ask, waits=False)
+        assert turns.is_asking("slow")
+        assert await turns.take(["slow", "a", "b"], ask)
+        assert asked == ["slow", "a", "b"]
+        let_go.set()
+        await turns.take(["c"], ask)
+        assert asked == ["slow", "a", "b", "c"]
+        await is_over.wait()
+        assert await turns.take(["slow"], ask)
+        assert asked[-1] == "slow"
+
+
+# --- replacements that nobody names ---
+
+
+def tree(*chain: tuple[str, int], at: float) -> dict[str, object]:
+    """A tree as the backend has it, the last replacement first."""
+    node: dict[str, object] = {}
+    for txid, value in reversed(chain):
+        stripped = {"txid": txid, "fee": 1, "vsize": 141, "value": value, "rate": 5, "time": int(at), "rbf": True}
+        node = {"tx": stripped, "time": int(at), "fullRbf": False, "replaces": [node] if node else []}
+    return node
+
+
+async def test_a_whale_that_came_back_after_its_replacer_was_replaced_is_not_called_replaced(tmp_path: Path) -> None:
+    """Replacement cycling while whaled was not there: C replaced B, which had replaced A; A is back."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        back = sim.world.pay(150 * BTC)
+        await sim.poll()
+        family = tree(("cc" * 32, 10 * BTC), ("bb" * 32, 160 * BTC), (back.txid, back.out_sat), at=clock() + 5)
+        front.spoil(f"tx/{back.txid}/rbf", 200, json.dumps({"replacements": family, "replaces": None}).encode())
+        front.spoil("replacements", 200, json.dumps([family]).encode())
+        async with watching(sim, clock, tmp_path, front=front) as rig:
+            await rig.poll(70)
+            await rig.settled()
+            assert rig.told(back.txid) == ["alert"]
+
+
+async def test_a_whale_of_the_stream_is_not_dropped_because_another_node_does_not_have_it(tmp_path: Path) -> None:
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=10.0) as rig,
+    ):
+        whale = sim.world.pay(150 * BTC).txid
+        await rig.settled()
+        front.spoil("mempool/txids", 200, b"[]")
+        front.spoil(f"tx/{whale}(/status)?", 404)
+        for _ in range(4):
+            await rig.poll(20)
+            await rig.settled()
+        assert rig.told(whale) == ["alert"]
+        front.mend()
+        sim.world.chain.evict(whale)
+        for _ in range(4):
+            await rig.poll(20)
+            await rig.settled()
+        await rig.until(lambda: rig.told(whale) == ["alert", "dropped"])
+
+
+def compact(number: int) -> bytes:
+    return bytes([number])
+
+
+def raw_block(*spenders: tuple[str, int]) -> tuple[bytes, list[str]]:
+    """A block of transactions that spend one outpoint each, as the network sends it (BIP 144), and their txids."""
+    raw, txids = bytes(80) + compact(len(spenders)), []
+    for txid, vout in spenders:
+        body = compact(1) + bytes.fromhex(txid)[::-1] + vout.to_bytes(4, "little") + compact(0) + b"\xff" * 4
+        body += compact(1) + (SAT_PER_BTC).to_bytes(8, "little") + compact(0)
+        raw += b"\x02\0\0\0" + b"\0\x01" + body + compact(1) + compact(2) + b"\x01\x02" + bytes(4)
+        txids.append(sha256(sha256(b"\x02\0\0\0" + body + bytes(4)).digest()).digest()[::-1].hex())
+    return raw, txids
+
+
+async def test_a_whale_replaced_by_what_went_straight_to_a_miner_is_not_called_dropped(tmp_path: Path) -> None:
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=30.0) as rig,
+    ):
+        replaced: Tx = sim.world.pay(150 * BTC)
+        dropped: Tx = sim.world.pay(160 * BTC)
+        await rig.settled()
+        spent = replaced.inputs[0]
+        raw, (_, by) = raw_block(("ee" * 32, 0), (spent.txid, spent.vout))
+        front.spoil("block/.*/raw", 200, raw)
+        for tx in (replaced, dropped):
+            sim.world.chain.evict(tx.txid)
+        sim.world.mine(only=())
+        for _ in range(4):
+            await rig.poll(40)
+            await rig.settled()
+        await rig.until(lambda: rig.told(dropped.txid) == ["alert", "dropped"])
+        assert rig.told(replaced.txid) == ["alert", "replaced"]
+        assert [event.ref for event in rig.events if event.ref] == [by]
+
+
+async def test_a_transaction_that_spends_what_a_missing_whale_spent_has_replaced_it(tmp_path: Path) -> None:
+    """The two come in different messages, and the backend does not name them as a pair."""
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=600.0) as rig:
+        whale: Tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        await rig.hear(removed=[whale.txid])
+        await rig.poll(5)
+        await rig.settled()
+        spent = whale.inputs[0]
+        small = {
+            "txid": "dd" * 32,
+            "vin": [{"txid": spent.txid, "vout": spent.vout, "sequence": 0, "prevout": None}],
+            "vout": [{"value": 5, "scriptpubkey": "51"}],
+        }
+        await rig.hear(added=[small])
+        await rig.until(lambda: rig.told(whale.txid) == ["alert", "replaced"])
+        assert [event.ref for event in rig.events if event.ref] == ["dd" * 32]
