@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import resource
 import signal
 import socket
@@ -22,7 +23,7 @@ from whaled.auth.tokens import issue
 from whaled.config.sections import Auth
 from whaled.model import Permission
 from whaled.simulator.server import Simulator
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import Mode, SimulatorSettings
 
 METRICS_PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -301,3 +302,18 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
         with sqlite3.connect(tmp_path / "whaled.db") as log:
             assert log.execute("SELECT count(*) FROM events").fetchone() == before
         log.close()
+
+
+async def test_an_esplora_mode_backend_is_read_whole_with_electrs_beside_it(tmp_path: Path) -> None:
+    async with busy_simulator(mode=Mode.ESPLORA) as simulator:
+        config = daemon.write_config(tmp_path, simulator.url)
+        async with daemon.running(config) as whaled, whaled.connect() as client, asyncio.timeout(60):
+            line = await whaled.logged("the backend gives everything that is needed", mode="esplora")
+            assert line["esplora"].endswith("/api/")
+            metrics = ""
+            while not re.search(r"whaled_blocks_scanned_total [1-9]", metrics):
+                await receive_type(client, "whale_update")
+                metrics = await get(f"{whaled.http}/metrics")
+        assert 'whaled_upstream_state{state="connected"} 1.0' in metrics
+        for capability in ("stream", "chain", "mempool", "prevouts", "network"):
+            assert f'whaled_upstream_capability{{capability="{capability}"}} 1.0' in metrics
