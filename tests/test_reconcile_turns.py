@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,11 +13,6 @@ from whaled.reconcile.turns import FAILURES_IN_A_ROW, Turns
 from whaled.simulator.scripts import ScriptType
 from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import Payment, Tx, TxKind
-
-
-def first(asked: Iterable[str], beginning: str) -> int:
-    """The place of the first path that begins so."""
-    return next(index for index, path in enumerate(asked) if path.startswith(beginning))
 
 
 def test_the_newest_and_the_best_paying_come_in_turn() -> None:
@@ -36,7 +30,7 @@ def test_the_newest_and_the_best_paying_come_in_turn() -> None:
     assert list(perishable_first({}, 10)) == []
 
 
-async def test_replacements_and_the_mempool_are_asked_for_before_blocks(tmp_path: Path) -> None:
+async def test_whales_of_the_mempool_do_not_wait_for_blocks(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         async with watching(sim, clock, tmp_path, front=front):
@@ -48,12 +42,10 @@ async def test_replacements_and_the_mempool_are_asked_for_before_blocks(tmp_path
         front.asked.clear()
         async with watching(sim, clock, tmp_path, front=front) as rig:
             assert len(rig.sources()) == 50
-            replacements = first(front.asked, "replacements")
             whales = [front.asked.index(f"tx/{txid}") for txid in waiting]
             blocks = [index for index, path in enumerate(front.asked) if path.endswith("/summary")]
             # Blocks are looked at until the snapshot is there; from then on they have the turns that are left.
             assert len([index for index in blocks if min(whales) < index < max(whales)]) <= 2
-            assert replacements < blocks[-1]
             assert len(front.asked) < 50 + 5 * 20 + 20
 
 

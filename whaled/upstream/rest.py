@@ -167,7 +167,7 @@ class Rest(Http):
             count = len(answers)
             answers.clear()  # the error is kept, its traceback this frame
             raise RestError(
-                RestFailure.GARBAGE, f"POST {self.shown_base}prevouts: {count} answers to {len(outpoints)} questions"
+                RestFailure.GARBAGE, f"POST {self.shown('prevouts')}: {count} answers to {len(outpoints)} questions"
             )
         found = {}
         for outpoint, answer in zip(outpoints, answers, strict=True):
