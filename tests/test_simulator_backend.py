@@ -345,3 +345,25 @@ def test_a_backend_that_projects_four_blocks_has_no_fifth() -> None:
     messages, dialogue = Messages(backend, world), Dialogue()
     assert dialogue.hear(b'{"track-mempool-block":3}', 0.0, messages)
     assert dialogue.hear(b'{"track-mempool-block":4}', 0.0, messages) == {}
+
+
+def test_a_tree_says_that_the_one_that_came_back_was_mined() -> None:
+    bench = Bench()
+    old = bench.world.pay(WHALE, rate=50.0)
+    bench.deltas()
+    wide = bench.world.displace(old.txid)
+    bench.deltas()
+    narrow = bench.world.release(wide.txid)
+    bench.deltas()
+    bench.world.send(old)
+    bench.deltas()
+    bench.world.mine(only=[old.txid])
+    bench.deltas()
+    tree = bench.backend.rbf.tree(old.txid)
+    assert tree is not None
+    assert tree["tx"]["txid"] == narrow.txid
+    assert tree["mined"]
+    assert "mined" not in tree["tx"]
+    ((middle,), inner) = (tree["replaces"], tree["replaces"][0]["replaces"])
+    assert "mined" not in middle["tx"]
+    assert [each["tx"].get("mined") for each in inner] == [True]

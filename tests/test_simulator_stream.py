@@ -18,7 +18,7 @@ NOW = 1_800_000_000.0
 POLLS = 110
 LATENCY = 0.02
 # A block comes in the midst of a poll of the second.
-SEEDS = (2, 15)
+SEEDS = (2, 39)
 
 
 @cache
@@ -83,7 +83,10 @@ def test_every_replacement_that_polls_can_see_is_told_but_for_winners_mined_befo
         if record.fate is Fate.REPLACED and record.txid in added and record.replaced_by in added
     }
     assert len(seen) > 20
+    # The backend takes two for strangers if the second pays no more: a package's parent, or what was mined before it
+    # was fetched, whose fee is told as 0.
+    poorer = {(loser, by) for loser, by in seen if by and world.truth[by].fee_sat <= world.truth[loser].fee_sat}
+    assert poorer, "no package replaced anything: this seed tests nothing"
     if seed == SEEDS[1]:
-        assert seen - told
-    # Their fee is told as 0, which is less than the loser's: the backend takes the two for strangers.
-    assert all(added[by].is_confirmed for _, by in seen - told if by)
+        assert seen - told - poorer
+    assert all(added[by].is_confirmed for _, by in seen - told - poorer if by)

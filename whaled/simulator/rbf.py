@@ -72,7 +72,7 @@ class RbfHistory:
 
     def mined(self, txids: list[str]) -> None:
         """These were mined."""
-        self._mined.update(txid for txid in txids if txid in self._replaces)
+        self._mined.update(txid for txid in txids if txid in self._txs)
 
     def cached(self, txid: str) -> Seen | None:
         """A transaction of a tree in full: one that was replaced, or that replaced another."""
@@ -89,7 +89,13 @@ class RbfHistory:
             return None
         while txid in self._replaced_by:
             txid = self._replaced_by[txid]
-        return self._branch(txid, None) if txid in self._txs else None
+        if txid not in self._txs:
+            return None
+        tree = self._branch(txid, None)
+        if _has_mined(tree):
+            # Of the whole tree: also where one that had been replaced came back and was mined.
+            tree["mined"] = True
+        return tree
 
     def latest(self) -> list[RbfTree]:
         """The latest trees, newest first."""
@@ -118,7 +124,6 @@ class RbfHistory:
     def _branch(self, txid: str, replaced_at: int | None) -> RbfTree:
         known = self._txs[txid]
         tx = known.seen.tx
-        is_mined = txid in self._mined
         stripped = RbfTx(
             txid=txid,
             fee=number(known.seen.fee),
@@ -129,6 +134,8 @@ class RbfHistory:
         )
         if known.seen.first_seen is not None:
             stripped["time"] = known.seen.first_seen
+        if txid in self._mined:
+            stripped["mined"] = True
         branches = [self._branch(old, known.at) for old in self._replaces.get(txid, ()) if old in self._txs]
         full = any(not branch["tx"]["rbf"] or branch["fullRbf"] for branch in branches)
         if branches:
@@ -136,8 +143,6 @@ class RbfHistory:
         tree = RbfTree(tx=stripped, time=known.at, fullRbf=full, replaces=branches)
         if replaced_at is not None:
             tree["interval"] = replaced_at - known.at
-        if is_mined:
-            tree["mined"] = stripped["mined"] = True
         return tree
 
     def _forget(self, txid: str) -> None:
@@ -147,3 +152,7 @@ class RbfHistory:
         winner = self._replaced_by.pop(txid, None)
         if winner in self._replaces:
             self._replaces[winner].remove(txid)
+
+
+def _has_mined(tree: RbfTree) -> bool:
+    return "mined" in tree["tx"] or any(map(_has_mined, tree["replaces"]))
