@@ -11,6 +11,7 @@ from reconcile_kit import BTC, Front, world
 from whaled.config.sections import Upstream
 from whaled.ops.metrics import Metrics
 from whaled.simulator.server import Simulator
+from whaled.simulator.settings import Mode
 from whaled.simulator.transactions import TxKind
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Questions, Summary
@@ -321,3 +322,19 @@ async def test_questions_are_no_faster_than_allowed() -> None:
             for _ in range(10):
                 tasks.create_task(questions.tip_height())
         assert time.monotonic() - began >= 9 / 50.0
+
+
+async def test_only_electrs_tells_which_transaction_spends_an_output() -> None:
+    async with world(mode=Mode.ESPLORA) as (sim, _):
+        spender = sim.world.pay(150 * BTC)
+        await sim.poll()
+        spent, unspent = spender.inputs[0], f"{spender.txid}:0"
+        async with Rest.open(Upstream(url=sim.url), Metrics().upstream) as rest:
+            questions = Questions(rest, 10_000.0)
+            outpoint = f"{spent.txid}:{spent.vout}"
+            assert await questions.spender(outpoint) is None  # not asked: the mode is not known
+            rest.routes.mode, rest.routes.esplora = "esplora", f"{sim.electrs_url.rstrip('/')}/"
+            assert await questions.spender(outpoint) == spender.txid
+            assert await questions.spender(unspent) is None
+            assert await questions.spender(f"{TXID}:4294967295") is None
+            assert questions.answered == 3

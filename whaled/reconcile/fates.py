@@ -32,6 +32,8 @@ WATCHED_LIMIT = 1_000
 FRAME_LIMIT_BYTES = 32 * 1024 * 1024
 # Before a whale is called dropped, blocks since its alert are searched for what spends the same: a day of them.
 SEARCHED_BLOCKS = 144
+# Of a missing whale's inputs, as many are looked up at electrs: a replacement mostly spends all of them.
+SPENT_LIMIT = 10
 # A miner's clock may be this far ahead or behind.
 BLOCK_CLOCK_S = 7200.0
 
@@ -249,7 +251,7 @@ class Fates:
             block = await tools.questions.block(place.block_hash)
             await say(tools, [lifecycle.confirmed(whale, block, tools.clock())])
             return True
-        replacer = await tools.questions.replacer(txid) or await self._rival(txid, mempool)
+        replacer = await tools.questions.replacer(txid) or await self._rival(txid, mempool) or await self._spender(txid)
         if replacer is not None:
             await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())], self._is_missing)
             return True
@@ -264,3 +266,12 @@ class Fates:
         histories = await log.histories(rivals)
         confirmed = (rival for rival, history in histories.items() if history[-1][0] is Kind.CONFIRMED)
         return next(confirmed, None) or next((rival for rival in histories if rival in mempool), None)
+
+    async def _spender(self, txid: str) -> str | None:
+        """Another transaction that spends one of the first outpoints, where electrs tells it; None if it does not."""
+        outpoints = (await self._tools.log.outpoints([txid])).get(txid, [])
+        for outpoint in outpoints[:SPENT_LIMIT]:
+            by = await self._tools.questions.spender(outpoint)
+            if by is not None and by != txid:
+                return by
+        return None

@@ -94,6 +94,10 @@ class _Stripped(Struct, gc=False):
     flags: msgspec.Raw = _NULL
 
 
+class _Outspend(Struct):
+    txid: Hash | None = None
+
+
 class _Header(Struct):
     id: Hash
     height: Number
@@ -235,6 +239,17 @@ class Questions:
     async def replacer(self, txid: str) -> str | None:
         """The transaction that took the place of this one, None if the backend knows of none."""
         return next((each.replaced_by for each in await self.family(txid) if each.txid == txid), None)
+
+    async def spender(self, outpoint: str) -> str | None:
+        """The transaction that spends an output (`model.outpoint`). Only electrs can tell: None without it, and while
+        nothing spends the output.
+        """
+        txid, _, vout = outpoint.partition(":")
+        path = f"tx/{_quoted(txid)}/outspend/{_quoted(vout)}"
+        if not self._rest.routes.is_electrs(path):
+            return None
+        found: _Outspend | None = await self._get(path, _Outspend)
+        return None if found is None else found.txid
 
     async def family(self, txid: str) -> list[Relative]:
         """Every transaction of the tree of replacements that this one is part of, the last one first."""
