@@ -416,7 +416,7 @@ def test_a_url_is_shown_without_what_may_be_a_secret(url: str, shown: str) -> No
 
 
 def test_a_fault_about_a_url_does_not_tell_its_password() -> None:
-    for text in ("upstream: {proxy: 'socks5://user:hunter2@host'}", "upstream: {url: 'user:hunter2@host'}"):
+    for text in ("upstream: {proxy: 'socks4://user:hunter2@host'}", "upstream: {url: 'user:hunter2@host'}"):
         assert "hunter2" not in "\n".join(faults(text))
 
 

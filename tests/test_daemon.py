@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import re
 import resource
 import signal
 import socket
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from whaled.auth.tokens import issue
 from whaled.config.sections import Auth
 from whaled.model import Permission
 from whaled.simulator.server import Simulator
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import Mode, SimulatorSettings
 
 METRICS_PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 
@@ -278,3 +280,40 @@ async def test_after_a_rotation_open_connections_refresh_with_the_new_key(tmp_pa
         async with whaled.connect() as old:
             await ask(old, type="auth", token=token)
             assert (await receive(old))["message"] == "Invalid or expired token"
+
+
+async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url)
+        async with daemon.running(config) as whaled:
+            await whaled.logged("the network of the event log is noted", network="regtest")
+        with sqlite3.connect(tmp_path / "whaled.db") as log:
+            (noted,) = log.execute("SELECT value FROM state WHERE key = 'network'").fetchone()
+            mainnet = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"
+            changed = json.dumps({**json.loads(noted), "genesis": mainnet})
+            log.execute("UPDATE state SET value = ? WHERE key = 'network'", (changed,))
+            before = log.execute("SELECT count(*) FROM events").fetchone()
+        log.close()
+        async with daemon.running(config) as whaled:
+            lost = await whaled.logged("no link to the mempool backend", reason="wrong_network", attempt=2)
+            assert "the backend is on regtest, and the event log holds mainnet" in lost["detail"]
+            async with aiohttp.ClientSession() as session, session.get(f"{whaled.http}/healthz") as response:
+                assert (await response.json())["upstream"] == "disconnected"
+        with sqlite3.connect(tmp_path / "whaled.db") as log:
+            assert log.execute("SELECT count(*) FROM events").fetchone() == before
+        log.close()
+
+
+async def test_an_esplora_mode_backend_is_read_whole_with_electrs_beside_it(tmp_path: Path) -> None:
+    async with busy_simulator(mode=Mode.ESPLORA) as simulator:
+        config = daemon.write_config(tmp_path, simulator.url)
+        async with daemon.running(config) as whaled, whaled.connect() as client, asyncio.timeout(60):
+            line = await whaled.logged("the backend gives everything that is needed", mode="esplora")
+            assert line["esplora"].endswith("/api/")
+            metrics = ""
+            while not re.search(r"whaled_blocks_scanned_total [1-9]", metrics):
+                await receive_type(client, "whale_update")
+                metrics = await get(f"{whaled.http}/metrics")
+        assert 'whaled_upstream_state{state="connected"} 1.0' in metrics
+        for capability in ("stream", "chain", "mempool", "prevouts", "network"):
+            assert f'whaled_upstream_capability{{capability="{capability}"}} 1.0' in metrics

@@ -753,7 +753,7 @@ def test_other_network_errors_have_a_reason(error: Exception, reason: LossReason
         ("ws://[::1", None, "upstream.url"),
         (f"ws://{'a' * 64}.example", None, "upstream.url"),
         ("ws://127.0.0.1:8999", "ftp://127.0.0.1", "upstream.proxy"),
-        ("ws://127.0.0.1:8999", "socks5h://127.0.0.1:9050", "upstream.proxy"),
+        ("ws://127.0.0.1:8999", "socks4://127.0.0.1:9050", "upstream.proxy"),
     ],
 )
 async def test_a_url_that_can_never_work_is_the_operators_fault(

@@ -13,7 +13,7 @@ from whaled.ops.metrics import Metrics
 from whaled.simulator.server import Simulator
 from whaled.simulator.transactions import TxKind
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.questions import Questions, Summary, pages_of
+from whaled.upstream.questions import Questions, Summary
 from whaled.upstream.rest import Rest
 
 TXID, HASH = "ab" * 32, "cd" * 32
@@ -270,9 +270,16 @@ async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
         assert [found and found.txid for found in await questions.page(HASH, entries)] == ["01" * 32, None]
 
 
-def test_entries_are_asked_for_in_as_few_pages_as_there_can_be() -> None:
+@pytest.mark.parametrize(
+    ("mode", "pages"), [("none", [[1, 10], [11, 20], [21, 30]]), ("esplora", [[1, 10, 11, 20, 21], [30]])]
+)
+async def test_entries_are_asked_for_in_as_few_pages_as_there_can_be(mode: str, pages: list[list[int]]) -> None:
+    upstream = Upstream()
     entries = [Summary(f"{index:064x}", 1, 0, 1.0, index) for index in (30, 1, 10, 11, 20, 21)]
-    assert [[entry.index for entry in page] for page in pages_of(entries)] == [[1, 10], [11, 20], [21, 30]]
+    async with Rest.open(upstream, Metrics().upstream) as rest:
+        rest.routes.mode = mode
+        found = Questions(rest, 1.0).pages_of(entries)
+    assert [[entry.index for entry in page] for page in found] == pages
 
 
 async def test_one_tree_that_cannot_be_read_costs_itself() -> None:

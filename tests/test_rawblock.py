@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from whaled.upstream.rawblock import BlockError, spenders_in
+from whaled.addresses import address_of, network_of
+from whaled.upstream.rawblock import SerialError, spenders_in, transaction_in
 
 RECORDED = Path(__file__).parent / "data" / "bitcoind-blocks.json.gz"
 BLOCKS: list[dict[str, Any]] = json.loads(gzip.decompress(RECORDED.read_bytes()))
+SENT = Path(__file__).parent / "data" / "bitcoind-transactions.json.gz"
+TRANSACTIONS: list[dict[str, Any]] = json.loads(gzip.decompress(SENT.read_bytes()))
 NOWHERE = f"{'ab' * 32}:0"
 
 
@@ -39,7 +42,7 @@ def test_outpoints_that_are_none_are_in_no_block() -> None:
 def test_a_block_that_ends_too_early_is_no_block(cut: int) -> None:
     block = BLOCKS[-1]
     (first, *_) = expected(block)
-    with pytest.raises(BlockError):
+    with pytest.raises(SerialError):
         spenders_in(bytes.fromhex(block["raw"])[:-cut], [first])
 
 
@@ -48,5 +51,33 @@ def test_counts_that_cannot_be_are_refused_before_anything_is_read() -> None:
     (first, *_) = expected(block)
     raw = bytes.fromhex(block["raw"])
     for count in (b"\xfe\xff\xff\xff\xff", b"\xff" * 9):
-        with pytest.raises(BlockError, match="transactions in"):
+        with pytest.raises(SerialError, match="transactions in"):
             spenders_in(raw[:80] + count + raw[81:], [first])
+
+
+# --- transactions ---
+
+
+@pytest.mark.parametrize("sent", TRANSACTIONS, ids=lambda sent: str(sent["txid"][:8]))
+def test_a_transaction_is_read_as_the_node_reads_it(sent: dict[str, Any]) -> None:
+    raw = transaction_in(bytes.fromhex(sent["hex"]))
+    assert (raw.txid, raw.vsize) == (sent["txid"], sent["vsize"])
+    assert [list(each) for each in raw.outputs] == [[value, script] for value, script, _ in sent["outputs"]]
+    if sent["inputs"][0][0] != "0" * 64:
+        assert [list(each) for each in raw.inputs] == sent["inputs"]
+
+
+def test_a_script_has_the_address_that_the_node_gives_it() -> None:
+    found = {address: script for sent in TRANSACTIONS for _, script, address in sent["outputs"]}
+    network = network_of(next(address for address in found if address))
+    assert network is not None
+    assert len(found) > 20
+    for address, script in found.items():
+        assert address_of(script, network) == address
+
+
+def test_bytes_before_or_behind_a_transaction_make_it_none() -> None:
+    raw = bytes.fromhex(TRANSACTIONS[0]["hex"])
+    for odd in (b"", raw[:-1], raw + b"\0", b"\0" + raw, bytes(100), b"\xff" * 100):
+        with pytest.raises(SerialError):
+            transaction_in(odd)

@@ -11,7 +11,7 @@ from whaled.config.sections import Upstream
 from whaled.ops.metrics import Metrics
 from whaled.upstream.dialect import decode
 from whaled.upstream.http import RestError
-from whaled.upstream.questions import Questions, pages_of
+from whaled.upstream.questions import Questions
 from whaled.upstream.rawblock import spenders_in
 from whaled.upstream.rest import Rest
 
@@ -123,7 +123,7 @@ async def test_a_block_of_rest_is_read_whole(name: str, label: str) -> None:
         assert [(each.txid, each.value) for each in entries] == [(line["txid"], line["value"]) for line in lines]
         assert [each.fee for each in entries] == [round(line["fee"]) for line in lines]
         assert [each.first_seen for each in entries] == [line.get("time") for line in lines]
-        (page,) = pages_of(entries)
+        (page,) = questions.pages_of(entries)
         whole = await questions.page(block_hash, page)
         assert [tx and tx.txid for tx in whole] == [line["txid"] for line in lines]
         assert [tx and tx.fee_sat for tx in whole] == [round(line["fee"]) for line in lines]

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,17 +10,14 @@ from reconcile_kit import BTC, Front, watching, world
 from whaled.model import SAT_PER_BTC
 from whaled.reconcile.mempool import Candidate, perishable_first
 from whaled.reconcile.turns import FAILURES_IN_A_ROW, Turns
-from whaled.simulator.transactions import Tx
-
-
-def first(asked: Iterable[str], beginning: str) -> int:
-    """The place of the first path that begins so."""
-    return next(index for index, path in enumerate(asked) if path.startswith(beginning))
+from whaled.simulator.scripts import ScriptType
+from whaled.simulator.serial import assemble
+from whaled.simulator.transactions import Payment, Tx, TxKind
 
 
 def test_the_newest_and_the_best_paying_come_in_turn() -> None:
     def candidate(rate: float, first_seen: float) -> Candidate:
-        return Candidate(BTC, rate, first_seen, 141.0, is_replacement=None)
+        return Candidate(1_000, rate, first_seen, 141.0, is_replacement=None)
 
     candidates = {
         "old and dear": candidate(90, 1),
@@ -34,7 +30,7 @@ def test_the_newest_and_the_best_paying_come_in_turn() -> None:
     assert list(perishable_first({}, 10)) == []
 
 
-async def test_replacements_and_the_mempool_are_asked_for_before_blocks(tmp_path: Path) -> None:
+async def test_whales_of_the_mempool_do_not_wait_for_blocks(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         async with watching(sim, clock, tmp_path, front=front):
@@ -46,11 +42,10 @@ async def test_replacements_and_the_mempool_are_asked_for_before_blocks(tmp_path
         front.asked.clear()
         async with watching(sim, clock, tmp_path, front=front) as rig:
             assert len(rig.sources()) == 50
-            replacements = first(front.asked, "replacements")
             whales = [front.asked.index(f"tx/{txid}") for txid in waiting]
             blocks = [index for index, path in enumerate(front.asked) if path.endswith("/summary")]
-            assert replacements < min(whales)
-            assert max(whales) < blocks[1]  # a block may be looked at until the snapshot is there
+            # Blocks are looked at until the snapshot is there; from then on they have the turns that are left.
+            assert len([index for index in blocks if min(whales) < index < max(whales)]) <= 2
             assert len(front.asked) < 50 + 5 * 20 + 20
 
 
@@ -69,6 +64,27 @@ async def test_a_whale_that_takes_long_holds_up_no_other(tmp_path: Path) -> None
             assert rig.tally.open["candidates"] == 1
             let_go.set()
             await rig.until(lambda: slow in rig.sources())
+
+
+async def test_a_whale_of_a_thousand_inputs_is_asked_for_without_what_each_of_them_was(tmp_path: Path) -> None:
+    """The backend would look up each in turn, for minutes, and go on with that when nobody waits for it any more."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        wallets, fee = sim.world.wallets, 200_000
+        coins = [wallets.mint(BTC, ScriptType.P2WPKH) for _ in range(1_100)]
+        payee = wallets._scripts.make(ScriptType.P2WPKH)
+        paid = [Payment(1_100 * BTC - fee, payee)]
+        whale = sim.world.send(assemble(TxKind.CONSOLIDATION, coins, paid, fee, sent_at=clock()))
+        await sim.poll()
+        async with watching(sim, clock, tmp_path, front=front) as rig:
+            alert = rig.events[0].whale.alert
+            assert rig.told(whale.txid) == ["alert"]
+            assert front.times(f"tx/{whale.txid}") == 0
+            assert front.times("prevouts") == 11
+            assert (alert.value_sat, alert.fee_sat, alert.input_count) == (whale.out_sat, whale.fee, 1_100)
+            assert alert.moved_sat == whale.moved_sat
+            assert alert.fee_rate is not None
+            assert {output.script.address for output in whale.outputs} <= set(rig.events[0].whale.addresses)
 
 
 async def test_the_backlog_is_there_while_the_questions_are_open(tmp_path: Path) -> None:

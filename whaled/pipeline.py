@@ -23,7 +23,7 @@ from whaled.model import (
     Whale,
 )
 from whaled.upstream.dialect import Delta, Frame, decode
-from whaled.upstream.news import FeedMessage, Received, StateChanged
+from whaled.upstream.news import FeedMessage, Received, Shortfall, StateChanged, degraded_by
 from whaled.upstream.rehearsal import canary_frame
 from whaled.whales import lifecycle, prices
 from whaled.whales.conflicts import Conflicts, linked
@@ -144,6 +144,8 @@ class Pipeline:
         self._publisher = publisher
         self._meter = meter
         self._clock = clock
+        self._link = UpstreamState.DISCONNECTED
+        self._shortfall: str | None = None
         self._hand = asyncio.Lock()
         self.listener: Listener | None = None
         # The start is silent: no price is known before the first frame.
@@ -158,7 +160,11 @@ class Pipeline:
                         async with self._hand:
                             await self.handle(message)
                     case StateChanged(state=state):
-                        self._publisher.tell_upstream(state)
+                        self._link = state
+                        self._publisher.tell_upstream(degraded_by(self._shortfall, state))
+                    case Shortfall(why=why):
+                        self._shortfall = why
+                        self._publisher.tell_upstream(degraded_by(why, self._link))
                     case _:
                         pass
                 if self.listener is not None:

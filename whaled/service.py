@@ -35,6 +35,7 @@ from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, te
 from whaled.upstream.feed import Feed
 from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
+from whaled.upstream.survey import Survey
 from whaled.web import app as web
 from whaled.whales.detect import Detector, Rules
 
@@ -63,6 +64,7 @@ class _Running(NamedTuple):
     memory_watch: MemoryWatch
     tls: ssl.SSLContext | None
     reconciler: Reconciler | None
+    survey: Survey
 
 
 class Service:
@@ -135,7 +137,14 @@ class Service:
                 reconciler = self._reconciler(rest, log_, pipeline)
                 canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
                 memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())
-                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler)
+                survey = Survey(
+                    config.upstream,
+                    rest,
+                    log_,
+                    self.metrics.upstream,
+                    is_backfilling=config.backfill.enabled,
+                )
+                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey)
                 async with (
                     gateway.serving(self._passed.clients, tls) as address,
                     self._http(gateway, canary) as http_address,
@@ -152,12 +161,14 @@ class Service:
     async def _work(self, running: "_Running") -> None:
         gateway, pipeline, log_ = running.gateway, running.pipeline, running.log_
         reconciler = running.reconciler
-        feed = Feed(self.config.upstream, self.metrics.upstream)
+        survey = running.survey
+        feed = Feed(self.config.upstream, self.metrics.upstream, surveyor=survey)
         loop_watch = LoopWatch(self.metrics.loop)
         async with asyncio.TaskGroup() as tasks:
             until_stop = [
                 tasks.create_task(pipeline.run(feed), name="ingest"),
                 tasks.create_task(self._retain(log_), name="retention"),
+                tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
                 tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline.last_whale))),

@@ -3,11 +3,13 @@
 import ipaddress
 import re
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from msgspec import Struct
 
 from whaled.config.sections import Config, Detection
+
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 class Conflict(Struct, frozen=True):
@@ -40,17 +42,52 @@ def _urls(config: Config) -> Iterator[Conflict]:
     for path, url, schemes in (
         ("upstream.url", upstream.url, ("ws", "wss")),
         ("upstream.rest_url", upstream.rest_url, ("http", "https")),
-        ("upstream.proxy", upstream.proxy, ("http", "https")),
+        ("upstream.esplora_url", upstream.esplora_url, ("http", "https")),
+        ("upstream.proxy", upstream.proxy, PROXY_SCHEMES),
     ):
         if url is not None and not _is_url(url, schemes):
             forms = " or ".join(f"{scheme}://host[:port]/..." for scheme in schemes)
             yield Conflict(path, f"found {redacted(url)!r}, expected {forms}")
+    yield from _proxy(config)
     for origin in config.gateway.origins:
         if origin != "*" and not _is_origin(origin):
             yield Conflict(
                 "gateway.origins",
                 f"found {redacted(origin)!r}, expected an origin as browsers send it, like https://example.org, or *",
             )
+
+
+def _proxy(config: Config) -> Iterator[Conflict]:
+    upstream = config.upstream
+    proxy = upstream.proxy
+    if proxy is not None and _is_url(proxy, PROXY_SCHEMES):
+        parts = urlsplit(proxy)
+        if parts.path.strip("/") or parts.query:
+            yield Conflict("upstream.proxy", f"found {redacted(proxy)!r}, expected no path behind host and port")
+        elif parts.scheme.startswith("socks") and parts.username is not None and not _is_socks_login(parts):
+            yield Conflict("upstream.proxy", "SOCKS5 takes a user and a password of 1 to 255 bytes each (RFC 1929)")
+    if upstream.unix_socket is not None or (proxy is not None and not proxy.startswith("socks5://")):
+        return
+    for path, url in (
+        ("upstream.url", upstream.url),
+        ("upstream.rest_url", upstream.rest_url),
+        ("upstream.esplora_url", upstream.esplora_url),
+    ):
+        if url is not None and _is_url(url, ("ws", "wss", "http", "https")) and _is_onion(url):
+            yield Conflict(
+                path,
+                "a .onion name cannot be resolved on this machine (RFC 7686), only by Tor: set upstream.proxy to "
+                "socks5h://127.0.0.1:9050 (the h lets the proxy resolve it)",
+                ("upstream.proxy",),
+            )
+
+
+def _is_socks_login(parts: SplitResult) -> bool:
+    return all(1 <= len(unquote_to_bytes(text or "")) <= 255 for text in (parts.username, parts.password))
+
+
+def _is_onion(url: str) -> bool:
+    return (urlsplit(url).hostname or "").rstrip(".").endswith(".onion")
 
 
 def _is_url(url: str, schemes: tuple[str, ...]) -> bool:

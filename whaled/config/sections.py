@@ -56,6 +56,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
 
     url: Url = "ws://127.0.0.1:8999/api/v1/ws"
     rest_url: Url | None = None
+    esplora_url: Url | None = None
     proxy: Url | None = None
     unix_socket: Path | None = None
     connect_timeout: Seconds = 10.0

@@ -10,6 +10,7 @@ from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault
 from whaled.upstream.http import RestFailure
 from whaled.upstream.losses import LossReason
+from whaled.upstream.survey import Capability
 from whaled.whales.detect import BY_BTC, BY_USD
 from whaled.whales.watch import WATCH
 
@@ -58,9 +59,18 @@ class UpstreamMeter:
         self._skew = registry.gauge(
             "upstream_clock_skew_seconds", "This machine's clock minus the backend's, from its last REST answer."
         )
+        self._capability = registry.gauge(
+            "upstream_capability", "1 for what the backend answers, 0 for what it does not.", ("capability",)
+        )
+        for capability in Capability:
+            self._capability.labels(capability)
         self._inputs = registry.counter(
             "rest_inputs_unknown", "Transactions whose inputs could not be fetched, by reason.", "reason", RestFailure
         )
+
+    def capability(self, capability: Capability, *, is_there: bool) -> None:
+        """Whether the backend answers what this needs."""
+        self._capability.labels(capability).set(is_there)
 
     def clock_skew(self, seconds: float) -> None:
         """How far the clock here is ahead of the backend's."""

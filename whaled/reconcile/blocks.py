@@ -19,7 +19,7 @@ from whaled.reconcile.start import FIRST_KEY, Start, blocks_at_start, standing_b
 from whaled.reconcile.tools import GENERAL, Tools, say
 from whaled.reconcile.turns import FAILURES_IN_A_ROW, TURN_S, Turns
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.questions import Summary, pages_of
+from whaled.upstream.questions import Summary
 from whaled.whales import lifecycle
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -376,7 +376,7 @@ class Blocks:
             missed = self._spans.why_missed(await self._before(block), at)
         else:
             missed = Cover.NEVER_RELAYED
-        pages = {f"{block_hash}/{page[0].index}": page for page in pages_of(wanted)}
+        pages = {f"{block_hash}/{page[0].index}": page for page in self._tools.questions.pages_of(wanted)}
         return Opened(block, at, missed, pages, known)
 
     def _may_be_whale(self, entry: Summary) -> bool:

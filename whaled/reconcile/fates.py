@@ -11,7 +11,7 @@ from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
 from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rawblock import BlockError, spenders_in
+from whaled.upstream.rawblock import SerialError, spenders_in
 from whaled.whales import lifecycle
 from whaled.whales.history import WAITING, History
 
@@ -225,7 +225,7 @@ class Fates:
                 break  # a backend without this call
             try:
                 spenders = spenders_in(raw, wanted)
-            except BlockError as error:
+            except SerialError as error:
                 raise RestError(RestFailure.GARBAGE, f"block/{scan.hash}/raw: {error}") from error
             for outpoint, by in spenders.items():
                 txid = wanted[outpoint]

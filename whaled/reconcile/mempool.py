@@ -7,6 +7,7 @@ from itertools import chain, islice
 
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from whaled.model import Draft, Source, Transaction
 from whaled.reconcile.losers import Losers
@@ -16,6 +17,7 @@ from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
 from whaled.upstream.dialect import Delta, Snapshot, Stripped
 from whaled.upstream.http import RestError
+from whaled.upstream.rest import INPUTS_LIMIT
 from whaled.whales import lifecycle
 from whaled.whales.history import GONE
 
@@ -29,10 +31,8 @@ TAIL_LIMIT = 50_000
 AGAIN_LIMIT = 50_000
 # More than fit into any mempool: a node's default is 300 MB. The next sweep asks for what is beyond.
 JUDGED_LIMIT = 1_000_000
-# A transaction of this size may have a hundred inputs, which a backend looks up one by one when it is asked for it.
-SLOW_VSIZE = 7_000.0
-# Of those, so many at a time: the quick ones have the other places.
-SLOW_LIMIT = 2
+# The smallest input has 57.5 vB (a key spend of taproot): below this size there are at most `INPUTS_LIMIT`.
+LARGE_VSIZE = 57.5 * INPUTS_LIMIT
 # The node knows a transaction before the backend's stream tells it: what is only ahead comes by itself.
 TAIL_AFTER_S = 10.0
 
@@ -71,7 +71,7 @@ class Judged:
 class Candidate(Struct):
     """A whale of a snapshot that is to be asked for. `has_left` is whether the stream said since that it left."""
 
-    gross_sat: int
+    fee: int | None
     rate: float
     first_seen: float
     vsize: float
@@ -82,11 +82,20 @@ class Candidate(Struct):
     def of(cls, stripped: Stripped) -> "Candidate":
         """As the snapshot has it; unknown counts for nothing."""
         return cls(
-            stripped.gross_sat,
+            round(stripped.fee) if stripped.fee is not None and stripped.fee >= 0 else None,
             stripped.rate or 0.0,
             stripped.first_seen or 0.0,
             stripped.vsize or 0.0,
             stripped.is_replacement,
+        )
+
+    def completing(self, transaction: Transaction) -> Transaction:
+        """What the snapshot knows of a transaction beside itself."""
+        return replace(
+            transaction,
+            fee_sat=self.fee if self.fee is not None else transaction.fee_sat,
+            fee_rate=self.rate if self.rate > 0 else transaction.fee_rate,
+            first_seen=int(self.first_seen) or None,
         )
 
 
@@ -111,8 +120,7 @@ class Mempool:
         self._losers = losers
         self._patience = Patience(tools.monotonic)
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
-        self._quick = Turns(tools, self._patience, tools.settings.concurrency)
-        self._slow = Turns(tools, self._patience, SLOW_LIMIT)
+        self._turns = Turns(tools, self._patience, tools.settings.concurrency)
         self._tail: OrderedDict[str, None] = OrderedDict()
         self._tail_turns = Turns(tools, self._patience, tools.settings.concurrency)
         # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
@@ -220,7 +228,7 @@ class Mempool:
         due = {
             txid: candidate
             for txid, candidate in self._candidates.items()
-            if self._patience.is_due(txid) and not self._quick.is_asking(txid) and not self._slow.is_asking(txid)
+            if self._patience.is_due(txid) and not self._turns.is_asking(txid)
         }
         lot = list(perishable_first(due, LOT))
         known = await self._tools.log.whales(lot)
@@ -230,15 +238,11 @@ class Mempool:
             if txid in known:
                 if candidate is not None and not candidate.has_left:
                     self._again[txid] = None
-            elif not await self._fetch(txid, candidate.is_replacement if candidate is not None else None):
+            elif not await self._fetch(txid, candidate):
                 await self._give_up(txid)
             self._candidates.pop(txid, None)
 
-        slow = [txid for txid in lot if due[txid].vsize >= SLOW_VSIZE and txid not in known]
-        await self._slow.take(slow, ask, waits=False)
-        set_aside = set(slow)
-        quick = [txid for txid in lot if txid not in set_aside]
-        return await self._quick.take(quick, ask) and len(lot) == len(due)
+        return await self._turns.take(lot, ask) and len(lot) == len(due)
 
     async def ask_for_tail(self) -> bool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
@@ -250,16 +254,25 @@ class Mempool:
         due = list(islice((txid for txid in self._tail if self._patience.is_due(txid)), LOT + 1))
 
         async def ask(txid: str) -> None:
-            await self._fetch(txid, None)
+            # What is in no projected block pays least: its outputs tell whether it is a whale, without the fee.
+            bare = await self._tools.questions.bare(txid)
+            if bare is None or bare.value_sat >= self._tools.committer.minimum_sat:
+                await self._fetch(txid, None, is_large=bare is not None and len(bare.inputs) > INPUTS_LIMIT)
             self._judged.add([txid])
             self._tail.pop(txid, None)
 
         return await self._tail_turns.take(due[:LOT], ask) and len(due) <= LOT
 
-    async def _fetch(self, txid: str, is_replacement: bool | None) -> bool:
+    async def _fetch(self, txid: str, candidate: Candidate | None, *, is_large: bool = False) -> bool:
         """Alert it if it is a whale. False if the backend does not know it (any more)."""
         tools = self._tools
-        transaction = await tools.questions.transaction(txid)
+        is_replacement = candidate.is_replacement if candidate is not None else None
+        if is_large or (candidate is not None and candidate.vsize > LARGE_VSIZE):
+            transaction = await tools.questions.large(txid)
+            if transaction is not None and candidate is not None:
+                transaction = candidate.completing(transaction)
+        else:
+            transaction = await tools.questions.transaction(txid)
         is_there = transaction is not None
         if transaction is None:
             transaction = await tools.questions.cached(txid)

@@ -23,6 +23,7 @@ MAX_PREVOUTS = 100
 BLOCKS_SHOWN = 15
 RECENT_SHOWN = 10
 TXS_PER_PAGE = 10
+GENESIS = "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"
 
 
 JSON, TEXT, HTML = (f"{kind}; charset=utf-8" for kind in ("application/json", "text/plain", "text/html"))
@@ -226,7 +227,9 @@ class Answers:
         return text(self._chain.tip.hash)
 
     def block_height(self, height: str) -> Answer:
-        """`block-height/:h`: an unknown height is a 500."""
+        """`block-height/:h`: an unknown height is a 500. Below the world lies the genesis block only."""
+        if height == "0":
+            return text(GENESIS)
         block = self._chain.block_at(int(height)) if height.isdecimal() else None
         return error(500, "Failed to get block at height") if block is None else text(block.hash, kind=HTML)
 

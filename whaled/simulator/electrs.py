@@ -8,7 +8,7 @@ from statistics import median_low
 from urllib.parse import quote
 
 from whaled.simulator import frames
-from whaled.simulator.answers import ID, Answer
+from whaled.simulator.answers import GENESIS, ID, Answer
 from whaled.simulator.blockframes import DIFFICULTY
 from whaled.simulator.chain import Block, Chain
 from whaled.simulator.scripts import ScriptType
@@ -149,6 +149,8 @@ class Electrs:
         """`block-height/:h`"""
         if not height.isdecimal():
             return text("Invalid number", 400)
+        if height == "0":
+            return text(GENESIS)
         block = self._chain.block_at(int(height))
         return _no_block(None) if block is None else text(block.hash)
 

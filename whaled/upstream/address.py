@@ -34,6 +34,22 @@ def rest_base(settings: Upstream) -> str:
     return _joined(parts, "https" if parts.scheme == "wss" else "http", prefix + REST_PREFIX)
 
 
+def esplora_base(settings: Upstream) -> str | None:
+    """Where paths of electrs are appended, with a slash at the end; None if not configured. Raises ConfigError."""
+    if settings.esplora_url is None:
+        return None
+    parts = _split("upstream.esplora_url", settings.esplora_url, ("http", "https"), "http://127.0.0.1:3000/")
+    return _joined(parts, parts.scheme, parts.path.rstrip("/") + "/")
+
+
+def through(settings: Upstream) -> str:
+    """What a message about an answer that did not come adds about the proxy."""
+    if settings.proxy is None:
+        return ""
+    scheme = urlsplit(settings.proxy).scheme
+    return f" through the proxy {shown(settings.proxy)} (upstream.proxy); is it one that speaks {scheme}?"
+
+
 def unusable(key: str, url: str, example: str) -> ConfigError:
     """A URL that can never work."""
     return ConfigError((Fault(key, f"found {shown(url)!r}, which cannot be used; write it like {example}"),))

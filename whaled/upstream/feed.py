@@ -12,7 +12,16 @@ from whaled.model import UpstreamState
 from whaled.upstream.address import shown
 from whaled.upstream.link import Link
 from whaled.upstream.losses import LinkLostError, LossReason
-from whaled.upstream.news import Connected, FeedMessage, FeedMeter, Lost, Received, SnapshotTaken, StateChanged
+from whaled.upstream.news import (
+    Connected,
+    FeedMessage,
+    FeedMeter,
+    Lost,
+    Received,
+    SnapshotTaken,
+    StateChanged,
+    Surveyor,
+)
 
 __all__ = [
     "Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "SnapshotTaken", "StateChanged",
@@ -41,8 +50,11 @@ class Feed:
         meter: FeedMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        surveyor: Surveyor | None = None,
     ) -> None:
         self._settings = settings
+        self._surveyor = surveyor
         self._meter = meter
         self._clock = clock
         self._monotonic = monotonic
@@ -54,7 +66,7 @@ class Feed:
         ConfigError if `url` or `proxy` can never work.
         """
         settings = self._settings
-        link = Link(settings, self._meter, self._clock, self._monotonic)
+        link = Link(settings, self._meter, self._clock, self._monotonic, surveyor=self._surveyor)
         down_since: float | None = None
         # The delay is drawn before tenacity asks for it, because the consumer is told it before the wait.
         retrying = AsyncRetrying(retry=retry_if_exception_type(LinkLostError), wait=wait_exception(_next_delay_s))
@@ -75,7 +87,9 @@ class Feed:
                 tries.attempt_number = 1
                 down_since = None
             down_since = self._monotonic() if down_since is None else down_since
-            lost.next_delay_s = wait_random(*delay_range_s(settings, self._monotonic() - down_since))(tries)
+            lost.next_delay_s = lost.wait_s + wait_random(*delay_range_s(settings, self._monotonic() - down_since))(
+                tries
+            )
             self._report(lost, tries)
             if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
                 yield change

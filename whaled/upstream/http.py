@@ -5,7 +5,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Literal, Protocol, Self, TypeVar
 
@@ -23,9 +22,13 @@ from tenacity import (
 
 from whaled.config.sections import Upstream
 from whaled.errors import UpstreamError
-from whaled.upstream.address import rest_base, shown
+from whaled.upstream.address import shown, through
+from whaled.upstream.proxy import PASSING, ProxyError
+from whaled.upstream.retry_after import http_date, retry_after_s
+from whaled.upstream.routes import Routes
 from whaled.upstream.sampling import Sampler
 from whaled.upstream.surrogates import repaired
+from whaled.upstream.tunnel import TunnelConnector, tunnel_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -38,6 +41,8 @@ ATTEMPTS = 3
 # whoever asked has others to ask meanwhile.
 TOTAL_TIMEOUTS = 1
 BACKOFF_FIRST_S = 0.25
+# Of one call that finds out what a backend answers.
+PROBE_S = 3.0
 # What is quoted of a body that explains an error.
 EXCERPT_CHARS = 120
 # An HTTP date has whole seconds and the answer takes its time; what is beyond this is a wrong clock.
@@ -57,6 +62,7 @@ class RestFailure(StrEnum):
     NOT_FOUND = "not_found"
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
+    PROXY = "proxy"
     TLS = "tls"
     TOO_BIG = "too_big"
     GARBAGE = "garbage"
@@ -111,8 +117,9 @@ class Http:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._base = rest_base(settings)
-        self.shown_base = shown(self._base)
+        self.routes = Routes.of(settings)
+        self.shown_base = shown(self.routes.base)
+        self._through = through(settings)
         self.meter = meter
         self._session = session
         self._limit_bytes = response_limit_bytes
@@ -136,7 +143,6 @@ class Http:
             connector=_connector(settings),
             timeout=aiohttp.ClientTimeout(total=settings.rest_timeout, sock_connect=settings.connect_timeout),
             trust_env=False,
-            proxy=settings.proxy,
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             yield cls(settings, meter, session, response_limit_bytes=response_limit_bytes)
@@ -163,7 +169,7 @@ class Http:
 
     async def _ask(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
         retrying = AsyncRetrying(
-            retry=retry_if_exception(lambda exc: isinstance(exc, RestError) and exc.reason in TRANSIENT),
+            retry=retry_if_exception(_is_transient),
             # A Retry-After beyond the total ends it at once.
             stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(self._total_s),
             wait=self._delay_s,
@@ -193,16 +199,44 @@ class Http:
                 self.meter.requested(failure, self._monotonic() - started)
 
     async def _exchange(self, method: str, path: str, body: bytes | None) -> bytes | None:
-        what = f"{method} {self.shown_base}{path}"
+        url = self.routes.url(path)
+        if url is None:
+            raise RestError(
+                RestFailure.NOT_FOUND,
+                f"{path}: in esplora mode electrs answers this, and none was found: set upstream.esplora_url",
+            )
+        return await self._exchange_at(method, url, body)
+
+    async def probe(self, url: str, body: bytes | None = None, *, limit_bytes: int | None = None) -> bytes | None:
+        """What a URL answers to GET, or to POST with a body; None for no answer. One attempt, not counted.
+
+        With `limit_bytes` no more than that is read, and the rest given up.
+        """
+        try:
+            async with asyncio.timeout(PROBE_S):
+                return await self._exchange_at("GET" if body is None else "POST", url, body, limit_bytes)
+        except (RestError, TimeoutError):
+            return None
+
+    async def _exchange_at(
+        self, method: str, url: str, body: bytes | None, limit_bytes: int | None = None
+    ) -> bytes | None:
+        what = f"{method} {shown(url)}"
         headers = {"Content-Type": "application/json"} if body is not None else None
         try:
             async with self._session.request(
-                method, self._base + path, data=body, headers=headers, allow_redirects=False
+                method, url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 self._compare_clocks(response.headers.get("Date"))
+                if limit_bytes is not None and response.status == 200:
+                    return await response.content.read(limit_bytes)
                 return await self._answer(what, response)
+        except ProxyError as exc:
+            raise RestError(RestFailure.PROXY, f"{what}: {exc}") from exc
         except TimeoutError as exc:
-            raise RestError(RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout") from exc
+            raise RestError(
+                RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout{self._through}"
+            ) from exc
         except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
             raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc
         except (aiohttp.ClientError, OSError) as exc:
@@ -210,7 +244,7 @@ class Http:
 
     def _compare_clocks(self, date: str | None) -> None:
         """Tokens end by this machine's clock and alerts are stamped with it: a wrong one is worth a line."""
-        theirs = _http_date(date)
+        theirs = http_date(date)
         if theirs is None:
             return
         skew_s = self._clock() - theirs
@@ -256,8 +290,8 @@ class Http:
             reason = RestFailure.RATE_LIMITED
         elif status >= 500:
             reason = RestFailure.SERVER_ERROR
-        retry_after_s = _retry_after_s(response.headers.get("Retry-After"), self._clock())
-        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=retry_after_s)
+        asked_s = retry_after_s(response.headers.get("Retry-After"), self._clock())
+        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=asked_s)
 
     def _decoded(self, path: str, kind: type[T], raw: bytes | None) -> T | None:
         if raw is None:
@@ -269,39 +303,33 @@ class Http:
         excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
         # As above: a task group keeps the error, its traceback this frame, and a UnicodeDecodeError all that was read.
         del raw
-        raise RestError(RestFailure.GARBAGE, f"{self.shown_base}{path}: {problem}; the answer begins with {excerpt!r}")
+        raise RestError(RestFailure.GARBAGE, f"{self.shown(path)}: {problem}; the answer begins with {excerpt!r}")
 
     def found(self, path: str, answer: T | None) -> T:
         """`answer`, which every mempool backend has; RestError if it has not."""
         if answer is None:
-            raise RestError(
-                RestFailure.NOT_FOUND,
-                f"{self.shown_base}{path}: HTTP 404; is this a mempool backend? "
-                "upstream.rest_url is expected to end in /api/v1/",
-                status=404,
-            )
+            expected = "is this a mempool backend? upstream.rest_url is expected to end in /api/v1/"
+            if self.routes.is_electrs(path):
+                expected = "is this the electrs of the backend? See upstream.esplora_url"
+            raise RestError(RestFailure.NOT_FOUND, f"{self.shown(path)}: HTTP 404; {expected}", status=404)
         return answer
+
+    def shown(self, path: str) -> str:
+        """Where a path is asked for, fit for log lines."""
+        return shown(self.routes.url(path) or path)
 
 
 def _connector(settings: Upstream) -> aiohttp.BaseConnector:
     if settings.unix_socket is not None:
         return aiohttp.UnixConnector(settings.unix_socket, limit=settings.rest_concurrency)
-    return aiohttp.TCPConnector(limit=settings.rest_concurrency)
+    tunnel = tunnel_of(settings)
+    if tunnel is None:
+        return aiohttp.TCPConnector(limit=settings.rest_concurrency)
+    key = "upstream.url" if settings.rest_url is None else "upstream.rest_url"
+    return TunnelConnector(tunnel, key, settings.rest_concurrency)
 
 
-def _retry_after_s(header: str | None, now: float) -> float | None:
-    """Seconds or an HTTP date (RFC 9110, 10.2.3); None if absent or neither."""
-    if header is None:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
-    at = _http_date(header)
-    return None if at is None else max(0.0, at - now)
-
-
-def _http_date(header: str | None) -> float | None:
-    """Unix seconds of an HTTP date, None if there is none."""
-    try:
-        return parsedate_to_datetime(header).timestamp() if header else None
-    except (ValueError, OverflowError):  # a year, or a zone, that there is not
-        return None
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error.__cause__, ProxyError):
+        return error.__cause__.fault in PASSING
+    return isinstance(error, RestError) and error.reason in TRANSIENT

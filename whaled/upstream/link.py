@@ -1,14 +1,15 @@
 """One connection to the mempool backend, from its handshake to its end."""
 
 import asyncio
+import ssl
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidProxy, InvalidURI
+from websockets.exceptions import InvalidURI
 
 from whaled.config.sections import Upstream
 from whaled.model import UpstreamState
@@ -16,9 +17,21 @@ from whaled.upstream.address import shown, unusable
 from whaled.upstream.continuity import Continuity, SequenceTracker
 from whaled.upstream.dialect import PING, DialectError, Frame, decode, subscribe_frames
 from whaled.upstream.losses import LINK_ERRORS, diagnose, not_mempool, stale
-from whaled.upstream.news import Connected, FeedMessage, FeedMeter, LinkState, Received, SnapshotTaken
+from whaled.upstream.news import (
+    Connected,
+    FeedMessage,
+    FeedMeter,
+    LinkState,
+    Received,
+    Shortfall,
+    SnapshotTaken,
+    StateChanged,
+    Surveyor,
+)
+from whaled.upstream.proxy import Target
 from whaled.upstream.sampling import Sampler
 from whaled.upstream.snapshot import SnapshotRound
+from whaled.upstream.tunnel import Tunnel, tunnel_of
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,15 +47,27 @@ MISSED = (Continuity.GAP, Continuity.RESTARTED)
 LOG_INTERVAL_S = 10.0
 # Names of unknown keys that a log line shows.
 KEYS_SHOWN = 5
+# What is shown of a text that the backend chose.
+KEY_CHARS = 40
 # What is quoted of a server that is no mempool backend.
 SAMPLE_CHARS = 100
 
 
 class _Connect(connect):
-    """Follows no redirect: the operator is told where it leads instead."""
+    """Follows no redirect: the operator is told where it leads instead. Goes through `tunnel` where there is one."""
+
+    tunnel: Tunnel | None = None
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
+
+    async def open_tcp_connection(self) -> ClientConnection:
+        """Open the connection below the WebSocket."""
+        if self.tunnel is None:
+            return await super().open_tcp_connection()
+        uri = self.ws_uri
+        tls = ssl.create_default_context() if uri.secure else None
+        return await self.tunnel.open(lambda: self.factory(uri), Target(uri.host, uri.port, "upstream.url"), tls)
 
 
 class _Silence:
@@ -91,8 +116,11 @@ class Link:
         meter: FeedMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        surveyor: Surveyor | None = None,
     ) -> None:
         self._settings = settings
+        self._surveyor = surveyor
         self._meter = meter
         self._clock = clock
         self._monotonic = monotonic
@@ -108,6 +136,8 @@ class Link:
         connection = await self._open()
         try:
             first = await self._subscribe(connection)
+            if self._surveyor is not None:
+                await self._surveyor.connected(first.frame.backend, first.frame.blocks or ())
             self._meter.connected()
             log.info("connected to the mempool backend", attempt=attempt, **self._described(first.frame))
             yield Connected(attempt)
@@ -125,7 +155,7 @@ class Link:
             connecting = _Connect(
                 settings.url,
                 **_way(settings),
-                proxy=settings.proxy,  # None keeps websockets from reading the environment
+                proxy=None,  # keeps websockets from reading the environment; ours is the tunnel
                 compression=None,  # the backend does not accept it
                 open_timeout=settings.connect_timeout,
                 ping_interval=None,  # _hear pings in the dialect's own way, which goes through the backend's own code
@@ -135,10 +165,9 @@ class Link:
             )
         except (InvalidURI, ValueError) as exc:  # a port out of range is a ValueError
             raise unusable("upstream.url", settings.url, "ws://127.0.0.1:8999/api/v1/ws") from exc
+        connecting.tunnel = tunnel_of(settings)
         try:
             return await connecting
-        except (InvalidProxy, ImportError) as exc:  # SOCKS would need a library
-            raise unusable("upstream.proxy", settings.proxy or "", "http://127.0.0.1:3128") from exc
         except UnicodeError as exc:
             raise unusable("upstream.url", settings.url, "ws://127.0.0.1:8999/api/v1/ws") from exc
         except LINK_ERRORS as exc:
@@ -173,14 +202,13 @@ class Link:
             was_in_sync = in_sync
             if received is not None:
                 in_sync = _is_in_sync(received, before=in_sync)
-                now = UpstreamState.CONNECTED if in_sync else UpstreamState.DEGRADED
-                change = self.state.become(now, "in sync" if in_sync else "the backend is not in sync")
+                change = self._synced(in_sync)
             elif silence.pings > 1:
                 change = self.state.become(UpstreamState.DEGRADED, "a ping is unanswered")
             is_new = received is not None and in_sync and (not was_in_sync or received.continuity in MISSED)
             ask = self._next_question(snapshot, received, is_new=is_new)
-            if change is not None:
-                yield change
+            for each in self._changes(change):
+                yield each
             if received is not None:
                 yield received
             if ask is not None:
@@ -190,6 +218,22 @@ class Link:
             raw = await self._hear(connection, silence, snapshot.due)
             received = self._received(raw) if raw is not None else None
             del raw  # may be 100 MB, and the next frame may be long in coming
+
+    def _synced(self, in_sync: bool) -> StateChanged | None:
+        if in_sync:
+            return self.state.become(UpstreamState.CONNECTED, "in sync")
+        return self.state.become(UpstreamState.DEGRADED, "the backend is not in sync")
+
+    def _changes(self, change: StateChanged | None) -> list[FeedMessage]:
+        return [each for each in (self._surveyed(), change) if each is not None]
+
+    def _surveyed(self) -> Shortfall | None:
+        """What the surveyor found out since; raises LinkLostError if the backend is refused by now."""
+        if self._surveyor is None:
+            return None
+        if self._surveyor.refusal is not None:
+            raise self._surveyor.refusal
+        return self.state.lacks(self._surveyor.shortfall)
 
     def _next_question(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
         """What to ask for the whole mempool, after this message; `is_new` where it has to be asked for again."""
@@ -259,7 +303,7 @@ class Link:
             self._complain("malformed", "unreadable parts of a frame passed over", parts=frame.skipped, count=malformed)
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
-            self._complain("unknown", "unknown keys in a frame", keys=[key[:40] for key in frame.unknown[:KEYS_SHOWN]])
+            self._complain("unknown", "unknown keys in a frame", keys=_cut(frame.unknown))
         return Received(
             frame=frame,
             received_at=received_at,
@@ -290,8 +334,19 @@ class Link:
 
     def _described(self, frame: Frame) -> dict[str, object]:
         backend = frame.backend
-        known = {} if backend is None else {"version": backend.version, "mode": backend.backend}
+        known = (
+            {}
+            if backend is None
+            else {
+                "version": backend.version[:KEY_CHARS],
+                "mode": backend.backend[:KEY_CHARS],
+            }
+        )
         return {"url": shown(self._settings.url), **known}
+
+
+def _cut(keys: Sequence[str]) -> list[str]:
+    return [key[:KEY_CHARS] for key in keys[:KEYS_SHOWN]]
 
 
 def _way(settings: Upstream) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import errno
 import socket
 import ssl
+import time
 from enum import StrEnum
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
@@ -10,7 +11,9 @@ from websockets.frames import CloseCode
 
 from whaled.config.sections import Upstream
 from whaled.errors import UpstreamError
-from whaled.upstream.address import shown
+from whaled.upstream.address import shown, through
+from whaled.upstream.proxy import ProxyError
+from whaled.upstream.retry_after import retry_after_s
 
 
 class LossReason(StrEnum):
@@ -25,26 +28,38 @@ class LossReason(StrEnum):
     STALE = "stale"
     TOO_BIG = "too_big"
     PROTOCOL = "protocol"
+    PROXY = "proxy"
     NOT_MEMPOOL = "not_mempool"
+    BUSY = "busy"
+    WRONG_NETWORK = "wrong_network"
     OTHER = "other"
 
 
 class LinkLostError(UpstreamError):
-    """The link is gone, or could not be made. `next_delay_s` is when the next attempt is due, once that is drawn."""
+    """The link is gone, or could not be made. `next_delay_s` is when the next attempt is due, once that is drawn.
 
-    def __init__(self, reason: LossReason, detail: str) -> None:
+    `wait_s` comes before it: it is what the server asks for, or what suits a fault that only people can mend.
+    """
+
+    def __init__(self, reason: LossReason, detail: str, *, wait_s: float = 0.0) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+        self.wait_s = wait_s
         self.next_delay_s = 0.0
 
 
-# Everything the network, TLS or a server that is no WebSocket server can do to us.
-LINK_ERRORS = (OSError, EOFError, WebSocketException)
+# A server may ask to be left alone so long; what is beyond it would be hours without a whale for a wrong header.
+RETRY_AFTER_LIMIT_S = 300.0
+
+# Everything the network, a proxy, TLS or a server that is no WebSocket server can do to us.
+LINK_ERRORS = (OSError, EOFError, WebSocketException, ProxyError)
 
 
 def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
     """What one of LINK_ERRORS means."""
+    if isinstance(error, ProxyError):
+        return LinkLostError(LossReason.PROXY, str(error))
     way = settings.unix_socket
     if way is not None and isinstance(error, FileNotFoundError | PermissionError | ConnectionRefusedError):
         return LinkLostError(
@@ -58,7 +73,7 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
         case ConnectionClosed():
             return _closed(error, settings)
         case InvalidStatus():
-            return LinkLostError(LossReason.HANDSHAKE, _status(error, settings))
+            return _busy(error) or LinkLostError(LossReason.HANDSHAKE, _status(error, settings))
         case InvalidHandshake():
             return LinkLostError(LossReason.HANDSHAKE, f"no WebSocket server: {_chain(error)}; {_EXPECTED}")
         case ssl.SSLCertVerificationError():
@@ -72,7 +87,8 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
             return LinkLostError(LossReason.DNS, f"the host name cannot be resolved: {error.strerror}")
         case TimeoutError():
             return LinkLostError(
-                LossReason.TIMEOUT, f"no connection within upstream.connect_timeout ({settings.connect_timeout:g} s)"
+                LossReason.TIMEOUT,
+                f"no connection within upstream.connect_timeout ({settings.connect_timeout:g} s){through(settings)}",
             )
         case OSError() if _is_refusal(error):
             return LinkLostError(LossReason.REFUSED, "nothing listens there; is the mempool backend running?")
@@ -116,6 +132,22 @@ def _closed(error: ConnectionClosed, settings: Upstream) -> LinkLostError:
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OSError) else ""
         return LinkLostError(LossReason.CLOSED, f"the connection ended without a close frame{cause}")
     return LinkLostError(LossReason.CLOSED, f"closed by the server: {error.rcvd}")
+
+
+def _busy(error: InvalidStatus) -> LinkLostError | None:
+    """The server names a time to come back after, or a limit on requests; None if it does neither."""
+    status = error.response.status_code
+    asked_s = retry_after_s(error.response.headers.get("Retry-After"), time.time())
+    if status != 429 and (status != 503 or asked_s is None):
+        return None
+    limited = "too many requests or connections from here" if status == 429 else "not at the moment"
+    if asked_s is None:
+        return LinkLostError(LossReason.BUSY, f"HTTP {status}: {limited}; no Retry-After, so the usual delays apply")
+    wait_s = min(asked_s, RETRY_AFTER_LIMIT_S)
+    capped = "" if wait_s == asked_s else f", of which {wait_s:g} s are waited for"
+    return LinkLostError(
+        LossReason.BUSY, f"HTTP {status}: {limited}; Retry-After of {asked_s:g} s{capped}", wait_s=wait_s
+    )
 
 
 def _status(error: InvalidStatus, settings: Upstream) -> str:

@@ -1,14 +1,15 @@
 """What the feed tells: its messages, its state, and what it counts."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
 from msgspec import Struct
 
-from whaled.model import UpstreamState
+from whaled.model import Block, UpstreamState
 from whaled.upstream.continuity import Continuity
-from whaled.upstream.dialect import DialectFault, Frame
-from whaled.upstream.losses import LossReason
+from whaled.upstream.dialect import BackendInfo, DialectFault, Frame
+from whaled.upstream.losses import LinkLostError, LossReason
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -47,7 +48,31 @@ class SnapshotTaken(Struct, frozen=True):
     """The frames before this one held the mempool as the backend projects it into blocks; it is in sync."""
 
 
-FeedMessage = Connected | Received | Lost | StateChanged | SnapshotTaken
+class Shortfall(Struct, frozen=True):
+    """The backend cannot give something that is needed, or it can again (None). The stream itself goes on."""
+
+    why: str | None
+
+
+FeedMessage = Connected | Received | Lost | StateChanged | SnapshotTaken | Shortfall
+
+
+class Surveyor(Protocol):
+    """Judges a backend when a link to it comes up, and again from time to time."""
+
+    @property
+    def refusal(self) -> LinkLostError | None:
+        """Why its events must not be taken (any more)."""
+        ...
+
+    @property
+    def shortfall(self) -> str | None:
+        """What it cannot give."""
+        ...
+
+    async def connected(self, info: BackendInfo | None, blocks: Sequence[Block]) -> None:
+        """It has answered the subscription. Raises LinkLostError to refuse it."""
+        ...
 
 
 class FeedMeter(Protocol):
@@ -90,20 +115,39 @@ class FeedMeter(Protocol):
         ...
 
 
+def degraded_by(shortfall: str | None, state: UpstreamState) -> UpstreamState:
+    """`state`, or degraded where a connected backend cannot give something that is needed."""
+    return UpstreamState.DEGRADED if shortfall is not None and state is UpstreamState.CONNECTED else state
+
+
 class LinkState:
     """The state that clients are told."""
 
     def __init__(self, meter: FeedMeter) -> None:
         self._meter = meter
         self._now = UpstreamState.DISCONNECTED
+        self._shortfall: str | None = None
         meter.state(self._now)
+
+    @property
+    def shown(self) -> UpstreamState:
+        """The state with what the backend lacks: a stream without the rest is degraded."""
+        return degraded_by(self._shortfall, self._now)
+
+    def lacks(self, shortfall: str | None) -> Shortfall | None:
+        """The change in what the backend cannot give, or None if it is none."""
+        if shortfall == self._shortfall:
+            return None
+        self._shortfall = shortfall
+        self._meter.state(self.shown)
+        return Shortfall(shortfall)
 
     def become(self, state: UpstreamState, why: str) -> StateChanged | None:
         """The change, or None if it is none."""
         before, self._now = self._now, state
         if before is state:
             return None
-        self._meter.state(state)
+        self._meter.state(self.shown)
         if state is UpstreamState.DEGRADED:
             log.warning("mempool backend degraded", why=why)
         elif before is UpstreamState.DEGRADED and state is UpstreamState.CONNECTED:

@@ -1,7 +1,8 @@
 """What the backend is asked about transactions and blocks where its stream says nothing: the REST calls of a backfill.
 
-docs/upstream.md has what was measured of each call. Paths are those of a backend that reads its node (none mode). What
-an answer says is checked here: whatever a server sends, a call returns what it promises or raises RestError.
+docs/upstream.md has what was measured of each call. Paths are those of a backend that reads its node (none mode);
+`Routes` leads those that are electrs' to it in esplora mode. What an answer says is checked here: whatever a server
+sends, a call returns what it promises or raises RestError.
 """
 
 import asyncio
@@ -15,11 +16,14 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from whaled.model import Block, Transaction
+from whaled.addresses import address_of, network_of
+from whaled.model import Block, Input, Output, Transaction
 from whaled.upstream.families import Relative, Tree, relatives
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rest import Rest
+from whaled.upstream.rawblock import transaction_in
+from whaled.upstream.rest import INPUTS_LIMIT, Rest
 from whaled.upstream.transactions import (
+    MAX_SAT,
     UNREADABLE,
     Number,
     Seconds,
@@ -32,13 +36,12 @@ from whaled.upstream.transactions import (
     transaction_of,
 )
 
-# Beyond so many inputs `tx/:txid` takes longer than any timeout: the backend asks its node for each, in turn.
-INPUTS_LIMIT = 100
 # The inputs of a replaced transaction are asked for so long; it is told with or without them.
 INPUTS_WAIT_S = 5.0
 HASH_DIGITS = 64
-# Transactions that `block/:hash/txs/:index` answers with (api/bitcoin/bitcoin.routes.ts).
-PAGE = 10
+# electrs is asked so often for a block that it does not have yet, this far apart.
+INDEX_TRIES = 4
+INDEX_WAIT_S = 0.5
 
 Hash = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{HASH_DIGITS}}}$")]
 
@@ -98,6 +101,10 @@ class _Header(Struct):
     previous: Hash | None = msgspec.field(name="previousblockhash", default=None)
 
 
+class _Cpfp(Struct):
+    rate: msgspec.Raw = msgspec.field(name="effectiveFeePerVsize", default=_NULL)
+
+
 class _Rbf(Struct):
     replacements: Tree | None
 
@@ -152,10 +159,59 @@ class Questions:
         return txids
 
     async def transaction(self, txid: str) -> Transaction | None:
-        """A transaction in full, None if the backend knows none (any more)."""
+        """A transaction of the mempool in full, None if the backend knows none (any more)."""
+        found = await self._transaction(txid)
+        if found is None or found.fee_rate is not None or not self._rest.routes.is_esplora:
+            return found
+        # electrs knows nothing of ancestors; the backend itself does.
+        known: _Cpfp | None = await self._get(f"cpfp/{_quoted(txid)}", _Cpfp)
+        rate = read(known.rate, _decode_signed, None) if known is not None else None
+        return replace(found, fee_rate=rate) if rate is not None and rate >= 0 else found
+
+    async def _transaction(self, txid: str) -> Transaction | None:
         path = f"tx/{_quoted(txid)}"
         raw = await self._get(path, msgspec.Raw)
         return None if raw is None else _whole(path, raw, txid)
+
+    async def bare(self, txid: str) -> Transaction | None:
+        """A transaction as it is sent: outputs without addresses, no prevouts, no fee. One call of the node, however
+        many inputs there are. None if the backend does not know it.
+        """
+        path = f"tx/{_quoted(txid)}/hex"
+        async with self._place():
+            text = await self._rest.text(path)
+        if text is None:
+            return None
+        try:
+            raw = transaction_in(bytes.fromhex(text))
+        except ValueError as error:
+            raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
+        if raw.txid != txid or sum(value for value, _ in raw.outputs) > MAX_SAT:
+            raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {raw.txid}")
+        return Transaction(
+            txid=txid,
+            inputs=tuple(Input(*each) for each in raw.inputs),
+            outputs=tuple(Output(*each) for each in raw.outputs),
+            fee_sat=None,
+            vsize=raw.vsize,
+        )
+
+    async def large(self, txid: str) -> Transaction | None:
+        """A transaction of more inputs than the backend looks up in bearable time, with all that is known of it."""
+        bare = await self.bare(txid)
+        if bare is None:
+            return None
+        (found,) = await self._rest.prevouts([bare], INPUTS_WAIT_S)
+        spent = [each.prevout for each in found.inputs if each.prevout is not None]
+        networks = (network_of(output.address) for output in spent if output.address is not None)
+        network = next((each for each in networks if each is not None and each.segwit is not None), None)
+        if network is not None:
+            outputs = (replace(each, address=address_of(each.script, network)) for each in found.outputs)
+            found = replace(found, outputs=tuple(outputs))
+        if len(spent) < len(found.inputs):
+            return found
+        fee = sum(output.value for output in spent) - found.value_sat
+        return _with_fee(found, fee if fee >= 0 else None)
 
     async def cached(self, txid: str) -> Transaction | None:
         """A transaction that was replaced within the last day, in full; None if the backend knows none."""
@@ -212,9 +268,22 @@ class Questions:
             raise
         if found is None:
             # A missing route must not look like a chain without blocks.
-            return None if height > await self.tip_height() else self._rest.found(path, found)
+            if height > await self.tip_height():
+                return None
+            found = self._rest.found(path, await self._when_indexed(path))
         if len(found) != HASH_DIGITS or not set(found) <= set("0123456789abcdef"):
             raise RestError(RestFailure.GARBAGE, f"{path}: no block hash: {found[:HASH_DIGITS]!r}")
+        return found
+
+    async def _when_indexed(self, path: str) -> str | None:
+        """The answer of electrs to a block that the backend has already announced: it indexes it at the same time."""
+        found = None
+        tries = INDEX_TRIES if self._rest.routes.is_electrs(path) else 0
+        while found is None and tries > 0:
+            tries -= 1
+            await asyncio.sleep(INDEX_WAIT_S)
+            await self._turn()
+            found = await self._rest.text(path)
         return found
 
     async def block(self, block_hash: str) -> Block:
@@ -235,6 +304,17 @@ class Questions:
             raise RestError(RestFailure.GARBAGE, f"{path}: no transaction in it can be read")
         return found[1:]
 
+    def pages_of(self, entries: Iterable[Summary]) -> list[list[Summary]]:
+        """Entries of a block by the calls of `page` that answer them: as few as there can be."""
+        routes = self._rest.routes
+        pages: list[list[Summary]] = []
+        for entry in sorted(entries, key=lambda each: each.index):
+            if pages and entry.index < routes.page_of(pages[-1][0].index) + routes.page:
+                pages[-1].append(entry)
+            else:
+                pages.append([entry])
+        return pages
+
     async def page(self, block_hash: str, entries: Sequence[Summary]) -> list[Transaction | None]:
         """Transactions of a block that one call answers (`pages_of`), in full; fee and size are those of the summary.
         None for one that is not in the answer, or cannot be read: `mined` asks for it alone.
@@ -242,7 +322,8 @@ class Questions:
         From the block's own list, which is quick for any number of inputs and leaves out what those beyond the 13th
         spend: `completed` asks for that.
         """
-        path = f"block/{block_hash}/txs/{entries[0].index}"
+        start = self._rest.routes.page_of(entries[0].index)
+        path = f"block/{block_hash}/txs/{start}"
         raws: list[msgspec.Raw] = await self._get(path, list[msgspec.Raw]) or []
         listed = [read(raw, _read_transaction, None) for raw in raws]
         if listed and not any(listed):
@@ -251,8 +332,7 @@ class Questions:
         places = dict(enumerate(listed))
         # Where the summary has no txid, the place in the list tells.
         found = (
-            places.get(entry.index - entries[0].index) if entry.txid is None else by_txid.get(entry.txid)
-            for entry in entries
+            places.get(entry.index - start) if entry.txid is None else by_txid.get(entry.txid) for entry in entries
         )
         return [
             None if transaction is None else _as_mined(transaction, entry)
@@ -261,7 +341,7 @@ class Questions:
 
     async def mined(self, block_hash: str, entry: Summary) -> Transaction:
         """One transaction of a block that its page does not show. RestError if the backend does not know it."""
-        found = await self.transaction(entry.txid) if entry.txid is not None else None
+        found = await self._transaction(entry.txid) if entry.txid is not None else None
         if found is None:
             what = f"block/{block_hash}: transaction {entry.index}"
             raise RestError(RestFailure.INCOMPLETE, f"{what} is in its summary, and the backend does not know it")
@@ -273,7 +353,7 @@ class Questions:
         if not missing or len(transaction.inputs) > INPUTS_LIMIT:
             return transaction
         try:
-            better = await self.transaction(transaction.txid)
+            better = await self._transaction(transaction.txid)
         except RestError as error:
             if error.reason not in {RestFailure.TIMEOUT, RestFailure.SERVER_ERROR}:
                 raise
@@ -290,17 +370,6 @@ class Questions:
         """A block as the network sends it; None from a backend without this call."""
         async with self._place():
             return await self._rest.raw(f"block/{block_hash}/raw")
-
-
-def pages_of(entries: Iterable[Summary]) -> list[list[Summary]]:
-    """Entries of a block by the calls of `page` that answer them: as few as there can be."""
-    pages: list[list[Summary]] = []
-    for entry in sorted(entries, key=lambda each: each.index):
-        if pages and entry.index < pages[-1][0].index + PAGE:
-            pages[-1].append(entry)
-        else:
-            pages.append([entry])
-    return pages
 
 
 def _summary(raw: msgspec.Raw, index: int) -> Summary:

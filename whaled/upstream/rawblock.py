@@ -1,4 +1,4 @@
-"""A block as the network sends it, read for what its transactions spend. Pure.
+"""Transactions and blocks as the network sends them. Pure.
 
 Serialisation as in BIP 144; the txid is the double SHA-256 of a transaction without its witnesses.
 """
@@ -6,20 +6,48 @@ Serialisation as in BIP 144; the txid is the double SHA-256 of a transaction wit
 from collections.abc import Iterable
 from hashlib import sha256
 
+from msgspec import Struct
+
 HEADER_BYTES = 80
 # Of a transaction, at least: version, two counts, lock time.
 LEAST_TRANSACTION_BYTES = 10
 _SIZES = {0xFD: 2, 0xFE: 4, 0xFF: 8}
 
 
-class BlockError(ValueError):
-    """Bytes that are no block."""
+class SerialError(ValueError):
+    """Bytes that are no transaction, or no block."""
+
+
+class RawTransaction(Struct, frozen=True):
+    """A transaction as it is serialised: inputs as (txid, vout, sequence), outputs as (satoshi, script in hex)."""
+
+    txid: str
+    vsize: float
+    inputs: tuple[tuple[str, int, int], ...]
+    outputs: tuple[tuple[int, str], ...]
+
+
+def transaction_in(raw: bytes) -> RawTransaction:
+    """The transaction that these bytes are. Raises SerialError."""
+    cursor = _Cursor(raw, 0)
+    txid, inputs, outputs, stripped = _transaction(cursor)
+    if cursor.at != len(raw):
+        raise SerialError(f"{len(raw) - cursor.at} bytes behind a transaction")
+    return RawTransaction(
+        txid=txid,
+        vsize=(3 * stripped + len(raw)) / 4,
+        inputs=tuple(
+            (each[31::-1].hex(), int.from_bytes(each[32:36], "little"), int.from_bytes(each[36:], "little"))
+            for each in inputs
+        ),
+        outputs=tuple((int.from_bytes(each[:8], "little"), each[8:].hex()) for each in outputs),
+    )
 
 
 def spenders_in(raw: bytes, outpoints: Iterable[str]) -> dict[str, str]:
     """The transactions of a block that spend one of these outpoints (`model.outpoint`): its txid by outpoint.
 
-    Raises BlockError. A search through the bytes comes first: nearly always nothing is found, and 4 MB take a
+    Raises SerialError. A search through the bytes comes first: nearly always nothing is found, and 4 MB take a
     millisecond an outpoint that way.
     """
     wanted = {key: name for name in outpoints if (key := _key(name)) is not None and key in raw}
@@ -36,7 +64,7 @@ def _key(name: str) -> bytes | None:
 
 
 class _Cursor:
-    """A place in the block. Reading beyond the end is a BlockError."""
+    """A place in the block. Reading beyond the end is a SerialError."""
 
     def __init__(self, raw: bytes, at: int) -> None:
         self.raw = raw
@@ -45,7 +73,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.raw):
-            raise BlockError(f"{len(self.raw)} bytes end within a transaction")
+            raise SerialError(f"{len(self.raw)} bytes end within a transaction")
         taken = self.raw[self.at : end]
         self.at = end
         return taken
@@ -54,9 +82,9 @@ class _Cursor:
         first = self.take(1)[0]
         return first if first < 0xFD else int.from_bytes(self.take(_SIZES[first]), "little")
 
-    def skip(self) -> None:
-        """A length and as many bytes."""
-        self.take(self.number())
+    def counted(self) -> bytes:
+        """As many bytes as a length before them says."""
+        return self.take(self.number())
 
 
 def _read(raw: bytes, wanted: dict[bytes, str]) -> dict[str, str]:
@@ -64,33 +92,35 @@ def _read(raw: bytes, wanted: dict[bytes, str]) -> dict[str, str]:
     cursor = _Cursor(raw, HEADER_BYTES)
     count = cursor.number()
     if count > len(raw) // LEAST_TRANSACTION_BYTES:
-        raise BlockError(f"{count} transactions in {len(raw)} bytes")
+        raise SerialError(f"{count} transactions in {len(raw)} bytes")
     for _ in range(count):
-        txid, spent = _transaction(cursor)
-        for key in spent:
-            if key in wanted:
-                found[wanted[key]] = txid
+        txid, inputs, _, _ = _transaction(cursor)
+        for spent in inputs:
+            if spent[:36] in wanted:
+                found[wanted[spent[:36]]] = txid
     return found
 
 
-def _transaction(cursor: _Cursor) -> tuple[str, list[bytes]]:
+def _transaction(cursor: _Cursor) -> tuple[str, list[bytes], list[bytes], int]:
+    """The txid, each input as outpoint and sequence, each output as value and script, the size without witnesses."""
     version = cursor.take(4)
     has_witness = cursor.raw[cursor.at : cursor.at + 2] == b"\x00\x01"
     if has_witness:
         cursor.take(2)
     begin = cursor.at
-    spent: list[bytes] = []
+    inputs: list[bytes] = []
     for _ in range(cursor.number()):
-        spent.append(cursor.take(36))
-        cursor.skip()
-        cursor.take(4)
+        place = cursor.take(36)
+        cursor.counted()
+        inputs.append(place + cursor.take(4))
+    outputs: list[bytes] = []
     for _ in range(cursor.number()):
-        cursor.take(8)
-        cursor.skip()
+        value = cursor.take(8)
+        outputs.append(value + cursor.counted())
     middle = cursor.raw[begin : cursor.at]
     if has_witness:
-        for _ in spent:
+        for _ in inputs:
             for _ in range(cursor.number()):
-                cursor.skip()
-    digest = sha256(sha256(version + middle + cursor.take(4)).digest()).digest()
-    return digest[::-1].hex(), spent
+                cursor.counted()
+    stripped = version + middle + cursor.take(4)
+    return sha256(sha256(stripped).digest()).digest()[::-1].hex(), inputs, outputs, len(stripped)

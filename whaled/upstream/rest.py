@@ -18,6 +18,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The backend refuses more in one POST (400).
 PREVOUTS_LIMIT = 100
+# Beyond so many inputs `tx/:txid` takes longer than any timeout: the backend asks its node for each, in turn, and goes
+# on with that when nobody waits for it any more.
+INPUTS_LIMIT = 100
 COINBASE = "0" * 64
 
 
@@ -153,7 +156,7 @@ class Rest(Http):
                 error = next((failed[outpoint] for outpoint in unknown if outpoint in failed), None)
                 if error is not None:
                     problems[tx.txid] = error
-                elif unknown:
+                elif unknown and len(tx.inputs) <= INPUTS_LIMIT:
                     group.create_task(ask_spender(tx))
 
     async def _spent_chunk(self, outpoints: Sequence[_Outpoint]) -> dict[_Outpoint, Output]:
@@ -164,7 +167,7 @@ class Rest(Http):
             count = len(answers)
             answers.clear()  # the error is kept, its traceback this frame
             raise RestError(
-                RestFailure.GARBAGE, f"POST {self.shown_base}prevouts: {count} answers to {len(outpoints)} questions"
+                RestFailure.GARBAGE, f"POST {self.shown('prevouts')}: {count} answers to {len(outpoints)} questions"
             )
         found = {}
         for outpoint, answer in zip(outpoints, answers, strict=True):

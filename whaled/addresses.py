@@ -1,0 +1,144 @@
+"""Bitcoin addresses: whether they are written correctly, and the address of a script. Pure."""
+
+import re
+from hashlib import sha256
+
+from msgspec import Struct
+
+BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+# What the checksum of BIP 173 (witness version 0) and of BIP 350 (later versions) leaves.
+BECH32_REST = 1
+BECH32M_REST = 0x2BC830A3
+# Human-readable parts and base58 version bytes of mainnet, testnet/signet and regtest.
+SEGWIT_PREFIXES = ("bc", "tb", "bcrt")
+BASE58_VERSIONS = frozenset({0x00, 0x05, 0x6F, 0xC4})
+
+
+class Network(Struct, frozen=True):
+    """How a network writes addresses: the prefix of bech32, None where it is not known; base58 versions."""
+
+    segwit: str | None
+    pubkey_hash: int
+    script_hash: int
+
+
+MAIN = Network("bc", 0x00, 0x05)
+_TEST_VERSIONS = (0x6F, 0xC4)
+
+
+def network_of(address: str) -> Network | None:
+    """The network of an address. Those of test networks written in base58 do not tell testnet from regtest."""
+    for prefix in SEGWIT_PREFIXES:
+        if address.startswith(f"{prefix}1"):
+            return MAIN if prefix == MAIN.segwit else Network(prefix, *_TEST_VERSIONS)
+    return MAIN if address[:1] in {"1", "3"} else Network(None, *_TEST_VERSIONS) if address[:1] in set("mn2") else None
+
+
+def address_of(script: str, network: Network) -> str | None:
+    """The address of a scriptPubKey in hex, None where it has none: bare keys and multisig, data, unknown forms."""
+    match = _SEGWIT.fullmatch(script)
+    if match is not None and len(match["program"]) == 2 * int(match["length"], 16):
+        opcode = int(match["version"], 16)
+        program = bytes.fromhex(match["program"])
+        version = opcode - 0x50 if opcode else 0
+        if network.segwit is None or (version == 0 and len(program) not in (20, 32)):
+            return None
+        return _bech32(network.segwit, version, program)
+    for pattern, base58_version in ((_PUBKEY_HASH, network.pubkey_hash), (_SCRIPT_HASH, network.script_hash)):
+        match = pattern.fullmatch(script)
+        if match is not None:
+            return _base58check(bytes([base58_version]) + bytes.fromhex(match[1]))
+    return None
+
+
+_SEGWIT = re.compile("(?P<version>00|5[1-9a-f]|60)(?P<length>0[2-9a-f]|1[0-9a-f]|2[0-8])(?P<program>[0-9a-f]*)")
+_PUBKEY_HASH = re.compile("76a914([0-9a-f]{40})88ac")
+_SCRIPT_HASH = re.compile("a914([0-9a-f]{40})87")
+
+
+def _bech32(prefix: str, version: int, program: bytes) -> str:
+    bits = "".join(f"{byte:08b}" for byte in program)
+    bits += "0" * (-len(bits) % 5)
+    data = [version, *(int(bits[start : start + 5], 2) for start in range(0, len(bits), 5))]
+    expanded = _expanded(prefix)
+    rest = _polymod(expanded + data + [0] * 6) ^ (BECH32_REST if version == 0 else BECH32M_REST)
+    checksum = [rest >> 5 * (5 - place) & 31 for place in range(6)]
+    return f"{prefix}1" + "".join(BECH32[value] for value in data + checksum)
+
+
+def _base58check(payload: bytes) -> str:
+    raw = payload + sha256(sha256(payload).digest()).digest()[:4]
+    number, letters = int.from_bytes(raw), ""
+    while number:
+        number, digit = divmod(number, 58)
+        letters = BASE58[digit] + letters
+    return BASE58[0] * (len(raw) - len(raw.lstrip(b"\0"))) + letters
+
+
+def _expanded(prefix: str) -> list[int]:
+    return [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
+
+
+def canonical(address: str) -> str:
+    """The form a backend writes: bech32 may be given in capitals and means the same."""
+    return address.lower() if address.lower().startswith(tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)) else address
+
+
+def fault_in(address: str) -> str | None:
+    """What is wrong with an address of any Bitcoin network, None if nothing is (BIP 173, BIP 350, base58check)."""
+    lower = address.lower()
+    for prefix in SEGWIT_PREFIXES:
+        if lower.startswith(f"{prefix}1"):
+            if address not in (lower, address.upper()):
+                return "mixes capital and small letters"
+            return _segwit_fault(prefix, lower[len(prefix) + 1 :])
+    return _base58_fault(address)
+
+
+def _segwit_fault(prefix: str, data: str) -> str | None:
+    values = [BECH32.find(letter) for letter in data]
+    if -1 in values:
+        return f"has a character that bech32 does not use: {data[values.index(-1)]!r}"
+    if not 8 <= len(values) <= 90:
+        return "has a wrong length"
+    version = values[0]
+    if _polymod(_expanded(prefix) + values) != (BECH32_REST if version == 0 else BECH32M_REST):
+        return "has a wrong checksum: a character is mistyped"
+    program_bits = 5 * (len(values) - 7)
+    program_bytes = program_bits // 8
+    lengths_allowed = (20, 32) if version == 0 else range(2, 41)
+    if version > 16 or program_bits % 8 > 4 or program_bytes not in lengths_allowed:
+        return "has a wrong length"
+    return None
+
+
+def _polymod(values: list[int]) -> int:
+    rest = 1
+    for value in values:
+        top = rest >> 25
+        rest = (rest & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate(GENERATOR):
+            if top >> bit & 1:
+                rest ^= generator
+    return rest
+
+
+def _base58_fault(address: str) -> str | None:
+    number = 0
+    if not 26 <= len(address) <= 35:
+        return "is no Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
+    for letter in address:
+        digit = BASE58.find(letter)
+        if digit < 0:
+            return f"has a character that base58 does not use: {letter!r}"
+        number = number * 58 + digit
+    if number.bit_length() > 200:
+        return "has a wrong length"
+    payload = number.to_bytes(25)
+    if sha256(sha256(payload[:21]).digest()).digest()[:4] != payload[21:]:
+        return "has a wrong checksum: a character is mistyped"
+    if payload[0] not in BASE58_VERSIONS:
+        return "is of no Bitcoin network"
+    return None
