@@ -469,6 +469,15 @@ def test_a_rate_that_cannot_be_read_costs_itself() -> None:
         decode(frame(**{"mempool-blocks": [{"blockVSize": None, "feeRange": [1]}, *blocks]}))
 
 
+def test_a_recommended_rate_that_cannot_be_read_is_unknown() -> None:
+    fees = {"fastestFee": 5, "halfHourFee": None, "hourFee": "?", "economyFee": 1}
+    read = decode(frame(fees=fees))
+    assert read.fees == FeeMarket(5, None, None, 1, None)
+    assert read.skipped == ("fees",)
+    with pytest.raises(DialectError):
+        decode(frame(fees={"fastestFee": "?"}))
+
+
 def test_a_block_that_cannot_be_read_costs_itself() -> None:
     good = {"id": txid(7), "height": 1, "timestamp": 5}
     read = decode(frame(blocks=[good | {"height": None}, good, 7]))

@@ -135,3 +135,9 @@ def test_who_pays_more_than_all_of_a_full_block_is_in_it_whatever_its_least() ->
 
 def test_a_block_with_room_takes_everything_though_its_rates_are_unknown() -> None:
     assert predicted_block(1, [ProjectedBlock(50_000, None, 0)], 100) == 101
+
+
+def test_a_recommended_rate_that_is_unknown_is_no_step_of_the_scale() -> None:
+    holes = FeeMarket(fastest=40, half_hour=None, hour=20, economy=None, minimum=None)
+    assert [urgency(rate, holes) for rate in (0, 10, 20, 30, 40)] == [0.0, 0.25, 0.5, 0.725, 0.95]
+    assert urgency(10, FeeMarket(None, 30, 20, 10, 4)) is None

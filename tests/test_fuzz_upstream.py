@@ -175,7 +175,7 @@ def check_bounds(frame: Frame) -> None:
         assert len(block.hash) == 64
     if frame.fees is not None:
         rates = msgspec.structs.astuple(frame.fees)
-        assert all(0 <= rate <= COINS_SAT for rate in rates)
+        assert all(rate is None or 0 <= rate <= COINS_SAT for rate in rates)
     for projected in frame.projected or ():
         assert 0 <= projected.max_rate <= COINS_SAT
         assert projected.min_rate is None or 0 <= projected.min_rate <= projected.max_rate

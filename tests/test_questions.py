@@ -222,7 +222,7 @@ COINBASE = b'{"txid":"%s","value":1,"fee":0,"vsize":1}' % (b"00" * 32)
         (b'"value":5,"fee":null,"vsize":1e300,"flags":"?","time":-1', UNKNOWN),
         (b'"value":5,"vsize":"7"', UNKNOWN),
         (b'"value":null,"fee":1,"vsize":1', Summary(TXID, None, 1, 1.0, 1)),
-        (b'"fee":1,"vsize":1,"time":1.5,"flags":67108865', Summary(TXID, None, 1, 1.0, 1, 1.5, is_replacement=True)),
+        (b'"fee":1,"vsize":1,"time":1.5,"flags":262145', Summary(TXID, None, 1, 1.0, 1, 1.5, is_replacement=True)),
         (b'"value":5,"time":0,"flags":1', Summary(TXID, 5, None, 0.0, 1, None, is_replacement=False)),
     ],
 )

@@ -640,3 +640,28 @@ async def test_two_thousand_transactions_are_made_and_encoded_within_a_second() 
         await sim.poll()
         assert time.process_time() - begun < 1
         assert len((await delta(client))["added"]) == 2_000
+
+
+async def test_a_backend_behind_its_node_names_the_right_block_at_too_low_a_height() -> None:
+    async with Simulator(QUIET) as sim, rest() as session:
+        tx = sim.world.pay(WHALE)
+        await sim.poll()
+        block = sim.world.mine()
+        url = f"{sim.rest_url}/tx/{tx.txid}/status"
+        status = (await get(session, url))[1]
+        assert (status["block_hash"], status["block_height"]) == (block.hash, block.height - 1)
+        await sim.poll()
+        assert (await get(session, url))[1]["block_height"] == block.height
+
+
+async def test_a_page_of_a_block_reports_its_progress_to_every_client() -> None:
+    async with Simulator(QUIET) as sim, listening(sim) as client, rest() as session:
+        sim.world.pay(WHALE)
+        block = sim.world.mine()
+        await sim.poll()
+        await delta(client)
+        key = f"blocktxs-{block.hash}"
+        await get(session, f"{sim.rest_url}/block/{block.hash}/txs/0")
+        assert [(await read(client))["loadingIndicators"] for _ in range(3)] == [{key: 0}, {key: 50}, {}]
+        await get(session, f"{sim.rest_url}/block/{block.hash}/txs/99")
+        assert (await read(client))["loadingIndicators"] == {key: 0}

@@ -96,13 +96,13 @@ class Transaction(Struct, frozen=True, kw_only=True):
 
 
 class FeeMarket(Struct, frozen=True):
-    """Recommended fee rates in sat/vB, fractional, as the backend gives them."""
+    """Recommended fee rates in sat/vB, fractional, as the backend gives them; None is one that cannot be read."""
 
-    fastest: float
-    half_hour: float
-    hour: float
-    economy: float
-    minimum: float
+    fastest: float | None
+    half_hour: float | None
+    hour: float | None
+    economy: float | None
+    minimum: float | None
 
 
 class ProjectedBlock(Struct, frozen=True):

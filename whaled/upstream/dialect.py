@@ -269,11 +269,19 @@ class _Block(Struct, gc=False):
 
 
 class _Fees(Struct, gc=False, rename="camel"):
-    fastest_fee: Rate
-    half_hour_fee: Rate
-    hour_fee: Rate
-    economy_fee: Rate
-    minimum_fee: Rate
+    fastest_fee: Rate | None
+    half_hour_fee: Rate | None
+    hour_fee: Rate | None
+    economy_fee: Rate | None
+    minimum_fee: Rate | None
+
+
+class _FeesParts(Struct, rename="camel"):
+    fastest_fee: Raw = Raw(b"null")
+    half_hour_fee: Raw = Raw(b"null")
+    hour_fee: Raw = Raw(b"null")
+    economy_fee: Raw = Raw(b"null")
+    minimum_fee: Raw = Raw(b"null")
 
 
 class _ProjectedBlock(Struct, gc=False):
@@ -343,6 +351,7 @@ _decode_stripped = msgspec.json.Decoder(Stripped).decode
 _decode_pair = msgspec.json.Decoder(_Pair).decode
 _decode_block = msgspec.json.Decoder(_Block).decode
 _decode_projected_parts = msgspec.json.Decoder(_ProjectedParts).decode
+_decode_fees_parts = msgspec.json.Decoder(_FeesParts).decode
 _decode_rate = msgspec.json.Decoder(Rate).decode
 _decode_signed = msgspec.json.Decoder(Signed).decode
 _STRIPPED_LEAST = 4
@@ -437,6 +446,16 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
     return _Delta(sequence, *lists), malformed
 
 
+def _decode_fees_apart(raw: Raw) -> tuple[_Fees, int] | None:
+    """The recommended rates without those that cannot be read, and how many these are. None if it has none."""
+    try:
+        parts = msgspec.structs.astuple(_decode_fees_parts(raw))
+    except UNREADABLE:
+        return None
+    rates = [read(part, _decode_rate, None) for part in parts]
+    return (_Fees(*rates), rates.count(None)) if any(rate is not None for rate in rates) else None
+
+
 def _decode_blocks_apart(raw: Raw) -> tuple[list[_Block], int] | None:
     """The blocks without those that cannot be read, and how many these are."""
     good, bad = _each(raw, _decode_block)
@@ -462,6 +481,7 @@ def _decode_projected_apart(raw: Raw) -> tuple[list[_ProjectedBlock], int] | Non
 _RESCUES: dict[str, Callable[[Raw], tuple[Any, int] | None]] = {
     "delta": _decode_delta_apart,
     "snapshot": _decode_snapshot_apart,
+    "fees": _decode_fees_apart,
     "blocks": _decode_blocks_apart,
     "projected": _decode_projected_apart,
 }

@@ -267,7 +267,7 @@ class Questions:
         return [relatives(tree) for tree in trees]
 
     async def tip_height(self) -> int:
-        """Height of the best block, straight from the node."""
+        """Height of the best block that the backend has; its node may be ahead."""
         async with self._place():
             return await self._rest.tip_height()
 

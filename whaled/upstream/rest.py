@@ -77,7 +77,7 @@ class Rest(Http):
     """The REST API of one backend. Made by `Rest.open`."""
 
     async def tip_height(self) -> int:
-        """Height of the best block, straight from bitcoind."""
+        """Height of the best block that the backend has; its node may be ahead."""
         return self.found("blocks/tip/height", await self.get("blocks/tip/height", Number))
 
     async def fees(self) -> FeeMarket:

@@ -31,8 +31,8 @@ DELTA_KEY = b'"mempool-transactions"'
 VERSION = b',"version":'
 # A backend that writes otherwise does so always: looking for each transaction through all of a frame is quadratic.
 NOT_FOUND_LIMIT = 8
-# `TransactionFlags.replacement` (api/common.ts).
-REPLACEMENT_FLAG = 1 << 26
+# `TransactionFlags.replacement` (mempool.interfaces.ts).
+REPLACEMENT_FLAG = 1 << 18
 # Of an input whose nSequence cannot be read: it claims nothing.
 FINAL_SEQUENCE = 0xFFFFFFFF
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)

@@ -21,10 +21,10 @@ PROJECTED_BLOCKS = 8
 def urgency(rate: float | None, fees: FeeMarket | None) -> float | None:
     """Where an effective rate (sat/vB) stands among the recommended ones: 0..1, never falling with the rate.
 
-    Linear between the recommended rates, 0.95 at the fastest, from there towards 1 as the rate grows beyond it. None if
-    the rate or the market is unknown.
+    Linear between the recommended rates that are known, 0.95 at the fastest, from there towards 1 as the rate grows
+    beyond it. None if the rate, the market or its fastest rate is unknown.
     """
-    if rate is None or fees is None:
+    if rate is None or fees is None or fees.fastest is None:
         return None
     if rate >= fees.fastest:
         # Twice the fastest rate is halfway from 0.95 to 1.
@@ -43,17 +43,17 @@ def urgency(rate: float | None, fees: FeeMarket | None) -> float | None:
 
 def _scale(fees: FeeMarket) -> list[tuple[float, float]]:
     """Rates with their scores, ascending. A slower target is never taken to cost more than a faster one."""
-    half_hour = min(fees.half_hour, fees.fastest)
-    hour = min(fees.hour, half_hour)
-    economy = min(fees.economy, hour)
-    minimum = min(fees.minimum, economy)
-    return [
-        (minimum, AT_MINIMUM),
-        (economy, AT_ECONOMY),
-        (hour, AT_HOUR),
-        (half_hour, AT_HALF_HOUR),
+    scale: list[tuple[float, float]] = []
+    for rate, score in (
         (fees.fastest, AT_FASTEST),
-    ]
+        (fees.half_hour, AT_HALF_HOUR),
+        (fees.hour, AT_HOUR),
+        (fees.economy, AT_ECONOMY),
+        (fees.minimum, AT_MINIMUM),
+    ):
+        if rate is not None:
+            scale.append((min(rate, scale[-1][0]) if scale else rate, score))
+    return scale[::-1]
 
 
 def predicted_block(
