@@ -291,6 +291,11 @@ class Rig:
             if tx.txid not in self.inputs:
                 self.inputs[tx.txid] = frozenset(coin.outpoint for coin in tx.inputs)
 
+    def waiting_whales(self) -> list[str]:
+        """Whales in the node's mempool."""
+        truth = self.sim.truth
+        return [txid for txid in self.sim.world.chain.mempool if (known := truth.get(txid)) is not None and known.whale]
+
     def _watched(self) -> list[str]:
         truth = self.sim.truth
         return [txid for txid in self.sim.backend.mempool if (record := truth.get(txid)) is not None and record.whale]

@@ -260,7 +260,7 @@ class Fates:
         return False
 
     async def _is_in_chain(self, place: Confirmation) -> bool:
-        """Whether the block that the backend names is. The height is one too low while it is a block behind its node."""
+        """Whether the block named is. Its height is one too low while the backend is a block behind its node."""
         block_hash = self._tools.questions.block_hash
         return (
             await block_hash(place.block_height) == place.block_hash
