@@ -304,6 +304,19 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
         log.close()
 
 
+async def test_an_esplora_mode_backend_whose_electrs_is_not_found_is_degraded_and_says_so(tmp_path: Path) -> None:
+    async with busy_simulator(mode=Mode.ESPLORA) as simulator:
+        nowhere = f"http://127.0.0.1:{simulator.port}/elsewhere"
+        config = daemon.write_config(tmp_path, simulator.url, upstream={"esplora_url": nowhere})
+        async with daemon.running(config) as whaled, whaled.connect() as client, asyncio.timeout(30):
+            await whaled.logged("the backend does not give everything", mode="esplora")
+            while (await receive_type(client, "status"))["upstream"] != "degraded":
+                pass
+            health = json.loads(await get(f"{whaled.http}/healthz"))
+            assert health["upstream"] == "degraded"
+            assert "upstream.esplora_url" in health["shortfall"]
+
+
 async def test_an_esplora_mode_backend_is_read_whole_with_electrs_beside_it(tmp_path: Path) -> None:
     async with busy_simulator(mode=Mode.ESPLORA) as simulator:
         config = daemon.write_config(tmp_path, simulator.url)

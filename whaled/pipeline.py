@@ -145,7 +145,8 @@ class Pipeline:
         self._meter = meter
         self._clock = clock
         self._link = UpstreamState.DISCONNECTED
-        self._shortfall: str | None = None
+        # What the backend cannot give, None if nothing is missing.
+        self.shortfall: str | None = None
         self._hand = asyncio.Lock()
         self.listener: Listener | None = None
         # The start is silent: no price is known before the first frame.
@@ -161,9 +162,9 @@ class Pipeline:
                             await self.handle(message)
                     case StateChanged(state=state):
                         self._link = state
-                        self._publisher.tell_upstream(degraded_by(self._shortfall, state))
+                        self._publisher.tell_upstream(degraded_by(self.shortfall, state))
                     case Shortfall(why=why):
-                        self._shortfall = why
+                        self.shortfall = why
                         self._publisher.tell_upstream(degraded_by(why, self._link))
                     case _:
                         pass

@@ -147,7 +147,7 @@ class Service:
                 running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey)
                 async with (
                     gateway.serving(self._passed.clients, tls) as address,
-                    self._http(gateway, canary) as http_address,
+                    self._http(gateway, canary, pipeline) as http_address,
                 ):
                     self._observe(gateway, log_, pipeline)
                     self._observe_keys(self._ring)
@@ -171,7 +171,7 @@ class Service:
                 tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
-                tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline.last_whale))),
+                tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline))),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
             until_end = [
@@ -213,7 +213,7 @@ class Service:
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
     @asynccontextmanager
-    async def _http(self, gateway: Gateway, canary: Canary) -> AsyncIterator[str | None]:
+    async def _http(self, gateway: Gateway, canary: Canary, pipeline: Pipeline) -> AsyncIterator[str | None]:
         if not self.config.http.enabled:
             yield None
             return
@@ -222,6 +222,7 @@ class Service:
             return web.Health(
                 status="stopping" if self._stop.is_set() else "ok" if canary.is_alive() else "stalled",
                 upstream=gateway.upstream,
+                shortfall=pipeline.shortfall,
                 connections=gateway.connections,
                 position=gateway.position(),
                 version=__version__,

@@ -12,9 +12,10 @@ from whaled.canary import Canary
 from whaled.config import sections
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
-from whaled.model import SAT_PER_BTC, Alert
+from whaled.model import SAT_PER_BTC
 from whaled.ops import memory
 from whaled.ops.systemd import Notifier
+from whaled.pipeline import Pipeline
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -135,15 +136,15 @@ class MemoryWatch:
         self._meter.observed(used, limit, is_shedding=gateway.is_short_of_memory)
 
 
-def status_text(gateway: Gateway, log_: EventLog, last_whale: tuple[Alert, float] | None) -> str:
+def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
     """How the daemon is, in one line."""
     whale = "none yet"
-    if last_whale is not None:
-        alert, at = last_whale
+    if pipeline.last_whale is not None:
+        alert, at = pipeline.last_whale
         when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         whale = f"{when} {alert.value_sat / SAT_PER_BTC:.2f} BTC"
     parts = [
-        f"upstream {gateway.upstream.value}",
+        f"upstream {gateway.upstream.value}" + (f" ({pipeline.shortfall})" if pipeline.shortfall is not None else ""),
         f"{gateway.connections} clients",
         f"last whale {whale}",
         f"offset {log_.head}",

@@ -130,7 +130,8 @@ class Survey:
             return told
         if self._rest.routes.is_esplora and self._rest.routes.esplora is None:
             return f"{told} (esplora mode: set upstream.esplora_url to where its electrs answers)"
-        return f"{told} (upstream.rest_url)"
+        key = "upstream.esplora_url" if self._rest.routes.is_esplora else "upstream.rest_url"
+        return f"{told} (see {key})"
 
     async def connected(self, info: BackendInfo | None, blocks: Sequence[Block]) -> None:
         """A backend has answered the subscription. Raises LinkLostError if its events must not be taken."""

@@ -19,10 +19,11 @@ PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """The answer of /healthz."""
+    """The answer of /healthz. `shortfall` is what the backend cannot give, null if nothing is missing."""
 
     status: str
     upstream: UpstreamState
+    shortfall: str | None
     connections: int
     position: Position
     version: str
