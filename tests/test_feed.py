@@ -29,7 +29,17 @@ from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault, subscribe_frames
-from whaled.upstream.feed import Connected, Feed, FeedMessage, LossReason, Lost, Received, StateChanged, delay_range_s
+from whaled.upstream.feed import (
+    Connected,
+    Feed,
+    FeedMessage,
+    LossReason,
+    Lost,
+    Outage,
+    Received,
+    StateChanged,
+    delay_range_s,
+)
 from whaled.upstream.http import RestFailure
 from whaled.upstream.link import CLOSE_TIMEOUT_S
 from whaled.upstream.losses import diagnose
@@ -467,6 +477,16 @@ def test_a_delay_is_a_part_of_the_outage_between_its_bounds() -> None:
     assert delay_range_s(upstream, 3.0) == (0.375, 0.75)  # a restarted backend is found again within a second
     assert delay_range_s(upstream, 60.0) == (7.5, 15.0)
     assert delay_range_s(upstream, 1e9) == (15.0, 30.0)
+
+
+def test_an_outage_is_as_long_as_the_link_was_down_and_did_not_hold_since() -> None:
+    outage = Outage(1000.0)
+    assert outage.lost(1000.0, None) == 0.0
+    assert outage.lost(1003.0, None) == 3.0
+    assert outage.lost(1046.0, 1004.0) == 0.0  # it held for 42 s: what comes now is another outage
+    assert outage.lost(1050.0, None) == 4.0
+    for second in range(1, 61):  # accepted and dropped at once, again and again
+        assert outage.lost(1050.0 + second, 1050.0 + second) == 4.0 + second
 
 
 async def test_delays_grow_with_jitter_up_to_the_bound_and_start_over_after_a_stable_link(meter: Recorder) -> None:

@@ -35,8 +35,27 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 DELAY_PART = 0.25
 
 
+class Outage:
+    """How long the link has been down, less the time for which it held in between.
+
+    So a short outage soon after another one is a short one, and a backend that accepts each link and drops it at once
+    is asked ever less often.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._down_s = 0.0
+        self._since = now
+
+    def lost(self, now: float, connected_at: float | None) -> float:
+        """A link made at `connected_at` is gone, or (None) could not be made. Returns the outage in seconds."""
+        up_since = now if connected_at is None else connected_at
+        self._down_s = max(0.0, self._down_s + (up_since - self._since) - (now - up_since))
+        self._since = now
+        return self._down_s
+
+
 def delay_range_s(settings: Upstream, down_s: float) -> tuple[float, float]:
-    """The least and the longest delay before the next attempt, `down_s` seconds after the link was last stable."""
+    """The least and the longest delay before the next attempt, in an outage of `down_s` seconds."""
     longest = min(settings.reconnect_max, max(settings.reconnect_initial, DELAY_PART * down_s))
     return longest / 2, longest
 
@@ -67,7 +86,7 @@ class Feed:
         """
         settings = self._settings
         link = Link(settings, self._meter, self._clock, self._monotonic, surveyor=self._surveyor)
-        down_since: float | None = None
+        outage = Outage(self._monotonic())
         # The delay is drawn before tenacity asks for it, because the consumer is told it before the wait.
         retrying = AsyncRetrying(retry=retry_if_exception_type(LinkLostError), wait=wait_exception(_next_delay_s))
         async for attempt in retrying:
@@ -83,11 +102,11 @@ class Feed:
                 lost = error
             else:
                 raise AssertionError("a link ends by an error only")
-            if connected_at is not None and self._monotonic() - connected_at >= settings.stable_after:
+            now = self._monotonic()
+            if connected_at is not None and now - connected_at >= settings.stable_after:
                 tries.attempt_number = 1
-                down_since = None
-            down_since = self._monotonic() if down_since is None else down_since
-            lost.next_delay_s = lost.wait_s + wait_random(*delay_range_s(settings, self._monotonic() - down_since))(
+                outage = Outage(now)
+            lost.next_delay_s = lost.wait_s + wait_random(*delay_range_s(settings, outage.lost(now, connected_at)))(
                 tries
             )
             self._report(lost, tries)
