@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct, field
 
-from whaled import addresses
 from whaled.errors import ConfigError, Fault
 from whaled.model import Flow, Output, OwnerType, Transaction
+from whaled.whales import addresses
 from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
 
 COLUMNS = ("label", "address", "type")

@@ -1,0 +1,66 @@
+"""Addresses that people give: whether they are written correctly, and in the form a backend writes. Pure."""
+
+from hashlib import sha256
+
+from whaled.addresses import (
+    BASE58,
+    BASE58_VERSIONS,
+    BECH32,
+    BECH32_REST,
+    BECH32M_REST,
+    SEGWIT_PREFIXES,
+)
+from whaled.addresses import expanded as _expanded
+from whaled.addresses import polymod as _polymod
+
+
+def canonical(address: str) -> str:
+    """The form a backend writes: bech32 may be given in capitals and means the same."""
+    return address.lower() if address.lower().startswith(tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)) else address
+
+
+def fault_in(address: str) -> str | None:
+    """What is wrong with an address of any Bitcoin network, None if nothing is (BIP 173, BIP 350, base58check)."""
+    lower = address.lower()
+    for prefix in SEGWIT_PREFIXES:
+        if lower.startswith(f"{prefix}1"):
+            if address not in (lower, address.upper()):
+                return "mixes capital and small letters"
+            return _segwit_fault(prefix, lower[len(prefix) + 1 :])
+    return _base58_fault(address)
+
+
+def _segwit_fault(prefix: str, data: str) -> str | None:
+    values = [BECH32.find(letter) for letter in data]
+    if -1 in values:
+        return f"has a character that bech32 does not use: {data[values.index(-1)]!r}"
+    if not 8 <= len(values) <= 90:
+        return "has a wrong length"
+    version = values[0]
+    if _polymod(_expanded(prefix) + values) != (BECH32_REST if version == 0 else BECH32M_REST):
+        return "has a wrong checksum: a character is mistyped"
+    program_bits = 5 * (len(values) - 7)
+    program_bytes = program_bits // 8
+    lengths_allowed = (20, 32) if version == 0 else range(2, 41)
+    if version > 16 or program_bits % 8 > 4 or program_bytes not in lengths_allowed:
+        return "has a wrong length"
+    return None
+
+
+def _base58_fault(address: str) -> str | None:
+    number = 0
+    if not 26 <= len(address) <= 35:
+        return "is no Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
+    for letter in address:
+        digit = BASE58.find(letter)
+        if digit < 0:
+            return f"has a character that base58 does not use: {letter!r}"
+        number = number * 58 + digit
+    if number.bit_length() > 200:
+        return "has a wrong length"
+    payload = number.to_bytes(25)
+    if sha256(sha256(payload[:21]).digest()).digest()[:4] != payload[21:]:
+        return "has a wrong checksum: a character is mistyped"
+    if payload[0] not in BASE58_VERSIONS:
+        return "is of no Bitcoin network"
+    return None
