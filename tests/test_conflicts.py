@@ -1,17 +1,22 @@
 """Two transactions that spend the same output: one has replaced the other, whether or not the backend says so."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from test_pipeline import BTC, Published, opened, pays, received, timed
 
+from support import alert_draft
 from whale_kit import NOW, txid
 from whaled.config.sections import Detection
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline
 from whaled.upstream.dialect import decode
 from whaled.upstream.news import Received
+from whaled.whales import lifecycle
+from whaled.whales.conflicts import linked
 
 BLOCK = {"id": "b1" * 32, "height": 900_001, "timestamp": int(NOW), "previousblockhash": "b0" * 32}
 
@@ -103,6 +108,49 @@ async def test_a_confirmed_whale_is_not_replaced_by_one_that_spends_the_same(tmp
         await running.handle(message(mined=(1,)))
         await running.handle(message((spending(2, 7),)))
     assert told(published) == [("alert", 1, ""), ("confirmed", 1, "b1"), ("alert", 2, "")]
+
+
+async def test_a_whale_replaces_what_was_there_until_now_and_not_what_another_one_had_replaced(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        for each in (spending(1, 5, 8), spending(2, 5), spending(3, 6), spending(4, 6, 8), spending(5, 8)):
+            await running.handle(message((each,)))
+    assert [each for each in told(published) if each[0] == "replaced"] == [
+        ("replaced", 1, "02"),
+        ("replaced", 3, "04"),
+        ("replaced", 4, "05"),
+    ]
+    replaces = [event.whale.alert.replaces for event in published.events if event.update is None]
+    assert replaces == [None, txid(1), None, txid(3), txid(4)]
+
+
+async def test_a_whale_does_not_replace_one_that_was_replaced_before_it_came(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        for each in (spending(1, 5, 8), spending(2, 5), spending(3, 8)):
+            await running.handle(message((each,)))
+    assert [event.whale.alert.replaces for event in published.events if event.update is None] == [None, txid(1), None]
+
+
+class Pruning:
+    """The event log, of which retention removes everything once what whales spend was looked up."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.whales, self.outpoints, self.histories = log.whales, log.outpoints, log.histories
+
+    async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
+        found = await self._log.rivals(outpoints)
+        await self._log.prune(NOW + 365 * 86_400, follows_blocks=False)
+        return found
+
+
+async def test_a_rival_that_retention_removes_meanwhile_ends_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as log:
+        running, _ = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        draft = lifecycle.alerted(replace(alert_draft(2).whale, outpoints=(f"{txid(1007)}:0",)), NOW)
+        assert await linked([draft], Pruning(log)) == [draft]
 
 
 async def test_replacements_in_turn_are_each_told(tmp_path: Path) -> None:

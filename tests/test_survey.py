@@ -243,6 +243,17 @@ async def test_a_web_page_for_every_path_is_no_answer() -> None:
         assert "chain: blocks cannot be scanned" in (survey.shortfall or "")
 
 
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [("mempool", '{"count":1,"x":%s}'), ("blocks/0", '[{"id":"aa","height":0,"x":%s}]')],
+)
+async def test_an_answer_that_is_nested_without_end_is_none(path: str, answer: str) -> None:
+    async with serving() as server, surveying(server.url) as (survey, metrics):
+        server.answers[f"/api/v1/{path}"] = answer % ("[" * 100_000 + "]" * 100_000)
+        await survey.connected(info(), BLOCKS)
+        assert {"network", "mempool"} <= missing(metrics)
+
+
 async def test_the_list_of_txids_counts_where_the_count_is_not_answered() -> None:
     async with serving() as server, surveying(server.is_none_mode().url) as (survey, metrics):
         del server.answers["/api/v1/mempool"]

@@ -22,6 +22,7 @@ from whaled.upstream.identity import MINIMUM_VERSION, SIGNET, Network, is_too_ol
 from whaled.upstream.losses import LinkLostError, LossReason
 from whaled.upstream.rest import Rest
 from whaled.upstream.routes import ESPLORA, candidates
+from whaled.upstream.transactions import UNREADABLE
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -200,7 +201,7 @@ class Survey:
         """The genesis block by a call that the backend itself answers in every mode."""
         try:
             found = msgspec.json.decode(await self._probe("blocks/0") or b"", type=list[_First])
-        except (msgspec.DecodeError, UnicodeError):
+        except UNREADABLE:
             return None
         return _hash(found[0].id.encode()) if found and found[0].height == 0 else None
 
@@ -336,7 +337,7 @@ def _is_mempool(raw: bytes | None) -> bool:
     """Whether it is the count of a mempool: a web page may answer every path."""
     try:
         return msgspec.json.decode(raw or b"", type=_Mempool).count >= 0
-    except (msgspec.DecodeError, UnicodeError):
+    except UNREADABLE:
         return False
 
 

@@ -4,7 +4,7 @@ A backend does not name every replacement: not after a restart, not across a gap
 lower fee by itself (package RBF). What both spend always tells.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -58,18 +58,40 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
     histories = await event_log.histories(names)
     whales = await event_log.whales(names)
     spoken_of = {draft.whale.alert.transaction_id for draft in drafts}
+    alerts: dict[str, int] = {}
+    for index, draft in enumerate(drafts):
+        if draft.kind is Kind.ALERT:
+            alerts.setdefault(draft.whale.alert.transaction_id, index)
     for txid, others in rivals.items():
-        # What was dropped may be replaced later; who is confirmed is taken back by the death of the block.
-        beaten = [rival for rival in others if histories[rival][-1][0] in WAITING | GONE]
-        for index, draft in enumerate(found):
-            alert = draft.whale.alert
-            if beaten and draft.kind is Kind.ALERT and alert.transaction_id == txid and alert.replaces is None:
-                found[index] = replace(draft, whale=lifecycle.replacing(draft.whale, beaten[-1]))
+        # What was dropped may be replaced later; who is confirmed is taken back by the death of the block. Retention
+        # may have removed a whale since it was found.
+        beaten = [rival for rival in others if rival in whales and _last(histories, rival)[0] in WAITING | GONE]
+        index = alerts.get(txid, -1)
+        if index >= 0 and found[index].whale.alert.replaces is None:
+            whale = lifecycle.replacing(found[index].whale, _predecessor(txid, beaten, histories))
+            found[index] = replace(found[index], whale=whale)
         for rival in beaten:
             draft = lifecycle.replaced(whales[rival], txid, drafts[0].at)
             if rival not in spoken_of and (news := next_event(draft, histories[rival])) is not None:
                 found.append(news)
     return found
+
+
+def _last(histories: Mapping[str, History], txid: str) -> tuple[Kind | None, str]:
+    """Kind and ref of the newest event about a whale, the ref without its number."""
+    kind, ref = histories[txid][-1] if histories.get(txid) else (None, "")
+    return kind, ref.partition("#")[0]
+
+
+def _predecessor(txid: str, beaten: Sequence[str], histories: Mapping[str, History]) -> str | None:
+    """Which of the beaten whales a new one took the place of: one that waited until now, else one that was reported as
+    replaced by it, else one that was dropped. None if all of them were replaced by others before.
+    """
+    last = {rival: _last(histories, rival) for rival in beaten}
+    waiting = [rival for rival in beaten if last[rival][0] in WAITING]
+    reported = [rival for rival in beaten if last[rival] == (Kind.REPLACED, txid)]
+    dropped = [rival for rival in beaten if last[rival][0] is Kind.DROPPED]
+    return next(reversed(waiting or reported or dropped), None)
 
 
 def _here(drafts: Sequence[Draft]) -> dict[str, Whale]:
