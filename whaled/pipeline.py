@@ -284,7 +284,23 @@ class Pipeline:
             return drafts
         known = await self._log.whales(touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
-        return [*drafts, *await self._unnamed(delta, known, now), *_fates(known, delta, block, now)]
+        told = _fates(known, delta, block, now)
+        return [*drafts, *await self._unnamed(delta, known, now), *await self._not_outdated(told)]
+
+    async def _not_outdated(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """The drafts without replacements of whales that are confirmed.
+
+        The stream may be behind its node: a scan has seen the block that holds a whale which was replaced and came back
+        before. If that block is dead, the backfill finds it out, and the replacement with it.
+        """
+        replaced = [draft.whale.alert.transaction_id for draft in drafts if draft.kind is Kind.REPLACED]
+        histories = await self._log.histories(replaced) if replaced else {}
+        confirmed = {txid for txid, history in histories.items() if history[-1][0] is Kind.CONFIRMED}
+        return [
+            draft
+            for draft in drafts
+            if draft.kind is not Kind.REPLACED or draft.whale.alert.transaction_id not in confirmed
+        ]
 
     async def _drafts_of_open(self, open_: Sequence[Transaction], delta: Delta, block: Block | None) -> list[Draft]:
         """Alerts of those that a rule matches by their inputs, and what the frame tells of their fates.
