@@ -206,12 +206,14 @@ class Mempool:
     # --- the questions ---
 
     async def greet(self) -> bool:
-        """Whales said to be gone that the stream or a snapshot brought again, if they are there.
+        """Whales said to be gone that the stream or a snapshot brought again, or an answer called replaced, if they are
+        there.
 
         Whether they are is asked: what was brought may have left since, in a message that was missed. Raises RestError;
         nothing is lost then.
         """
-        again, self._again = self._again, {}
+        again, self._again = self._again | self._tools.replaced, {}
+        self._tools.replaced.clear()
         histories = await self._tools.log.histories(again)
         gone = {txid: len(history) for txid, history in histories.items() if history[-1][0] in GONE}
         if gone:

@@ -8,7 +8,7 @@ from typing import Protocol
 import structlog
 
 from whaled.config.sections import Backfill
-from whaled.model import Draft, Event, Market, Scan, Source, Transaction, Whale
+from whaled.model import Draft, Event, Kind, Market, Scan, Source, Transaction, Whale
 from whaled.reconcile.coverage import Cover
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.questions import Questions
@@ -179,6 +179,8 @@ class Tools:
         self.clock = clock
         self.monotonic = monotonic
         self.background = Background()
+        # Whales called replaced by what an answer showed: it may have been older than their return.
+        self.replaced: dict[str, None] = {}
         self._lines = Sampler(LOG_INTERVAL_S, monotonic)
 
     def complain(self, error: RestError, again_s: float) -> None:
@@ -214,4 +216,6 @@ async def say(tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, Histo
                 told += filter(None, [next_event(draft, history)])
         return told
 
-    return bool(await tools.committer.commit(decide))
+    events = await tools.committer.commit(decide)
+    tools.replaced.update((each.whale.alert.transaction_id, None) for each in events if each.kind is Kind.REPLACED)
+    return bool(events)
