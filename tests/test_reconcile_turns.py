@@ -14,6 +14,9 @@ from whaled.simulator.scripts import ScriptType
 from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import Payment, Tx, TxKind
 
+# So that no sweep interferes.
+DAY_S = 86400.0
+
 
 def test_the_newest_and_the_best_paying_come_in_turn() -> None:
     def candidate(rate: float, first_seen: float) -> Candidate:
@@ -156,6 +159,41 @@ async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(tmp_p
         await is_over.wait()
         assert await turns.take(["slow"], ask)
         assert asked[-1] == "slow"
+
+
+async def test_what_failed_and_is_being_asked_is_not_due(tmp_path: Path) -> None:
+    """Else the rounds follow each other without a pause until the answer is there, and ask for the tip each time."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        whale = sim.world.pay(150 * BTC)
+        await sim.poll()
+        front.spoil(f"tx/{whale.txid}", 500)
+        async with watching(sim, clock, tmp_path, front=front, settled=False, interval=DAY_S) as rig:
+            worker = rig.ear._reconciler
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+            assert worker._mempool.next_due() is not None
+            front.mend()
+            is_there, let_go = front.hold(f"tx/{whale.txid}")
+            await rig.poll(70)
+            await is_there.wait()
+            assert worker._mempool.next_due() is None
+            let_go.set()
+            await rig.until(lambda: whale.txid in rig.sources())
+
+            front.spoil("block/.*/txs/.*", 500)
+            missed = sim.world.pay(150 * BTC, relay=False)
+            sim.world.mine([missed])
+            failures = rig.tally.failures.total()
+            await rig.poll()
+            await rig.until(lambda: rig.tally.failures.total() > failures)
+            assert worker._blocks.next_due() is not None
+            front.mend()
+            is_there, let_go = front.hold("block/.*/txs/.*")
+            await rig.poll(70)
+            await is_there.wait()
+            assert worker._blocks.next_due() is None
+            let_go.set()
+            await rig.until(lambda: missed.txid in rig.sources())
 
 
 # --- replacements that nobody names ---

@@ -112,7 +112,7 @@ class Blocks:
 
     def next_due(self) -> float | None:
         """When to ask again for a block that could not be scanned (monotonic)."""
-        return self._patience.next_due()
+        return self._patience.next_due(lambda height: int(height) in self._opened)
 
     async def catch_up(self) -> bool:
         """Undo what is dead, then scan what is missing, newest first, until the turn is over. False if there is more to

@@ -198,10 +198,13 @@ class Mempool:
 
     def next_due(self) -> float | None:
         """When to ask for what waits (monotonic), None if nothing does."""
-        dues = [self._patience.next_due()]
-        if any(self._patience.is_due(txid) for txid in self._tail):
+        dues = [self._patience.next_due(self._is_asking)]
+        if any(self._patience.is_due(txid) and not self._tail_turns.is_asking(txid) for txid in self._tail):
             dues.append(self._tail_from)
         return min((due for due in dues if due is not None), default=None)
+
+    def _is_asking(self, txid: str) -> bool:
+        return self._turns.is_asking(txid) or self._tail_turns.is_asking(txid)
 
     # --- the questions ---
 
