@@ -5,6 +5,7 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
 from reconcile_kit import BTC, Front, watching, world
 
 from whaled.model import SAT_PER_BTC
@@ -221,6 +222,27 @@ async def test_a_whale_that_came_back_after_its_replacer_was_replaced_is_not_cal
             await rig.poll(70)
             await rig.settled()
             assert rig.told(back.txid) == ["alert"]
+
+
+@pytest.mark.parametrize("by", ["replace", "replace_by_package"])
+async def test_a_whale_that_is_replaced_while_it_is_fetched_replaces_nothing(tmp_path: Path, by: str) -> None:
+    """Its alert comes after that of its replacer, which spends the same and is in the mempool."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        old = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        is_there, let_go = front.hold(f"tx/{old}")
+        async with watching(sim, clock, tmp_path, front=front, settled=False, interval=DAY_S) as rig:
+            await is_there.wait()
+            sent = getattr(sim.world, by)(old)
+            new = (sent if by == "replace" else sent[0]).txid
+            await rig.poll()
+            await rig.until(lambda: new in rig.sources())
+            let_go.set()
+            await rig.settled()
+            assert rig.told(new) == ["alert"]
+            await rig.until(lambda: rig.told(old) == ["alert", "replaced"])
+            assert [event.ref for event in rig.events if event.ref] == [new]
 
 
 async def test_a_whale_of_the_stream_is_not_dropped_because_another_node_does_not_have_it(tmp_path: Path) -> None:
