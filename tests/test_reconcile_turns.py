@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from reconcile_kit import BTC, Front, watching, world
 
-from whaled.model import SAT_PER_BTC
+from whaled.model import SAT_PER_BTC, Kind
 from whaled.reconcile.mempool import Candidate, perishable_first
 from whaled.reconcile.turns import FAILURES_IN_A_ROW, Turns
 from whaled.simulator.scripts import ScriptType
@@ -324,3 +324,27 @@ async def test_a_transaction_that_spends_what_a_missing_whale_spent_has_replaced
         await rig.hear(added=[small])
         await rig.until(lambda: rig.told(whale.txid) == ["alert", "replaced"])
         assert [event.ref for event in rig.events if event.ref] == ["dd" * 32]
+
+
+async def test_an_answer_about_a_block_that_left_the_chain_meanwhile_confirms_nothing(tmp_path: Path) -> None:
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, interval=DAY_S) as rig,
+    ):
+        missed = sim.world.pay(150 * BTC, relay=False)
+        is_there, let_go = front.hold("block/.*/txs/.*")
+        dead = sim.world.mine([missed])
+        await rig.poll()
+        await is_there.wait()
+        sim.world.reorg(1, keep=())
+        await rig.poll()
+        tip = sim.world.chain.tip
+        assert tip.hash != dead.hash
+        await rig.until(lambda: rig.tally.open["blocks"] == 0)
+        let_go.set()
+        await rig.until(lambda: not rig.ear._reconciler._blocks._turns._tasks)
+        confirmed = [event.ref for event in rig.events if event.kind is Kind.CONFIRMED]
+        assert dead.hash not in confirmed
+        assert await rig.nothing_dead_is_scanned()

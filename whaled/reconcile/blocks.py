@@ -438,8 +438,18 @@ class Blocks:
                 problems.clear()
 
     async def _alert(self, opened: Opened, drafts: list[Draft]) -> None:
+        if not drafts or await self._is_dead(opened.block):
+            return
         await say(self._tools, drafts)
         opened.found += sum(draft.kind is Kind.CONFIRMED for draft in drafts)
+
+    async def _is_dead(self, block: Block) -> bool:
+        """Whether another block has been found at its height: an answer that took long may be older than that."""
+        current = self._opened.get(block.height)
+        if current is not None:
+            return current.block.hash != block.hash
+        scans = await self._tools.log.scans(block.height, block.height)
+        return bool(scans) and scans[0].hash != block.hash
 
     async def _missed(self, opened: Opened, transaction: Transaction, entry: Summary) -> list[Draft]:
         """What is to be said of a whale that nobody knew: its alert, its confirmation, and those it replaced."""
