@@ -1,8 +1,10 @@
 """Two transactions that spend the same output: one has replaced the other, whether or not the backend says so."""
 
+import asyncio
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from msgspec.structs import replace
@@ -130,6 +132,21 @@ async def test_a_whale_does_not_replace_one_that_was_replaced_before_it_came(tmp
         for each in (spending(1, 5, 8), spending(2, 5), spending(3, 8)):
             await running.handle(message((each,)))
     assert [event.whale.alert.replaces for event in published.events if event.update is None] == [None, txid(1), None]
+
+
+async def test_a_whale_does_not_wait_for_those_who_read_the_log(tmp_path: Path) -> None:
+    """A search through all events takes a tenth of a second for 200,000 of them."""
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(message((spending(1, 7),)))
+        release = Event()
+        log._threads.read_thread.submit(release.wait)
+        try:
+            async with asyncio.timeout(10):
+                await running.handle(message((spending(2, 7),), removed=(1,)))
+        finally:
+            release.set()
+    assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, "02")]
 
 
 class Pruning:

@@ -1,6 +1,7 @@
 """What became of a whale that left the mempool without a word, and what is said of one that comes back."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,100 @@ async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path)
         for _ in range(2):
             await wait(rig, 40)
         await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+
+
+async def test_a_whale_whose_question_is_to_wait_is_not_due_before(tmp_path: Path) -> None:
+    """Else the rounds follow each other without a pause for as long as the server asked to wait."""
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, interval=DAY_S) as rig,
+    ):
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        front.spoil(f"tx/{tx.txid}/status", 500, b"", **{"Retry-After": "3600"})
+        sim.world.chain.evict(tx.txid)
+        await wait(rig, 5)
+        await rig.until(lambda: rig.tally.failures.total() > 0)
+        await wait(rig, 40)
+        due = rig.ear._reconciler._fates.next_due()
+        assert due is not None
+        assert due > clock() + 3000
+
+
+async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backend that always takes so long would never let a whale be dropped."""
+    monkeypatch.setattr("whaled.reconcile.turns.TURN_S", 0.1)
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=DAY_S) as rig,
+    ):
+        tx = sim.world.pay(150 * BTC)
+        await rig.settled()
+        is_there, let_go = front.hold(f"tx/{tx.txid}/rbf")
+        sim.world.chain.evict(tx.txid)
+        await wait(rig, 5)
+        await wait(rig, 5)
+        await is_there.wait()
+        fates = rig.ear._reconciler._fates
+        assert fates._turns.is_asking(tx.txid)
+        let_go.set()
+        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        assert front.times(f"tx/{tx.txid}/status") == 1
+
+
+async def test_blocks_that_are_searched_for_what_replaced_a_whale_hold_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whaled.reconcile.turns.TURN_S", 0.1)
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=DAY_S) as rig,
+    ):
+        gone = sim.world.pay(150 * BTC)
+        sim.world.mine(only=())
+        await rig.settled()
+        is_there, let_go = front.hold("block/.*/raw")
+        sim.world.chain.evict(gone.txid)
+        await wait(rig, 5)
+        await wait(rig, 5)
+        await is_there.wait()
+        missed = sim.world.pay(150 * BTC, relay=False)
+        sim.world.mine([missed])
+        await rig.poll()
+        await rig.until(lambda: missed.txid in rig.sources())
+        assert rig.told(gone.txid) == ["alert"]
+        let_go.set()
+        await rig.until(lambda: rig.told(gone.txid) == ["alert", "dropped"])
+
+
+def is_dropped(rig: Rig, txid: str) -> bool:
+    return rig.told(txid) == ["alert", "dropped"]
+
+
+async def test_the_whales_dropped_last_are_watched_and_no_more_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whaled.reconcile.fates.WATCHED_LIMIT", 1)
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path, drop_after=1.0, interval=DAY_S) as rig:
+            whales = [sim.world.pay(150 * BTC).txid for _ in range(2)]
+            await rig.settled()
+            for txid in whales:
+                sim.world.chain.evict(txid)
+                for _ in range(2):
+                    await wait(rig, 5)
+                await rig.until(partial(is_dropped, rig, txid))
+            assert set(rig.ear._reconciler._fates._watched.values()) == {whales[1]}
+        async with watching(sim, clock, tmp_path) as rig:
+            assert set(rig.ear._reconciler._fates._watched.values()) == {whales[1]}
 
 
 async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told(tmp_path: Path) -> None:

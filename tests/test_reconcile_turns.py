@@ -5,14 +5,18 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
 from reconcile_kit import BTC, Front, watching, world
 
-from whaled.model import SAT_PER_BTC
+from whaled.model import SAT_PER_BTC, Kind
 from whaled.reconcile.mempool import Candidate, perishable_first
 from whaled.reconcile.turns import FAILURES_IN_A_ROW, Turns
 from whaled.simulator.scripts import ScriptType
 from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import Payment, Tx, TxKind
+
+# So that no sweep interferes.
+DAY_S = 86400.0
 
 
 def test_the_newest_and_the_best_paying_come_in_turn() -> None:
@@ -158,6 +162,41 @@ async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(tmp_p
         assert asked[-1] == "slow"
 
 
+async def test_what_failed_and_is_being_asked_is_not_due(tmp_path: Path) -> None:
+    """Else the rounds follow each other without a pause until the answer is there, and ask for the tip each time."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        whale = sim.world.pay(150 * BTC)
+        await sim.poll()
+        front.spoil(f"tx/{whale.txid}", 500)
+        async with watching(sim, clock, tmp_path, front=front, settled=False, interval=DAY_S) as rig:
+            worker = rig.ear._reconciler
+            await rig.until(lambda: rig.tally.failures.total() > 0)
+            assert worker._mempool.next_due() is not None
+            front.mend()
+            is_there, let_go = front.hold(f"tx/{whale.txid}")
+            await rig.poll(70)
+            await is_there.wait()
+            assert worker._mempool.next_due() is None
+            let_go.set()
+            await rig.until(lambda: whale.txid in rig.sources())
+
+            front.spoil("block/.*/txs/.*", 500)
+            missed = sim.world.pay(150 * BTC, relay=False)
+            sim.world.mine([missed])
+            failures = rig.tally.failures.total()
+            await rig.poll()
+            await rig.until(lambda: rig.tally.failures.total() > failures)
+            assert worker._blocks.next_due() is not None
+            front.mend()
+            is_there, let_go = front.hold("block/.*/txs/.*")
+            await rig.poll(70)
+            await is_there.wait()
+            assert worker._blocks.next_due() is None
+            let_go.set()
+            await rig.until(lambda: missed.txid in rig.sources())
+
+
 # --- replacements that nobody names ---
 
 
@@ -183,6 +222,27 @@ async def test_a_whale_that_came_back_after_its_replacer_was_replaced_is_not_cal
             await rig.poll(70)
             await rig.settled()
             assert rig.told(back.txid) == ["alert"]
+
+
+@pytest.mark.parametrize("by", ["replace", "replace_by_package"])
+async def test_a_whale_that_is_replaced_while_it_is_fetched_replaces_nothing(tmp_path: Path, by: str) -> None:
+    """Its alert comes after that of its replacer, which spends the same and is in the mempool."""
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        old = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        is_there, let_go = front.hold(f"tx/{old}")
+        async with watching(sim, clock, tmp_path, front=front, settled=False, interval=DAY_S) as rig:
+            await is_there.wait()
+            sent = getattr(sim.world, by)(old)
+            new = (sent if by == "replace" else sent[0]).txid
+            await rig.poll()
+            await rig.until(lambda: new in rig.sources())
+            let_go.set()
+            await rig.settled()
+            assert rig.told(new) == ["alert"]
+            await rig.until(lambda: rig.told(old) == ["alert", "replaced"])
+            assert [event.ref for event in rig.events if event.ref] == [new]
 
 
 async def test_a_whale_of_the_stream_is_not_dropped_because_another_node_does_not_have_it(tmp_path: Path) -> None:
@@ -264,3 +324,27 @@ async def test_a_transaction_that_spends_what_a_missing_whale_spent_has_replaced
         await rig.hear(added=[small])
         await rig.until(lambda: rig.told(whale.txid) == ["alert", "replaced"])
         assert [event.ref for event in rig.events if event.ref] == ["dd" * 32]
+
+
+async def test_an_answer_about_a_block_that_left_the_chain_meanwhile_confirms_nothing(tmp_path: Path) -> None:
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, interval=DAY_S) as rig,
+    ):
+        missed = sim.world.pay(150 * BTC, relay=False)
+        is_there, let_go = front.hold("block/.*/txs/.*")
+        dead = sim.world.mine([missed])
+        await rig.poll()
+        await is_there.wait()
+        sim.world.reorg(1, keep=())
+        await rig.poll()
+        tip = sim.world.chain.tip
+        assert tip.hash != dead.hash
+        await rig.until(lambda: rig.tally.open["blocks"] == 0)
+        let_go.set()
+        await rig.until(lambda: not rig.ear._reconciler._blocks._turns._tasks)
+        confirmed = [event.ref for event in rig.events if event.kind is Kind.CONFIRMED]
+        assert dead.hash not in confirmed
+        assert await rig.nothing_dead_is_scanned()

@@ -1,8 +1,10 @@
 """The durable event log, as the event loop sees it. Nothing is published that is not in here.
 
-All waiting for the disk happens on two threads. One owns the writing connection. The other owns a read-only
+All waiting for the disk happens on three threads. One owns the writing connection. Another owns a read-only
 connection, so that a client replaying a day of events, or a page that comes from a cold disk, never stands between
-a new event and its commit: with a write-ahead log, reading and writing do not wait for each other.
+a new event and its commit: with a write-ahead log, reading and writing do not wait for each other. The third owns a
+read-only connection for look-ups by txid and outpoint, which come before a commit: they do not wait for searches that
+go through all events.
 """
 
 import asyncio
@@ -64,12 +66,14 @@ class LogMeter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """The two connections and the one thread of each."""
+    """The three connections and the one thread of each."""
 
     writer: Writer
     reader: Reader
+    lookups: Reader
     write_thread: ThreadPoolExecutor
     read_thread: ThreadPoolExecutor
+    lookup_thread: ThreadPoolExecutor
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class EventLog:
             try:
                 opened = await on_thread(threads.write_thread, threads.writer.open, clock())
                 await on_thread(threads.read_thread, threads.reader.open)
+                await on_thread(threads.lookup_thread, threads.lookups.open)
                 await check_within(CHECK_LIMIT_S, threads)
             except EventLogError as error:
                 meter.failed(error.reason)
@@ -129,8 +134,10 @@ class EventLog:
             # The thread works in order: what was submitted before is stored before. Submitted in one go, so that a
             # cancellation here cannot leave the files open or let another daemon in too early.
             reader_closed = threads.read_thread.submit(threads.reader.close)
-            writer_closed = threads.write_thread.submit(threads.writer.close, reader_closed)
+            lookups_closed = threads.lookup_thread.submit(threads.lookups.close)
+            writer_closed = threads.write_thread.submit(threads.writer.close, reader_closed, lookups_closed)
             threads.read_thread.shutdown(wait=False)
+            threads.lookup_thread.shutdown(wait=False)
             threads.write_thread.shutdown(wait=False)
             await asyncio.shield(asyncio.wrap_future(writer_closed))
 
@@ -185,7 +192,7 @@ class EventLog:
         known: dict[str, Whale] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
-            known.update(await self._read(self._threads.reader.whales, chunk))
+            known.update(await self._look_up(self._threads.lookups.whales, chunk))
         return known
 
     async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
@@ -193,7 +200,7 @@ class EventLog:
         found: dict[str, list[str]] = {}
         rest = iter(outpoints)
         while chunk := list(islice(rest, TXID_CHUNK)):
-            found.update(await self._read(self._threads.reader.rivals, chunk))
+            found.update(await self._look_up(self._threads.lookups.rivals, chunk))
         return found
 
     async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
@@ -201,7 +208,7 @@ class EventLog:
         found: dict[str, list[str]] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
-            found.update(await self._read(self._threads.reader.outpoints, chunk))
+            found.update(await self._look_up(self._threads.lookups.outpoints, chunk))
         return found
 
     async def pending(self, after: int, limit: int) -> list[Event]:
@@ -217,7 +224,7 @@ class EventLog:
         found: dict[str, list[tuple[Kind, str]]] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
-            found.update(await self._read(self._threads.reader.histories, chunk))
+            found.update(await self._look_up(self._threads.lookups.histories, chunk))
         return found
 
     async def confirmed_in(self, block_hash: str) -> list[Whale]:
@@ -352,6 +359,10 @@ class EventLog:
         self._refuse_if_closed()
         return await self._counted(on_thread(self._threads.read_thread, function, *args))
 
+    async def _look_up(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        self._refuse_if_closed()
+        return await self._counted(on_thread(self._threads.lookup_thread, function, *args))
+
     async def _write(self, function: Callable[[*Args], T], *args: *Args) -> T:
         self._refuse_if_closed()
         return await self._counted(on_thread(self._threads.write_thread, function, *args))
@@ -389,8 +400,10 @@ def threads_for(settings: sections.EventLog) -> Threads:
     return Threads(
         writer=Writer(path, settings.busy_timeout),
         reader=Reader(path, settings.busy_timeout),
+        lookups=Reader(path, settings.busy_timeout),
         write_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-writer"),
         read_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-reader"),
+        lookup_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-lookup"),
     )
 
 

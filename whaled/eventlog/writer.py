@@ -171,10 +171,11 @@ class Writer:
         with files.explained(self._path, "checkpoint the event log"):
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
-    def close(self, reader_closed: Future[None]) -> None:
-        """Once the reader is done: checkpoint, close, let other daemons in. Does what is needed after a failed open."""
+    def close(self, *readers_closed: Future[None]) -> None:
+        """Once all readers are done: checkpoint, close, let other daemons in. Also after an open that failed."""
         try:
-            reader_closed.exception()
+            for closed in readers_closed:
+                closed.exception()
             if self._connection is not None:
                 self._close(self._connection)
                 self._connection = None

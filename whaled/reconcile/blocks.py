@@ -112,7 +112,7 @@ class Blocks:
 
     def next_due(self) -> float | None:
         """When to ask again for a block that could not be scanned (monotonic)."""
-        return self._patience.next_due()
+        return self._patience.next_due(lambda height: int(height) in self._opened)
 
     async def catch_up(self) -> bool:
         """Undo what is dead, then scan what is missing, newest first, until the turn is over. False if there is more to
@@ -438,8 +438,18 @@ class Blocks:
                 problems.clear()
 
     async def _alert(self, opened: Opened, drafts: list[Draft]) -> None:
+        if not drafts or await self._is_dead(opened.block):
+            return
         await say(self._tools, drafts)
         opened.found += sum(draft.kind is Kind.CONFIRMED for draft in drafts)
+
+    async def _is_dead(self, block: Block) -> bool:
+        """Whether another block has been found at its height: an answer that took long may be older than that."""
+        current = self._opened.get(block.height)
+        if current is not None:
+            return current.block.hash != block.hash
+        scans = await self._tools.log.scans(block.height, block.height)
+        return bool(scans) and scans[0].hash != block.hash
 
     async def _missed(self, opened: Opened, transaction: Transaction, entry: Summary) -> list[Draft]:
         """What is to be said of a whale that nobody knew: its alert, its confirmation, and those it replaced."""

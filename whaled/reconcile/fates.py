@@ -1,5 +1,6 @@
 """What became of whales that are not in the mempool any more. The backend is asked; nothing is guessed."""
 
+import asyncio
 from collections.abc import Callable, Container, Iterable
 from datetime import datetime
 
@@ -37,6 +38,8 @@ SEARCHED_BLOCKS = 144
 SPENT_LIMIT = 10
 # A miner's clock may be this far ahead or behind.
 BLOCK_CLOCK_S = 7200.0
+# The key of the search that comes before whales are called dropped, beside their txids.
+DROP = "drop"
 
 
 def is_open(history: History) -> bool:
@@ -68,8 +71,15 @@ class Fates:
         self._patience = Patience(tools.monotonic)
         self._turns = Turns(tools, self._patience, tools.settings.concurrency)
         self._missing: dict[str, Missing] = {}
-        # Which whale spends an outpoint, of those that are missing or were dropped.
+        # Those of which nothing is known when their grace is over. Blocks are searched before they are called dropped,
+        # which takes long.
+        self._over: dict[str, None] = {}
+        self._dropping = Turns(tools, self._patience, 1)
+        # Which whale spends an outpoint, of those that are missing or were dropped, and the other way round.
         self._watched: dict[str, str] = {}
+        self._coins: dict[str, list[str]] = {}
+        # Those of them that were dropped, the newest last.
+        self._dropped: dict[str, None] = {}
         # Transactions of the stream that spend what a watched whale spends: whale, and the other one.
         self._spent: dict[str, str] = {}
 
@@ -82,7 +92,14 @@ class Fates:
         """When to ask next (monotonic)."""
         if self._spent:
             return self._tools.monotonic()
-        return min((missing.due for missing in self._missing.values()), default=None)
+        dues = [
+            max(missing.due, self._patience.due(txid))
+            for txid, missing in self._missing.items()
+            if txid not in self._over and not self._turns.is_asking(txid)
+        ]
+        if self._over and not self._dropping.is_asking(DROP):
+            dues.append(max(self._tools.monotonic(), self._patience.due(DROP)))
+        return min(dues, default=None)
 
     def streamed(self, delta: Delta) -> None:
         """Look for transactions that spend what a watched whale spends. A backend does not name every pair: not where
@@ -104,10 +121,25 @@ class Fates:
     async def _watch(self, txids: Iterable[str]) -> None:
         for txid, outpoints in (await self._tools.log.outpoints(txids)).items():
             self._watched.update(dict.fromkeys(outpoints, txid))
+            self._coins[txid] = outpoints
 
     def _unwatch(self, txid: str) -> None:
-        self._watched = {outpoint: whale for outpoint, whale in self._watched.items() if whale != txid}
+        for outpoint in self._coins.pop(txid, ()):
+            if self._watched.get(outpoint) == txid:  # else another whale spends it as well
+                del self._watched[outpoint]
+        self._dropped.pop(txid, None)
         self._spent.pop(txid, None)
+
+    def _watch_dropped(self, txids: Iterable[str]) -> None:
+        """These stay watched, the newest last; those that were dropped long before them do not."""
+        for txid in txids:
+            self._dropped.pop(txid, None)
+            self._dropped[txid] = None
+        while len(self._dropped) > WATCHED_LIMIT:
+            oldest = next(iter(self._dropped))
+            del self._dropped[oldest]
+            if oldest not in self._missing:
+                self._unwatch(oldest)
 
     def returned(self, txids: Iterable[str]) -> None:
         """The stream brought these. Who leaves again has all of its grace again."""
@@ -121,9 +153,11 @@ class Fates:
         recent = await self._tools.log.gone_since(self._tools.clock() - RECENT_S, RECENT_LIMIT)
         histories = await self._tools.log.histories(recent)
         await self.left(txid for txid, history in histories.items() if is_open(history))
-        gone = await self._tools.log.histories(await self.gone())
-        dropped = [txid for txid, history in gone.items() if history[-1][0] is Kind.DROPPED]
+        gone = await self.gone()
+        histories = await self._tools.log.histories(gone)
+        dropped = [txid for txid in gone if txid in histories and histories[txid][-1][0] is Kind.DROPPED]
         await self._watch(dropped[:WATCHED_LIMIT])
+        self._watch_dropped(reversed(dropped[:WATCHED_LIMIT]))
 
     async def gone(self) -> dict[str, int]:
         """The whales that should not be in the mempool, and how many events there are about each. To be asked for
@@ -151,7 +185,10 @@ class Fates:
         due = [
             txid
             for txid, missing in self._missing.items()
-            if missing.due <= now and self._patience.is_due(txid) and not self._turns.is_asking(txid)
+            if missing.due <= now
+            and self._patience.is_due(txid)
+            and txid not in self._over
+            and not self._turns.is_asking(txid)
         ]
         histories = await tools.log.histories(due)
         # Retention may have taken what was said of it, and with it the whale.
@@ -159,20 +196,25 @@ class Fates:
         for txid in set(due) - set(unsettled):
             self._forget(txid)  # the stream or a scan has told
             self._unwatch(txid)
-        if not unsettled:
-            return True
+        is_done = await self._ask_about(unsettled, now) if unsettled else True
+        if self._over and self._patience.is_due(DROP):
+            await self._dropping.take([DROP], self._drop)
+        return is_done
+
+    async def _ask_about(self, unsettled: list[str], now: float) -> bool:
+        tools = self._tools
         mempool = set(await tools.questions.mempool())
-        over: list[str] = []
 
         async def ask(txid: str) -> None:
-            if txid in mempool or txid not in self._missing or await self._is_settled(txid, mempool):
-                self._forget(txid)
-                self._unwatch(txid)
-            elif txid in self._missing and self._missing[txid].since <= now - tools.settings.drop_after:
-                over.append(txid)
+            missing = self._missing.get(txid)
+            if missing is None or txid in mempool or await self._is_settled(txid, missing, mempool):
+                if self._missing.get(txid) is missing:  # it may have come back and left again
+                    self._forget(txid)
+                    self._unwatch(txid)
+            elif self._missing.get(txid) is missing and missing.since <= now - tools.settings.drop_after:
+                self._over[txid] = None
 
         is_done = await self._turns.take(unsettled[:LOT], ask)
-        await self._drop(over)
         for txid in unsettled[:LOT]:
             missing = self._missing.get(txid)
             if missing is not None and missing.due <= now:  # not answered
@@ -191,61 +233,62 @@ class Fates:
             self._forget(txid)
             self._unwatch(txid)
 
-    async def _drop(self, txids: list[str]) -> None:
+    async def _drop(self, _: str) -> None:
         """Their grace is over, and nobody knows what became of them. The answers are seconds old by now, or minutes."""
-        if not txids:
-            return
         tools = self._tools
-        replaced = await self._replaced_in_blocks(txids)
+        held = {txid: self._missing[txid] for txid in self._over if txid in self._missing}
+        replaced = await self._replaced_in_blocks(held)
         mempool = set(await tools.questions.mempool())
         drafts = [
-            replaced.get(txid) or lifecycle.dropped(self._missing[txid].whale, tools.clock())
-            for txid in txids
-            if txid in self._missing and txid not in mempool
+            replaced.get(txid) or lifecycle.dropped(missing.whale, tools.clock())
+            for txid, missing in held.items()
+            if txid not in mempool
         ]
-        await say(tools, drafts, self._is_missing)
-        for txid in txids:
-            self._forget(txid)
-            if txid in replaced:
-                self._unwatch(txid)
+        await say(tools, drafts, lambda txid, _: self._missing.get(txid) is held[txid])
+        for txid, missing in held.items():
+            self._over.pop(txid, None)
+            if self._missing.get(txid) is missing:
+                self._forget(txid)
+                if txid in replaced or txid in mempool:
+                    self._unwatch(txid)
+                else:
+                    self._watch_dropped([txid])
 
-    async def _replaced_in_blocks(self, txids: list[str]) -> dict[str, Draft]:
+    async def _replaced_in_blocks(self, held: dict[str, Missing]) -> dict[str, Draft]:
         """Those of these whales whose coins a transaction in a block spends that the backend never showed: it was sent
         straight to a miner, or mined while the link was down. The blocks scanned since the oldest alert are read, a
         day of them at most.
         """
         tools = self._tools
-        wanted = {outpoint: txid for txid, spent in (await tools.log.outpoints(txids)).items() for outpoint in spent}
-        alerted = [alerted_at(self._missing[txid].whale) for txid in txids if txid in self._missing]
+        wanted = {outpoint: txid for txid, spent in (await tools.log.outpoints(held)).items() for outpoint in spent}
+        alerted = [alerted_at(missing.whale) for missing in held.values()]
         found: dict[str, Draft] = {}
         if not wanted or not alerted:
             return found
         for scan in await tools.log.newest_scans(SEARCHED_BLOCKS):
-            if scan.mined_at < min(alerted) - BLOCK_CLOCK_S or len(found) == len(txids):
+            if scan.mined_at < min(alerted) - BLOCK_CLOCK_S or len(found) == len(held):
                 break
             raw = await tools.questions.raw_block(scan.hash)
             if raw is None:
                 break  # a backend without this call
             try:
-                spenders = spenders_in(raw, wanted)
+                # Off the event loop: a block takes a tenth of a second to read.
+                spenders = await asyncio.to_thread(spenders_in, raw, wanted)
             except SerialError as error:
                 raise RestError(RestFailure.GARBAGE, f"block/{scan.hash}/raw: {error}") from error
             for outpoint, by in spenders.items():
                 txid = wanted[outpoint]
-                if by != txid and txid in self._missing:
-                    found[txid] = lifecycle.replaced(self._missing[txid].whale, by, tools.clock())
+                if by != txid:
+                    found[txid] = lifecycle.replaced(held[txid].whale, by, tools.clock())
         return found
-
-    def _is_missing(self, txid: str, _: History) -> bool:
-        return txid in self._missing
 
     def _forget(self, txid: str) -> None:
         self._missing.pop(txid, None)
+        self._over.pop(txid, None)
         self._patience.forget(txid)
 
-    async def _is_settled(self, txid: str, mempool: Container[str]) -> bool:
+    async def _is_settled(self, txid: str, missing: Missing, mempool: Container[str]) -> bool:
         tools = self._tools
-        missing = self._missing[txid]
         whale = missing.whale
         place = await tools.questions.confirmation(txid)
         if place is not None and await self._is_in_chain(place):
@@ -254,7 +297,8 @@ class Fates:
             return True
         replacer = await tools.questions.replacer(txid) or await self._rival(txid, mempool) or await self._spender(txid)
         if replacer is not None:
-            await say(tools, [lifecycle.replaced(whale, replacer, tools.clock())], self._is_missing)
+            draft = lifecycle.replaced(whale, replacer, tools.clock())
+            await say(tools, [draft], lambda txid, _: self._missing.get(txid) is missing)
             return True
         missing.due = min(tools.monotonic() + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
         return False

@@ -34,7 +34,7 @@ class Losers:
 
     def next_due(self) -> float | None:
         """When to ask again for what could not be answered (monotonic)."""
-        return self._patience.next_due()
+        return self._patience.next_due(self._turns.is_asking)
 
     async def look(self) -> bool:
         """Look through the latest replacements if that is due. False if there is more to do. Raises RestError."""

@@ -9,7 +9,7 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
-from whaled.model import Draft, Source, Transaction
+from whaled.model import Draft, Kind, Source, Transaction
 from whaled.reconcile.losers import Losers
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.start import began_at
@@ -125,6 +125,8 @@ class Mempool:
         self._tail_turns = Turns(tools, self._patience, tools.settings.concurrency)
         # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
         self._shown: dict[str, None] = {}
+        # Of those that are being asked for, the ones that left the stream's mempool meanwhile.
+        self._departed: set[str] = set()
         self._tail_from = 0.0
         self._again: dict[str, None] = {}
         self._judged = Judged()
@@ -159,6 +161,9 @@ class Mempool:
                 self._show(glance.txid)
                 if len(self._again) < AGAIN_LIMIT:
                     self._again[glance.txid] = None
+        left = (*delta.removed, *delta.mined, *(pair.replaced for pair in delta.replaced))
+        self._departed = {txid for txid in (*self._departed, *left) if self._is_asking(txid)}
+        self._departed.difference_update(glance.txid for glance in delta.added)
         for txid in (*delta.removed, *delta.mined):
             self._again.pop(txid, None)
             self._shown.pop(txid, None)
@@ -198,10 +203,13 @@ class Mempool:
 
     def next_due(self) -> float | None:
         """When to ask for what waits (monotonic), None if nothing does."""
-        dues = [self._patience.next_due()]
-        if any(self._patience.is_due(txid) for txid in self._tail):
+        dues = [self._patience.next_due(self._is_asking)]
+        if any(self._patience.is_due(txid) and not self._tail_turns.is_asking(txid) for txid in self._tail):
             dues.append(self._tail_from)
         return min((due for due in dues if due is not None), default=None)
+
+    def _is_asking(self, txid: str) -> bool:
+        return self._turns.is_asking(txid) or self._tail_turns.is_asking(txid)
 
     # --- the questions ---
 
@@ -284,7 +292,10 @@ class Mempool:
         if transaction.is_confirmed or transaction.gross_sat < tools.committer.minimum_sat:
             return True
         if tools.settings.first_mempool or not await self._is_older(transaction.first_seen):
-            await say(tools, await self._drafts(transaction, is_replacement, is_there=is_there))
+            drafts = await self._drafts(transaction, is_replacement, is_there=is_there)
+            await say(tools, drafts, lambda *_: not is_there or txid not in self._departed)
+            if is_there and txid in self._departed:
+                await say(tools, await self._drafts(transaction, is_replacement, is_there=False))
         return True
 
     async def _give_up(self, txid: str) -> None:
@@ -312,11 +323,26 @@ class Mempool:
         if whale is None:
             return earlier
         whale = lifecycle.replacing(whale, next((old for old in replaced if old in known), next(iter(replaced), None)))
-        winner = None if is_there else next((each.replaced_by for each in family if each.txid == txid), None)
+        winner = None
+        if not is_there:
+            winner = next((each.replaced_by for each in family if each.txid == txid), None)
+            winner = winner or await self._rival(transaction)
         told = [lifecycle.replaced(loser, txid, now) for loser in known.values()]
         if winner is not None:
             told.append(lifecycle.replaced(whale, winner, now))
         return [*earlier, lifecycle.alerted(whale, now), *told]
+
+    async def _rival(self, transaction: Transaction) -> str | None:
+        """A whale that spends what this transaction spends and is not gone, as far as is known; None if there is none.
+
+        Without it the one that left would be taken for the one that is there, because its alert comes later.
+        """
+        event_log = self._tools.log
+        found = await event_log.rivals(transaction.outpoints)
+        rivals = {rival for each in found.values() for rival in each} - {transaction.txid}
+        last = {txid: history[-1][0] for txid, history in (await event_log.histories(rivals)).items()}
+        present = [txid for txid, kind in last.items() if kind not in GONE]
+        return next((txid for txid in present if last[txid] is Kind.CONFIRMED), next(iter(present), None))
 
     async def _is_older(self, first_seen: int | None) -> bool:
         """Whether the backend had a transaction before whaled's first start."""

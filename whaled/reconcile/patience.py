@@ -1,5 +1,6 @@
 """When to ask again what could not be answered: later each time, while everything else goes on."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 
 FIRST_S = 1.0
@@ -39,6 +40,13 @@ class Patience:
         """Whether it may be asked now."""
         return key not in self._waits or self._waits[key][0] <= self._monotonic()
 
-    def next_due(self) -> float | None:
-        """When the first of those that failed may be asked again."""
-        return min((due for due, _ in self._waits.values()), default=None)
+    def due(self, key: Hashable) -> float:
+        """When it may be asked again; long ago if it did not fail."""
+        return self._waits[key][0] if key in self._waits else -math.inf
+
+    def next_due(self, is_asked: Callable[[str], bool] | None = None) -> float | None:
+        """When the first of those that failed may be asked again. Leaves out those that are being asked: their answer
+        comes by itself.
+        """
+        dues = (due for key, (due, _) in self._waits.items() if is_asked is None or not is_asked(str(key)))
+        return min(dues, default=None)
