@@ -149,6 +149,15 @@ async def test_a_whale_does_not_wait_for_those_who_read_the_log(tmp_path: Path) 
     assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, "02")]
 
 
+async def test_no_whale_is_replaced_by_itself(tmp_path: Path) -> None:
+    delta = {"sequence": 1, "replaced": [{"replaced": txid(1), "by": spending(1, 7)}]}
+    async with opened(tmp_path) as log:
+        running, published = running_on(log)
+        await running.handle(received(encode({"mempool-transactions": delta}), NOW))
+    assert told(published) == [("alert", 1, "")]
+    assert published.events[0].whale.alert.replaces is None
+
+
 class Pruning:
     """The event log, of which retention removes everything once what whales spend was looked up."""
 

@@ -233,6 +233,12 @@ def test_a_tree_of_replacements_is_read_from_its_root() -> None:
     }
 
 
+def test_a_transaction_below_itself_in_a_tree_was_not_replaced_by_itself() -> None:
+    raw = {"tx": {"txid": txid(1)}, "replaces": [{"tx": {"txid": txid(1)}, "replaces": [{"tx": {"txid": txid(2)}}]}]}
+    replaced = [(each.txid, each.replaced_by) for each in relatives(msgspec.convert(raw, Tree))]
+    assert replaced == [(txid(1), None), (txid(1), None), (txid(2), txid(1))]
+
+
 # --- the log ---
 
 

@@ -571,7 +571,10 @@ def _delta(raw: bytes | str, delta: _Delta, malformed: int) -> Delta:
         sequence=delta.sequence,
         removed=tuple(delta.removed),
         mined=tuple(delta.mined),
-        replaced=tuple(Replacement(pair.replaced, pair.by.txid) for pair in delta.replaced),
+        # No transaction takes its own place.
+        replaced=tuple(
+            Replacement(pair.replaced, pair.by.txid) for pair in delta.replaced if pair.replaced != pair.by.txid
+        ),
         malformed=malformed,
         added=delta.added,
         replacers=[pair.by for pair in delta.replaced],

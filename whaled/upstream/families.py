@@ -42,5 +42,6 @@ def relatives(tree: Tree) -> list[Relative]:
         tx = branch.tx
         value = None if tx.value is None else round(tx.value)
         found.append(Relative(tx.txid, value, tx.time if tx.time is not None else branch.time, winner))
-        waiting.extend((child, tx.txid) for child in branch.replaces)
+        # No transaction takes its own place.
+        waiting.extend((child, tx.txid if child.tx.txid != tx.txid else winner) for child in branch.replaces)
     return found
