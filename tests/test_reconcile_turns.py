@@ -245,6 +245,29 @@ async def test_a_whale_that_is_replaced_while_it_is_fetched_replaces_nothing(tmp
             assert [event.ref for event in rig.events if event.ref] == [new]
 
 
+@pytest.mark.parametrize("is_mined", [True, False])
+async def test_a_whale_that_came_back_and_was_mined_before_the_first_start_is_left_alone(
+    tmp_path: Path, *, is_mined: bool
+) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        whale = sim.world.pay(150 * BTC)
+        await sim.poll()
+        if is_mined:
+            sim.world.mine([whale])
+        else:
+            sim.world.chain.evict(whale.txid)
+        await sim.poll()
+        family = tree(("cc" * 32, 10 * BTC), (whale.txid, whale.out_sat), at=clock() + 5)
+        front.spoil("replacements", 200, json.dumps([family]).encode())
+        whole = {"txid": whale.txid, "vin": [], "vout": [{"value": whale.out_sat}], "fee": 5}
+        front.spoil(f"tx/{whale.txid}/cached", 200, json.dumps(whole).encode())
+        async with watching(sim, clock, tmp_path, front=front) as rig:
+            await rig.poll(5)
+            await rig.settled()
+            assert rig.told(whale.txid) == ([] if is_mined else ["alert", "replaced"])
+
+
 async def test_a_whale_of_the_stream_is_not_dropped_because_another_node_does_not_have_it(tmp_path: Path) -> None:
     front = Front()
     async with (

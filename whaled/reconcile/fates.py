@@ -12,7 +12,6 @@ from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
 from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.questions import Confirmation
 from whaled.upstream.rawblock import SerialError, spenders_in
 from whaled.whales import lifecycle
 from whaled.whales.history import WAITING, History
@@ -291,7 +290,7 @@ class Fates:
         tools = self._tools
         whale = missing.whale
         place = await tools.questions.confirmation(txid)
-        if place is not None and await self._is_in_chain(place):
+        if place is not None and await tools.questions.is_in_chain(place):
             block = await tools.questions.block(place.block_hash)
             await say(tools, [lifecycle.confirmed(whale, block, tools.clock())])
             return True
@@ -302,14 +301,6 @@ class Fates:
             return True
         missing.due = min(tools.monotonic() + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
         return False
-
-    async def _is_in_chain(self, place: Confirmation) -> bool:
-        """Whether the block named is. Its height is one too low while the backend is a block behind its node."""
-        block_hash = self._tools.questions.block_hash
-        return (
-            await block_hash(place.block_height) == place.block_hash
-            or await block_hash(place.block_height + 1) == place.block_hash
-        )
 
     async def _rival(self, txid: str, mempool: Container[str]) -> str | None:
         """Another whale that spends the same and is in the mempool or in a block, None if there is none."""

@@ -71,13 +71,19 @@ class Losers:
         ]
         if not unknown:
             return []
-        # Whoever is back in the mempool was not replaced for good, and is found there.
+        # One that is back in the mempool, or came back and was mined, was not replaced for good: it is found there, or
+        # was mined before the first start.
         mempool = set(await tools.questions.mempool())
         told: list[Draft] = []
         for each in unknown:
-            if each.txid not in mempool:
+            if each.txid not in mempool and not await self._is_mined(each.txid):
                 told += await self._drafts_of(each, family)
         return told
+
+    async def _is_mined(self, txid: str) -> bool:
+        questions = self._tools.questions
+        place = await questions.confirmation(txid)
+        return place is not None and await questions.is_in_chain(place)
 
     def _may_be_whale(self, each: Relative) -> bool:
         return (

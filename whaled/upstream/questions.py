@@ -236,6 +236,13 @@ class Questions:
             return None
         return Confirmation(status.block_hash, status.block_height)
 
+    async def is_in_chain(self, place: Confirmation) -> bool:
+        """Whether the block named is. Its height is one too low while the backend is a block behind its node."""
+        return (
+            await self.block_hash(place.block_height) == place.block_hash
+            or await self.block_hash(place.block_height + 1) == place.block_hash
+        )
+
     async def replacer(self, txid: str) -> str | None:
         """The transaction that took the place of this one, None if the backend knows of none."""
         return next((each.replaced_by for each in await self.family(txid) if each.txid == txid), None)
