@@ -138,7 +138,10 @@ async def test_several_failures_in_a_row_end_a_turn_and_wait(tmp_path: Path) -> 
         assert len(rig.sources()) == len(blocks)
 
 
-async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(tmp_path: Path) -> None:
+async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whaled.reconcile.turns.TURN_S", 0.5)
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         worker = rig.ear._reconciler
         turns = Turns(worker._tools, worker._patience, 2)
@@ -150,7 +153,7 @@ async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(tmp_p
                 await let_go.wait()
                 is_over.set()
 
-        assert await turns.take(["slow"], ask, waits=False)
+        assert await turns.take(["slow"], ask)
         assert turns.is_asking("slow")
         assert await turns.take(["slow", "a", "b"], ask)
         assert asked == ["slow", "a", "b"]

@@ -4,7 +4,8 @@ from random import Random
 
 import pytest
 
-from whaled.simulator.scripts import SPENDABLE, Network, Scripts, ScriptType, base58check, segwit_address, spend
+from whaled.addresses import base58check, segwit_address
+from whaled.simulator.scripts import SPENDABLE, Network, Scripts, ScriptType, spend
 from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.transactions import Tx, TxKind
 from whaled.simulator.txframes import core_tx, status_of

@@ -45,11 +45,11 @@ def address_of(script: str, network: Network) -> str | None:
         version = opcode - 0x50 if opcode else 0
         if network.segwit is None or (version == 0 and len(program) not in (20, 32)):
             return None
-        return _bech32(network.segwit, version, program)
+        return segwit_address(network.segwit, version, program)
     for pattern, base58_version in ((_PUBKEY_HASH, network.pubkey_hash), (_SCRIPT_HASH, network.script_hash)):
         match = pattern.fullmatch(script)
         if match is not None:
-            return _base58check(bytes([base58_version]) + bytes.fromhex(match[1]))
+            return base58check(base58_version, bytes.fromhex(match[1]))
     return None
 
 
@@ -58,18 +58,20 @@ _PUBKEY_HASH = re.compile("76a914([0-9a-f]{40})88ac")
 _SCRIPT_HASH = re.compile("a914([0-9a-f]{40})87")
 
 
-def _bech32(prefix: str, version: int, program: bytes) -> str:
+def segwit_address(prefix: str, version: int, program: bytes) -> str:
+    """Address of a witness program: bech32 for version 0 (BIP 173), bech32m above (BIP 350)."""
     bits = "".join(f"{byte:08b}" for byte in program)
     bits += "0" * (-len(bits) % 5)
     data = [version, *(int(bits[start : start + 5], 2) for start in range(0, len(bits), 5))]
-    prefixed = expanded(prefix)
-    rest = polymod(prefixed + data + [0] * 6) ^ (BECH32_REST if version == 0 else BECH32M_REST)
+    rest = polymod(expanded(prefix) + data + [0] * 6) ^ (BECH32_REST if version == 0 else BECH32M_REST)
     checksum = [rest >> 5 * (5 - place) & 31 for place in range(6)]
     return f"{prefix}1" + "".join(BECH32[value] for value in data + checksum)
 
 
-def _base58check(payload: bytes) -> str:
-    raw = payload + sha256(sha256(payload).digest()).digest()[:4]
+def base58check(version: int, payload: bytes) -> str:
+    """Base58Check text of a version byte and a payload."""
+    raw = bytes([version]) + payload
+    raw += sha256(sha256(raw).digest()).digest()[:4]
     number, letters = int.from_bytes(raw), ""
     while number:
         number, digit = divmod(number, 58)

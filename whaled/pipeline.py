@@ -279,7 +279,9 @@ class Pipeline:
                 self._meter.inputs_unknown()
         whales = self._whales(completed, delta, now)
         drafts = [lifecycle.alerted(whale, now) for whale in whales]
-        touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced), *delta.removed]
+        touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced)]
+        if delta.added_count:
+            touched += delta.removed
         if not touched:
             return drafts
         known = await self._log.whales(touched)

@@ -6,7 +6,6 @@ is enough to find the newest that is still in the chain.
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
 
 import structlog
 from msgspec import Struct
@@ -143,7 +142,7 @@ class Blocks:
         if len(missing) > 1 and not self._caught_up:
             log.info("catching up with the chain", blocks=len(missing), tip=tip)
         self._patience.keep(str(height) for height in missing)
-        self._opened = {height: opened for height, opened in self._opened.items() if height in set(missing)}
+        self._opened = {height: self._opened[height] for height in missing if height in self._opened}
         due = [height for height in missing if self._patience.is_due(str(height))]
         if not await self._fill_all(due, scanned, tip, tip_hash):
             return False
@@ -376,7 +375,7 @@ class Blocks:
             missed = self._spans.why_missed(await self._before(block), at)
         else:
             missed = Cover.NEVER_RELAYED
-        pages = {f"{block_hash}/{page[0].index}": page for page in self._tools.questions.pages_of(wanted)}
+        pages = {f"{block_hash}/{page[0].index}": page for page in tools.questions.pages_of(wanted)}
         return Opened(block, at, missed, pages, known)
 
     def _may_be_whale(self, entry: Summary) -> bool:
@@ -454,20 +453,18 @@ class Blocks:
     async def _missed(self, opened: Opened, transaction: Transaction, entry: Summary) -> list[Draft]:
         """What is to be said of a whale that nobody knew: its alert, its confirmation, and those it replaced."""
         tools = self._tools
-        block, txid = opened.block, transaction.txid
+        block = opened.block
         now = tools.clock()
         market = Market(price=tools.committer.market.price, moment=float(block.timestamp))
         whale = tools.committer.assess(transaction, source=Source.BLOCK, now=now, market=market)
         if whale is None:
             return []
-        family = await tools.questions.family(txid) if self._may_have_replaced(opened, entry) else []
-        replaced = [each.txid for each in family if each.replaced_by == txid]
-        known = await tools.log.whales(replaced)
-        whale = lifecycle.replacing(whale, next((old for old in replaced if old in known), next(iter(replaced), None)))
+        family = await tools.questions.family(transaction.txid) if self._may_have_replaced(opened, entry) else []
+        whale, replaced = await self._losers.replaced_by(whale, family, now)
         return [
             *await self._losers.drafts(family),
             lifecycle.alerted(whale, now),
-            *(lifecycle.replaced(loser, txid, now) for loser in known.values()),
+            *replaced,
             lifecycle.confirmed(whale, block, now),
         ]
 
@@ -493,4 +490,4 @@ class Blocks:
 def _sighting(whale: Whale, block_at: float) -> Sighting:
     if whale.alert.source is Source.BLOCK:
         return Sighting(None)
-    return Sighting(block_at - datetime.fromisoformat(whale.alert.detection_timestamp).timestamp())
+    return Sighting(block_at - lifecycle.detected_at(whale.alert))

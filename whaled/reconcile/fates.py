@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Container, Iterable
-from datetime import datetime
+from itertools import islice
 
 from msgspec import Struct
 
@@ -14,6 +14,7 @@ from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import SerialError, spenders_in
 from whaled.whales import lifecycle
+from whaled.whales.conflicts import rivals_of
 from whaled.whales.history import WAITING, History
 
 # The stream's next message mostly tells more (a block, a replacement); then the backend is asked.
@@ -47,11 +48,6 @@ def is_open(history: History) -> bool:
     """
     last = [kind for kind, _ in history[-2:]]
     return last[-1] in WAITING or last == [Kind.CONFIRMED, Kind.REPLACED]
-
-
-def alerted_at(whale: Whale) -> float:
-    """When a whale was detected, Unix seconds."""
-    return datetime.fromisoformat(whale.alert.detection_timestamp).timestamp()
 
 
 class Missing(Struct):
@@ -259,8 +255,8 @@ class Fates:
         day of them at most.
         """
         tools = self._tools
-        wanted = {outpoint: txid for txid, spent in (await tools.log.outpoints(held)).items() for outpoint in spent}
-        alerted = [alerted_at(missing.whale) for missing in held.values()]
+        wanted = {outpoint: txid for txid in held for outpoint in self._coins.get(txid, ())}
+        alerted = [lifecycle.detected_at(missing.whale.alert) for missing in held.values()]
         found: dict[str, Draft] = {}
         if not wanted or not alerted:
             return found
@@ -304,17 +300,13 @@ class Fates:
 
     async def _rival(self, txid: str, mempool: Container[str]) -> str | None:
         """Another whale that spends the same and is in the mempool or in a block, None if there is none."""
-        log = self._tools.log
-        outpoints = (await log.outpoints([txid])).get(txid, [])
-        rivals = {rival for found in (await log.rivals(outpoints)).values() for rival in found} - {txid}
-        histories = await log.histories(rivals)
-        confirmed = (rival for rival, history in histories.items() if history[-1][0] is Kind.CONFIRMED)
-        return next(confirmed, None) or next((rival for rival in histories if rival in mempool), None)
+        found = await rivals_of(txid, self._coins.get(txid, ()), self._tools.log)
+        confirmed = (rival for rival, last in found.items() if last is Kind.CONFIRMED)
+        return next(confirmed, None) or next((rival for rival in found if rival in mempool), None)
 
     async def _spender(self, txid: str) -> str | None:
         """Another transaction that spends one of the first outpoints, where electrs tells it; None if it does not."""
-        outpoints = (await self._tools.log.outpoints([txid])).get(txid, [])
-        for outpoint in outpoints[:SPENT_LIMIT]:
+        for outpoint in islice(self._coins.get(txid, ()), SPENT_LIMIT):
             by = await self._tools.questions.spender(outpoint)
             if by is not None and by != txid:
                 return by

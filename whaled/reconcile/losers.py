@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from whaled.model import Draft, Source
+from whaled.model import Draft, Source, Whale
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.start import began_at
 from whaled.reconcile.tools import Tools, say
@@ -79,6 +79,14 @@ class Losers:
             if each.txid not in mempool and not await self._is_mined(each.txid):
                 told += await self._drafts_of(each, family)
         return told
+
+    async def replaced_by(self, whale: Whale, family: Sequence[Relative], now: float) -> tuple[Whale, list[Draft]]:
+        """The whale with what it replaced by its tree, a whale of the log if there is one, and the end of those."""
+        txid = whale.alert.transaction_id
+        replaced = [each.txid for each in family if each.replaced_by == txid]
+        known = await self._tools.log.whales(replaced)
+        first = next((old for old in replaced if old in known), next(iter(replaced), None))
+        return lifecycle.replacing(whale, first), [lifecycle.replaced(loser, txid, now) for loser in known.values()]
 
     async def _is_mined(self, txid: str) -> bool:
         questions = self._tools.questions

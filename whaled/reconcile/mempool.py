@@ -19,6 +19,7 @@ from whaled.upstream.dialect import Delta, Snapshot, Stripped
 from whaled.upstream.http import RestError
 from whaled.upstream.rest import INPUTS_LIMIT
 from whaled.whales import lifecycle
+from whaled.whales.conflicts import rivals_of
 from whaled.whales.history import GONE
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -315,19 +316,16 @@ class Mempool:
         txid = transaction.txid
         now = tools.clock()
         whale = tools.committer.assess(transaction, source=Source.SNAPSHOT, now=now, market=tools.committer.market)
-        has_family = not is_there or is_replacement is not False
-        family = await tools.questions.family(txid) if has_family and whale is not None else []
-        replaced = [each.txid for each in family if each.replaced_by == txid]
-        known = await tools.log.whales(replaced)
-        earlier = await self._losers.drafts([each for each in family if each.txid != txid])
         if whale is None:
-            return earlier
-        whale = lifecycle.replacing(whale, next((old for old in replaced if old in known), next(iter(replaced), None)))
+            return []
+        has_family = not is_there or is_replacement is not False
+        family = await tools.questions.family(txid) if has_family else []
+        whale, told = await self._losers.replaced_by(whale, family, now)
+        earlier = await self._losers.drafts([each for each in family if each.txid != txid])
         winner = None
         if not is_there:
             winner = next((each.replaced_by for each in family if each.txid == txid), None)
             winner = winner or await self._rival(transaction)
-        told = [lifecycle.replaced(loser, txid, now) for loser in known.values()]
         if winner is not None:
             told.append(lifecycle.replaced(whale, winner, now))
         return [*earlier, lifecycle.alerted(whale, now), *told]
@@ -337,12 +335,9 @@ class Mempool:
 
         Without it the one that left would be taken for the one that is there, because its alert comes later.
         """
-        event_log = self._tools.log
-        found = await event_log.rivals(transaction.outpoints)
-        rivals = {rival for each in found.values() for rival in each} - {transaction.txid}
-        last = {txid: history[-1][0] for txid, history in (await event_log.histories(rivals)).items()}
-        present = [txid for txid, kind in last.items() if kind not in GONE]
-        return next((txid for txid in present if last[txid] is Kind.CONFIRMED), next(iter(present), None))
+        found = await rivals_of(transaction.txid, transaction.outpoints, self._tools.log)
+        present = [rival for rival, last in found.items() if last not in GONE]
+        return next((rival for rival in present if found[rival] is Kind.CONFIRMED), next(iter(present), None))
 
     async def _is_older(self, first_seen: int | None) -> bool:
         """Whether the backend had a transaction before whaled's first start."""

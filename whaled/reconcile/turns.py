@@ -28,12 +28,11 @@ class Turns:
         """Whether a question is under way."""
         return key in self._tasks
 
-    async def take(self, keys: Iterable[str], ask: Callable[[str], Awaitable[None]], *, waits: bool = True) -> bool:
+    async def take(self, keys: Iterable[str], ask: Callable[[str], Awaitable[None]]) -> bool:
         """Ask about each key of which no question is under way, in their order, until the turn is over.
 
         A question that fails waits (`patience`), unless several did in a row, which ends the turn. False if there are
-        keys left. `waits` false starts what may start, and leaves it. Raises RestError where every other question would
-        fail as well, now or since the last turn.
+        keys left. Raises RestError where every other question would fail as well, now or since the last turn.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + TURN_S
@@ -50,7 +49,7 @@ class Turns:
                 started.add(self._start(key, ask))
             pending = [task for task in self._tasks.values() if not is_exhausted or task in started]
             left_s = until - loop.time()
-            if not pending or left_s <= 0 or not waits or self._failures >= FAILURES_IN_A_ROW:
+            if not pending or left_s <= 0 or self._failures >= FAILURES_IN_A_ROW:
                 break
             await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         problem, self._problem = self._problem, None

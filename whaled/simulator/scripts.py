@@ -5,10 +5,12 @@ Addresses are right in form (checksum, prefix, length); the keys behind them are
 
 from collections.abc import Callable
 from enum import StrEnum
-from hashlib import sha256, shake_128
+from hashlib import shake_128
 from random import Random
 
 from msgspec import Struct
+
+from whaled.addresses import base58check, segwit_address
 
 
 class Network(StrEnum):
@@ -67,47 +69,6 @@ SPENDABLE = {
     ScriptType.P2TR: SpendSize(0, 66),
     ScriptType.MULTISIG: SpendSize(73, 0),
 }
-
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_BECH32M_CONSTANT = 0x2BC830A3
-_GENERATORS = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
-
-
-def base58check(version: int, payload: bytes) -> str:
-    """Base58Check text of a version byte and a payload."""
-    data = bytes([version]) + payload
-    data += sha256(sha256(data).digest()).digest()[:4]
-    number = int.from_bytes(data, "big")
-    digits = ""
-    while number:
-        number, digit = divmod(number, 58)
-        digits = _BASE58[digit] + digits
-    return "1" * (len(data) - len(data.lstrip(b"\0"))) + digits
-
-
-def segwit_address(prefix: str, version: int, program: bytes) -> str:
-    """Address of a witness program: bech32 for version 0 (BIP 173), bech32m above (BIP 350)."""
-    number = int.from_bytes(program, "big")
-    width = len(program) * 8
-    padded = -(-width // 5) * 5
-    number <<= padded - width
-    data = [version] + [(number >> shift) & 31 for shift in range(padded - 5, -1, -5)]
-    expanded = [ord(char) >> 5 for char in prefix] + [0] + [ord(char) & 31 for char in prefix]
-    check = _polymod([*expanded, *data, 0, 0, 0, 0, 0, 0]) ^ (1 if version == 0 else _BECH32M_CONSTANT)
-    data += [(check >> 5 * (5 - place)) & 31 for place in range(6)]
-    return prefix + "1" + "".join(_BECH32[value] for value in data)
-
-
-def _polymod(values: list[int]) -> int:
-    check = 1
-    for value in values:
-        top = check >> 25
-        check = (check & 0x1FFFFFF) << 5 ^ value
-        for bit, generator in enumerate(_GENERATORS):
-            if top >> bit & 1:
-                check ^= generator
-    return check
 
 
 class Scripts:

@@ -34,6 +34,13 @@ class Conflicts(Protocol):
         ...
 
 
+async def rivals_of(txid: str, outpoints: Iterable[str], event_log: Conflicts) -> dict[str, Kind]:
+    """The other whales that spend one of these outpoints, and the kind of the newest event about each."""
+    found = await event_log.rivals(outpoints)
+    rivals = {rival for each in found.values() for rival in each} - {txid}
+    return {rival: history[-1][0] for rival, history in (await event_log.histories(rivals)).items()}
+
+
 async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
     """The drafts, and what follows from two whales that spend the same output: the one that is here now, in the mempool
     or in a block, has replaced the other, whoever told of it.

@@ -64,10 +64,15 @@ def pending_again(whale: Whale, block_hash: str, now: float) -> Draft:
     return Draft(kind=Kind.PENDING, at=now, whale=whale, ref=block_hash, update=update)
 
 
+def detected_at(alert: Alert) -> float:
+    """When a whale was detected, Unix seconds."""
+    return datetime.fromisoformat(alert.detection_timestamp).timestamp()
+
+
 def _waited_s(alert: Alert, block: Block, now: float) -> float | None:
     """Seconds from detection to confirmation, None for a whale that was first seen confirmed."""
     if alert.status is Status.CONFIRMED:
         return None
-    detected = datetime.fromisoformat(alert.detection_timestamp).timestamp()
+    detected = detected_at(alert)
     mined = float(block.timestamp) if now - block.timestamp > BLOCK_CLOCK_S else now
     return round(max(0.0, mined - detected), 3)
