@@ -22,6 +22,7 @@ from whaled.simulator.settings import Mode, SimulatorSettings
 TRANSACTIONS_PER_FRAME = 14
 CONNECT_LIMIT_S = 30.0
 _TXID = "0" * 64
+_SPENT_TXID = "f" * 64
 _SEQUENCE = 1_000_000_007
 
 
@@ -42,9 +43,10 @@ class Relay:
         if self._daemon is None:
             raise BrokenError("the daemon is not connected to its backend")
         self._sequence += 1
-        before, between, after = self._parts
-        sequence = str(self._sequence).encode()
-        await self._daemon.send(before + sequence + between + messages.stamp(number).encode() + after, text=True)
+        # An output of its own to spend: two whales that spend the same one replace each other.
+        values = (str(self._sequence), messages.stamp(number), f"{number:064x}")
+        parts = zip(self._parts, (*(value.encode() for value in values), b""), strict=True)
+        await self._daemon.send(b"".join(each for pair in parts for each in pair), text=True)
 
     async def serve_daemon(self, connection: ServerConnection) -> None:
         """Both ways until one side ends."""
@@ -89,15 +91,15 @@ def main_network() -> Simulator:
     return Simulator(SimulatorSettings(port=0, rate=7, whale_share=0, block_interval=0, events=0))
 
 
-def _template() -> tuple[bytes, bytes, bytes]:
-    """A delta of recorded transactions, cut where the sequence and the whale's txid go."""
+def _template() -> tuple[bytes, ...]:
+    """A delta of recorded transactions, cut where the sequence, the whale's txid and the txid it spends from go."""
     recorded = decode.transactions()
     small = [each for each in recorded if decode.value_sat(each) < decode.THRESHOLD_SAT]
     whale = dict(next(each for each in recorded if _is_plain_whale(each)))
     # Inputs known, as a backend on electrs gives them: what is measured is whaled, not a call to the backend.
     payer = {key: whale["vout"][0][key] for key in ("scriptpubkey", "scriptpubkey_address", "scriptpubkey_type")}
     prevout = {**payer, "value": decode.value_sat(whale) + whale["fee"]}
-    whale |= {"txid": _TXID, "vin": [{**whale["vin"][0], "prevout": prevout}]}
+    whale |= {"txid": _TXID, "vin": [{**whale["vin"][0], "txid": _SPENT_TXID, "prevout": prevout}]}
     delta: dict[str, Any] = {
         "sequence": _SEQUENCE,
         "added": [*small[: TRANSACTIONS_PER_FRAME - 1], whale],
@@ -105,9 +107,11 @@ def _template() -> tuple[bytes, bytes, bytes]:
         "mined": [],
         "replaced": [],
     }
-    before, _, rest = msgspec.json.encode({decode.DELTA: delta}).partition(str(_SEQUENCE).encode())
-    between, _, after = rest.partition(_TXID.encode())
-    return before, between, after
+    rest, parts = msgspec.json.encode({decode.DELTA: delta}), []
+    for mark in (str(_SEQUENCE), _TXID, _SPENT_TXID):
+        before, _, rest = rest.partition(mark.encode())
+        parts.append(before)
+    return (*parts, rest)
 
 
 def _is_plain_whale(transaction: dict[str, Any]) -> bool:
