@@ -1,8 +1,9 @@
 """What one client, one address and all together may take. Pure: `now` is monotonic seconds."""
 
-import ipaddress
 from collections import OrderedDict
 from enum import StrEnum
+
+from whaled.listening import source_of
 
 
 class TokenBucket:
@@ -32,14 +33,6 @@ class TokenBucket:
     def is_exhausted(self) -> bool:
         """The debt is as large as the burst: the client does not listen."""
         return self._level <= -self._burst
-
-
-def source_of(address: str) -> str:
-    """What counts as one address: an IPv6 host has its /64 to itself, and could come from 2^64 addresses."""
-    if ":" not in address:
-        return address
-    found = ipaddress.IPv6Address(address)
-    return str(found.ipv4_mapped or ipaddress.IPv6Address(found.packed[:8] + bytes(8)))
 
 
 class Refusal(StrEnum):

@@ -27,6 +27,7 @@ class Registry:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own function has no annotations
         self.collectors = CollectorRegistry()
+        self.signed_histograms: list[str] = []
         self.errors = self.counter("errors", "Errors by the component that met them.", "component", Component)
 
     def counter(self, name: str, text: str, label: str | None = None, values: Iterable[str] = ()) -> Counter:
@@ -46,4 +47,6 @@ class Registry:
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
         """A histogram with buckets for latencies."""
+        if buckets[0] < 0:
+            self.signed_histograms.append(f"whaled_{name}")
         return Histogram(f"whaled_{name}", text, registry=self.collectors, buckets=buckets)
