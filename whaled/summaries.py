@@ -68,8 +68,9 @@ class Summary:
             self._timer.cancel()
             self._timer = None
         if self._left_out and self._began is not None:
+            level = "error" if self._level == "exception" else self._level  # no exception is in hand here
             busiest = max(self._left_out_of, key=self._left_out_of.__getitem__)
-            getattr(self._logger, self._level)(
+            getattr(self._logger, level)(
                 "lines left out",
                 of=self._event,
                 lines=self._left_out,

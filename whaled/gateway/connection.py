@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
@@ -21,8 +20,6 @@ from whaled.gateway import wire
 from whaled.gateway.handshake import Server, credential, has_credential, refuse
 from whaled.gateway.limits import Refusal
 from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
 MAX_REQUEST_BYTES = 16 * 1024
@@ -69,7 +66,7 @@ class ConnectionOwner(Protocol):
         """Tell a client to come back, and close it."""
         ...
 
-    def failed(self) -> None:
+    def failed(self, connection: "Connection") -> None:
         """A bug met while serving a client."""
         ...
 
@@ -149,9 +146,8 @@ class Connection(asyncio.Protocol):
             for start in range(0, len(data), SLICE_BYTES):
                 if not self._takes(data[start : start + SLICE_BYTES]):
                     break
-        except Exception:
-            log.exception("client message failed", address=self.address)
-            self._gateway.failed()
+        except Exception:  # noqa: BLE001 - `failed` logs it with its traceback
+            self._gateway.failed(self)
             if self.session is None:
                 self.abort()
             self.close(Close.BUG)

@@ -20,6 +20,7 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
 from whaled.gateway import wire
+from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal
@@ -116,6 +117,7 @@ class Gateway:
         self._spread_s = 0.0
         self.is_draining = False
         self.is_short_of_memory = False
+        self._lines = ClientLines()
         self._passed: list[asyncio.Server] = []
         self._connections: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
@@ -155,7 +157,7 @@ class Gateway:
         `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
         Raises ListenError.
         """
-        async with asyncio.TaskGroup() as tasks:
+        async with self._lines, asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
             servers = await self._listen(sockets, tls)
             if sockets:
@@ -296,7 +298,7 @@ class Gateway:
 
     def _shed(self, connection: Connection) -> None:
         self._meter.shed()
-        log.info("client shed to save memory", address=connection.address, unsent_bytes=connection.unsent)
+        self._lines.shed(connection.address, connection.unsent)
 
     # --- what the daemon tells clients ---
 
@@ -393,8 +395,9 @@ class Gateway:
         """A frame was sent to one client alone."""
         self._meter.sent(wire.Sent.CONTROL, 1, size_bytes)
 
-    def failed(self) -> None:
-        """A bug met while serving a client; the connection logs it and closes."""
+    def failed(self, connection: Connection) -> None:
+        """A bug met while serving a client; the connection closes."""
+        self._lines.failed(connection.address)
         self._meter.failed()
 
     def perform(self, connection: Connection, action: Action) -> None:
@@ -409,7 +412,7 @@ class Gateway:
             case Refused(message=message, reason=reason):
                 self.auth_failures += 1
                 self._meter.authenticated(reason or message)
-                log.info("authentication refused", address=connection.address, reason=str(reason or message))
+                self._lines.refused(connection.address, str(reason or message))
             case Limited():
                 self._meter.rejected(ClientErrorCode.RATE_LIMITED)
             case Rejected(code=code):
@@ -422,7 +425,7 @@ class Gateway:
             self._meter.authenticated(None)
         session = connection.session
         client_id = session.grant.client_id if session is not None and session.grant is not None else None
-        log.info("client connected", address=connection.address, client_id=client_id)
+        self._lines.connected(connection.address, client_id)
         if may_read:
             self.deliveries.join(connection)
 
@@ -448,10 +451,10 @@ class Gateway:
         if session.grant is not None:
             self.authenticated -= connection.is_ready
             client_id = session.grant.client_id
-        log.info(
-            "client left",
-            address=connection.address,
-            client_id=client_id,
+        self._lines.left(
+            connection.address,
+            client_id,
+            was_ready=connection.is_ready,
             code=connection.close_code,
             seconds=round(self.now() - connection.connected_at, 1),
         )
