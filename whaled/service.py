@@ -45,6 +45,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 DESCRIPTORS_RESERVED = 64 + TURNED_AWAY_LIMIT
 # How long the message in hand may take to be committed once a stop was asked for.
 FINISH_HAND_S = 3.0
+# How long a second signal waits for log lines that are not written yet.
+LAST_LINES_S = 0.5
 
 
 class Loaded(Struct, frozen=True):
@@ -96,6 +98,7 @@ class Service:
         if self._stop.is_set():
             # The operator asks twice: what is committed is safe, everything else may be cut.
             log.warning("second signal, ending at once")
+            logs.flush(LAST_LINES_S)
             os._exit(ExitStatus.FAILED)
         self._stop.set()
 
@@ -248,6 +251,7 @@ class Service:
         )
         gauge("http_connections", "Open connections of the HTTP server.", lambda: http.connections)
         gauge("http_connections_limit", "http.max_connections.", lambda: self.config.http.max_connections)
+        self.metrics.counter_of("log_entries_lost", "Log entries that nobody took.", logs.lost_entries)
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
     def _observe_keys(self, ring: KeyRing | None) -> None:

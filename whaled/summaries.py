@@ -46,6 +46,11 @@ class Summary:
 
     def line(self, source: str, **fields: object) -> None:
         """Log a line now, or count it."""
+        if self.admits(source):
+            getattr(self._logger, self._level)(self._event, **fields)
+
+    def admits(self, source: str) -> bool:
+        """Whether a line is to be logged as it is; otherwise it is counted."""
         now = self._clock()
         if self._began is None or not 0 <= now - self._began < PERIOD_S:
             self.flush()
@@ -54,13 +59,13 @@ class Summary:
         if self._shown < self._in_all and shown < self._per_source:
             self._shown += 1
             self._shown_of[source] = shown + 1  # no more sources than lines
-            getattr(self._logger, self._level)(self._event, **fields)
-            return
+            return True
         self._left_out += 1
         if source in self._left_out_of or len(self._left_out_of) < MAX_SOURCES:
             self._left_out_of[source] = self._left_out_of.get(source, 0) + 1
         if self._timer is None:
             self._wake_up(self._began + PERIOD_S - now)
+        return False
 
     def flush(self) -> None:
         """End the period: log how many lines were left out, if any."""

@@ -12,7 +12,7 @@ import structlog
 
 from whaled.auth.keys import load_ring
 from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
-from whaled.errors import ExitStatus
+from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
 from whaled.service import Loaded, Service
@@ -48,7 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
-    asyncio.run(_run(arguments, passed_sockets(os.environ)))
+    try:
+        asyncio.run(_run(arguments, passed_sockets(os.environ)))
+    except WhaledError:
+        raise
+    except Exception:
+        # Logged rather than printed by the interpreter, which would wait for the reader of stderr.
+        log.critical("ended by a bug", exc_info=True)
+        return ExitStatus.FAILED
     return ExitStatus.STOPPED
 
 

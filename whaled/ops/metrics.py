@@ -51,6 +51,10 @@ class Metrics:
         """A gauge that is read when it is scraped."""
         self._registry.gauge_of(name, text, value)
 
+    def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A counter that is read when it is scraped."""
+        self._registry.counter_of(name, text, value)
+
     def render(self, chosen: Format = Format.PROMETHEUS) -> bytes:
         """Everything in one of Prometheus' text formats."""
         if chosen is Format.OPENMETRICS:

@@ -1,9 +1,11 @@
 """How a metric is made: prefix, registry, and all children at 0 from the start, so that rate() sees the first event."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 LATENCY_BUCKETS = (
     0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -19,6 +21,18 @@ class Component(StrEnum):
     EVENTLOG = "eventlog"
     GATEWAY = "gateway"
     CONFIG = "config"
+
+
+class _Read(Collector):
+    """A counter whose value is kept elsewhere."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._name = name
+        self._text = text
+        self._value = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._text, value=self._value())
 
 
 class Registry:
@@ -44,6 +58,10 @@ class Registry:
     def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
         self.gauge(name, text).set_function(value)
+
+    def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A counter that is read when it is scraped."""
+        self.collectors.register(_Read(f"whaled_{name}", text, value))
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
         """A histogram with buckets for latencies."""
