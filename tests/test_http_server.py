@@ -127,7 +127,8 @@ async def test_health_and_metrics_are_answered_on_one_connection() -> None:
             answer = await visitor.ask("/metrics")
             assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
             assert any(text_string_to_metric_families(answer.body.decode()))
-        assert (await visitor.ask("/nothing")).status == 404
+        answer = await visitor.ask("/nothing")
+        assert (answer.status, answer.headers["server"]) == (404, "whaled")
         assert rig.value("whaled_http_requests_total", status="200") == 6
         assert rig.value("whaled_http_requests_total", status="404") == 1
         assert rig.server.connections == 1
@@ -340,6 +341,18 @@ async def test_requests_beyond_the_rate_wait_for_their_turn() -> None:
             assert (await greedy.answer()).status == 200
         assert loop.time() - began >= (300 - BURST - 1) / 1000
         assert rig.value("whaled_http_requests_delayed_total") > 0
+
+
+async def test_greedy_connections_do_not_keep_out_their_own_address() -> None:
+    async with AsyncExitStack() as stack:
+        rig = await stack.enter_async_context(serving(max_connections_per_address=4, requests_per_second=20.0))
+        for _ in range(4):
+            greedy = await stack.enter_async_context(rig.visitor())
+            greedy.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        await rig.until(lambda: rig.value("whaled_http_requests_delayed_total") >= 4)
+        scraper = await stack.enter_async_context(rig.visitor())
+        assert (await scraper.ask("/metrics")).status == 200
+        assert rig.cut("address_full") == 0
 
 
 async def test_one_address_holds_no_more_than_its_share_and_the_idle_make_room() -> None:

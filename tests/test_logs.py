@@ -224,6 +224,34 @@ async def test_a_daemon_whose_stderr_nobody_reads_goes_on_and_stops_in_time(tmp_
 
 
 @pytest.mark.slow
+async def test_a_daemon_without_stdin_stdout_and_stderr_serves(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", http={"port": port}, log={"format": "auto"})
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", f"exec {sys.executable} -m whaled run --config {config} 0<&- 1>&- 2>&-", cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(daemon.START_LIMIT_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except ConnectionError:
+                    assert process.returncode is None
+                    await asyncio.sleep(0.05)
+                    continue
+                writer.transport.abort()
+                break
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.slow
 async def test_a_start_that_fails_ends_in_time_with_a_reader_that_does_not_read(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", eventlog={"path": str(tmp_path / "no" / "whaled.db")})
     reading, writing = os.pipe()

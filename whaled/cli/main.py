@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser(argv).parse_args(argv)
     try:
         status = int(arguments.run(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # started without one
+            sys.stdout.flush()
     except WhaledError as error:
         lines = str(error).splitlines()
         _complain([f"whaled: {line}" for line in lines])

@@ -32,8 +32,14 @@ LEVELS = {
 }
 
 
-def configure(settings: Log, stream: TextIO = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
-    """Send log lines, the libraries' too, to `stream` or the journal. Called again by a reload for a new level."""
+def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
+    """Send log lines, the libraries' too, to `stream` or the journal. Called again by a reload for a new level.
+
+    `stream` is None in a process that was started without stderr.
+    """
+    if stream is None:
+        before = next((output.stream for output in _outputs()), None)
+        stream = before or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     chosen = _format(settings.format, stream)
     level = LEVELS[settings.level]
     shared: list[structlog.typing.Processor] = [

@@ -19,7 +19,7 @@ from whaled.errors import ListenError
 from whaled.listening import address_of
 from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
-from whaled.web.listener import HttpMeter, Listener, open_sockets
+from whaled.web.listener import Connection, HttpMeter, Listener, open_sockets
 
 # Requests that may be answered at once before `http.requests_per_second` spaces them out.
 BURST = 20
@@ -112,8 +112,12 @@ class HttpServer:
         """Refuse other names (DNS rebinding) and space out requests."""
         delay_s = self._delay_s()
         if delay_s > 0:
+            connection = request.protocol
+            assert isinstance(connection, Connection)
             self._meter.delayed()
+            connection.waits_for_turn()
             await asyncio.sleep(delay_s)
+            connection.has_turn()
         hosts = request.headers.getall(hdrs.HOST, ())
         if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
             raise web.HTTPBadRequest(text="exactly one Host header is required\n")

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from whaled.config.sections import Http
 from whaled.listening import source_of
@@ -22,8 +22,8 @@ from whaled.summaries import Summary
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Connections the kernel holds until they are accepted: more than Prometheus, load balancers and people open at once.
-BACKLOG = 128
+# Connections the kernel holds until they are accepted: beyond them a newcomer waits a second for its next attempt.
+BACKLOG = 1024
 # How often connections are compared with their time limits.
 SWEEP_S = 0.25
 # A connection that has waited this long for its peer to read may make room for a new one.
@@ -74,6 +74,7 @@ class HttpMeter(Protocol):
 class _Phase(StrEnum):
     HEAD = "head"  # a request is awaited or arriving
     IDLE = "idle"  # between two requests
+    TURN = "turn"  # a request waits for its turn
     ANSWER = "answer"  # a request is in hand
 
 
@@ -113,9 +114,9 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if self._request_count != requests:
             self._unread = 0
-            if self._phase is not _Phase.ANSWER:
+            if not self._is_busy:
                 self._enter(_Phase.ANSWER)
-        elif data and self._phase is not _Phase.ANSWER:
+        elif data and not self._is_busy:
             if self._phase is _Phase.IDLE:
                 self._enter(_Phase.HEAD)
             self._unread += len(data)
@@ -140,10 +141,19 @@ class Connection(web.RequestHandler):
 
     # --- aiohttp ---
 
+    def waits_for_turn(self) -> None:
+        """The request in hand waits, as others came before it. Until `has_turn` the connection may make room."""
+        self._enter(_Phase.TURN)
+
+    def has_turn(self) -> None:
+        """The request in hand is answered now."""
+        self._enter(_Phase.ANSWER)
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; returns once the kernel has taken it, or the connection is lost."""
+        resp.headers.setdefault(hdrs.SERVER, "whaled")  # aiohttp's own names its version and that of Python
         result = await super().finish_response(request, resp, start_time)
         self._listener.meter.answered(result[0].status)
         self._enter(_Phase.ANSWER if self._messages else _Phase.IDLE)
@@ -178,7 +188,7 @@ class Connection(web.RequestHandler):
         return None
 
     def waited_s(self, now: float) -> float | None:
-        """Seconds since the peer last did something; None while a request is in hand and the peer reads."""
+        """Seconds without progress that make room for others possible; None while a request is answered and read."""
         if self._unsent_since is not None:
             stalled_s = now - self._unsent_since
             return stalled_s if stalled_s > STALLED_S else None
@@ -190,6 +200,10 @@ class Connection(web.RequestHandler):
         self._listener.forget(self)
         if self._stream is not None:
             self._stream.abort()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._phase in {_Phase.TURN, _Phase.ANSWER}
 
     def _enter(self, phase: _Phase) -> None:
         self._phase = phase
