@@ -19,8 +19,9 @@ import daemon
 from whaled.config.sections import Http
 from whaled.model import Position, UpstreamState
 from whaled.ops.metrics import Metrics
-from whaled.web.app import BURST, Health, HttpServer, is_allowed
+from whaled.web.app import Health, HttpServer, is_allowed
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
+from whaled.web.pace import BURST
 
 HEALTH = Health(
     status="ok",
@@ -341,6 +342,15 @@ async def test_requests_beyond_the_rate_wait_for_their_turn() -> None:
             assert (await greedy.answer()).status == 200
         assert loop.time() - began >= (300 - BURST - 1) / 1000
         assert rig.value("whaled_http_requests_delayed_total") > 0
+
+
+async def test_requests_of_connections_that_are_gone_take_no_turn() -> None:
+    async with serving(requests_per_second=5.0) as rig:
+        for _ in range(500):
+            async with rig.visitor() as visitor:
+                visitor.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with rig.visitor() as scraper:
+            assert (await scraper.ask("/metrics")).status == 200  # within seconds, not after a hundred
 
 
 async def test_greedy_connections_do_not_keep_out_their_own_address() -> None:

@@ -2,7 +2,6 @@
 so that an answer also proves the loop is alive.
 """
 
-import asyncio
 import ipaddress
 import re
 import socket
@@ -20,9 +19,6 @@ from whaled.listening import address_of
 from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
 from whaled.web.listener import Connection, HttpMeter, Listener, open_sockets
-
-# Requests that may be answered at once before `http.requests_per_second` spaces them out.
-BURST = 20
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
 MISDIRECTED = "this server does not answer to the name in the Host header: add it to http.allowed_hosts\n"
@@ -59,14 +55,13 @@ class HttpServer:
         self._health = health
         self._meter = meter
         self._exposition = Exposition(metrics, meter, clock=time.monotonic)
-        self._next_turn = 0.0
         self._listener: Listener | None = None
 
     def reconfigure(self, settings: Http) -> None:
         """Apply other limits from now on."""
         self._settings = settings
         if self._listener is not None:
-            self._listener.settings = settings
+            self._listener.reconfigure(settings)
 
     @property
     def connections(self) -> int:
@@ -110,32 +105,17 @@ class HttpServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse other names (DNS rebinding) and space out requests."""
-        delay_s = self._delay_s()
-        if delay_s > 0:
-            connection = request.protocol
-            assert isinstance(connection, Connection)
-            self._meter.delayed()
-            connection.waits_for_turn()
-            await asyncio.sleep(delay_s)
-            connection.has_turn()
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        await connection.turn()
         hosts = request.headers.getall(hdrs.HOST, ())
         if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
-            raise web.HTTPBadRequest(text="exactly one Host header is required\n")
+            return web.Response(status=400, text="exactly one Host header is required\n")
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         # No browser connects to a Unix socket.
         if hosts and isinstance(peer, tuple) and not is_allowed(hosts[0], self._settings.allowed_hosts):
-            raise web.HTTPMisdirectedRequest(text=MISDIRECTED)
+            return web.Response(status=421, text=MISDIRECTED)
         return await handler(request)
-
-    def _delay_s(self) -> float:
-        """Seconds until the turn of a request (the generic cell rate algorithm of ITU-T I.371).
-
-        Each connection has one request in hand, so the wait is at most that of `max_connections` requests.
-        """
-        interval_s = 1 / self._settings.requests_per_second
-        now = time.monotonic()
-        self._next_turn = max(self._next_turn, now - BURST * interval_s) + interval_s
-        return self._next_turn - now
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         chosen = accepted_format(request.headers.get(hdrs.ACCEPT, ""))

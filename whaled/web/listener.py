@@ -19,6 +19,7 @@ from aiohttp import hdrs, web
 from whaled.config.sections import Http
 from whaled.listening import source_of
 from whaled.summaries import Summary
+from whaled.web.pace import Pace
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -81,7 +82,7 @@ class _Phase(StrEnum):
 class Connection(web.RequestHandler):
     """aiohttp's connection under limits. Requests are taken one at a time; what was sent ahead waits in the kernel."""
 
-    __slots__ = ("_answers", "_listener", "_phase", "_since", "_stream", "_unread", "_unsent_since", "source")
+    __slots__ = ("_listener", "_phase", "_since", "_stream", "_turn", "_unread", "_unsent_since", "source")
 
     def __init__(self, server: web.Server, listener: "Listener", source: str) -> None:
         super().__init__(
@@ -93,7 +94,7 @@ class Connection(web.RequestHandler):
         self._phase = _Phase.HEAD
         self._since = self._loop.time()
         self._unread = 0
-        self._answers = 0
+        self._turn: asyncio.Future[None] | None = None
         self._unsent_since: float | None = None
 
     # --- asyncio.Protocol ---
@@ -137,16 +138,20 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is closed."""
         self._listener.forget(self)
+        if self._turn is not None:
+            self._turn.cancel()
         super().connection_lost(exc)
 
     # --- aiohttp ---
 
-    def waits_for_turn(self) -> None:
-        """The request in hand waits, as others came before it. Until `has_turn` the connection may make room."""
+    async def turn(self) -> None:
+        """Wait until the request in hand may be answered. Meanwhile the connection may make room for another."""
+        self._turn = self._listener.pace.turn()
+        if self._turn is None:
+            return
+        self._listener.meter.delayed()
         self._enter(_Phase.TURN)
-
-    def has_turn(self) -> None:
-        """The request in hand is answered now."""
+        await self._turn
         self._enter(_Phase.ANSWER)
 
     async def finish_response(
@@ -211,10 +216,11 @@ class Connection(web.RequestHandler):
 
 
 class Listener:
-    """The connections of the HTTP server. `settings` may be replaced at any time (reload)."""
+    """The connections of the HTTP server."""
 
     def __init__(self, settings: Http, server: web.Server, meter: HttpMeter) -> None:
         self.settings = settings
+        self.pace = Pace(settings.requests_per_second)
         self.meter = meter
         self._server = server
         self._connections: dict[Connection, None] = {}
@@ -227,6 +233,11 @@ class Listener:
     def connections(self) -> int:
         """Open connections."""
         return len(self._connections)
+
+    def reconfigure(self, settings: Http) -> None:
+        """Apply other limits from now on."""
+        self.settings = settings
+        self.pace.per_second = settings.requests_per_second
 
     def holds(self, connection: Connection) -> bool:
         """Whether a connection is counted: not displaced, not closed."""
