@@ -134,9 +134,7 @@ class LoopShare:
     def _schedule(self) -> None:
         if self._scheduled is None:
             loop = asyncio.get_running_loop()
-            self._scheduled = (
-                loop.call_later(self._hold_s, self._slice) if self._holds else loop.call_soon(self._slice)
-            )
+            self._scheduled = loop.call_later(self._hold_s, self._slice) if self._holds else loop.call_soon(self._slice)
 
     def _slice(self) -> None:
         self._scheduled = None
