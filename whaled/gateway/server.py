@@ -175,6 +175,7 @@ class Gateway:
                 meter=self._meter,
                 reserve=self.reserve,
             )
+            self.reserve.take()
             listener.start(settings.backlog)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
@@ -184,6 +185,7 @@ class Gateway:
                 keepalive.cancel()
                 positions.cancel()
                 listener.close()
+                self.reserve.release()
                 for connection in self._all():
                     connection.close(Close.GOING_AWAY)
                     connection.abort()
