@@ -17,7 +17,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta, Struct
 
-from whaled.auth.tokens import ALGORITHM, MIN_SECRET_BYTES, KeyRing, SigningKey
+from whaled.auth.signature import ALGORITHM
+from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import Auth
 from whaled.errors import KeyRingError
 

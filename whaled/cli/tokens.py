@@ -12,6 +12,7 @@ from pathlib import Path
 import jwt
 
 from whaled.auth import keys, tokens
+from whaled.auth.signature import MAX_TOKEN_BYTES
 from whaled.cli.settings import Subparsers, add_config_option, duration, load_for
 from whaled.config.sections import Auth
 from whaled.errors import ExitStatus, KeyRingError, TokenError
@@ -90,7 +91,7 @@ def _issue(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     # No token is longer; what is cut off makes it malformed.
-    token = sys.stdin.read(2 * tokens.MAX_TOKEN_BYTES) if arguments.token == "-" else arguments.token  # noqa: S105
+    token = sys.stdin.read(2 * MAX_TOKEN_BYTES) if arguments.token == "-" else arguments.token  # noqa: S105
     token = token.strip()
     try:
         header = jwt.get_unverified_header(token)

@@ -20,7 +20,20 @@ from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.handshake import Server, credential, has_credential, refuse
 from whaled.gateway.limits import Refusal
-from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
+from whaled.gateway.session import (
+    Action,
+    Admit,
+    Attach,
+    Detach,
+    FamilyEnded,
+    Limited,
+    Refused,
+    Rejected,
+    Send,
+    Session,
+    State,
+    Stop,
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -53,7 +66,11 @@ class ConnectionOwner(Protocol):
         """The rules for a connection whose handshake is done."""
         ...
 
-    def perform(self, connection: "Connection", action: Admit | Attach | Detach | Refused | Limited | Rejected) -> None:
+    def perform(
+        self,
+        connection: "Connection",
+        action: Admit | Attach | Detach | Refused | FamilyEnded | Limited | Rejected,
+    ) -> None:
         """An action that concerns more than the socket."""
         ...
 
@@ -292,6 +309,12 @@ class Connection(asyncio.Protocol):
         self._deadline = None
         if self.session is not None:
             self.perform(self.session.tick(self._gateway.now()))
+
+    def recheck(self) -> None:
+        """Look again whether the session's credential holds, and set its timer again: the clock may have been set."""
+        if self.session is not None and self.is_ready and self.closing is None and self._transport is not _NO_TRANSPORT:
+            self._deadline = None
+            self.perform(self.session.recheck(self._gateway.now()))
 
     def _schedule_tick(self) -> None:
         deadline = self.session.next_deadline() if self.session is not None else None

@@ -29,6 +29,7 @@ from whaled.gateway.session import (
     Attach,
     Authenticator,
     Detach,
+    FamilyEnded,
     Limited,
     Refused,
     Rejected,
@@ -52,6 +53,12 @@ SHED_AWAY_S = 10.0
 SHED_CLOSE_S = 0.5
 # How often a drain looks whether those who arrive have arrived, or failed to.
 ARRIVAL_LOOK_S = 0.05
+# How often the wall clock is compared with the monotonic one, and the difference that is a step: clocks that are slewed
+# (at most 500 ppm) come to it in half an hour, and that does no harm.
+CLOCK_LOOK_S = 1.0
+CLOCK_STEP_S = 1.0
+# Sessions that are looked at again in one turn of the loop, some 10 us each, more if they are closed.
+RECHECK_SLICE = 50
 # Connections beyond the caps that wait for their refusal. They are descriptors too: further ones are cut off at once.
 TURNED_AWAY_LIMIT = 256
 
@@ -112,6 +119,7 @@ class Gateway:
         self.auth_failures = 0
         self.authenticated = 0
         self.turned_away = 0
+        self.clock_steps = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
         self.is_draining = False
@@ -120,6 +128,8 @@ class Gateway:
         self._connections: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
         self._emptied = asyncio.Event()
+        self._recheck = asyncio.Event()
+        self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
         # Accepted, but not connected yet: in the TLS handshake, or for a turn of the loop. Those that fail there are
         # forgotten by the collector alone.
         self._arriving: WeakSet[Connection] = WeakSet()
@@ -138,7 +148,8 @@ class Gateway:
             None if "*" in settings.origins else [None, *map(Origin, settings.origins)]
         )
         self._limits = SessionLimits.of(settings, auth)
-        self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
+        self._failures.reconfigure(auth.failures_per_second, auth.failure_burst)
+        self._recheck.set()
         self._caps.total_limit = settings.max_connections
         self._caps.per_address_limit = settings.max_connections_per_address
         self._caps.unauthenticated_limit = settings.max_unauthenticated
@@ -162,11 +173,13 @@ class Gateway:
                 self._passed = servers
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
+            credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
             try:
                 yield address_of(servers[0].sockets[0])
             finally:
                 keepalive.cancel()
                 positions.cancel()
+                credentials.cancel()
                 for server in servers:
                     server.close()
                 for connection in self._all():
@@ -213,6 +226,29 @@ class Gateway:
         while True:
             await asyncio.sleep(self.settings.position_interval)
             self.hub.tell_positions()
+
+    async def _watch_credentials(self) -> None:
+        """End sessions whose key was retired, whose family ended, or whose token ended by a step of the clock.
+
+        Timers run on the monotonic clock, tokens end by the wall clock: the two are compared once a second.
+        """
+        offset = self.now() - time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOCK_LOOK_S):
+                    await self._recheck.wait()
+            moved_s = self.now() - time.monotonic() - offset
+            if abs(moved_s) >= CLOCK_STEP_S:
+                offset += moved_s
+                self.clock_steps += 1
+                log.warning("the clock was set: looking again which tokens have ended", seconds=round(moved_s, 1))
+            elif not self._recheck.is_set():
+                continue
+            self._recheck.clear()
+            for number, connection in enumerate(self._all()):
+                connection.recheck()
+                if number % RECHECK_SLICE == RECHECK_SLICE - 1:
+                    await asyncio.sleep(0)
 
     async def drain(self, window_s: float) -> None:
         """Tell every client to come back later and close it, spread over part of the window; then cut off the rest."""
@@ -408,8 +444,16 @@ class Gateway:
                 self.deliveries.detach(connection)
             case Refused(message=message, reason=reason):
                 self.auth_failures += 1
-                self._meter.authenticated(reason or message)
+                is_limited = message is wire.AuthMessage.RATE_LIMITED
+                self._meter.authenticated(message if is_limited or reason is None else reason)
                 log.info("authentication refused", address=connection.address, reason=str(reason or message))
+            case FamilyEnded(grant=grant):
+                self._recheck.set()
+                log.warning(
+                    "a token was refreshed twice, so its family ended: issue a new one, or one for each client",
+                    client_id=grant.client_id,
+                    family=grant.family,
+                )
             case Limited():
                 self._meter.rejected(ClientErrorCode.RATE_LIMITED)
             case Rejected(code=code):
@@ -444,6 +488,8 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        if connection.close_code == 1006:
+            session.link_lost(self.now())
         client_id = None
         if session.grant is not None:
             self.authenticated -= connection.is_ready
