@@ -134,6 +134,7 @@ class TokenError(WhaledError):
     def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
+        self.detail = detail
         self.claimant = claimant
 
 

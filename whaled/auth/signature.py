@@ -105,16 +105,16 @@ def claimant(token: str) -> str:
 
     Nobody vouches for it: it only keeps the failures of one client apart from those of its neighbours.
     """
-    if len(token) > MAX_TOKEN_BYTES or not _SHAPE.match(token):
-        return ""
-    first, payload, _ = token.split(".")
+    is_shaped = len(token) <= MAX_TOKEN_BYTES and _SHAPE.match(token) is not None
+    first, payload, _ = (token if is_shaped else _STAND_IN).split(".")  # the stand-in: for the time it takes
     header = _header(first)
     try:
         client_id = _decode_claimed(_bytes_of(payload)).client_id
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     name = f"{header.kid if header is not None else None}\n{client_id}".encode(errors="replace")
-    return hashlib.blake2b(name, digest_size=8).hexdigest()
+    digest = hashlib.blake2b(name, digest_size=8).hexdigest()
+    return digest if is_shaped else ""
 
 
 def _header(text: str) -> Header | None:

@@ -31,6 +31,7 @@ MAX_SKEW_S = 60.0
 FAMILY_ENDED = "a token of its family was refreshed twice"
 # Times beyond it (the year 5138) are no times, and what follows can compute with them safely.
 LATEST_TIME = 1e11
+_PERMISSIONS = {permission.value: permission for permission in Permission}
 # Times are compared by `verify`, with the clock it was given; the library would ask the system's.
 _JWT = jwt.PyJWT(
     {
@@ -157,15 +158,15 @@ def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Gra
     Refusals take the same steps whatever the reason: without claims to trust, those of a stand-in are judged.
     """
     opened = open_token(token, ring.secret_of)
-    problem = TokenError(opened.problem, opened.detail) if opened.problem is not None else None
     try:
         claims = _claims(opened.claims)
         grant = _grant(claims, ring.find(opened.kid))
         _judge(grant, claims, now, settings)
     except TokenError as error:
-        raise (problem or error) from None
-    if problem is not None:  # never so while the stand-in's claims have ended
-        raise problem
+        reason, detail = (error.reason, error.detail) if opened.problem is None else (opened.problem, opened.detail)
+        raise TokenError(reason, detail, claimant=claimant(token)) from None
+    if opened.problem is not None:  # never so while the stand-in's claims have ended
+        raise TokenError(opened.problem, opened.detail, claimant=claimant(token))
     return grant, claims
 
 
@@ -225,7 +226,7 @@ def _grant(claims: dict[str, Any], key: SigningKey | None) -> Grant:
     return Grant(
         client_id=client_id,
         # A name this version does not know grants nothing: a newer issuer may have more of them.
-        permissions=frozenset(permission for permission in Permission if permission.value in named),
+        permissions=frozenset(_PERMISSIONS[name] for name in named if isinstance(name, str) and name in _PERMISSIONS),
         issued_at=issued_at,
         authenticated_at=authenticated_at if authenticated_at is not None else issued_at,
         expires_at=expires_at,
@@ -276,14 +277,10 @@ class TokenAuthenticator:
 
     def verify(self, credential: str, now: float) -> Grant:
         """Who this is and what it may do. Raises TokenError."""
-        try:
-            grant, claims = _checked(self._ring, credential, now, self._settings)
-            if self._families.is_ended(_family_of(grant), now):
-                raise TokenError(TokenRefusal.REVOKED, FAMILY_ENDED)
-            _confirm(self._ring, credential, grant, claims)
-        except TokenError as error:
-            error.claimant = claimant(credential)
-            raise
+        grant, claims = _checked(self._ring, credential, now, self._settings)
+        if self._families.is_ended(_family_of(grant), now):
+            raise TokenError(TokenRefusal.REVOKED, FAMILY_ENDED, claimant=claimant(credential))
+        _confirm(self._ring, credential, grant, claims)
         return grant
 
     def is_in_force(self, grant: Grant, now: float) -> bool:
