@@ -1,14 +1,17 @@
 """Credentials over real connections: neighbours, guesses, keys that are retired, tokens that are copied, clocks."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_gateway import closed_with, until
+from test_refusals import FORGED, GOOD
 
 from support import Rig, ask, receive, receive_type, running_gateway
+from test_tokens import NOW, RING
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue
 from whaled.config.sections import Auth, Gateway
 from whaled.model import Permission
@@ -17,7 +20,7 @@ OLD = SigningKey("old", b"o" * 32)
 NEW = SigningKey("new", b"n" * 32)
 AUTH = Auth(failure_burst=3)
 SLOW = Auth(failure_burst=3, failures_per_second=0.001)
-FORGED = "eyJhbGciOiJIUzI1NiJ9.e30.c2ln"
+WRONG = "eyJhbGciOiJIUzI1NiJ9.e30.c2ln"
 
 
 class Tokens(TokenAuthenticator):
@@ -55,7 +58,7 @@ async def test_wrong_tokens_from_the_same_address_keep_nobody_out_by_either_way(
     tokens = Tokens(NEW)
     good = tokens.token()
     async with running_gateway(tmp_path, authenticator=tokens, auth=AUTH) as rig:
-        answers = [await refused(rig, FORGED) for _ in range(6)]
+        answers = [await refused(rig, WRONG) for _ in range(6)]
         assert [code for _, code in answers] == [1008] * 3 + [1013] * 3
         last = answers[-1][0]
         assert (last["code"], last["message"]) == ("rate_limited", "Rate limit exceeded")
@@ -74,16 +77,16 @@ async def test_a_reload_forgets_no_failures(tmp_path: Path) -> None:
     tokens = Tokens(NEW)
     async with running_gateway(tmp_path, authenticator=tokens, auth=AUTH) as rig:
         for _ in range(4):
-            await refused(rig, FORGED)
+            await refused(rig, WRONG)
         rig.gateway.reconfigure(rig.gateway.settings, AUTH, tokens)
-        assert (await refused(rig, FORGED))[1] == 1013
+        assert (await refused(rig, WRONG))[1] == 1013
 
 
 async def test_a_header_is_limited_like_a_message(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, authenticator=Tokens(NEW), auth=AUTH) as rig:
         codes = []
         for _ in range(5):
-            async with rig.connect(additional_headers={"Authorization": f"Bearer {FORGED}"}) as client:
+            async with rig.connect(additional_headers={"Authorization": f"Bearer {WRONG}"}) as client:
                 codes.append((await closed_with(client))[0])
         assert codes == [1008, 1008, 1008, 1013, 1013]
 
@@ -102,7 +105,7 @@ async def test_guesses_on_open_connections_of_one_client_end_them_and_no_other(t
         codes = []
         for turn in range(7):
             client = (first, second)[turn % 2]
-            await ask(client, type="auth", token=FORGED)
+            await ask(client, type="auth", token=WRONG)
             codes.append((await receive_type(client, "error"))["code"])
         assert codes == ["unauthenticated"] * 3 + ["rate_limited"] * 4
         assert await closed_with(first) == (1008, "Rate limit exceeded")
@@ -217,3 +220,23 @@ async def test_a_clock_that_is_set_back_ends_nothing_and_the_end_comes_later(tmp
         await receive_type(client, "pong")
         ahead_s[0] = 3600.0 + 601.0
         assert await closed_with(client) == (1008, "Token expired")
+
+
+async def test_nothing_forged_gets_in_by_either_way_and_every_refusal_reads_the_same(tmp_path: Path) -> None:
+    judge = TokenAuthenticator(RING, AUTH, new_token_id=lambda: "t2")
+    patient = Auth(failure_burst=1_000)
+    async with running_gateway(tmp_path, authenticator=judge, auth=patient, clock=lambda: NOW) as rig:
+        async with rig.connect() as client:
+            await enter(client, GOOD)
+        answers = set()
+        for token in FORGED.values():
+            async with rig.connect() as client:
+                await ask(client, type="auth", token=token)
+                answers.add((await client.recv(), *await closed_with(client)))
+            if token.isascii() and token.isprintable() and token.strip() == token != "":
+                async with rig.connect(additional_headers={"Authorization": f"Bearer {token}"}) as client:
+                    answers.add((await client.recv(), *await closed_with(client)))
+        ((answer, code, reason),) = answers
+        assert json.loads(answer)["message"] == "Invalid or expired token"
+        assert (code, reason) == (1008, "Authentication required")
+        assert rig.value("whaled_authentications_total", outcome="success") == 1

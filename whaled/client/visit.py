@@ -100,7 +100,8 @@ class Visit:
                 self._status = frame
             case events.ErrorFrame():
                 self._told = frame.message
-                self._retry_after_s = bounded(frame.retry_after)
+                if frame.retry_after is not None:
+                    self._retry_after_s = bounded(frame.retry_after)
                 if self._welcome is not None:
                     raise _refusal(frame)
                 if frame.code == "rate_limited":

@@ -350,9 +350,15 @@ class Connection:
 
     def recheck(self) -> None:
         """Look again whether the session's credential holds, and set its timer again: the clock may have been set."""
-        if self.session is not None and self.is_ready and self.closing is None and self._socket is not NO_SOCKET:
+        if self.session is None or not self.is_ready or self.closing is not None or self._socket is NO_SOCKET:
+            return
+        try:
             self._deadline = None
             self.perform(self.session.recheck(self._gateway.now()))
+        except Exception:
+            log.exception("client credential check failed", address=self.address)
+            self._gateway.failed()
+            self.close(Close.BUG)
 
     def _schedule_tick(self) -> None:
         deadline = self.session.next_deadline() if self.session is not None else None
