@@ -166,6 +166,7 @@ async def test_two_refreshes_of_one_token_end_every_session_of_its_family(tmp_pa
         for known in (token, child):
             assert (await refused(rig, known))[0]["message"] == "Invalid or expired token"
         assert rig.value("whaled_authentications_total", outcome="revoked") == 2
+        assert rig.value("whaled_token_families_ended_total") == 1
         await ask(other, type="ping")
         await receive_type(other, "pong")
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-# About 400 bytes each. A family is known from its first refresh to the end of its longest token; beyond this number the
+# About 300 bytes each. A family is known from its first refresh to the end of its longest token; beyond this number the
 # one that was refreshed longest ago is forgotten, and a second refresh of its old tokens is not noticed.
 MAX_FAMILIES = 20_000
 

@@ -64,7 +64,7 @@ class Refusal(StrEnum):
     TLS = "tls"
 
 
-# Offenders remembered, some 400 bytes each. Beyond it the one that failed longest ago is forgotten. That lets nobody
+# Offenders remembered, some 300 bytes each. Beyond it the one that failed longest ago is forgotten. That lets nobody
 # in: a credential that verifies is accepted and one that does not is refused, whatever is remembered here.
 TRACKED_OFFENDERS = 10_000
 # What all failures of one address together may be, in failures of one claimant.

@@ -102,6 +102,10 @@ class GatewayMeter(DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
         """A session closed to save memory."""
         ...
 
+    def family_ended(self) -> None:
+        """A token was refreshed twice."""
+        ...
+
 
 class Gateway:
     """All client connections of this process."""
@@ -466,6 +470,7 @@ class Gateway:
                 log.info("authentication refused", address=connection.address, reason=str(reason or message))
             case FamilyEnded(grant=grant):
                 self._recheck.set()
+                self._meter.family_ended()
                 log.warning(
                     "a token was refreshed twice, so its family ended: issue a new one, or one for each client",
                     client_id=grant.client_id,
