@@ -190,6 +190,7 @@ class Gateway:
                 meter=self._meter,
                 reserve=self.reserve,
             )
+            self.reserve.take()
             listener.start(settings.backlog)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
@@ -201,6 +202,7 @@ class Gateway:
                 positions.cancel()
                 credentials.cancel()
                 listener.close()
+                self.reserve.release()
                 for connection in self._all():
                     connection.close(Close.GOING_AWAY)
                     connection.abort()
