@@ -26,7 +26,7 @@ class ClientLines:
         self._left = Summary(log, "client left", per_source=CLIENT, in_all=CLIENTS)
         self._stranger_left = Summary(log, "client left", per_source=STRANGER, in_all=STRANGERS)
         self._shed = Summary(log, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
-        self._failed = Summary(log, "client message failed", level="exception", per_source=1, in_all=STRANGERS)
+        self._failed = Summary(log, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
 
     async def __aenter__(self) -> Self:
         return self
