@@ -10,8 +10,9 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 
+import sdnotify
 from msgspec import Struct
 
 from whaled.errors import OperatorError
@@ -33,11 +34,10 @@ class Notifier:
 
     def __init__(self) -> None:
         self.watchdog_s = _watchdog_s(os.environ)
-        self._address = _address(os.environ)
-        self._socket: socket.socket | None = None
-        if self._address is not None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.setblocking(False)
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.setblocking(False)
+            self._notifier.debug = True  # raise what a send raises, instead of dropping the message
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._ping_until = -math.inf
         self._retry: asyncio.TimerHandle | None = None
@@ -69,9 +69,9 @@ class Notifier:
         """Send nothing more."""
         if self._retry is not None:
             self._retry.cancel()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
+        self._notifier = None
 
     def _send_in_order(self, message: bytes) -> None:
         self._waiting.append(message)
@@ -91,21 +91,14 @@ class Notifier:
 
     def _send(self, message: bytes) -> bool:
         """Whether a message is done with: it was taken, or there is nobody to take it."""
-        if self._socket is None or self._address is None:
+        if self._notifier is None or self._notifier.socket is None:
             return True
         try:
-            self._socket.sendto(message, self._address)
+            # sdnotify sends Latin-1, systemd takes UTF-8 only: these letters become those bytes.
+            self._notifier.notify(message.decode("latin-1"))
         except OSError as error:
             return error.errno not in {errno.EAGAIN, errno.ENOBUFS}
         return True
-
-
-def _address(environ: Mapping[str, str]) -> str | None:
-    """NOTIFY_SOCKET: a path, or an abstract name behind an @. A machine's own manager uses nothing else."""
-    name = environ.get("NOTIFY_SOCKET", "")
-    if name.startswith("@"):
-        return "\0" + name[1:]
-    return name if name.startswith("/") else None
 
 
 def _watchdog_s(environ: MutableMapping[str, str]) -> float | None:
