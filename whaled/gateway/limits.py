@@ -53,6 +53,7 @@ class Refusal(StrEnum):
     BAD_HANDSHAKE = "bad_handshake"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     DISPLACED = "displaced"
+    CONNECT_RATE = "connect_rate"
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
 
