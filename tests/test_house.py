@@ -14,6 +14,7 @@ RANKS = {
     "config": 2,
     "listening": 2,
     "addresses": 2,
+    "tables": 2,
     "whales": 3,
     "upstream": 3,
     "auth": 3,
@@ -39,7 +40,7 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
-    "addresses", "whales.addresses",
+    "addresses", "whales.addresses", "tables",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",

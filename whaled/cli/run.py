@@ -41,9 +41,11 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
     memory.keep_large_apart()
+    memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    memory.set_modules_apart()
     asyncio.run(_run(arguments, passed_sockets(os.environ)))
     return ExitStatus.STOPPED
 

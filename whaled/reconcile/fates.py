@@ -10,6 +10,7 @@ from whaled.model import Draft, Kind, Whale
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
+from whaled.tables import Tables
 from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import SerialError, spenders_in
@@ -77,6 +78,7 @@ class Fates:
         self._dropped: dict[str, None] = {}
         # Transactions of the stream that spend what a watched whale spends: whale, and the other one.
         self._spent: dict[str, str] = {}
+        self._tables = Tables(self._missing, self._watched, self._coins)
 
     @property
     def unresolved(self) -> int:
@@ -175,6 +177,7 @@ class Fates:
         due.
         """
         tools = self._tools
+        self._tables.shrink()
         await self._replace_spent()
         now = tools.monotonic()
         due = [
