@@ -24,7 +24,8 @@ RANKS = {
     "ops": 5,
     "client": 6,
     "simulator": 6,
-    "files": 4,
+    "bookfile": 4,
+    "files": 5,
     "reconcile": 4,
     "pipeline": 6,
     "canary": 6,
@@ -40,7 +41,7 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
-    "addresses", "whales.addresses", "tables",
+    "whales.owners", "addresses", "whales.addresses", "tables",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",
