@@ -23,6 +23,9 @@ FIRST_LOOK_S = 3.0
 # Asked again so soon after a transaction was in no block and in no mempool, until `drop_after` is over.
 LOOK_AGAIN_S = 30.0
 PAGE = 500
+# Missing at a time, with what each spends: a node may lose its mempool where the threshold is next to nothing. The
+# sweeps find those beyond.
+MISSING_LIMIT = 10_000
 # Whales replaced or dropped are looked for in the mempool this long; nodes forget a transaction after 14 days.
 REVIVE_S = 14 * 86400.0
 REVIVE_LIMIT = 20_000
@@ -60,7 +63,7 @@ class Missing(Struct):
 
 
 class Fates:
-    """Whales whose fate is not known. No more than are pending."""
+    """Whales whose fate is not known: `MISSING_LIMIT` at most."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -111,8 +114,10 @@ class Fates:
         """These are not in the mempool any more."""
         now = self._tools.monotonic()
         whales = await self._tools.log.whales(txids)
-        await self._watch(txid for txid in whales if txid not in self._missing)
-        for txid, whale in whales.items():
+        room = max(0, MISSING_LIMIT - len(self._missing))
+        new = dict(islice(((txid, whale) for txid, whale in whales.items() if txid not in self._missing), room))
+        await self._watch(new)
+        for txid, whale in new.items():
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_LOOK_S))
 
     async def _watch(self, txids: Iterable[str]) -> None:
