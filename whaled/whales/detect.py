@@ -218,6 +218,7 @@ def assess(
     `moved` ("moved_unknown") that is one alert too many rather than one that is missing: who wants less noise can tell
     it. For `inputs` ("inputs_sum_unknown") it is the most that is known: the inputs are never less.
     """
+    transaction = amounts.with_known_fee(transaction)
     price = prices.usable(market, now, rules.price_max_age_s)
     matched = _matched(transaction, rules, book, price)
     if not matched:
