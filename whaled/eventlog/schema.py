@@ -5,7 +5,9 @@
 held: an update is complete even when its alert has been pruned. `events` are the offsets, without holes.
 `high_at` is the highest `at` up to that offset: it never falls, so a time is found by bisection even where the
 clock was set back. `spends` are the outpoints that a whale's transaction spends, for as long as the whale is held.
-`state` is small text by key: what one machine noted, and the mark of a copy.
+`state` is small text by key: what one machine noted, and the mark of a copy. `gaps` are the offsets that `whaled
+repair` took out because they were damaged: other holes in `events` are new damage. `checksum` is NULL in rows that a
+version before 4 stored.
 """
 
 import secrets
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import checksums
 
 APPLICATION_ID = 0x57484C44  # "WHLD", in the header of the file: `file whaled.db` shows it
 
@@ -95,8 +98,49 @@ def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
     db.execute("CREATE INDEX spends_by_whale ON spends (whale)")
 
 
+CHECKSUMS_VERSION = 4  # from which on rows have checksums, and there is a table `gaps`
+
+
+def add_checksums(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
+    """Version 4: a checksum for each row. Adding a column rewrites no row: a log of any size takes milliseconds. What
+    is there stays without checksums, except for the few rows that live as long as the log.
+    """
+    for table in ("events", "whales", "spends", "blocks", "state", "log"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+    db.execute("""
+        CREATE TABLE gaps (
+            first INTEGER PRIMARY KEY,
+            through INTEGER NOT NULL CHECK (through >= first),
+            found_at REAL NOT NULL
+        ) STRICT""")
+    for key, value in db.execute("SELECT key, value FROM state").fetchall():
+        put_state(db, key, value)
+    seal_log(db)
+
+
+def seal_log(db: sqlite3.Connection) -> None:
+    """Give the row of `log` the checksum of what it holds now, if this version of the schema has one."""
+    if has_checksums(db):
+        for row in db.execute("SELECT CAST(epoch AS BLOB), head, created_at FROM log").fetchall():
+            db.execute("UPDATE log SET checksum = ?", (checksums.of_log(*row),))
+
+
+def has_checksums(db: sqlite3.Connection) -> bool:
+    """Whether the rows of this database can have checksums: not before `add_checksums`."""
+    return bool(_number(db, "SELECT count(*) FROM pragma_table_info('log') WHERE name = 'checksum'"))
+
+
+def put_state(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Store a small text under a key."""
+    db.execute(
+        "INSERT INTO state (key, value, checksum) VALUES (?, ?, ?) "
+        "ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum",
+        (key, value, checksums.of_values(key, value)),
+    )
+
+
 # Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
-MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends)
+MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends, add_checksums)
 
 
 def migrate(
@@ -159,6 +203,7 @@ def settle_copy(db: sqlite3.Connection, *, renew: bool) -> None:
         db.execute("DELETE FROM state WHERE key = ?", (COPY_MARK,))
         if renew:
             db.execute("UPDATE log SET epoch = ?", (new_epoch(),))
+            seal_log(db)
 
 
 @contextmanager
