@@ -22,17 +22,22 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
 
 
-@contextmanager
-def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
-    """The log, open. Raises OperatorError or EventLogError."""
-    settings = load_for(arguments).config.eventlog
-    path = Path(settings.path).resolve()
+def log_path(arguments: argparse.Namespace) -> Path:
+    """The file of the log. Raises OperatorError if there is none, or if it is no database."""
+    path = Path(load_for(arguments).config.eventlog.path).resolve()
     require_file(path, "name the event log with --db-path or --config")
     with path.open("rb") as file:
         if file.read(len(SQLITE_HEADER)) not in {b"", SQLITE_HEADER}:
             raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
+    return path
+
+
+@contextmanager
+def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
+    """The log, open. Raises OperatorError or EventLogError."""
+    path = log_path(arguments)
     found: list[Damage] = []
-    reader = Reader(path, settings.busy_timeout, found.append)
+    reader = Reader(path, load_for(arguments).config.eventlog.busy_timeout, found.append)
     try:
         reader.open()
         yield reader

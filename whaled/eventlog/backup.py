@@ -96,7 +96,7 @@ def copy_log(source: Path, copy: Path, progress: Progress, *, named: Path) -> No
             reading.execute("BEGIN")
             if schema.identify(reading, source) == 0:
                 raise EventLogError(f"{source}: this database is empty, no event log", reason=LogFailure.FOREIGN)
-        with _file_errors(named):
+        with file_errors(named):
             files.ensure_exists(copy)
             descriptor = os.open(copy, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -130,7 +130,7 @@ def directory_beside(path: Path) -> Iterator[Path]:
     """A directory of our own on the same file system, gone when left. Nobody else can put anything there, also where
     root works in the directory of the user whaled runs as.
     """
-    with _file_errors(path):
+    with file_errors(path):
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield directory
@@ -141,7 +141,7 @@ def directory_beside(path: Path) -> Iterator[Path]:
 @contextmanager
 def on_disk(path: Path) -> Iterator[int]:
     """The descriptor of a finished file, which is on the disk when this is left."""
-    with _file_errors(path):
+    with file_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             yield descriptor
@@ -152,7 +152,7 @@ def on_disk(path: Path) -> Iterator[int]:
 
 def put_in_place(path: Path, target: Path) -> None:
     """Give a file its name, in one step and for good."""
-    with _file_errors(target):
+    with file_errors(target):
         path.replace(target)
         directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -215,7 +215,8 @@ def _refuse_target(source: Path, target: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn what a file operation fails with into EventLogError."""
     try:
         yield
     except OSError as error:

@@ -193,11 +193,12 @@ def look_through(db: sqlite3.Connection, path: Path, advice: Mapping[LogFailure,
     return found
 
 
-def faults_of(db: sqlite3.Connection) -> list[str]:
-    """The first faults that SQLite finds in the whole file, those of its structure first. sqlite3.Error if it does not
-    come that far.
+def faults_of(db: sqlite3.Connection, *, with_indexes: bool = False) -> list[str]:
+    """The first faults that SQLite finds in the whole file, those of its structure first. Raises sqlite3.Error if it
+    does not come that far. With indexes each of their entries is compared with its row.
     """
-    found = [line for (line,) in db.execute(f"PRAGMA quick_check({FAULTS_SHOWN})")]
+    check = "integrity_check" if with_indexes else "quick_check"
+    found = [line for (line,) in db.execute(f"PRAGMA {check}({FAULTS_SHOWN})")]
     lines = [line.decode("utf-8", "replace") if isinstance(line, bytes) else str(line) for line in found]
     return [] if lines == ["ok"] else lines
 
@@ -252,8 +253,12 @@ def open_to_write(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
 def connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection:
     """A connection in autocommit mode, for the calling thread only. `mode` is SQLite's: ro or rw, never create."""
     db = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=busy_timeout_s, isolation_level=None)
-    db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-    db.execute("PRAGMA temp_store = MEMORY")
+    try:
+        db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
+        db.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -37,11 +37,10 @@ class Pages(Rows):
     def page(self, after: int, through: int, limit: int) -> Page:
         """Read at most `limit` rows with after < offset <= through, and at most PAGE_BYTES of them."""
         with self._snapshot("read events") as db:
-            (head,) = db.execute("SELECT head FROM log").fetchone()
-            last = min(through, int(head))
+            last = min(through, self._head(db))
             if after >= last:
                 return Page([], after, is_whole=True)
-            reading = _Reading(after)
+            reading = Reading(after)
             try:
                 self._read(db, reading, last, limit)
             except sqlite3.DatabaseError as error:
@@ -53,7 +52,10 @@ class Pages(Rows):
             self._report(each)
         return Page(reading.events, reading.cursor, is_whole=not damages)
 
-    def _read(self, db: sqlite3.Connection, reading: "_Reading", last: int, limit: int) -> None:
+    def _head(self, db: sqlite3.Connection) -> int:
+        return int(db.execute("SELECT head FROM log").fetchone()[0])
+
+    def _read(self, db: sqlite3.Connection, reading: "Reading", last: int, limit: int) -> None:
         query = f"{self._queries.events} WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?"
         rows = 0
         for row in db.execute(query, (reading.cursor, last, limit)):
@@ -64,7 +66,7 @@ class Pages(Rows):
         if rows < limit:
             reading.skip_to(last + 1)
 
-    def _read_one_by_one(self, db: sqlite3.Connection, reading: "_Reading", last: int) -> None:
+    def _read_one_by_one(self, db: sqlite3.Connection, reading: "Reading", last: int) -> None:
         """Go on behind what was read: where one page of the file is damaged, its neighbours may be sound."""
         query = f"{self._queries.events} WHERE e.offset = ?"
         for offset in range(reading.cursor + 1, last + 1):
@@ -83,7 +85,7 @@ class Pages(Rows):
             if reading.size >= PAGE_BYTES:
                 return
 
-    def _take(self, reading: "_Reading", row: Row) -> None:
+    def _take(self, reading: "Reading", row: Row) -> None:
         reading.skip_to(row[0])
         reading.cursor = row[0]
         reading.size += sum(len(column) for column in row if isinstance(column, bytes))
@@ -139,7 +141,7 @@ class Pages(Rows):
         return None
 
 
-class _Reading:
+class Reading:
     """How far a page is."""
 
     __slots__ = ("cursor", "damages", "events", "size")

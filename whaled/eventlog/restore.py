@@ -69,7 +69,7 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
             with closing(files.connect(path, "ro", backup.BUSY_TIMEOUT_S)) as old:
                 old.execute("BEGIN")
                 reason = _difference(old, path, copy, contents)
-            _gather(path)
+            gather(path)
     except EventLogError as error:
         if error.reason not in {LogFailure.CORRUPT, LogFailure.NEWER_SCHEMA}:
             raise
@@ -108,7 +108,7 @@ def _hold_the_same(old: sqlite3.Connection, copy: sqlite3.Connection) -> bool:
     return all(one == other for one, other in zip(*rows, strict=False))
 
 
-def _gather(path: Path) -> None:
+def gather(path: Path) -> None:
     """Bring the old log's write-ahead log into its file, so that one file is all of it."""
     with suppress(sqlite3.Error), closing(files.connect(path, "rw", backup.BUSY_TIMEOUT_S)) as old:
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

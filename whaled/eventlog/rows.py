@@ -27,7 +27,7 @@ class Queries:
         columns = f"e.offset, e.kind, e.ref, e.at, e.high_at, e.body, {event}, w.txid"
         # An event whose whale is missing must be seen to be skipped: a LEFT JOIN.
         tables = "FROM events AS e LEFT JOIN whales AS w ON w.id = e.whale"
-        self.events = f"SELECT {columns}, w.alert, w.addresses, {whale} {tables}"
+        self.events = f"SELECT {columns}, w.alert, w.addresses, {whale}, e.whale {tables}"
         self.columns = f"SELECT {columns} {tables}"
         self.whales = f"SELECT w.txid, w.alert, w.addresses, {whale} FROM whales AS w"  # noqa: S608 - constants
         self.spends = (

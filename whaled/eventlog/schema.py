@@ -87,6 +87,9 @@ def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
         ) STRICT""")
 
 
+SPENDS_VERSION = 3  # from which on there is a table `spends`
+
+
 def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
     """Version 3: the outpoints that each whale spends, so that two whales that spend the same one find each other."""
     db.execute("""

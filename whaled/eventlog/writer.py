@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums, files, schema
 from whaled.eventlog.checksums import EventColumns
-from whaled.eventlog.codec import MISMATCH, Codec, shown
+from whaled.eventlog.codec import MAX_OFFSET, MISMATCH, Codec, is_sound, shown
 from whaled.eventlog.damage import Damage, DamagedRowError, Report, Table
 from whaled.eventlog.rows import Queries, damaged_event
 from whaled.model import Draft, Event, Kind, Scan, Whale
@@ -29,7 +29,6 @@ AUTOCHECKPOINT_PAGES = 16_384
 
 LONG_AGO = -9e99  # `high_at` before the first event
 NEWEST_ROWS = 1_000  # how far back an intact event is searched for, for its `high_at`
-MAX_OFFSET = 2**53  # the largest number that a client's JSON can be trusted with
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ class Writer:
         """
         with self._transaction("look at the counter") as db:
             row = db.execute("SELECT epoch, head, created_at, checksum FROM log").fetchone()
-            if row is not None and _is_sound(*row):
+            if row is not None and is_sound(*row):
                 epoch, head = shown(row[0]), int(row[1])
                 beyond = db.execute("DELETE FROM events WHERE offset > ? RETURNING offset", (head,)).fetchall()
                 for (offset,) in beyond:
@@ -327,10 +326,3 @@ class Writer:
                 "Put it back if you can (with its -wal file), then start whaled again",
                 reason=LogFailure.IO,
             )
-
-
-def _is_sound(epoch: object, head: object, created_at: object, checksum: object) -> bool:
-    """Whether the row of `log` is the one that was written."""
-    if not (isinstance(epoch, bytes) and isinstance(head, int) and isinstance(created_at, float)):
-        return False
-    return 0 <= head <= MAX_OFFSET and checksum == checksums.of_log(epoch, head, created_at)
