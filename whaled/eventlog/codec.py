@@ -18,7 +18,6 @@ Row = tuple[Any, ...]
 
 # Seconds since 1970 that a datetime can hold (years 1 to 9999): beyond it, no frame can be written.
 EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799
-MAX_OFFSET = 2**53  # the largest number that every client's JSON can hold
 MAX_SAT = 21_000_000 * 100_000_000
 
 # What decoding raises for a row that is not what was written.
@@ -138,14 +137,6 @@ class Codec:
             return msgspec.convert(dict(values), Scan)
         except UNREADABLE as error:
             raise _unreadable(error) from error
-
-
-def is_sound(epoch: object, head: object, created_at: object, *checksum: object) -> bool:
-    """Whether the row of `log` is the one that was written. Versions before 4 stored no checksum: none is compared."""
-    if not (isinstance(epoch, bytes) and isinstance(head, int) and isinstance(created_at, float)):
-        return False
-    expected = checksums.of_log(epoch, head, created_at) if 0 <= head <= MAX_OFFSET else None
-    return expected is not None and all(each == expected for each in checksum)
 
 
 def shown(text: bytes) -> str:

@@ -50,13 +50,16 @@ class KnownDamage:
     """Remembers damage, so that each row is counted and logged once however often it is read.
 
     Of events, ranges of offsets; of the other tables, rows. Both up to a limit: what is found beyond it is not
-    remembered, nor counted.
+    remembered, nor counted. `gaps` are known from the start and count as no rows: a repair has taken them out.
     """
 
     LIMIT = 10_000
 
-    def __init__(self) -> None:
+    def __init__(self, gaps: Iterable[tuple[int, int]] = ()) -> None:
         self._ranges: list[tuple[int, int]] = []  # ascending, apart from each other
+        self._gaps = list(gaps)
+        for gap in self._gaps:
+            self._add_range(*gap)
         self._rows: set[tuple[Table, str]] = set()
 
     def add(self, damage: Damage) -> int:
@@ -72,11 +75,14 @@ class KnownDamage:
     @property
     def rows(self) -> int:
         """How many rows are known."""
-        return len(self._rows) + sum(through - first + 1 for first, through in self._ranges)
+        return len(self._rows) + _length(self._ranges) - _length(self._gaps)
 
     def forget_before(self, offset: int) -> None:
         """Retention has removed the events before an offset."""
-        self._ranges = [(max(first, offset), through) for first, through in self._ranges if through >= offset]
+        self._ranges, self._gaps = (
+            [(max(first, offset), through) for first, through in ranges if through >= offset]
+            for ranges in (self._ranges, self._gaps)
+        )
 
     def _add_range(self, first: int, through: int) -> int:
         # Those that overlap it or touch it become one with it.
@@ -88,6 +94,10 @@ class KnownDamage:
         whole = (min([first, *(low for low, _ in touched)]), max([through, *(high for _, high in touched)]))
         self._ranges[low:high] = [whole]
         return whole[1] - whole[0] + 1 - sum(high - low + 1 for low, high in touched)
+
+
+def _length(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(through - first + 1 for first, through in ranges)
 
 
 def of_events(first: int, through: int, problem: str) -> Damage:

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
-from whaled.eventlog.codec import MAX_OFFSET, MISMATCH, Row, is_sound, shown
+from whaled.eventlog.codec import MISMATCH, Row, shown
 from whaled.eventlog.damage import Damage, DamagedRowError, Table, merged, of_events
 from whaled.eventlog.pages import MISSING, Pages, Reading
 
@@ -234,12 +234,11 @@ class Inspection(Pages):
             self.keep(table, row)
 
     def _counter(self) -> Counter:
-        checksum = ", checksum" if schema.has_checksums(self._db) else ""
-        rows = self._try(f"SELECT epoch, head, created_at{checksum} FROM log")  # noqa: S608 - constants
-        if rows and is_sound(*rows[0]):
-            epoch, head, created_at = rows[0][:3]
-            return Counter(shown(epoch), head, created_at, is_sound=True)
-        newest = self._try("SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (MAX_OFFSET,))
+        rows = self._try("SELECT created_at FROM log")
+        counter = schema.counter(self._db) if rows else None
+        if counter is not None and rows:
+            return Counter(*counter, rows[0][0], is_sound=True)
+        newest = self._try("SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,))
         return Counter("", (newest[0][0] if newest else 0) or 0, 0.0, is_sound=False)
 
     def _try(self, query: str, parameters: Sequence[object] = ()) -> list[Row] | None:

@@ -21,6 +21,8 @@ from whaled.eventlog import checksums
 
 APPLICATION_ID = 0x57484C44  # "WHLD", in the header of the file: `file whaled.db` shows it
 
+MAX_OFFSET = 2**53  # the largest number that every client's JSON can hold
+
 EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
 
 # Keys of `state`.
@@ -131,6 +133,21 @@ def seal_log(db: sqlite3.Connection) -> None:
 def has_checksums(db: sqlite3.Connection) -> bool:
     """Whether the rows of this database can have checksums: not before `add_checksums`."""
     return bool(_number(db, "SELECT count(*) FROM pragma_table_info('log') WHERE name = 'checksum'"))
+
+
+def counter(db: sqlite3.Connection) -> tuple[str, int] | None:
+    """Epoch and newest offset; None if their row is not what was written."""
+    checksum = ", checksum" if has_checksums(db) else ""
+    row = db.execute(f"SELECT CAST(epoch AS BLOB), head, created_at{checksum} FROM log").fetchone()  # noqa: S608 - constants
+    return (row[0].decode(), row[1]) if row is not None and is_sound(*row) else None
+
+
+def is_sound(epoch: object, head: object, created_at: object, *checksum: object) -> bool:
+    """Whether the row of `log` is the one that was written. Versions before 4 stored no checksum: none is compared."""
+    if not (isinstance(epoch, bytes) and epoch.isalnum() and isinstance(head, int) and isinstance(created_at, float)):
+        return False
+    expected = checksums.of_log(epoch, head, created_at) if 0 <= head <= MAX_OFFSET else None
+    return expected is not None and all(each == expected for each in checksum)
 
 
 def put_state(db: sqlite3.Connection, key: str, value: str) -> None:

@@ -139,8 +139,8 @@ class EventLog:
         self.head = opened.head
         self.oldest = opened.oldest
         self._threads = threads
-        self._newest_damage = opened.gap
-        self._known_damage = KnownDamage()
+        self._newest_damage = max((through for _, through in opened.gaps), default=0)
+        self._known_damage = KnownDamage(opened.gaps)
         self._retention_s = retention_s
         self._meter = meter
         # Bounded by the tasks that append: each waits for its own outcome.
@@ -216,19 +216,23 @@ class EventLog:
         return event
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        """Events with after < offset <= through, ascending, at most `limit`, and at most 1 MiB of them; empty only if
-        there is none.
+        """Events with after < offset <= through, ascending, at most `limit`; empty only if there is none.
 
         If the first one is not `after` + 1 (or there is none although `through` has been reached), or one does not
         follow the one before it, retention has removed what is missing, or it is damaged.
         """
-        page = await self.page(after, through, limit)
-        while not page.events and page.through < min(through, self.head):
-            page = await self.page(page.through, through, limit)
-        return page.events
+        self._refuse_if_closed()
+        require_limit(limit)
+        events: list[Event] = []
+        cursor = after
+        while cursor < min(through, self.head) and (not events or cursor < after + limit):
+            page = await self.page(cursor, through, limit if cursor >= after + limit else after + limit - cursor)
+            events += page.events
+            cursor = page.through
+        return events
 
     async def page(self, after: int, through: int, limit: int) -> Page:
-        """As `between`, but `limit` bounds the rows that are read, damaged ones included, and the page says how far it
+        """As `between`, but of at most `limit` rows, damaged ones included, and 1 MiB; the page says how far the log
         was read: go on after that.
         """
         require_limit(limit)

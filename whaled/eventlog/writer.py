@@ -14,7 +14,7 @@ from msgspec.structs import astuple
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums, files, schema
 from whaled.eventlog.checksums import EventColumns
-from whaled.eventlog.codec import MAX_OFFSET, MISMATCH, Codec, is_sound, shown
+from whaled.eventlog.codec import MISMATCH, Codec
 from whaled.eventlog.damage import Damage, DamagedRowError, Report, Table
 from whaled.eventlog.rows import Queries, damaged_event
 from whaled.model import Draft, Event, Kind, Scan, Whale
@@ -33,12 +33,12 @@ NEWEST_ROWS = 1_000  # how far back an intact event is searched for, for its `hi
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the database held when it was opened. `gap` is the newest offset that `whaled repair` took out, or 0."""
+    """What the database held when it was opened. `gaps` are what `whaled repair` took out, first and last offsets."""
 
     epoch: str
     head: int
     oldest: int
-    gap: int
+    gaps: tuple[tuple[int, int], ...]
     size_bytes: int
 
 
@@ -89,7 +89,7 @@ class Writer:
             (oldest,) = db.execute(
                 "SELECT coalesce(min(offset), ?) FROM events WHERE offset > 0", (head + 1,)
             ).fetchone()
-            (gap,) = db.execute("SELECT coalesce(max(through), 0) FROM gaps").fetchone()
+            gaps = tuple(db.execute("SELECT first, through FROM gaps WHERE through >= ? ORDER BY first", (oldest,)))
         if before == 0:
             log.info("event log made", path=str(self._path), epoch=epoch)
         elif before < after:
@@ -101,23 +101,23 @@ class Writer:
                 epoch=epoch,
                 head=head,
             )
-        return Opened(epoch, head, oldest, gap, files.size_bytes(self._path))
+        return Opened(epoch, head, oldest, gaps, files.size_bytes(self._path))
 
     def _sound_counter(self, now: float) -> tuple[str, int]:
         """Epoch and head. Where their row is damaged, a new epoch begins behind the newest event: which offsets clients
         know is not known any more. An event beyond an intact counter is damaged, and in the way of those to come.
         """
         with self._transaction("look at the counter") as db:
-            row = db.execute("SELECT epoch, head, created_at, checksum FROM log").fetchone()
-            if row is not None and is_sound(*row):
-                epoch, head = shown(row[0]), int(row[1])
+            counter = schema.counter(db)
+            if counter is not None:
+                epoch, head = counter
                 beyond = db.execute("DELETE FROM events WHERE offset > ? RETURNING offset", (head,)).fetchall()
                 for (offset,) in beyond:
                     problem = f"its offset is beyond the newest, {head}: it was removed"
                     self._report(Damage(table=Table.EVENTS, row=f"offset {offset}", problem=problem))
                 return epoch, head
             (head,) = db.execute(
-                "SELECT coalesce(max(offset), 0) FROM events WHERE offset BETWEEN 1 AND ?", (MAX_OFFSET,)
+                "SELECT coalesce(max(offset), 0) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,)
             ).fetchone()
             epoch = schema.new_epoch()
             db.execute("DELETE FROM log")
