@@ -5,34 +5,24 @@ bits in a row, all but one in four thousand million of the others); it is no pro
 to the file. Text is bytes here, as SQLite stores it: what is no UTF-8 has a checksum, too.
 """
 
-from struct import pack
+from struct import Struct, pack
 from zlib import crc32
 
-from msgspec import Struct
-
-EVENT = "<qddIIB"  # offset, at, high_at, length of kind, length of ref, whether there is a body
+_EVENT = Struct("<qddIIB")  # offset, at, high_at, length of kind, length of ref, whether there is a body
 
 
-class EventColumns(Struct, frozen=True, gc=False):
-    """The columns of an event, with the txid of its whale: an event that points to another whale is damaged."""
+def of_event(offset: int, kind: bytes, ref: bytes, at: float, high_at: float, body: bytes | None, txid: bytes) -> int:
+    """The checksum of an event, with the txid of its whale: one that points to another whale is damaged.
 
-    offset: int
-    kind: bytes
-    ref: bytes
-    at: float
-    high_at: float
-    body: bytes | None
-    txid: bytes
-
-    def checksum(self) -> int:
-        """The checksum. Raises struct.error or TypeError where a column is of the wrong type."""
-        start = pack(EVENT, self.offset, self.at, self.high_at, len(self.kind), len(self.ref), self.body is not None)
-        return crc32(self.body or b"", crc32(self.ref, crc32(self.kind, crc32(self.txid, crc32(start)))))
+    Raises struct.error or TypeError where a column is of the wrong type.
+    """
+    start = _EVENT.pack(offset, at, high_at, len(kind), len(ref), body is not None)
+    return crc32(b"".join((start, txid, kind, ref, body or b"")))
 
 
 def of_whale(txid: bytes, alert: bytes, addresses: bytes) -> int:
     """The checksum of a row of `whales`, which does not cover its number."""
-    return crc32(addresses, crc32(alert, crc32(txid)))
+    return crc32(b"".join((txid, alert, addresses)))
 
 
 def of_spend(outpoint: bytes, whale: int) -> int:

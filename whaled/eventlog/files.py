@@ -12,7 +12,9 @@ from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.schema import identify
 
 # SQLite's page cache, for each connection; the default is 2 MiB. What it misses is in the kernel's page cache, one
-# copy of 4 KiB away, and the daemon has five connections.
+# copy of 4 KiB away. In a log of a million events five connections that had read all over it took 35.0 MiB of memory
+# with 512 KiB each and 41.1 with 2 MiB; a commit took 0.30 ms and a page of 500 events 5 ms with either. No mmap_size: a
+# disk that fails would end the process (SIGBUS) where it now fails a query, and mapped pages count as our memory.
 CACHE_KIB = 512
 
 PRIVATE = 0o600  # alerts say what an operator watches: nobody else's business
@@ -255,7 +257,7 @@ def connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=busy_timeout_s, isolation_level=None)
     try:
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("PRAGMA temp_store = MEMORY")  # no files outside the log's directory; what is sorted is small
     except BaseException:
         db.close()
         raise

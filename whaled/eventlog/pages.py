@@ -14,7 +14,7 @@ from whaled.eventlog.damage import Damage, DamagedRowError, of_events
 from whaled.eventlog.rows import Rows, damaged_event
 from whaled.model import Event
 
-# Column text in one page; an event that is larger makes a page alone. 500 usual events are 450 KiB.
+# Alerts and addresses of one page, as JSON; an event that is larger makes a page alone. 500 usual events are 450 KiB.
 PAGE_BYTES = 1024 * 1024
 # Damaged rows that are passed over to find one with a time. Beyond them a replay starts earlier than it had to.
 NEAR_ROWS = 1_000
@@ -57,10 +57,9 @@ class Pages(Rows):
 
     def _read(self, db: sqlite3.Connection, reading: "Reading", last: int, limit: int) -> None:
         query = f"{self._queries.events} WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?"
-        rows = 0
-        for row in db.execute(query, (reading.cursor, last, limit)):
-            rows += 1
-            self._take(reading, row)
+        start, take, rows = reading.cursor, self._take, 0
+        for rows, row in enumerate(db.execute(query, (start, last, limit)), 1):  # noqa: B007 - used behind the loop
+            take(reading, row)
             if reading.size >= PAGE_BYTES:
                 return
         if rows < limit:
@@ -86,11 +85,12 @@ class Pages(Rows):
                 return
 
     def _take(self, reading: "Reading", row: Row) -> None:
-        reading.skip_to(row[0])
+        if row[0] != reading.cursor + 1:
+            reading.skip_to(row[0])
         reading.cursor = row[0]
-        reading.size += sum(len(column) for column in row if isinstance(column, bytes))
         try:
             reading.events.append(self._codec.event(row))
+            reading.size += len(row[8]) + len(row[9])
         except DamagedRowError as error:
             reading.damages.append(damaged_event(row, str(error)))
 
@@ -133,11 +133,11 @@ class Pages(Rows):
         ):
             for row in db.execute(f"{self._queries.columns} {which} LIMIT {NEAR_ROWS}", bounds):
                 try:
-                    columns = self._codec.columns(row)
+                    found = self._codec.columns(row)
                 except DamagedRowError as error:
                     self._report(damaged_event(row, str(error)))
                 else:
-                    return columns.offset, columns.high_at
+                    return found
         return None
 
 

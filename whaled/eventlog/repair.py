@@ -19,7 +19,6 @@ from msgspec import Struct
 
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import backup, checksums, files, restore, schema
-from whaled.eventlog.checksums import EventColumns
 from whaled.eventlog.codec import Row
 from whaled.eventlog.damage import Damage, Table
 from whaled.eventlog.inspection import FINDINGS_LIMIT, Inspected, Inspection, Progress, inspect
@@ -146,7 +145,7 @@ class Salvage(Inspection):
             "INSERT OR IGNORE INTO whales (id, txid, alert, addresses, checksum) VALUES (?, ?, ?, ?, ?)",
             (whale, txid.decode(), alert.decode(), addresses.decode(), checksums.of_whale(txid, alert, addresses)),
         )
-        checksum = EventColumns(offset, kind, ref, at, high_at, body, txid).checksum()
+        checksum = checksums.of_event(offset, kind, ref, at, high_at, body, txid)
         stored = db.execute(
             "INSERT OR IGNORE INTO events (offset, whale, kind, ref, at, high_at, body, checksum) "
             "SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, ?8 FROM whales WHERE id = ?2 AND txid = ?9",

@@ -13,7 +13,6 @@ from msgspec.structs import astuple
 
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums, files, schema
-from whaled.eventlog.checksums import EventColumns
 from whaled.eventlog.codec import MISMATCH, Codec
 from whaled.eventlog.damage import Damage, DamagedRowError, Report, Table
 from whaled.eventlog.rows import Queries, damaged_event
@@ -277,7 +276,7 @@ class Writer:
                 whale = Whale(whale.alert, whale.addresses)
         body = None if draft.update is None else self._codec.json(draft.update)
         # Zero is added because SQLite stores no -0.0: the checksum must be that of what is read.
-        columns = EventColumns(
+        checksum = checksums.of_event(
             offset, draft.kind.value.encode(), draft.ref.encode(), draft.at + 0.0, high_at + 0.0, body, key
         )
         text = None if body is None else body.decode()
@@ -285,7 +284,7 @@ class Writer:
             "INSERT INTO events (offset, whale, kind, ref, at, high_at, body, checksum) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (whale, kind, ref) DO NOTHING",
-            (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, text, columns.checksum()),
+            (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, text, checksum),
         ).rowcount
         if not inserted:
             return None
@@ -313,7 +312,7 @@ class Writer:
         newest = f"{self._queries.columns} WHERE e.offset <= ? ORDER BY e.offset DESC LIMIT {NEWEST_ROWS}"
         for row in db.execute(newest, (head,)):
             try:
-                return self._codec.columns(row).high_at
+                return self._codec.columns(row)[1]
             except DamagedRowError as error:
                 self._report(damaged_event(row, str(error)))
         return LONG_AGO
