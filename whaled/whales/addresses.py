@@ -14,9 +14,13 @@ from whaled.addresses import expanded as _expanded
 from whaled.addresses import polymod as _polymod
 
 
+SEGWIT_STARTS = tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)
+
+
 def canonical(address: str) -> str:
     """The form a backend writes: bech32 may be given in capitals and means the same."""
-    return address.lower() if address.lower().startswith(tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)) else address
+    lower = address.lower()
+    return lower if lower.startswith(SEGWIT_STARTS) else address
 
 
 def fault_in(address: str) -> str | None:
