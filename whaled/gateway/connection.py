@@ -20,7 +20,20 @@ from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.handshake import Server, credential, has_credential, refuse
 from whaled.gateway.limits import Refusal
-from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
+from whaled.gateway.session import (
+    Action,
+    Admit,
+    Attach,
+    Crowded,
+    Detach,
+    Limited,
+    Refused,
+    Rejected,
+    Send,
+    Session,
+    State,
+    Stop,
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -53,7 +66,9 @@ class ConnectionOwner(Protocol):
         """The rules for a connection whose handshake is done."""
         ...
 
-    def perform(self, connection: "Connection", action: Admit | Attach | Detach | Refused | Limited | Rejected) -> None:
+    def perform(
+        self, connection: "Connection", action: Admit | Attach | Detach | Refused | Limited | Crowded | Rejected
+    ) -> None:
         """An action that concerns more than the socket."""
         ...
 

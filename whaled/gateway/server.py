@@ -20,14 +20,16 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
 from whaled.gateway import wire
+from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
-from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal
+from whaled.gateway.limits import ConnectionCaps, FailureLimit, Limit, Refusal
 from whaled.gateway.session import (
     Action,
     Admit,
     Attach,
     Authenticator,
+    Crowded,
     Detach,
     Limited,
     Refused,
@@ -35,6 +37,7 @@ from whaled.gateway.session import (
     Session,
     SessionLimits,
 )
+from whaled.gateway.share import LoopShare, ShareMeter
 from whaled.listening import address_of, stop_accepting
 from whaled.model import Event, Position, UpstreamState
 
@@ -56,7 +59,7 @@ ARRIVAL_LOOK_S = 0.05
 TURNED_AWAY_LIMIT = 256
 
 
-class GatewayMeter(DeliveryMeter, Protocol):
+class GatewayMeter(DeliveryMeter, ShareMeter, Protocol):
     """What the gateway counts."""
 
     def refused(self, reason: Refusal) -> None:
@@ -83,6 +86,10 @@ class GatewayMeter(DeliveryMeter, Protocol):
         """A message that was answered with an error."""
         ...
 
+    def limited(self, limit: Limit) -> None:
+        """A message that was not taken because a budget was used up."""
+        ...
+
     def failed(self) -> None:
         """A bug met while serving a client."""
         ...
@@ -107,7 +114,8 @@ class Gateway:
     ) -> None:
         self._meter = meter
         self.now = clock
-        self.deliveries = Deliveries(log_, settings, meter, clock())
+        self.share = LoopShare(meter)
+        self.deliveries = Deliveries(log_, settings, meter, self.share, clock())
         self.hub = self.deliveries.hub
         self.auth_failures = 0
         self.authenticated = 0
@@ -128,6 +136,11 @@ class Gateway:
             per_address=settings.max_connections_per_address,
             unauthenticated=settings.max_unauthenticated,
         )
+        self.clients = Clients(
+            max_connections=settings.max_connections_per_client,
+            rate=settings.client_messages_per_second,
+            burst=settings.client_message_burst,
+        )
         self.reconfigure(settings, auth, authenticator)
 
     def reconfigure(self, settings: GatewaySettings, auth: AuthSettings, authenticator: Authenticator | None) -> None:
@@ -142,6 +155,11 @@ class Gateway:
         self._caps.total_limit = settings.max_connections
         self._caps.per_address_limit = settings.max_connections_per_address
         self._caps.unauthenticated_limit = settings.max_unauthenticated
+        self.clients.reconfigure(
+            max_connections=settings.max_connections_per_client,
+            rate=settings.client_messages_per_second,
+            burst=settings.client_message_burst,
+        )
         self.deliveries.reconfigure(settings)
 
     # --- running ---
@@ -381,6 +399,7 @@ class Gateway:
             authenticator=self.authenticator,
             house=self,
             failures=self._failures,
+            clients=self.clients,
             address=connection.address,
             now=self.now(),
         )
@@ -410,8 +429,12 @@ class Gateway:
                 self.auth_failures += 1
                 self._meter.authenticated(reason or message)
                 log.info("authentication refused", address=connection.address, reason=str(reason or message))
-            case Limited():
+            case Limited(limit=limit):
                 self._meter.rejected(ClientErrorCode.RATE_LIMITED)
+                self._meter.limited(limit)
+            case Crowded():
+                self._meter.rejected(ClientErrorCode.TOO_MANY_CONNECTIONS)
+                self._meter.refused(Refusal.CLIENT_CAP)
             case Rejected(code=code):
                 self._meter.rejected(code)
 
@@ -444,6 +467,8 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        if session.client is not None:
+            self.clients.leave(session.client)
         client_id = None
         if session.grant is not None:
             self.authenticated -= connection.is_ready

@@ -1,7 +1,8 @@
 """What is counted of clients. docs/metrics.md explains each metric."""
 
 from whaled.errors import ClientErrorCode, TokenRefusal
-from whaled.gateway.limits import Refusal
+from whaled.gateway.limits import Limit, Refusal
+from whaled.gateway.share import Lane
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.ops.registry import Component, Registry
 
@@ -24,6 +25,12 @@ class GatewayMeter:
         self._received_bytes = registry.counter("received_bytes", "Bytes of messages from clients.")
         self._rejected = registry.counter(
             "messages_rejected", "Client messages answered with an error, by its code.", "code", ClientErrorCode
+        )
+        self._limited = registry.counter(
+            "messages_limited", "Client messages that a budget had no room for, by whose it was.", "limit", Limit
+        )
+        self._shares = registry.counter(
+            "loop_share_seconds", "Time the event loop worked for clients' requests, by kind of work.", "lane", Lane
         )
         self._sent = registry.counter(
             "messages_sent", "Frames handed to the kernel or queued, for all clients, by type.", "type", Sent
@@ -71,6 +78,14 @@ class GatewayMeter:
     def rejected(self, code: ClientErrorCode) -> None:
         """A message that was answered with an error."""
         self._rejected.labels(code).inc()
+
+    def limited(self, limit: Limit) -> None:
+        """A message that was not taken because a budget was used up."""
+        self._limited.labels(limit).inc()
+
+    def worked(self, lane: Lane, seconds: float) -> None:
+        """Jobs of a lane took so much of a slice."""
+        self._shares.labels(lane).inc(seconds)
 
     def failed(self) -> None:
         """A bug met while serving a client."""

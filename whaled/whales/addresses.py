@@ -13,7 +13,6 @@ from whaled.addresses import (
 from whaled.addresses import expanded as _expanded
 from whaled.addresses import polymod as _polymod
 
-
 SEGWIT_STARTS = tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)
 
 

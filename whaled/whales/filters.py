@@ -77,7 +77,10 @@ class Filter:
         elif self.updates_of is UpdatesOf.ALL:
             return True
         whale = event.whale
-        return all(test(whale) for test in self._tests)
+        for test in self._tests:  # noqa: SIM110 - `all` with a generator takes three times as long
+            if not test(whale):
+                return False
+        return True
 
     def normalised(self) -> dict[str, Any]:
         """The filter as `parse_filter` takes it, with only what is given; ready for JSON."""
