@@ -12,7 +12,7 @@ from whaled.gateway.share import Lane, LoopShare
 
 class Meter:
     def __init__(self) -> None:
-        self.seconds: Counter[Lane] = Counter()
+        self.seconds = dict.fromkeys(Lane, 0.0)
 
     def worked(self, lane: Lane, seconds: float) -> None:
         self.seconds[lane] += seconds

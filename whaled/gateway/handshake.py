@@ -1,12 +1,14 @@
 """What is decided of a request before it becomes a WebSocket: subprotocol, credential, refusal."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from urllib.parse import parse_qs
 
 from websockets.datastructures import Headers
-from websockets.http11 import Response
+from websockets.exceptions import ProtocolError
+from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
+from websockets.streams import StreamReader
+from websockets.typing import Origin, Subprotocol
 
 from whaled.gateway import wire
 from whaled.gateway.limits import Refusal
@@ -16,7 +18,6 @@ CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "a
 
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
-    Refusal.UNAUTHENTICATED_CAP: (503, "too many connections that have not authenticated"),
     Refusal.ADDRESS_CAP: (429, "too many connections from this address"),
     Refusal.MEMORY: (503, "out of memory"),
     Refusal.DRAINING: (503, "restarting"),
@@ -27,8 +28,38 @@ REFUSAL_STATUS = {
 }
 
 
+class _Reader(StreamReader):
+    """Reads frames for the library, and refuses lengths written in more bytes than they need (RFC 6455, 5.2).
+
+    The library reads a frame as 2 bytes, then 2 or 8 of a longer length, then 4 of the mask, then the payload.
+    """
+
+    _at = 0  # 0: a frame begins; 1: its length follows; 2: its mask; 3: its payload
+
+    def read_exact(self, n: int) -> Generator[None, None, bytearray]:
+        """Read n bytes. Raises EOFError, ProtocolError."""
+        data = yield from super().read_exact(n)
+        match self._at:
+            case 0:
+                self._at = 1 if data[1] & 0x7F >= 126 else 2
+            case 1:
+                if int.from_bytes(data) < (126 if n == 2 else 1 << 16):
+                    raise ProtocolError("a length in more bytes than it needs")
+                self._at = 2
+            case 2:
+                self._at = 3
+            case _:
+                self._at = 0
+        return data
+
+
 class Server(ServerProtocol):
     """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise."""
+
+    def __init__(self, *, origins: Sequence[Origin | None] | None = None, max_size: int | None = None) -> None:
+        super().__init__(origins=origins, max_size=max_size)
+        # The library makes its reader itself, and its parser has hold of it already.
+        self.reader.__class__ = _Reader
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
@@ -40,6 +71,39 @@ def refuse(ws: ServerProtocol, refusal: Refusal, retry_after_s: int) -> Response
     response = ws.reject(status, text + "\n")
     if status != 400:
         response.headers["Retry-After"] = str(retry_after_s)
+    return response
+
+
+# Paths that load balancers and people ask for without wanting a WebSocket.
+PLAIN_PATHS = {"/", "/healthz"}
+PLAIN_METHODS = {"GET", "HEAD", "OPTIONS"}
+ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:// or wss://.\n"
+
+
+def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[Refusal | None, Response | None]:
+    """Why a request opens no WebSocket, and its answer, as far as the library does not decide that."""
+    headers = request.headers
+    if has_credential(request.path):
+        return Refusal.TOKEN_IN_URL, refuse(ws, Refusal.TOKEN_IN_URL, 0)
+    if len(headers.get_all("Host")) != 1:
+        return Refusal.BAD_HANDSHAKE, ws.reject(400, "a request has one Host header\n")
+    if "Upgrade" not in headers and request.method in PLAIN_METHODS and request.path.partition("?")[0] in PLAIN_PATHS:
+        return Refusal.NO_UPGRADE, _plain(ws, request, is_draining=is_draining)
+    if headers.get_all("Sec-WebSocket-Version") not in ([], ["13"]):
+        response = ws.reject(426, "this server speaks version 13 of the WebSocket protocol\n")
+        response.headers["Upgrade"] = "websocket"
+        response.headers["Sec-WebSocket-Version"] = "13"
+        return Refusal.BAD_HANDSHAKE, response
+    return None, None
+
+
+def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Response:
+    """The answer to a health check, or to somebody who looks."""
+    is_health = request.path.startswith("/healthz")
+    status = 503 if is_draining else 200
+    response = ws.reject(status, ("restarting\n" if is_draining else "ok\n") if is_health else ABOUT)
+    if request.method == "HEAD":
+        response.body = b""
     return response
 
 

@@ -3,6 +3,7 @@
 from whaled.errors import ClientErrorCode, TokenRefusal
 from whaled.gateway.limits import Limit, Refusal
 from whaled.gateway.share import Lane
+from whaled.gateway.transport import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.ops.registry import Component, Registry
 
@@ -18,6 +19,17 @@ class GatewayMeter:
         self._refused = registry.counter(
             "connections_refused", "Connections that did not become a session, by reason.", "reason", Refusal
         )
+        self._tls_failures = registry.counter(
+            "tls_failures",
+            "TLS handshakes that failed, by OpenSSL's reason.",
+            "reason",
+            (reason.lower() for reason in (*TLS_REASONS, "connection_lost", "other")),
+        )
+        self._unaccepted = registry.counter(
+            "accepts_failed", "Times no connection could be accepted for want of descriptors or memory."
+        )
+        shares = registry.counter("client_work_seconds", "Time of the event loop given to clients' work.", "lane", Lane)
+        self._worked = {lane: shares.labels(lane) for lane in Lane}
         self._closed = registry.counter("connections_closed", "Sessions ended, by close code.", "code", CLOSE_CODES)
         outcomes = ("success", *TokenRefusal, *(message.name.lower() for message in AuthMessage))
         self._authentications = registry.counter("authentications", "Authentications by outcome.", "outcome", outcomes)
@@ -28,9 +40,6 @@ class GatewayMeter:
         )
         self._limited = registry.counter(
             "messages_limited", "Client messages that a budget had no room for, by whose it was.", "limit", Limit
-        )
-        self._shares = registry.counter(
-            "loop_share_seconds", "Time the event loop worked for clients' requests, by kind of work.", "lane", Lane
         )
         self._sent = registry.counter(
             "messages_sent", "Frames handed to the kernel or queued, for all clients, by type.", "type", Sent
@@ -52,6 +61,18 @@ class GatewayMeter:
     def refused(self, reason: Refusal) -> None:
         """A connection that did not become a session."""
         self._refused.labels(reason).inc()
+
+    def tls_failed(self, reason: str) -> None:
+        """A TLS handshake failed."""
+        self._tls_failures.labels(reason.lower()).inc()
+
+    def accept_failed(self) -> None:
+        """A connection could not be accepted, and waits in the kernel."""
+        self._unaccepted.inc()
+
+    def worked(self, lane: Lane, seconds: float) -> None:
+        """Work of a lane took so much of a slice."""
+        self._worked[lane].inc(seconds)
 
     def opened(self) -> None:
         """A session."""
@@ -82,10 +103,6 @@ class GatewayMeter:
     def limited(self, limit: Limit) -> None:
         """A message that was not taken because a budget was used up."""
         self._limited.labels(limit).inc()
-
-    def worked(self, lane: Lane, seconds: float) -> None:
-        """Jobs of a lane took so much of a slice."""
-        self._shares.labels(lane).inc(seconds)
 
     def failed(self) -> None:
         """A bug met while serving a client."""
