@@ -114,3 +114,39 @@ async def test_the_result_and_the_error_of_work_reach_who_awaits_it() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await turns(5)
+
+
+async def test_replays_rest_most_of_the_time_while_alerts_flow_and_others_do_not() -> None:
+    meter, counts = Meter(), Counter[str]()
+    share = LoopShare(meter)
+    with share.hold():
+        busy(0.002)  # an alert
+    share.add(Lane.REPLAY, forever(counts, "replay"))
+    began = time.perf_counter()
+    while time.perf_counter() < began + 0.2:
+        await asyncio.sleep(0)
+    took_s = time.perf_counter() - began
+    assert 0.05 * took_s < meter.seconds[Lane.REPLAY] < 0.4 * took_s
+    share.worked_elsewhere(Lane.REPLAY, 60.0)  # a machine that stood still: a short rest all the same
+    ran = counts["replay"]
+    share.add(Lane.KNOWN, forever(counts, "known"))
+    await turns(3)
+    assert counts["replay"] == ran
+    assert counts["known"] > 0  # at once, not after the rest of replays
+    counts["stop"] = 1
+    async with asyncio.timeout(5):
+        while counts["replay"] == ran:
+            await asyncio.sleep(0)
+
+
+async def test_replays_without_alerts_take_what_there_is() -> None:
+    meter, counts = Meter(), Counter[str]()
+    share = LoopShare(meter)
+    with share.hold():
+        pass  # a message of the backend without a whale
+    share.add(Lane.REPLAY, forever(counts, "replay"))
+    began = time.perf_counter()
+    await turns(100)
+    assert meter.seconds[Lane.REPLAY] > 0.5 * (time.perf_counter() - began)
+    counts["stop"] = 1
+    await turns(10)

@@ -223,10 +223,9 @@ class Pipeline:
         from the moment that `decide` begins to look until its drafts are stored.
         """
         async with self._hand:
-            drafts = await decide()
-            with self._priority.hold():
-                events = await self._log.append(await linked(drafts, self._log))
-                self._publisher.publish(events)
+            # Clients' requests go on meanwhile: a backfill may take minutes.
+            events = await self._log.append(await linked(await decide(), self._log))
+            self._publisher.publish(events)
         for event in events:
             self._tell(event)
         return events

@@ -24,10 +24,6 @@ EVENT_BYTES = 4096
 ADDRESS_BYTES = 112
 # Reading and sending a page takes about a millisecond. Who reads alone reads several at once.
 PAGE_EVENTS = 100
-# While others wait for the loop, reading has this part of the time: it rests after a page for three times as long.
-PART_BESIDE_OTHERS = 0.25
-# A page that took long because the machine was busy is no reason to stand still.
-MAX_REST_S = 0.05
 
 
 class LogReader(Protocol):
@@ -175,10 +171,9 @@ class Pages:
                 continue
             began = time.perf_counter()
             request.done.set_result(await self._read(*span))
-            took_s = time.perf_counter() - began
+            # The thread that read took the interpreter away from the loop meanwhile.
+            self._share.worked_elsewhere(Lane.REPLAY, time.perf_counter() - began)
             del request  # and the page with it
-            if self._others_wait():
-                await asyncio.sleep(min(MAX_REST_S, took_s * (1 / PART_BESIDE_OTHERS - 1)))
 
     async def _read(self, start: int, size: int) -> Page:
         """Read a page, and those behind it if nobody else waits."""
