@@ -116,27 +116,36 @@ async def test_the_result_and_the_error_of_work_reach_who_awaits_it() -> None:
     await turns(5)
 
 
-async def test_replays_rest_most_of_the_time_while_alerts_flow_and_others_do_not() -> None:
-    meter, counts = Meter(), Counter[str]()
-    share = LoopShare(meter)
+async def test_replays_rest_three_quarters_of_the_time_while_alerts_flow_and_hold_up_nobody() -> None:
+    now, ran = 100.0, asyncio.Queue[str]()
+
+    def job(name: str) -> Callable[[], bool]:
+        def work() -> bool:
+            nonlocal now
+            now += 0.002
+            ran.put_nowait(name)
+            return name == "replay"
+
+        return work
+
+    share = LoopShare(Meter(), clock=lambda: now)
     with share.hold():
-        busy(0.002)  # an alert
-    share.add(Lane.REPLAY, forever(counts, "replay"))
-    began = time.perf_counter()
-    while time.perf_counter() < began + 0.2:
-        await asyncio.sleep(0)
-    took_s = time.perf_counter() - began
-    assert 0.05 * took_s < meter.seconds[Lane.REPLAY] < 0.4 * took_s
-    share.worked_elsewhere(Lane.REPLAY, 60.0)  # a machine that stood still: a short rest all the same
-    ran = counts["replay"]
-    share.add(Lane.KNOWN, forever(counts, "known"))
-    await turns(3)
-    assert counts["replay"] == ran
-    assert counts["known"] > 0  # at once, not after the rest of replays
-    counts["stop"] = 1
-    async with asyncio.timeout(5):
-        while counts["replay"] == ran:
-            await asyncio.sleep(0)
+        now += 0.001  # an alert
+    share.add(Lane.REPLAY, job("replay"))
+    async with asyncio.timeout(10):
+        await ran.get()
+        now += 0.0059
+        await turns(100)
+        assert ran.empty()
+        share.add(Lane.KNOWN, job("known"))
+        await turns(3)
+        assert ran.get_nowait() == "known"  # at once, not after the rest
+        assert await ran.get() == "replay"
+        share.worked_elsewhere(Lane.REPLAY, 60.0)  # a machine that stood still: a short rest all the same
+        now += 0.056
+        assert await ran.get() == "replay"
+        now += 1.0  # no alert for a while
+        assert [await ran.get() for _ in range(20)] == ["replay"] * 20
 
 
 async def test_replays_without_alerts_take_what_there_is() -> None:

@@ -10,7 +10,8 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import NamedTuple
 
-from whaled.gateway.limits import Refusal, source_of
+from whaled.gateway.limits import Refusal
+from whaled.listening import source_of
 
 # Connections beyond the limits that wait for their refusal. They are descriptors too: further ones displace the oldest.
 TURNED_AWAY = 256

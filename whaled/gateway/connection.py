@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
@@ -26,6 +25,7 @@ from whaled.gateway.session import (
     Attach,
     Crowded,
     Detach,
+    FamilyEnded,
     Limited,
     Refused,
     Rejected,
@@ -36,8 +36,6 @@ from whaled.gateway.session import (
 )
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
 MAX_REQUEST_BYTES = 16 * 1024
@@ -72,7 +70,9 @@ class ConnectionOwner(Protocol):
         ...
 
     def perform(
-        self, connection: "Connection", action: Admit | Attach | Detach | Refused | Limited | Crowded | Rejected
+        self,
+        connection: "Connection",
+        action: Admit | Attach | Detach | Refused | FamilyEnded | Limited | Crowded | Rejected,
     ) -> None:
         """An action that concerns more than the socket."""
         ...
@@ -89,7 +89,7 @@ class ConnectionOwner(Protocol):
         """Tell a client to come back, and close it."""
         ...
 
-    def failed(self) -> None:
+    def failed(self, connection: "Connection") -> None:
         """A bug met while serving a client."""
         ...
 
@@ -170,9 +170,8 @@ class Connection:
                 data = self._read_request(data)
             if data:
                 self._read(data)
-        except Exception:
-            log.exception("client message failed", address=self.address)
-            self._gateway.failed()
+        except Exception:  # noqa: BLE001 - `failed` logs it with its traceback
+            self._gateway.failed(self)
             if self.session is None:
                 self.abort()
             self.close(Close.BUG)
@@ -348,6 +347,17 @@ class Connection:
         self._deadline = None
         if self.session is not None:
             self.perform(self.session.tick(self._gateway.now()))
+
+    def recheck(self) -> None:
+        """Look again whether the session's credential holds, and set its timer again: the clock may have been set."""
+        if self.session is None or not self.is_ready or self.closing is not None or self._socket is NO_SOCKET:
+            return
+        try:
+            self._deadline = None
+            self.perform(self.session.recheck(self._gateway.now()))
+        except Exception:  # noqa: BLE001 - `failed` logs it with its traceback
+            self._gateway.failed(self)
+            self.close(Close.BUG)
 
     def _schedule_tick(self) -> None:
         deadline = self.session.next_deadline() if self.session is not None else None

@@ -89,8 +89,16 @@ class _Queue:
 class LoopShare:
     """Runs jobs in slices on the running event loop. A job must not raise."""
 
-    def __init__(self, meter: ShareMeter, *, slice_s: float = SLICE_S, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        meter: ShareMeter,
+        *,
+        slice_s: float = SLICE_S,
+        hold_s: float = HOLD_S,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._meter = meter
+        self._clock = clock
         self._slice_s = slice_s
         self._hold_s = hold_s
         self._lanes = {lane: _Queue(WEIGHTS[lane]) for lane in Lane}
@@ -128,12 +136,12 @@ class LoopShare:
     def hold(self) -> Iterator[None]:
         """An alert is on its way: let jobs wait, up to `hold_s` at a time."""
         self._holds += 1
-        began = time.perf_counter()
+        began = self._clock()
         try:
             yield
         finally:
             self._holds -= 1
-            now = time.perf_counter()
+            now = self._clock()
             if now - began >= ALERT_S:
                 self._alerted_at = now
             if not self._holds and self._scheduled is not None:
@@ -143,7 +151,7 @@ class LoopShare:
 
     def worked_elsewhere(self, lane: Lane, seconds: float) -> None:
         """A thread worked for a lane: it counts like work of the loop."""
-        self._spend(lane, seconds, time.perf_counter())
+        self._spend(lane, seconds, self._clock())
         self._meter.worked(lane, seconds)
 
     def waiting(self, lane: Lane) -> int:
@@ -157,7 +165,7 @@ class LoopShare:
         if self._scheduled is not None:
             return
         loop = asyncio.get_running_loop()
-        now = time.perf_counter()
+        now = self._clock()
         self._is_resting = self._next(now) is None
         if self._is_resting:
             self._scheduled = loop.call_later(self._replay_at - now, self._slice)
@@ -168,7 +176,7 @@ class LoopShare:
 
     def _slice(self) -> None:
         self._scheduled = None
-        now = time.perf_counter()
+        now = self._clock()
         ends = now + self._slice_s
         spent: dict[Lane, float] = {}
         while now < ends:
@@ -177,7 +185,7 @@ class LoopShare:
                 break
             queue = self._lanes[lane]
             queue.run_one()
-            began, now = now, time.perf_counter()
+            began, now = now, self._clock()
             self._spend(lane, now - began, now)
             spent[lane] = spent.get(lane, 0.0) + now - began
         for lane, seconds in spent.items():
