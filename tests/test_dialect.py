@@ -22,6 +22,7 @@ from whaled.upstream.dialect import (
     track_block_frame,
 )
 from whaled.upstream.surrogates import repaired
+from whaled.upstream.transactions import transaction_of
 
 DELTA = "mempool-transactions"
 
@@ -278,6 +279,33 @@ def test_the_first_init_object_is_ready_and_the_one_during_start_up_is_not() -> 
         ("3.4-dev", "none")
     ] * 2
     assert [len(read.blocks or ()) for read in inits] == [8, 0]
+
+
+@pytest.mark.parametrize(
+    ("prevouts", "fee", "rate"),
+    [([100_192], 192, 0.96), ([100_000], 0, 0.0), ([None], 0, 0.0), ([100_192, None], 0, 0.0)],
+)
+def test_a_fee_of_nothing_is_held_against_the_inputs(prevouts: list[int | None], fee: int, rate: float) -> None:
+    """A transaction that was seen in a block first, and is pending again after a reorganisation, keeps a fee of 0."""
+    raw = {
+        "txid": "ab" * 32,
+        "vin": [
+            {
+                "txid": f"{number:064x}",
+                "vout": 0,
+                "sequence": 0,
+                "prevout": value and {"value": value, "scriptpubkey": "00"},
+            }
+            for number, value in enumerate(prevouts)
+        ],
+        "vout": [{"value": 100_000, "scriptpubkey": "00"}],
+        "fee": 0,
+        "vsize": 200,
+        "effectiveFeePerVsize": 0,
+        "status": {"confirmed": False},
+    }
+    found = transaction_of(json.dumps(raw).encode())
+    assert (found.fee_sat, found.fee_rate) == (fee, rate)
 
 
 def test_fees_and_projected_blocks_keep_their_fractions() -> None:

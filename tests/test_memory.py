@@ -172,6 +172,25 @@ class Seen:
         self.is_shedding = is_shedding
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to return memory")
+async def test_what_is_free_goes_back_to_the_kernel_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whaled.upkeep.LOOK_S", 0.01)
+    monkeypatch.setattr("whaled.upkeep.GIVE_BACK_S", 0.01)
+    blocks = [bytes(20_000) for _ in range(4_000)]
+    for block in range(4_000):
+        if block % 8:
+            blocks[block] = b""  # holes, which keep the heap as large as it is
+    held = Gauge().read(None).used_bytes
+    async with running_gateway(tmp_path) as rig:
+        watch = MemoryWatch(sections.Memory(), rig.gateway, Seen(), Gauge())
+        running = asyncio.create_task(watch.run())
+        async with asyncio.timeout(20):
+            while Gauge().read(None).used_bytes > held - 40 * MIB:  # noqa: ASYNC110 - the kernel tells nobody
+                await asyncio.sleep(0.01)
+        running.cancel()
+    assert len(blocks) == 4_000
+
+
 async def test_shedding_begins_at_its_share_of_the_limit_and_ends_below_it(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path) as rig, rig.connect() as early:

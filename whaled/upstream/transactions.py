@@ -362,6 +362,9 @@ def _transaction(whole: _Whole) -> Transaction:
     if fee is not None and (fee < 0 or (whole.status.confirmed and fee == 0)):
         fee = rate = None
     vsize = _known(whole.vsize)
+    if fee == 0 and (paid := _fee_paid(whole)):
+        # The same after a reorganisation took the block away: the transaction is pending, and the backend keeps its 0.
+        fee, rate = paid, paid / vsize if vsize is not None and vsize >= 1.0 else None
     return Transaction(
         txid=whole.txid,
         inputs=tuple(
@@ -375,6 +378,14 @@ def _transaction(whole: _Whole) -> Transaction:
         first_seen=int(whole.first_seen) or None if whole.first_seen is not None else None,
         is_confirmed=whole.status.confirmed,
     )
+
+
+def _fee_paid(whole: _Whole) -> int | None:
+    """What the inputs put in beyond the outputs; None where not all that is spent is known."""
+    spent = [each.prevout.value for each in whole.vin if each.prevout is not None]
+    if not spent or len(spent) < len(whole.vin):
+        return None
+    return max(0, sum(spent) - sum(output.value for output in whole.vout))
 
 
 def _known(number: float | None) -> float | None:
