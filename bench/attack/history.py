@@ -1,0 +1,42 @@
+"""A long event log, built once for all attacks that read it."""
+
+import hashlib
+import time
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from bench import messages
+from whaled.eventlog.writer import Writer
+from whaled.model import Draft, Kind, Whale
+
+BUSY_TIMEOUT_S = 5.0
+APART_S = 2.0
+PAGE = 20_000
+# From 100 BTC on, so that filters have something to choose from.
+LEAST_SAT = 10_000_000_000
+SPREAD_SAT = 90_000_000_000
+
+
+def build(path: Path, count: int) -> None:
+    """`count` alerts, `APART_S` apart, the last one now, by the daemon's own writer."""
+    writer = Writer(path, BUSY_TIMEOUT_S)
+    now = time.time()
+    writer.open(now)
+    try:
+        began = now - count * APART_S
+        for first in range(0, count, PAGE):
+            numbers = range(first, min(first + PAGE, count))
+            writer.append([[_draft(number, began + number * APART_S) for number in numbers]])
+    finally:
+        writer.close()
+
+
+_BASE = messages.event(0).whale.alert
+
+
+def _draft(number: int, at: float) -> Draft:
+    txid = hashlib.sha256(str(number).encode()).hexdigest()
+    alert = replace(_BASE, transaction_id=txid, value_sat=LEAST_SAT + number * 7919 % SPREAD_SAT)
+    addresses = (f"bc1q{txid[:38]}", f"bc1q{txid[20:58]}")
+    return Draft(kind=Kind.ALERT, at=at, whale=Whale(alert, addresses))

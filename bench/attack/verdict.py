@@ -1,0 +1,164 @@
+"""The outcome of an attack, and the bounds it is held to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from bench.attack.victims import Arrival, Gathered
+from bench.report import Row, percentile
+
+MEMORY_LIMIT_MIB = 1024.0
+IN_TIME_MS = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Latency is within bounds by its ratio to a quiet daemon's or, if `p99_ms` is given, by itself."""
+
+    ratio: float = 2.0
+    flood_ratio: float = 3.0
+    p99_ms: float = 0.0
+    memory_part: float = 0.10
+    newcomers_part: float = 1.0
+
+
+STRICT = Bounds()
+# For machines that do other things as well: what is worse than this is no noise.
+GENEROUS = Bounds(ratio=10.0, flood_ratio=10.0, p99_ms=150.0, memory_part=0.35, newcomers_part=0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """MiB or descriptors: before, at most, afterwards."""
+
+    before: float
+    peak: float
+    after: float
+
+    def text(self) -> str:
+        """For the table."""
+        return f"{self.before:.0f} {self.peak:.0f} {self.after:.0f}"
+
+
+@dataclass
+class Outcome:
+    """Everything measured about one attack."""
+
+    name: str
+    is_flood: bool
+    quiet: Gathered
+    attacked: Gathered
+    after: Gathered
+    arrivals: list[Arrival]
+    memory_mib: Used
+    descriptors: Used
+    log_bytes: int
+    is_alive: bool
+    exit_status: int | None = None
+    unsent: int = 0
+    did: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def quiet_p99_ms(self) -> float:
+        """Of what was measured before and afterwards, together."""
+        pooled = self.quiet.latencies_ms + self.after.latencies_ms
+        return percentile(pooled, 0.99) if pooled else 0.0
+
+    @property
+    def ratio(self) -> float:
+        """p99 under attack by p99 quiet; infinite where nothing came."""
+        if not self.attacked.latencies_ms or not self.quiet_p99_ms:
+            return float("inf")
+        return self.attacked.p99_ms / self.quiet_p99_ms
+
+    @property
+    def doubled(self) -> int:
+        """Counted by the victims from their beginning."""
+        return max(each.doubled for each in (self.quiet, self.attacked, self.after))
+
+    @property
+    def lost(self) -> int:
+        """Deliveries that never came."""
+        return self.quiet.lost + self.attacked.lost + self.after.lost
+
+    @property
+    def cut(self) -> int:
+        """Victims whose connection ended."""
+        return max(each.cut for each in (self.quiet, self.attacked, self.after))
+
+    def newcomers(self, *, in_header: bool) -> tuple[int, int, float, float]:
+        """(in within a second, all, median ms, worst ms); who never got in counts with infinity."""
+        took = [
+            each.after_ms if each.after_ms is not None else float("inf")
+            for each in self.arrivals
+            if each.in_header == in_header
+        ]
+        if not took:
+            return 0, 0, 0.0, 0.0
+        return sum(each <= IN_TIME_MS for each in took), len(took), median(took), max(took)
+
+    def broken(self, bounds: Bounds) -> list[str]:
+        """The bounds that do not hold, in words."""
+        found = list(self.complaints)
+        if not self.is_alive:
+            found.append("it ended")
+        elif self.exit_status != 0:
+            found.append(f"stopped with {self.exit_status}")
+        return [*found, *self._deliveries(bounds), *self._memory(bounds), *self._arrivals(bounds)]
+
+    def _deliveries(self, bounds: Bounds) -> Iterator[str]:
+        allowed = bounds.flood_ratio if self.is_flood else bounds.ratio
+        if self.ratio > allowed and not self.attacked.p99_ms <= bounds.p99_ms:
+            yield f"p99 {self.ratio:.1f} times"
+        counts = {"lost": self.lost, "doubled": self.doubled, "cut off": self.cut, "not sent": self.unsent}
+        yield from (f"{count} {what}" for what, count in counts.items() if count)
+
+    def _memory(self, bounds: Bounds) -> Iterator[str]:
+        memory = self.memory_mib
+        if memory.after > memory.before * (1 + bounds.memory_part):
+            yield f"memory {memory.after / memory.before - 1:+.0%}"
+        if memory.peak > MEMORY_LIMIT_MIB:
+            yield f"{memory.peak:.0f} MiB"
+
+    def _arrivals(self, bounds: Bounds) -> Iterator[str]:
+        for in_header, way in ((True, "header"), (False, "message")):
+            in_time, count, _, _ = self.newcomers(in_header=in_header)
+            if in_time < count * bounds.newcomers_part:
+                yield f"{count - in_time} of {count} newcomers late ({way})"
+
+    def row(self, bounds: Bounds) -> Row:
+        """For the table."""
+        newcomers = [self.newcomers(in_header=each) for each in (True, False)]
+        return (
+            self.name,
+            f"{self.quiet.p50_ms:.1f} {self.quiet_p99_ms:.1f}",
+            f"{self.attacked.p50_ms:.1f} {self.attacked.p99_ms:.1f} {self.attacked.max_ms:.1f}",
+            f"{self.ratio:.1f}",
+            f"{self.lost} {self.doubled} {self.cut}",
+            *(f"{each[0]}/{each[1]} {each[2]:.0f} {each[3]:.0f}" for each in newcomers),
+            self.memory_mib.text(),
+            self.descriptors.text(),
+            f"{self.log_bytes / 1024:.0f}",
+            "; ".join(self.broken(bounds)) or "holds",
+        )
+
+
+HEADER: Row = (
+    "attack",
+    "quiet p50 p99 ms",
+    "attacked p50 p99 max ms",
+    "ratio",
+    "lost, doubled, cut off",
+    "newcomers in 1 s (header), median, worst ms",
+    "the same (message)",
+    "MiB before, peak, after",
+    "descriptors",
+    "log KiB",
+    "verdict",
+)
+
+
+def rows(outcomes: Sequence[Outcome], bounds: Bounds) -> list[Row]:
+    """A row for each."""
+    return [outcome.row(bounds) for outcome in outcomes]
