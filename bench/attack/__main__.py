@@ -88,14 +88,17 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     for number, attack in enumerate(chosen, 1):
         began = time.monotonic()
         seconds = options.seconds or (min(6.0, attack.seconds) if options.quick else attack.seconds)
-        outcome = await attacked(place, attack, seconds, options.quiet_seconds or (3.0 if options.quick else 5.0))
+        try:
+            outcome = await attacked(place, attack, seconds, options.quiet_seconds or (3.0 if options.quick else 5.0))
+        except* BrokenError as broken:
+            outcome = Outcome(attack.name, complaints=[str(each) for each in broken.exceptions])
         outcomes.append(outcome)
+        if options.json:
+            options.json.write_text(json.dumps([report(each, bounds) for each in outcomes], indent=1), encoding="utf-8")
         verdict = "; ".join(outcome.broken(bounds)) or "holds"
         took = time.monotonic() - began
         print(f"[{number}/{len(chosen)}] {attack.name}: {verdict} ({took:.0f} s; {'; '.join(outcome.did)})", flush=True)
     print(f"\n{table(HEADER, rows(outcomes, bounds))}\n\nload average after: {machine.busy()}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps([report(each, bounds) for each in outcomes], indent=1), encoding="utf-8")
     return 1 if any(outcome.broken(bounds) for outcome in outcomes) else 0
 
 
@@ -131,14 +134,24 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
         after = await running.window(quiet_s)
         is_alive = daemon.is_alive
     return Outcome(
-        attack.name, attack.is_flood, quiet, under_attack, after, arrivals,
-        Used(memory_before, memory_peak, memory_after),
-        Used(descriptors_before, descriptors_peak, descriptors_after),
-        log_bytes, is_alive, daemon.exit_status, running.unsent,
-        [summary(order.payload or order.message or order.opening or "silent", did)
-         for order, did in zip(attack.orders, running.did, strict=True)],
-        [f"no attack: {did.error}" for did in running.did if not did.opened],
-    )  # fmt: skip
+        attack.name,
+        is_flood=attack.is_flood,
+        quiet=quiet,
+        attacked=under_attack,
+        after=after,
+        arrivals=arrivals,
+        memory_mib=Used(memory_before, memory_peak, memory_after),
+        descriptors=Used(descriptors_before, descriptors_peak, descriptors_after),
+        log_bytes=log_bytes,
+        is_alive=is_alive,
+        exit_status=daemon.exit_status,
+        unsent=running.unsent,
+        did=[
+            summary(order.payload or order.message or order.opening or "silent", did)
+            for order, did in zip(attack.orders, running.did, strict=True)
+        ],
+        complaints=[f"no attack: {did.error}" for did in running.did if not did.opened],
+    )
 
 
 async def calm(running: Rig, memory_mib: float, descriptors: int) -> None:

@@ -18,8 +18,9 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from trustme import CA
 from websockets.exceptions import ConnectionClosed
@@ -264,14 +265,14 @@ async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncItera
             await process.wait()
 
 
-def open_log(log: Path, around: Surroundings, stack: contextlib.ExitStack) -> tuple[TextIO, int]:
+def open_log(log: Path, around: Surroundings, stack: contextlib.ExitStack) -> tuple[FileIO, int]:
     """A file to read "ready" from, and the descriptor that the daemon writes to."""
     if not around.log_pipe:
-        return stack.enter_context(log.open(encoding="utf-8")), os.open(log, os.O_WRONLY | os.O_APPEND)
+        return stack.enter_context(log.open("rb", buffering=0)), os.open(log, os.O_WRONLY | os.O_APPEND)
     reading, writing = os.pipe()
     fcntl.fcntl(writing, F_SETPIPE_SZ, PIPE_BYTES)
     os.set_blocking(reading, False)
-    return stack.enter_context(os.fdopen(reading, encoding="utf-8")), writing
+    return stack.enter_context(os.fdopen(reading, "rb", buffering=0)), writing
 
 
 def port_of(url: str) -> int:
@@ -279,21 +280,21 @@ def port_of(url: str) -> int:
     return int(url.split("/")[2].rsplit(":", 1)[1])
 
 
-async def ready(process: asyncio.subprocess.Process, log: TextIO) -> dict[str, Any]:
+async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, Any]:
     """The line that says where it listens; after it nothing more is read."""
-    lines: list[str] = []
-    rest = ""
+    lines: list[bytes] = []
+    rest = b""
     end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end and process.returncode is None:
-        rest += log.read() or ""
-        *whole, rest = rest.split("\n")
+        rest += log.read() or b""
+        *whole, rest = rest.split(b"\n")
         for line in whole:
             lines.append(line)
-            if line.startswith("{") and (read := json.loads(line)).get("event") == "ready":
+            if line.startswith(b"{") and (read := json.loads(line)).get("event") == "ready":
                 found: dict[str, Any] = read
                 return found
         await asyncio.sleep(READY_LOOK_S)
-    raise BrokenError("whaled is not ready:\n" + "\n".join(lines[-20:]))
+    raise BrokenError("whaled is not ready:\n" + b"\n".join(lines[-20:]).decode(errors="replace"))
 
 
 class Rig:

@@ -40,20 +40,23 @@ class Used:
         return f"{self.before:.0f} {self.peak:.0f} {self.after:.0f}"
 
 
+NOTHING = Used(0, 0, 0)
+
+
 @dataclass
 class Outcome:
     """Everything measured about one attack."""
 
     name: str
-    is_flood: bool
-    quiet: Gathered
-    attacked: Gathered
-    after: Gathered
-    arrivals: list[Arrival]
-    memory_mib: Used
-    descriptors: Used
-    log_bytes: int
-    is_alive: bool
+    is_flood: bool = False
+    quiet: Gathered = field(default_factory=Gathered)
+    attacked: Gathered = field(default_factory=Gathered)
+    after: Gathered = field(default_factory=Gathered)
+    arrivals: list[Arrival] = field(default_factory=list)
+    memory_mib: Used = NOTHING
+    descriptors: Used = NOTHING
+    log_bytes: int = 0
+    is_alive: bool = False
     exit_status: int | None = None
     unsent: int = 0
     did: list[str] = field(default_factory=list)
