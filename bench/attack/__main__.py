@@ -15,7 +15,7 @@ from bench import machine
 from bench.attack import history
 from bench.attack.assaults import Did
 from bench.attack.catalogue import ATTACKS, Attack
-from bench.attack.rig import Place, Rig, prepare, rig, settle_priorities
+from bench.attack.rig import VICTIMS, Place, Rig, prepare, rig, settle_priorities
 from bench.attack.verdict import GENEROUS, HEADER, STRICT, Bounds, Outcome, Used, rows
 from bench.programs import BrokenError
 from bench.report import table
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=0, help="how long each attack lasts (default: its own time)")
     made.add_argument("--quiet-seconds", type=float, default=0, help="how long the quiet is measured before and after")
     made.add_argument("--events", type=int, default=0, help=f"of the log that is replayed ({EVENTS:,})")
+    made.add_argument("--victims", type=int, default=VICTIMS, help="clients that must not notice (%(default)s)")
     made.add_argument("--directory", default="/var/tmp", help="where databases are written: a disk (%(default)s)")
     return made
 
@@ -81,7 +82,7 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     """One after the other."""
     settle_priorities()
     bounds = GENEROUS if options.quick else STRICT
-    place = prepare(directory)
+    place = prepare(directory, victims=options.victims)
     if any(attack.around.history for attack in chosen):
         place = await with_history(place, options.events or (QUICK_EVENTS if options.quick else EVENTS))
     outcomes: list[Outcome] = []

@@ -112,7 +112,8 @@ class Outcome:
 
     def _deliveries(self, bounds: Bounds) -> Iterator[str]:
         allowed = bounds.flood_ratio if self.is_flood else bounds.ratio
-        if self.ratio > allowed and not self.attacked.p99_ms <= bounds.p99_ms:
+        is_fast = bool(self.attacked.latencies_ms) and self.attacked.p99_ms <= bounds.p99_ms
+        if self.ratio > allowed and not is_fast:
             yield f"p99 {self.ratio:.1f} times"
         counts = {"lost": self.lost, "doubled": self.doubled, "cut off": self.cut, "not sent": self.unsent}
         yield from (f"{count} {what}" for what, count in counts.items() if count)

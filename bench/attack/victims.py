@@ -110,8 +110,8 @@ class Client(asyncio.Protocol):
         self._rest = rest[at:]
 
     def _take(self, opcode: int, payload: bytes, now: int) -> None:
-        assert self.transport is not None
         if opcode == 9:
+            assert self.transport is not None
             self.transport.write(frame(payload, 10))
         elif opcode == 1:
             if b'"welcome"' in payload and not self.welcome.done():
