@@ -19,8 +19,8 @@ from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, verify
 from whaled.config.sections import Auth
 from whaled.errors import TokenError, TokenRefusal
-from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal
-from whaled.gateway.server import TURNED_AWAY_LIMIT
+from whaled.gateway.admission import TURNED_AWAY
+from whaled.gateway.limits import FailureLimit
 from whaled.gateway.wire import MessageType
 from whaled.model import UpstreamState
 
@@ -235,14 +235,14 @@ async def test_who_is_turned_away_and_says_nothing_takes_few_descriptors(tmp_pat
         host, port = rig.url.removeprefix("ws://").split(":")
         sockets = []
         try:
-            for _ in range(TURNED_AWAY_LIMIT + 50):
+            for _ in range(TURNED_AWAY + 50):
                 sockets.append(socket.create_connection((host, int(port))))
                 await asyncio.sleep(0)
             await until(lambda: rig.value("whaled_connections_refused_total", reason="global_cap") == 50)
         finally:
             for sock in sockets:
                 sock.close()
-        await until(lambda: rig.gateway.turned_away == 0)
+        await until(lambda: rig.gateway.connections == 1)
         async with raw(rig, request()) as late:
             assert await late.status() == 503
 
@@ -484,17 +484,6 @@ async def test_a_gateway_that_ends_without_a_drain_says_so(tmp_path: Path) -> No
 
 
 def test_one_network_of_ipv6_addresses_counts_as_one_address() -> None:
-    caps = ConnectionCaps(total=100, per_address=2, unauthenticated=100)
-    assert caps.admit("2001:db8::1") is None
-    assert caps.admit("2001:db8::2") is None
-    assert caps.admit("2001:db8:0:0:ffff::3") is Refusal.ADDRESS_CAP
-    assert caps.admit("2001:db8:0:1::1") is None
-    assert caps.admit("::ffff:192.0.2.1") is None
-    assert caps.admit("192.0.2.1") is None
-    assert caps.admit("::ffff:192.0.2.1") is Refusal.ADDRESS_CAP
-    for address in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "::ffff:192.0.2.1", "192.0.2.1"):
-        caps.release(address, was_ready=False)
-    assert (caps.total, caps.unauthenticated, caps._by_address) == (0, 0, {})
     failures = FailureLimit(1.0, 1.0)
     failures.failed("2001:db8::1", 0.0)
     failures.failed("2001:db8::2", 0.0)
@@ -569,7 +558,6 @@ async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
         assert (gateway.unauthenticated, gateway.replaying, gateway.hub.live_members, gateway.hub.filter_groups) == (
             0, 0, 0, 0,
         )  # fmt: skip
-        assert gateway.turned_away == 0
         assert gateway.deliveries._filters == {}
         assert len(asyncio.all_tasks()) < 10
         assert open_descriptors() <= descriptors + 2

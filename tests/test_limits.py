@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal, TokenBucket
+from whaled.gateway.limits import FailureLimit, TokenBucket
 
 
 def test_a_burst_passes_at_once_and_then_the_rate_holds() -> None:
@@ -33,35 +33,6 @@ def test_no_more_passes_than_burst_plus_rate_times_time(gaps: list[float]) -> No
         now += gap
         passed += bucket.take(now) == 0.0
     assert passed <= 5.0 + 2.0 * now + 1e-6
-
-
-def test_caps_count_in_all_per_address_and_unauthenticated() -> None:
-    caps = ConnectionCaps(total=3, per_address=2, unauthenticated=2)
-    assert caps.admit("a") is None
-    assert caps.admit("a") is None
-    assert caps.admit("b") is Refusal.UNAUTHENTICATED_CAP
-    caps.ready()
-    assert caps.admit("a") is Refusal.ADDRESS_CAP
-    assert caps.admit("b") is None
-    caps.ready()
-    assert caps.admit("c") is Refusal.GLOBAL_CAP
-    caps.release("a", was_ready=True)
-    assert caps.admit("c") is None
-    assert (caps.total, caps.unauthenticated) == (3, 2)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=50))
-def test_what_is_admitted_and_released_leaves_nothing_counted(clients: list[tuple[str, bool]]) -> None:
-    caps = ConnectionCaps(total=20, per_address=9, unauthenticated=10)
-    admitted = []
-    for address, becomes_ready in clients:
-        if caps.admit(address) is None:
-            if becomes_ready:
-                caps.ready()
-            admitted.append((address, becomes_ready))
-    for address, was_ready in admitted:
-        caps.release(address, was_ready=was_ready)
-    assert (caps.total, caps.unauthenticated, caps._by_address) == (0, 0, {})
 
 
 def test_an_address_that_fails_too_often_waits() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import secrets
 import shutil
 import signal
@@ -25,8 +24,10 @@ from whaled.config.sections import Config
 from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
 from whaled.files import certificate_expiry, load_certificate, read_address_book, tls_context
-from whaled.gateway.server import TURNED_AWAY_LIMIT, Gateway
-from whaled.ops import logs, memory
+from whaled.gateway.admission import TURNED_AWAY
+from whaled.gateway.listener import Reserve
+from whaled.gateway.server import Gateway
+from whaled.ops import descriptors, logs, memory
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
@@ -41,8 +42,6 @@ from whaled.whales.detect import Detector, Rules
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Descriptors beside the clients': log, listeners, upstream, REST, epoll; and who waits for a refusal.
-DESCRIPTORS_RESERVED = 64 + TURNED_AWAY_LIMIT
 # How long the message in hand may take to be committed once a stop was asked for.
 FINISH_HAND_S = 3.0
 
@@ -108,7 +107,6 @@ class Service:
 
     async def _run(self) -> None:
         config = self.config
-        _raise_descriptor_limit(config.gateway.max_connections)
         tls = tls_context(config.gateway.tls)
         detector = Detector(
             Rules.of(config.detection), read_address_book(config.detection), seen_limit=config.detection.seen_limit
@@ -123,6 +121,7 @@ class Service:
                 log_=log_,
                 authenticator=self._authenticator,
                 meter=self.metrics.gateway,
+                connections_possible=self._connections_possible(),
             )
             pipeline = Pipeline(
                 detector=detector,
@@ -193,6 +192,9 @@ class Service:
             for task in until_end:
                 task.cancel()
 
+    def _connections_possible(self) -> int:
+        return descriptors.connections_possible(self.config.gateway.max_connections, beside=TURNED_AWAY + Reserve.SIZE)
+
     def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
         settings = self.config.backfill
         if not settings.enabled:
@@ -236,7 +238,11 @@ class Service:
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
         gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
-        gauge("connections_limit", "gateway.max_connections.", lambda: self.config.gateway.max_connections)
+        gauge(
+            "connections_limit",
+            "gateway.max_connections, or what the limit of descriptors allows.",
+            lambda: gateway.connections_limit,
+        )
         gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
         gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
         gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
@@ -328,7 +334,7 @@ class Service:
             self.metrics.config.reloaded(time.time(), success=False)
         else:
             self.config = loaded.config
-            _raise_descriptor_limit(self.config.gateway.max_connections)
+            gateway.connections_possible = self._connections_possible()
             if self._authenticator is not None and loaded.ring is not None:
                 self._authenticator.replace_ring(loaded.ring, loaded.config.auth)
             logs.configure(self.config.log)
@@ -353,18 +359,3 @@ def _telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(error)
     return next((leaf for leaf in leaves if isinstance(leaf, WhaledError)), leaves[0])
-
-
-def _raise_descriptor_limit(connections: int) -> None:
-    """Every client is a descriptor: take what the hard limit allows, and say so if it is not enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + DESCRIPTORS_RESERVED
-    if soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < needed:
-            log.warning(
-                "fewer file descriptors than gateway.max_connections needs: raise LimitNOFILE or lower the limit",
-                available=allowed,
-                needed=needed,
-            )

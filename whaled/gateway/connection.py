@@ -1,11 +1,10 @@
-"""One client's socket: the WebSocket protocol of `websockets` (its part without I/O) under an asyncio.Protocol.
+"""One client's connection: the WebSocket protocol of `websockets` (its part without I/O) over a ClientSocket.
 
 No task, queue or future per client: a connection costs a few KiB, and a delivery costs the kernel's send
 (docs/performance.md has the comparison with one task per connection).
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,19 +17,25 @@ from websockets.typing import Origin
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
-from whaled.gateway.handshake import Server, credential, has_credential, refuse
+from whaled.gateway.admission import Source
+from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
 from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
+from whaled.gateway.share import Lane
+from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
 MAX_REQUEST_BYTES = 16 * 1024
 END_OF_REQUEST = b"\r\n\r\n"
-# Bytes are read in slices, so that the limits act amid a flood of small frames, not after a whole read of 256 KiB.
-SLICE_BYTES = 4096
-# Once the connection is closing the client's own close is looked for in so many bytes; a flood is left unread.
-CLOSING_BYTES = 64 * 1024
+# Once the connection is closing the client's own close is looked for in so many bytes. What comes after them is read
+# and dropped, since unread bytes turn the close of a socket into a reset, which the client sees instead of the reason;
+# a flood is left unread.
+CLOSING_BYTES = 1024
+DROPPED_BYTES = 64 * 1024
+# How a TLS connection begins (its first record is a handshake, and there has never been a major version but 3).
+TLS_BEGINS = b"\x16\x03"
 
 
 class ConnectionOwner(Protocol):
@@ -41,12 +46,12 @@ class ConnectionOwner(Protocol):
     retry_after_s: int
     is_draining: bool
 
-    def connected(self, connection: "Connection") -> Refusal | None:
-        """Count a new connection, or say why it is refused."""
-        ...
-
     def refused(self, reason: Refusal) -> None:
         """A handshake did not lead to a session."""
+        ...
+
+    def tls_failed(self, reason: str) -> None:
+        """A TLS handshake failed."""
         ...
 
     def new_session(self, connection: "Connection") -> Session:
@@ -86,20 +91,22 @@ class ConnectionOwner(Protocol):
         ...
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """A client's connection from accept to close."""
 
     __slots__ = (
-        "__weakref__", "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_text",
-        "_paused", "_refusal", "_request_bytes", "_request_end", "_timer", "_transport", "_ws", "address",
-        "close_code", "closing", "connected_at", "delivery", "fd", "is_counted", "is_ready", "pinged_at", "session",
-        "slot",
+        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted", "_is_text",
+        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "close_code", "closing",
+        "connected_at", "delivery", "fd", "is_admitted", "is_ready", "pinged_at", "session", "slot", "source",
     )  # fmt: skip
 
-    def __init__(self, gateway: ConnectionOwner) -> None:
+    def __init__(self, gateway: ConnectionOwner, address: str, source: Source, slot: int) -> None:
         self._gateway = gateway
-        self._ws = Server(origins=gateway.allowed_origins, max_size=gateway.settings.max_frame)
-        self._transport: asyncio.Transport = _NO_TRANSPORT
+        self.address = address
+        self.source = source
+        self.slot = slot
+        self._ws: Server | None = None  # not before there is a whole request: strangers who send none are cheap
+        self._socket: ClientSocket | NoSocket = NO_SOCKET
         self._direct_fd = -1
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
@@ -108,47 +115,46 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
-        self._request_bytes = 0
-        self._request_end = b""
+        self._is_counted = False
+        self._request = bytearray()
         self._closing_bytes = 0
         self.fd = -1
-        self.address = ""
         self.session: Session | None = None
-        self.is_counted = False
+        self.is_admitted = True
         self.is_ready = False
         self.closing: Close | None = None
         self.close_code = 1006
         self.connected_at = 0.0
         self.pinged_at = 0.0
-        self.slot = 0
         self.delivery: asyncio.Task[None] | None = None
 
-    # --- asyncio.Protocol ---
+    # --- the socket (SocketOwner) ---
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection and wait for its handshake, not forever."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        peer = transport.get_extra_info("peername")
-        self.address = peer[0] if isinstance(peer, tuple) else "unix"
-        # pause_writing is to tell as soon as anything is unsent, resume_writing when nothing is. TLS transports pause
-        # at the limit, plain ones beyond it.
-        is_plain = transport.get_extra_info("ssl_object") is None
-        transport.set_write_buffer_limits(high=0 if is_plain else 1, low=0)
-        self._refusal = self._gateway.connected(self)
-        if is_plain:
-            self._direct_fd = transport.get_extra_info("socket").fileno()
+    def start(self, client: ClientSocket, refusal: Refusal | None) -> None:
+        """Wait for the handshake, not forever. `refusal` is what its request will be answered with."""
+        self._socket = client
+        self._refusal = refusal
         self._call_later(self._gateway.settings.handshake_timeout, self._handshake_timed_out)
+        client.start()
+
+    def connection_made(self) -> None:
+        """Bytes may come and go."""
+        if self._socket.is_plain:
+            self._direct_fd = self._socket.fd
+
+    def tls_failed(self, reason: str) -> None:
+        """It was no TLS, or none that both sides speak."""
+        self._gateway.tls_failed(reason)
+        self._refuse(Refusal.TLS)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
+        """Some bytes from the client."""
         self.pinged_at = 0.0
         try:
             if self.session is None and self.closing is None:
-                data = self._request(data)
-            for start in range(0, len(data), SLICE_BYTES):
-                if not self._takes(data[start : start + SLICE_BYTES]):
-                    break
+                data = self._read_request(data)
+            if data:
+                self._read(data)
         except Exception:
             log.exception("client message failed", address=self.address)
             self._gateway.failed()
@@ -156,56 +162,72 @@ class Connection(asyncio.Protocol):
                 self.abort()
             self.close(Close.BUG)
 
-    def _request(self, data: bytes) -> bytes:
-        """Take the bytes of the handshake's request; returns what comes behind it, which must wait for the answer."""
-        seen = self._request_end + data
-        end = seen.find(END_OF_REQUEST)
-        size = len(data) if end < 0 else end + len(END_OF_REQUEST) - len(self._request_end)
-        self._request_end = seen[-len(END_OF_REQUEST) + 1 :]
-        self._request_bytes += size
-        if self._request_bytes > MAX_REQUEST_BYTES:
-            self._ws.send_response(self._ws.reject(431, f"the request has more than {MAX_REQUEST_BYTES} bytes\n"))
-            self._flush()
-            return b""
-        self._takes(data[:size])
-        return data[size:]
+    def _read_request(self, data: bytes) -> bytes:
+        """Collect the request of the handshake; returns what comes behind it, once it has been answered."""
+        seen = len(self._request)
+        self._request += data
+        end = self._request.find(END_OF_REQUEST, max(0, seen - len(END_OF_REQUEST) + 1))
+        size = end + len(END_OF_REQUEST) if end >= 0 else len(self._request)
+        if size > MAX_REQUEST_BYTES:
+            self._answer_plainly(431, f"the request has more than {MAX_REQUEST_BYTES} bytes\n")
+        elif self._request.startswith(TLS_BEGINS):
+            self._answer_plainly(400, "this port speaks no TLS: connect with ws://\n")
+        elif end >= 0:
+            request, rest = bytes(self._request[:size]), bytes(self._request[size:])
+            self._request = bytearray()
+            self._ws = Server(origins=self._gateway.allowed_origins, max_size=self._gateway.settings.max_frame)
+            self._read(request)
+            return rest
+        return b""
 
-    def _takes(self, data: bytes) -> bool:
-        """Let the WebSocket protocol read, and do what comes of it. False if the rest need not be read."""
+    def _answer_plainly(self, status: int, text: str) -> None:
+        """Answer a request that was not read as one."""
+        self._request = bytearray()
+        self._refuse(Refusal.BAD_HANDSHAKE)
+        self._ws = Server()
+        self._ws.send_response(self._ws.reject(status, text))
+        self._flush()
+
+    def _read(self, data: bytes) -> None:
+        """Let the WebSocket protocol read, and do what comes of it."""
         if self.closing is not None:
             self._closing_bytes += len(data)
             if self._closing_bytes > CLOSING_BYTES:
-                self._transport.pause_reading()
-                return False
+                if self._closing_bytes > DROPPED_BYTES:
+                    self._socket.pause_reading()
+                return
+        assert self._ws is not None
         self._ws.receive_data(data)
         for event in self._ws.events_received():
             if isinstance(event, Request):
                 self._handshake(event)
             elif isinstance(event, Frame):
                 self._frame(event)
+        if self._ws.handshake_exc is not None and self._refusal is None:
+            self._answer_plainly(400, "this is no HTTP/1.1 request that opens a WebSocket\n")
         self._flush()
-        return True
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> None:
         """The client has nothing more to say; whaled closes too."""
-        self._ws.receive_eof()
-        self._flush()
-        return False
+        if self._ws is not None:
+            self._ws.receive_eof()
+            self._flush()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a broken link has many names; the close code tells
+    def connection_lost(self) -> None:
         """The socket is gone; its descriptor may be reused from now on."""
         self.fd = self._direct_fd = -1
         self._cancel_timer()
-        self._ws.receive_eof()
-        sent = self._ws.close_sent
-        if sent is not None:  # an answer repeats the client's code
-            self.close_code = sent.code
-        if self.session is None and self._refusal is None:
-            self._gateway.refused(Refusal.BAD_HANDSHAKE)
+        if self._ws is not None:
+            self._ws.receive_eof()
+            sent = self._ws.close_sent
+            if sent is not None:  # an answer repeats the client's code
+                self.close_code = sent.code
+        if self.session is None:
+            self._refuse(Refusal.BAD_HANDSHAKE)
         self._wake()
+        # Break the cycle socket <-> connection now: 10,000 clients leaving must not wait for the collector.
+        self._socket = NO_SOCKET
         self._gateway.disconnected(self)
-        # Break the cycle transport <-> protocol now: 10,000 clients leaving must not wait for the collector.
-        self._transport = _NO_TRANSPORT
 
     def pause_writing(self) -> None:
         """Bytes are unsent: frames go behind them from now on."""
@@ -223,16 +245,13 @@ class Connection(asyncio.Protocol):
     # --- handshake ---
 
     def _handshake(self, request: Request) -> None:
+        assert self._ws is not None
         response = self._judge(request)
-        refused = response is not None
         if response is None:
             response = self._ws.accept(request)
         self._ws.send_response(response)
         if self._ws.state is not OPEN:
-            if not refused:
-                is_origin = response.status_code == 403
-                self._gateway.refused(Refusal.ORIGIN if is_origin else Refusal.BAD_HANDSHAKE)
-                self._refusal = Refusal.ORIGIN if is_origin else Refusal.BAD_HANDSHAKE
+            self._refuse(Refusal.ORIGIN if response.status_code == 403 else Refusal.BAD_HANDSHAKE)
             return
         self._cancel_timer()
         self._flush()
@@ -246,18 +265,37 @@ class Connection(asyncio.Protocol):
             self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
 
     def _judge(self, request: Request) -> Response | None:
-        if self._refusal is None and has_credential(request.path):
-            self._refusal = Refusal.TOKEN_IN_URL
+        """The answer to a request that opens no WebSocket; None if it may."""
+        assert self._ws is not None
+        if self._refusal is not None:
+            # Counted now, not at the accept: a client that has its answer is refused, one that leaves before is not.
+            self._count_refusal()
+            return refuse(self._ws, self._refusal, self._gateway.retry_after_s)
+        refusal, response = judge(self._ws, request, is_draining=self._gateway.is_draining)
+        if refusal is not None:
+            self._refuse(refusal)
+        return response
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Note why there will be no session, unless that was decided before, and count it."""
         if self._refusal is None:
-            return None
-        self._gateway.refused(self._refusal)
-        return refuse(self._ws, self._refusal, self._gateway.retry_after_s)
+            self._refusal = refusal
+            self._count_refusal()
+
+    def _count_refusal(self) -> None:
+        if self._refusal is not None and not self._is_counted:
+            self._is_counted = True
+            self._gateway.refused(self._refusal)
+
+    def displace(self) -> None:
+        """Give way to a newcomer, without having authenticated."""
+        self._refuse(Refusal.DISPLACED)
+        self._count_refusal()
+        self.abort()
 
     def _handshake_timed_out(self) -> None:
-        if self._refusal is None:
-            self._refusal = Refusal.HANDSHAKE_TIMEOUT
-            self._gateway.refused(Refusal.HANDSHAKE_TIMEOUT)
-        self._transport.abort()
+        self._refuse(Refusal.HANDSHAKE_TIMEOUT)
+        self.abort()
 
     # --- messages ---
 
@@ -313,8 +351,10 @@ class Connection(asyncio.Protocol):
                     self.answer(frame)
                 case Stop(close=close):
                     self.close(close)
-                case Admit():
+                case Admit(grant=grant):
                     self.is_ready = True
+                    self._socket.lane = Lane.KNOWN
+                    self._socket.source = grant.client_id if grant is not None else self.source.address
                     self._cancel_timer()
                     self._gateway.perform(self, action)
                 case _:
@@ -325,9 +365,14 @@ class Connection(asyncio.Protocol):
     # --- writing ---
 
     @property
+    def is_agreed(self) -> bool:
+        """Whether the TLS handshake, if there is one, is over."""
+        return self._socket.is_agreed
+
+    @property
     def unsent(self) -> int:
         """Bytes the kernel has not taken yet."""
-        return self._transport.get_write_buffer_size()
+        return self._socket.unsent
 
     def answer(self, frame: bytes) -> None:
         """Send a frame that is for this client alone."""
@@ -336,24 +381,24 @@ class Connection(asyncio.Protocol):
 
     def write(self, frame: bytes) -> None:
         """Send complete frames, unless the connection is closing. A client that asks and does not read is closed."""
-        if self.closing is not None or self._transport.is_closing():
+        if self.closing is not None or self._socket.is_closing:
             return
-        self._transport.write(frame)
+        self._socket.write(frame)
         if self.unsent > 2 * self._gateway.settings.max_unsent:
             # Deliveries keep to max_unsent (`write_behind`, and slices of a replay): this much is answers it asked for.
             self.close(Close.TOO_SLOW)
 
     def write_rest(self, rest: bytes) -> None:
         """Queue the rest of a frame whose beginning is in the socket already."""
-        self._transport.write(rest)
+        self._socket.write(rest)
 
     def write_behind(self, data: bytes) -> bool:
         """Queue data behind what is unsent, if the client may have that much unsent."""
-        if self.closing is not None or self._transport.is_closing():
+        if self.closing is not None or self._socket.is_closing:
             return True  # it is going; it costs nothing more
         if self.unsent + len(data) > self._gateway.settings.max_unsent and self.unsent:
             return False
-        self._transport.write(data)
+        self._socket.write(data)
         return True
 
     def fell_behind(self, cursor: int) -> None:
@@ -362,7 +407,7 @@ class Connection(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Wait until nothing is unsent, or the socket is gone. The caller bounds the wait."""
-        while self._paused and self._transport is not _NO_TRANSPORT:
+        while self._paused and self._socket is not NO_SOCKET:
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
@@ -379,21 +424,24 @@ class Connection(asyncio.Protocol):
         if not self.pinged_at:
             self.pinged_at = now
             if not self._paused:
-                self._transport.write(wire.PING_FRAME)
+                self._socket.write(wire.PING_FRAME)
             return True
         if now - self.pinged_at < self._gateway.settings.ping_timeout:
             return True
-        self._transport.abort()
+        self._socket.abort()
         return False
 
     # --- closing ---
 
     def close(self, close: Close, timeout_s: float | None = None) -> None:
         """Start the closing handshake; a peer that does not answer in time (`gateway.close_timeout`) is cut off."""
-        if self.closing is not None or self._transport is _NO_TRANSPORT:
+        if self.closing is not None or self._socket is NO_SOCKET:
             return
         self.closing = close
         self.fd = -1
+        if self._ws is None:
+            self.abort()
+            return
         if self._ws.state is OPEN:
             self._ws.send_close(close.code, close.reason)
         self._flush()
@@ -402,26 +450,22 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Cut the connection now."""
-        self._transport.abort()
+        self._socket.abort()
 
     def _flush(self) -> None:
         """Send what the WebSocket protocol has to say, and follow it when it ends the connection."""
-        transport = self._transport
+        assert self._ws is not None
         frames = self._ws.data_to_send()
         ends = b"" in frames
         if self.closing is None and (ends or self._ws.close_sent is not None):
             # The protocol itself ends: a refusal, an answer to the client's close or to its silence, a broken rule.
-            # Said first: a transport raises for what is written behind its end.
             self.closing = Close.NORMAL
             self.fd = -1
             self._call_later(self._gateway.settings.close_timeout, self.abort)
-        if frames and not transport.is_closing():
-            transport.write(b"".join(frames))
-            if ends and transport.can_write_eof():
-                with contextlib.suppress(OSError):  # the client is gone, as reading will tell
-                    transport.write_eof()
-            elif ends:
-                transport.close()
+        if frames:
+            self._socket.write(b"".join(frames))
+            if ends:
+                self._socket.end()
         if self.closing is None and self.unsent > 2 * self._gateway.settings.max_unsent:
             self.close(Close.TOO_SLOW)  # pongs nobody reads
 
@@ -435,23 +479,3 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class _NoTransport(asyncio.Transport):
-    """Before the connection is made and after it is lost: whatever is written goes nowhere."""
-
-    def write(self, data: object) -> None: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-    def pause_reading(self) -> None: ...
-    def is_closing(self) -> bool:
-        return True
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-
-_NO_TRANSPORT = _NoTransport()

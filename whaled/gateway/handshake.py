@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from urllib.parse import parse_qs
 
 from websockets.datastructures import Headers
-from websockets.http11 import Response
+from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
@@ -16,7 +16,6 @@ CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "a
 
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
-    Refusal.UNAUTHENTICATED_CAP: (503, "too many connections that have not authenticated"),
     Refusal.ADDRESS_CAP: (429, "too many connections from this address"),
     Refusal.MEMORY: (503, "out of memory"),
     Refusal.DRAINING: (503, "restarting"),
@@ -40,6 +39,39 @@ def refuse(ws: ServerProtocol, refusal: Refusal, retry_after_s: int) -> Response
     response = ws.reject(status, text + "\n")
     if status != 400:
         response.headers["Retry-After"] = str(retry_after_s)
+    return response
+
+
+# Paths that load balancers and people ask for without wanting a WebSocket.
+PLAIN_PATHS = {"/", "/healthz"}
+PLAIN_METHODS = {"GET", "HEAD", "OPTIONS"}
+ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:// or wss://.\n"
+
+
+def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[Refusal | None, Response | None]:
+    """Why a request opens no WebSocket, and its answer, as far as the library does not decide that."""
+    headers = request.headers
+    if has_credential(request.path):
+        return Refusal.TOKEN_IN_URL, refuse(ws, Refusal.TOKEN_IN_URL, 0)
+    if len(headers.get_all("Host")) != 1:
+        return Refusal.BAD_HANDSHAKE, ws.reject(400, "a request has one Host header\n")
+    if "Upgrade" not in headers and request.method in PLAIN_METHODS and request.path.partition("?")[0] in PLAIN_PATHS:
+        return Refusal.NO_UPGRADE, _plain(ws, request, is_draining=is_draining)
+    if headers.get_all("Sec-WebSocket-Version") not in ([], ["13"]):
+        response = ws.reject(426, "this server speaks version 13 of the WebSocket protocol\n")
+        response.headers["Upgrade"] = "websocket"
+        response.headers["Sec-WebSocket-Version"] = "13"
+        return Refusal.BAD_HANDSHAKE, response
+    return None, None
+
+
+def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Response:
+    """The answer to a health check, or to somebody who looks."""
+    is_health = request.path.startswith("/healthz")
+    status = 503 if is_draining else 200
+    response = ws.reject(status, ("restarting\n" if is_draining else "ok\n") if is_health else ABOUT)
+    if request.method == "HEAD":
+        response.body = b""
     return response
 
 

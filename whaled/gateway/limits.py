@@ -47,55 +47,15 @@ class Refusal(StrEnum):
 
     GLOBAL_CAP = "global_cap"
     ADDRESS_CAP = "address_cap"
-    UNAUTHENTICATED_CAP = "unauthenticated_cap"
     MEMORY = "memory"
     DRAINING = "draining"
     ORIGIN = "origin"
     TOKEN_IN_URL = "token_in_url"  # noqa: S105 - a label, not a secret
     BAD_HANDSHAKE = "bad_handshake"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
-
-
-class ConnectionCaps:
-    """Counts open connections: in all, per address, and those that have not authenticated yet."""
-
-    def __init__(self, *, total: int, per_address: int, unauthenticated: int) -> None:
-        self.total_limit = total
-        self.per_address_limit = per_address
-        self.unauthenticated_limit = unauthenticated
-        self.total = 0
-        self.unauthenticated = 0
-        self._by_address: dict[str, int] = {}
-
-    def admit(self, address: str) -> Refusal | None:
-        """Count a new connection from `address`, or say why not. An admitted one must be released once."""
-        if self.total >= self.total_limit:
-            return Refusal.GLOBAL_CAP
-        if self.unauthenticated >= self.unauthenticated_limit:
-            return Refusal.UNAUTHENTICATED_CAP
-        source = source_of(address)
-        if self._by_address.get(source, 0) >= self.per_address_limit:
-            return Refusal.ADDRESS_CAP
-        self.total += 1
-        self.unauthenticated += 1
-        self._by_address[source] = self._by_address.get(source, 0) + 1
-        return None
-
-    def ready(self) -> None:
-        """An admitted connection has authenticated, or need not."""
-        self.unauthenticated -= 1
-
-    def release(self, address: str, *, was_ready: bool) -> None:
-        """An admitted connection is gone."""
-        self.total -= 1
-        if not was_ready:
-            self.unauthenticated -= 1
-        source = source_of(address)
-        left = self._by_address[source] - 1
-        if left:
-            self._by_address[source] = left
-        else:
-            del self._by_address[source]
+    DISPLACED = "displaced"
+    NO_UPGRADE = "no_upgrade"
+    TLS = "tls"
 
 
 # Addresses remembered for failed authentications. Beyond it the longest idle is forgotten: an attacker with more

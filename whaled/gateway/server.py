@@ -1,7 +1,6 @@
 """The WebSocket server: listens, counts, performs what sessions decide, keeps connections alive, drains."""
 
 import asyncio
-import contextlib
 import itertools
 import math
 import random
@@ -11,18 +10,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
-from weakref import WeakSet
 
 import structlog
 from websockets.typing import Origin
 
 from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
-from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
+from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import wire
+from whaled.gateway.admission import Admission, source
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
-from whaled.gateway.limits import ConnectionCaps, FailureLimit, Refusal
+from whaled.gateway.limits import FailureLimit, Refusal
+from whaled.gateway.listener import Listener, ListenerMeter, Reserve, listen
 from whaled.gateway.session import (
     Action,
     Admit,
@@ -35,11 +35,15 @@ from whaled.gateway.session import (
     Session,
     SessionLimits,
 )
-from whaled.listening import address_of, stop_accepting
+from whaled.gateway.share import LoopShare, ShareMeter
+from whaled.gateway.transport import ClientSocket
+from whaled.listening import address_of
 from whaled.model import Event, Position, UpstreamState
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+# No limit but the configured one.
+MANY = 1_000_000_000
 # Connections are pinged in turns, so that 10,000 pings do not go out in one instant.
 KEEPALIVE_SLOTS = 32
 # A drain closes clients this far apart, so that they do not all come back at once.
@@ -50,17 +54,17 @@ SHED_PART = 0.05
 SHED_AWAY_S = 10.0
 # Memory is short: who does not answer the close at once is cut off.
 SHED_CLOSE_S = 0.5
-# How often a drain looks whether those who arrive have arrived, or failed to.
-ARRIVAL_LOOK_S = 0.05
-# Connections beyond the caps that wait for their refusal. They are descriptors too: further ones are cut off at once.
-TURNED_AWAY_LIMIT = 256
 
 
-class GatewayMeter(DeliveryMeter, Protocol):
+class GatewayMeter(DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
     """What the gateway counts."""
 
     def refused(self, reason: Refusal) -> None:
         """A connection that did not become a session."""
+        ...
+
+    def tls_failed(self, reason: str) -> None:
+        """A TLS handshake failed."""
         ...
 
     def opened(self) -> None:
@@ -103,27 +107,30 @@ class Gateway:
         log_: EventLog,
         authenticator: Authenticator | None,
         meter: GatewayMeter,
+        connections_possible: int = MANY,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`connections_possible` is what there are descriptors for."""
         self._meter = meter
+        self.connections_possible = connections_possible
         self.now = clock
         self.deliveries = Deliveries(log_, settings, meter, clock())
         self.hub = self.deliveries.hub
         self.auth_failures = 0
         self.authenticated = 0
-        self.turned_away = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
         self.is_draining = False
         self.is_short_of_memory = False
-        self._passed: list[asyncio.Server] = []
+        self.share = LoopShare(meter)
+        self.reserve = Reserve()
+        self._tls: ssl.SSLContext | None = None
+        self._listener: Listener | None = None
+        self._is_passed = False
         self._connections: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
         self._emptied = asyncio.Event()
-        # Accepted, but not connected yet: in the TLS handshake, or for a turn of the loop. Those that fail there are
-        # forgotten by the collector alone.
-        self._arriving: WeakSet[Connection] = WeakSet()
-        self._caps = ConnectionCaps(
+        self._admission = Admission(
             total=settings.max_connections,
             per_address=settings.max_connections_per_address,
             unauthenticated=settings.max_unauthenticated,
@@ -139,9 +146,9 @@ class Gateway:
         )
         self._limits = SessionLimits.of(settings, auth)
         self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
-        self._caps.total_limit = settings.max_connections
-        self._caps.per_address_limit = settings.max_connections_per_address
-        self._caps.unauthenticated_limit = settings.max_unauthenticated
+        self._admission.total_limit = min(settings.max_connections, self.connections_possible)
+        self._admission.per_address_limit = settings.max_connections_per_address
+        self._admission.unauthenticated_limit = settings.max_unauthenticated
         self.deliveries.reconfigure(settings)
 
     # --- running ---
@@ -157,50 +164,56 @@ class Gateway:
         """
         async with asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
-            servers = await self._listen(sockets, tls)
-            if sockets:
-                self._passed = servers
+            settings = self.settings
+            self._tls = tls
+            self._is_passed = bool(sockets)
+            listener = self._listener = Listener(
+                sockets
+                or await listen(settings.host, settings.port, settings.backlog, "set gateway.host and gateway.port"),
+                arrive=self.arrive,
+                share=self.share,
+                meter=self._meter,
+                reserve=self.reserve,
+            )
+            self.reserve.take()
+            listener.start(settings.backlog)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
             try:
-                yield address_of(servers[0].sockets[0])
+                yield address_of(listener.sockets[0])
             finally:
                 keepalive.cancel()
                 positions.cancel()
-                for server in servers:
-                    server.close()
+                listener.close()
+                self.reserve.release()
                 for connection in self._all():
                     connection.close(Close.GOING_AWAY)
                     connection.abort()
                 self.deliveries.cancel()
 
-    async def _listen(self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> list[asyncio.Server]:
-        loop = asyncio.get_running_loop()
-        settings = self.settings
-        handshake_s = settings.handshake_timeout if tls is not None else None
-        if sockets:
-            # asyncio listens again with its own backlog (100 by default): give ours.
-            return [
-                await loop.create_server(
-                    self._arrive, sock=sock, ssl=tls, backlog=settings.backlog,
-                    ssl_handshake_timeout=handshake_s,
-                )
-                for sock in sockets
-            ]  # fmt: skip
+    def arrive(self, sock: socket.socket, address: str) -> None:
+        """Take an accepted socket: count it, before anything is built for it or read from it."""
+        origin = source(address)
+        connection = Connection(self, address, origin, self._next_slot)
+        refusal, displaced = self._admission.admit(connection, origin)
+        if isinstance(displaced, Connection):
+            self._leave(displaced)
+            displaced.displace()
         try:
-            return [
-                await loop.create_server(
-                    self._arrive, settings.host, settings.port, ssl=tls, backlog=settings.backlog,
-                    ssl_handshake_timeout=handshake_s,
-                )
-            ]  # fmt: skip
-        except OSError as error:
-            raise ListenError(settings.host, settings.port, error, "set gateway.host and gateway.port") from error
-
-    def _arrive(self) -> Connection:
-        connection = Connection(self)
-        self._arriving.add(connection)
-        return connection
+            client = ClientSocket(sock, connection, self.share, origin.network, self._tls)
+        except OSError:  # it is gone already
+            sock.close()
+            self._leave(connection)
+            return
+        if self.is_short_of_memory:
+            refusal = Refusal.MEMORY
+        # A client in a passed socket during the drain connected before the socket was left alone: it is let in and sent
+        # away to come back, since nobody who connects during a restart is to be refused.
+        if self.is_draining and not self._is_passed:
+            refusal = Refusal.DRAINING
+        self._connections[self._next_slot][connection] = None
+        self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
+        connection.start(client, refusal)
 
     async def _keep_alive(self) -> None:
         for slot in itertools.cycle(self._connections):
@@ -217,8 +230,9 @@ class Gateway:
     async def drain(self, window_s: float) -> None:
         """Tell every client to come back later and close it, spread over part of the window; then cut off the rest."""
         self.is_draining = True
-        # systemd holds the passed sockets open: who connects now waits in them for the next whaled.
-        await stop_accepting(self._passed)
+        if self._is_passed and self._listener is not None:
+            # systemd holds the passed sockets open: clients that connect now wait in them for the next whaled.
+            self._listener.stop()
         clients = self._all()
         self._spread_s = min(window_s * DRAIN_SPREAD_PART, len(clients) * DRAIN_SPACING_S)
         loop = asyncio.get_running_loop()
@@ -231,10 +245,9 @@ class Gateway:
                 await asyncio.sleep(max(0.0, started + self._spread_s * (number + 1) / len(clients) - loop.time()))
         try:
             async with asyncio.timeout_at(deadline):
-                while self._caps.total or self._arriving:
+                while self._admission.total:
                     self._emptied.clear()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._emptied.wait(), ARRIVAL_LOOK_S)
+                    await self._emptied.wait()
         except TimeoutError:
             stragglers = self._all()
             log.warning("drain window over, cutting off clients", clients=len(stragglers))
@@ -249,6 +262,12 @@ class Gateway:
     def _come_back_s(self) -> float:
         return 0.5 + random.random() * max(1.0, self._spread_s)  # noqa: S311 - jitter, not a secret
 
+    def _leave(self, connection: Connection) -> None:
+        """Take a connection out of the counts, as soon as it is on its way out."""
+        if connection.is_admitted:
+            connection.is_admitted = False
+            self._admission.leave(connection, connection.source)
+
     # --- memory ---
 
     @property
@@ -262,12 +281,22 @@ class Gateway:
         self.deliveries.short_of_memory(is_short=True)
 
     def relieve(self, excess_bytes: int, *, is_urgent: bool) -> None:
-        """Cut off clients for whom most is queued until that makes up for the excess.
+        """Cut off the least known first: those in TLS, those in the HTTP handshake, those that have not authenticated;
+        then clients for whom most is queued until that makes up for the excess.
 
-        If that is not enough (urgent), clients that have not authenticated go too, and of the others those who came
-        last, a part of them each time. Nobody loses an event by it: they come back and go on where they were.
+        If that is not enough (urgent), of the others those who came last go, a part of them each time. Nobody loses an
+        event by it: they come back and go on where they were.
         """
         clients = self._all()
+        strangers = [connection for connection in clients if not connection.is_ready]
+        if strangers:
+            # One kind at a time: what they held shows at the next look.
+            least = min(strangers, key=_familiarity)
+            for connection in strangers:
+                if _familiarity(connection) == _familiarity(least):
+                    connection.displace()
+            if not is_urgent:
+                return
         for connection in sorted(clients, key=lambda connection: connection.unsent, reverse=True):
             if excess_bytes <= 0 or not connection.unsent:
                 break
@@ -276,9 +305,6 @@ class Gateway:
             connection.abort()  # a close would wait behind what is queued
         if not is_urgent or excess_bytes <= 0:
             return
-        for connection in clients:
-            if not connection.is_ready:
-                connection.abort()
         ready = sorted(
             (connection for connection in clients if connection.is_ready and connection.closing is None),
             key=lambda connection: connection.connected_at,
@@ -320,7 +346,7 @@ class Gateway:
 
     def counters(self) -> wire.Counters:
         """The answer to `stats`."""
-        return wire.Counters(self._caps.total, self.authenticated, self.hub.alerts_published, self.auth_failures)
+        return wire.Counters(self._admission.total, self.authenticated, self.hub.alerts_published, self.auth_failures)
 
     @property
     def upstream(self) -> UpstreamState:
@@ -330,48 +356,32 @@ class Gateway:
     @property
     def connections(self) -> int:
         """Open connections, authenticated or not."""
-        return self._caps.total
+        return self._admission.total
+
+    @property
+    def connections_limit(self) -> int:
+        """How many there may be."""
+        return self._admission.total_limit
 
     @property
     def unauthenticated(self) -> int:
         """Open connections that have not authenticated yet."""
-        return self._caps.unauthenticated
+        return self._admission.unauthenticated
 
     @property
     def replaying(self) -> int:
         """Connections that are being brought up to date from the log."""
         return self.deliveries.replaying
 
-    # --- what connections tell (ConnectionOwner) ---
-
-    def connected(self, connection: Connection) -> Refusal | None:
-        """Count a new connection, or say why it is refused."""
-        self._arriving.discard(connection)
-        refusal = self._refusal(connection.address)
-        if refusal is not None:
-            self.turned_away += 1
-            if self.turned_away > TURNED_AWAY_LIMIT:
-                self._meter.refused(refusal)
-                connection.abort()
-            return refusal
-        connection.is_counted = True
-        connection.slot = self._next_slot
-        self._connections[self._next_slot][connection] = None
-        self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
-        return None
-
-    def _refusal(self, address: str) -> Refusal | None:
-        # Who comes out of a passed socket during the drain connected before it was closed: he is let in and told to
-        # come back, since nobody who connects during a restart is to be refused.
-        if self.is_draining and not self._passed:
-            return Refusal.DRAINING
-        if self.is_short_of_memory:
-            return Refusal.MEMORY
-        return self._caps.admit(address)
+    # --- what connections report (ConnectionOwner) ---
 
     def refused(self, reason: Refusal) -> None:
         """A handshake did not lead to a session."""
         self._meter.refused(reason)
+
+    def tls_failed(self, reason: str) -> None:
+        """A TLS handshake failed."""
+        self._meter.tls_failed(reason)
 
     def new_session(self, connection: Connection) -> Session:
         """The rules for a connection whose handshake is done."""
@@ -416,7 +426,7 @@ class Gateway:
                 self._meter.rejected(code)
 
     def _admit(self, connection: Connection, *, authenticated: bool, may_read: bool) -> None:
-        self._caps.ready()
+        self._admission.known(connection)
         if authenticated:
             self.authenticated += 1
             self._meter.authenticated(None)
@@ -433,12 +443,9 @@ class Gateway:
     def disconnected(self, connection: Connection) -> None:
         """The socket is gone."""
         self.deliveries.detach(connection)
-        if connection.is_counted:
-            del self._connections[connection.slot][connection]
-            self._caps.release(connection.address, was_ready=connection.is_ready)
-        else:
-            self.turned_away -= 1
-        if not self._caps.total:
+        del self._connections[connection.slot][connection]
+        self._leave(connection)
+        if not self._admission.total:
             self._emptied.set()
         session = connection.session
         if session is None:
@@ -458,3 +465,8 @@ class Gateway:
 
     def _all(self) -> list[Connection]:
         return [connection for slot in self._connections for connection in slot]
+
+
+def _familiarity(connection: Connection) -> tuple[bool, bool]:
+    """How far a stranger has come: TLS agreed, handshake done."""
+    return connection.is_agreed, connection.session is not None

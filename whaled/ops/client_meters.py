@@ -2,6 +2,8 @@
 
 from whaled.errors import ClientErrorCode, TokenRefusal
 from whaled.gateway.limits import Refusal
+from whaled.gateway.share import Lane
+from whaled.gateway.transport import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.ops.registry import Component, Registry
 
@@ -17,6 +19,17 @@ class GatewayMeter:
         self._refused = registry.counter(
             "connections_refused", "Connections that did not become a session, by reason.", "reason", Refusal
         )
+        self._tls_failures = registry.counter(
+            "tls_failures",
+            "TLS handshakes that failed, by OpenSSL's reason.",
+            "reason",
+            (reason.lower() for reason in (*TLS_REASONS, "connection_lost", "other")),
+        )
+        self._unaccepted = registry.counter(
+            "accepts_failed", "Times no connection could be accepted for want of descriptors or memory."
+        )
+        shares = registry.counter("client_work_seconds", "Time of the event loop given to clients' work.", "lane", Lane)
+        self._worked = {lane: shares.labels(lane) for lane in Lane}
         self._closed = registry.counter("connections_closed", "Sessions ended, by close code.", "code", CLOSE_CODES)
         outcomes = ("success", *TokenRefusal, *(message.name.lower() for message in AuthMessage))
         self._authentications = registry.counter("authentications", "Authentications by outcome.", "outcome", outcomes)
@@ -45,6 +58,18 @@ class GatewayMeter:
     def refused(self, reason: Refusal) -> None:
         """A connection that did not become a session."""
         self._refused.labels(reason).inc()
+
+    def tls_failed(self, reason: str) -> None:
+        """A TLS handshake failed."""
+        self._tls_failures.labels(reason.lower()).inc()
+
+    def accept_failed(self) -> None:
+        """A connection could not be accepted, and waits in the kernel."""
+        self._unaccepted.inc()
+
+    def worked(self, lane: Lane, seconds: float) -> None:
+        """Work of a lane took so much of a slice."""
+        self._worked[lane].inc(seconds)
 
     def opened(self) -> None:
         """A session."""

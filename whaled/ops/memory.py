@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import math
 import os
+import weakref
 from pathlib import Path
 
 from msgspec import Struct
@@ -28,33 +29,35 @@ class Gauge:
     """Reads the kernel's numbers. `proc` and `cgroups` are where they stand, below /proc/self and /sys/fs/cgroup."""
 
     def __init__(self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
-        self._statm = proc / "statm"
-        self._cgroup = _cgroup(proc / "cgroup", cgroups)
+        """Opens what it reads and keeps it open: when it matters most there may be no descriptor left."""
+        self._statm = _Kept(proc / "statm")
+        cgroup = _cgroup(proc / "cgroup", cgroups)
+        self._limits = [_Kept(cgroup / name) for name in ("memory.max", "memory.high")] if cgroup else []
+        self._current = _Kept(cgroup / "memory.current") if cgroup else None
+        self._stat = _Kept(cgroup / "memory.stat") if cgroup else None
 
     def read(self, limit_bytes: int | None) -> Memory:
         """What is used of `limit_bytes`, or of what the cgroup allows if that is less or nothing is given."""
         cgroup_limit = self._cgroup_limit()
-        resident = int(self._statm.read_text().split()[1]) * PAGE_BYTES
+        statm = self._statm.read().split()
+        resident = int(statm[1]) * PAGE_BYTES if len(statm) > 1 else 0
         working_set = self._working_set() if math.isfinite(cgroup_limit) else None
         used = resident if working_set is None else max(resident, working_set)
         return Memory(used, min(cgroup_limit, limit_bytes if limit_bytes is not None else math.inf))
 
     def _cgroup_limit(self) -> float:
         """memory.high counts: beyond it the kernel slows the process down until it hangs."""
-        limits = [_number(self._cgroup / name) for name in ("memory.max", "memory.high")] if self._cgroup else []
+        limits = [file.number() for file in self._limits]
         return min((limit for limit in limits if limit is not None), default=math.inf)
 
     def _working_set(self) -> int | None:
-        if self._cgroup is None:
-            return None
-        current = _number(self._cgroup / "memory.current")
-        if current is None:
-            return None
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self._cgroup / "memory.stat").read_text().splitlines():
-                name, _, value = line.partition(" ")
-                if name == "inactive_file":
-                    current -= int(value)
+        current = self._current.number() if self._current is not None else None
+        if current is None or self._stat is None:
+            return current
+        for line in self._stat.read().splitlines():
+            name, _, value = line.partition(" ")
+            if name == "inactive_file" and value.isdecimal():
+                current -= int(value)
         return current
 
 
@@ -84,10 +87,27 @@ def _cgroup(file: Path, cgroups: Path) -> Path | None:
     return None
 
 
-def _number(file: Path) -> int | None:
-    """None for `max`, and where there is no such file."""
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
+class _Kept:
+    """A small file of the kernel's, read again and again. A file that is not there, or cannot be read, is empty."""
+
+    READ_BYTES = 64 * 1024
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = None
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self) -> str:
+        """The whole file as it is now."""
+        if self._descriptor is None:
+            return ""
+        try:
+            return os.pread(self._descriptor, self.READ_BYTES, 0).decode()
+        except OSError:
+            return ""
+
+    def number(self) -> int | None:
+        """None for `max`, and where there is no such file."""
+        text = self.read().strip()
+        return int(text) if text.isdecimal() else None

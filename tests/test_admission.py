@@ -1,0 +1,99 @@
+"""Who may hold a connection, and who gives way."""
+
+import random
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whaled.gateway.admission import TURNED_AWAY_PER_ADDRESS, Admission, Source, Strangers, source
+from whaled.gateway.limits import Refusal
+
+
+def test_an_ipv6_host_is_its_64_and_its_network_the_48_around_it() -> None:
+    assert source("2001:db8::1") == source("2001:db8::2") == Source("2001:db8::", "2001:db8::/48")
+    assert source("2001:db8:0:1::1") == Source("2001:db8:0:1::", "2001:db8::/48")
+    assert source("::ffff:192.0.2.1") == source("192.0.2.1") == Source("192.0.2.1", "192.0.2.0/24")
+    assert source("unix") == Source("unix", "unix")
+
+
+def test_the_oldest_stranger_of_the_busiest_network_gives_way() -> None:
+    admission = Admission(total=100, per_address=100, unauthenticated=5)
+    for number in range(4):
+        assert admission.admit(f"flood {number}", source(f"192.0.2.{number % 2}")) == (None, None)
+    assert admission.admit("newcomer", source("198.51.100.1")) == (None, None)
+    assert admission.admit("second newcomer", source("203.0.113.1")) == (None, "flood 0")
+    admission.leave("flood 0", source("192.0.2.0"))
+    assert admission.unauthenticated == 5
+    # A network that goes on connecting displaces itself.
+    assert admission.admit("flood 5", source("192.0.2.1")) == (None, "flood 1")
+
+
+def test_authenticated_clients_are_displaced_by_nobody() -> None:
+    admission = Admission(total=3, per_address=100, unauthenticated=2)
+    for number in range(3):
+        admission.admit(number, source("192.0.2.1"))
+        admission.known(number)
+    assert admission.admit("late", source("198.51.100.1")) == (Refusal.GLOBAL_CAP, None)
+    assert (admission.total, admission.unauthenticated) == (4, 1)  # it waits for its refusal
+    admission.leave("late", source("198.51.100.1"))
+    admission.leave(0, source("192.0.2.1"))
+    assert admission.admit("next", source("198.51.100.1")) == (None, None)
+    assert admission.admit("after it", source("203.0.113.1")) == (None, "next")
+
+
+def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_else_displaces_its_own() -> None:
+    admission, here = Admission(total=100, per_address=2, unauthenticated=100), source("192.0.2.1")
+    admission.admit("stranger", here)
+    admission.admit("client", here)
+    admission.known("client")
+    assert admission.admit("newcomer", here) == (None, "stranger")
+    admission.leave("stranger", here)
+    admission.known("newcomer")
+    for number in range(TURNED_AWAY_PER_ADDRESS):
+        assert admission.admit(number, here) == (Refusal.ADDRESS_CAP, None)
+    assert admission.admit("one more", here) == (Refusal.ADDRESS_CAP, 0)  # what waits for a refusal is bounded
+    assert admission.admit("elsewhere", source("192.0.2.2")) == (None, None)
+
+
+def test_nothing_is_left_of_connections_that_are_gone() -> None:
+    admission, rng = Admission(total=20, per_address=9, unauthenticated=10), random.Random(1)
+    open_: dict[int, Source] = {}
+    for number in range(5000):
+        place = source(f"192.0.{rng.randrange(4)}.{rng.randrange(4)}")
+        verdict = admission.admit(number, place)
+        open_[number] = place
+        if isinstance(verdict.displaced, int):
+            admission.leave(verdict.displaced, open_.pop(verdict.displaced))
+        elif verdict.refusal is None and rng.random() < 0.5:
+            admission.known(number)
+        if rng.random() < 0.3:
+            gone = rng.choice(list(open_))
+            admission.leave(gone, open_.pop(gone))
+        assert admission.total == len(open_) <= 20 + 256 + 1
+    for gone, place in open_.items():
+        admission.leave(gone, place)
+    strangers = admission.strangers
+    assert (admission.total, admission.unauthenticated, admission._by_address) == (0, 0, {})
+    assert (strangers._networks, strangers._sizes, strangers._by_size, strangers._largest) == ({}, {}, {}, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=60))
+def test_the_busiest_is_the_one_that_counting_finds(steps: list[tuple[int, int, bool]]) -> None:
+    strangers, held = Strangers(), list[tuple[int, Source]]()
+    for number, (network, host, adds) in enumerate(steps):
+        if adds or not held:
+            place = source(f"192.0.{network}.{host}")
+            strangers.add(number, place)
+            held.append((number, place))
+        else:
+            strangers.discard(held.pop(number % len(held))[0])
+        if held:
+            networks = Counter(place.network for _, place in held)
+            found = strangers.oldest_of_busiest()
+            place = next(place for each, place in held if each == found)
+            assert networks[place.network] == max(networks.values())
+            inside = Counter(other.address for _, other in held if other.network == place.network)
+            assert inside[place.address] == max(inside.values())
+            assert found == next(each for each, other in held if other == place)
+        assert len(strangers) == len(held)

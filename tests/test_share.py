@@ -1,0 +1,116 @@
+"""The shares of the event loop."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from whaled.gateway.share import Lane, LoopShare
+
+
+class Meter:
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(Lane, 0.0)
+
+    def worked(self, lane: Lane, seconds: float) -> None:
+        self.seconds[lane] += seconds
+
+
+def busy(seconds: float) -> None:
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        pass
+
+
+def forever(counts: Counter[str], name: str, seconds: float = 0.0001) -> Callable[[], bool]:
+    def job() -> bool:
+        busy(seconds)
+        counts[name] += 1
+        return counts["stop"] == 0
+
+    return job
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_turn_of_the_loop_spends_one_slice_on_jobs() -> None:
+    share, counts = LoopShare(Meter(), slice_s=0.001), Counter[str]()
+    for number in range(1000):
+        share.add(Lane.KNOWN, forever(counts, f"{number}"))
+    began = time.perf_counter()
+    await turns(10)
+    assert time.perf_counter() - began < 0.1  # 1,000 jobs of 0.1 ms would take as long
+    assert sum(counts.values()) > 20
+    counts["stop"] = 1
+    await turns(500)
+
+
+async def test_lanes_share_by_weight_and_a_lane_without_work_leaves_its_part() -> None:
+    meter, counts = Meter(), Counter[str]()
+    share = LoopShare(meter)
+    share.add(Lane.KNOWN, forever(counts, "known"))
+    await turns(50)
+    alone_s = meter.seconds[Lane.KNOWN]
+    share.add(Lane.REPLAY, forever(counts, "replay"))
+    await turns(200)
+    counts["stop"] = 1
+    await turns(10)
+    known_s = meter.seconds[Lane.KNOWN] - alone_s
+    assert alone_s > 0.04  # the whole slice of each turn
+    assert 1.5 < known_s / meter.seconds[Lane.REPLAY] < 2.6  # nothing was saved up while the lane was empty
+
+
+async def test_sources_take_turns_however_many_jobs_one_has() -> None:
+    share, done = LoopShare(Meter()), list[str]()
+
+    def job(name: str) -> Callable[[], bool]:
+        def append() -> bool:
+            done.append(name)
+            return False
+
+        return append
+
+    for _ in range(100):
+        share.add(Lane.STRANGER, job("greedy"), source="greedy")
+    share.add(Lane.STRANGER, job("modest"), source="modest")
+    await turns(200)
+    assert done.index("modest") <= 1
+    assert len(done) == 101
+    assert share.waiting(Lane.STRANGER) == 0
+
+
+async def test_jobs_wait_while_an_alert_is_on_its_way_but_not_for_ever() -> None:
+    share, ran = LoopShare(Meter(), hold_s=0.05), asyncio.Event()
+
+    def job() -> bool:
+        ran.set()
+        return False
+
+    with share.hold():
+        share.add(Lane.KNOWN, job)
+        await turns(20)
+        assert not ran.is_set()
+        async with asyncio.timeout(5):
+            await ran.wait()
+        ran.clear()
+        share.add(Lane.KNOWN, job)
+    await turns(3)  # released: at once, not after `hold_s`
+    assert ran.is_set()
+
+
+async def test_the_result_and_the_error_of_work_reach_who_awaits_it() -> None:
+    share = LoopShare(Meter())
+    assert await share.run(Lane.REPLAY, lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        await share.run(Lane.REPLAY, lambda: 1 // 0)
+    waiting = asyncio.create_task(share.run(Lane.REPLAY, lambda: 43))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await turns(5)

@@ -1,0 +1,168 @@
+"""Who may hold a connection: counts in all and per address, and makes room for newcomers at the cost of strangers.
+
+A stranger is a connection that has not authenticated. Strangers are not refused when their places are taken: the oldest
+stranger of the busiest network gives way. A client that means business authenticates within a round trip or two, long
+before that is it; one that connects and waits makes room, and a network that connects a lot displaces itself.
+"""
+
+import ipaddress
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import NamedTuple
+
+from whaled.gateway.limits import Refusal, source_of
+
+# Connections beyond the limits that wait for their refusal. They are descriptors too: further ones displace the oldest.
+TURNED_AWAY = 256
+TURNED_AWAY_PER_ADDRESS = 16
+
+
+class Source(NamedTuple):
+    """Where a connection comes from: its address (an IPv6 host's /64), and the network around it (/24, /48)."""
+
+    address: str
+    network: str
+
+
+@lru_cache(maxsize=4096)
+def source(address: str) -> Source:
+    """The source of a peer's address; a Unix socket is one source."""
+    found = source_of(address)
+    try:
+        parsed = ipaddress.ip_address(found)
+    except ValueError:
+        return Source(found, found)
+    prefix = 24 if parsed.version == 4 else 48
+    return Source(found, str(ipaddress.ip_network((parsed, prefix), strict=False)))
+
+
+class Strangers:
+    """Members by network and address, oldest first. What an operation takes does not grow with their number."""
+
+    def __init__(self) -> None:
+        self._networks: dict[str, dict[str, dict[Hashable, None]]] = {}
+        self._sizes: dict[str, int] = {}
+        self._by_size: dict[int, dict[str, None]] = {}
+        self._largest = 0
+        self._sources: dict[Hashable, Source] = {}
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __contains__(self, member: Hashable) -> bool:
+        return member in self._sources
+
+    def add(self, member: Hashable, source: Source) -> None:
+        """Add a newcomer."""
+        self._sources[member] = source
+        self._networks.setdefault(source.network, {}).setdefault(source.address, {})[member] = None
+        self._resize(source.network, 1)
+
+    def discard(self, member: Hashable) -> None:
+        """Forget a member, if it is one."""
+        source = self._sources.pop(member, None)
+        if source is None:
+            return
+        addresses = self._networks[source.network]
+        members = addresses[source.address]
+        del members[member]
+        if not members:
+            del addresses[source.address]
+            if not addresses:
+                del self._networks[source.network]
+        self._resize(source.network, -1)
+
+    def _resize(self, network: str, by: int) -> None:
+        old = self._sizes.get(network, 0)
+        new = self._sizes[network] = old + by
+        if old:
+            same = self._by_size[old]
+            del same[network]
+            if not same:
+                del self._by_size[old]
+        if new:
+            self._by_size.setdefault(new, {})[network] = None
+        else:
+            del self._sizes[network]
+        if new > self._largest:
+            self._largest = new
+        elif old == self._largest and old not in self._by_size:
+            self._largest = new  # sizes change by one: the next largest is this network's, or as large as it
+
+    def oldest_of_busiest(self) -> Hashable:
+        """The oldest member of the address with the most of the network with the most. Raises KeyError if empty."""
+        network = next(iter(self._by_size[self._largest]))
+        busiest = max(self._networks[network].items(), key=lambda address: len(address[1]))
+        return next(iter(busiest[1]))
+
+    def count(self, source: Source) -> int:
+        """Members of one address."""
+        return len(self._networks.get(source.network, {}).get(source.address, ()))
+
+    def oldest_of(self, source: Source) -> Hashable | None:
+        """The oldest member of one address, None if there is none."""
+        members = self._networks.get(source.network, {}).get(source.address)
+        return next(iter(members)) if members else None
+
+
+class Verdict(NamedTuple):
+    """What a newcomer meets: a refusal, or None; and the stranger that gives way to it, or None."""
+
+    refusal: Refusal | None
+    displaced: Hashable | None
+
+
+class Admission:
+    """Counts open connections and decides about newcomers. The limits may be changed at any time."""
+
+    def __init__(self, *, total: int, per_address: int, unauthenticated: int) -> None:
+        self.total_limit = total
+        self.per_address_limit = per_address
+        self.unauthenticated_limit = unauthenticated
+        self.total = 0
+        self.strangers = Strangers()
+        self._by_address: dict[str, int] = {}
+
+    def admit(self, member: Hashable, source: Source) -> Verdict:
+        """Count a newcomer as a stranger. `leave` must be called for it once, and for the displaced one too.
+
+        A newcomer that is refused is counted as well, beyond the limits: it holds a socket until its refusal is sent.
+        """
+        here = self._by_address.get(source.address, 0)
+        strangers, strangers_here = len(self.strangers), self.strangers.count(source)
+        refusal, displaced = None, None
+        if here - strangers_here >= self.per_address_limit:
+            refusal = Refusal.ADDRESS_CAP
+            if strangers_here >= TURNED_AWAY_PER_ADDRESS:
+                displaced = self.strangers.oldest_of(source)
+        elif self.total - strangers >= self.total_limit:
+            refusal = Refusal.GLOBAL_CAP
+            if strangers >= TURNED_AWAY:
+                displaced = self.strangers.oldest_of_busiest()
+        elif here >= self.per_address_limit:
+            displaced = self.strangers.oldest_of(source)
+        elif self.total >= self.total_limit or strangers >= self.unauthenticated_limit:
+            displaced = self.strangers.oldest_of_busiest()
+        self.total += 1
+        self._by_address[source.address] = here + 1
+        self.strangers.add(member, source)
+        return Verdict(refusal, displaced)
+
+    @property
+    def unauthenticated(self) -> int:
+        """Strangers, those that are being refused among them."""
+        return len(self.strangers)
+
+    def known(self, member: Hashable) -> None:
+        """A stranger has authenticated, or need not."""
+        self.strangers.discard(member)
+
+    def leave(self, member: Hashable, source: Source) -> None:
+        """A connection is gone, or is on its way out."""
+        self.strangers.discard(member)
+        self.total -= 1
+        left = self._by_address[source.address] - 1
+        if left:
+            self._by_address[source.address] = left
+        else:
+            del self._by_address[source.address]

@@ -1,0 +1,170 @@
+"""Accepts client connections: a few per slice, as many as there are descriptors for; the rest waits in the kernel."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from whaled.errors import ListenError
+from whaled.gateway.share import Lane, LoopShare
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Connections accepted by one job, 20 us each.
+ACCEPTS = 8
+# accept(2): this process or the machine has no descriptor, or no memory, for another socket.
+SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# How long to leave connections in the kernel then, and how often to log it.
+SHORT_WAIT_S = 0.25
+SHORT_LOG_S = 10.0
+
+
+class ListenerMeter(Protocol):
+    """What is counted of accepting."""
+
+    def accept_failed(self) -> None:
+        """A connection could not be accepted for want of descriptors or memory, and waits in the kernel."""
+        ...
+
+
+async def listen(host: str, port: int, backlog: int, hint: str) -> list[socket.socket]:
+    """Sockets that listen on every address of `host`. Raises ListenError."""
+    sockets: list[socket.socket] = []
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, _, _, _, address in dict.fromkeys(found):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(backlog)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        raise ListenError(host, port, error, hint) from error
+    return sockets
+
+
+class Listener:
+    """Listening sockets of one kind of client. `arrive` gets every accepted socket with the peer's address."""
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        arrive: Callable[[socket.socket, str], None],
+        share: LoopShare,
+        meter: ListenerMeter,
+        reserve: "Reserve",
+    ) -> None:
+        self.sockets = list(sockets)
+        self._arrive = arrive
+        self._share = share
+        self._meter = meter
+        self._reserve = reserve
+        self._is_open = False
+        self._short_since_log = 0
+        self._logged_at = -SHORT_LOG_S
+
+    def start(self, backlog: int) -> None:
+        """Accept from now on."""
+        self._is_open = True
+        for sock in self.sockets:
+            sock.setblocking(False)
+            sock.listen(backlog)  # a socket that was passed came with a backlog of its own
+            self._wait(sock)
+
+    def stop(self) -> None:
+        """Accept nothing more. What was accepted has arrived; what was not waits in the socket while that is open."""
+        if self._is_open:
+            self._is_open = False
+            for sock in self.sockets:
+                asyncio.get_running_loop().remove_reader(sock)
+
+    def close(self) -> None:
+        """Stop, and close the sockets."""
+        self.stop()
+        for sock in self.sockets:
+            sock.close()
+
+    def _wait(self, sock: socket.socket) -> None:
+        if self._is_open:
+            asyncio.get_running_loop().add_reader(sock, self._ready, sock)
+
+    def _ready(self, sock: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(sock)
+        self._share.add(Lane.ACCEPT, partial(self._accept, sock), sock)
+
+    def _accept(self, sock: socket.socket) -> bool:
+        for _ in range(ACCEPTS):
+            if not self._is_open:
+                return False
+            try:
+                accepted, peer = sock.accept()
+            except (BlockingIOError, InterruptedError):
+                self._wait(sock)
+                return False
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in SHORT:
+                    logger.exception("accepting a connection failed")
+                self._short(sock, error)
+                return False
+            accepted.setblocking(False)
+            self._arrive(accepted, peer[0] if isinstance(peer, tuple) else "unix")
+        return True
+
+    def _short(self, sock: socket.socket, error: OSError) -> None:
+        self._reserve.release()
+        self._meter.accept_failed()
+        self._short_since_log += 1
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._logged_at >= SHORT_LOG_S:
+            logger.error(
+                "no new connections are accepted for now: raise LimitNOFILE= or close what holds the descriptors",
+                problem=error.strerror,
+                times=self._short_since_log,
+            )
+            self._logged_at, self._short_since_log = loop.time(), 0
+        loop.call_later(SHORT_WAIT_S, self._try_again, sock)
+
+    def _try_again(self, sock: socket.socket) -> None:
+        if not self._is_open:
+            return
+        if self._reserve.take():
+            self._wait(sock)
+        else:
+            asyncio.get_running_loop().call_later(SHORT_WAIT_S, self._try_again, sock)
+
+
+class Reserve:
+    """Descriptors that are held so that the daemon's own files can be opened when clients have taken all others."""
+
+    SIZE = 16
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def take(self) -> bool:
+        """Hold them. False, holding none, if there are not enough."""
+        try:
+            while len(self._held) < self.SIZE:
+                self._held.append(socket.socket(socket.AF_UNIX))
+        except OSError:
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Leave them to whoever in this process opens a file next."""
+        while self._held:
+            self._held.pop().close()

@@ -1,0 +1,159 @@
+"""How the event loop's time is shared: live alerts first, then what clients ask for, in slices.
+
+All work that clients can cause runs here as small jobs, not in the callbacks of their sockets. Each turn of the loop
+runs jobs for one slice at most, and then lets the loop see to the backend, the log and the delivery of alerts. While an
+alert is on its way (`hold`) jobs wait, though not longer than HOLD_S at a time: a busy backend must not shut clients
+out. So an alert waits for a few slices, however much clients ask for.
+
+The slice is divided between lanes by weight. A lane that has nothing to do leaves its part to the others.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+# A turn of the loop spends this long on jobs. It is what an alert may meet on its way, a few times over.
+SLICE_S = 0.001
+# While alerts are on their way, jobs get a slice at least this often.
+HOLD_S = 0.004
+
+
+class Lane(StrEnum):
+    """A kind of work (a metric label)."""
+
+    ACCEPT = "accept"
+    STRANGER = "stranger"  # handshakes, TLS, credentials
+    KNOWN = "known"  # messages of clients that have authenticated
+    REPLAY = "replay"
+
+
+WEIGHTS = {Lane.ACCEPT: 3.0, Lane.STRANGER: 4.0, Lane.KNOWN: 4.0, Lane.REPLAY: 2.0}
+
+
+T = TypeVar("T")
+
+
+class ShareMeter(Protocol):
+    """What is counted of the shares."""
+
+    def worked(self, lane: Lane, seconds: float) -> None:
+        """Jobs of a lane took so much of a slice."""
+        ...
+
+
+# Returns whether there is more to do: then the job runs again after the others of its lane.
+Job = Callable[[], bool]
+
+
+class _Queue:
+    """The jobs of a lane: a queue per source, served in turn, so that a source with many jobs delays itself."""
+
+    __slots__ = ("_by_source", "used", "weight")
+
+    def __init__(self, weight: float) -> None:
+        self._by_source: dict[Hashable, deque[Job]] = {}
+        self.weight = weight
+        self.used = 0.0  # seconds by weight: the lane with the least runs next
+
+    def __len__(self) -> int:
+        return len(self._by_source)
+
+    def add(self, source: Hashable, job: Job) -> None:
+        jobs = self._by_source.get(source)
+        if jobs is None:
+            jobs = self._by_source[source] = deque()
+        jobs.append(job)
+
+    def run_one(self) -> None:
+        """Run the first job of the first source. The source goes to the end."""
+        source = next(iter(self._by_source))
+        jobs = self._by_source.pop(source)
+        job = jobs.popleft()
+        if jobs:
+            self._by_source[source] = jobs
+        if job():
+            self.add(source, job)
+
+
+class LoopShare:
+    """Runs jobs in slices on the running event loop. A job must not raise."""
+
+    def __init__(self, meter: ShareMeter, *, slice_s: float = SLICE_S, hold_s: float = HOLD_S) -> None:
+        self._meter = meter
+        self._slice_s = slice_s
+        self._hold_s = hold_s
+        self._lanes = {lane: _Queue(WEIGHTS[lane]) for lane in Lane}
+        self._holds = 0
+        self._scheduled: asyncio.Handle | None = None
+
+    def add(self, lane: Lane, job: Job, source: Hashable = None) -> None:
+        """Run a job when it is its turn. Jobs of one source run in order; sources of a lane take turns."""
+        queue = self._lanes[lane]
+        if not queue:
+            # What it did not use while it had nothing to do is not saved up.
+            queue.used = max(queue.used, min((each.used for each in self._lanes.values() if each), default=0.0))
+        queue.add(source, job)
+        self._schedule()
+
+    async def run(self, lane: Lane, work: Callable[[], T], source: Hashable = None) -> T:
+        """The result of `work`, which runs as a job. What it raises is raised here."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def job() -> bool:
+            if not done.done():  # the caller may be gone
+                try:
+                    done.set_result(work())
+                except Exception as error:  # noqa: BLE001 - raised in the caller
+                    done.set_exception(error)
+            return False
+
+        self.add(lane, job, source)
+        return await done
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """An alert is on its way: let jobs wait, up to `hold_s` at a time."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            if not self._holds and self._scheduled is not None:
+                self._scheduled.cancel()
+                self._scheduled = None
+                self._schedule()
+
+    def waiting(self, lane: Lane) -> int:
+        """Sources of a lane that have jobs."""
+        return len(self._lanes[lane])
+
+    def _schedule(self) -> None:
+        if self._scheduled is None:
+            loop = asyncio.get_running_loop()
+            self._scheduled = loop.call_later(self._hold_s, self._slice) if self._holds else loop.call_soon(self._slice)
+
+    def _slice(self) -> None:
+        self._scheduled = None
+        now = time.perf_counter()
+        ends = now + self._slice_s
+        spent: dict[Lane, float] = {}
+        while now < ends:
+            lane = min((lane for lane, queue in self._lanes.items() if queue), key=self._used, default=None)
+            if lane is None:
+                break
+            queue = self._lanes[lane]
+            queue.run_one()
+            began, now = now, time.perf_counter()
+            queue.used += (now - began) / queue.weight
+            spent[lane] = spent.get(lane, 0.0) + now - began
+        for lane, seconds in spent.items():
+            self._meter.worked(lane, seconds)
+        if any(self._lanes.values()):
+            self._schedule()
+
+    def _used(self, lane: Lane) -> float:
+        return self._lanes[lane].used
