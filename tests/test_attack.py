@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,7 +202,7 @@ def listener(reply: bytes) -> Iterator[int]:
                 made, _ = server.accept()
             except OSError:
                 return
-            with made:
+            with made, suppress(OSError):  # attackers leave whenever they like
                 made.sendall(reply)
 
     thread = threading.Thread(target=serve)

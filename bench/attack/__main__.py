@@ -25,8 +25,9 @@ RECOVERY_S = 45.0
 # Sessions and handshakes of the attack time out meanwhile; then memory is to be back.
 CALM_S = 15.0
 CALM_LOOK_S = 0.25
-WARM_UP_S = 2.0
-EVENTS, QUICK_EVENTS = 1_000_000, 200_000
+WARM_UP_S = 1.0
+QUIET_S, QUICK_QUIET_S = 4.0, 2.5
+EVENTS, QUICK_EVENTS = 1_000_000, 100_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def choose(names: Sequence[str], *, is_quick: bool) -> list[Attack]:
     """The attacks that are meant, in the order of the catalogue. Raises SystemExit if a name fits none."""
     if not names:
-        return [attack for attack in ATTACKS if attack.is_quick or not is_quick]
+        return [attack for attack in ATTACKS if attack.quick_s or not is_quick]
     for name in names:
         if not any(name in attack.name for attack in ATTACKS):
             raise SystemExit(f"no attack is named like {name!r}; --list names them")
@@ -88,9 +89,10 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     outcomes: list[Outcome] = []
     for number, attack in enumerate(chosen, 1):
         began = time.monotonic()
-        seconds = options.seconds or (min(6.0, attack.seconds) if options.quick else attack.seconds)
+        seconds = options.seconds or ((options.quick and attack.quick_s) or attack.seconds)
+        quiet_s = options.quiet_seconds or (QUICK_QUIET_S if options.quick else QUIET_S)
         try:
-            outcome = await attacked(place, attack, seconds, options.quiet_seconds or (3.0 if options.quick else 5.0))
+            outcome = await attacked(place, attack, seconds, quiet_s)
         except* BrokenError as broken:
             outcome = Outcome(attack.name, complaints=[str(each) for each in broken.exceptions])
         outcomes.append(outcome)
@@ -121,7 +123,7 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
         memory_before, descriptors_before = daemon.resident_mib(), daemon.descriptors
         daemon.forget_peak()
         log_before = daemon.log.stat().st_size
-        daemon.fill_notifications()
+        daemon.deafen()
         await running.begin_newcomers()
         first, count = await running.send_during(
             running.attack([replace(each, seconds=seconds) for each in attack.orders])

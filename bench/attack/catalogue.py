@@ -18,9 +18,9 @@ class Attack:
     around: Surroundings = PLAIN
     # Floods of connections: the kernel's own work for them is on the daemon's core, too.
     is_flood: bool = False
-    is_quick: bool = False
-    # Attack and the time until it shows: slow ones need longer.
-    seconds: float = 10.0
+    # How long it lasts in the quick form; 0: it is no part of that.
+    quick_s: float = 0.0
+    seconds: float = 8.0
 
 
 WSS = Surroundings(tls=True)
@@ -56,39 +56,37 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("nobody", [strangers(1, rate=1)]),
     Attack("silent, ws, many addresses", _SILENT),
     Attack("silent, ws, one address", [strangers(5_000, addresses=1)]),
-    Attack("silent, wss, many addresses", times(3, strangers(2_000, addresses=MANY)), WSS, is_quick=True),
+    Attack("silent, wss, many addresses", times(3, strangers(2_000, addresses=MANY)), WSS, quick_s=5),
     Attack("silent, wss, one address", [strangers(5_000, addresses=1)], WSS),
-    Attack("half a request, again and again", _HALF, is_flood=True, is_quick=True),
+    Attack("half a request, again and again", _HALF, is_flood=True, quick_s=5),
     Attack("half a request of 15 KiB", times(2, strangers(2_000, "half a request of 15 KiB", addresses=MANY)),
            is_flood=True),
     Attack("slow headers", times(2, strangers(1_000, "half a request", drip="X: y\r\n", drip_s=0.5, addresses=MANY))),
     Attack("200 connects a second", [strangers(10_000, "handshake", rate=200, addresses=MANY)], is_flood=True),
     Attack("1,000 connects a second", [strangers(10_000, "handshake", rate=1_000, addresses=MANY)], is_flood=True),
-    Attack("2,000 connects a second", times(2, strangers(10_000, "handshake", rate=1_000, addresses=MANY)),
-           is_flood=True),
-    Attack("connects as fast as they go", _HANDSHAKES, is_flood=True, is_quick=True),
+    Attack("connects as fast as they go", _HANDSHAKES, is_flood=True, quick_s=5),
     Attack("connects as fast as they go, 5 addresses", [
         replace(order, addresses=5) for order in _HANDSHAKES], is_flood=True),
     Attack("connects without a request, at once closed", times(3, strangers(1, addresses=MANY, finish="at once")),
            is_flood=True),
     Attack("connects with a request, at once closed", times(3, strangers(
         1, "handshake", addresses=MANY, finish="at once")), is_flood=True),
-    Attack("bursts of 4,000", [strangers(4_000, burst_s=1.0, addresses=MANY)], is_flood=True, is_quick=True),
+    Attack("bursts of 4,000", [strangers(4_000, burst_s=1.0, addresses=MANY)], is_flood=True, quick_s=5),
     Attack("bursts of 4,000, wss", [strangers(4_000, burst_s=1.0, addresses=MANY)], WSS, is_flood=True),
     Attack("handshakes and away, no token", times(2, strangers(64, "handshake", finish="reply", addresses=MANY)),
            is_flood=True),
     Attack("handshakes and away, with token", times(2, strangers(
         64, "handshake with token", finish="reply", addresses=MANY)), is_flood=True),
     Attack("TLS hellos", times(2, strangers(500, "hello", finish="reply", addresses=MANY)), WSS, is_flood=True,
-           is_quick=True),
+           quick_s=5),
     Attack("TLS hellos, held", times(2, strangers(2_000, "hello", addresses=MANY)), WSS, is_flood=True),
     Attack("rubbish, wss", times(2, strangers(64, "rubbish", addresses=MANY)), WSS, is_flood=True),
     # --- frames ---
     Attack("pings without a token, 20 connections a second", [strangers(500, "80 KiB of pings", rate=20)],
-           is_quick=True),
+           quick_s=5),
     Attack("pings without a token, 300 a second", times(3, strangers(500, "80 KiB of pings", rate=100))),
     Attack("pings after a close", times(2, strangers(500, "close, then 80 KiB of pings", rate=50))),
-    Attack("pings by clients", [clients(200, "pings", every_s=0)], is_quick=True),
+    Attack("pings by clients", [clients(200, "pings", every_s=0)], quick_s=5),
     Attack("pings by clients, wss", [clients(200, "pings", every_s=0, tls=True)], WSS),
     Attack("fragments", [clients(200, "fragments", every_s=0.1)]),
     Attack("wrong tokens, many addresses", _TOKENS, is_flood=True),
@@ -98,33 +96,33 @@ ATTACKS: tuple[Attack, ...] = (
            is_flood=True),
     Attack("a wrong token a second beside valid ones", [strangers(
         4, "wrong token", finish="refused", rate=1, addresses=1)],
-           Surroundings(newcomers_beside=True), seconds=30),
+           Surroundings(newcomers_beside=True), seconds=20),
     Attack("wrong tokens beside valid ones", [strangers(
         16, "wrong token", finish="refused", rate=50, addresses=1)],
-           Surroundings(newcomers_beside=True), is_quick=True),
+           Surroundings(newcomers_beside=True), quick_s=5),
     Attack("wrong tokens on open connections", [clients(50, "wrong token", every_s=0.11)]),
-    Attack("changing filters", _FILTERS, is_quick=True),
+    Attack("changing filters", _FILTERS, quick_s=5),
     Attack("changing filters, one client id", [replace(_FILTERS[0], one_client=True)]),
-    Attack("9,000 filters", times(4, clients(2_250, opening="own filter", every_s=0.2)), seconds=30),
+    Attack("9,000 filters", times(4, clients(2_250, opening="own filter", every_s=0.2)), seconds=20),
     Attack("slow readers", [clients(500, "stats", reads=False, receive_buffer=1024)]),
     # --- the log ---
-    Attack("replays", _REPLAYS, LOG, is_quick=True),
+    Attack("replays", _REPLAYS, LOG, quick_s=5),
     Attack("replays, not read", [clients(500, opening="whole log", reads=False, every_s=1)], LOG),
     Attack("replays, nothing matches", [
         clients(500, opening="whole log, nothing matches", every_s=0.02)], LOG),
     Attack("replays, nothing matches, one client", [
-        clients(1, opening="whole log, nothing matches", every_s=0.02)], LOG, is_quick=True),
+        clients(1, opening="whole log, nothing matches", every_s=0.02)], LOG, quick_s=5),
     Attack("replays, again and again", [clients(200, "whole log", every_s=0.12)], LOG),
     # --- metrics ---
     Attack("metrics, hammered", [strangers(16, "scrape", finish="reply", target="metrics", addresses=1)]),
-    Attack("metrics, 50 requests unread", _METRICS, is_quick=True),
+    Attack("metrics, 50 requests unread", _METRICS, quick_s=5),
     Attack("metrics, idle connections", times(2, strangers(3_000, target="metrics", addresses=MANY))),
     # --- resources ---
     Attack("descriptors, through clients", times(2, strangers(900, "handshake", addresses=MANY)),
-           Surroundings(descriptors=1024)),
+           Surroundings(descriptors=1024), seconds=12),
     Attack("descriptors, through metrics", [strangers(1_300, target="metrics", addresses=MANY)],
-           Surroundings(descriptors=1024), is_quick=True),
-    Attack("log not read", _TOKENS, Surroundings(log_pipe=True), is_flood=True, is_quick=True),
+           Surroundings(descriptors=1024), seconds=12, quick_s=10),
+    Attack("log not read", _TOKENS, Surroundings(log_pipe=True), is_flood=True, quick_s=5),
     Attack("systemd does not read", [strangers(1, rate=1)], Surroundings(deaf_systemd=True)),
     # --- mixtures ---
     Attack("mixture: silent, filters, replays", [*_SILENT, *_FILTERS, *_REPLAYS], LOG),

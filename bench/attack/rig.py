@@ -50,6 +50,7 @@ DAEMON_NICE, RIG_NICE = -10, -15
 NICER = 15
 TOKEN_LIFE_S = 7200.0
 PIPE_BYTES = 4096
+NOTIFICATION_BYTES = 4096
 F_SETPIPE_SZ = 1031
 
 
@@ -138,7 +139,8 @@ class Daemon:
     log: Path
     port: int
     http_port: int
-    deaf: socket.socket | None = None
+    pipe: FileIO | None = None
+    notify: socket.socket | None = None
     descriptors: int = 0
     most_descriptors: int = 0
     exit_status: int | None = None
@@ -170,14 +172,24 @@ class Daemon:
             Path(f"/proc/{self.pid}/clear_refs").write_text("5", encoding="ascii")
         self.most_descriptors = 0
 
-    def fill_notifications(self) -> None:
-        """Fill the queue of the socket that stands for systemd's: whatever is sent there from now on waits."""
-        if self.deaf is None:
+    def deafen(self) -> None:
+        """Read nothing of the log's pipe from now on, and fill the queue of the socket that stands for systemd's."""
+        if self.pipe is not None:
+            asyncio.get_running_loop().remove_reader(self.pipe)
+        if self.notify is None:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(BlockingIOError):
             sender.setblocking(False)
             while True:
-                sender.sendto(b"STATUS=x", self.deaf.getsockname())
+                sender.sendto(b"STATUS=x", self.notify.getsockname())
+
+    def listen(self) -> None:
+        """Read the log's pipe and the notifications, if there are such, until `deafen`."""
+        loop = asyncio.get_running_loop()
+        if self.pipe is not None:
+            loop.add_reader(self.pipe, self.pipe.read)
+        if self.notify is not None:
+            loop.add_reader(self.notify, self.notify.recv, NOTIFICATION_BYTES)
 
     async def watch(self) -> None:
         """Count descriptors until cancelled."""
@@ -232,12 +244,12 @@ async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncItera
     log.write_bytes(b"")
     with contextlib.ExitStack() as stack:
         environment = {"PATH": os.environ["PATH"]}
-        deaf = None
+        notify = None
         if around.deaf_systemd:
-            deaf = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            deaf.setblocking(False)
-            deaf.bind(str(place.directory / f"notify-{secrets.token_hex(4)}"))
-            environment |= {"NOTIFY_SOCKET": deaf.getsockname(), "WATCHDOG_USEC": "4000000"}
+            notify = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            notify.setblocking(False)
+            notify.bind(str(place.directory / f"notify-{secrets.token_hex(4)}"))
+            environment |= {"NOTIFY_SOCKET": notify.getsockname(), "WATCHDOG_USEC": "4000000"}
         reader, out = open_log(log, around, stack)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "whaled", "run", "--config", str(config),
@@ -250,8 +262,10 @@ async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncItera
             if around.descriptors:
                 resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (around.descriptors, around.descriptors))
             line = await ready(process, reader)
-            started = Daemon(process, log, int(line["listen"].rsplit(":", 1)[1]), port_of(line["metrics"]), deaf)
+            pipe = reader if around.log_pipe else None
+            started = Daemon(process, log, port_of(line["listen"]), port_of(line["metrics"]), pipe, notify)
             started.descriptors = open_descriptors(process.pid)
+            started.listen()
             yield started
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
@@ -263,6 +277,9 @@ async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncItera
             if process.returncode is None:
                 process.kill()
             await process.wait()
+            for ended in (notify, reader if around.log_pipe else None):
+                if ended is not None:
+                    asyncio.get_running_loop().remove_reader(ended)
 
 
 def open_log(log: Path, around: Surroundings, stack: contextlib.ExitStack) -> tuple[FileIO, int]:
@@ -276,12 +293,12 @@ def open_log(log: Path, around: Surroundings, stack: contextlib.ExitStack) -> tu
 
 
 def port_of(url: str) -> int:
-    """The port of http://host:port/path."""
-    return int(url.split("/")[2].rsplit(":", 1)[1])
+    """The port of a URL that names one."""
+    return int(url.rsplit(":", 1)[1].partition("/")[0])
 
 
 async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, Any]:
-    """The line that says where it listens; after it nothing more is read."""
+    """The line with the addresses it listens on."""
     lines: list[bytes] = []
     rest = b""
     end = time.monotonic() + START_LIMIT_S
