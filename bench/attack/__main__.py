@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench import machine
-from bench.attack import history
+from bench.attack import history, sizes
 from bench.attack.assaults import Did
 from bench.attack.catalogue import ATTACKS, Attack
 from bench.attack.rig import VICTIMS, Place, Rig, prepare, rig, settle_priorities
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a dozen attacks, shorter, with generous bounds, for CI")
     made.add_argument("--only", nargs="+", default=[], metavar="NAME", help="attacks whose names contain one of these")
     made.add_argument("--list", action="store_true", help="print the names and end")
+    made.add_argument("--sizes", action="store_true", help="measure the memory of connections only")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     made.add_argument("--seconds", type=float, default=0, help="how long each attack lasts (default: its own time)")
     made.add_argument("--quiet-seconds", type=float, default=0, help="how long the quiet is measured before and after")
@@ -84,6 +85,9 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     settle_priorities()
     bounds = GENEROUS if options.quick else STRICT
     place = prepare(directory, victims=options.victims)
+    if options.sizes:
+        print(table(sizes.HEADER, await sizes.measure(place)))
+        return 0
     if any(attack.around.history for attack in chosen):
         place = await with_history(place, options.events or (QUICK_EVENTS if options.quick else EVENTS))
     outcomes: list[Outcome] = []
