@@ -247,6 +247,75 @@ async def test_who_is_turned_away_and_says_nothing_takes_few_descriptors(tmp_pat
             assert await late.status() == 503
 
 
+# --- odd frames and requests -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x81\xfe\x00\x02" + bytes(4) + b"{}",
+        b"\x89\xfe\x00\x7d" + bytes(4 + 125),
+        b"\x81\xff\x00\x00\x00\x00\x00\x00\x00\x02" + bytes(4) + b"{}",
+        b"\x81\xff\x00\x00\x00\x00\x00\x00\xff\xff" + bytes(4),
+    ],
+)
+async def test_a_length_in_more_bytes_than_it_needs_breaks_the_protocol(tmp_path: Path, frame: bytes) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, request(), masked(TEXT, b'{"type":"ping"}'), frame) as client:
+        await client.told("pong")
+        assert (await client.closed())[0] == 1002
+
+
+@pytest.mark.parametrize("size", [125, 126, 127, 4000])
+async def test_a_length_in_as_many_bytes_as_it_needs_is_read(tmp_path: Path, size: int) -> None:
+    message = b'{"type":"ping"' + b" " * (size - 15) + b"}"
+    async with running_gateway(tmp_path) as rig, raw(rig, request(), masked(TEXT, message) * 2) as client:
+        await client.told("pong")
+        await client.told("pong")
+
+
+@pytest.mark.parametrize("parts", [[b"\xff"], [b'{"type":"ping\xc3', b'"}'], [b'{"type":"\xed\xa0\x80"}']])
+async def test_text_that_is_no_utf_8_ends_the_connection(tmp_path: Path, parts: list[bytes]) -> None:
+    frames = [
+        masked(TEXT if number == 0 else CONTINUATION, part, fin=number == len(parts) - 1)
+        for number, part in enumerate(parts)
+    ]
+    async with running_gateway(tmp_path) as rig, raw(rig, request(), *frames) as client:
+        assert await client.closed() == (1007, "Text is not UTF-8")
+
+
+async def test_a_request_has_one_host(tmp_path: Path) -> None:
+    for line in (b"Host: x\r\n", b""):
+        wrong = request("/", "Host: y") if line else request().replace(b"Host: x\r\n", b"")
+        async with running_gateway(tmp_path) as rig, raw(rig, wrong) as client:
+            assert await client.status() == 400
+
+
+async def test_another_version_of_the_protocol_is_told_ours(tmp_path: Path) -> None:
+    wrong = request().replace(b"Version: 13", b"Version: 8")
+    async with running_gateway(tmp_path) as rig, raw(rig, wrong) as client:
+        answer = await client.rest()
+        assert answer.startswith(b"HTTP/1.1 426 ")
+        assert b"Sec-WebSocket-Version: 13\r\n" in answer
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/healthz?probe=1"])
+async def test_health_checks_are_answered(tmp_path: Path, method: str, path: str) -> None:
+    async with running_gateway(tmp_path) as rig:
+        async with raw(rig, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) as client:
+            answer = await client.rest()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n") is (method == "HEAD")
+        await until(lambda: rig.value("whaled_connections_refused_total", reason="no_upgrade") == 1)
+
+
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"GET\r\n\r\n"])
+async def test_what_is_no_request_is_answered_with_400(tmp_path: Path, garbage: bytes) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig, garbage) as client:
+        assert await client.status() == 400
+        await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+
+
 # --- floods ----------------------------------------------------------------------------------------------------------
 
 

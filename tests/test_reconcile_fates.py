@@ -53,6 +53,35 @@ async def test_a_whale_cancelled_and_buried_while_nobody_listened_is_replaced(tm
             assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by.txid]
 
 
+@pytest.mark.parametrize("mines_first", [True, False])
+async def test_a_whale_replaced_by_a_transaction_that_only_a_block_shows_is_replaced_without_waiting_for_its_drop(
+    tmp_path: Path, mines_first: bool
+) -> None:
+    front = Front()
+    async with (
+        world() as (sim, clock),
+        front.before(sim),
+        watching(sim, clock, tmp_path, front=front, drop_after=DAY_S, interval=DAY_S) as rig,
+    ):
+        whale = sim.world.transact(TxKind.CONSOLIDATION, 150 * BTC)
+        old = whale.txid
+        sim.world.mine(only=())
+        await rig.settled()
+        sim.world.chain.evict(old)
+        if not mines_first:
+            await wait(rig, 5)
+            await wait(rig, 40)
+            assert rig.told(old) == ["alert"]
+        by = sim.world.wallets.takeback(whale, 100_000, sim.world.now)  # to a miner, not to the mempool
+        sim.world.mine([by])
+        await rig.poll()
+        await wait(rig, 5)
+        await wait(rig, 40)
+        await rig.until(lambda: rig.told(old) == ["alert", "replaced"])
+        assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by.txid]
+        assert front.times("block/.*/raw") <= 4
+
+
 async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path) -> None:
     """After a reorganisation the backend may name the block that a transaction was in before."""
     front = Front()

@@ -140,6 +140,8 @@ class Close(Enum):
 
     NORMAL = (1000, "", True)
     GOING_AWAY = (1001, "Server is going away", True)
+    PROTOCOL_ERROR = (1002, "Protocol error", False)
+    NOT_UTF8 = (1007, "Text is not UTF-8", False)
     AUTH_REQUIRED = (1008, "Authentication required", False)
     TOKEN_EXPIRED = (1008, "Token expired", False)
     TOKEN_REVOKED = (1008, "Token revoked", False)

@@ -317,6 +317,9 @@ class Connection:
             self.perform(session.received_control(self._gateway.now()))
             return
         message, self._fragments = self._fragments, None
+        if self._is_text and not _is_utf8(message):
+            self.close(Close.NOT_UTF8)
+            return
         now = self._gateway.now()
         actions = session.received(bytes(message), now) if self._is_text else session.received_binary(now)
         self._gateway.received(session.last_message, len(message))
@@ -479,3 +482,11 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _is_utf8(text: bytearray) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

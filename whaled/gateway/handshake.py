@@ -1,12 +1,14 @@
 """What is decided of a request before it becomes a WebSocket: subprotocol, credential, refusal."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from urllib.parse import parse_qs
 
 from websockets.datastructures import Headers
+from websockets.exceptions import ProtocolError
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
+from websockets.streams import StreamReader
+from websockets.typing import Origin, Subprotocol
 
 from whaled.gateway import wire
 from whaled.gateway.limits import Refusal
@@ -26,8 +28,38 @@ REFUSAL_STATUS = {
 }
 
 
+class _Reader(StreamReader):
+    """Reads frames for the library, and refuses lengths written in more bytes than they need (RFC 6455, 5.2).
+
+    The library reads a frame as 2 bytes, then 2 or 8 of a longer length, then 4 of the mask, then the payload.
+    """
+
+    _at = 0  # 0: a frame begins; 1: its length follows; 2: its mask; 3: its payload
+
+    def read_exact(self, n: int) -> Generator[None, None, bytearray]:
+        """Read n bytes. Raises EOFError, ProtocolError."""
+        data = yield from super().read_exact(n)
+        match self._at:
+            case 0:
+                self._at = 1 if data[1] & 0x7F >= 126 else 2
+            case 1:
+                if int.from_bytes(data) < (126 if n == 2 else 1 << 16):
+                    raise ProtocolError("a length in more bytes than it needs")
+                self._at = 2
+            case 2:
+                self._at = 3
+            case _:
+                self._at = 0
+        return data
+
+
 class Server(ServerProtocol):
     """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise."""
+
+    def __init__(self, *, origins: Sequence[Origin | None] | None = None, max_size: int | None = None) -> None:
+        super().__init__(origins=origins, max_size=max_size)
+        # The library makes its reader itself, and its parser has hold of it already.
+        self.reader.__class__ = _Reader
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None

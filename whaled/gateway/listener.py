@@ -14,8 +14,8 @@ from whaled.gateway.share import Lane, LoopShare
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Connections accepted by one job, 20 us each.
-ACCEPTS = 8
+# Connections accepted by one job, 50 us each.
+ACCEPTS = 4
 # accept(2): this process or the machine has no descriptor, or no memory, for another socket.
 SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # How long to leave connections in the kernel then, and how often to log it.
@@ -130,8 +130,9 @@ class Listener:
         loop = asyncio.get_running_loop()
         if loop.time() - self._logged_at >= SHORT_LOG_S:
             logger.error(
-                "no new connections are accepted for now: raise LimitNOFILE= or close what holds the descriptors",
+                "no new connections are accepted for now",
                 problem=error.strerror,
+                what_to_do="raise LimitNOFILE=, or lower gateway.max_connections",
                 times=self._short_since_log,
             )
             self._logged_at, self._short_since_log = loop.time(), 0

@@ -34,12 +34,16 @@ WATCHED_LIMIT = 1_000
 FRAME_LIMIT_BYTES = 32 * 1024 * 1024
 # Before a whale is called dropped, blocks since its alert are searched for what spends the same: a day of them.
 SEARCHED_BLOCKS = 144
+# The newest ones are searched before that, as soon as the backend does not know what became of a whale, and each new
+# block after them: a backend that was restarted does not name what was mined then in its place.
+NEWEST_BLOCKS = 6
 # Of a missing whale's inputs, as many are looked up at electrs: a replacement mostly spends all of them.
 SPENT_LIMIT = 10
 # A miner's clock may be this far ahead or behind.
 BLOCK_CLOCK_S = 7200.0
-# The key of the search that comes before whales are called dropped, beside their txids.
+# The keys of the searches through blocks, beside the txids of whales.
 DROP = "drop"
+NEWEST = "newest"
 
 
 def is_open(history: History) -> bool:
@@ -51,11 +55,18 @@ def is_open(history: History) -> bool:
 
 
 class Missing(Struct):
-    """A whale that left the mempool: when that was noticed, and when to ask next (monotonic)."""
+    """A whale that left the mempool: when that was noticed, and when to ask next (monotonic); and the blocks that were
+    searched for what replaced it, None before the backend was asked.
+    """
 
     whale: Whale
     since: float
     due: float
+    searched: set[str] | None = None
+
+    def is_searched(self, block: str) -> bool:
+        """Whether this block is one of them."""
+        return self.searched is not None and block in self.searched
 
 
 class Fates:
@@ -69,7 +80,9 @@ class Fates:
         # Those of which nothing is known when their grace is over. Blocks are searched before they are called dropped,
         # which takes long.
         self._over: dict[str, None] = {}
-        self._dropping = Turns(tools, self._patience, 1)
+        self._searching = Turns(tools, self._patience, 1)
+        # Whether the newest blocks are to be searched for what replaced whales that the backend does not know of.
+        self._is_search_due = False
         # Which whale spends an outpoint, of those that are missing or were dropped, and the other way round.
         self._watched: dict[str, str] = {}
         self._coins: dict[str, list[str]] = {}
@@ -92,8 +105,9 @@ class Fates:
             for txid, missing in self._missing.items()
             if txid not in self._over and not self._turns.is_asking(txid)
         ]
-        if self._over and not self._dropping.is_asking(DROP):
-            dues.append(max(self._tools.monotonic(), self._patience.due(DROP)))
+        for key, is_due in ((DROP, bool(self._over)), (NEWEST, self._is_search_due)):
+            if is_due and not self._searching.is_asking(key):
+                dues.append(max(self._tools.monotonic(), self._patience.due(key)))
         return min(dues, default=None)
 
     def streamed(self, delta: Delta) -> None:
@@ -192,8 +206,10 @@ class Fates:
             self._forget(txid)  # the stream or a scan has told
             self._unwatch(txid)
         is_done = await self._ask_about(unsettled, now) if unsettled else True
+        if self._is_search_due and self._patience.is_due(NEWEST):
+            await self._searching.take([NEWEST], self._search_newest)
         if self._over and self._patience.is_due(DROP):
-            await self._dropping.take([DROP], self._drop)
+            await self._searching.take([DROP], self._drop)
         return is_done
 
     async def _ask_about(self, unsettled: list[str], now: float) -> bool:
@@ -206,8 +222,12 @@ class Fates:
                 if self._missing.get(txid) is missing:  # it may have come back and left again
                     self._forget(txid)
                     self._unwatch(txid)
-            elif self._missing.get(txid) is missing and missing.since <= now - tools.settings.drop_after:
-                self._over[txid] = None
+            elif self._missing.get(txid) is missing:
+                if missing.searched is None:
+                    missing.searched = set()
+                self._is_search_due = True
+                if missing.since <= now - tools.settings.drop_after:
+                    self._over[txid] = None
 
         is_done = await self._turns.take(unsettled[:LOT], ask)
         for txid in unsettled[:LOT]:
@@ -232,7 +252,7 @@ class Fates:
         """Their grace is over, and nobody knows what became of them. The answers are seconds old by now, or minutes."""
         tools = self._tools
         held = {txid: self._missing[txid] for txid in self._over if txid in self._missing}
-        replaced = await self._replaced_in_blocks(held)
+        replaced = await self._replaced_in_blocks(held, SEARCHED_BLOCKS)
         mempool = set(await tools.questions.mempool())
         drafts = [
             replaced.get(txid) or lifecycle.dropped(missing.whale, tools.clock())
@@ -249,10 +269,25 @@ class Fates:
                 else:
                     self._watch_dropped([txid])
 
-    async def _replaced_in_blocks(self, held: dict[str, Missing]) -> dict[str, Draft]:
+    async def _search_newest(self, _: str) -> None:
+        """Search blocks that were not searched before for what replaced whales that the backend does not know of."""
+        self._is_search_due = False
+        held = {txid: missing for txid, missing in self._missing.items() if missing.searched is not None}
+        try:
+            replaced = await self._replaced_in_blocks(held, NEWEST_BLOCKS)
+        except RestError:
+            self._is_search_due = True
+            raise
+        await say(self._tools, list(replaced.values()), lambda txid, _: self._missing.get(txid) is held[txid])
+        for txid in replaced:
+            if self._missing.get(txid) is held[txid]:
+                self._forget(txid)
+                self._unwatch(txid)
+
+    async def _replaced_in_blocks(self, held: dict[str, Missing], limit: int) -> dict[str, Draft]:
         """Those of these whales whose coins a transaction in a block spends that the backend never showed: it was sent
-        straight to a miner, or mined while the link was down. The blocks scanned since the oldest alert are read, a
-        day of them at most.
+        straight to a miner, or mined while the link was down. The newest blocks scanned since the oldest alert are
+        read, unless they were searched for all of these before.
         """
         tools = self._tools
         wanted = {outpoint: txid for txid in held for outpoint in self._coins.get(txid, ())}
@@ -260,21 +295,22 @@ class Fates:
         found: dict[str, Draft] = {}
         if not wanted or not alerted:
             return found
-        for scan in await tools.log.newest_scans(SEARCHED_BLOCKS):
+        for scan in await tools.log.newest_scans(limit):
             if scan.mined_at < min(alerted) - BLOCK_CLOCK_S or len(found) == len(held):
                 break
+            if all(missing.is_searched(scan.hash) for missing in held.values()):
+                continue
             raw = await tools.questions.raw_block(scan.hash)
             if raw is None:
                 break  # a backend without this call
-            try:
-                # Off the event loop: a block takes a tenth of a second to read.
-                spenders = await asyncio.to_thread(spenders_in, raw, wanted)
-            except SerialError as error:
-                raise RestError(RestFailure.GARBAGE, f"block/{scan.hash}/raw: {error}") from error
+            spenders = await _spenders_in(scan.hash, raw, wanted)
             for outpoint, by in spenders.items():
                 txid = wanted[outpoint]
                 if by != txid:
                     found[txid] = lifecycle.replaced(held[txid].whale, by, tools.clock())
+            for missing in held.values():
+                if missing.searched is not None:
+                    missing.searched.add(scan.hash)
         return found
 
     def _forget(self, txid: str) -> None:
@@ -311,3 +347,11 @@ class Fates:
             if by is not None and by != txid:
                 return by
         return None
+
+
+async def _spenders_in(block: str, raw: bytes, wanted: Iterable[str]) -> dict[str, str]:
+    try:
+        # Off the event loop: a block takes a tenth of a second to read.
+        return await asyncio.to_thread(spenders_in, raw, wanted)
+    except SerialError as error:
+        raise RestError(RestFailure.GARBAGE, f"block/{block}/raw: {error}") from error

@@ -1,0 +1,80 @@
+"""Descriptors: how many connections fit below the limit, and a daemon that has none left goes on."""
+
+import asyncio
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from test_daemon import busy_simulator, get
+
+import daemon
+from support import receive_type
+from whaled.gateway.listener import Reserve
+from whaled.ops import descriptors
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "possible", "raised_to"),
+    [
+        (1024, 65536, 10_000, 10_000 + 272 + descriptors.OWN),
+        (65536, 65536, 10_000, None),
+        (1024, 1024, 1024 - 272 - descriptors.OWN, None),
+        (100, 100, 1, None),
+        (1024, resource.RLIM_INFINITY, 10_000, 10_000 + 272 + descriptors.OWN),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 10_000, None),
+    ],
+)
+def test_connections_are_as_many_as_fit_below_the_limit(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, possible: int, raised_to: int | None
+) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: set_to.append(pair))
+    assert descriptors.connections_possible(10_000, beside=272) == possible
+    assert set_to == ([] if raised_to is None else [(raised_to, hard)])
+
+
+async def test_without_descriptors_clients_wait_in_the_kernel_and_those_connected_go_on(tmp_path: Path) -> None:
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(
+            tmp_path, simulator.url, canary={"interval": "200ms"}, eventlog={"prune_interval": "100ms"}
+        )
+        async with daemon.running(config) as whaled, whaled.connect(max_queue=None) as client:
+            await receive_type(client, "whale_alert")
+            pid = whaled.process.pid
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (max_descriptor(pid) + 1, hard))
+            newcomers = [asyncio.create_task(connected(whaled)) for _ in range(3 * Reserve.SIZE)]
+            line = await whaled.logged("no new connections are accepted for now")
+            assert line["level"] == "error"
+            for _ in range(40):  # alerts go on, and with them everything that opens files now and then
+                await receive_type(client, "whale_alert")
+            settings = yaml.safe_load(config.read_text())
+            settings["gateway"]["max_unsent"] = "128KiB"
+            config.write_text(yaml.safe_dump(settings))
+            whaled.signal(signal.SIGHUP)
+            await whaled.logged("reloaded")
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+            async with asyncio.timeout(20):
+                assert await asyncio.gather(*newcomers) == ["welcome"] * len(newcomers)
+            metrics = await get(whaled.http + "/metrics")
+            assert "\nwhaled_accepts_failed_total 0.0\n" not in metrics
+            lines = [each for each in whaled.lines if each["event"] == line["event"]]
+            assert len(lines) <= 3
+            whaled.signal(signal.SIGTERM)
+            assert await whaled.ended() == 0
+            assert not [text for text in whaled.raw if "Traceback" in text]
+
+
+async def connected(whaled: daemon.Daemon) -> str:
+    """The type of the first message of a client that may have to wait."""
+    async with whaled.connect(open_timeout=60) as client:
+        await receive_type(client, "welcome")
+        return "welcome"
+
+
+def max_descriptor(pid: int) -> int:
+    """The highest descriptor open."""
+    return max(int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir())
