@@ -2,7 +2,9 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -27,6 +29,8 @@ CALM_S = 15.0
 CALM_LOOK_S = 0.25
 WARM_UP_S = 1.0
 QUIET_S, QUICK_QUIET_S = 4.0, 2.5
+# The long log, and as much again.
+FREE_BYTES = 3 * 2**30
 EVENTS, QUICK_EVENTS = 1_000_000, 100_000
 
 
@@ -61,8 +65,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quiet-seconds", type=float, default=0, help="how long the quiet is measured before and after")
     made.add_argument("--events", type=int, default=0, help=f"of the log that is replayed ({EVENTS:,})")
     made.add_argument("--victims", type=int, default=VICTIMS, help="clients that must not notice (%(default)s)")
-    made.add_argument("--directory", default="/var/tmp", help="where databases are written: a disk (%(default)s)")
+    made.add_argument("--directory", default=directory(), help="where databases are written (%(default)s)")
     return made
+
+
+def directory() -> str:
+    """Memory where there is enough of it: what a disk does now and then would be taken for the attack's doing."""
+    memory = Path("/dev/shm")
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(memory).free > FREE_BYTES:
+            return str(memory)
+    return "/var/tmp"
 
 
 def choose(names: Sequence[str], *, is_quick: bool) -> list[Attack]:
@@ -123,6 +136,7 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
     async with rig(place, attack.around) as running:
         daemon = running.daemon
         await running.window(WARM_UP_S)
+        began, waited = time.monotonic(), daemon.waited_s()
         quiet = await running.window(quiet_s)
         memory_before, descriptors_before = daemon.resident_mib(), daemon.descriptors
         daemon.forget_peak()
@@ -140,6 +154,7 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
         memory_after, descriptors_after = daemon.resident_mib(), daemon.descriptors
         after = await running.window(quiet_s)
         is_alive = daemon.is_alive
+        waited_part = (daemon.waited_s() - waited) / (time.monotonic() - began)
     return Outcome(
         attack.name,
         is_flood=attack.is_flood,
@@ -153,6 +168,7 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
         is_alive=is_alive,
         exit_status=daemon.exit_status,
         unsent=running.unsent,
+        waited_part=max(0.0, waited_part),
         did=[
             summary(order.payload or order.message or order.opening or "silent", did)
             for order, did in zip(attack.orders, running.did, strict=True)

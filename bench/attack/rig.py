@@ -155,6 +155,13 @@ class Daemon:
         """Whether it has not ended."""
         return self.process.returncode is None
 
+    def waited_s(self) -> float:
+        """Seconds its main thread was ready to run and had no core; 0 where it has ended (proc(5), schedstat)."""
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        except OSError:
+            return 0.0
+
     def resident_mib(self) -> float:
         """Resident memory now; 0 where it has ended."""
         try:

@@ -59,6 +59,8 @@ class Outcome:
     is_alive: bool = False
     exit_status: int | None = None
     unsent: int = 0
+    # Of the time, by the daemon's main thread for a core: much of it is a machine that does other things.
+    waited_part: float = 0.0
     did: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -144,6 +146,7 @@ class Outcome:
             self.memory_mib.text(),
             self.descriptors.text(),
             f"{self.log_bytes / 1024:.0f}",
+            f"{100 * self.waited_part:.0f}",
             "; ".join(self.broken(bounds)) or "holds",
         )
 
@@ -159,6 +162,7 @@ HEADER: Row = (
     "MiB before, peak, after",
     "descriptors",
     "log KiB",
+    "waited for a core, %",
     "verdict",
 )
 
