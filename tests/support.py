@@ -4,7 +4,8 @@ import hashlib
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ async def running_gateway(
     authenticator: Authenticator | None = None,
     auth: AuthSettings | None = None,
     tls: ssl.SSLContext | None = None,
+    clock: Callable[[], float] = time.time,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
     """A gateway on port 0 over a log in `directory`."""
@@ -144,6 +146,7 @@ async def running_gateway(
             log_=log,
             authenticator=authenticator,
             meter=metrics.gateway,
+            clock=clock,
         )
         async with gateway.serving(tls=tls) as address:
             scheme = "ws" if tls is None else "wss"

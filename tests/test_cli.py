@@ -5,6 +5,8 @@ import base64
 import importlib
 import io
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +245,81 @@ def test_a_token_that_makes_no_sense_is_a_usage_error(arguments: list[str], prob
         main(["token", "issue", *arguments])
     assert ended.value.code == 2
     assert problem in capsys.readouterr().err
+
+
+def issue_to(path: Path, ring: Path, *more: str) -> int:
+    return main(["token", "issue", "--client", "c1", "--key-ring", str(ring), "--output", str(path), *more])
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_token_in_a_file_is_for_its_owner_only(tmp_path: Path, ring: Path, capsys: Output, umask: int) -> None:
+    path = tmp_path / "c1.token"
+    old = os.umask(umask)
+    try:
+        assert issue_to(path, ring) == 0
+    finally:
+        os.umask(old)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "token for c1" in captured.err
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert main(["token", "inspect", path.read_text().strip(), "--key-ring", str(ring)]) == 0
+
+
+@pytest.mark.parametrize("sort", ["file", "link", "dangling link", "directory", "pipe"])
+def test_a_token_never_goes_over_or_through_what_is_there(
+    tmp_path: Path, ring: Path, capsys: Output, sort: str
+) -> None:
+    path, other = tmp_path / "c1.token", tmp_path / "other"
+    if sort == "file":
+        path.write_text("mine")
+        path.chmod(0o644)
+    elif sort == "directory":
+        path.mkdir()
+    elif sort == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(other)
+    if sort == "link":
+        other.write_text("mine")
+    assert issue_to(path, ring) == 78
+    assert "exists" in capsys.readouterr().err
+    if sort in {"directory", "pipe"}:
+        assert issue_to(path, ring, "--force") == 78
+        return
+    assert sort != "file" or path.read_text() == "mine"
+    assert issue_to(path, ring, "--force") == 0
+    assert not path.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text().count(".") == 2
+    assert other.exists() == (sort == "link")
+    assert sort != "link" or other.read_text() == "mine"
+    assert sorted(found.name for found in tmp_path.iterdir()) == sorted(
+        {ring.name, "c1.token", *(["other"] if sort == "link" else [])}
+    )
+
+
+def test_a_token_that_cannot_be_written_is_an_error_with_its_reason(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    assert issue_to(tmp_path / "none" / "c1.token", ring) == 78
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_where_the_keys_come_from_is_in_the_line_about_a_good_configuration(
+    tmp_path: Path, ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\n")
+    assert main(["check-config", config]) == 0
+    assert f"authentication on, keys: {ring}" in capsys.readouterr().out
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    dotenv = tmp_path / "cwd" / ".env"
+    dotenv.write_text("WEBSOCKET_SECRET_KEY=abcdefghijklmnopqrstuvwxyz012345\n")
+    dotenv.chmod(0o600)
+    assert main(["check-config", config]) == 0
+    assert f"keys: WEBSOCKET_SECRET_KEY of {dotenv}" in capsys.readouterr().out
+    dotenv.chmod(0o644)
+    assert main(["check-config", config]) == 78
+    assert "others can read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ttl", ["91d", "0s"])

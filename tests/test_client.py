@@ -536,6 +536,46 @@ def provider(*tokens: str | Exception) -> Callable[[], Awaitable[str]]:
     return provide
 
 
+async def limited(peer: Peer) -> None:
+    """Refuse a token for now."""
+    await peer.hear("auth")
+    message = "Rate limit exceeded"
+    await peer.say({"type": "error", "code": "rate_limited", "message": message, "retry_after": 0.01})
+    await peer.ws.close(1013, message)
+
+
+async def test_a_token_that_is_refused_for_now_is_tried_again() -> None:
+    async def second(peer: Peer) -> None:
+        await peer.authenticate("jwt")
+        await peer.subscribe(0)
+        await peer.say(alert(1))
+        await peer.linger()
+
+    async with scripted(limited, second) as server, stream(server.url, token="jwt") as source:
+        assert await offsets(source, 1) == [1]
+
+
+async def test_a_provider_is_asked_for_another_token_when_one_is_refused_for_now() -> None:
+    async def second(peer: Peer) -> None:
+        await peer.authenticate("two")
+        await peer.subscribe(0)
+        await peer.say(alert(1))
+        await peer.linger()
+
+    async with (
+        scripted(limited, second) as server,
+        stream(server.url, token_provider=provider("one", "two")) as source,
+    ):
+        assert await offsets(source, 1) == [1]
+
+
+async def test_how_long_to_stay_away_from_a_server_that_refuses_for_now_is_given() -> None:
+    async with scripted(limited) as server, stream(server.url, token="jwt", reconnect=False) as source:
+        with pytest.raises(LinkLostError, match="Rate limit exceeded") as caught:
+            await anext(source)
+    assert (caught.value.code, caught.value.retry_after_s) == (1013, 0.01)
+
+
 @pytest.mark.parametrize("reason", ["Token expired", "Token revoked"])
 async def test_the_provider_is_asked_for_another_token(reason: str) -> None:
     asked: list[Any] = []

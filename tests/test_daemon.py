@@ -253,7 +253,7 @@ async def test_tls_serves_wss_only(tmp_path: Path, certificate: tuple[Path, Path
                 pass
 
 
-async def test_after_a_rotation_open_connections_refresh_with_the_new_key(tmp_path: Path) -> None:
+async def test_after_a_rotation_open_connections_refresh_with_the_new_key_or_end(tmp_path: Path) -> None:
     ring = tmp_path / "keys.json"
     first = generate(ring, 1.0).kid
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(ring)})
@@ -261,7 +261,11 @@ async def test_after_a_rotation_open_connections_refresh_with_the_new_key(tmp_pa
         ring_of(read(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=60, now=time.time(),
         token_id="t", settings=Auth(),
     )  # fmt: skip
-    async with daemon.running(config) as whaled, whaled.connect() as client:
+    async with daemon.running(config) as whaled, whaled.connect() as client, whaled.connect() as left:
+        source = await whaled.logged("signing keys")
+        assert (source["source"], source["keys"]) == (str(ring), 1)
+        await ask(left, type="auth", token=token)
+        await receive_type(left, "status")
         await ask(client, type="auth", token=token)
         await receive_type(client, "status")
         second = generate(ring, 2.0).kid
@@ -274,6 +278,9 @@ async def test_after_a_rotation_open_connections_refresh_with_the_new_key(tmp_pa
         whaled.lines.clear()
         whaled.signal(signal.SIGHUP)
         await whaled.logged("reloaded")
+        async with asyncio.timeout(1.0):
+            await left.wait_closed()
+        assert (left.close_code, left.close_reason) == (1008, "Token revoked")
         async with whaled.connect() as again:
             await ask(again, type="auth", token=renewed["token"])
             assert (await receive_type(again, "auth_success"))["client_id"] == "c1"

@@ -20,7 +20,6 @@ from whaled.auth.tokens import KeyRing, SigningKey, verify
 from whaled.config.sections import Auth
 from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway.admission import TURNED_AWAY
-from whaled.gateway.limits import FailureLimit
 from whaled.gateway.wire import MessageType
 from whaled.model import UpstreamState
 
@@ -316,6 +315,59 @@ async def test_what_is_no_request_is_answered_with_400(tmp_path: Path, garbage: 
         await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
 
 
+# --- strangers and newcomers -----------------------------------------------------------------------------------------
+
+
+def silent(rig: Rig, count: int, *addresses: str) -> list[socket.socket]:
+    """Connections that send nothing, from these addresses in turn."""
+    host, port = rig.url.removeprefix("ws://").split(":")
+    return [
+        socket.create_connection((host, int(port)), source_address=(addresses[number % len(addresses)], 0))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("own", ["127.0.0.1", "127.0.1.77", "127.0.200.1"])
+async def test_a_newcomer_with_a_token_gets_in_however_many_strangers_connect(tmp_path: Path, own: str) -> None:
+    addresses = [f"127.0.1.{number}" for number in range(1, 9)]
+    async with running_gateway(
+        tmp_path, authenticator=Tokens(expires_at=4e9), max_unauthenticated=20, max_connections_per_address=20
+    ) as rig:
+        flood: list[socket.socket] = []
+        try:
+            for _ in range(10):
+                flood += silent(rig, 30, *addresses, own)
+                async with (
+                    asyncio.timeout(10),
+                    rig.connect(additional_headers={"Authorization": "Bearer good"}, local_addr=(own, 0)) as client,
+                ):
+                    await receive_type(client, "welcome")
+                assert rig.gateway.unauthenticated <= 20
+            await until(lambda: rig.value("whaled_connections_refused_total", reason="displaced") >= 250)
+        finally:
+            for sock in flood:
+                sock.close()
+        await until(lambda: not rig.gateway.connections)
+
+
+async def test_strangers_displace_no_client_and_the_busiest_network_displaces_itself(tmp_path: Path) -> None:
+    async with (
+        running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), max_unauthenticated=5) as rig,
+        rig.connect(additional_headers={"Authorization": "Bearer good"}) as client,
+    ):
+        await receive_type(client, "welcome")
+        patient = silent(rig, 1, "127.0.2.1")
+        flood = silent(rig, 50, "127.0.1.1", "127.0.1.2")
+        await until(lambda: rig.value("whaled_connections_refused_total", reason="displaced") == 46)
+        patient[0].settimeout(0.01)
+        with pytest.raises(TimeoutError):  # it is still there
+            patient[0].recv(1)
+        await rig.alerts(1)
+        await receive_type(client, "whale_alert")
+        for sock in patient + flood:
+            sock.close()
+
+
 # --- floods ----------------------------------------------------------------------------------------------------------
 
 
@@ -550,21 +602,6 @@ async def test_a_gateway_that_ends_without_a_drain_says_so(tmp_path: Path) -> No
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
-
-
-def test_one_network_of_ipv6_addresses_counts_as_one_address() -> None:
-    failures = FailureLimit(1.0, 1.0)
-    failures.failed("2001:db8::1", 0.0)
-    failures.failed("2001:db8::2", 0.0)
-    assert failures.wait_s("2001:db8::3", 0.0) > 0
-
-
-def test_a_clock_that_steps_back_blocks_nobody_longer() -> None:
-    failures = FailureLimit(rate=1.0, burst=5.0)
-    for _ in range(10):
-        failures.failed("a", 100_000.0)
-    assert 0 < failures.wait_s("a", 100_000.0) <= 5.0
-    assert failures.wait_s("a", 1_000.0) == 0.0
 
 
 @pytest.mark.parametrize(

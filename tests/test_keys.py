@@ -1,3 +1,4 @@
+import base64
 import fcntl
 import json
 import os
@@ -8,13 +9,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from whaled.auth.keys import generate, load_ring, read, retire, ring_of
+from whaled.auth.keys import generate, is_weak, load_ring, read, retire, ring_of
 from whaled.auth.tokens import verify
 from whaled.config.sections import Auth
 from whaled.errors import KeyRingError
 
 NOW = 1_800_000_000.0
+STRONG = "abcdefghijklmnopqrstuvwxyz012345"
 
 
 @pytest.fixture
@@ -143,15 +147,128 @@ def test_an_empty_or_short_secret_is_refused_even_if_a_ring_exists(ring_file: Pa
 
 
 def test_a_secret_of_the_environment_is_a_ring_of_one(ring_file: Path) -> None:
-    ring = load_ring(settings(ring_file), {"WEBSOCKET_SECRET_KEY": "x" * 32}, ring_file.parent)
-    assert (ring.signing.kid, ring.signing.secret) == (None, b"x" * 32)
+    ring = load_ring(settings(ring_file), {"WEBSOCKET_SECRET_KEY": STRONG}, ring_file.parent)
+    assert (ring.signing.kid, ring.signing.secret) == (None, STRONG.encode())
+    assert ring.source == "WEBSOCKET_SECRET_KEY of the environment"
+
+
+def dotenv(directory: Path, body: str = f"WEBSOCKET_SECRET_KEY={STRONG}\n", mode: int = 0o600) -> Path:
+    path = directory / ".env"
+    path.write_text(body)
+    path.chmod(mode)
+    return path
 
 
 def test_a_secret_in_dotenv_counts_and_nothing_else_in_it_does(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text(f"OTHER=$HOME\nWEBSOCKET_SECRET_KEY='{'y' * 40}'\n")
+    path = dotenv(tmp_path, f"OTHER=$HOME\nWEBSOCKET_SECRET_KEY='{STRONG}'\n")
     ring = load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
-    assert ring.signing.secret == b"y" * 40
+    assert ring.signing.secret == STRONG.encode()
+    assert ring.source == f"WEBSOCKET_SECRET_KEY of {path}"
     assert "OTHER" not in os.environ
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o666])
+def test_a_dotenv_with_the_secret_is_for_its_owner_only(tmp_path: Path, mode: int) -> None:
+    path = dotenv(tmp_path, mode=mode)
+    with pytest.raises(KeyRingError, match=f"others can read WEBSOCKET_SECRET_KEY in .*chmod 600 {path}"):
+        load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_dotenv_of_another_user_is_refused(tmp_path: Path) -> None:
+    os.chown(dotenv(tmp_path), 4321, -1)
+    with pytest.raises(KeyRingError, match="belongs to user 4321"):
+        load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
+
+
+def test_a_dotenv_of_another_program_may_have_any_mode_and_the_environment_comes_first(
+    tmp_path: Path, ring_file: Path
+) -> None:
+    dotenv(tmp_path, "OTHER=1\n", mode=0o666)
+    assert load_ring(settings(ring_file), {}, tmp_path).signing.kid is not None
+    dotenv(tmp_path, mode=0o666)
+    assert load_ring(settings(ring_file), {"WEBSOCKET_SECRET_KEY": STRONG}, tmp_path).signing.kid is None
+
+
+@pytest.mark.parametrize("sort", ["directory", "pipe", "nothing"])
+def test_what_only_has_the_name_of_a_dotenv_is_none(tmp_path: Path, ring_file: Path, sort: str) -> None:
+    (tmp_path / "cwd").mkdir()
+    if sort == "directory":  # people call their virtual environments like this
+        (tmp_path / "cwd" / ".env").mkdir()
+    elif sort == "pipe":
+        os.mkfifo(tmp_path / "cwd" / ".env")
+    assert load_ring(settings(ring_file), {}, tmp_path / "cwd").source == str(ring_file)
+
+
+def test_an_enormous_dotenv_is_refused(tmp_path: Path) -> None:
+    dotenv(tmp_path, "A=b\n" * 300_000)
+    with pytest.raises(KeyRingError, match="larger than"):
+        load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
+
+
+WEAK = ["x" * 32, "correct horse " * 5, "0123456789" * 5, "deadbeef" * 8, "00" * 40, "secret" * 10]
+
+
+@pytest.mark.parametrize("secret", WEAK)
+def test_a_secret_that_nobody_drew_at_random_is_refused_wherever_it_stands(tmp_path: Path, secret: str) -> None:
+    none = settings(tmp_path / "none.json")
+    with pytest.raises(KeyRingError, match="too weak"):
+        load_ring(none, {"WEBSOCKET_SECRET_KEY": secret}, tmp_path)
+    dotenv(tmp_path, f"WEBSOCKET_SECRET_KEY='{secret}'\n")
+    with pytest.raises(KeyRingError, match="too weak") as caught:
+        load_ring(none, {}, tmp_path)
+    assert secret not in str(caught.value)
+    (tmp_path / "keys.json").write_text(
+        json.dumps({"version": 1, "keys": [{"kid": "a", "secret": encoded(secret), "created_at": 1}]})
+    )
+    (tmp_path / "keys.json").chmod(0o600)
+    assert "too weak" in refusal(tmp_path / "keys.json")
+
+
+def encoded(secret: str) -> str:
+    return base64.urlsafe_b64encode(secret.encode()).rstrip(b"=").decode()
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_random_bytes_in_hexadecimal_count_as_the_bytes_they_are(raw: bytes) -> None:
+    assert is_weak(raw.hex().encode()) == (len(set(raw)) < 16 and len(set(raw.hex())) < 16)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o757, 0o772])
+def test_a_ring_that_anybody_can_replace_is_refused(ring_file: Path, mode: int) -> None:
+    ring_file.parent.chmod(mode)
+    try:
+        assert f"chmod o-w {ring_file.parent}" in refusal(ring_file)
+        with pytest.raises(KeyRingError, match="anybody can replace"):
+            generate(ring_file.parent / "new.json", NOW)
+        assert not (ring_file.parent / "new.json").exists()
+        dotenv(ring_file.parent)
+        with pytest.raises(KeyRingError, match="anybody can replace WEBSOCKET_SECRET_KEY"):
+            load_ring(settings(ring_file), {}, ring_file.parent)
+        ring_file.parent.chmod(0o1777)  # like /tmp: nobody may replace what is another's
+        ring_of(read(ring_file), ring_file)
+    finally:
+        ring_file.parent.chmod(0o700)
+
+
+@pytest.mark.parametrize("where", ["above", "of a link", "behind a link"])
+def test_every_directory_on_the_way_to_a_ring_is_looked_at(tmp_path: Path, where: str) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").mkdir()
+    path = tmp_path / "open" / "etc" / "keys.json" if where == "above" else tmp_path / "closed" / "keys.json"
+    if where == "behind a link":
+        path = tmp_path / "open" / "keys.json"
+    path.parent.mkdir(exist_ok=True)
+    generate(path, NOW)
+    if where != "above":
+        link = tmp_path / ("open" if where == "of a link" else "closed") / "link.json"
+        link.symlink_to(path)
+        path = link
+    (tmp_path / "open").chmod(0o777)
+    try:
+        assert "anybody can replace" in refusal(path)
+    finally:
+        (tmp_path / "open").chmod(0o700)
 
 
 @pytest.mark.parametrize("body", [b"\xff\xfe", b"WEBSOCKET_SECRET_KEY='\xff'"])
@@ -162,8 +279,9 @@ def test_a_dotenv_that_is_not_text_is_named(tmp_path: Path, body: bytes) -> None
 
 
 def test_a_secret_of_any_bytes_counts_its_bytes(tmp_path: Path) -> None:
-    environ = {"WEBSOCKET_SECRET_KEY": os.fsdecode(b"\xff" * 32)}
-    assert load_ring(settings(tmp_path / "none.json"), environ, tmp_path).signing.secret == b"\xff" * 32
+    secret = bytes(range(0xE0, 0x100))
+    environ = {"WEBSOCKET_SECRET_KEY": os.fsdecode(secret)}
+    assert load_ring(settings(tmp_path / "none.json"), environ, tmp_path).signing.secret == secret
 
 
 def test_a_link_to_a_ring_stays_a_link(tmp_path: Path, ring_file: Path) -> None:

@@ -11,7 +11,19 @@ from whaled.errors import Close, TokenError, TokenRefusal
 from whaled.gateway import session as rules
 from whaled.gateway import wire
 from whaled.gateway.limits import FailureLimit
-from whaled.gateway.session import Action, Admit, Attach, Detach, Refused, Rejected, Send, Session, SessionLimits, Stop
+from whaled.gateway.session import (
+    Action,
+    Admit,
+    Attach,
+    Detach,
+    FamilyEnded,
+    Refused,
+    Rejected,
+    Send,
+    Session,
+    SessionLimits,
+    Stop,
+)
 from whaled.model import Grant, Permission, Position
 
 LIMITS = SessionLimits(messages_per_second=10.0, message_burst=20.0, max_addresses=10, expiry_grace_s=25.0)
@@ -22,6 +34,8 @@ class Tokens:
     """Knows three tokens; the real authenticator has tests of its own."""
 
     def __init__(self, expires_at: float = 1000.0) -> None:
+        self.retired: set[str] = set()
+        self.lost: list[tuple[Grant, Grant]] = []
         self.known = {
             "good": Grant(client_id="c1", permissions=READ, issued_at=0.0, expires_at=expires_at),
             "other": Grant(client_id="c2", permissions=READ, issued_at=0.0, expires_at=9000.0),
@@ -31,13 +45,21 @@ class Tokens:
 
     def verify(self, credential: str, now: float) -> Grant:
         if credential not in self.known:
-            raise TokenError(TokenRefusal.BAD_SIGNATURE)
+            raise TokenError(TokenRefusal.BAD_SIGNATURE, claimant=credential)
         return self.known[credential]
 
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
         if grant.client_id != "c1":
+            raise TokenError(TokenRefusal.EXPIRED)
+        if grant == self.known["longer"]:
             raise TokenError(TokenRefusal.REVOKED)
         return "longer", self.known["longer"]
+
+    def is_in_force(self, grant: Grant, now: float) -> bool:
+        return grant.client_id not in self.retired
+
+    def answer_lost(self, parent: Grant, child: Grant) -> None:
+        self.lost.append((parent, child))
 
 
 class House:
@@ -131,13 +153,60 @@ def test_who_says_nothing_is_told_so_and_closed() -> None:
     assert admitted().auth_deadline() == []
 
 
-def test_an_address_that_keeps_failing_is_not_even_judged() -> None:
+def test_who_keeps_failing_is_asked_to_wait_and_may_come_back() -> None:
     failures = FailureLimit(0.1, 3)
-    for _ in range(4):
+    answers = [sent(say(new(Tokens(), failures), type="auth", token="bad"))[0] for _ in range(4)]
+    assert [answer["message"] for answer in answers[:3]] == ["Invalid or expired token"] * 3
+    assert (answers[3]["code"], answers[3]["message"]) == ("rate_limited", "Rate limit exceeded")
+    assert answers[3]["retry_after"] == 10.0
+    actions = say(new(Tokens(), failures), type="auth", token="bad")
+    assert actions[0] == Refused(wire.AuthMessage.RATE_LIMITED, TokenRefusal.BAD_SIGNATURE)
+    assert actions[-1] == Stop(Close.AUTH_LIMITED)
+    assert (Close.AUTH_LIMITED.code, Close.AUTH_LIMITED.retry) == (1013, True)
+
+
+@pytest.mark.parametrize("way", ["message", "header"])
+def test_failures_of_others_behind_the_same_address_keep_no_good_token_out(way: str) -> None:
+    failures = FailureLimit(0.1, 3)
+    for _ in range(500):
         say(new(Tokens(), failures), type="auth", token="bad")
-    actions = say(new(Tokens(), failures), type="auth", token="good")
-    assert sent(actions)[0]["message"] == "Rate limit exceeded"
+    session = new(Tokens(), failures)
+    actions = session.opened("good", 1.0) if way == "header" else say(session, type="auth", token="good")
+    assert sent(actions)[0]["type"] == "auth_success"
+
+
+def test_a_neighbour_whose_own_token_has_ended_finds_out() -> None:
+    failures = FailureLimit(0.1, 3)
+    for _ in range(20):
+        say(new(Tokens(), failures), type="auth", token="bad")
+    actions = say(new(Tokens(), failures), type="auth", token="ended")
+    assert sent(actions)[0]["message"] == "Invalid or expired token"
     assert actions[-1] == Stop(Close.AUTH_REQUIRED)
+
+
+def test_guesses_on_an_open_connection_are_limited_over_all_connections_of_the_client() -> None:
+    failures = FailureLimit(0.1, 3)
+    sessions = [new(Tokens(), failures) for _ in range(3)]
+    for session in sessions:
+        say(session, type="auth", token="good")
+    answers: list[Any] = []
+    for turn in range(12):
+        session = sessions[turn % 3]
+        actions = say(session, 100.0, type="auth", token=f"guess {turn}")
+        answers.extend(sent(actions))
+        if session.state is rules.State.CLOSED:
+            assert actions[-1] == Stop(Close.RATE_LIMITED)
+            break
+    assert [answer["code"] for answer in answers] == ["unauthenticated"] * 3 + ["rate_limited"] * 3
+    assert answers[-1]["retry_after"] > 20
+
+
+def test_a_client_that_guessed_too_often_still_gets_in_with_a_good_token() -> None:
+    session = new(Tokens(), FailureLimit(0.1, 3))
+    say(session, type="auth", token="good")
+    for turn in range(4):
+        say(session, 100.0 + turn, type="auth", token="guess")
+    assert sent(say(session, 110.0, type="auth", token="longer"))[0]["type"] == "auth_success"
 
 
 def test_ping_and_stats_are_answered() -> None:
@@ -251,6 +320,41 @@ def test_a_refresh_that_is_refused_says_so() -> None:
     session = new(Tokens())
     say(session, type="auth", token="other")
     assert sent(say(session, type="refresh"))[0]["code"] == "forbidden"
+
+
+def test_a_session_whose_key_is_retired_ends() -> None:
+    tokens = Tokens()
+    session = new(tokens)
+    say(session, type="auth", token="good")
+    assert session.recheck(2.0) == []
+    tokens.retired.add("c1")
+    assert session.recheck(2.0) == [Stop(Close.TOKEN_REVOKED)]
+    assert session.recheck(2.0) == []
+
+
+def test_a_second_look_finds_what_the_clock_ended() -> None:
+    session = admitted()
+    assert sent(session.recheck(5000.0))[0]["type"] == "token_expiring"
+    assert session.recheck(5000.0) == [Stop(Close.TOKEN_EXPIRED)]
+
+
+def test_a_second_refresh_of_one_token_ends_the_family() -> None:
+    session = new(Tokens())
+    say(session, type="auth", token="longer")
+    actions = say(session, type="refresh")
+    assert actions == [FamilyEnded(Tokens().known["longer"]), Stop(Close.TOKEN_REVOKED)]
+
+
+@pytest.mark.parametrize(("after_s", "is_lost"), [(5.0, True), (300.0, False)])
+def test_a_link_that_breaks_right_after_a_refresh_may_have_lost_the_token(after_s: float, is_lost: bool) -> None:
+    tokens = Tokens()
+    session = new(tokens)
+    session.link_lost(1.0)
+    say(session, type="auth", token="good")
+    session.link_lost(1.0)
+    say(session, 2.0, type="refresh")
+    session.link_lost(2.0 + after_s)
+    assert tokens.lost == ([(tokens.known["good"], tokens.known["longer"])] if is_lost else [])
 
 
 @pytest.mark.parametrize(

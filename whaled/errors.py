@@ -124,15 +124,18 @@ class TokenRefusal(StrEnum):
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
     BAD_CLAIMS = "bad_claims"
+    TOO_LONG = "too_long"
     REVOKED = "revoked"
 
 
 class TokenError(WhaledError):
-    """A token or API key is not accepted."""
+    """A token or API key is not accepted. `claimant` is a short name for who it claims to be, unverified."""
 
-    def __init__(self, reason: TokenRefusal, detail: str = "") -> None:
+    def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
+        self.detail = detail
+        self.claimant = claimant
 
 
 class Close(Enum):
@@ -150,6 +153,7 @@ class Close(Enum):
     BUG = (1011, "Internal error", True)
     RESTART = (1012, "Service restart", True)
     FULL = (1013, "Too many connections", True)
+    AUTH_LIMITED = (1013, "Rate limit exceeded", True)
     TOO_SLOW = (1013, "Too slow", True)
     OVERLOADED = (1013, "Server overloaded", True)
 

@@ -19,7 +19,8 @@ class Permission(StrEnum):
 class Grant(Struct, frozen=True, kw_only=True):
     """Who a client is and what it may do, as proven by its credential.
 
-    `authenticated_at` is when the first token of a chain of refreshed ones was issued.
+    `authenticated_at` is when the first token of a chain of refreshed ones was issued, `family` the name they share.
+    `key_mark` tells the key from another one of the same id.
     """
 
     client_id: str
@@ -28,7 +29,9 @@ class Grant(Struct, frozen=True, kw_only=True):
     authenticated_at: float | None = None
     expires_at: float | None = None
     token_id: str | None = None
+    family: str | None = None
     key_id: str | None = None
+    key_mark: str | None = None
 
 
 class Position(Struct, frozen=True):

@@ -270,6 +270,8 @@ class Service:
         config = self.config
         if not config.auth.enabled:
             log.warning("authentication is off: everybody who can connect reads the alerts", listen=clients)
+        if self._ring is not None:
+            log.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
         for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
             if sockets:
                 log.info("listening on sockets of systemd, not on host and port of this section", section=name)

@@ -2,6 +2,7 @@
 
 import base64
 import fcntl
+import io
 import os
 import re
 import secrets
@@ -17,7 +18,8 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta, Struct
 
-from whaled.auth.tokens import ALGORITHM, MIN_SECRET_BYTES, KeyRing, SigningKey
+from whaled.auth.signature import ALGORITHM
+from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import Auth
 from whaled.errors import KeyRingError
 
@@ -26,6 +28,11 @@ SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
 CREDENTIAL_NAME = "keys.json"
 MAX_FILE_BYTES = 1024 * 1024
 SECRET_BYTES = 32
+# A secret that somebody made up, or one letter repeated, has fewer.
+MIN_DISTINCT_BYTES = 16
+REMEDY = (
+    "Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))', or use a key ring: whaled keys generate"
+)
 # Commands hold the lock for milliseconds; one that holds it longer is stopped or dead.
 LOCK_PATIENCE_S = 5.0
 LOCK_RETRY_S = 0.02
@@ -78,7 +85,8 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     if credentials is not None and _exists(Path(credentials) / CREDENTIAL_NAME):
-        return ring_of(read(Path(credentials) / CREDENTIAL_NAME, is_credential=True), Path(CREDENTIAL_NAME))
+        ring = ring_of(read(Path(credentials) / CREDENTIAL_NAME, is_credential=True), Path(CREDENTIAL_NAME))
+        return msgspec.structs.replace(ring, source=f"the systemd credential {CREDENTIAL_NAME}")
     secret, source = environ.get(SECRET_VARIABLE), "the environment"
     if secret is None:
         secret, source = _dotenv_secret(directory / ".env"), str(directory / ".env")
@@ -106,14 +114,25 @@ def _exists(path: Path) -> bool:
 
 
 def _dotenv_secret(path: Path) -> str | None:
-    if not path.is_file():
-        return None
+    """The secret in a `.env`, None where there is no such file or it holds none. Raises KeyRingError.
+
+    A file that holds one is as secret as a key ring. One without belongs to another program, and may have any mode.
+    """
     try:
-        return dotenv_values(path, interpolate=False).get(SECRET_VARIABLE)
+        with _opened(path) as (descriptor, info):
+            if not stat.S_ISREG(info.st_mode):
+                return None
+            text = _read(descriptor, path, "`.env`").decode()
+            secret = dotenv_values(stream=io.StringIO(text), interpolate=False).get(SECRET_VARIABLE)
+            if secret is not None:
+                _check_privacy(path, info, f"{SECRET_VARIABLE} in {path}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise KeyRingError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:
         raise KeyRingError(f"cannot read {path}: it is not UTF-8") from None  # the chained error would quote a secret
+    return secret
 
 
 def ring_of(file: KeyFile, path: Path) -> KeyRing:
@@ -121,7 +140,7 @@ def ring_of(file: KeyFile, path: Path) -> KeyRing:
     keys = tuple(SigningKey(key.kid, _secret(key, path), key.created_at) for key in file.active)
     if not keys:
         raise KeyRingError(f"{path} holds no key that is not retired; make one: whaled keys generate --key-ring {path}")
-    return KeyRing(keys[-1], keys)
+    return KeyRing(keys[-1], keys, source=str(path))
 
 
 def _ring_of_secret(text: str, source: str) -> KeyRing:
@@ -129,12 +148,27 @@ def _ring_of_secret(text: str, source: str) -> KeyRing:
     if len(secret) < MIN_SECRET_BYTES:
         found = f"has {len(secret)} bytes" if secret else "is empty"
         raise KeyRingError(
-            f"{SECRET_VARIABLE} of {source} {found}, at least {MIN_SECRET_BYTES} are needed (RFC 7518, 3.2). "
-            f"Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))', or use a key ring: "
-            "whaled keys generate"
+            f"{SECRET_VARIABLE} of {source} {found}, at least {MIN_SECRET_BYTES} are needed (RFC 7518, 3.2). {REMEDY}"
+        )
+    if is_weak(secret):
+        raise KeyRingError(
+            f"{SECRET_VARIABLE} of {source} is too weak: fewer than {MIN_DISTINCT_BYTES} of its bytes differ. {REMEDY}"
         )
     key = SigningKey(None, secret)
-    return KeyRing(key, (key,))
+    return KeyRing(key, (key,), source=f"{SECRET_VARIABLE} of {source}")
+
+
+def is_weak(secret: bytes) -> bool:
+    """Whether a secret has too few different bytes to be random. 32 random bytes have about 30.
+
+    What is written in hexadecimal is judged by what it stands for: 64 random digits often lack one of the sixteen.
+    """
+    if len(set(secret)) >= MIN_DISTINCT_BYTES:
+        return False
+    try:
+        return len(set(bytes.fromhex(secret.decode("ascii")))) < MIN_DISTINCT_BYTES
+    except ValueError:
+        return True
 
 
 def _secret(key: StoredKey, path: Path) -> bytes:
@@ -146,6 +180,10 @@ def _secret(key: StoredKey, path: Path) -> bytes:
     secret = base64.urlsafe_b64decode(key.secret + "=" * (-len(key.secret) % 4))
     if len(secret) < MIN_SECRET_BYTES:
         raise KeyRingError(f"{path}: key {key.kid}: {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed")
+    if is_weak(secret):
+        raise KeyRingError(
+            f"{path}: key {key.kid}: the secret is too weak: fewer than {MIN_DISTINCT_BYTES} of its bytes differ"
+        )
     return secret
 
 
@@ -154,20 +192,14 @@ def _secret(key: StoredKey, path: Path) -> bytes:
 
 def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     """The key ring in a file that nobody else can read. Raises KeyRingError."""
+    name = f"the key ring {path}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with _opened(path) as (descriptor, info):
+            _check_privacy(path, info, name, is_credential=is_credential)
+            raw = _read(descriptor, path, "key ring")
     except OSError as error:
-        raise KeyRingError(f"cannot read the key ring {path}: {error.strerror or error}") from error
+        raise KeyRingError(f"cannot read {name}: {error.strerror or error}") from error
     try:
-        # The open file is checked, not the path: it cannot be exchanged in between.
-        _check_privacy(path, os.fstat(descriptor), is_credential=is_credential)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    finally:
-        os.close(descriptor)
-    try:
-        if len(raw) > MAX_FILE_BYTES:
-            raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: no key ring")
         version = msgspec.json.decode(raw, type=Versioned).version
         if version != 1:
             raise KeyRingError(f"{path} is a key ring of version {version}; this whaled knows version 1")
@@ -180,16 +212,51 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     return parsed
 
 
-def _check_privacy(path: Path, info: os.stat_result, *, is_credential: bool) -> None:
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    """A file to read, and what the open file is: the path could stand for another one by the time it is asked."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield descriptor, os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, path: Path, sort: str) -> bytes:
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        raw = file.read(MAX_FILE_BYTES + 1)
+    if len(raw) > MAX_FILE_BYTES:
+        raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: no {sort}")
+    return raw
+
+
+def _check_privacy(path: Path, info: os.stat_result, name: str, *, is_credential: bool = False) -> None:
+    """Raise KeyRingError unless nobody but its owner, and root, can read or replace a file that holds a secret."""
     if not stat.S_ISREG(info.st_mode):
-        raise KeyRingError(f"the key ring {path} is not a regular file")
+        raise KeyRingError(f"{name} is not a regular file")
     mode = stat.S_IMODE(info.st_mode)
     # systemd 257 hands a credential over as 0440 root:root with an ACL for the service: only "others" tells there.
-    allowed = 0o007 if is_credential else 0o077
-    if mode & allowed:
-        raise KeyRingError(f"others can read the key ring {path} (mode {mode:04o}); run: chmod 600 {path}")
-    if not is_credential and info.st_uid not in {0, os.geteuid()}:
-        raise KeyRingError(f"the key ring {path} belongs to user {info.st_uid}, not to root or to who runs this")
+    forbidden = 0o007 if is_credential else 0o077
+    if mode & forbidden:
+        raise KeyRingError(f"others can read {name} (mode {mode:04o}); run: chmod 600 {path}")
+    if is_credential:
+        return  # its directory is systemd's
+    if info.st_uid not in {0, os.geteuid()}:
+        raise KeyRingError(f"{name} belongs to user {info.st_uid}, not to root or to who runs this")
+    # A link stands in one directory and its file in another: whoever may write to either can put another file there.
+    _check_directories(path, name)
+    _check_directories(path.resolve(), name)
+
+
+def _check_directories(path: Path, name: str) -> None:
+    """Raise KeyRingError where everyone may write to a directory on the way, unless it is sticky like /tmp."""
+    for directory in path.absolute().parents:
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise KeyRingError(
+                f"anybody can replace {name}: everyone may write to {directory} (mode {mode:04o}); "
+                f"run: chmod o-w {directory}"
+            )
 
 
 def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
@@ -199,6 +266,7 @@ def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> 
     """
     with _locked(path, patience_s) as file:
         old = read(file) if _exists(file) else KeyFile(version=1, keys=())
+        _check_directories(file, f"a key ring {path}")
         secret = base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=").decode()
         key = StoredKey(kid=f"k{secrets.token_hex(6)}", secret=secret, created_at=int(now))
         _write(file, KeyFile(version=1, keys=(*old.keys, key)))

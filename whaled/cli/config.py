@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from whaled.auth.keys import load_ring
+from whaled.auth.tokens import KeyRing
 from whaled.cli.settings import Subparsers, load_for
 from whaled.config.parse import Loaded
 from whaled.config.render import render
@@ -33,22 +34,23 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check. Raises ConfigError with every fault."""
     loaded = load_for(arguments)
-    faults = faults_of_files(loaded.config)
+    faults, ring = faults_of_files(loaded.config)
     if faults:
         raise ConfigError(faults)
     if arguments.print:
         sys.stdout.write(render(loaded))
     else:
-        print(_summary(loaded))
+        print(_summary(loaded, ring))
     return ExitStatus.STOPPED
 
 
-def faults_of_files(config: Config) -> tuple[Fault, ...]:
-    """What is wrong with the files a configuration names."""
+def faults_of_files(config: Config) -> tuple[tuple[Fault, ...], KeyRing | None]:
+    """What is wrong with the files a configuration names, and the key ring in force."""
     faults: list[Fault] = []
+    ring = None
     if config.auth.enabled:
         try:
-            load_ring(config.auth, os.environ, Path.cwd())
+            ring = load_ring(config.auth, os.environ, Path.cwd())
         except KeyRingError as error:
             faults.append(Fault("auth", str(error)))
     for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):
@@ -56,7 +58,7 @@ def faults_of_files(config: Config) -> tuple[Fault, ...]:
             check()
         except ConfigError as error:
             faults.extend(error.faults)
-    return tuple(faults)
+    return tuple(faults), ring
 
 
 def _rules(detection: Detection) -> str:
@@ -70,7 +72,7 @@ def _rules(detection: Detection) -> str:
     )
 
 
-def _summary(loaded: Loaded) -> str:
+def _summary(loaded: Loaded, ring: KeyRing | None) -> str:
     config = loaded.config
     gateway = config.gateway
     scheme = "wss" if gateway.tls.certificate else "ws"
@@ -80,6 +82,6 @@ def _summary(loaded: Loaded) -> str:
             f"whales {_rules(config.detection)}",
             f"upstream {redacted(config.upstream.url)}",
             f"clients at {scheme}://{gateway.host}:{gateway.port}",
-            f"authentication {'on' if config.auth.enabled else 'OFF'}",
+            f"authentication {'OFF' if ring is None else f'on, keys: {ring.source}'}",
         )
     )

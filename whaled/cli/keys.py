@@ -28,7 +28,7 @@ def register(subparsers: Subparsers) -> None:
     for name, text, handler in (
         ("generate", "add a key; it signs from the next reload on", _generate),
         ("list", "show the keys, never their secrets", _list),
-        ("retire", "take a key out of use; its tokens are refused from the next reload on", _retire),
+        ("retire", "take a key out of use; the next reload ends its tokens, open connections too", _retire),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         add_config_option(command)
@@ -74,7 +74,11 @@ def _list(arguments: argparse.Namespace) -> int:
 def _retire(arguments: argparse.Namespace) -> int:
     path = _path(arguments)
     key = keys.retire(path, arguments.kid, time.time(), force=arguments.force)
-    print(f"key {key.kid} retired in {path}; whaled refuses its tokens after: systemctl reload whaled", file=sys.stderr)
+    print(
+        f"key {key.kid} retired in {path}; whaled refuses its tokens, and closes the connections that rest on it, "
+        "after: systemctl reload whaled",
+        file=sys.stderr,
+    )
     if arguments.json:
         print(_json(key, "retired"))
     return ExitStatus.STOPPED

@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import secrets
+import stat
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +14,10 @@ from pathlib import Path
 import jwt
 
 from whaled.auth import keys, tokens
+from whaled.auth.signature import MAX_TOKEN_BYTES
 from whaled.cli.settings import Subparsers, add_config_option, duration, load_for
 from whaled.config.sections import Auth
-from whaled.errors import ExitStatus, KeyRingError, TokenError
+from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
 
 
@@ -27,8 +30,9 @@ def register(subparsers: Subparsers) -> None:
     issue = commands.add_parser(
         "issue",
         help="make a token; it alone goes to standard output",
-        description="Make a token for a client. Only the token goes to standard output.",
-        epilog="example: whaled token issue --client desk-1 --permissions read --ttl 30d > desk-1.token",
+        description="Make a token for a client. Only the token goes to standard output, or to FILE, which nobody else "
+        "can read. Make one for each program: two that refresh the same token end it for both.",
+        epilog="example: whaled token issue --client desk-1 --permissions read --ttl 30d --output desk-1.token",
     )
     issue.add_argument("--client", required=True, metavar="ID", help="who it is for; shown in logs")
     issue.add_argument(
@@ -36,6 +40,8 @@ def register(subparsers: Subparsers) -> None:
         help="of read, write, admin, separated by commas (default: read)",
     )  # fmt: skip
     issue.add_argument("--ttl", type=duration, metavar="TIME", help="like 24h or 30d (default: auth.token_ttl)")
+    issue.add_argument("--output", type=Path, metavar="FILE", help="write it there (mode 0600), not to standard output")
+    issue.add_argument("--force", action="store_true", help="replace FILE if it exists")
     issue.set_defaults(run=_issue)
     inspect = commands.add_parser(
         "inspect",
@@ -83,14 +89,57 @@ def _issue(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"whaled: {error}", file=sys.stderr)
         return ExitStatus.USAGE
+    if arguments.output is not None:
+        _write(arguments.output, token, overwrite=arguments.force)
     print(_summary("token for", grant), file=sys.stderr)
-    print(token)
+    if arguments.output is None:
+        print(token)
     return ExitStatus.STOPPED
+
+
+def _write(path: Path, token: str, *, overwrite: bool) -> None:
+    """Put a token into a file that nobody else can read, never through a link. Raises OperatorError."""
+    try:
+        if overwrite and os.path.lexists(path):
+            _replace(path, token)
+            return
+        # Anything of that name is left alone, links too (open(2), O_EXCL).
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            _fill(descriptor, token)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+    except FileExistsError:
+        raise OperatorError(f"{path}: this file exists; name another one, or replace it with --force") from None
+    except OSError as error:
+        raise OperatorError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, token: str) -> None:
+    """Put a new file in the place of a file or a link; one that was readable for others does not stay so."""
+    if not stat.S_ISREG(path.lstat().st_mode) and not path.is_symlink():
+        raise OperatorError(f"{path}: exists and is no ordinary file; name a file that a token may have")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        _fill(descriptor, token)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _fill(descriptor: int, token: str) -> None:
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o600)  # whatever the umask
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     # No token is longer; what is cut off makes it malformed.
-    token = sys.stdin.read(2 * tokens.MAX_TOKEN_BYTES) if arguments.token == "-" else arguments.token  # noqa: S105
+    token = sys.stdin.read(2 * MAX_TOKEN_BYTES) if arguments.token == "-" else arguments.token  # noqa: S105
     token = token.strip()
     try:
         header = jwt.get_unverified_header(token)

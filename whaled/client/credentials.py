@@ -57,6 +57,11 @@ class Credentials:
         """The server let this stream in."""
         self._refused_in_a_row = 0
 
+    def doubted(self, token: str | None) -> None:
+        """The server may not take this token, and does not say: the provider is asked before the next attempt."""
+        if self._provider is not None and self.token == token:
+            self.token = None
+
     def refused(self, token: str | None, message: str) -> None:
         """The server does not take this token (any more). Raises AuthenticationFailed if there is no other."""
         if self.token != token:

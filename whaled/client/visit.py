@@ -100,8 +100,13 @@ class Visit:
                 self._status = frame
             case events.ErrorFrame():
                 self._told = frame.message
+                if frame.retry_after is not None:
+                    self._retry_after_s = bounded(frame.retry_after)
                 if self._welcome is not None:
                     raise _refusal(frame)
+                if frame.code == "rate_limited":
+                    # Whether the token is any good was not said: bring another one, if there is one.
+                    self._credentials.doubted(self._token)
             case events.Closing() | events.TokenExpiring() | events.Token():
                 await self._control(frame)
             case _:

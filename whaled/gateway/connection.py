@@ -20,7 +20,20 @@ from whaled.gateway import wire
 from whaled.gateway.admission import Source
 from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
-from whaled.gateway.session import Action, Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop
+from whaled.gateway.session import (
+    Action,
+    Admit,
+    Attach,
+    Detach,
+    FamilyEnded,
+    Limited,
+    Refused,
+    Rejected,
+    Send,
+    Session,
+    State,
+    Stop,
+)
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
 
@@ -58,7 +71,11 @@ class ConnectionOwner(Protocol):
         """The rules for a connection whose handshake is done."""
         ...
 
-    def perform(self, connection: "Connection", action: Admit | Attach | Detach | Refused | Limited | Rejected) -> None:
+    def perform(
+        self,
+        connection: "Connection",
+        action: Admit | Attach | Detach | Refused | FamilyEnded | Limited | Rejected,
+    ) -> None:
         """An action that concerns more than the socket."""
         ...
 
@@ -333,6 +350,18 @@ class Connection:
         self._deadline = None
         if self.session is not None:
             self.perform(self.session.tick(self._gateway.now()))
+
+    def recheck(self) -> None:
+        """Look again whether the session's credential holds, and set its timer again: the clock may have been set."""
+        if self.session is None or not self.is_ready or self.closing is not None or self._socket is NO_SOCKET:
+            return
+        try:
+            self._deadline = None
+            self.perform(self.session.recheck(self._gateway.now()))
+        except Exception:
+            log.exception("client credential check failed", address=self.address)
+            self._gateway.failed()
+            self.close(Close.BUG)
 
     def _schedule_tick(self) -> None:
         deadline = self.session.next_deadline() if self.session is not None else None

@@ -18,6 +18,12 @@ class TokenBucket:
         self._level = burst
         self._updated = now
 
+    def reconfigure(self, rate: float, burst: float) -> None:
+        """Take another rate and burst from now on; what was taken stays taken."""
+        self._level += burst - self._burst
+        self._rate = rate
+        self._burst = burst
+
     def take(self, now: float, cost: float = 1.0) -> float:
         """Take `cost` tokens. Returns 0 if they were there, else the seconds until the debt is paid."""
         elapsed = max(0.0, now - self._updated)  # a clock that steps back must not take tokens away
@@ -58,38 +64,63 @@ class Refusal(StrEnum):
     TLS = "tls"
 
 
-# Addresses remembered for failed authentications. Beyond it the longest idle is forgotten: an attacker with more
-# addresses than this is not stopped by a rate per address anyway.
-TRACKED_ADDRESSES = 10_000
+# Offenders remembered, some 300 bytes each. Beyond it the one that failed longest ago is forgotten. That lets nobody
+# in: a credential that verifies is accepted and one that does not is refused, whatever is remembered here.
+TRACKED_OFFENDERS = 10_000
+# What all failures of one address together may be, in failures of one claimant.
+SOURCE_SHARE = 10.0
 
 
 class FailureLimit:
-    """Failed authentications per address: `burst` at once, then `rate` a second."""
+    """Failed authentications: `burst` at once, then `rate` a second, for each offender.
+
+    An offender is who a refused credential claims to be, at one address: the failures of one client behind a proxy are
+    not those of its neighbours. All claimants of one address together have ten times as much.
+    """
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
-        self._blocked_until: dict[str, float] = {}
 
-    def failed(self, address: str, now: float) -> None:
-        """Count a failure."""
-        source = source_of(address)
-        bucket = self._buckets.pop(source, None) or TokenBucket(self._rate, self._burst, now)
-        self._buckets[source] = bucket
-        wait_s = bucket.take(now)
-        if wait_s > 0:
-            self._blocked_until[source] = now + wait_s
-        while len(self._buckets) > TRACKED_ADDRESSES:
-            forgotten, _ = self._buckets.popitem(last=False)
-            self._blocked_until.pop(forgotten, None)
+    def reconfigure(self, rate: float, burst: float) -> None:
+        """Take another limit from now on. What was counted stays."""
+        if (rate, burst) == (self._rate, self._burst):
+            return
+        self._rate = rate
+        self._burst = burst
+        for offender, bucket in self._buckets.items():
+            bucket.reconfigure(*self._limit_of(offender))
 
-    def wait_s(self, address: str, now: float) -> float:
-        """Seconds until this address may try again; 0 if it may now."""
+    def failed(self, address: str, claimant: str, now: float) -> float:
+        """Count a refused credential. Returns seconds to stay away, 0 while the limit holds."""
         source = source_of(address)
-        wait_s = self._blocked_until.get(source, now) - now
-        if 0 < wait_s <= self._burst / self._rate + 1e-3:
-            return wait_s
-        # The wait is over, or longer than any can be: the clock was set back.
-        self._blocked_until.pop(source, None)
-        return 0.0
+        return max(self._take(f"{source} {claimant}", now), self._take(source, now))
+
+    def failed_as(self, client_id: str, now: float) -> tuple[float, bool]:
+        """Count a refused credential of a client that is authenticated, over all its connections.
+
+        Returns seconds to wait, and whether the client goes on although it was asked to wait.
+        """
+        offender = f"client {client_id}"
+        wait_s = self._take(offender, now)
+        return wait_s, self._buckets[offender].is_exhausted
+
+    def _take(self, offender: str, now: float) -> float:
+        bucket = self._buckets.pop(offender, None)
+        if bucket is None:
+            rate, burst = self._limit_of(offender)
+            bucket = TokenBucket(rate, burst, now)
+        self._buckets[offender] = bucket
+        if len(self._buckets) > TRACKED_OFFENDERS:
+            self._buckets.popitem(last=False)
+        return bucket.take(now)
+
+    def _limit_of(self, offender: str) -> tuple[float, float]:
+        times = 1.0 if " " in offender else SOURCE_SHARE
+        return self._rate * times, self._burst * times
+
+    @property
+    def offenders(self) -> int:
+        """How many are remembered."""
+        return len(self._buckets)

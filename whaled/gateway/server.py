@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 import structlog
@@ -29,13 +29,14 @@ from whaled.gateway.session import (
     Attach,
     Authenticator,
     Detach,
+    FamilyEnded,
     Limited,
     Refused,
     Rejected,
     Session,
     SessionLimits,
 )
-from whaled.gateway.share import LoopShare, ShareMeter
+from whaled.gateway.share import Lane, LoopShare, ShareMeter
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import address_of
 from whaled.model import Event, Position, UpstreamState
@@ -54,6 +55,12 @@ SHED_PART = 0.05
 SHED_AWAY_S = 10.0
 # Memory is short: who does not answer the close at once is cut off.
 SHED_CLOSE_S = 0.5
+# How often the wall clock is compared with the monotonic one, and the difference that is a step: clocks that are slewed
+# (at most 500 ppm) come to it in half an hour, and that does no harm.
+CLOCK_LOOK_S = 1.0
+CLOCK_STEP_S = 1.0
+# How long sessions are looked at again in one job.
+RECHECK_SLICE_S = 0.0005
 
 
 class GatewayMeter(DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
@@ -95,6 +102,10 @@ class GatewayMeter(DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
         """A session closed to save memory."""
         ...
 
+    def family_ended(self) -> None:
+        """A token was refreshed twice."""
+        ...
+
 
 class Gateway:
     """All client connections of this process."""
@@ -118,6 +129,7 @@ class Gateway:
         self.hub = self.deliveries.hub
         self.auth_failures = 0
         self.authenticated = 0
+        self.clock_steps = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
         self.is_draining = False
@@ -130,6 +142,8 @@ class Gateway:
         self._connections: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
         self._emptied = asyncio.Event()
+        self._recheck = asyncio.Event()
+        self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
         self._admission = Admission(
             total=settings.max_connections,
             per_address=settings.max_connections_per_address,
@@ -145,7 +159,8 @@ class Gateway:
             None if "*" in settings.origins else [None, *map(Origin, settings.origins)]
         )
         self._limits = SessionLimits.of(settings, auth)
-        self._failures = FailureLimit(auth.failures_per_second, auth.failure_burst)
+        self._failures.reconfigure(auth.failures_per_second, auth.failure_burst)
+        self._recheck.set()
         self._admission.total_limit = min(settings.max_connections, self.connections_possible)
         self._admission.per_address_limit = settings.max_connections_per_address
         self._admission.unauthenticated_limit = settings.max_unauthenticated
@@ -179,11 +194,13 @@ class Gateway:
             listener.start(settings.backlog)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
+            credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
             try:
                 yield address_of(listener.sockets[0])
             finally:
                 keepalive.cancel()
                 positions.cancel()
+                credentials.cancel()
                 listener.close()
                 self.reserve.release()
                 for connection in self._all():
@@ -226,6 +243,38 @@ class Gateway:
         while True:
             await asyncio.sleep(self.settings.position_interval)
             self.hub.tell_positions()
+
+    async def _watch_credentials(self) -> None:
+        """End sessions whose key was retired, whose family ended, or whose token ended by a step of the clock.
+
+        Timers run on the monotonic clock, tokens end by the wall clock: the two are compared once a second.
+        """
+        offset = self.now() - time.monotonic()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOCK_LOOK_S):
+                    await self._recheck.wait()
+            moved_s = self.now() - time.monotonic() - offset
+            if abs(moved_s) >= CLOCK_STEP_S:
+                offset += moved_s
+                self.clock_steps += 1
+                log.warning("the clock was set: looking again which tokens have ended", seconds=round(moved_s, 1))
+            elif not self._recheck.is_set():
+                continue
+            self._recheck.clear()
+            self._recheck_all()
+
+    def _recheck_all(self) -> None:
+        """Look at every session again, in slices: a look takes some 5 us, a close 50, and there may be 10,000."""
+        waiting = self._all()
+
+        def job() -> bool:
+            until = time.perf_counter() + RECHECK_SLICE_S
+            while waiting and time.perf_counter() < until:
+                waiting.pop().recheck()
+            return bool(waiting)
+
+        self.share.add(Lane.KNOWN, job, "credentials")
 
     async def drain(self, window_s: float) -> None:
         """Tell every client to come back later and close it, spread over part of the window; then cut off the rest."""
@@ -418,8 +467,17 @@ class Gateway:
                 self.deliveries.detach(connection)
             case Refused(message=message, reason=reason):
                 self.auth_failures += 1
-                self._meter.authenticated(reason or message)
+                is_limited = message is wire.AuthMessage.RATE_LIMITED
+                self._meter.authenticated(message if is_limited or reason is None else reason)
                 log.info("authentication refused", address=connection.address, reason=str(reason or message))
+            case FamilyEnded(grant=grant):
+                self._recheck.set()
+                self._meter.family_ended()
+                log.warning(
+                    "a token was refreshed twice, so its family ended: issue a new one, or one for each client",
+                    client_id=grant.client_id,
+                    family=grant.family,
+                )
             case Limited():
                 self._meter.rejected(ClientErrorCode.RATE_LIMITED)
             case Rejected(code=code):
@@ -451,6 +509,8 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        if connection.close_code == 1006:
+            session.link_lost(self.now())
         client_id = None
         if session.grant is not None:
             self.authenticated -= connection.is_ready

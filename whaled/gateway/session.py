@@ -21,6 +21,9 @@ from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 MALFORMED_COST = 5.0
 WARN_BEFORE_EXPIRY_S = 300.0
 WARN_BEFORE_EXPIRY_PART = 0.1
+# A connection that breaks this soon after a refresh may have lost the new token. TCP gives up much later, but pings
+# (gateway.ping_interval, ping_timeout) end a dead connection about then.
+ANSWER_LOST_S = 60.0
 
 
 class Authenticator(Protocol):
@@ -32,6 +35,14 @@ class Authenticator(Protocol):
 
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
         """A new token of the same client with the same permissions."""
+        ...
+
+    def is_in_force(self, grant: Grant, now: float) -> bool:
+        """Whether a grant given before is still accepted, but for its time."""
+        ...
+
+    def answer_lost(self, parent: Grant, child: Grant) -> None:
+        """The refreshed token `child` may not have reached its client."""
         ...
 
 
@@ -81,6 +92,12 @@ class Refused(Struct, frozen=True):
     reason: TokenRefusal | None = None
 
 
+class FamilyEnded(Struct, frozen=True):
+    """A token was refreshed twice: end the sessions of this client that rest on its family."""
+
+    grant: Grant
+
+
 class Limited(Struct, frozen=True):
     """A message was over the rate: count it."""
 
@@ -97,7 +114,7 @@ class Stop(Struct, frozen=True):
     close: Close
 
 
-Action = Send | Admit | Attach | Detach | Refused | Limited | Rejected | Stop
+Action = Send | Admit | Attach | Detach | Refused | FamilyEnded | Limited | Rejected | Stop
 
 
 class State(Enum):
@@ -132,8 +149,8 @@ class Session:
     """The rules for one connection."""
 
     __slots__ = (
-        "_address", "_authenticator", "_bucket", "_failures", "_house", "_limits", "_warned", "grant", "last_message",
-        "state",
+        "_address", "_authenticator", "_bucket", "_failures", "_house", "_limits", "_refreshed", "_warned", "grant",
+        "last_message", "state",
     )  # fmt: skip
 
     def __init__(
@@ -153,6 +170,7 @@ class Session:
         self._address = address
         self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
         self._warned = False
+        self._refreshed: tuple[Grant, float] | None = None  # the last parent, and when
         self.grant: Grant | None = None
         self.last_message = wire.MessageType.INVALID
         self.state = State.AUTHENTICATING
@@ -239,6 +257,23 @@ class Session:
             return [Send(wire.token_expiring_frame(self.grant))]
         return self._stop(Close.TOKEN_EXPIRED)
 
+    def recheck(self, now: float) -> list[Action]:
+        """Keys, a token's family or the clock may have changed: stop if the credential is not valid any more."""
+        grant = self.grant
+        if self.state is not State.READY or grant is None or self._authenticator is None:
+            return []
+        if not self._authenticator.is_in_force(grant, now):
+            return self._stop(Close.TOKEN_REVOKED)
+        return self.tick(now)
+
+    def link_lost(self, now: float) -> None:
+        """The connection broke without a close: a token sent just before may not have arrived."""
+        if self._refreshed is None or self._authenticator is None or self.grant is None:
+            return
+        parent, at = self._refreshed
+        if abs(now - at) < ANSWER_LOST_S:
+            self._authenticator.answer_lost(parent, self.grant)
+
     def rejected(self, error: ClientError, now: float) -> list[Action]:
         """Answer something that cannot be done; the connection stays, unless the client goes on and on."""
         over_s = self._bucket.take(now, MALFORMED_COST - 1.0)
@@ -252,13 +287,14 @@ class Session:
         assert isinstance(command, wire.Auth)
         if command.credential is None:
             return self._refuse(wire.AuthMessage.TOKEN_REQUIRED)
-        if self._failures.wait_s(self._address, now) > 0:
-            return self._refuse(wire.AuthMessage.RATE_LIMITED)
         assert self._authenticator is not None
         try:
+            # Always judged: the failures of others must not keep out a token that is good, and judging is cheap.
             grant = self._authenticator.verify(command.credential, now)
         except TokenError as error:
-            self._failures.failed(self._address, now)
+            wait_s = self._failures.failed(self._address, error.claimant, now)
+            if wait_s > 0:
+                return self._refuse_for_now(wait_s, error.reason)
             return self._refuse(wire.AuthMessage.INVALID, error.reason)
         self.grant = grant
         self.state = State.READY
@@ -279,8 +315,7 @@ class Session:
             if self.grant is None or grant.client_id != self.grant.client_id:
                 raise TokenError(TokenRefusal.BAD_CLAIMS, "another client's token on an open connection")
         except TokenError as error:
-            refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.INVALID)
-            return [Refused(wire.AuthMessage.INVALID, error.reason), *self.rejected(refusal, now)]
+            return self._refuse_again(error, now)
         could_read = self.may_read
         self.grant = grant
         self._warned = False
@@ -288,6 +323,20 @@ class Session:
         if could_read and not self.may_read:
             actions.append(Detach())
         return actions
+
+    def _refuse_again(self, error: TokenError, now: float) -> list[Action]:
+        """A wrong credential on an open connection, which stays unless its client goes on, on this or another one."""
+        if self.grant is None:
+            raise error
+        wait_s, is_exhausted = self._failures.failed_as(self.grant.client_id, now)
+        if wait_s <= 0:
+            refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.INVALID)
+            return [Refused(wire.AuthMessage.INVALID, error.reason), *self.rejected(refusal, now)]
+        actions: list[Action] = [
+            Refused(wire.AuthMessage.RATE_LIMITED, error.reason),
+            Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
+        ]
+        return [*actions, *self._stop(Close.RATE_LIMITED)] if is_exhausted else actions
 
     def _pong(self, command: wire.Command, now: float) -> list[Action]:
         assert isinstance(command, wire.Ping)
@@ -312,8 +361,11 @@ class Session:
             raise ClientError(ClientErrorCode.INVALID_MESSAGE, "this server has no authentication: nothing to refresh")
         try:
             token, grant = self._authenticator.refresh(self.grant, now)
-        except TokenError:
+        except TokenError as error:
+            if error.reason is TokenRefusal.REVOKED:
+                return [FamilyEnded(self.grant), *self._stop(Close.TOKEN_REVOKED)]
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token cannot be refreshed; ask for a new one") from None
+        self._refreshed = (self.grant, now)
         self.grant = grant
         self._warned = False
         return [Send(wire.token_frame(token, grant))]
@@ -337,6 +389,14 @@ class Session:
             Refused(message, reason),
             Send(wire.error_frame(ClientErrorCode.UNAUTHENTICATED, message)),
             *self._stop(Close.AUTH_REQUIRED),
+        ]
+
+    def _refuse_for_now(self, wait_s: float, reason: TokenRefusal) -> list[Action]:
+        """Too many credentials of this claimant were refused: whether this one is any good may be asked later."""
+        return [
+            Refused(wire.AuthMessage.RATE_LIMITED, reason),
+            Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
+            *self._stop(Close.AUTH_LIMITED),
         ]
 
     def _limited(self, over_s: float) -> list[Action]:

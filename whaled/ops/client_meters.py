@@ -33,6 +33,9 @@ class GatewayMeter:
         self._closed = registry.counter("connections_closed", "Sessions ended, by close code.", "code", CLOSE_CODES)
         outcomes = ("success", *TokenRefusal, *(message.name.lower() for message in AuthMessage))
         self._authentications = registry.counter("authentications", "Authentications by outcome.", "outcome", outcomes)
+        self._families_ended = registry.counter(
+            "token_families_ended", "Families of tokens that ended because one of them was refreshed twice."
+        )
         self._received = registry.counter("messages_received", "Messages from clients, by type.", "type", MessageType)
         self._received_bytes = registry.counter("received_bytes", "Bytes of messages from clients.")
         self._rejected = registry.counter(
@@ -111,6 +114,10 @@ class GatewayMeter:
         """Other frames, for all who got them together."""
         self._sent_of[kind].inc(frames)
         self._sent_bytes.inc(size_bytes)
+
+    def family_ended(self) -> None:
+        """A token was refreshed twice."""
+        self._families_ended.inc()
 
     def shed(self) -> None:
         """A session closed to save memory."""
