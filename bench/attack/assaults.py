@@ -29,8 +29,8 @@ ALL_OPEN_LIMIT_S = 8.0
 RECEIVE_BYTES = 1 << 18
 # A client that is closed comes back, but not in an endless loop of its own.
 REOPEN_S = 0.05
-# The reason in the close frame of whoever does not authenticate.
-REFUSAL = b"Authentication required"
+# In the frame that refuses a credential.
+REFUSAL = b'"type":"error"'
 # SO_LINGER with no time: closing resets, and leaves no TIME_WAIT behind.
 RESET = struct.pack("ii", 1, 0)
 

@@ -12,7 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.attack.payloads import LOOPBACK, frame, message, request
@@ -51,8 +51,6 @@ class Gathered:
     lost: int = 0
     doubled: int = 0
     cut: int = 0
-    # Pooled by the caller with another window's.
-    latencies_ms: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -198,7 +196,6 @@ class Crowd:
             lost=len(self.clients) * count - len(found),
             doubled=sum(client.doubled for client in self.clients),
             cut=self._cut(),
-            latencies_ms=[round(took, 2) for took in found],
         )
         if found:
             gathered.p50_ms, gathered.p99_ms, gathered.max_ms = (
