@@ -178,7 +178,7 @@ def write_config(directory: Path, name: str, url: str, rest_url: str) -> Path:
         "eventlog": {"path": str(directory / f"{name}.db")},
         "gateway": {"port": 0, "max_connections_per_address": 1_000_000, "max_unauthenticated": 1_000_000},
         "auth": {"enabled": False},
-        "http": {"port": 0},
+        "http": {"port": 0, "render_interval": "1ms"},  # a scrape right before the messages, and right behind them
         "log": {"format": "json"},
     }
     path = directory / f"{name}.yaml"

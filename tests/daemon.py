@@ -80,7 +80,7 @@ def write_config(directory: Path, upstream: str, /, **sections: Mapping[str, obj
         "eventlog": {"path": str(directory / "whaled.db")},
         "gateway": {"port": 0},
         "auth": {"enabled": False},
-        "http": {"port": 0},
+        "http": {"port": 0, "render_interval": "1ms"},  # a test reads what it has just caused
         "log": {"format": "json"},
     }
     for name, keys in sections.items():

@@ -125,6 +125,17 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         dead.close()
 
 
+async def test_user_signals_are_ignored(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with daemon.running(config) as whaled:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            whaled.signal(number)
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reloaded")
+        whaled.signal(signal.SIGTERM)
+        assert await whaled.ended() == 0
+
+
 async def test_a_reload_applies_whole_or_not_at_all(tmp_path: Path) -> None:
     async with busy_simulator() as simulator:
         config = daemon.write_config(tmp_path, simulator.url)

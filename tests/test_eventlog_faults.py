@@ -135,6 +135,32 @@ async def test_a_lock_file_that_is_a_link_is_not_followed(path: Path, tmp_path: 
     assert target.read_text() == "keep me"
 
 
+@pytest.mark.parametrize("kind", ["hard link", "fifo", "large", "other owner"])
+async def test_a_lock_file_that_somebody_planted_is_refused_and_left_alone(path: Path, kind: str) -> None:
+    lock = path.with_name("whaled.db.lock")
+    target = path.with_name("precious")
+    content = "keep me " * 10 if kind == "large" else "keep me"
+    target.write_text(content)
+    if kind == "hard link":
+        lock.hardlink_to(target)
+    elif kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.write_text(content)
+    if kind == "other owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(lock, 12345, 12345)
+    mode = lock.stat().st_mode
+    refused = await refusal(path)
+    assert refused.reason is LogFailure.IO
+    assert f"{lock}: expected the lock file of this event log, found" in str(refused)
+    assert lock.stat().st_mode == mode
+    assert target.read_text() == content
+    if kind != "fifo":
+        assert lock.read_text() == content
+
+
 async def test_a_second_daemon_is_refused_and_told_who_has_the_log(path: Path, tmp_path: Path) -> None:
     other_name = tmp_path / "link.db"
     async with open_log(path) as log:

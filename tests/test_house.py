@@ -13,6 +13,7 @@ RANKS = {
     "model": 1,
     "config": 2,
     "listening": 2,
+    "summaries": 2,
     "addresses": 2,
     "whales": 3,
     "upstream": 3,

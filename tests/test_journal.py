@@ -13,6 +13,7 @@ import structlog
 
 from whaled.config.sections import Log, LogFormat
 from whaled.ops import journal, logs
+from whaled.ops.output import Output, OutputHandler
 
 LISTEN = socket.AF_UNIX, socket.SOCK_DGRAM
 
@@ -73,8 +74,9 @@ def _logging_as_before() -> Iterator[None]:
     yield
     for handler in list(root.handlers):
         root.removeHandler(handler)
-        if isinstance(handler, journal.JournalHandler):
+        if isinstance(handler, (journal.JournalHandler, OutputHandler)):
             handler.close()
+            handler.output.close(0.0)
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(level)
@@ -102,7 +104,7 @@ def configure(stream: TextIO, path: Path) -> structlog.stdlib.BoundLogger:
 
 
 def written(stream: TextIO) -> list[str]:
-    stream.flush()
+    logs.flush()
     stream.seek(0)
     return stream.read().splitlines()
 
@@ -197,11 +199,11 @@ def test_an_entry_is_bounded(journald: Journald, stderr: TextIO) -> None:
 def test_a_datagram_that_is_too_large_is_cut_and_says_so(journald: Journald, stderr: TextIO) -> None:
     sock = journal.open_socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # as a small net.core.wmem_default gives
-    handler = journal.JournalHandler(stderr, journald.path, sock)
+    handler = journal.JournalHandler(Output(stderr), journald.path, sock)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processors=[structlog.stdlib.add_log_level, handler.render])
     )
-    with closing(handler):
+    with closing(handler.output), closing(handler):
         record = {f"key{number}": "x" * 1000 for number in range(40)}
         handler.handle(
             logging.makeLogRecord(
@@ -256,30 +258,42 @@ def test_a_full_queue_does_not_wait_and_nothing_is_lost(journald: Journald, stde
     assert [*taken, *(line.removeprefix("<6>") for line in lines)] == [f"n n={number}" for number in range(total)]
 
 
-def test_what_nobody_takes_is_counted_and_told_before_the_next_entry(journald: Journald) -> None:
+def test_what_nobody_takes_is_counted_and_reported_before_the_next_entry(journald: Journald) -> None:
     mine, stuck = socket.socketpair()  # as systemd connects stderr
     with mine, stuck, mine.makefile("w") as stream:
         log = configure(stream, journald.path)
-        total = 6_000
+        total = 20_000
         for number in range(total):
             log.info("n", n=number, filler="x" * 200)
         taken = len(journald.entries())
-        stuck.setblocking(False)
-        written_lines = 0
-        try:
-            while data := stuck.recv(1 << 20):
-                written_lines += data.count(b"\n")
-        except BlockingIOError:
-            pass
-        lost = total - taken - written_lines
+        lost = int(logs.lost_entries())
         assert lost > 0
         logs.configure(Log(format=LogFormat.JOURNALD), stream, journal_socket=journald.path)  # a reload between
         log.info("again")
         notice, entry = journald.entries()
-    assert notice["WHALED_LOST"] == str(lost)
-    assert notice["PRIORITY"] == "4"
-    assert notice["MESSAGE"].startswith("log entries lost")
-    assert entry["MESSAGE"] == "again"
+        assert notice["WHALED_LOST"] == str(lost)
+        assert notice["PRIORITY"] == "4"
+        assert notice["MESSAGE"].startswith("log entries lost")
+        assert entry["MESSAGE"] == "again"
+        stuck.settimeout(20)
+        lines = 0
+        while taken + lines + lost < total:
+            lines += stuck.recv(1 << 20).count(b"\n")
+        assert taken + lines + lost == total
+        assert logs.lost_entries() == lost
+
+
+def test_a_reader_of_stderr_that_comes_back_finds_the_number_of_lost_entries(tmp_path: Path) -> None:
+    mine, stuck = socket.socketpair()
+    with mine, stuck, mine.makefile("w") as stream:
+        log = configure(stream, tmp_path / "no journal")
+        for number in range(20_000):
+            log.info("n", n=number, filler="x" * 200)
+        lost = int(logs.lost_entries())
+        stuck.settimeout(20)
+        data = b""
+        while not data.endswith(f"<4>{journal.LOSS} lost={lost}\n".encode()):
+            data = data[-1000:] + stuck.recv(1 << 20)
 
 
 def test_the_journal_is_chosen_only_if_this_stream_goes_there(
@@ -305,9 +319,7 @@ def test_a_reload_opens_no_more_files(journald: Journald, stderr: TextIO) -> Non
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_an_entry_that_cannot_be_formatted_ends_nobody(
-    journald: Journald, stderr: TextIO, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_entry_that_cannot_be_formatted_ends_nobody(journald: Journald, stderr: TextIO) -> None:
     class Broken:
         def __str__(self) -> str:
             raise RuntimeError("no text")
@@ -316,4 +328,4 @@ def test_an_entry_that_cannot_be_formatted_ends_nobody(
     log.info("broken", value=Broken())
     log.info("whole")
     assert journald.entry()["MESSAGE"] == "whole"
-    assert "no text" in capsys.readouterr().err
+    assert "RuntimeError: no text" in written(stderr)

@@ -1,6 +1,7 @@
 """Listening sockets: how they are named to people and programs, and how accepting ends."""
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Iterable
 
@@ -19,6 +20,14 @@ def address_of(sock: socket.socket) -> str:
 def host_port(host: str, port: int) -> str:
     """An address and a port, in brackets where the address has colons."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def source_of(address: str) -> str:
+    """What counts as one address: an IPv6 host has its /64 to itself, and could come from 2^64 addresses."""
+    if ":" not in address:
+        return address
+    found = ipaddress.IPv6Address(address)
+    return str(found.ipv4_mapped or ipaddress.IPv6Address(found.packed[:8] + bytes(8)))
 
 
 async def stop_accepting(servers: Iterable[asyncio.Server]) -> None:

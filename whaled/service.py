@@ -7,8 +7,8 @@ import shutil
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # How long the message in hand may take to be committed once a stop was asked for.
 FINISH_HAND_S = 3.0
+# How long a second signal waits for log lines that are not written yet.
+LAST_LINES_S = 0.5
 
 
 class Loaded(Struct, frozen=True):
@@ -64,6 +66,7 @@ class _Running(NamedTuple):
     tls: ssl.SSLContext | None
     reconciler: Reconciler | None
     survey: Survey
+    http: web.HttpServer
 
 
 class Service:
@@ -94,6 +97,7 @@ class Service:
         if self._stop.is_set():
             # The operator asks twice: what is committed is safe, everything else may be cut.
             log.warning("second signal, ending at once")
+            logs.flush(LAST_LINES_S)
             os._exit(ExitStatus.FAILED)
         self._stop.set()
 
@@ -143,12 +147,13 @@ class Service:
                     self.metrics.upstream,
                     is_backfilling=config.backfill.enabled,
                 )
-                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey)
+                http = self._http_server(gateway, canary, pipeline)
+                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey, http)
                 async with (
                     gateway.serving(self._passed.clients, tls) as address,
-                    self._http(gateway, canary, pipeline) as http_address,
+                    http.serving(self._passed.metrics) as http_address,
                 ):
-                    self._observe(gateway, log_, pipeline)
+                    self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
                     self._announce(address, http_address)
                     self._reload = lambda: self.reload(running)
@@ -193,7 +198,8 @@ class Service:
                 task.cancel()
 
     def _connections_possible(self) -> int:
-        return descriptors.connections_possible(self.config.gateway.max_connections, beside=TURNED_AWAY + Reserve.SIZE)
+        beside = TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
+        return descriptors.connections_possible(self.config.gateway.max_connections, beside=beside)
 
     def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
         settings = self.config.backfill
@@ -214,12 +220,7 @@ class Service:
             await log_.prune(time.time(), follows_blocks=self.config.backfill.enabled)
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
-    @asynccontextmanager
-    async def _http(self, gateway: Gateway, canary: Canary, pipeline: Pipeline) -> AsyncIterator[str | None]:
-        if not self.config.http.enabled:
-            yield None
-            return
-
+    def _http_server(self, gateway: Gateway, canary: Canary, pipeline: Pipeline) -> web.HttpServer:
         def health() -> web.Health:
             return web.Health(
                 status="stopping" if self._stop.is_set() else "ok" if canary.is_alive() else "stalled",
@@ -230,11 +231,9 @@ class Service:
                 version=__version__,
             )
 
-        app = web.application(metrics=self.metrics.render, health=health)
-        async with web.serving(self.config.http, app, self._passed.metrics) as address:
-            yield address
+        return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
 
-    def _observe(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> None:
+    def _observe(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline, http: web.HttpServer) -> None:
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
         gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
@@ -257,6 +256,9 @@ class Service:
             "1 while detection.threshold_usd matches nothing: the price is unknown.",
             lambda: pipeline.is_usd_rule_blind,
         )
+        gauge("http_connections", "Open connections of the HTTP server.", lambda: http.connections)
+        gauge("http_connections_limit", "http.max_connections.", lambda: self.config.http.max_connections)
+        self.metrics.counter_of("log_entries_lost", "Log entries that nobody took.", logs.lost_entries)
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
     def _observe_keys(self, ring: KeyRing | None) -> None:
@@ -344,6 +346,7 @@ class Service:
             gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
             running.canary.settings = self.config.canary
             running.memory_watch.settings = self.config.memory
+            running.http.reconfigure(self.config.http)
             self._observe_keys(loaded.ring)
             self.metrics.config.reloaded(time.time(), success=True)
             log.info("reloaded")

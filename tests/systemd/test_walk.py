@@ -152,7 +152,7 @@ def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Install
     pid = whaled.main_pid()
     whaled.configure(detection={"threshold_btc": 20_000.0})
     lab.systemctl("reload", "whaled")
-    assert whaled.metrics()[RELOADED] == 1
+    lab.until(lambda: whaled.metrics()[RELOADED] == 1, what="a reload in the metrics")
     small, large = whaled.send_whale(15_000.0), whaled.send_whale(25_000.0)
     client.until("alert", txid=large)
     assert small not in {line["txid"] for line in client.lines("alert")}
@@ -171,7 +171,7 @@ def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Install
 
     whaled.configure()
     lab.systemctl("reload", "whaled")
-    assert whaled.metrics()[RELOADED] == 1
+    lab.until(lambda: whaled.metrics()[RELOADED] == 1, what="a reload in the metrics")
     client.until("alert", txid=whaled.send_whale(15_000.0))
     assert whaled.main_pid() == pid
     assert [line["kind"] for line in client.stop() if line["kind"] == "disconnected"] == []

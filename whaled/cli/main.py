@@ -58,11 +58,11 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser(argv).parse_args(argv)
     try:
         status = int(arguments.run(arguments))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # started without one
+            sys.stdout.flush()
     except WhaledError as error:
         lines = str(error).splitlines()
-        for line in lines:
-            print(f"whaled: {line}", file=sys.stderr)
+        _complain([f"whaled: {line}" for line in lines])
         _tell_systemd(lines)
         return ExitStatus.CONFIG if isinstance(error, OperatorError) else ExitStatus.FAILED
     except KeyboardInterrupt:
@@ -72,6 +72,15 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
+
+
+def _complain(lines: Sequence[str]) -> None:
+    logs = sys.modules.get("whaled.ops.logs")
+    if logs is not None:  # a command that logs: behind its lines, and without waiting for a reader that is gone
+        logs.last_words(lines)
+        return
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _tell_systemd(lines: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import signal
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import structlog
 
 from whaled.auth.keys import load_ring
 from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
-from whaled.errors import ExitStatus
+from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
 from whaled.service import Loaded, Service
@@ -26,8 +27,9 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "run",
         help="run the daemon",
-        description="Run the daemon until SIGTERM or SIGINT; SIGHUP reloads. Options lay over environment variables "
-        "(WHALED_SECTION_KEY), those over the configuration file, that over the defaults.",
+        description="Run the daemon until SIGTERM or SIGINT; SIGHUP reloads, SIGUSR1 and SIGUSR2 are ignored. "
+        "Options lay over environment variables (WHALED_SECTION_KEY), those over the configuration file, that over the "
+        "defaults.",
         epilog="exit status: 0 asked to stop; 78 configuration, key ring or port; 1 event log, second signal or a bug",
     )
     add_config_option(parser)
@@ -40,11 +42,20 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # by default they end the process, and log rotation likes to send them
     memory.keep_large_apart()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
-    asyncio.run(_run(arguments, passed_sockets(os.environ)))
+    try:
+        asyncio.run(_run(arguments, passed_sockets(os.environ)))
+    except WhaledError:
+        raise
+    except Exception:
+        # Logged rather than printed by the interpreter, which would wait for the reader of stderr.
+        log.critical("ended by a bug", exc_info=True)
+        return ExitStatus.FAILED
     return ExitStatus.STOPPED
 
 

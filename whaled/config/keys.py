@@ -23,6 +23,9 @@ RELOADABLE = frozenset(
         "gateway.tls.certificate", "gateway.tls.private_key",
         "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.failures_per_second",
         "auth.failure_burst", "auth.issuer", "auth.audience",
+        "http.allowed_hosts", "http.max_connections", "http.max_connections_per_address", "http.header_timeout",
+        "http.idle_timeout", "http.write_timeout", "http.max_request", "http.requests_per_second",
+        "http.render_interval",
         "canary.interval", "canary.deadline", "memory.limit", "memory.shed_at",
         "log.level", "log.format",
     }

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from whaled.config.sections import Config, Detection
 
+HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63}){0,31}")
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
@@ -115,6 +116,12 @@ def _hosts(config: Config) -> Iterator[Conflict]:
             yield Conflict(f"{section}.host", f"found {redacted(host)!r}, expected an address or a name to listen on")
         elif host.count(":") == 1:
             yield Conflict(f"{section}.host", f"found {host!r}, expected no port: it stands in {section}.port")
+    for name in http.allowed_hosts:
+        if name != "*" and not HOST_NAME.fullmatch(name):
+            yield Conflict(
+                "http.allowed_hosts",
+                f"found {redacted(name)!r}, expected a host name in small letters, without scheme and port, or *",
+            )
     if http.enabled and gateway.port and gateway.port == http.port:
         yield Conflict("http.port", "must not be the same as gateway.port", ("gateway.port", "http.enabled"))
 

@@ -169,6 +169,15 @@ class Http(Struct, frozen=True, kw_only=True):
     enabled: bool = True
     host: Text = "127.0.0.1"
     port: Port = 9108
+    allowed_hosts: tuple[str, ...] = ()
+    max_connections: Count = 64
+    max_connections_per_address: Count = 16
+    header_timeout: Seconds = 10.0
+    idle_timeout: Seconds = 120.0
+    write_timeout: Seconds = 10.0
+    max_request: Bytes = 16 * 1024
+    requests_per_second: Rate = 50.0
+    render_interval: Seconds = 1.0
 
 
 class Canary(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,7 @@ ADVICE = {
 }
 
 
+MAX_LOCK_BYTES = 20  # a process number and the end of its line
 FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
 
 
@@ -73,9 +75,14 @@ class DaemonLock:
         except OSError as error:
             raise self._unusable(error) from error
         try:
+            self._check(os.fstat(descriptor))
+        except EventLogError:
+            os.close(descriptor)
+            raise
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.read(descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            holder = os.read(descriptor, MAX_LOCK_BYTES).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
             if not isinstance(error, BlockingIOError):
                 raise self._unusable(error) from error
@@ -93,13 +100,33 @@ class DaemonLock:
         self._descriptor = descriptor
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, PRIVATE)
         except FileExistsError:
             return os.open(self._path, flags)
         give_to(descriptor, owner(self._database))
         return descriptor
+
+    def _check(self, found: os.stat_result) -> None:
+        """Raises EventLogError if the name leads to a file that somebody else put there: it would be locked, truncated
+        and overwritten.
+        """
+        if not stat.S_ISREG(found.st_mode):
+            problem = "no regular file"
+        elif found.st_nlink != 1:
+            problem = f"one of {found.st_nlink} names (hard links) of a file"
+        elif found.st_uid not in {0, os.geteuid(), owner(self._database)[0]}:
+            problem = f"a file of another user (uid {found.st_uid})"
+        elif found.st_size > MAX_LOCK_BYTES:
+            problem = f"a file of {found.st_size} bytes"
+        else:
+            return
+        raise EventLogError(
+            f"{self._path}: expected the lock file of this event log, found {problem}. Find out who put it there, "
+            "remove it while no whaled runs, then start whaled again",
+            reason=LogFailure.IO,
+        )
 
     def release(self) -> None:
         """Let go. The file stays: removing it would let two processes lock two files of one name."""
@@ -153,10 +180,10 @@ def ensure_exists(path: Path) -> None:
 def owner(path: Path) -> tuple[int, int]:
     """Whose the log is, as (user, group): the owner of the database, of its directory before there is one."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except FileNotFoundError:
-        stat = path.parent.stat()
-    return stat.st_uid, stat.st_gid
+        found = path.parent.stat()
+    return found.st_uid, found.st_gid
 
 
 def give_to(descriptor: int, ids: tuple[int, int]) -> None:
@@ -239,7 +266,7 @@ def wal_bytes(path: Path) -> int:
 def inode(path: Path) -> tuple[int, int]:
     """Which file a name stands for; (0, 0) if none."""
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return (0, 0)
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino

@@ -5,10 +5,10 @@ No task, queue or future per client: a connection costs a few KiB, and a deliver
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
-import structlog
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
@@ -37,8 +37,6 @@ from whaled.gateway.session import (
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
 # What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
 MAX_REQUEST_BYTES = 16 * 1024
 END_OF_REQUEST = b"\r\n\r\n"
@@ -47,6 +45,8 @@ END_OF_REQUEST = b"\r\n\r\n"
 # a flood is left unread.
 CLOSING_BYTES = 1024
 DROPPED_BYTES = 64 * 1024
+# From the accept to the first bytes: a few round trips around the world.
+TIME_TO_BEGIN_S = 0.5
 # How a TLS connection begins (its first record is a handshake, and there has never been a major version but 3).
 TLS_BEGINS = b"\x16\x03"
 
@@ -91,7 +91,7 @@ class ConnectionOwner(Protocol):
         """Tell a client to come back, and close it."""
         ...
 
-    def failed(self) -> None:
+    def failed(self, connection: "Connection") -> None:
         """A bug met while serving a client."""
         ...
 
@@ -113,7 +113,7 @@ class Connection:
 
     __slots__ = (
         "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted", "_is_text",
-        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "close_code", "closing",
+        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "arrived_at", "close_code", "closing",
         "connected_at", "delivery", "fd", "is_admitted", "is_ready", "pinged_at", "session", "slot", "source",
     )  # fmt: skip
 
@@ -141,6 +141,7 @@ class Connection:
         self.is_ready = False
         self.closing: Close | None = None
         self.close_code = 1006
+        self.arrived_at = time.monotonic()
         self.connected_at = 0.0
         self.pinged_at = 0.0
         self.delivery: asyncio.Task[None] | None = None
@@ -172,9 +173,8 @@ class Connection:
                 data = self._read_request(data)
             if data:
                 self._read(data)
-        except Exception:
-            log.exception("client message failed", address=self.address)
-            self._gateway.failed()
+        except Exception:  # noqa: BLE001 - `failed` logs it with its traceback
+            self._gateway.failed(self)
             if self.session is None:
                 self.abort()
             self.close(Close.BUG)
@@ -304,6 +304,10 @@ class Connection:
             self._is_counted = True
             self._gateway.refused(self._refusal)
 
+    def is_idle(self, now: float) -> bool:
+        """Whether the client had time to begin, and sends nothing that waits to be read. `now` is monotonic."""
+        return now - self.arrived_at > TIME_TO_BEGIN_S and not self._socket.is_waiting
+
     def displace(self) -> None:
         """Give way to a newcomer, without having authenticated."""
         self._refuse(Refusal.DISPLACED)
@@ -358,9 +362,8 @@ class Connection:
         try:
             self._deadline = None
             self.perform(self.session.recheck(self._gateway.now()))
-        except Exception:
-            log.exception("client credential check failed", address=self.address)
-            self._gateway.failed()
+        except Exception:  # noqa: BLE001 - `failed` logs it with its traceback
+            self._gateway.failed(self)
             self.close(Close.BUG)
 
     def _schedule_tick(self) -> None:

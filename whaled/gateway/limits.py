@@ -1,8 +1,9 @@
 """What one client, one address and all together may take. Pure: `now` is monotonic seconds."""
 
-import ipaddress
 from collections import OrderedDict
 from enum import StrEnum
+
+from whaled.listening import source_of
 
 
 class TokenBucket:
@@ -40,14 +41,6 @@ class TokenBucket:
         return self._level <= -self._burst
 
 
-def source_of(address: str) -> str:
-    """What counts as one address: an IPv6 host has its /64 to itself, and could come from 2^64 addresses."""
-    if ":" not in address:
-        return address
-    found = ipaddress.IPv6Address(address)
-    return str(found.ipv4_mapped or ipaddress.IPv6Address(found.packed[:8] + bytes(8)))
-
-
 class Refusal(StrEnum):
     """Why a connection was turned away before the upgrade (a metric label)."""
 
@@ -60,6 +53,7 @@ class Refusal(StrEnum):
     BAD_HANDSHAKE = "bad_handshake"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     DISPLACED = "displaced"
+    CONNECT_RATE = "connect_rate"
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
 

@@ -6,8 +6,9 @@ import math
 import random
 import socket
 import ssl
+import struct
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.admission import Admission, source
+from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import FailureLimit, Refusal
@@ -134,6 +136,7 @@ class Gateway:
         self._spread_s = 0.0
         self.is_draining = False
         self.is_short_of_memory = False
+        self._lines = ClientLines()
         self.share = LoopShare(meter)
         self.reserve = Reserve()
         self._tls: ssl.SSLContext | None = None
@@ -177,7 +180,7 @@ class Gateway:
         `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
         Raises ListenError.
         """
-        async with asyncio.TaskGroup() as tasks:
+        async with self._lines, asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
             settings = self.settings
             self._tls = tls
@@ -212,7 +215,13 @@ class Gateway:
         """Take an accepted socket: count it, before anything is built for it or read from it."""
         origin = source(address)
         connection = Connection(self, address, origin, self._next_slot)
-        refusal, displaced = self._admission.admit(connection, origin)
+        refusal, displaced, is_admitted = self._admission.admit(connection, origin, self._may_displace)
+        if not is_admitted:
+            self._meter.refused(Refusal.CONNECT_RATE)
+            # A reset: a connection that is closed in good order would stay in the kernel for a minute.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+            return
         if isinstance(displaced, Connection):
             self._leave(displaced)
             displaced.displace()
@@ -311,6 +320,15 @@ class Gateway:
     def _come_back_s(self) -> float:
         return 0.5 + random.random() * max(1.0, self._spread_s)  # noqa: S311 - jitter, not a secret
 
+    def _may_displace(self, stranger: Hashable) -> bool:
+        """Whether a stranger gives way to a newcomer of its own network. While more connect than can be accepted, only
+        those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
+        those of clients beside it, before it is read.
+        """
+        if self._listener is None or not self._listener.is_behind:
+            return True
+        return isinstance(stranger, Connection) and stranger.is_idle(time.monotonic())
+
     def _leave(self, connection: Connection) -> None:
         """Take a connection out of the counts, as soon as it is on its way out."""
         if connection.is_admitted:
@@ -371,7 +389,7 @@ class Gateway:
 
     def _shed(self, connection: Connection) -> None:
         self._meter.shed()
-        log.info("client shed to save memory", address=connection.address, unsent_bytes=connection.unsent)
+        self._lines.shed(connection.address, connection.unsent)
 
     # --- what the daemon tells clients ---
 
@@ -452,8 +470,9 @@ class Gateway:
         """A frame was sent to one client alone."""
         self._meter.sent(wire.Sent.CONTROL, 1, size_bytes)
 
-    def failed(self) -> None:
-        """A bug met while serving a client; the connection logs it and closes."""
+    def failed(self, connection: Connection) -> None:
+        """A bug met while serving a client; the connection closes."""
+        self._lines.failed(connection.address)
         self._meter.failed()
 
     def perform(self, connection: Connection, action: Action) -> None:
@@ -469,7 +488,7 @@ class Gateway:
                 self.auth_failures += 1
                 is_limited = message is wire.AuthMessage.RATE_LIMITED
                 self._meter.authenticated(message if is_limited or reason is None else reason)
-                log.info("authentication refused", address=connection.address, reason=str(reason or message))
+                self._lines.refused(connection.address, str(reason or message))
             case FamilyEnded(grant=grant):
                 self._recheck.set()
                 self._meter.family_ended()
@@ -490,7 +509,7 @@ class Gateway:
             self._meter.authenticated(None)
         session = connection.session
         client_id = session.grant.client_id if session is not None and session.grant is not None else None
-        log.info("client connected", address=connection.address, client_id=client_id)
+        self._lines.connected(connection.address, client_id)
         if may_read:
             self.deliveries.join(connection)
 
@@ -515,10 +534,10 @@ class Gateway:
         if session.grant is not None:
             self.authenticated -= connection.is_ready
             client_id = session.grant.client_id
-        log.info(
-            "client left",
-            address=connection.address,
-            client_id=client_id,
+        self._lines.left(
+            connection.address,
+            client_id,
+            was_ready=connection.is_ready,
             code=connection.close_code,
             seconds=round(self.now() - connection.connected_at, 1),
         )

@@ -6,8 +6,8 @@ import structlog
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Those of the daemon itself: log, listeners, upstream, REST, epoll, the HTTP listener's clients.
-OWN = 192
+# Those of the daemon itself: log, listeners, upstream, REST, epoll.
+OWN = 128
 
 
 def connections_possible(wanted: int, *, beside: int) -> int:

@@ -2,20 +2,21 @@
 
 The protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. The event loop logs, so nothing here waits: an entry that
 journald does not take now goes to stderr as lines with a priority in front, which systemd hands to journald by another
-way; what stderr does not take either is counted, and the next entry that gets through is preceded by the number.
+way (output.py); what stderr does not take either is counted, and the next entry that gets through is preceded by the
+number.
 """
 
 import errno
 import logging
 import re
-import select
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from structlog.processors import LogfmtRenderer
 from structlog.typing import EventDict, WrappedLogger
+
+from whaled.ops.output import Output, unshowable
 
 SOCKET = Path("/run/systemd/journal/socket")
 
@@ -32,6 +33,7 @@ MAX_NAME = 64  # journald drops fields with longer names
 # What is left of an entry that is refused all the same (a smaller net.core.wmem_default).
 MIN_MESSAGE_BYTES = 1024
 
+LOSS = "log entries lost: neither the journal nor stderr took them"
 TRACEBACK = "WHALED_TRACEBACK"
 UNFIT = re.compile(r"[^A-Z0-9_]")
 
@@ -60,12 +62,11 @@ def encode(fields: Iterable[tuple[str, str]]) -> bytes:
 
 
 class JournalHandler(logging.Handler):
-    """Its formatter ends in `render`. `lost` is how many entries got nowhere since that was last said."""
+    """Its formatter ends in `render`. What the journal does not take goes to `output`."""
 
-    def __init__(self, stream: TextIO, path: Path, sock: socket.socket, *, lost: int = 0) -> None:
+    def __init__(self, output: Output, path: Path, sock: socket.socket) -> None:
         super().__init__()
-        self.lost = lost
-        self._stream = stream
+        self.output = output
         self._path = str(path)
         self._socket = sock
         self._is_unusable = False
@@ -103,28 +104,37 @@ class JournalHandler(logging.Handler):
         except Exception:  # noqa: BLE001 - as logging's own handlers: an entry that cannot be shown ends no caller
             self.handleError(record)
             return
-        if self.lost and self._deliver(*self._loss()):
-            self.lost = 0
-        if not self._deliver(self._fields, lines):
-            self.lost += 1
+        lost = self.output.take_unreported()
+        if lost and self._send(_loss(lost)) is not None:
+            self.output.give_back(lost)
+        problem = self._send(self._fields)
+        if problem is None:
+            self._is_unusable = False
+            return
+        # A full queue is a matter of moments. Anything else lasts, and whoever looks for fields should find out why.
+        if problem.errno not in {errno.EAGAIN, errno.ENOBUFS} and not self._is_unusable:
+            self._is_unusable = self.output.put(
+                f"<5>journal not reachable, entries go to stderr without their fields socket={self._path} "
+                f'error="{problem.strerror}"'
+            )
+        self.output.put(lines)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """An entry that cannot be shown leaves a trace of why."""
+        self.output.put(unshowable(record))
+
+    def loss_line(self, lost: int) -> str:
+        """The line that reports lost entries on stderr."""
+        return f"<4>{LOSS} lost={lost}"
+
+    def flush(self) -> None:
+        """Called by logging when the process ends."""
+        self.output.flush()
 
     def close(self) -> None:
         """Called by logging, too, when the process ends."""
         self._socket.close()
         super().close()
-
-    def _deliver(self, fields: Fields, lines: str) -> bool:
-        problem = self._send(fields)
-        if problem is None:
-            self._is_unusable = False
-            return True
-        # A full queue is a matter of moments. Anything else lasts, and whoever looks for fields should find out why.
-        if problem.errno not in {errno.EAGAIN, errno.ENOBUFS} and not self._is_unusable:
-            self._is_unusable = self._write(
-                f"<5>journal not reachable, entries go to stderr without their fields socket={self._path} "
-                f'error="{problem.strerror}"'
-            )
-        return self._write(lines)
 
     def _send(self, fields: Fields) -> OSError | None:
         try:
@@ -138,28 +148,16 @@ class JournalHandler(logging.Handler):
             return error
         return None
 
-    def _write(self, lines: str) -> bool:
-        try:
-            if not _takes_more(self._stream):
-                return False
-            self._stream.write(lines + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            return False
-        return True
 
-    def _loss(self) -> tuple[Fields, str]:
-        event = "log entries lost: neither the journal nor stderr took them"
-        message = f"{event} lost={self.lost}"
-        fields = [
-            ("MESSAGE", message),
-            ("PRIORITY", "4"),
-            ("SYSLOG_IDENTIFIER", "whaled"),
-            ("LOGGER", __name__),
-            ("WHALED_EVENT", event),
-            ("WHALED_LOST", str(self.lost)),
-        ]
-        return fields, f"<4>{message}"
+def _loss(lost: int) -> Fields:
+    return [
+        ("MESSAGE", f"{LOSS} lost={lost}"),
+        ("PRIORITY", "4"),
+        ("SYSLOG_IDENTIFIER", "whaled"),
+        ("LOGGER", __name__),
+        ("WHALED_EVENT", LOSS),
+        ("WHALED_LOST", str(lost)),
+    ]
 
 
 def _text(value: object) -> str:
@@ -192,14 +190,3 @@ def _cut(text: str, limit_bytes: int) -> str:
     half = limit_bytes // 2
     cut = f" ...[{len(data) - 2 * half} bytes cut]... "
     return data[:half].decode(errors="ignore") + cut + data[-half:].decode(errors="ignore")
-
-
-def _takes_more(stream: TextIO) -> bool:
-    """Whether a write would not wait. A Unix socket counts as writable while three quarters of its buffer are free."""
-    try:
-        descriptor = stream.fileno()
-    except OSError:  # not a file: a stream in memory
-        return True
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    return bool(poll.poll(0))

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -10,6 +12,17 @@ import structlog
 
 from whaled.config.sections import Log, LogFormat, LogLevel
 from whaled.ops import journal
+from whaled.ops.output import FLUSH_S, Output, OutputHandler
+from whaled.summaries import Summary
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# In ten seconds, of each message.
+LIBRARY_LINES = 2
+# Messages told apart, and how much of each is looked at.
+MAX_EVENTS = 100
+MAX_EVENT = 100
+NEWLINE = "\n"
 
 LEVELS = {
     LogLevel.DEBUG: logging.DEBUG,
@@ -19,8 +32,14 @@ LEVELS = {
 }
 
 
-def configure(settings: Log, stream: TextIO = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
-    """Send log lines, the libraries' too, to `stream` or the journal. Called again by a reload for a new level."""
+def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
+    """Send log lines, the libraries' too, to `stream` or the journal. Called again by a reload for a new level.
+
+    `stream` is None in a process that was started without stderr.
+    """
+    if stream is None:
+        before = next((output.stream for output in _outputs()), None)
+        stream = before or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     chosen = _format(settings.format, stream)
     level = LEVELS[settings.level]
     shared: list[structlog.typing.Processor] = [
@@ -43,16 +62,18 @@ def configure(settings: Log, stream: TextIO = sys.stderr, *, journal_socket: Pat
         cache_logger_on_first_use=False,  # a test that configures again must be heard
     )
     root = logging.getLogger()
-    lost = _remove_handlers(root)
-    handler: logging.Handler
+    output = _release_output(root, stream)
+    handler: journal.JournalHandler | OutputHandler
     render: list[structlog.typing.Processor]
     if chosen is LogFormat.JOURNALD:
-        handler = journald = journal.JournalHandler(stream, journal_socket, journal.open_socket(), lost=lost)
+        handler = journald = journal.JournalHandler(output, journal_socket, journal.open_socket())
         render = [structlog.processors.format_exc_info, journald.render]
     else:
-        handler = logging.StreamHandler(stream)
+        handler = OutputHandler(output)
         render = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(chosen, stream)]
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render))
+    handler.addFilter(LibraryLines())
+    output.loss_line = handler.loss_line
     root.addHandler(handler)
     root.setLevel(level)
     # Every connection of every client would be a line: the gateway says it once, with the client's name.
@@ -81,15 +102,74 @@ def _is_journal(stream: TextIO) -> bool:
     return named == f"{stat.st_dev}:{stat.st_ino}"
 
 
-def _remove_handlers(root: logging.Logger) -> int:
-    """Returns how many entries they could not deliver and have not told of."""
-    lost = 0
+def _outputs() -> Iterator[Output]:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, (journal.JournalHandler, OutputHandler)):
+            yield handler.output
+
+
+def lost_entries() -> int:
+    """Log entries that nobody took, since the start."""
+    return sum(output.lost for output in _outputs())
+
+
+def flush(timeout_s: float = FLUSH_S) -> None:
+    """Wait until everything logged is written, but not longer."""
+    for output in _outputs():
+        output.flush(timeout_s)
+
+
+def last_words(lines: Iterable[str]) -> None:
+    """Write lines to stderr behind everything that was logged. Returns within FLUSH_S, even if nobody takes them."""
+    outputs = list(_outputs())
+    for line in lines:
+        if outputs:
+            outputs[0].put(line)
+        else:
+            print(line, file=sys.stderr)
+    flush()
+
+
+def _release_output(root: logging.Logger, stream: TextIO) -> Output:
+    """Remove the handlers. Returns their output if it goes to `stream`: what is queued there is not lost."""
+    outputs = list(_outputs())
     for old in list(root.handlers):
         root.removeHandler(old)
-        if isinstance(old, journal.JournalHandler):
-            lost += old.lost
+        if isinstance(old, (journal.JournalHandler, OutputHandler)):
             old.close()
-    return lost
+    lost = 0
+    for output in outputs:
+        if output.stream is stream:
+            return output
+        output.close()
+        lost += output.lost
+    return Output(stream, lost=lost)
+
+
+class LibraryLines(logging.Filter):
+    """Bounds what libraries log, by the first line of the message: asyncio has a traceback for each connection that it
+    has no descriptor for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._summaries: dict[str, Summary] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is logged."""
+        is_own = isinstance(record.msg, dict)
+        if (
+            is_own or threading.current_thread() is not threading.main_thread()
+        ):  # what comes from outside is on the loop
+            return True
+        event = f"{record.name}: {str(record.msg).partition(NEWLINE)[0][:MAX_EVENT]}"
+        if event not in self._summaries and len(self._summaries) >= MAX_EVENTS:
+            event = "lines of libraries"
+        if event not in self._summaries:
+            self._summaries[event] = Summary(
+                log, event, level="warning", per_source=LIBRARY_LINES, in_all=LIBRARY_LINES
+            )
+        return self._summaries[event].admits(record.name)
 
 
 def _renderers(chosen: LogFormat, stream: TextIO) -> list[structlog.typing.Processor]:
@@ -99,4 +179,9 @@ def _renderers(chosen: LogFormat, stream: TextIO) -> list[structlog.typing.Proce
             structlog.processors.EventRenamer("event"),
             structlog.processors.JSONRenderer(),
         ]
-    return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0)]
+    # The default formatter shows the local variables of every frame: tokens and keys among them.
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        )
+    ]

@@ -1,17 +1,21 @@
 """Every number whaled exports, in one registry that is passed in. docs/metrics.md explains each of them."""
 
 import platform
+import re
 import time
 from collections.abc import Callable
 
 from prometheus_client import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
 from whaled import __version__
 from whaled.ops.client_meters import GatewayMeter
 from whaled.ops.daemon_meters import CanaryMeter, ConfigMeter, EventLogMeter, KeyMeter, LoopMeter, MemoryMeter
+from whaled.ops.http_meters import HttpMeter
 from whaled.ops.registry import Registry
 from whaled.ops.upstream_meters import DetectionMeter, ReconcileMeter, UpstreamMeter
+from whaled.web.exposition import Format
 
 
 class _ProcessCollector(ProcessCollector):
@@ -41,11 +45,22 @@ class Metrics:
         self.memory = MemoryMeter(registry)
         self.keys = KeyMeter(registry)
         self.reconcile = ReconcileMeter(registry)
+        self.http = HttpMeter(registry)
 
     def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
         self._registry.gauge_of(name, text, value)
 
-    def render(self) -> bytes:
-        """The text exposition format."""
+    def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A counter that is read when it is scraped."""
+        self._registry.counter_of(name, text, value)
+
+    def render(self, chosen: Format = Format.PROMETHEUS) -> bytes:
+        """Everything in one of Prometheus' text formats."""
+        if chosen is Format.OPENMETRICS:
+            rendered: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]  # the library's own function has no annotations
+            # A histogram with negative buckets has no sum, and OpenMetrics allows a count only beside a sum.
+            for name in self._registry.signed_histograms:
+                rendered = re.sub(rb"^%s_count .*\n" % name.encode(), b"", rendered, flags=re.MULTILINE)
+            return rendered
         return generate_latest(self.registry)

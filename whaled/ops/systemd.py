@@ -2,9 +2,14 @@
 does nothing.
 """
 
+import asyncio
+import contextlib
+import errno
+import math
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import MutableMapping
 
 import sdnotify
@@ -14,46 +19,86 @@ from whaled.errors import OperatorError
 
 # sd_listen_fds(3): passed descriptors begin here.
 FIRST_DESCRIPTOR = 3
+# How often what the manager did not take is tried again, and how much of it is kept: a reload is two messages.
+RETRY_S = 0.25
+MAX_WAITING = 16
 
 
 class Notifier:
-    """Speaks to the service manager that started this process, if one did.
+    """Speaks to the service manager that started this process, if one did. Never waits: the manager may stand still
+    (a long daemon-reload, a frozen process 1), and its socket holds only some datagrams (net.unix.max_dgram_qlen).
 
-    `watchdog_s` is the time within which it wants to hear `alive`, None where it does not watch this process.
+    What the manager acts on (`ready`, `reloading`, `stopping`) is kept until its socket takes it. `watchdog_s` is the
+    time within which it wants to hear `alive`, None where it does not watch this process.
     """
 
     def __init__(self) -> None:
-        self._notifier = sdnotify.SystemdNotifier()
-        self._status = ""
         self.watchdog_s = _watchdog_s(os.environ)
+        self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.setblocking(False)
+            self._notifier.debug = True  # raise what a send raises, instead of dropping the message
+        self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+        self._ping_until = -math.inf
+        self._retry: asyncio.TimerHandle | None = None
+        self._status = ""
 
     def ready(self) -> None:
         """Start-up, or a reload, is finished."""
-        self._notifier.notify("READY=1")
+        self._send_in_order(b"READY=1")
 
     def reloading(self) -> None:
         """A reload begins. systemd waits for `ready`."""
-        self._notifier.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send_in_order(b"RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
 
     def stopping(self) -> None:
         """The process is on its way out."""
-        self._notifier.notify("STOPPING=1")
+        self._send_in_order(b"STOPPING=1")
 
     def alive(self) -> None:
-        """What the watchdog waits for."""
-        self._notifier.notify("WATCHDOG=1")
+        """What the watchdog waits for. One that is not taken is tried again until the next is due, and then dropped."""
+        self._ping_until = time.monotonic() + (self.watchdog_s or 0.0) / 3
+        self._send_waiting()
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; said again only when it changed."""
-        if text != self._status:
+        """One line for `systemctl status`, sent again only when it changed; dropped if it is not taken now."""
+        if text != self._status and not self._waiting and self._send(f"STATUS={text}".encode(errors="replace")):
             self._status = text
-            # sdnotify sends Latin-1, systemd takes UTF-8 only: these letters become those bytes.
-            self._notifier.notify(f"STATUS={text}".encode(errors="replace").decode("latin-1"))
 
     def close(self) -> None:
-        """Say nothing more."""
-        if self._notifier.socket is not None:
+        """Send nothing more."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._notifier is not None and self._notifier.socket is not None:
             self._notifier.socket.close()
+        self._notifier = None
+
+    def _send_in_order(self, message: bytes) -> None:
+        self._waiting.append(message)
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._waiting and self._send(self._waiting[0]):
+            self._waiting.popleft()
+        if time.monotonic() < self._ping_until and self._send(b"WATCHDOG=1"):
+            self._ping_until = -math.inf
+        if self._waiting or time.monotonic() < self._ping_until:
+            with contextlib.suppress(RuntimeError):  # no loop: before the start, or after the end
+                self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._send_waiting)
+
+    def _send(self, message: bytes) -> bool:
+        """Whether a message is done with: it was taken, or there is nobody to take it."""
+        if self._notifier is None or self._notifier.socket is None:
+            return True
+        try:
+            # sdnotify sends Latin-1, systemd takes UTF-8 only: these letters become those bytes.
+            self._notifier.notify(message.decode("latin-1"))
+        except OSError as error:
+            return error.errno not in {errno.EAGAIN, errno.ENOBUFS}
+        return True
 
 
 def _watchdog_s(environ: MutableMapping[str, str]) -> float | None:

@@ -2,20 +2,28 @@
 so that an answer also proves the loop is alive.
 """
 
+import ipaddress
+import re
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from msgspec import Struct
 from msgspec.json import encode
 
 from whaled.config.sections import Http
 from whaled.errors import ListenError
-from whaled.listening import address_of, host_port
+from whaled.listening import address_of
 from whaled.model import Position, UpstreamState
+from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
+from whaled.web.listener import Connection, HttpMeter, Listener, open_sockets
 
-PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
+MISDIRECTED = "this server does not answer to the name in the Host header: add it to http.allowed_hosts\n"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -29,45 +37,116 @@ class Health(Struct, frozen=True, kw_only=True):
     version: str
 
 
-def application(*, metrics: Callable[[], bytes], health: Callable[[], Health]) -> web.Application:
-    """The routes. `metrics` renders the registry, `health` says how the daemon is."""
+class HttpServer:
+    """The server and its settings, which a reload replaces.
 
-    async def get_metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=metrics(), headers={"Content-Type": PROMETHEUS_TEXT})
+    `metrics` renders the registry, `health` gives the state of the daemon.
+    """
 
-    async def get_health(_request: web.Request) -> web.Response:
-        now = health()
+    def __init__(
+        self,
+        settings: Http,
+        *,
+        metrics: Callable[[Format], bytes],
+        health: Callable[[], Health],
+        meter: HttpMeter,
+    ) -> None:
+        self._settings = settings
+        self._health = health
+        self._meter = meter
+        self._exposition = Exposition(metrics, meter, clock=time.monotonic)
+        self._listener: Listener | None = None
+
+    def reconfigure(self, settings: Http) -> None:
+        """Apply other limits from now on."""
+        self._settings = settings
+        if self._listener is not None:
+            self._listener.reconfigure(settings)
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return self._listener.connections if self._listener is not None else 0
+
+    @asynccontextmanager
+    async def serving(self, sockets: Sequence[socket.socket] = ()) -> AsyncIterator[str | None]:
+        """Serve until left; yields the first address listened on, None where it is not enabled. Raises ListenError.
+
+        `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
+        """
+        settings = self._settings
+        if not settings.enabled:
+            yield None
+            return
+        runner = web.AppRunner(self._application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        assert runner.server is not None
+        self._listener = Listener(settings, runner.server, self._meter)
+        listening: Sequence[socket.socket] = sockets
+        try:
+            if not sockets:
+                try:
+                    listening = await open_sockets(settings.host, settings.port)
+                except OSError as error:
+                    raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
+            async with self._listener.accepting(listening):
+                yield address_of(listening[0])
+        finally:
+            for sock in listening:
+                sock.close()
+            await runner.cleanup()
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get("/metrics", self._get_metrics)
+        app.router.add_get("/healthz", self._get_health)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse other names (DNS rebinding) and space out requests."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        await connection.turn()
+        hosts = request.headers.getall(hdrs.HOST, ())
+        if len(hosts) > 1 or (not hosts and request.version >= (1, 1)):
+            return web.Response(status=400, text="exactly one Host header is required\n")
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        # No browser connects to a Unix socket.
+        if hosts and isinstance(peer, tuple) and not is_allowed(hosts[0], self._settings.allowed_hosts):
+            return web.Response(status=421, text=MISDIRECTED)
+        return await handler(request)
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        chosen = accepted_format(request.headers.get(hdrs.ACCEPT, ""))
+        is_compressed = accepts_gzip(request.headers.get(hdrs.ACCEPT_ENCODING, ""))
+        body = self._exposition.body(chosen, self._settings.render_interval, is_compressed=is_compressed)
+        headers = {hdrs.CONTENT_TYPE: chosen.value, hdrs.VARY: "Accept, Accept-Encoding"}
+        if is_compressed:
+            headers[hdrs.CONTENT_ENCODING] = "gzip"
+        return web.Response(body=body, headers=headers)
+
+    async def _get_health(self, _request: web.Request) -> web.Response:
+        now = self._health()
         # An absent backend is not this process's illness: a restart would not bring it back.
         return web.Response(
             body=encode(now), status=200 if now.status == "ok" else 503, content_type="application/json"
         )
 
-    app = web.Application()
-    app.router.add_get("/metrics", get_metrics)
-    app.router.add_get("/healthz", get_health)
-    return app
 
+def is_allowed(host: str, names: Sequence[str]) -> bool:
+    """Whether a Host header names this server: an IP address, localhost, or one of `names` ("*" allows every name).
 
-@asynccontextmanager
-async def serving(settings: Http, app: web.Application, sockets: Sequence[socket.socket] = ()) -> AsyncIterator[str]:
-    """Serve until left; yields the first address listened on. Raises ListenError.
-
-    `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
+    A page of somebody else can make a browser connect here under the page's own name, never under an address.
     """
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-    await runner.setup()
+    match = HOST.fullmatch(host.strip())
+    if match is None:
+        return False
+    name = match[1].lower().rstrip(".")
+    if name == "localhost" or "*" in names or name in names:
+        return True
     try:
-        if not sockets:
-            site = web.TCPSite(runner, settings.host, settings.port)
-            try:
-                await site.start()
-            except OSError as error:
-                raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
-            host, port = runner.addresses[0][:2]
-            yield host_port(host, port)
-        else:
-            for sock in sockets:
-                await web.SockSite(runner, sock).start()
-            yield address_of(sockets[0])
-    finally:
-        await runner.cleanup()
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""The gateway's log lines about clients. Each can be caused at will from outside, so each has a bound."""
+
+import asyncio
+from typing import Self
+
+import structlog
+
+from whaled.summaries import Summary
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# In ten seconds. Strangers get few lines: metrics count them, and what matters is what they hide.
+STRANGERS = 5
+STRANGER = 2
+# A restart brings all clients back at once: enough to see who, not a line for each of 10,000.
+CLIENTS = 100
+CLIENT = 5
+
+
+class ClientLines:
+    """Logs what happens to clients; left, it logs the counts of what was left out."""
+
+    def __init__(self) -> None:
+        self._refused = Summary(log, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
+        self._connected = Summary(log, "client connected", per_source=CLIENT, in_all=CLIENTS)
+        self._left = Summary(log, "client left", per_source=CLIENT, in_all=CLIENTS)
+        self._stranger_left = Summary(log, "client left", per_source=STRANGER, in_all=STRANGERS)
+        self._shed = Summary(log, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
+        self._failed = Summary(log, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0)  # connections that were just aborted report it in the next turn of the loop
+        self.flush()
+
+    def refused(self, address: str, reason: str) -> None:
+        """A credential was refused."""
+        self._refused.line(address, address=address, reason=reason)
+
+    def connected(self, address: str, client_id: str | None) -> None:
+        """A client may be served: it has authenticated, or need not."""
+        self._connected.line(client_id or address, address=address, client_id=client_id)
+
+    def left(self, address: str, client_id: str | None, *, was_ready: bool, code: int, seconds: float) -> None:
+        """A session is over. `was_ready`: the client was served."""
+        lines = self._left if was_ready else self._stranger_left
+        lines.line(client_id or address, address=address, client_id=client_id, code=code, seconds=seconds)
+
+    def shed(self, address: str, unsent_bytes: int) -> None:
+        """A session is closed to save memory."""
+        self._shed.line(address, address=address, unsent_bytes=unsent_bytes)
+
+    def failed(self, address: str) -> None:
+        """A bug met while serving a client: logs the exception in hand."""
+        self._failed.line(address, address=address)
+
+    def flush(self) -> None:
+        """Log the counts of what was left out up to now."""
+        for summary in (
+            self._refused, self._connected, self._left, self._stranger_left, self._shed, self._failed,
+        ):  # fmt: skip
+            summary.flush()

@@ -1,0 +1,188 @@
+"""Log lines for a stream whose reader may stop reading: a thread of its own writes them, so that nobody who logs waits.
+
+A pipe or a terminal that is not read holds up every write to it. Setting it to non-blocking would change it for all
+processes that share it.
+"""
+
+import logging
+import os
+import select
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import TextIO
+
+# Some 4,000 lines: more than a start, a stop or a minute of summaries has.
+LIMIT_BYTES = 1024 * 1024
+# Written at a time.
+CHUNK_BYTES = 64 * 1024
+# How long the end of the process may take for lines that are not written yet.
+FLUSH_S = 2.0
+# Of an exception met while a log entry is formatted.
+TRACEBACK_FRAMES = -3
+
+
+class Output:
+    """Lines in order, within `limit_bytes`; what does not fit is lost, and counted.
+
+    `lost` is how many entries were lost since the start. `loss_line` makes the line that reports a number of them, and
+    is called from the thread. A stream in memory is written at once.
+    """
+
+    def __init__(self, stream: TextIO, *, lost: int = 0, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.stream = stream
+        self.lost = lost
+        self.loss_line: Callable[[int], str] = "log entries lost: {}".format
+        self._limit_bytes = limit_bytes
+        self._changed = threading.Condition()
+        self._lines: deque[bytes] = deque()
+        self._held_bytes = 0  # queued, or being written
+        self._unreported = 0
+        self._is_closing = False
+        self._thread: threading.Thread | None = None
+        try:
+            self._descriptor = os.dup(stream.fileno())
+        except (OSError, ValueError):  # io.UnsupportedOperation is both: a stream in memory, or none
+            self._descriptor = -1
+
+    def put(self, entry: str) -> bool:
+        """Queue an entry of one or more lines. Never waits; false if there is no room."""
+        data = (entry + "\n").encode(errors="backslashreplace")
+        if self._descriptor < 0:
+            return self._put_in_memory(entry)
+        with self._changed:
+            if self._is_closing or self._held_bytes + len(data) > self._limit_bytes:
+                self._lose(1)
+                return False
+            self._lines.append(data)
+            self._held_bytes += len(data)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_on, name="log output", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return True
+
+    def take_unreported(self) -> int:
+        """How many entries were lost since this was last reported; whoever takes the number reports it."""
+        with self._changed:
+            unreported, self._unreported = self._unreported, 0
+        return unreported
+
+    def give_back(self, unreported: int) -> None:
+        """The number taken could not be reported."""
+        with self._changed:
+            self._unreported += unreported
+
+    def flush(self, timeout_s: float = FLUSH_S) -> bool:
+        """Wait until everything is written, but not longer; false if something is left."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._held_bytes, timeout_s)
+
+    def close(self, timeout_s: float = FLUSH_S) -> None:
+        """Write what is queued within the time, then take nothing more."""
+        is_written = self.flush(timeout_s)
+        with self._changed:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._descriptor >= 0 and is_written:
+            if self._thread is not None:
+                self._thread.join(timeout_s)
+            os.close(self._descriptor)
+
+    def _put_in_memory(self, entry: str) -> bool:
+        try:
+            self.stream.write(entry + "\n")
+            self.stream.flush()
+        except (OSError, ValueError, AttributeError):  # closed, or None: a process without stderr
+            with self._changed:
+                self._lose(1)
+            return False
+        return True
+
+    def _lose(self, entries: int) -> None:
+        self.lost += entries
+        self._unreported += entries
+
+    def _write_on(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._is_closing)
+                if not self._lines:
+                    return
+                entries, size = 0, 0
+                chunk: list[bytes] = []
+                while self._lines and (not chunk or size + len(self._lines[0]) <= CHUNK_BYTES):
+                    chunk.append(self._lines.popleft())
+                    entries += 1
+                    size += len(chunk[-1])
+            is_written = self._write(b"".join(chunk))
+            report = b""
+            if is_written and (unreported := self.take_unreported()):
+                report = (self.loss_line(unreported) + "\n").encode(errors="backslashreplace")
+            with self._changed:
+                self._held_bytes += len(report) - size
+                if report:
+                    self._lines.append(report)
+                if not is_written:
+                    self._lose(entries)
+                self._changed.notify_all()
+
+    def _write(self, data: bytes) -> bool:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # somebody who shares it made it non-blocking
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
+                poll.poll()
+            except OSError:
+                return False
+        return True
+
+
+class OutputHandler(logging.Handler):
+    """Log lines as the formatter makes them."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self.output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never waits."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as logging's own handlers: an entry that cannot be shown ends no caller
+            self.handleError(record)
+            return
+        self.output.put(line)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """An entry that cannot be shown leaves a trace of why."""
+        self.output.put(unshowable(record))
+
+    def flush(self) -> None:
+        """Called by logging when the process ends."""
+        self.output.flush()
+
+    def loss_line(self, lost: int) -> str:
+        """The line that reports lost entries."""
+        return self.format(
+            logging.makeLogRecord(
+                {
+                    "name": __name__,
+                    "levelno": logging.WARNING,
+                    "levelname": "WARNING",
+                    "msg": "log entries lost: they were not taken in time",
+                    "lost": lost,
+                }
+            )
+        )
+
+
+def unshowable(record: logging.LogRecord) -> str:
+    """For an entry whose formatting failed, called while the exception is handled: where it is from, and why."""
+    return f"a log entry cannot be shown ({record.pathname}:{record.lineno})\n{traceback.format_exc(TRACEBACK_FRAMES)}"

@@ -1,0 +1,351 @@
+"""The listener of the HTTP server: accepts, admits, and ends connections that are idle, slow or too many.
+
+aiohttp serves a connection and bounds what it reads ahead. It has no limit on connections, none on the time a request
+head or an unread answer takes, and asyncio's own accept loop logs a traceback for each arrival when descriptors run
+out.
+"""
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+from aiohttp import hdrs, web
+
+from whaled.config.sections import Http
+from whaled.listening import source_of
+from whaled.summaries import Summary
+from whaled.web.pace import Pace
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Connections the kernel holds until they are accepted: beyond them a newcomer waits a second for its next attempt.
+BACKLOG = 1024
+# How often connections are compared with their time limits.
+SWEEP_S = 0.25
+# A connection that has waited this long for its peer to read may make room for a new one.
+STALLED_S = 1.0
+# Where a new connection is refused or takes the place of another, the next one waits this long: each costs the event
+# loop 200 us, so a flood takes a fifth of it at most.
+CROWDED_S = 0.001
+# Out of descriptors or memory: the kernel holds arrivals for this long before the next attempt.
+ACCEPT_PAUSE_S = 1.0
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Cut(StrEnum):
+    """Why a connection of the HTTP server was refused or ended early (a metric label)."""
+
+    FULL = "full"
+    ADDRESS_FULL = "address_full"
+    DISPLACED = "displaced"
+    HEADER_TIMEOUT = "header_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    WRITE_TIMEOUT = "write_timeout"
+    REQUEST_TOO_LARGE = "request_too_large"
+
+
+class HttpMeter(Protocol):
+    """What is counted of the HTTP server."""
+
+    def rendered(self) -> None:
+        """The registry was rendered."""
+        ...
+
+    def answered(self, status: int) -> None:
+        """A request was answered."""
+        ...
+
+    def delayed(self) -> None:
+        """A request waited for its turn."""
+        ...
+
+    def cut(self, reason: Cut) -> None:
+        """A connection was refused or ended early."""
+        ...
+
+    def accept_failed(self) -> None:
+        """The kernel had no descriptor or memory for a connection."""
+        ...
+
+
+class _Phase(StrEnum):
+    HEAD = "head"  # a request is awaited or arriving
+    IDLE = "idle"  # between two requests
+    TURN = "turn"  # a request waits for its turn
+    ANSWER = "answer"  # a request is in hand
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection under limits. Requests are taken one at a time; what was sent ahead waits in the kernel."""
+
+    __slots__ = ("_listener", "_phase", "_since", "_stream", "_turn", "_unread", "_unsent_since", "source")
+
+    def __init__(self, server: web.Server, listener: "Listener", source: str) -> None:
+        super().__init__(
+            server, loop=asyncio.get_running_loop(), access_log=None, lingering_time=0.0  # type: ignore[arg-type]  # as AppRunner passes it
+        )  # fmt: skip
+        self.source = source
+        self._listener = listener
+        self._stream: asyncio.Transport | None = None
+        self._phase = _Phase.HEAD
+        self._since = self._loop.time()
+        self._unread = 0
+        self._turn: asyncio.Future[None] | None = None
+        self._unsent_since: float | None = None
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless the connection was displaced since it was accepted."""
+        assert isinstance(transport, asyncio.Transport)
+        self._stream = transport
+        # pause_writing is to be called as soon as anything is unsent.
+        transport.set_write_buffer_limits(high=0)
+        super().connection_made(transport)
+        if not self._listener.holds(self):
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests."""
+        requests = self._request_count
+        super().data_received(data)
+        if self._request_count != requests:
+            self._unread = 0
+            if not self._is_busy:
+                self._enter(_Phase.ANSWER)
+        elif data and not self._is_busy:
+            if self._phase is _Phase.IDLE:
+                self._enter(_Phase.HEAD)
+            self._unread += len(data)
+            if self._unread > self._listener.settings.max_request and self._stream is not None:
+                self._stream.write(TOO_LARGE)
+                self.cut(Cut.REQUEST_TOO_LARGE)
+
+    def pause_writing(self) -> None:
+        """The kernel does not take all of an answer now."""
+        super().pause_writing()
+        self._unsent_since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        """The kernel has taken everything."""
+        super().resume_writing()
+        self._unsent_since = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is closed."""
+        self._listener.forget(self)
+        if self._turn is not None:
+            self._turn.cancel()
+        super().connection_lost(exc)
+
+    # --- aiohttp ---
+
+    async def turn(self) -> None:
+        """Wait until the request in hand may be answered. Meanwhile the connection may make room for another."""
+        self._turn = self._listener.pace.turn()
+        if self._turn is None:
+            return
+        self._listener.meter.delayed()
+        self._enter(_Phase.TURN)
+        await self._turn
+        self._enter(_Phase.ANSWER)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; returns once the kernel has taken it, or the connection is lost."""
+        resp.headers.setdefault(hdrs.SERVER, "whaled")  # aiohttp's own names its version and that of Python
+        result = await super().finish_response(request, resp, start_time)
+        self._listener.meter.answered(result[0].status)
+        self._enter(_Phase.ANSWER if self._messages else _Phase.IDLE)
+        return result
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to a request that cannot be read (no line in the log: anybody can send one) or to a bug."""
+        if status >= 500:
+            return super().handle_error(request, status, exc, message)
+        answer = web.Response(status=status, text="the request could not be read\n")
+        answer.force_close()
+        return answer
+
+    # --- limits ---
+
+    def overdue(self, now: float) -> Cut | None:
+        """The time limit that has passed."""
+        settings = self._listener.settings
+        if self._unsent_since is not None and now - self._unsent_since > settings.write_timeout:
+            return Cut.WRITE_TIMEOUT
+        waited_s = now - self._since
+        if self._phase is _Phase.HEAD and waited_s > settings.header_timeout:
+            return Cut.HEADER_TIMEOUT
+        if self._phase is _Phase.IDLE and waited_s > settings.idle_timeout:
+            return Cut.IDLE_TIMEOUT
+        return None
+
+    def waited_s(self, now: float) -> float | None:
+        """Seconds without progress that make room for others possible; None while a request is answered and read."""
+        if self._unsent_since is not None:
+            stalled_s = now - self._unsent_since
+            return stalled_s if stalled_s > STALLED_S else None
+        return None if self._phase is _Phase.ANSWER else now - self._since
+
+    def cut(self, reason: Cut) -> None:
+        """End the connection; what the kernel has not taken is lost."""
+        self._listener.meter.cut(reason)
+        self._listener.forget(self)
+        if self._stream is not None:
+            self._stream.abort()
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._phase in {_Phase.TURN, _Phase.ANSWER}
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._since = self._loop.time()
+
+
+class Listener:
+    """The connections of the HTTP server."""
+
+    def __init__(self, settings: Http, server: web.Server, meter: HttpMeter) -> None:
+        self.settings = settings
+        self.pace = Pace(settings.requests_per_second)
+        self.meter = meter
+        self._server = server
+        self._connections: dict[Connection, None] = {}
+        self._by_source: dict[str, int] = {}
+        self._shortages = Summary(
+            log, "no descriptor or memory to accept an HTTP connection", level="warning", per_source=1, in_all=1
+        )
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    def reconfigure(self, settings: Http) -> None:
+        """Apply other limits from now on."""
+        self.settings = settings
+        self.pace.per_second = settings.requests_per_second
+
+    def holds(self, connection: Connection) -> bool:
+        """Whether a connection is counted: not displaced, not closed."""
+        return connection in self._connections
+
+    @asynccontextmanager
+    async def accepting(self, sockets: Iterable[socket.socket]) -> AsyncIterator[None]:
+        """Accept from listening sockets until left; open connections stay open."""
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(self._accept(sock), name="http accept") for sock in sockets]
+            running.append(tasks.create_task(self._sweep(), name="http time limits"))
+            try:
+                yield
+            finally:
+                for task in running:
+                    task.cancel()
+                self._shortages.flush()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        """Accept one connection at a time, each in turns of the loop of its own."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, peer = await loop.sock_accept(listening)
+            except OSError as error:
+                # Anything else concerns one connection that its peer has given up already (accept(2)).
+                if error.errno in SHORTAGES:
+                    self.meter.accept_failed()
+                    self._shortages.line("accept", error=error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE_S if error.errno in SHORTAGES else 0)
+                continue
+            source = source_of(peer[0]) if isinstance(peer, tuple) else "unix"
+            was_crowded = self._is_full() or self._is_address_full(source)
+            refusal = self._admit(source)
+            if refusal is not None:
+                self.meter.cut(refusal)
+                sock.close()
+                await asyncio.sleep(CROWDED_S)
+                continue
+            connection = Connection(self._server, self, source)
+            self._connections[connection] = None
+            self._by_source[source] = self._by_source.get(source, 0) + 1
+            try:
+                await loop.connect_accepted_socket(lambda made=connection: made, sock)  # type: ignore[misc]
+            except OSError:
+                self.forget(connection)
+                sock.close()
+            if was_crowded:
+                await asyncio.sleep(CROWDED_S)
+
+    def _is_full(self) -> bool:
+        return len(self._connections) >= self.settings.max_connections
+
+    def _is_address_full(self, source: str) -> bool:
+        # All who come through a Unix socket have one address.
+        return source != "unix" and self._by_source.get(source, 0) >= self.settings.max_connections_per_address
+
+    def _admit(self, source: str) -> Cut | None:
+        """Make room for a connection, or find why there is none."""
+        is_address_full = self._is_address_full(source)
+        if not is_address_full and not self._is_full():
+            return None
+        crowded = source if is_address_full else max(self._by_source, key=self._by_source.__getitem__)
+        now = asyncio.get_running_loop().time()
+        waiting = [
+            (waited_s, connection)
+            for connection in self._connections
+            if connection.source == crowded and (waited_s := connection.waited_s(now)) is not None
+        ]
+        if not waiting:
+            return Cut.ADDRESS_FULL if is_address_full else Cut.FULL
+        _, longest = max(waiting, key=lambda found: found[0])
+        longest.cut(Cut.DISPLACED)
+        return None
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = loop.time()
+            for connection in list(self._connections):
+                reason = connection.overdue(now)
+                if reason is not None:
+                    connection.cut(reason)
+
+    def forget(self, connection: Connection) -> None:
+        """Stop counting a connection. A second call does nothing."""
+        if connection not in self._connections:
+            return
+        del self._connections[connection]
+        left = self._by_source[connection.source] - 1
+        if left:
+            self._by_source[connection.source] = left
+        else:
+            del self._by_source[connection.source]
+
+
+async def open_sockets(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on every address of a host. Raises OSError."""
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    try:
+        sockets: Sequence[socket.socket] = [sock.dup() for sock in server.sockets]
+    finally:
+        server.close()
+    for sock in sockets:
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+    return list(sockets)

@@ -1,0 +1,54 @@
+"""Spaces out requests of all connections together."""
+
+import asyncio
+from collections import deque
+
+# Requests that may be answered at once before they are spaced out.
+BURST = 20
+
+
+class Pace:
+    """A token bucket with a queue. Whoever stops waiting has taken no token, so a flood of connections that come and go
+    costs the others nothing.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self.per_second = per_second
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._level = float(BURST)
+        self._updated = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def turn(self) -> asyncio.Future[None] | None:
+        """None if a request may be answered now, else its turn, to be awaited, or cancelled."""
+        self._refill()
+        if self._timer is None and self._level >= 1:
+            self._level -= 1
+            return None
+        while self._waiting and self._waiting[-1].done():  # cancelled: only those behind someone who waits stay
+            self._waiting.pop()
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        if self._timer is None:
+            self._sleep()
+        return turn
+
+    def _refill(self) -> None:
+        now = self._loop.time()
+        self._level = min(BURST, self._level + (now - self._updated) * self.per_second)
+        self._updated = now
+
+    def _sleep(self) -> None:
+        self._timer = self._loop.call_later((1 - self._level) / self.per_second, self._wake_up)
+
+    def _wake_up(self) -> None:
+        self._timer = None
+        self._refill()
+        while self._waiting and (self._waiting[0].done() or self._level >= 1):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._level -= 1
+                turn.set_result(None)
+        if self._waiting:
+            self._sleep()
