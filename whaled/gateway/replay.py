@@ -42,7 +42,7 @@ class TooSlowError(Exception):
 
 
 class LostError(Exception):
-    """Events the client has not seen were removed by retention while it was catching up."""
+    """Events the client has not seen were removed by retention while it was catching up, or are damaged."""
 
 
 class _Page(NamedTuple):
@@ -92,7 +92,8 @@ class Replay:
 
     async def _page_after(self, cursor: int) -> list[Event]:
         events = await self._log.between(cursor, self._hub.head, self._page)
-        if not events or events[0].offset != cursor + 1:
+        # Offsets have no holes: more offsets than events is one that is not held any more, or damaged.
+        if not events or events[-1].offset - cursor != len(events):
             raise LostError
         return events
 

@@ -82,8 +82,16 @@ class _Queue:
 class LoopShare:
     """Runs jobs in slices on the running event loop. A job must not raise."""
 
-    def __init__(self, meter: ShareMeter, *, slice_s: float = SLICE_S, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        meter: ShareMeter,
+        *,
+        slice_s: float = SLICE_S,
+        hold_s: float = HOLD_S,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._meter = meter
+        self._clock = clock
         self._slice_s = slice_s
         self._hold_s = hold_s
         self._lanes = {lane: _Queue(WEIGHTS[lane]) for lane in Lane}
@@ -138,7 +146,7 @@ class LoopShare:
 
     def _slice(self) -> None:
         self._scheduled = None
-        now = time.perf_counter()
+        now = self._clock()
         ends = now + self._slice_s
         spent: dict[Lane, float] = {}
         while now < ends:
@@ -147,7 +155,7 @@ class LoopShare:
                 break
             queue = self._lanes[lane]
             queue.run_one()
-            began, now = now, time.perf_counter()
+            began, now = now, self._clock()
             queue.used += (now - began) / queue.weight
             spent[lane] = spent.get(lane, 0.0) + now - began
         for lane, seconds in spent.items():
