@@ -7,6 +7,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from bench import messages
+from bench.programs import BrokenError
+from whaled.eventlog.damage import Damage
 from whaled.eventlog.writer import Writer
 from whaled.model import Draft, Kind, Status, Update, Whale
 
@@ -21,7 +23,7 @@ BLOCK_HEIGHT, BLOCK_HASH = 900_000, "00" * 32
 
 def build(path: Path, count: int) -> None:
     """`count` events, `APART_S` apart, the last one now: alerts and, after each, that it was confirmed."""
-    writer = Writer(path, BUSY_TIMEOUT_S)
+    writer = Writer(path, BUSY_TIMEOUT_S, _damaged)
     now = time.time()
     writer.open(now)
     try:
@@ -31,6 +33,10 @@ def build(path: Path, count: int) -> None:
             writer.append([[_draft(number, began + number * APART_S) for number in numbers]])
     finally:
         writer.close()
+
+
+def _damaged(damage: Damage) -> None:
+    raise BrokenError(f"the new log is damaged: {damage}")
 
 
 _BASE = messages.event(0).whale.alert
