@@ -634,3 +634,36 @@ def test_an_alert_of_an_older_version_is_read_without_what_it_did_not_say() -> N
     alert = codec.whale(txid(1).encode(), json.dumps(stored).encode(), b"[]", None).alert
     assert alert == whale(1).alert
     assert (alert.price_timestamp, alert.matched_rules) == (None, ())
+
+
+async def test_no_look_up_of_the_live_path_scans_the_events(path: Path) -> None:
+    """A scan of a million events takes a second, before every commit."""
+    async with open_log(path) as log:
+        await log.append([alert(n) for n in range(3)])
+    reader, asked = Reader(path, 1.0, lambda _: None), list[str]()
+    reader.open()
+    try:
+        db = reader._connection
+        assert db is not None
+        db.set_trace_callback(asked.append)
+        found = [
+            reader.whales([txid(1)]),
+            reader.rivals(["a:0"]),
+            reader.outpoints([txid(1)]),
+            reader.histories([txid(1)]),
+            reader.scans(0, 1),
+            reader.newest_scans(1),
+            reader.state("network"),
+        ]
+        db.set_trace_callback(None)
+        assert len(found) == 7
+        plans = {
+            statement: [row[3].decode() for row in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+            for statement in asked
+            if statement.startswith("SELECT")
+        }
+    finally:
+        reader.close()
+    assert len(plans) >= 7
+    scans = {"SCAN e", "SCAN events", "SCAN w", "SCAN whales", "SCAN s"}
+    assert {statement: plan for statement, plan in plans.items() if scans & set(plan)} == {}

@@ -62,7 +62,9 @@ class Reader(Rows):
 
     def histories(self, txids: Sequence[str]) -> dict[str, list[tuple[Kind, str]]]:
         """See EventLog.histories."""
-        which = f"{self._queries.columns} WHERE w.txid IN (SELECT value FROM json_each(?)) ORDER BY e.offset"  # noqa: S608 - constants
+        # By e.whale: behind a LEFT JOIN, a condition on w.txid would be tried on every event of the log.
+        of_whales = "SELECT id FROM whales WHERE txid IN (SELECT value FROM json_each(?))"
+        which = f"{self._queries.columns} WHERE e.whale IN ({of_whales}) ORDER BY e.offset"
         found: dict[str, list[tuple[Kind, str]]] = {}
         rows = self._intact("read histories", which, (_json(txids),), self._codec.history, damaged_event)
         for txid, kind, ref in rows:
