@@ -187,8 +187,8 @@ def write_config(directory: Path, name: str, url: str, rest_url: str) -> Path:
 
 
 @asynccontextmanager
-async def daemon(config: Path) -> AsyncIterator[Ready]:
-    """`whaled run` once it is ready. On leaving it is asked to stop, and must do so in good order."""
+async def daemon(config: Path, *, limit_s: float = START_LIMIT_S) -> AsyncIterator[Ready]:
+    """`whaled run` once it is ready, within `limit_s`. On leaving it is asked to stop, and must do so in good order."""
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "whaled", "run", "--config", str(config),
@@ -201,7 +201,7 @@ async def daemon(config: Path) -> AsyncIterator[Ready]:
     listener = asyncio.create_task(_listen(process.stderr, said, ready))
     try:
         try:
-            async with asyncio.timeout(START_LIMIT_S):
+            async with asyncio.timeout(limit_s):
                 at, line = await ready
         except (TimeoutError, EOFError):
             raise BrokenError("whaled is not ready:\n" + "\n".join(said)) from None

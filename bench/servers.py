@@ -34,7 +34,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self.epoch = EPOCH
         self.head = messages.FIRST_OFFSET - 1
-        self.oldest = messages.FIRST_OFFSET
+        self.oldest = self.whole_from = messages.FIRST_OFFSET
         self._events: list[Event] = []
 
     def append(self, event: Event) -> None:
@@ -42,7 +42,7 @@ class MemoryLog:
         self._events.append(event)
         del self._events[: -self.KEPT]
         self.head = event.offset
-        self.oldest = self._events[0].offset
+        self.oldest = self.whole_from = self._events[0].offset
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
         """Events with after < offset <= through."""

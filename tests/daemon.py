@@ -48,13 +48,17 @@ class Daemon:
         async with asyncio.timeout(START_LIMIT_S):
             await self._ended.wait()
 
-    async def logged(self, event: str, **fields: Any) -> dict[str, Any]:
-        """Wait for a log line."""
+    async def logged(self, event: str, *, times: int = 1, **fields: Any) -> dict[str, Any]:
+        """Wait for a log line, or until it was there that often. Returns the first."""
         async with asyncio.timeout(START_LIMIT_S), self._heard:
             while True:
-                for line in self.lines:
-                    if line["event"] == event and all(line.get(key) == value for key, value in fields.items()):
-                        return line
+                found = [
+                    line
+                    for line in self.lines
+                    if line["event"] == event and all(line.get(key) == value for key, value in fields.items())
+                ]
+                if len(found) >= times:
+                    return found[0]
                 if self._ended.is_set():
                     raise AssertionError("whaled ended:\n" + "\n".join(self.raw))
                 await self._heard.wait()

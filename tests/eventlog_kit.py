@@ -25,6 +25,7 @@ class Meter:
     commits: list[int] = field(default_factory=list)
     failures: list[LogFailure] = field(default_factory=list)
     removed: int = 0
+    damaged_rows: int = 0
     size_bytes: int = 0
 
     def committed(self, events: int, seconds: float) -> None:
@@ -36,6 +37,9 @@ class Meter:
 
     def pruned(self, events: int) -> None:
         self.removed += events
+
+    def damaged(self, rows: int) -> None:
+        self.damaged_rows = rows
 
     def size(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes

@@ -20,13 +20,13 @@ def test_an_ipv6_host_is_its_64_and_its_network_the_48_around_it() -> None:
 def test_the_oldest_stranger_of_the_busiest_network_gives_way() -> None:
     admission = Admission(total=100, per_address=100, unauthenticated=5)
     for number in range(4):
-        assert admission.admit(f"flood {number}", source(f"192.0.2.{number % 2}")) == (None, None)
-    assert admission.admit("newcomer", source("198.51.100.1")) == (None, None)
-    assert admission.admit("second newcomer", source("203.0.113.1")) == (None, "flood 0")
+        assert admission.admit(f"flood {number}", source(f"192.0.2.{number % 2}")) == (None, None, True)
+    assert admission.admit("newcomer", source("198.51.100.1")) == (None, None, True)
+    assert admission.admit("second newcomer", source("203.0.113.1")) == (None, "flood 0", True)
     admission.leave("flood 0", source("192.0.2.0"))
     assert admission.unauthenticated == 5
     # A network that goes on connecting displaces itself.
-    assert admission.admit("flood 5", source("192.0.2.1")) == (None, "flood 1")
+    assert admission.admit("flood 5", source("192.0.2.1")) == (None, "flood 1", True)
 
 
 def test_authenticated_clients_are_displaced_by_nobody() -> None:
@@ -34,12 +34,12 @@ def test_authenticated_clients_are_displaced_by_nobody() -> None:
     for number in range(3):
         admission.admit(number, source("192.0.2.1"))
         admission.known(number)
-    assert admission.admit("late", source("198.51.100.1")) == (Refusal.GLOBAL_CAP, None)
+    assert admission.admit("late", source("198.51.100.1")) == (Refusal.GLOBAL_CAP, None, True)
     assert (admission.total, admission.unauthenticated) == (4, 1)  # it waits for its refusal
     admission.leave("late", source("198.51.100.1"))
     admission.leave(0, source("192.0.2.1"))
-    assert admission.admit("next", source("198.51.100.1")) == (None, None)
-    assert admission.admit("after it", source("203.0.113.1")) == (None, "next")
+    assert admission.admit("next", source("198.51.100.1")) == (None, None, True)
+    assert admission.admit("after it", source("203.0.113.1")) == (None, "next", True)
 
 
 def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_else_displaces_its_own() -> None:
@@ -47,13 +47,13 @@ def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_el
     admission.admit("stranger", here)
     admission.admit("client", here)
     admission.known("client")
-    assert admission.admit("newcomer", here) == (None, "stranger")
+    assert admission.admit("newcomer", here) == (None, "stranger", True)
     admission.leave("stranger", here)
     admission.known("newcomer")
     for number in range(TURNED_AWAY_PER_ADDRESS):
-        assert admission.admit(number, here) == (Refusal.ADDRESS_CAP, None)
-    assert admission.admit("one more", here) == (Refusal.ADDRESS_CAP, 0)  # what waits for a refusal is bounded
-    assert admission.admit("elsewhere", source("192.0.2.2")) == (None, None)
+        assert admission.admit(number, here) == (Refusal.ADDRESS_CAP, None, True)
+    assert admission.admit("one more", here) == (Refusal.ADDRESS_CAP, 0, True)  # what waits for a refusal is bounded
+    assert admission.admit("elsewhere", source("192.0.2.2")) == (None, None, True)
 
 
 def test_nothing_is_left_of_connections_that_are_gone() -> None:
@@ -97,3 +97,13 @@ def test_the_busiest_is_the_one_that_counting_finds(steps: list[tuple[int, int, 
             assert inside[place.address] == max(inside.values())
             assert found == next(each for each, other in held if other == place)
         assert len(strangers) == len(held)
+
+
+def test_a_newcomer_of_the_busiest_network_is_not_admitted_where_its_oldest_may_not_be_displaced() -> None:
+    admission, flood = Admission(total=100, per_address=100, unauthenticated=3), source("192.0.2.1")
+    for number in range(3):
+        admission.admit(number, flood)
+    assert not admission.admit("of the flood", flood, lambda _: False).is_admitted
+    assert (admission.total, admission.unauthenticated) == (3, 3)
+    # Another network's newcomer takes the place of one of the flood all the same.
+    assert admission.admit("from elsewhere", source("198.51.100.1"), lambda _: False) == (None, 0, True)

@@ -17,6 +17,7 @@ from whaled.whales.amounts import (
     sat_to_btc,
     shape,
     signals_rbf,
+    with_known_fee,
 )
 
 SCRIPTS = st.sampled_from(["0014aa", "0014bb", "0014cc", "6a00", "51024e73", ""])
@@ -271,3 +272,32 @@ def test_every_transaction_has_a_shape_and_only_decided_ones_have_rules(
 def test_any_input_below_the_two_final_sequences_signals(sequences: list[int], signals: bool) -> None:
     inputs = [spent(sequence=sequence) for sequence in sequences]
     assert signals_rbf(transaction([output(BTC)], inputs)) is signals
+
+
+# --- fees that the backend does not know ---
+
+
+@pytest.mark.parametrize("fee", [None, 0])
+@pytest.mark.parametrize(
+    ("inputs", "known"),
+    [
+        ([spent(BTC + 192)], 192),
+        ([spent(BTC)], 0),  # the parent of a package may pay nothing
+        ([spent(BTC + 192), spent(None)], None),
+        ([spent(BTC - 1)], None),  # what the backend says of the inputs cannot be
+        ([], None),
+    ],
+)
+def test_a_fee_that_the_backend_does_not_know_is_what_the_inputs_leave(
+    fee: int | None, inputs: list[Input], known: int | None
+) -> None:
+    found = with_known_fee(
+        replace(transaction([output(BTC)], inputs), fee_sat=fee, fee_rate=None if fee is None else 0.0, vsize=100.0)
+    )
+    assert found.fee_sat == known
+    assert found.fee_rate == (None if known is None else known / 100)
+
+
+def test_a_fee_that_the_backend_knows_stays() -> None:
+    before = replace(transaction([output(BTC)], [spent(BTC + 192)]), fee_sat=191, fee_rate=2.0, vsize=100.0)
+    assert with_known_fee(before) is before

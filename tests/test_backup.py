@@ -98,6 +98,8 @@ def edit(path: Path, *statements: str) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in statements:
             db.execute(statement)
+        if any(statement.startswith("UPDATE log") for statement in statements):
+            schema.seal_log(db)  # not damaged, but another log
 
 
 def write(path: Path, data: bytes) -> None:
@@ -279,8 +281,8 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     edit(path, "PRAGMA user_version = 99")
     with pytest.raises(EventLogError, match="made by a newer whaled"):
         copied(path, file)
-    edit(path, "PRAGMA user_version = 1", "DELETE FROM events WHERE offset = 7")
-    with pytest.raises(EventLogError, match="29 events from offset 1 to 30"):
+    edit(path, f"PRAGMA user_version = {len(schema.MIGRATIONS)}", "DELETE FROM log WHERE head = 30")
+    with pytest.raises(EventLogError, match="the row with its epoch and newest offset is not what was written"):
         copied(path, file)
     damage(path)
     with pytest.raises(EventLogError, match="is damaged") as caught:
@@ -288,6 +290,46 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     assert str(path) in str(caught.value)
     assert str(file) not in str(caught.value)
     assert names(file) == set()
+
+
+async def test_a_log_with_damaged_rows_is_copied_as_it_is_and_the_backup_says_so(
+    path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await store(path, *range(30))
+    edit(path, "DELETE FROM events WHERE offset IN (7, 8, 30)", "UPDATE events SET ref = 'x' WHERE offset = 5")
+    assert copied(path, file).contents.missing == 3
+    assert main(["backup", "--db-path", str(path), "--force", str(file)]) == ExitStatus.STOPPED
+    assert "3 events between are missing" in capsys.readouterr().err
+    assert len(await held(file)) == 26
+
+
+async def test_the_epoch_stays_where_a_row_of_the_old_log_is_damaged_and_the_backup_has_it(
+    path: Path, file: Path
+) -> None:
+    """The repair by a backup: all that clients have seen is in it."""
+    epoch, _ = await store(path, 1, 2, 3, 4)
+    copied(path, file)
+    edit(path, "UPDATE events SET at = at + 1 WHERE offset = 2", "DELETE FROM events WHERE offset = 3")
+    assert restored(file, path).renewed_because is None
+    assert (await store(path))[0] == epoch
+    assert txids(await held(path)) == [txid(1), txid(2), txid(3), txid(4)]
+
+
+async def test_a_new_epoch_begins_where_the_backup_lacks_an_event_that_the_old_log_has(path: Path, file: Path) -> None:
+    epoch, _ = await store(path, 1, 2, 3, 4)
+    copied(path, file)
+    edit(file, "DELETE FROM events WHERE offset = 2")
+    assert restored(file, path).renewed_because is not None
+    assert (await store(path))[0] != epoch
+
+
+async def test_a_new_epoch_begins_where_the_counter_of_the_old_log_is_damaged(path: Path, file: Path) -> None:
+    epoch, _ = await store(path, 1, 2)
+    copied(path, file)
+    edit(path, "DELETE FROM log")
+    done = restored(file, path)
+    assert "newest offset is damaged" in (done.renewed_because or "")
+    assert (await store(path))[0] != epoch
 
 
 async def test_an_interrupted_backup_leaves_nothing(path: Path, file: Path) -> None:
@@ -355,12 +397,14 @@ class Doubt:
         Doubt(("UPDATE log SET epoch = 'another'",), "has another epoch (another)"),
         Doubt(("DELETE FROM events WHERE offset = 3", "UPDATE log SET head = 2"),
               "ends at offset 2, before the backup"),
-        Doubt(("UPDATE events SET at = at + 1 WHERE offset = 2",), "other events under the same offsets"),
-        Doubt(("UPDATE whales SET txid = 'x' WHERE id = 1",), "other events under the same offsets"),
-        Doubt(("INSERT INTO state VALUES ('copy', '1')",), "itself a backup"),
+        Doubt(("UPDATE events SET at = at + 1, checksum = NULL WHERE offset = 2",),
+              "other events under the same offsets"),
+        Doubt(("UPDATE whales SET txid = 'x' WHERE id = 1", "UPDATE events SET checksum = NULL"),
+              "other events under the same offsets"),
+        Doubt(("INSERT INTO state VALUES ('copy', '1', NULL)",), "itself a backup"),
         Doubt(("PRAGMA user_version = 99",), "cannot be compared with it (newer_schema)"),
         Doubt(("DROP TABLE events", "DROP TABLE whales", "DROP TABLE log", "DROP TABLE state", "DROP TABLE blocks",
-               "DROP TABLE spends",
+               "DROP TABLE spends", "DROP TABLE gaps",
                "PRAGMA application_id = 0", "PRAGMA user_version = 0"), "is empty"),
     ],
     ids=["another epoch", "behind", "another time", "another whale", "a copy", "newer", "empty"],

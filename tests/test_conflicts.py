@@ -140,7 +140,8 @@ async def test_a_whale_does_not_wait_for_those_who_read_the_log(tmp_path: Path) 
         running, published = running_on(log)
         await running.handle(message((spending(1, 7),)))
         release = Event()
-        log._threads.read_thread.submit(release.wait)
+        for thread in (log._threads.search_thread, log._threads.page_thread, log._threads.time_thread):
+            thread.submit(release.wait)
         try:
             async with asyncio.timeout(10):
                 await running.handle(message((spending(2, 7),), removed=(1,)))

@@ -21,6 +21,7 @@ from support import ask, receive, receive_type, silent_client
 from whaled.auth.keys import generate, read, retire, ring_of
 from whaled.auth.tokens import issue
 from whaled.config.sections import Auth
+from whaled.eventlog.schema import put_state
 from whaled.model import Permission
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import Mode, SimulatorSettings
@@ -309,7 +310,7 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
             (noted,) = log.execute("SELECT value FROM state WHERE key = 'network'").fetchone()
             mainnet = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"
             changed = json.dumps({**json.loads(noted), "genesis": mainnet})
-            log.execute("UPDATE state SET value = ? WHERE key = 'network'", (changed,))
+            put_state(log, "network", changed)
             before = log.execute("SELECT count(*) FROM events").fetchone()
         log.close()
         async with daemon.running(config) as whaled:

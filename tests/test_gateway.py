@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import socket
+import sqlite3
 import ssl
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -422,3 +424,37 @@ async def test_a_client_that_asks_and_never_reads_is_bounded(tmp_path: Path) -> 
             await until(lambda: rig.value("whaled_connections_closed_total", code="1013") == 1)
         finally:
             stuck.close()
+
+
+async def test_who_asks_across_a_damaged_row_is_answered_that_something_is_missing(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, replay_page=4) as rig, rig.connect() as live:
+        await rig.alerts(*range(1, 21))
+        with closing(sqlite3.connect(tmp_path / "whaled.db", isolation_level=None)) as db:
+            db.execute("UPDATE events SET ref = 'x' WHERE offset = 10")
+            db.execute("UPDATE whales SET alert = '{' WHERE id = 11")
+        # The first one comes across it in the middle of its replay; the others are answered at once.
+        for is_known in (False, True):
+            async with rig.connect() as client:
+                await ask(client, type="subscribe", since={"epoch": rig.log.epoch, "offset": 2})
+                subscribed = await receive_type(client, "subscribed")
+                if not is_known:
+                    assert subscribed["recovered"] is True
+                    assert await offsets(client, 4) == [3, 4, 5, 6]
+                    subscribed = await receive_type(client, "subscribed")
+                assert subscribed["recovered"] is False
+                assert subscribed["from"] == subscribed["position"]
+                assert subscribed["oldest"] == {"epoch": rig.log.epoch, "offset": 12}
+        for since in ({"last": 15}, {"time": "2027-01-15T08:00:00Z"}, {"epoch": rig.log.epoch, "offset": 10}):
+            async with rig.connect() as client:
+                await ask(client, type="subscribe", since=since)
+                assert (await receive_type(client, "subscribed"))["recovered"] is False
+        # Behind it nothing is missing.
+        for since in ({"last": 9}, {"epoch": rig.log.epoch, "offset": 11}):
+            async with rig.connect() as client:
+                await ask(client, type="subscribe", since=since)
+                assert (await receive_type(client, "subscribed"))["recovered"] is True
+                assert await offsets(client, 9) == list(range(12, 21))
+        assert rig.value("whaled_eventlog_damaged_rows") == 2
+        assert rig.value("whaled_eventlog_failures_total", reason="corrupt") == 0
+        await rig.alerts(21)
+        assert await offsets(live, 21) == list(range(1, 22))

@@ -85,6 +85,59 @@ def test_large_blocks_are_kept_out_of_the_heap(how: str, is_in_heap: bool) -> No
     assert (int(child.stdout) >= 6 * MIB) is is_in_heap  # the heap may have had a little room
 
 
+HEAPS = """
+import ctypes, os, sys, threading
+from whaled.ops.memory import share_heap
+
+if sys.argv[1] == "shared":
+    share_heap()
+barrier = threading.Barrier(4)
+
+def allocate():
+    held = [bytes(1000) for _ in range(100)]  # what Python leaves to the C library: more than 512 bytes
+    barrier.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+libc.malloc_info(0, ctypes.c_void_p(libc.fdopen(1, b"w")))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has heaps by thread")
+@pytest.mark.parametrize(("how", "is_one"), [("as it is", False), ("shared", True)])
+def test_all_threads_share_one_heap(how: str, is_one: bool) -> None:
+    child = subprocess.run([sys.executable, "-c", HEAPS, how], check=True, capture_output=True, text=True, timeout=30)
+    assert (child.stdout.count("<heap nr=") == 1) is is_one
+
+
+COLLECTIONS = """
+import gc, sys
+import whaled.cli.main
+from whaled.ops.memory import set_modules_apart
+
+if sys.argv[1] == "apart":
+    set_modules_apart()
+gc.collect()
+print(len(gc.get_objects()))
+"""
+
+
+def test_a_garbage_collection_looks_through_no_modules() -> None:
+    looked_at = {}
+    for how in ("as it is", "apart"):
+        child = subprocess.run(
+            [sys.executable, "-c", COLLECTIONS, how], check=True, capture_output=True, text=True, timeout=60
+        )
+        looked_at[how] = int(child.stdout)
+    assert looked_at["apart"] < looked_at["as it is"] / 20
+
+
 def test_without_a_limit_resident_memory_is_what_is_used(tmp_path: Path) -> None:
     found = Kernel(tmp_path).gauge().read(None)
     assert (found.used_bytes, found.limit_bytes) == (60 * MIB, math.inf)

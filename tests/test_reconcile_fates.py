@@ -8,6 +8,7 @@ import pytest
 from reconcile_kit import BTC, Front, Rig, watching, world
 
 from whaled.model import Kind, Status
+from whaled.reconcile import fates
 from whaled.simulator.faults import RestMode
 from whaled.simulator.transactions import TxKind
 
@@ -476,3 +477,25 @@ async def test_a_node_that_loses_its_mempool_costs_no_whale(tmp_path: Path, forg
         await wait(rig, 200)
         await wait(rig, 200)
         assert rig.told(tx.txid) == ["alert"]
+
+
+async def test_whales_beyond_those_that_are_followed_at_a_time_have_their_turn_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fates, "MISSING_LIMIT", 2)
+    monkeypatch.setattr(fates, "FIRST_LOOK_S", 0.01)
+    async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=0.01, interval=0.5) as rig:
+        whales = [sim.world.pay(150 * BTC).txid for _ in range(5)]
+        await rig.settled()
+        for txid in whales:
+            sim.world.chain.evict(txid)
+        await rig.poll()
+        most = 0
+
+        def all_dropped() -> bool:
+            nonlocal most
+            most = max(most, rig.tally.open["fates"])
+            return all(rig.told(txid) == ["alert", "dropped"] for txid in whales)
+
+        await rig.until(all_dropped)
+        assert 0 < most <= 2

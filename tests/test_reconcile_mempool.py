@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reconcile_kit import BTC, watching, world
+from reconcile_kit import BTC, Front, watching, world
 
 
 async def test_what_is_in_the_mempool_at_the_first_start_is_alerted_once(tmp_path: Path) -> None:
@@ -84,3 +84,46 @@ async def test_a_whale_in_no_projected_block_is_found(tmp_path: Path) -> None:
             await rig.until(lambda: set(cheap) <= rig.sources().keys())
             assert rig.sources() == dict.fromkeys(cheap, "snapshot")
             await rig.until(lambda: rig.tally.open["tail"] == 0)
+
+
+async def test_what_left_the_mempool_is_no_longer_asked_for_even_while_nothing_can_be_asked(tmp_path: Path) -> None:
+    front = Front()
+    async with world(block_weight=20_000) as (sim, clock), front.before(sim):
+        for _ in range(8 * 36):
+            sim.world.pay(BTC, rate=50.0)
+        cheap = [sim.world.pay(BTC, rate=1.0).txid for _ in range(6)]
+        await sim.poll()
+        front.spoil("tx/.*/hex", 503)
+        async with watching(sim, clock, tmp_path, front=front, interval=60.0) as rig:
+            await rig.until(lambda: rig.tally.open["tail"] >= 6)
+            held = rig.tally.open["tail"]
+            pair = {"replaced": cheap[3], "by": {"txid": "ab" * 32, "vin": [], "vout": [], "fee": 1, "vsize": 100}}
+            await rig.hear(removed=[cheap[0], cheap[1], cheap[3]], mined=[cheap[2]], replaced=[pair])
+            # The backend keeps what was replaced for a day, and gives it.
+            assert rig.tally.open["tail"] == held - 3
+            asked_before = len(front.asked)
+            front.mend()
+            await rig.poll(11)
+            await rig.until(lambda: rig.tally.open["tail"] == 0)
+            asked = {path.split("/")[1] for path in front.asked[asked_before:] if path.endswith("/hex")}
+            assert asked & set(cheap) == set(cheap[3:])
+
+
+async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_block_alone(tmp_path: Path) -> None:
+    front = Front()
+    async with world() as (sim, clock), front.before(sim):
+        await sim.poll()
+        front.spoil("tx/[0-9a-f]*", 503)
+        async with watching(sim, clock, tmp_path, front=front, settled=False) as rig:
+            await rig.until(lambda: rig.tally.snapshots == 1)
+            whale = sim.world.pay(150 * BTC).txid
+            sim.drop_link()
+            await rig.poll()
+            await rig.until(lambda: rig.tally.open.get("candidates") == 1)
+            sim.world.mine()
+            await rig.poll()
+            await rig.until(lambda: rig.tally.open["candidates"] == 0)
+            front.mend()
+            await rig.settled()
+            assert rig.sources() == {whale: "block"}
+            assert rig.told(whale) == ["alert", "confirmed"]

@@ -160,6 +160,18 @@ def test_what_was_looked_at_is_remembered_within_bounds(monkeypatch: pytest.Monk
         assert len(judged) <= 100
 
 
+def test_what_is_remembered_of_a_mempool_that_emptied_takes_no_more_than_what_is_left() -> None:
+    judged = Judged()
+    judged.add(txid(n) for n in range(20_000))
+    full = judged.table_bytes
+    judged.discard(txid(n) for n in range(1_000, 20_000))
+    assert len(judged) == 1_000
+    assert judged.table_bytes < full / 8
+    judged.add(txid(n) for n in range(20_000))
+    judged.compare([txid(1)])
+    assert judged.table_bytes < full / 100
+
+
 # --- what may be said ---
 
 

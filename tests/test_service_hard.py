@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
+from book_kit import book
+from processes import child_of, is_there
 from test_daemon import busy_simulator, get
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
@@ -96,6 +99,67 @@ async def test_a_reload_that_fails_changes_nothing(tmp_path: Path, broken: dict[
         async with whaled.connect() as client:
             assert (await receive(client))["type"] == "welcome"
             await whaled.logged("client connected")  # the level is the old one
+
+
+async def test_while_a_large_address_book_is_read_everything_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "book.csv"
+    path.write_text("\n".join(book(10)))
+    settings = {"detection": {"address_book": str(path)}}
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url, **settings)
+        async with daemon.running(config) as whaled, whaled.connect(max_queue=None) as client:
+            path.write_text("\n".join(book(40_000)))
+            whaled.signal(signal.SIGHUP)
+            reader = await child_of(whaled.process.pid, "whaled.bookfile")
+            os.kill(reader, signal.SIGSTOP)
+            try:
+                for asked in (1, 2):
+                    whaled.signal(signal.SIGHUP)
+                    await whaled.logged("a reload is under way; another one follows it", times=asked)
+                    await ask(client, type="ping")
+                    await receive_type(client, "pong")
+                    await receive_type(client, "whale_alert")
+                    assert '"status":"ok"' in await get(whaled.http + "/healthz")
+                    assert "whaled_address_book_addresses 10.0" in await get(whaled.http + "/metrics")
+            finally:
+                os.kill(reader, signal.SIGCONT)
+            await whaled.logged("reloaded", times=2)  # for three that were asked for
+            metrics = await get(whaled.http + "/metrics")
+            assert "whaled_address_book_addresses 40000.0" in metrics
+            assert "whaled_address_book_owners 7.0" in metrics
+            whaled.signal(signal.SIGTERM)
+            assert await whaled.ended() == 0
+            await whaled.heard_all()
+            assert [line["event"] for line in whaled.lines].count("reloading") == 2
+
+
+async def test_a_reader_of_the_address_book_that_dies_refuses_the_reload_and_keeps_the_old_book(tmp_path: Path) -> None:
+    path = tmp_path / "book.csv"
+    path.write_text("\n".join(book(1_000)))
+    config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
+    async with daemon.running(config) as whaled:
+        path.write_text("\n".join(book(40_000)))
+        whaled.signal(signal.SIGHUP)
+        os.kill(await child_of(whaled.process.pid, "whaled.bookfile"), signal.SIGKILL)
+        refused = await whaled.logged("reload refused, the old configuration stays")
+        assert f"the process that reads {path} failed" in refused["problem"]
+        assert "whaled_address_book_addresses 1000.0" in await get(whaled.http + "/metrics")
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reloaded", addresses=40_000)
+
+
+async def test_a_stop_amid_a_reload_ends_the_reader_too(tmp_path: Path) -> None:
+    path = tmp_path / "book.csv"
+    config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
+    path.write_text("\n".join(book(10)))
+    async with daemon.running(config) as whaled:
+        path.write_text("\n".join(book(40_000)))
+        whaled.signal(signal.SIGHUP)
+        reader = await child_of(whaled.process.pid, "whaled.bookfile")
+        os.kill(reader, signal.SIGSTOP)
+        whaled.signal(signal.SIGTERM)
+        assert await whaled.ended() == 0
+        assert not is_there(reader)
 
 
 async def test_after_rude_clients_every_gauge_is_back_at_nothing(tmp_path: Path) -> None:

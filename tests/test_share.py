@@ -1,7 +1,6 @@
 """The shares of the event loop."""
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,19 +17,24 @@ class Meter:
         self.seconds[lane] += seconds
 
 
-def busy(seconds: float) -> None:
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends:
-        pass
+class Work:
+    """Jobs that take some time, on a clock that only they move."""
 
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.done: Counter[str] = Counter()
+        self.is_over = False
 
-def forever(counts: Counter[str], name: str, seconds: float = 0.0001) -> Callable[[], bool]:
-    def job() -> bool:
-        busy(seconds)
-        counts[name] += 1
-        return counts["stop"] == 0
+    def clock(self) -> float:
+        return self.now
 
-    return job
+    def job(self, name: str, seconds: float = 0.0001) -> Callable[[], bool]:
+        def run() -> bool:
+            self.now += seconds
+            self.done[name] += 1
+            return not self.is_over
+
+        return run
 
 
 async def turns(count: int) -> None:
@@ -39,30 +43,29 @@ async def turns(count: int) -> None:
 
 
 async def test_a_turn_of_the_loop_spends_one_slice_on_jobs() -> None:
-    share, counts = LoopShare(Meter(), slice_s=0.001), Counter[str]()
+    work = Work()
+    share = LoopShare(Meter(), slice_s=0.001, clock=work.clock)
     for number in range(1000):
-        share.add(Lane.KNOWN, forever(counts, f"{number}"))
-    began = time.perf_counter()
+        share.add(Lane.KNOWN, work.job(f"{number}"))
     await turns(10)
-    assert time.perf_counter() - began < 0.1  # 1,000 jobs of 0.1 ms would take as long
-    assert sum(counts.values()) > 20
-    counts["stop"] = 1
+    assert 0.009 <= work.now <= 0.011  # of 0.1 s that all of them take
+    work.is_over = True
     await turns(500)
 
 
 async def test_lanes_share_by_weight_and_a_lane_without_work_leaves_its_part() -> None:
-    meter, counts = Meter(), Counter[str]()
-    share = LoopShare(meter)
-    share.add(Lane.KNOWN, forever(counts, "known"))
+    meter, work = Meter(), Work()
+    share = LoopShare(meter, slice_s=0.001, clock=work.clock)
+    share.add(Lane.KNOWN, work.job("known"))
     await turns(50)
     alone_s = meter.seconds[Lane.KNOWN]
-    share.add(Lane.REPLAY, forever(counts, "replay"))
+    assert alone_s == pytest.approx(0.05, rel=0.05)  # the whole slice of each turn
+    share.add(Lane.REPLAY, work.job("replay"))
     await turns(200)
-    counts["stop"] = 1
+    work.is_over = True
     await turns(10)
     known_s = meter.seconds[Lane.KNOWN] - alone_s
-    assert alone_s > 0.04  # the whole slice of each turn
-    assert 1.5 < known_s / meter.seconds[Lane.REPLAY] < 2.6  # nothing was saved up while the lane was empty
+    assert known_s / meter.seconds[Lane.REPLAY] == pytest.approx(2.0, rel=0.05)  # nothing was saved up meanwhile
 
 
 async def test_sources_take_turns_however_many_jobs_one_has() -> None:
@@ -149,13 +152,12 @@ async def test_replays_rest_three_quarters_of_the_time_while_alerts_flow_and_hol
 
 
 async def test_replays_without_alerts_take_what_there_is() -> None:
-    meter, counts = Meter(), Counter[str]()
-    share = LoopShare(meter)
+    meter, work = Meter(), Work()
+    share = LoopShare(meter, slice_s=0.001, clock=work.clock)
     with share.hold():
         pass  # a message of the backend without a whale
-    share.add(Lane.REPLAY, forever(counts, "replay"))
-    began = time.perf_counter()
-    await turns(100)
-    assert meter.seconds[Lane.REPLAY] > 0.5 * (time.perf_counter() - began)
-    counts["stop"] = 1
+    share.add(Lane.REPLAY, work.job("replay"))
+    await turns(50)
+    assert meter.seconds[Lane.REPLAY] == pytest.approx(0.05, rel=0.05)
+    work.is_over = True
     await turns(10)

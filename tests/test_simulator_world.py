@@ -233,6 +233,16 @@ def test_memory_is_bounded() -> None:
     assert world.chain.confirmed.keys() == kept
 
 
+def test_a_mempool_with_a_floor_keeps_its_size() -> None:
+    world = lived(300, mempool_floor=200, block_interval=10, block_weight=4_000_000, events=0)
+    assert len(world.chain.blocks) > 10
+    for _ in range(3):
+        best = max(entry.score for entry in world.chain.mempool.values())
+        world.mine()
+        assert len(world.chain.mempool) == 200
+        assert max(entry.score for entry in world.chain.mempool.values()) < best or not world.chain.blocks[-1].txs[1:]
+
+
 def test_settings_out_of_range_are_named_with_what_is_allowed() -> None:
     with pytest.raises(ConfigError) as caught:
         SimulatorSettings(rate=-1, whale_share=2)

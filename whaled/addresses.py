@@ -1,13 +1,20 @@
 """How Bitcoin writes addresses: base58check, bech32 (BIP 173), bech32m (BIP 350), and the address of a script. Pure."""
 
 import re
+from collections.abc import Iterable
+from functools import reduce
 from hashlib import sha256
+from operator import xor
 
 from msgspec import Struct
 
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+# What the five bits that fall out at the top add, for each of their values.
+_STEPS = tuple(
+    reduce(xor, (generator for bit, generator in enumerate(GENERATOR) if top >> bit & 1), 0) for top in range(32)
+)
 # What the checksum of BIP 173 (witness version 0) and of BIP 350 (later versions) leaves.
 BECH32_REST = 1
 BECH32M_REST = 0x2BC830A3
@@ -84,13 +91,8 @@ def expanded(prefix: str) -> list[int]:
     return [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
 
 
-def polymod(values: list[int]) -> int:
-    """The checksum polynomial of bech32 (BIP 173)."""
-    rest = 1
+def polymod(values: Iterable[int], rest: int = 1) -> int:
+    """The checksum polynomial of bech32 (BIP 173). `rest` is what earlier values left."""
     for value in values:
-        top = rest >> 25
-        rest = (rest & 0x1FFFFFF) << 5 ^ value
-        for bit, generator in enumerate(GENERATOR):
-            if top >> bit & 1:
-                rest ^= generator
+        rest = (rest & 0x1FFFFFF) << 5 ^ value ^ _STEPS[rest >> 25]
     return rest

@@ -1,12 +1,25 @@
 """Files that the configuration names, read and understood. Every fault is the operator's and names the key."""
 
+import asyncio
+import os
 import ssl
+import sys
+from io import FileIO
 from pathlib import Path
 
+from whaled import bookfile
 from whaled.config.sections import Detection, Tls
 from whaled.errors import ConfigError, Fault
 from whaled.whales import watch
 from whaled.whales.labels import AddressBook
+from whaled.whales.owners import Owners
+
+# Some 200 lines are read faster than a process starts.
+SMALL_BYTES = 16 * 1024
+# A million addresses take half a minute on a slow machine; a file system that hangs must not hold up every reload.
+READ_LIMIT_S = 600.0
+# The whole of the process: `-P` keeps the working directory out of where modules are found.
+_READER = "import sys; sys.path.append(sys.argv[1]); from whaled.bookfile import main; main(*sys.argv[2:])"
 
 
 def read_address_book(settings: Detection) -> AddressBook:
@@ -16,13 +29,63 @@ def read_address_book(settings: Detection) -> AddressBook:
     """
     if settings.address_book is None:
         return AddressBook()
-    path = Path(settings.address_book)
+    return _fitting(bookfile.read(Path(settings.address_book), settings.max_book_addresses), settings)
+
+
+async def read_address_book_apart(settings: Detection) -> AddressBook:
+    """The same while the event loop goes on: a process of its own reads a file that is not small."""
+    if settings.address_book is None or _is_small(Path(settings.address_book)):
+        return read_address_book(settings)
+    path, limit = settings.address_book, settings.max_book_addresses
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError((Fault("detection.address_book", f"cannot read {path}: {error}"),)) from error
-    book = AddressBook.parse(text, str(path))
-    unknown = tuple(watch.faults(settings.watch, book, str(path)))
+        async with asyncio.timeout(READ_LIMIT_S):
+            return _fitting(await _read_apart(path, limit), settings)
+    except TimeoutError:
+        problem = f"{path} could not be read within {READ_LIMIT_S:g} s"
+    except (OSError, ValueError) as error:
+        problem = f"the process that reads {path} failed ({error}); was it ended for want of memory?"
+    raise ConfigError((Fault(bookfile.KEY, problem),))
+
+
+def _is_small(path: Path) -> bool:
+    try:
+        return path.stat().st_size <= SMALL_BYTES
+    except OSError:
+        return True  # what is wrong with it is found at once
+
+
+async def _read_apart(path: str, limit: int) -> Owners:
+    out, into = os.pipe()
+    stream = FileIO(out, "rb")
+    try:
+        root = str(Path(bookfile.__file__).parent.parent)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", _READER, root, path, str(limit),
+            stdin=asyncio.subprocess.DEVNULL, stdout=into, start_new_session=True,
+        )  # fmt: skip
+    except BaseException:
+        stream.close()
+        raise
+    finally:
+        os.close(into)
+    try:
+        owners = await asyncio.to_thread(_taken, stream)
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()  # ends the thread that reads as well
+            await process.wait()
+    return owners
+
+
+def _taken(stream: FileIO) -> Owners:
+    with stream:
+        return bookfile.taken(stream)
+
+
+def _fitting(owners: Owners, settings: Detection) -> AddressBook:
+    book = AddressBook(owners)
+    unknown = tuple(watch.faults(settings.watch, book, str(settings.address_book)))
     if unknown:
         raise ConfigError(unknown)
     return book

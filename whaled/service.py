@@ -23,7 +23,7 @@ from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import certificate_expiry, load_certificate, read_address_book, tls_context
+from whaled.files import certificate_expiry, load_certificate, read_address_book_apart, tls_context
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
@@ -89,8 +89,9 @@ class Service:
         )
         self._reread = reread
         self._stop = asyncio.Event()
-        self._reload: Callable[[], None] | None = None
-        self._reload_asked = False
+        # Asked for again while one is under way, one more follows it: the files may have changed after they were read.
+        self._reload_asked = asyncio.Event()
+        self._is_reloading = False
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -112,9 +113,8 @@ class Service:
     async def _run(self) -> None:
         config = self.config
         tls = tls_context(config.gateway.tls)
-        detector = Detector(
-            Rules.of(config.detection), read_address_book(config.detection), seen_limit=config.detection.seen_limit
-        )
+        book = await read_address_book_apart(config.detection)
+        detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as log_,
             Rest.open(config.upstream, self.metrics.upstream) as rest,
@@ -136,6 +136,7 @@ class Service:
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,
             )
+            del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected() as subscriber:
                 gateway.hub.rehearse_to(subscriber)
                 reconciler = self._reconciler(rest, log_, pipeline)
@@ -157,9 +158,6 @@ class Service:
                     self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
                     self._announce(address, http_address)
-                    self._reload = lambda: self.reload(running)
-                    if self._reload_asked:
-                        self._reload()
                     await self._work(running)
         log.info("stopped")
 
@@ -177,6 +175,7 @@ class Service:
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
                 tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline))),
+                tasks.create_task(self._reload_when_asked(running), name="reload"),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
             until_end = [
@@ -260,6 +259,14 @@ class Service:
         gauge("http_connections", "Open connections of the HTTP server.", lambda: http.connections)
         gauge("http_connections_limit", "http.max_connections.", lambda: self.config.http.max_connections)
         self.metrics.counter_of("log_entries_lost", "Log entries that nobody took.", logs.lost_entries)
+        gauge(
+            "address_book_addresses",
+            "Addresses in the address book in force.",
+            lambda: len(pipeline.detector.book.owners),
+        )
+        gauge(
+            "address_book_owners", "Labels in the address book in force.", lambda: pipeline.detector.book.owners.labels
+        )
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
     def _observe_keys(self, ring: KeyRing | None) -> None:
@@ -310,24 +317,37 @@ class Service:
     def _hung_up(self) -> None:
         if self._stop.is_set():
             log.warning("no reload, stopping")
-        elif self._reload is None:
-            self._reload_asked = True  # the file may have changed after it was read
-        else:
-            self._reload()
+            return
+        if self._is_reloading:
+            log.info("a reload is under way; another one follows it")
+        self._reload_asked.set()
 
-    def reload(self, running: "_Running") -> None:
-        """Read the configuration again and apply it whole, or keep the old one whole."""
-        gateway, pipeline, tls = running.gateway, running.pipeline, running.tls
+    async def _reload_when_asked(self, running: "_Running") -> None:
+        """Reload each time that it was asked for, until cancelled."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            self._is_reloading = True
+            await self.reload(running)
+            self._is_reloading = False
+
+    async def reload(self, running: "_Running") -> None:
+        """Read the configuration again and apply it whole, or keep the old one whole.
+
+        Everything is read before anything is applied, and away from the event loop; what applies it does not wait.
+        """
+        pipeline, tls = running.pipeline, running.tls
         self.notifier.reloading()
+        log.info("reloading")
         try:
-            loaded = self._reread()
+            loaded = await asyncio.to_thread(self._reread)
             moved = not_reloadable(self.config, loaded.config)
             if moved:
                 raise ConfigError(
                     tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
                 )
-            detection = loaded.config.detection
-            detector = pipeline.detector.with_rules(Rules.of(detection), read_address_book(detection))
+            book = await read_address_book_apart(loaded.config.detection)
+            detector = pipeline.detector.with_rules(Rules.of(loaded.config.detection), book)
             if tls is not None:
                 load_certificate(tls, loaded.config.gateway.tls)
         except OperatorError as error:
@@ -338,20 +358,24 @@ class Service:
             log.exception("reload failed, the old configuration stays")
             self.metrics.config.reloaded(time.time(), success=False)
         else:
-            self.config = loaded.config
-            gateway.connections_possible = self._connections_possible()
-            if self._authenticator is not None and loaded.ring is not None:
-                self._authenticator.replace_ring(loaded.ring, loaded.config.auth)
-            logs.configure(self.config.log)
-            pipeline.detector = detector
-            gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
-            running.canary.settings = self.config.canary
-            running.memory_watch.settings = self.config.memory
-            running.http.reconfigure(self.config.http)
-            self._observe_keys(loaded.ring)
-            self.metrics.config.reloaded(time.time(), success=True)
-            log.info("reloaded")
+            self._apply(loaded, detector, running)
         self.notifier.ready()
+
+    def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
+        """Exchange the old for the new, in one step."""
+        self.config = loaded.config
+        running.gateway.connections_possible = self._connections_possible()
+        if self._authenticator is not None and loaded.ring is not None:
+            self._authenticator.replace_ring(loaded.ring, loaded.config.auth)
+        logs.configure(self.config.log)
+        running.pipeline.detector = detector
+        running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
+        running.canary.settings = self.config.canary
+        running.memory_watch.settings = self.config.memory
+        running.http.reconfigure(self.config.http)
+        self._observe_keys(loaded.ring)
+        self.metrics.config.reloaded(time.time(), success=True)
+        log.info("reloaded", addresses=len(detector.book.owners))
 
 
 def _telling(group: BaseExceptionGroup[BaseException]) -> BaseException:

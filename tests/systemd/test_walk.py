@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from book_kit import book
 
 from systemd.installation import CONFIG, FAULTS, KEY_RING, OWN, QUICK, TOKEN_FILE, UNITS, URL, Installation, Program
 from systemd.lab import Lab
@@ -28,6 +29,7 @@ ROOM = 6_000_000  # bytes, for a thousand clients or so
 SHEDDING = "whaled_memory_shedding"
 REFUSED_FOR_MEMORY = 'whaled_connections_refused_total{reason="memory"}'
 RELOADED = "whaled_config_last_reload_successful"
+ADDRESS_BOOK = "/etc/whaled/book.csv"
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +184,16 @@ def test_a_reload_of_what_cannot_change_is_refused_by_the_daemon(whaled: Install
     lab.systemctl("reload", "whaled")  # the file in itself is good
     lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload in the metrics")
     assert whaled.is_active("whaled")
+
+
+def test_a_large_address_book_is_read_by_a_process_of_the_sandbox(whaled: Installation, lab: Lab) -> None:
+    lab.write(ADDRESS_BOOK, "\n".join(book(5_000)))
+    whaled.configure(detection={"address_book": ADDRESS_BOOK})
+    lab.systemctl("reload", "whaled")
+    assert whaled.metrics()[RELOADED] == 1
+    assert whaled.metrics()["whaled_address_book_addresses"] == 5_000
+    lab.systemctl("restart", "whaled")
+    assert whaled.metrics()["whaled_address_book_addresses"] == 5_000
 
 
 # --- it comes back ---

@@ -37,4 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
         f"{arguments.file}: {contents.events} events, head {contents.head}, epoch {contents.epoch}, "
         f"{done.size_bytes / 2**20:.1f} MiB, {done.seconds:.1f} s"
     )
+    if contents.missing:
+        print(
+            f"whaled: {source}: {contents.missing:,} events between are missing: the log is damaged. The copy is as "
+            "good as the log; `whaled check --deep` lists what is damaged",
+            file=sys.stderr,
+        )
     return ExitStatus.STOPPED

@@ -30,6 +30,8 @@ COMMANDS = {
     "accuracy": Command("whaled.cli.accuracy", "how good urgencies and predicted blocks were"),
     "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),
     "backup": Command("whaled.cli.backup", "copy the event log while whaled runs"),
+    "check": Command("whaled.cli.check", "look for damage in the event log"),
+    "repair": Command("whaled.cli.repair", "take damaged rows out of the event log"),
     "restore": Command("whaled.cli.restore", "put a backup in the event log's place"),
     "simulate": Command("whaled.cli.simulate", "run a simulated mempool backend"),
 }

@@ -1,6 +1,7 @@
 """What commands share that read the event log, beside a daemon that may be writing it."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import OperatorError
 from whaled.eventlog.backup import require_file
+from whaled.eventlog.damage import Damage
 from whaled.eventlog.reader import Reader
 
 # With which every SQLite database begins; an event log that is damaged further on is told as such.
@@ -20,18 +22,31 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
 
 
-@contextmanager
-def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
-    """The log, open. Raises OperatorError or EventLogError."""
-    settings = load_for(arguments).config.eventlog
-    path = Path(settings.path).resolve()
+def log_path(arguments: argparse.Namespace) -> Path:
+    """The file of the log. Raises OperatorError if there is none, or if it is no database."""
+    path = Path(load_for(arguments).config.eventlog.path).resolve()
     require_file(path, "name the event log with --db-path or --config")
     with path.open("rb") as file:
         if file.read(len(SQLITE_HEADER)) not in {b"", SQLITE_HEADER}:
             raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
-    reader = Reader(path, settings.busy_timeout)
+    return path
+
+
+@contextmanager
+def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
+    """The log, open. Raises OperatorError or EventLogError."""
+    path = log_path(arguments)
+    found: list[Damage] = []
+    reader = Reader(path, load_for(arguments).config.eventlog.busy_timeout, found.append)
     try:
         reader.open()
         yield reader
     finally:
         reader.close()
+    if found:
+        rows = sum(damage.rows for damage in found)
+        print(
+            f"whaled: {path}: {rows} damaged row{'s' * (rows > 1)} left out, the first: {found[0].row}: "
+            f"{found[0].problem}. `whaled check --deep` lists them all",
+            file=sys.stderr,
+        )

@@ -45,9 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # by default they end the process, and log rotation likes to send them
     memory.keep_large_apart()
+    memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    memory.set_modules_apart()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))
     except WhaledError:

@@ -14,7 +14,8 @@ from whaled.config.sections import MAX_WATCH_RULES, RULE_NAME, Config
 RELOADABLE = frozenset(
     {
         "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
-        "detection.price_max_age", "detection.address_book", "detection.min_flow_share",
+        "detection.price_max_age", "detection.address_book", "detection.max_book_addresses",
+        "detection.min_flow_share",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.handshake_timeout", "gateway.auth_timeout", "gateway.max_frame",
         "gateway.max_connections_per_client", "gateway.client_messages_per_second", "gateway.client_message_burst",

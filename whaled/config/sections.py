@@ -91,6 +91,7 @@ class Detection(Struct, frozen=True, kw_only=True):
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
     address_book: Path | None = None
+    max_book_addresses: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
     seen_limit: Count = 200_000
 
 

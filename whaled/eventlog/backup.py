@@ -25,7 +25,8 @@ BUSY_TIMEOUT_S = 5.0
 ADVICE = {
     **files.ADVICE,
     LogFailure.DISK_FULL: "Make room on its file system; the event log itself was not changed",
-    LogFailure.CORRUPT: "The file is damaged or is no SQLite database; nothing was replaced",
+    LogFailure.CORRUPT: "The file is damaged or is no SQLite database; nothing was replaced. `whaled repair` saves "
+    "what can be read of a damaged log",
     LogFailure.LOCKED: "Another program holds it locked (a sqlite3 shell, a backup): end that, then try again",
     LogFailure.READ_ONLY: "Run this as root or as the user whaled runs as",
     LogFailure.IO: "Look whether the file can be read and its directory written by this user, for disk errors in the "
@@ -40,11 +41,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a log holds: its epoch, its newest offset, how many events."""
+    """What a log holds: its epoch, its newest offset, how many events. `missing` are those between that are damaged so
+    that they are not there; what a repair took out does not count.
+    """
 
     epoch: str
     head: int
     events: int
+    missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def copy_log(source: Path, copy: Path, progress: Progress, *, named: Path) -> No
             reading.execute("BEGIN")
             if schema.identify(reading, source) == 0:
                 raise EventLogError(f"{source}: this database is empty, no event log", reason=LogFailure.FOREIGN)
-        with _file_errors(named):
+        with file_errors(named):
             files.ensure_exists(copy)
             descriptor = os.open(copy, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -112,17 +116,28 @@ def copy_log(source: Path, copy: Path, progress: Progress, *, named: Path) -> No
 
 
 def checked(db: sqlite3.Connection, source: Path) -> Contents:
-    """Look through a copy. Raises EventLogError(CORRUPT), naming what it was made of."""
+    """Look through a copy. Raises EventLogError(CORRUPT), naming what it was made of, if its structure or its counter
+    is damaged. Damaged rows are copied as they are: readers skip them.
+    """
     files.look_through(db, source, ADVICE)
-    epoch, head = db.execute("SELECT epoch, head FROM log").fetchone()
-    events, oldest, newest = db.execute("SELECT count(*), min(offset), max(offset) FROM events").fetchone()
-    if events and (newest != head or events != newest - oldest + 1):
+    counter = schema.counter(db)
+    if counter is None:
         raise EventLogError(
-            f"{source}: the event log is damaged: {events} events from offset {oldest} to {newest}, and its counter "
-            f"is at {head}. {ADVICE[LogFailure.CORRUPT]}",
+            f"{source}: the event log is damaged: the row with its epoch and newest offset is not what was written. "
+            f"{ADVICE[LogFailure.CORRUPT]}",
             reason=LogFailure.CORRUPT,
         )
-    return Contents(epoch, head, events)
+    epoch, head = counter
+    events, oldest = db.execute(
+        "SELECT count(*), min(offset) FROM events WHERE offset BETWEEN 1 AND ?", (head,)
+    ).fetchone()
+    taken_out = 0
+    if schema.has_checksums(db):
+        (taken_out,) = db.execute(
+            "SELECT coalesce(sum(through - first + 1), 0) FROM gaps WHERE first > ?", (oldest or 0,)
+        ).fetchone()
+    missing = head - oldest + 1 - events - taken_out if events else 0
+    return Contents(epoch, head, events, max(0, missing))
 
 
 @contextmanager
@@ -130,7 +145,7 @@ def directory_beside(path: Path) -> Iterator[Path]:
     """A directory of our own on the same file system, gone when left. Nobody else can put anything there, also where
     root works in the directory of the user whaled runs as.
     """
-    with _file_errors(path):
+    with file_errors(path):
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield directory
@@ -141,7 +156,7 @@ def directory_beside(path: Path) -> Iterator[Path]:
 @contextmanager
 def on_disk(path: Path) -> Iterator[int]:
     """The descriptor of a finished file, which is on the disk when this is left."""
-    with _file_errors(path):
+    with file_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             yield descriptor
@@ -152,7 +167,7 @@ def on_disk(path: Path) -> Iterator[int]:
 
 def put_in_place(path: Path, target: Path) -> None:
     """Give a file its name, in one step and for good."""
-    with _file_errors(target):
+    with file_errors(target):
         path.replace(target)
         directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -215,7 +230,8 @@ def _refuse_target(source: Path, target: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
+    """Turn what a file operation fails with into EventLogError."""
     try:
         yield
     except OSError as error:

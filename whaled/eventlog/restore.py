@@ -16,6 +16,9 @@ from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure, OperatorError
 from whaled.eventlog import backup, files, schema
+from whaled.eventlog.codec import Codec, Row
+from whaled.eventlog.damage import DamagedRowError
+from whaled.eventlog.rows import Queries
 
 SIDE_FILES = ("-wal", "-shm")
 
@@ -49,14 +52,15 @@ def restore(source: Path, path: Path, *, now: float, progress: backup.Progress) 
                 contents = backup.checked(db, source)
                 reason = _why_renewed(path, db, contents)
                 schema.settle_copy(db, renew=reason is not None)
-                (epoch,) = db.execute("SELECT epoch FROM log").fetchone()
+                counter = schema.counter(db)
+                assert counter is not None, "it was checked"
             with backup.on_disk(copy) as descriptor:
                 files.give_to(descriptor, files.owner(path))
             aside = _move_aside(path, now)
             backup.put_in_place(copy, path)
     finally:
         lock.release()
-    return Restored(backup.Contents(epoch, contents.head, contents.events), reason, aside)
+    return Restored(backup.Contents(*counter, contents.events, contents.missing), reason, aside)
 
 
 def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents) -> str | None:
@@ -69,7 +73,7 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
             with closing(files.connect(path, "ro", backup.BUSY_TIMEOUT_S)) as old:
                 old.execute("BEGIN")
                 reason = _difference(old, path, copy, contents)
-            _gather(path)
+            gather(path)
     except EventLogError as error:
         if error.reason not in {LogFailure.CORRUPT, LogFailure.NEWER_SCHEMA}:
             raise
@@ -82,7 +86,10 @@ def _difference(old: sqlite3.Connection, path: Path, copy: sqlite3.Connection, c
         return "the log that is replaced is empty"
     if schema.is_copy(old):
         return "the log that is replaced is itself a backup that was put in place"
-    epoch, head = old.execute("SELECT epoch, head FROM log").fetchone()
+    counter = schema.counter(old)
+    if counter is None:
+        return "the row of the log that is replaced which holds its epoch and newest offset is damaged"
+    epoch, head = counter
     if epoch != contents.epoch:
         return f"the log that is replaced has another epoch ({epoch})"
     if head > contents.head:
@@ -97,18 +104,68 @@ def _difference(old: sqlite3.Connection, path: Path, copy: sqlite3.Connection, c
 
 
 def _hold_the_same(old: sqlite3.Connection, copy: sqlite3.Connection) -> bool:
-    """Compare the events that both hold: retention may have removed some from the older log since."""
+    """Compare the events that both hold: retention may have removed some from the older log since.
+
+    A row that is damaged in one of them proves nothing against the other: a client that asks across it in the restored
+    log is answered that it is missing.
+    """
     oldest = max(db.execute("SELECT coalesce(min(offset), 0) FROM events").fetchone()[0] for db in (old, copy))
-    query = (
-        "SELECT e.offset, w.txid, e.kind, e.ref, e.at, e.body FROM events AS e JOIN whales AS w ON w.id = e.whale "
-        "WHERE e.offset >= ? ORDER BY e.offset"
-    )
-    rows = (db.execute(query, (oldest,)) for db in (old, copy))
+    ours, theirs = (_Compared(db, oldest) for db in (old, copy))
+    while ours.offset is not None and theirs.offset is not None:
+        if ours.offset == theirs.offset:
+            if ours.columns != theirs.columns and ours.is_intact and theirs.is_intact:
+                return False
+            ours.step()
+            theirs.step()
+        elif ours.offset < theirs.offset:
+            if ours.is_intact:
+                return False  # the backup never had it
+            ours.step()
+        else:
+            theirs.step()
     # Where retention has emptied one, the other has nothing to be compared with; the heads are the same.
-    return all(one == other for one, other in zip(*rows, strict=False))
+    return True
 
 
-def _gather(path: Path) -> None:
+class _Compared:
+    """Steps through the events of a log."""
+
+    def __init__(self, db: sqlite3.Connection, oldest: int) -> None:
+        self._codec = Codec()
+        files.read_rows(db)
+        queries = Queries(has_checksums=schema.has_checksums(db))
+        self._rows = db.execute(f"{queries.columns} WHERE e.offset >= ? ORDER BY e.offset", (oldest,))
+        self._row: Row | None = None
+        self.step()
+
+    def step(self) -> None:
+        """Go on to the next event."""
+        self._row = self._rows.fetchone()
+
+    @property
+    def offset(self) -> int | None:
+        """The offset of the event; None behind the last."""
+        return None if self._row is None else self._row[0]
+
+    @property
+    def columns(self) -> tuple[object, ...]:
+        """What must be the same in both: all but `high_at`, which depends on what retention removed, and checksum."""
+        assert self._row is not None
+        offset, kind, ref, at, _, body, _, txid = self._row
+        return offset, kind, ref, at, body, txid
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the event is what was written."""
+        assert self._row is not None
+        try:
+            self._codec.columns(self._row)
+        except DamagedRowError:
+            return False
+        return True
+
+
+def gather(path: Path) -> None:
     """Bring the old log's write-ahead log into its file, so that one file is all of it."""
     with suppress(sqlite3.Error), closing(files.connect(path, "rw", backup.BUSY_TIMEOUT_S)) as old:
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

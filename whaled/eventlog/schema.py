@@ -5,7 +5,9 @@
 held: an update is complete even when its alert has been pruned. `events` are the offsets, without holes.
 `high_at` is the highest `at` up to that offset: it never falls, so a time is found by bisection even where the
 clock was set back. `spends` are the outpoints that a whale's transaction spends, for as long as the whale is held.
-`state` is small text by key: what one machine noted, and the mark of a copy.
+`state` is small text by key: what one machine noted, and the mark of a copy. `gaps` are the offsets that `whaled
+repair` took out because they were damaged: other holes in `events` are new damage. `checksum` is NULL in rows that a
+version before 4 stored.
 """
 
 import secrets
@@ -15,8 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import checksums
 
 APPLICATION_ID = 0x57484C44  # "WHLD", in the header of the file: `file whaled.db` shows it
+
+MAX_OFFSET = 2**53  # the largest number that every client's JSON can hold
 
 EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
 
@@ -84,6 +89,9 @@ def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
         ) STRICT""")
 
 
+SPENDS_VERSION = 3  # from which on there is a table `spends`
+
+
 def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
     """Version 3: the outpoints that each whale spends, so that two whales that spend the same one find each other."""
     db.execute("""
@@ -95,8 +103,64 @@ def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
     db.execute("CREATE INDEX spends_by_whale ON spends (whale)")
 
 
+CHECKSUMS_VERSION = 4  # from which on rows have checksums, and there is a table `gaps`
+
+
+def add_checksums(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
+    """Version 4: a checksum for each row. Adding a column rewrites no row: a log of any size takes milliseconds. What
+    is there stays without checksums, except for the few rows that live as long as the log.
+    """
+    for table in ("events", "whales", "spends", "blocks", "state", "log"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
+    db.execute("""
+        CREATE TABLE gaps (
+            first INTEGER PRIMARY KEY,
+            through INTEGER NOT NULL CHECK (through >= first),
+            found_at REAL NOT NULL
+        ) STRICT""")
+    for key, value in db.execute("SELECT key, value FROM state").fetchall():
+        put_state(db, key, value)
+    seal_log(db)
+
+
+def seal_log(db: sqlite3.Connection) -> None:
+    """Give the row of `log` the checksum of what it holds now, if this version of the schema has one."""
+    if has_checksums(db):
+        for row in db.execute("SELECT CAST(epoch AS BLOB), head, created_at FROM log").fetchall():
+            db.execute("UPDATE log SET checksum = ?", (checksums.of_log(*row),))
+
+
+def has_checksums(db: sqlite3.Connection) -> bool:
+    """Whether the rows of this database can have checksums: not before `add_checksums`."""
+    return bool(_number(db, "SELECT count(*) FROM pragma_table_info('log') WHERE name = 'checksum'"))
+
+
+def counter(db: sqlite3.Connection) -> tuple[str, int] | None:
+    """Epoch and newest offset; None if their row is not what was written."""
+    checksum = ", checksum" if has_checksums(db) else ""
+    row = db.execute(f"SELECT CAST(epoch AS BLOB), head, created_at{checksum} FROM log").fetchone()  # noqa: S608 - constants
+    return (row[0].decode(), row[1]) if row is not None and is_sound(*row) else None
+
+
+def is_sound(epoch: object, head: object, created_at: object, *checksum: object) -> bool:
+    """Whether the row of `log` is the one that was written. Versions before 4 stored no checksum: none is compared."""
+    if not (isinstance(epoch, bytes) and epoch.isalnum() and isinstance(head, int) and isinstance(created_at, float)):
+        return False
+    expected = checksums.of_log(epoch, head, created_at) if 0 <= head <= MAX_OFFSET else None
+    return expected is not None and all(each == expected for each in checksum)
+
+
+def put_state(db: sqlite3.Connection, key: str, value: str) -> None:
+    """Store a small text under a key."""
+    db.execute(
+        "INSERT INTO state (key, value, checksum) VALUES (?, ?, ?) "
+        "ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum",
+        (key, value, checksums.of_values(key, value)),
+    )
+
+
 # Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
-MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends)
+MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends, add_checksums)
 
 
 def migrate(
@@ -159,6 +223,7 @@ def settle_copy(db: sqlite3.Connection, *, renew: bool) -> None:
         db.execute("DELETE FROM state WHERE key = ?", (COPY_MARK,))
         if renew:
             db.execute("UPDATE log SET epoch = ?", (new_epoch(),))
+            seal_log(db)
 
 
 @contextmanager

@@ -1,16 +1,23 @@
 """The durable event log, as the event loop sees it. Nothing is published that is not in here.
 
-All waiting for the disk happens on three threads. One owns the writing connection. Another owns a read-only
-connection, so that a client replaying a day of events, or a page that comes from a cold disk, never stands between
-a new event and its commit: with a write-ahead log, reading and writing do not wait for each other. The third owns a
-read-only connection for look-ups by txid and outpoint, which come before a commit: they do not wait for searches that
-go through all events.
+All waiting for the disk happens on threads, each with a connection of its own; with a write-ahead log, reading and
+writing do not wait for each other. One writes. The others read, so that what comes before a commit, or decides what a
+client gets next, never waits for what goes through many events:
+
+- look-ups by txid, outpoint, height and key: they come before a commit;
+- times: where a client's replay begins;
+- pages of replays;
+- searches through all events, and the check of the file.
+
+A damaged row is skipped, counted and logged, and is never the end of the daemon: `whole_from` lies behind it, and who
+asks for events before that is answered that some are missing.
 """
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +30,10 @@ import structlog
 from whaled.config import sections
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import schema
+from whaled.eventlog.damage import Damage, KnownDamage, merged
+from whaled.eventlog.pages import Page, Pages
 from whaled.eventlog.reader import Reader
+from whaled.eventlog.rows import Rows
 from whaled.eventlog.writer import Committed, Opened, Writer
 from whaled.model import Draft, Event, Kind, Position, Scan, Whale
 
@@ -44,6 +54,10 @@ TXID_CHUNK = 2_000
 CHECK_LIMIT_S = 10.0
 
 
+# Damage that one job may report: the threads find it, the event loop takes it when the job is done.
+FOUND_LIMIT = 10_000
+
+
 class LogMeter(Protocol):
     """Counts what the log does. Called on the event loop."""
 
@@ -59,6 +73,10 @@ class LogMeter(Protocol):
         """Retention removed events."""
         ...
 
+    def damaged(self, rows: int) -> None:
+        """How many damaged rows are known: readers skip them."""
+        ...
+
     def size(self, size_bytes: int) -> None:
         """What database and write-ahead log take on disk."""
         ...
@@ -66,14 +84,37 @@ class LogMeter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """The three connections and the one thread of each."""
+    """The connections and the one thread of each. `found` is what they report: they append, the event loop takes."""
 
     writer: Writer
-    reader: Reader
     lookups: Reader
+    times: Pages
+    pages: Pages
+    searches: Reader
+    found: deque[Damage]
     write_thread: ThreadPoolExecutor
-    read_thread: ThreadPoolExecutor
     lookup_thread: ThreadPoolExecutor
+    time_thread: ThreadPoolExecutor
+    page_thread: ThreadPoolExecutor
+    search_thread: ThreadPoolExecutor
+
+    @property
+    def readers(self) -> tuple[tuple[Rows, ThreadPoolExecutor], ...]:
+        """The reading connections, each with its thread."""
+        return (
+            (self.lookups, self.lookup_thread),
+            (self.times, self.time_thread),
+            (self.pages, self.page_thread),
+            (self.searches, self.search_thread),
+        )
+
+    def close(self) -> Future[None]:
+        """Close everything, each on its thread, behind what was submitted before; the writer last."""
+        closed = [thread.submit(reader.close) for reader, thread in self.readers]
+        writer_closed = self.write_thread.submit(self.writer.close, *closed)
+        for thread in (self.write_thread, *(thread for _, thread in self.readers)):
+            thread.shutdown(wait=False)
+        return writer_closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +130,8 @@ class EventLog:
     stored must not be published, and the message says what the operator has to mend.
 
     `epoch` is a random id made with the database. `head` is the newest committed offset, 0 before the first; `oldest`
-    the oldest offset still held, head + 1 if none is. Both move on the event loop only.
+    the oldest offset still held, head + 1 if none is. From `whole_from` on (not below `oldest`) nothing is known to be
+    damaged or missing. All of them move on the event loop only.
     """
 
     def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: LogMeter) -> None:
@@ -97,6 +139,8 @@ class EventLog:
         self.head = opened.head
         self.oldest = opened.oldest
         self._threads = threads
+        self._newest_damage = max((through for _, through in opened.gaps), default=0)
+        self._known_damage = KnownDamage(opened.gaps)
         self._retention_s = retention_s
         self._meter = meter
         # Bounded by the tasks that append: each waits for its own outcome.
@@ -117,8 +161,8 @@ class EventLog:
         try:
             try:
                 opened = await on_thread(threads.write_thread, threads.writer.open, clock())
-                await on_thread(threads.read_thread, threads.reader.open)
-                await on_thread(threads.lookup_thread, threads.lookups.open)
+                for reader, thread in threads.readers:
+                    await on_thread(thread, reader.open)
                 await check_within(CHECK_LIMIT_S, threads)
             except EventLogError as error:
                 meter.failed(error.reason)
@@ -126,6 +170,7 @@ class EventLog:
             meter.size(opened.size_bytes)
             event_log = cls(threads=threads, opened=opened, retention_s=settings.retention, meter=meter)
             log.info("event log open", path=settings.path, head=event_log.head, oldest=event_log.oldest)
+            event_log._note_damage()
             try:
                 yield event_log
             finally:
@@ -133,13 +178,12 @@ class EventLog:
         finally:
             # The thread works in order: what was submitted before is stored before. Submitted in one go, so that a
             # cancellation here cannot leave the files open or let another daemon in too early.
-            reader_closed = threads.read_thread.submit(threads.reader.close)
-            lookups_closed = threads.lookup_thread.submit(threads.lookups.close)
-            writer_closed = threads.write_thread.submit(threads.writer.close, reader_closed, lookups_closed)
-            threads.read_thread.shutdown(wait=False)
-            threads.lookup_thread.shutdown(wait=False)
-            threads.write_thread.shutdown(wait=False)
-            await asyncio.shield(asyncio.wrap_future(writer_closed))
+            await asyncio.shield(asyncio.wrap_future(threads.close()))
+
+    @property
+    def whole_from(self) -> int:
+        """The offset from which on nothing is known to be damaged or missing: `oldest` as long as nothing is."""
+        return max(self.oldest, self._newest_damage + 1)
 
     @property
     def position(self) -> Position:
@@ -172,20 +216,34 @@ class EventLog:
         return event
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        """Events with after < offset <= through, ascending, at most `limit`.
+        """Events with after < offset <= through, ascending, at most `limit`; empty only if there is none.
 
-        There are no holes in what is held, so if the first one is not `after` + 1 (or there is none although
-        `through` has been reached), retention has removed what is missing.
+        If the first one is not `after` + 1 (or there is none although `through` has been reached), or one does not
+        follow the one before it, retention has removed what is missing, or it is damaged.
+        """
+        self._refuse_if_closed()
+        require_limit(limit)
+        events: list[Event] = []
+        cursor = after
+        while cursor < min(through, self.head) and (not events or cursor < after + limit):
+            page = await self.page(cursor, through, limit if cursor >= after + limit else after + limit - cursor)
+            events += page.events
+            cursor = page.through
+        return events
+
+    async def page(self, after: int, through: int, limit: int) -> Page:
+        """As `between`, but of at most `limit` rows, damaged ones included, and 1 MiB; the page says how far the log
+        was read: go on after that.
         """
         require_limit(limit)
-        return await self._read(self._threads.reader.between, after, through, limit)
+        return await self._on(self._threads.page_thread, self._threads.pages.page, after, through, limit)
 
     async def offset_before(self, at: float) -> int:
         """The greatest offset that is, like all before it, older than `at`: replay after it misses nothing since `at`.
 
         `oldest` - 1 if none is.
         """
-        return await self._read(self._threads.reader.offset_before, at)
+        return await self._on(self._threads.time_thread, self._threads.times.offset_before, at)
 
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
         """The alerts known for these txids, as they were logged. Sees every append that has returned."""
@@ -217,7 +275,7 @@ class EventLog:
         What a restarted daemon still has to follow. `after` pages, and leaves out what is older than it cares for.
         """
         require_limit(limit)
-        return await self._read(self._threads.reader.pending, after, limit)
+        return await self._search(self._threads.searches.pending, after, limit)
 
     async def histories(self, txids: Iterable[str]) -> dict[str, list[tuple[Kind, str]]]:
         """Kind and ref of every event about these whales that is held, in their order."""
@@ -229,23 +287,23 @@ class EventLog:
 
     async def confirmed_in(self, block_hash: str) -> list[Whale]:
         """The whales of which the newest word is that they are in this block. Looks through every event."""
-        return await self._read(self._threads.reader.confirmed_in, block_hash)
+        return await self._search(self._threads.searches.confirmed_in, block_hash)
 
     async def gone_since(self, at: float, limit: int) -> dict[str, int]:
         """The whales of which the newest word, not older than `at`, is that they were replaced or dropped, newest
         first, and how many events there are about each.
         """
         require_limit(limit)
-        return await self._read(self._threads.reader.gone_since, at, limit)
+        return await self._search(self._threads.searches.gone_since, at, limit)
 
     async def scans(self, low: int, high: int) -> list[Scan]:
         """The blocks scanned between two heights, both included, ascending."""
-        return await self._read(self._threads.reader.scans, low, high)
+        return await self._look_up(self._threads.lookups.scans, low, high)
 
     async def newest_scans(self, limit: int, below: int = schema.NO_HEIGHT) -> list[Scan]:
         """The highest blocks scanned below a height, descending, at most `limit`."""
         require_limit(limit)
-        return await self._read(self._threads.reader.newest_scans, limit, below)
+        return await self._look_up(self._threads.lookups.newest_scans, limit, below)
 
     async def put_scan(self, scan: Scan) -> None:
         """Store what the scan of a block found; returns after the fsync."""
@@ -267,7 +325,7 @@ class EventLog:
         """
         if follows_blocks:
             now = await self._proven(now)
-        boundary = await self._read(self._threads.reader.first_to_keep, now - self._retention_s, now)
+        boundary = await self._search(self._threads.searches.first_to_keep, now - self._retention_s, now)
         removed = 0
         while self.oldest < boundary:
             self._refuse_if_closed()
@@ -281,7 +339,7 @@ class EventLog:
 
     async def _proven(self, now: float) -> float:
         """`now`, as far as the chain bears it out. As it is while no block has been scanned."""
-        newest = await self._read(self._threads.reader.latest_scan)
+        newest = await self._search(self._threads.searches.latest_scan)
         if newest is None or now - newest.mined_at <= AHEAD_LIMIT_S:
             return now
         log.warning(
@@ -293,15 +351,15 @@ class EventLog:
 
     async def state(self, key: str) -> str | None:
         """The text stored under a key."""
-        return await self._read(self._threads.reader.state, key)
+        return await self._look_up(self._threads.lookups.state, key)
 
     async def set_state(self, key: str, value: str) -> None:
         """Store a small text under a key; returns after the fsync."""
         await self._write(self._threads.writer.set_state, key, value)
 
     async def check(self) -> None:
-        """Look through the whole file for damage, however long it takes. Pages of other readers wait meanwhile."""
-        await self._read(self._threads.reader.check)
+        """Look through the whole file for damage, however long it takes. Searches wait meanwhile."""
+        await self._search(self._threads.searches.check)
 
     def _commit(self, *, checkpoint: bool = False) -> None:
         """Give what waits to the writer; with nothing waiting, let it checkpoint if it wants to."""
@@ -345,6 +403,8 @@ class EventLog:
             return
         removed, size_bytes = job.result()
         self.oldest = max(self.oldest, upto)
+        self._known_damage.forget_before(self.oldest)
+        self._meter.damaged(self._known_damage.rows)
         self._meter.pruned(removed)
         self._meter.size(size_bytes)
 
@@ -355,24 +415,43 @@ class EventLog:
             self._count_failure(error)
             log.warning("event log not checkpointed", error=str(error))
 
-    async def _read(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        self._refuse_if_closed()
-        return await self._counted(on_thread(self._threads.read_thread, function, *args))
-
     async def _look_up(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        self._refuse_if_closed()
-        return await self._counted(on_thread(self._threads.lookup_thread, function, *args))
+        return await self._on(self._threads.lookup_thread, function, *args)
+
+    async def _search(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        return await self._on(self._threads.search_thread, function, *args)
 
     async def _write(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        self._refuse_if_closed()
-        return await self._counted(on_thread(self._threads.write_thread, function, *args))
+        return await self._on(self._threads.write_thread, function, *args)
 
-    async def _counted(self, job: asyncio.Future[T]) -> T:
+    async def _on(self, thread: ThreadPoolExecutor, function: Callable[[*Args], T], *args: *Args) -> T:
+        self._refuse_if_closed()
         try:
-            return await job
+            return await on_thread(thread, function, *args)
         except EventLogError as error:
             self._count_failure(error)
             raise
+        finally:
+            self._note_damage()
+
+    def _note_damage(self) -> None:
+        """Count and log what the threads have met; each row once, and one line for all that was met together."""
+        met = [self._threads.found.popleft() for _ in range(len(self._threads.found))]
+        new = {damage: rows for damage in merged(met) if (rows := self._known_damage.add(damage))}
+        if not new:
+            return
+        self._newest_damage = max(self._newest_damage, *(damage.through for damage in new))
+        rows = sum(new.values())
+        first = next(iter(new))
+        self._meter.damaged(self._known_damage.rows)
+        log.error(
+            "damaged rows in the event log are skipped: clients that ask for them are told that something is missing. "
+            "`whaled check --deep` lists them all, `whaled repair` takes them out",
+            table=first.table.value,
+            row=first.row,
+            problem=first.problem,
+            rows=rows,
+        )
 
     def _count_failure(self, error: BaseException) -> None:
         if isinstance(error, EventLogError):
@@ -397,13 +476,24 @@ def threads_for(settings: sections.EventLog) -> Threads:
     """The connections, not opened yet, and their threads."""
     # Resolved, so that two names of one file have one lock.
     path = Path(settings.path).resolve()
+    found: deque[Damage] = deque(maxlen=FOUND_LIMIT)
+    options = (path, settings.busy_timeout, found.append)
+
+    def thread(name: str) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"eventlog-{name}")
+
     return Threads(
-        writer=Writer(path, settings.busy_timeout),
-        reader=Reader(path, settings.busy_timeout),
-        lookups=Reader(path, settings.busy_timeout),
-        write_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-writer"),
-        read_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-reader"),
-        lookup_thread=ThreadPoolExecutor(max_workers=1, thread_name_prefix="eventlog-lookup"),
+        writer=Writer(*options),
+        lookups=Reader(*options),
+        times=Pages(*options),
+        pages=Pages(*options),
+        searches=Reader(*options),
+        found=found,
+        write_thread=thread("writer"),
+        lookup_thread=thread("lookups"),
+        time_thread=thread("times"),
+        page_thread=thread("pages"),
+        search_thread=thread("searches"),
     )
 
 
@@ -414,9 +504,9 @@ def on_thread(thread: ThreadPoolExecutor, function: Callable[[*Args], T], *args:
 
 async def check_within(limit_s: float, threads: Threads) -> bool:
     """Look through the file for damage, but not for longer than the limit. Returns whether it got to the end."""
-    timer = asyncio.get_running_loop().call_later(limit_s, threads.reader.interrupt)
+    timer = asyncio.get_running_loop().call_later(limit_s, threads.searches.interrupt)
     try:
-        is_complete = await on_thread(threads.read_thread, threads.reader.check)
+        is_complete = await on_thread(threads.search_thread, threads.searches.check)
     finally:
         timer.cancel()
     if not is_complete:

@@ -12,8 +12,10 @@ import structlog
 from msgspec.structs import astuple
 
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import files, schema
-from whaled.eventlog.codec import Codec
+from whaled.eventlog import checksums, files, schema
+from whaled.eventlog.codec import MISMATCH, Codec
+from whaled.eventlog.damage import Damage, DamagedRowError, Report, Table
+from whaled.eventlog.rows import Queries, damaged_event
 from whaled.model import Draft, Event, Kind, Scan, Whale
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -25,15 +27,17 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 AUTOCHECKPOINT_PAGES = 16_384
 
 LONG_AGO = -9e99  # `high_at` before the first event
+NEWEST_ROWS = 1_000  # how far back an intact event is searched for, for its `high_at`
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the database held when it was opened."""
+    """What the database held when it was opened. `gaps` are what `whaled repair` took out, first and last offsets."""
 
     epoch: str
     head: int
     oldest: int
+    gaps: tuple[tuple[int, int], ...]
     size_bytes: int
 
 
@@ -49,17 +53,20 @@ class Committed:
 
 
 class Writer:
-    """Nothing is kept between calls but the connection: offsets come from the counter in the database, inside the
-    transaction, so that a transaction that failed leaves no hole.
+    """Offsets come from the counter in the database, inside the transaction, so that a transaction that failed leaves
+    no hole.
     """
 
-    def __init__(self, path: Path, busy_timeout_s: float) -> None:
+    def __init__(self, path: Path, busy_timeout_s: float, report: Report) -> None:
         self._path = path
         self._busy_timeout_s = busy_timeout_s
+        self._report = report
         self._lock = files.DaemonLock(path)
-        self._codec = Codec(path)
+        self._codec = Codec()
+        self._queries = Queries(has_checksums=True)
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
+        self._newest: tuple[int, float] | None = None  # head and its `high_at`, after a commit
 
     def open(self, now: float) -> Opened:
         """Lock out other daemons; make or migrate the database. Raises EventLogError."""
@@ -76,8 +83,12 @@ class Writer:
             db.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
             # The file shrinks to this when it starts over, so that its size says how much is not copied yet.
             db.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
-            epoch, head = db.execute("SELECT epoch, head FROM log").fetchone()
-            (oldest,) = db.execute("SELECT coalesce(min(offset), ?) FROM events", (head + 1,)).fetchone()
+            files.read_rows(db)
+            epoch, head = self._sound_counter(now)
+            (oldest,) = db.execute(
+                "SELECT coalesce(min(offset), ?) FROM events WHERE offset > 0", (head + 1,)
+            ).fetchone()
+            gaps = tuple(db.execute("SELECT first, through FROM gaps WHERE through >= ? ORDER BY first", (oldest,)))
         if before == 0:
             log.info("event log made", path=str(self._path), epoch=epoch)
         elif before < after:
@@ -89,7 +100,30 @@ class Writer:
                 epoch=epoch,
                 head=head,
             )
-        return Opened(epoch, head, oldest, files.size_bytes(self._path))
+        return Opened(epoch, head, oldest, gaps, files.size_bytes(self._path))
+
+    def _sound_counter(self, now: float) -> tuple[str, int]:
+        """Epoch and head. Where their row is damaged, a new epoch begins behind the newest event: which offsets clients
+        know is not known any more. An event beyond an intact counter is damaged, and in the way of those to come.
+        """
+        with self._transaction("look at the counter") as db:
+            counter = schema.counter(db)
+            if counter is not None:
+                epoch, head = counter
+                beyond = db.execute("DELETE FROM events WHERE offset > ? RETURNING offset", (head,)).fetchall()
+                for (offset,) in beyond:
+                    problem = f"its offset is beyond the newest, {head}: it was removed"
+                    self._report(Damage(table=Table.EVENTS, row=f"offset {offset}", problem=problem))
+                return epoch, head
+            (head,) = db.execute(
+                "SELECT coalesce(max(offset), 0) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,)
+            ).fetchone()
+            epoch = schema.new_epoch()
+            db.execute("DELETE FROM log")
+            db.execute("INSERT INTO log (id, epoch, head, created_at) VALUES (1, ?, ?, ?)", (epoch, head, now))
+            schema.seal_log(db)
+        self._report(Damage(table=Table.LOG, row="the counter", problem=f"{MISMATCH}: a new epoch begins after {head}"))
+        return epoch, head
 
     def append(self, calls: Sequence[Sequence[Draft]]) -> Committed:
         """Store the drafts of all calls in one transaction; returns after the fsync. Raises EventLogError.
@@ -99,9 +133,8 @@ class Writer:
         """
         began = time.perf_counter()
         with self._transaction("store events") as db:
-            head, high_at = db.execute(
-                "SELECT head, coalesce((SELECT high_at FROM events WHERE offset = head), ?) FROM log", (LONG_AGO,)
-            ).fetchone()
+            epoch, head, created_at = db.execute("SELECT epoch, head, created_at FROM log").fetchone()
+            high_at = self._high_at_of(db, head)
             first = head
             stored: list[list[Event]] = []
             for drafts in calls:
@@ -114,7 +147,8 @@ class Writer:
                         high_at = max(high_at, draft.at)
                 stored.append(events)
             if head > first:
-                db.execute("UPDATE log SET head = ?", (head,))
+                db.execute("UPDATE log SET head = ?, checksum = ?", (head, checksums.of_log(epoch, head, created_at)))
+        self._newest = (head, high_at)
         seconds = time.perf_counter() - began
         return Committed(
             events=tuple(stored),
@@ -134,7 +168,7 @@ class Writer:
             event = self._insert(db, draft, head + 1, draft.at)
             db.execute("ROLLBACK TO rehearsal")
             db.execute("RELEASE rehearsal")
-            self._put_state(db, schema.CANARY_MARK, str(draft.at))
+            schema.put_state(db, schema.CANARY_MARK, str(draft.at))
         assert event is not None, "a canary's txid is its own"
         return event, files.wal_bytes(self._path) > CHECKPOINT_BYTES
 
@@ -149,17 +183,23 @@ class Writer:
             db.executemany(
                 "DELETE FROM whales WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM events WHERE whale = ?1)", set(whales)
             )
+            db.execute("DELETE FROM gaps WHERE through < ?", (before,))
+            self._newest = None
         return len(whales), files.size_bytes(self._path)
 
     def set_state(self, key: str, value: str) -> None:
         """Store a small text under a key. Raises EventLogError."""
         with self._transaction("store state") as db:
-            self._put_state(db, key, value)
+            schema.put_state(db, key, value)
 
     def put_scan(self, scan: Scan) -> None:
         """Store what the scan of a block found. Raises EventLogError."""
         with self._transaction("store a block scan") as db:
-            db.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(scan))
+            values = astuple(scan)
+            db.execute(
+                f"INSERT OR REPLACE INTO blocks VALUES ({', '.join('?' * (len(values) + 1))})",  # noqa: S608 - constants
+                (*values, checksums.of_values(*values)),
+            )
 
     def forget_scan(self, height: int) -> None:
         """The block at this height is to be scanned again. Raises EventLogError."""
@@ -217,40 +257,65 @@ class Writer:
 
         An alert is a duplicate as long as its whale is known, that is while any event about it is held.
         """
-        whale, text = draft.whale, self._codec.text
+        whale = draft.whale
         txid = whale.alert.transaction_id
-        known = db.execute("SELECT id, alert, addresses FROM whales WHERE txid = ?", (txid,)).fetchone()
+        key = txid.encode()
+        known = db.execute("SELECT id, alert, addresses, checksum FROM whales WHERE txid = ?", (txid,)).fetchone()
         if known is None:
-            row = (txid, text(whale.alert), text(whale.addresses))
-            whale_id = db.execute("INSERT INTO whales (txid, alert, addresses) VALUES (?, ?, ?)", row).lastrowid
-            # OR IGNORE: a backend that names an outpoint twice must not end the daemon.
-            db.executemany(
-                "INSERT OR IGNORE INTO spends (outpoint, whale) VALUES (?, ?)",
-                ((outpoint, whale_id) for outpoint in whale.outpoints),
-            )
+            whale_id = self._insert_whale(db, key, whale)
             whale = Whale(whale.alert, whale.addresses)  # as a reader would get it
         elif draft.kind is Kind.ALERT:
             return None
         else:
             # Live delivery and replay must filter alike: an update goes with the alert that is in the log.
-            whale_id, alert, addresses = known
-            whale = self._codec.whale(txid, alert, addresses)
-        body = None if draft.update is None else text(draft.update)
+            whale_id, *columns = known
+            try:
+                whale = self._codec.whale(key, *columns)
+            except DamagedRowError as error:
+                self._report(Damage(table=Table.WHALES, row=txid, problem=str(error)))
+                whale = Whale(whale.alert, whale.addresses)
+        body = None if draft.update is None else self._codec.json(draft.update)
+        # Zero is added because SQLite stores no -0.0: the checksum must be that of what is read.
+        checksum = checksums.of_event(
+            offset, draft.kind.value.encode(), draft.ref.encode(), draft.at + 0.0, high_at + 0.0, body, key
+        )
+        text = None if body is None else body.decode()
         inserted = db.execute(
-            "INSERT INTO events (offset, whale, kind, ref, at, high_at, body) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO events (offset, whale, kind, ref, at, high_at, body, checksum) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (whale, kind, ref) DO NOTHING",
-            (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, body),
+            (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, text, checksum),
         ).rowcount
         if not inserted:
             return None
         return Event(offset=offset, kind=draft.kind, at=draft.at, whale=whale, ref=draft.ref, update=draft.update)
 
-    @staticmethod
-    def _put_state(db: sqlite3.Connection, key: str, value: str) -> None:
-        db.execute(
-            "INSERT INTO state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            (key, value),
+    def _insert_whale(self, db: sqlite3.Connection, txid: bytes, whale: Whale) -> int:
+        """The number of the new row."""
+        alert, addresses = self._codec.json(whale.alert), self._codec.json(whale.addresses)
+        number = db.execute(
+            "INSERT INTO whales (txid, alert, addresses, checksum) VALUES (?, ?, ?, ?)",
+            (txid.decode(), alert.decode(), addresses.decode(), checksums.of_whale(txid, alert, addresses)),
+        ).lastrowid
+        assert number is not None
+        # OR IGNORE: a backend that names an outpoint twice must not end the daemon.
+        db.executemany(
+            "INSERT OR IGNORE INTO spends (outpoint, whale, checksum) VALUES (?, ?, ?)",
+            ((outpoint, number, checksums.of_spend(outpoint.encode(), number)) for outpoint in whale.outpoints),
         )
+        return number
+
+    def _high_at_of(self, db: sqlite3.Connection, head: int) -> float:
+        """`high_at` of the newest event held that is intact. Known from the last commit, as long as that was ours."""
+        if self._newest is not None and self._newest[0] == head:
+            return self._newest[1]
+        newest = f"{self._queries.columns} WHERE e.offset <= ? ORDER BY e.offset DESC LIMIT {NEWEST_ROWS}"
+        for row in db.execute(newest, (head,)):
+            try:
+                return self._codec.columns(row)[1]
+            except DamagedRowError as error:
+                self._report(damaged_event(row, str(error)))
+        return LONG_AGO
 
     def _refuse_if_moved(self) -> None:
         """SQLite goes on writing into a deleted file without a word; all of it would be gone at the end."""

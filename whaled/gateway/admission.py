@@ -6,7 +6,7 @@ before that is it; one that connects and waits makes room, and a network that co
 """
 
 import ipaddress
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -96,6 +96,10 @@ class Strangers:
         busiest = max(self._networks[network].items(), key=lambda address: len(address[1]))
         return next(iter(busiest[1]))
 
+    def network_of(self, member: Hashable) -> str:
+        """The network of a member."""
+        return self._sources[member].network
+
     def count(self, source: Source) -> int:
         """Members of one address."""
         return len(self._networks.get(source.network, {}).get(source.address, ()))
@@ -107,10 +111,17 @@ class Strangers:
 
 
 class Verdict(NamedTuple):
-    """What a newcomer meets: a refusal, or None; and the stranger that gives way to it, or None."""
+    """What a newcomer meets: a refusal, or None; and the stranger that gives way to it, or None. One that is not
+    admitted is to be closed at once: it is not counted, and no `leave` follows.
+    """
 
-    refusal: Refusal | None
-    displaced: Hashable | None
+    refusal: Refusal | None = None
+    displaced: Hashable | None = None
+    is_admitted: bool = True
+
+
+def _always(_: Hashable) -> bool:
+    return True
 
 
 class Admission:
@@ -124,10 +135,12 @@ class Admission:
         self.strangers = Strangers()
         self._by_address: dict[str, int] = {}
 
-    def admit(self, member: Hashable, source: Source) -> Verdict:
+    def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
         """Count a newcomer as a stranger. `leave` must be called for it once, and for the displaced one too.
 
         A newcomer that is refused is counted as well, beyond the limits: it holds a socket until its refusal is sent.
+        `may_displace` is asked about a stranger of the newcomer's own network; if it may not, the newcomer is not
+        admitted. A stranger of another, busier network gives way whatever it does.
         """
         here = self._by_address.get(source.address, 0)
         strangers, strangers_here = len(self.strangers), self.strangers.count(source)
@@ -144,6 +157,9 @@ class Admission:
             displaced = self.strangers.oldest_of(source)
         elif self.total >= self.total_limit or strangers >= self.unauthenticated_limit:
             displaced = self.strangers.oldest_of_busiest()
+        is_own = displaced is not None and self.strangers.network_of(displaced) == source.network
+        if is_own and not may_displace(displaced):
+            return Verdict(is_admitted=False)
         self.total += 1
         self._by_address[source.address] = here + 1
         self.strangers.add(member, source)

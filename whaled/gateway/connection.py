@@ -5,6 +5,7 @@ No task, queue or future per client: a connection costs a few KiB, and a deliver
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -45,6 +46,8 @@ END_OF_REQUEST = b"\r\n\r\n"
 # a flood is left unread.
 CLOSING_BYTES = 1024
 DROPPED_BYTES = 64 * 1024
+# From the accept to the first bytes: a few round trips around the world.
+TIME_TO_BEGIN_S = 0.5
 # How a TLS connection begins (its first record is a handshake, and there has never been a major version but 3).
 TLS_BEGINS = b"\x16\x03"
 
@@ -111,7 +114,7 @@ class Connection:
 
     __slots__ = (
         "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted", "_is_text",
-        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "close_code", "closing",
+        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "arrived_at", "close_code", "closing",
         "connected_at", "delivery", "fd", "is_admitted", "is_ready", "pinged_at", "session", "slot", "source",
     )  # fmt: skip
 
@@ -139,6 +142,7 @@ class Connection:
         self.is_ready = False
         self.closing: Close | None = None
         self.close_code = 1006
+        self.arrived_at = time.monotonic()
         self.connected_at = 0.0
         self.pinged_at = 0.0
         self.delivery: asyncio.Task[None] | None = None
@@ -300,6 +304,10 @@ class Connection:
         if self._refusal is not None and not self._is_counted:
             self._is_counted = True
             self._gateway.refused(self._refusal)
+
+    def is_idle(self, now: float) -> bool:
+        """Whether the client had time to begin, and sends nothing that waits to be read. `now` is monotonic."""
+        return now - self.arrived_at > TIME_TO_BEGIN_S and not self._socket.is_waiting
 
     def displace(self) -> None:
         """Give way to a newcomer, without having authenticated."""

@@ -11,7 +11,7 @@ from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Hub, HubMeter
 from whaled.gateway.pages import LogReader, LostError, Pages
 from whaled.gateway.replay import Replay, TooSlowError
-from whaled.gateway.session import resume
+from whaled.gateway.session import Resume, resume
 from whaled.gateway.share import LoopShare
 from whaled.model import Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter
@@ -23,6 +23,11 @@ class EventLog(LogReader, Protocol):
     epoch: str
     head: int
     oldest: int
+
+    @property
+    def whole_from(self) -> int:
+        """The offset from which on nothing is known to be damaged or missing; not below `oldest`."""
+        ...
 
     async def offset_before(self, at: float) -> int:
         """The newest offset older than a time."""
@@ -128,9 +133,11 @@ class Deliveries:
     def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
         """Send `subscribed`; returns where delivery starts."""
         start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
+        if start.recovered and start.cursor < self._log.whole_from - 1:
+            start = Resume(self.hub.head, recovered=False)  # damage lies in between, and recovery is all or nothing
         oldest = None
         if start.recovered is False:
-            oldest = Position(self.hub.epoch, self._log.oldest)
+            oldest = Position(self.hub.epoch, self._log.whole_from)
             self._meter.replayed(0, recovered=False)
         connection.answer(
             wire.subscribed_frame(

@@ -100,6 +100,7 @@ class Refusal(StrEnum):
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     CLIENT_CAP = "client_cap"  # after the upgrade: only then the client is known
     DISPLACED = "displaced"
+    CONNECT_RATE = "connect_rate"
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
 

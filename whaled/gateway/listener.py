@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
@@ -16,6 +17,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Connections accepted by one job, 50 us each.
 ACCEPTS = 4
+# More arrive than can be accepted when there has been one waiting for so long.
+BEHIND_S = 0.1
 # accept(2): this process or the machine has no descriptor, or no memory, for another socket.
 SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # How long to leave connections in the kernel then, and how often to log it.
@@ -71,6 +74,7 @@ class Listener:
         self._meter = meter
         self._reserve = reserve
         self._is_open = False
+        self._busy_since: float | None = None
         self._short_since_log = 0
         self._logged_at = -SHORT_LOG_S
 
@@ -95,12 +99,19 @@ class Listener:
         for sock in self.sockets:
             sock.close()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether more connections arrive than can be accepted, and have for some time."""
+        return self._busy_since is not None and time.monotonic() - self._busy_since > BEHIND_S
+
     def _wait(self, sock: socket.socket) -> None:
         if self._is_open:
             asyncio.get_running_loop().add_reader(sock, self._ready, sock)
 
     def _ready(self, sock: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(sock)
+        if self._busy_since is None:
+            self._busy_since = time.monotonic()
         self._share.add(Lane.ACCEPT, partial(self._accept, sock), sock)
 
     def _accept(self, sock: socket.socket) -> bool:
@@ -110,6 +121,7 @@ class Listener:
             try:
                 accepted, peer = sock.accept()
             except (BlockingIOError, InterruptedError):
+                self._busy_since = None
                 self._wait(sock)
                 return False
             except ConnectionAbortedError:

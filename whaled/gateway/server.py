@@ -6,8 +6,9 @@ import math
 import random
 import socket
 import ssl
+import struct
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
@@ -230,7 +231,13 @@ class Gateway:
         """Take an accepted socket: count it, before anything is built for it or read from it."""
         origin = source(address)
         connection = Connection(self, address, origin, self._next_slot)
-        refusal, displaced = self._admission.admit(connection, origin)
+        refusal, displaced, is_admitted = self._admission.admit(connection, origin, self._may_displace)
+        if not is_admitted:
+            self._meter.refused(Refusal.CONNECT_RATE)
+            # A reset: a connection that is closed in good order would stay in the kernel for a minute.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+            return
         if isinstance(displaced, Connection):
             self._leave(displaced)
             displaced.displace()
@@ -328,6 +335,15 @@ class Gateway:
 
     def _come_back_s(self) -> float:
         return 0.5 + random.random() * max(1.0, self._spread_s)  # noqa: S311 - jitter, not a secret
+
+    def _may_displace(self, stranger: Hashable) -> bool:
+        """Whether a stranger gives way to a newcomer of its own network. While more connect than can be accepted, only
+        those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
+        those of clients beside it, before it is read.
+        """
+        if self._listener is None or not self._listener.is_behind:
+            return True
+        return isinstance(stranger, Connection) and stranger.is_idle(time.monotonic())
 
     def _leave(self, connection: Connection) -> None:
         """Take a connection out of the counts, as soon as it is on its way out."""

@@ -105,6 +105,11 @@ class ClientSocket:
         """Whether the TLS handshake, if there is one, is over."""
         return self._is_agreed
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether bytes of the client wait for their slice."""
+        return self._is_queued
+
     # --- reading ---
 
     def _read_on(self) -> None:
@@ -302,6 +307,7 @@ class NoSocket:
     is_closing = True
     is_plain = False
     is_agreed = False
+    is_waiting = False
     lane = Lane.STRANGER
     source: Hashable = None
 

@@ -17,6 +17,7 @@ class EventLogMeter:
         )
         self._failures = registry.counter("eventlog_failures", "Failed operations by reason.", "reason", LogFailure)
         self._pruned = registry.counter("eventlog_pruned_events", "Events removed by retention.")
+        self._damaged = registry.gauge("eventlog_damaged_rows", "Damaged rows that are known, and skipped.")
         self._size = registry.gauge("eventlog_size_bytes", "Database and write-ahead log on disk.")
 
     def committed(self, events: int, seconds: float) -> None:
@@ -32,6 +33,10 @@ class EventLogMeter:
     def pruned(self, events: int) -> None:
         """Retention removed events."""
         self._pruned.inc(events)
+
+    def damaged(self, rows: int) -> None:
+        """How many damaged rows are known."""
+        self._damaged.set(rows)
 
     def size(self, size_bytes: int) -> None:
         """What database and write-ahead log take on disk."""

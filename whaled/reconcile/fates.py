@@ -10,6 +10,7 @@ from whaled.model import Draft, Kind, Whale
 from whaled.reconcile.patience import Patience
 from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
+from whaled.tables import Tables
 from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import SerialError, spenders_in
@@ -22,6 +23,9 @@ FIRST_LOOK_S = 3.0
 # Asked again so soon after a transaction was in no block and in no mempool, until `drop_after` is over.
 LOOK_AGAIN_S = 30.0
 PAGE = 500
+# Missing at a time, with what each spends: a node may lose its mempool where the threshold is next to nothing. The
+# sweeps find those beyond.
+MISSING_LIMIT = 10_000
 # Whales replaced or dropped are looked for in the mempool this long; nodes forget a transaction after 14 days.
 REVIVE_S = 14 * 86400.0
 REVIVE_LIMIT = 20_000
@@ -70,7 +74,7 @@ class Missing(Struct):
 
 
 class Fates:
-    """Whales whose fate is not known. No more than are pending."""
+    """Whales whose fate is not known: `MISSING_LIMIT` at most."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
@@ -90,6 +94,7 @@ class Fates:
         self._dropped: dict[str, None] = {}
         # Transactions of the stream that spend what a watched whale spends: whale, and the other one.
         self._spent: dict[str, str] = {}
+        self._tables = Tables(self._missing, self._watched, self._coins)
 
     @property
     def unresolved(self) -> int:
@@ -123,8 +128,10 @@ class Fates:
         """These are not in the mempool any more."""
         now = self._tools.monotonic()
         whales = await self._tools.log.whales(txids)
-        await self._watch(txid for txid in whales if txid not in self._missing)
-        for txid, whale in whales.items():
+        room = max(0, MISSING_LIMIT - len(self._missing))
+        new = dict(islice(((txid, whale) for txid, whale in whales.items() if txid not in self._missing), room))
+        await self._watch(new)
+        for txid, whale in new.items():
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_LOOK_S))
 
     async def _watch(self, txids: Iterable[str]) -> None:
@@ -189,6 +196,7 @@ class Fates:
         due.
         """
         tools = self._tools
+        self._tables.shrink()
         await self._replace_spent()
         now = tools.monotonic()
         due = [

@@ -1,5 +1,6 @@
 """The mempool as a whole: what was in it before the stream told changes, and what the stream left out."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from heapq import nlargest
@@ -15,6 +16,7 @@ from whaled.reconcile.patience import Patience
 from whaled.reconcile.start import began_at
 from whaled.reconcile.tools import LOT, Tools, say
 from whaled.reconcile.turns import Turns
+from whaled.tables import Tables
 from whaled.upstream.dialect import Delta, Snapshot, Stripped
 from whaled.upstream.http import RestError
 from whaled.upstream.rest import INPUTS_LIMIT
@@ -32,6 +34,7 @@ TAIL_LIMIT = 50_000
 AGAIN_LIMIT = 50_000
 # More than fit into any mempool: a node's default is 300 MB. The next sweep asks for what is beyond.
 JUDGED_LIMIT = 1_000_000
+HASH_BITS_LEFT_OUT = 4
 # The smallest input has 57.5 vB (a key spend of taproot): below this size there are at most `INPUTS_LIMIT`.
 LARGE_VSIZE = 57.5 * INPUTS_LIMIT
 # The node knows a transaction before the backend's stream tells it: what is only ahead comes by itself.
@@ -39,34 +42,55 @@ TAIL_AFTER_S = 10.0
 
 
 class Judged:
-    """Transactions that have been looked at: hashes, 8 bytes instead of 64 letters. Two of a million are alike once in
-    10^7 mempools.
+    """Transactions that have been looked at, by 60 bits of a hash: 32 bytes and a place in the table instead of 64
+    letters. Two of a million are alike once in 10^6 mempools.
     """
 
     def __init__(self) -> None:
         self._hashes: set[int] = set()
+        self._tables = Tables(self._hashes)
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def __contains__(self, txid: str) -> bool:
-        return hash(txid) in self._hashes
+        return _key(txid) in self._hashes
+
+    @property
+    def table_bytes(self) -> int:
+        """What the table takes, without the hashes in it."""
+        return sys.getsizeof(self._hashes)
 
     def add(self, txids: Iterable[str]) -> None:
         """These were looked at."""
-        self._hashes.update(map(hash, txids))
+        self._hashes.update(map(_key, txids))
         if len(self._hashes) > JUDGED_LIMIT:
             self._hashes.clear()
+        self._tables.shrink()
 
     def discard(self, txids: Iterable[str]) -> None:
         """These are to be looked at if they come again."""
-        self._hashes.difference_update(map(hash, txids))
+        self._hashes.difference_update(map(_key, txids))
+        self._tables.shrink()
 
     def compare(self, mempool: Iterable[str]) -> list[str]:
         """Forget what is not in the mempool. Returns what is, and was not looked at."""
-        keys = {hash(txid): txid for txid in mempool}
-        self._hashes &= keys.keys()
-        return [txid for found, txid in keys.items() if found not in self._hashes]
+        here: set[int] = set()
+        unseen: list[str] = []
+        for txid in mempool:
+            key = _key(txid)
+            if key in self._hashes:
+                here.add(key)
+            else:
+                unseen.append(txid)
+        self._hashes.intersection_update(here)
+        self._tables.shrink()
+        return unseen
+
+
+def _key(txid: str) -> int:
+    # Python keeps integers of up to 60 bits in 32 bytes, and larger ones in 48.
+    return hash(txid) >> HASH_BITS_LEFT_OUT
 
 
 class Candidate(Struct):
@@ -125,12 +149,13 @@ class Mempool:
         self._tail: OrderedDict[str, None] = OrderedDict()
         self._tail_turns = Turns(tools, self._patience, tools.settings.concurrency)
         # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
-        self._shown: dict[str, None] = {}
+        self._shown: OrderedDict[str, None] = OrderedDict()
         # Of those that are being asked for, the ones that left the stream's mempool meanwhile.
         self._departed: set[str] = set()
         self._tail_from = 0.0
         self._again: dict[str, None] = {}
         self._judged = Judged()
+        self._tables = Tables(self._candidates, self._tail, self._shown)
 
     @property
     def candidates(self) -> int:
@@ -170,6 +195,23 @@ class Mempool:
             self._shown.pop(txid, None)
             if txid in self._candidates:
                 self._candidates[txid].has_left = True
+        self._forget_gone(delta)
+        self._tables.shrink()
+
+    def _forget_gone(self, delta: Delta) -> None:
+        """Stop asking for what a question no longer helps: the scan of its block finds what was mined, and the backend
+        does not give what it evicted. It still gives what it saw being replaced.
+        """
+        if self._candidates:
+            for txid in delta.mined:
+                if not self._turns.is_asking(txid) and self._candidates.pop(txid, None) is not None:
+                    self._patience.forget(txid)
+        if self._tail:
+            replaced = {pair.replaced for pair in delta.replaced}
+            for txid in (*delta.mined, *(removed for removed in delta.removed if removed not in replaced)):
+                if not self._tail_turns.is_asking(txid) and txid in self._tail:
+                    del self._tail[txid]
+                    self._patience.forget(txid)
 
     def interrupted(self) -> None:
         """The stream may have left out who left."""
@@ -184,7 +226,7 @@ class Mempool:
     def _show(self, txid: str) -> None:
         self._shown[txid] = None
         if len(self._shown) > AGAIN_LIMIT:
-            del self._shown[next(iter(self._shown))]
+            self._shown.popitem(last=False)
 
     def _candidate(self, txid: str, candidate: Candidate) -> None:
         self._candidates[txid] = candidate

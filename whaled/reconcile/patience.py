@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Hashable, Iterable
 
+from whaled.tables import Tables
+
 FIRST_S = 1.0
 MOST_S = 60.0
 # A server may ask for any pause; beyond this it is not believed.
@@ -18,23 +20,28 @@ class Patience:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._waits: dict[Hashable, tuple[float, float]] = {}
+        self._tables = Tables(self._waits)
 
     def failed(self, key: Hashable, asked_s: float | None = None) -> float:
         """It could not be answered. Returns how many seconds it waits, at least those that the server asked for."""
         _, wait_s = self._waits.get(key, (0.0, FIRST_S))
         pause_s = max(wait_s, min(asked_s or 0.0, ASKED_MOST_S))
         self._waits[key] = (self._monotonic() + pause_s, min(2 * wait_s, MOST_S))
+        self._tables.shrink()
         return pause_s
 
     def forget(self, key: Hashable) -> bool:
         """It was answered, or nobody wants to know any more. Whether it had failed."""
-        return self._waits.pop(key, None) is not None
+        had_failed = self._waits.pop(key, None) is not None
+        self._tables.shrink()
+        return had_failed
 
     def keep(self, keys: Iterable[Hashable]) -> None:
         """Only these are still wanted."""
         if self._waits:
-            wanted = set(keys)
-            self._waits = {key: wait for key, wait in self._waits.items() if key in wanted}
+            for key in self._waits.keys() - set(keys):
+                del self._waits[key]
+            self._tables.shrink()
 
     def is_due(self, key: Hashable) -> bool:
         """Whether it may be asked now."""

@@ -36,7 +36,8 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
     are there too, under `/api`. `projected_blocks` is how many blocks it projects (`MEMPOOL_BLOCKS_AMOUNT`).
 
     Bounds on memory: `keep_blocks` blocks with their transactions, `mempool_limit` transactions (the cheapest are
-    evicted beyond), and `truth_limit` whales, and as many other transactions, in the ground truth.
+    evicted beyond), and `truth_limit` whales, and as many other transactions, in the ground truth. With `mempool_floor`
+    blocks leave as many transactions waiting, the cheapest: a mempool of one size.
     """
 
     host: str = "127.0.0.1"
@@ -63,6 +64,7 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
     fault_every: float = 0.0
     keep_blocks: int = 40
     mempool_limit: int = 30_000
+    mempool_floor: int = 0
     truth_limit: int = 50_000
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
             "fault_every": self.fault_every == 0 or self.fault_every >= 1,
             "keep_blocks": 17 <= self.keep_blocks <= 10_000,
             "mempool_limit": self.mempool_limit >= 100,
+            "mempool_floor": 0 <= self.mempool_floor <= self.mempool_limit // 2,
             "truth_limit": self.truth_limit >= 100,
         }
         faults = tuple(
@@ -123,5 +126,6 @@ RANGES = {
     "fault_every": "use 0 (none) or at least 1 s",
     "keep_blocks": "use 17 to 10000: a backend looks at 16 blocks at once",
     "mempool_limit": "use at least 100",
+    "mempool_floor": "use 0 to half of mempool_limit",
     "truth_limit": "use at least 100",
 }

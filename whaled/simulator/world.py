@@ -158,7 +158,10 @@ class World:
         gone = {coin.outpoint for tx in chosen for coin in tx.inputs}
         included: set[str] = set()
         room = self.settings.weight_of_block - sum(tx.weight for tx in chosen)
+        most = len(self.chain.mempool) - self.settings.mempool_floor
         for tx in self.chain.template(room):
+            if only is None and len(included) >= most:
+                break
             unfit = (
                 (only is not None and tx.txid not in only)
                 or any(coin.outpoint in gone for coin in tx.inputs)

@@ -13,13 +13,25 @@ from whaled.addresses import (
 from whaled.addresses import expanded as _expanded
 from whaled.addresses import polymod as _polymod
 
-SEGWIT_STARTS = tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)
+# In place of a character that an alphabet does not have.
+NONE = 255
+
+
+def _values(alphabet: str) -> bytes:
+    """For `bytes.translate`: the value of each character."""
+    return bytes(alphabet.find(chr(code)) % 256 for code in range(256))
+
+
+_BECH32_VALUES = _values(BECH32)
+_BASE58_VALUES = _values(BASE58)
+_PREFIX_RESTS = {prefix: _polymod(_expanded(prefix)) for prefix in SEGWIT_PREFIXES}
+_SEGWIT_STARTS = tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)
 
 
 def canonical(address: str) -> str:
     """The form a backend writes: bech32 may be given in capitals and means the same."""
     lower = address.lower()
-    return lower if lower.startswith(SEGWIT_STARTS) else address
+    return lower if lower.startswith(_SEGWIT_STARTS) else address
 
 
 def fault_in(address: str) -> str | None:
@@ -34,13 +46,13 @@ def fault_in(address: str) -> str | None:
 
 
 def _segwit_fault(prefix: str, data: str) -> str | None:
-    values = [BECH32.find(letter) for letter in data]
-    if -1 in values:
-        return f"has a character that bech32 does not use: {data[values.index(-1)]!r}"
+    values = data.encode("ascii", "replace").translate(_BECH32_VALUES)
+    if NONE in values:
+        return f"has a character that bech32 does not use: {data[values.index(NONE)]!r}"
     if not 8 <= len(values) <= 90:
         return "has a wrong length"
     version = values[0]
-    if _polymod(_expanded(prefix) + values) != (BECH32_REST if version == 0 else BECH32M_REST):
+    if _polymod(values, _PREFIX_RESTS[prefix]) != (BECH32_REST if version == 0 else BECH32M_REST):
         return "has a wrong checksum: a character is mistyped"
     program_bits = 5 * (len(values) - 7)
     program_bytes = program_bits // 8
@@ -54,10 +66,10 @@ def _base58_fault(address: str) -> str | None:
     number = 0
     if not 26 <= len(address) <= 35:
         return "is no Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
-    for letter in address:
-        digit = BASE58.find(letter)
-        if digit < 0:
-            return f"has a character that base58 does not use: {letter!r}"
+    digits = address.encode("ascii", "replace").translate(_BASE58_VALUES)
+    if NONE in digits:
+        return f"has a character that base58 does not use: {address[digits.index(NONE)]!r}"
+    for digit in digits:
         number = number * 58 + digit
     if number.bit_length() > 200:
         return "has a wrong length"

@@ -2,6 +2,8 @@
 
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
+from msgspec.structs import replace
+
 from whaled.model import SAT_PER_BTC, Input, Output, Shape, Transaction
 from whaled.whales import coinjoins
 
@@ -78,6 +80,24 @@ def inputs_sat(transaction: Transaction) -> int | None:
     if not has_unknown_inputs(transaction):
         return sum(spent.prevout.value for spent in transaction.inputs if spent.prevout is not None)
     return transaction.value_sat + transaction.fee_sat if transaction.fee_sat is not None else None
+
+
+def with_known_fee(transaction: Transaction) -> Transaction:
+    """The transaction, its fee taken from its inputs and outputs where the backend gave none, or 0.
+
+    A backend writes 0 for a transaction that a block brought between two of its calls, and keeps that 0 when the block
+    dies. A transaction can also pay nothing (the parent of a package); whether it does, its inputs tell.
+    """
+    if transaction.fee_sat or any(map(is_coinbase, transaction.inputs)):
+        return transaction
+    put_in = sum(spent.prevout.value for spent in transaction.inputs if spent.prevout is not None)
+    is_known = not has_unknown_inputs(transaction) and put_in >= transaction.value_sat
+    fee = put_in - transaction.value_sat if is_known else None
+    if fee == transaction.fee_sat:
+        return transaction
+    # No transaction is smaller than 1 vB: by what is, a rate would come out infinite.
+    rate = fee / transaction.vsize if fee is not None and transaction.vsize >= 1.0 else None
+    return replace(transaction, fee_sat=fee, fee_rate=rate)
 
 
 def is_spendable(output: Output) -> bool:

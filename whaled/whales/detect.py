@@ -1,6 +1,7 @@
 """Which transactions are whales, and everything that is said about one. Pure."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -90,7 +91,8 @@ class Detector:
         self.rules = rules
         self.book = book if book is not None else AddressBook()
         self.seen_limit = seen_limit
-        self._seen: dict[str, None] = {}
+        # Not a dict: finding its oldest key takes a walk over all that were removed before, 24 ms at worst.
+        self._seen: OrderedDict[str, None] = OrderedDict()
         # A canary pays nobody who is watched, and is found while the price is unknown.
         self._canary_rules = rules if rules.threshold_sat is not None else replace(rules, threshold_sat=MAX_SAT)
         self.priced(price)
@@ -120,7 +122,7 @@ class Detector:
             return False
         self._seen[txid] = None
         if len(self._seen) > self.seen_limit:
-            del self._seen[next(iter(self._seen))]
+            self._seen.popitem(last=False)
         return True
 
     def forget(self, txid: str) -> None:
@@ -216,6 +218,7 @@ def assess(
     `moved` ("moved_unknown") that is one alert too many rather than one that is missing: who wants less noise can tell
     it. For `inputs` ("inputs_sum_unknown") it is the most that is known: the inputs are never less.
     """
+    transaction = amounts.with_known_fee(transaction)
     price = prices.usable(market, now, rules.price_max_age_s)
     matched = _matched(transaction, rules, book, price)
     if not matched:

@@ -1,17 +1,14 @@
 """The operator's address book, and what it says about where a transaction's money goes. Pure."""
 
-import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from msgspec import Struct, field
 
-from whaled.errors import ConfigError, Fault
 from whaled.model import Flow, Output, OwnerType, Transaction
-from whaled.whales import addresses
+from whaled.whales import owners
 from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
+from whaled.whales.owners import Owner, Owners
 
-COLUMNS = ("label", "address", "type")
-MAX_LABEL = 64
 # An address that is in no book is only assumed to belong to nobody in it.
 UNLABELLED_WEIGHT = 0.8
 # The least part of what leaves its payers that makes a flow; beside it a tenth of this part of all outputs, so that a
@@ -22,13 +19,6 @@ WHOLE_SHARE = 0.1
 
 # Coins that arrive there can be sold at once: arriving is inflow, leaving is outflow.
 EXCHANGE_LIKE = frozenset({OwnerType.EXCHANGE, OwnerType.CUSTODIAN})
-
-
-class Owner(Struct, frozen=True):
-    """Whose an address is."""
-
-    label: str
-    type: OwnerType
 
 
 class Involved(Struct, frozen=True, kw_only=True):
@@ -59,44 +49,13 @@ class _Found(Struct, frozen=True):
 class AddressBook(Struct, frozen=True):
     """Who owns which address. Empty without a book: then every flow is unknown."""
 
-    owners: Mapping[str, Owner] = field(default_factory=dict)
+    owners: Owners = field(default_factory=Owners)
 
     @classmethod
     def parse(cls, text: str, source: str) -> "AddressBook":
-        """The book in CSV text of three columns, `label,address,type`.
-
-        A first line with the names of the columns, empty lines and lines that begin with # are passed over. Raises
-        ConfigError with a fault for every line that cannot be used; `source` is the file's name in it.
-        """
-        owners: dict[str, Owner] = {}
-        first_lines: dict[str, int] = {}
-        faults: list[Fault] = []
-        # Line by line: no label needs a line break, and one quote too many must not swallow the rest of the file.
-        for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            try:
-                cells = [cell.strip() for cell in next(csv.reader([line], strict=True, skipinitialspace=True))]
-            except csv.Error as error:
-                faults.append(Fault(f"line {number}", f"not CSV: {error}", source))
-                continue
-            if not first_lines and not faults and tuple(cell.lower() for cell in cells) == COLUMNS:
-                continue
-            entry, problem = _entry(cells)
-            if entry is not None:
-                address, owner = entry
-                known = owners.setdefault(address, owner)
-                first = first_lines.setdefault(address, number)
-                if known != owner:
-                    problem = (
-                        f"{address} is {owner.label!r} ({owner.type}) here and {known.label!r} ({known.type}) in "
-                        f"line {first}; an address has one owner: remove one of the lines"
-                    )
-            if problem is not None:
-                faults.append(Fault(f"line {number}", problem, source))
-        if faults:
-            raise ConfigError(tuple(faults))
-        return cls(owners)
+        """The book in CSV text of three columns, `label,address,type` (`owners.parse`). Raises ConfigError."""
+        lines = text.splitlines()
+        return cls(owners.parse(lambda: lines, source))
 
     def owner(self, output: Output | None) -> Owner | None:
         """Whose this output is, None if nobody in the book."""
@@ -197,18 +156,3 @@ class AddressBook(Struct, frozen=True):
 
 def _labels(owners: Iterable[Owner]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(owner.label for owner in owners))
-
-
-def _entry(cells: list[str]) -> tuple[tuple[str, Owner] | None, str | None]:
-    """The address and its owner, or what is wrong with the line."""
-    if len(cells) != len(COLUMNS):
-        return None, f"expected 3 columns, label,address,type, found {len(cells)}; put a label with a comma in quotes"
-    label, address, kind = cells
-    if not label or len(label) > MAX_LABEL or not label.isprintable():
-        return None, f"label must be 1 to {MAX_LABEL} printable characters, found {label[: MAX_LABEL + 1]!r}"
-    problem = addresses.fault_in(address)
-    if problem is not None:
-        return None, f"address {address[:100]!r} {problem}"
-    if kind.lower() not in set(OwnerType):
-        return None, f"type must be one of {', '.join(OwnerType)}; found {kind[:MAX_LABEL]!r}"
-    return (addresses.canonical(address), Owner(label, OwnerType(kind.lower()))), None

@@ -3,6 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from msgspec import Struct
 
@@ -10,8 +11,11 @@ from whaled.config.sections import WatchRule
 from whaled.errors import Fault
 from whaled.model import Output, OwnerType, Transaction
 from whaled.whales.amounts import btc_to_sat
-from whaled.whales.labels import AddressBook, Owner
+from whaled.whales.labels import AddressBook
+from whaled.whales.owners import Owner
 
+# A label that is not in the book is compared with as many that are: more would take seconds.
+HINTS_LIMIT = 1_000
 # Stands before the name of a rule in `matched_rules`, with a colon between them.
 WATCH = "watch"
 
@@ -61,13 +65,13 @@ def matched(watches: Sequence[Watch], transaction: Transaction, book: AddressBoo
 
 def faults(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterator[Fault]:
     """Labels that the address book does not have. `source` is its file's name."""
-    if not any(rule.labels for rule in rules):
-        return
-    known = {owner.label for owner in book.owners.values()}
+    hints: list[str] | None = None
     for index, rule in enumerate(rules):
         for place, label in enumerate(rule.labels):
-            if label not in known:
-                near = difflib.get_close_matches(label, known, n=1)
+            if not book.owners.has_label(label):
+                if hints is None:
+                    hints = list(islice(book.owners.each_label(), HINTS_LIMIT))
+                near = difflib.get_close_matches(label, hints, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 yield Fault(f"detection.watch[{index}].labels[{place}]", f"no label {label!r} in {source}{hint}")
 

@@ -1,0 +1,479 @@
+"""Damaged rows in real files: skipped and counted, never the end of the daemon, and never a wrong event."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from threading import Event as Latch
+
+import pytest
+import structlog
+
+from eventlog_kit import START, Meter, alert, open_log, scan, txid, update, whale
+from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog.damage import Damage, KnownDamage, Table, merged, of_events
+from whaled.eventlog.pages import PAGE_BYTES
+from whaled.eventlog.store import EventLog
+from whaled.model import Draft, Event, Kind, Whale
+
+HEX = "CAST(x'ff22' AS TEXT)"  # what is no UTF-8
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "whaled.db"
+
+
+def edit(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
+def force(path: Path, table: str, old: str, new: str, *statements: str) -> None:
+    """Change rows in ways that the table does not allow, as a flipped bit in a record does."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        (sql,) = db.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+        assert old in sql
+        db.execute("PRAGMA writable_schema = ON")
+        change = "UPDATE sqlite_schema SET sql = ? WHERE name = ?"
+        db.execute(change, (sql.replace(old, new).replace(") STRICT", ")"), table))
+        db.execute("PRAGMA writable_schema = RESET")
+        for statement in statements:
+            db.execute(statement)
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(change, (sql, table))
+        db.execute("PRAGMA writable_schema = RESET")
+
+
+def flip(path: Path, text: bytes, *, bit: int = 0) -> None:
+    """Flip a bit of the last byte of a text that is in the file once, in a leaf of a table."""
+    data = bytearray(path.read_bytes())
+    assert data.count(text) == 1
+    data[data.index(text) + len(text) - 1] ^= 1 << bit
+    path.write_bytes(data)
+
+
+async def offsets(log: EventLog) -> list[int]:
+    events: list[Event] = []
+    while page := await log.between(events[-1].offset if events else 0, log.head, 3):
+        events += page
+    return [event.offset for event in events]
+
+
+async def filled(path: Path) -> str:
+    """Alerts 1 to 4, then two confirmations (5, 6) of the whales of 1 and 2. Returns the epoch."""
+    async with open_log(path) as log:
+        await log.append([alert(n, at=START + n) for n in range(1, 5)] + [update(1, at=START + 5)])
+        await log.append([update(2, at=START + 6)])
+        await log.put_scan(scan(800_000, START))
+        await log.put_scan(scan(800_001, START + 600))
+        await log.set_state("height", "800001")
+        return log.epoch
+
+
+# (what is done to the file, the offsets that are lost, whether an older version's row, without checksum, shows it)
+ROWS = {
+    "alert is no JSON": ("UPDATE whales SET alert = '{' WHERE id = 3", {3}, True),
+    "alert is another type": ("UPDATE whales SET alert = '[1]' WHERE id = 3", {3}, True),
+    "alert is no UTF-8": (f"UPDATE whales SET alert = {HEX} WHERE id = 3", {3}, True),
+    "alert lacks a field": ("UPDATE whales SET alert = json_remove(alert, '$.vsize') WHERE id = 3", {3}, True),
+    "amount out of range": ("UPDATE whales SET alert = json_set(alert, '$.value_sat', -1) WHERE id = 3", {3}, True),
+    "amount is huge": ("UPDATE whales SET alert = replace(alert, '10000000003', '1e400') WHERE id = 3", {3}, True),
+    "amount changed": ("UPDATE whales SET alert = replace(alert, '0000003,', '0000002,') WHERE id = 3", {3}, False),
+    "detected at no time": ("UPDATE whales SET alert = json_set(alert, '$.detection_timestamp', 'x') WHERE id = 3",
+                            {3}, True),
+    "addresses are no list": ("UPDATE whales SET addresses = '7' WHERE id = 3", {3}, True),
+    "addresses are no UTF-8": (f"UPDATE whales SET addresses = {HEX} WHERE id = 3", {3}, True),
+    "address changed": ("UPDATE whales SET addresses = replace(addresses, 'x0', 'x1') WHERE id = 3", {3}, False),
+    "whale of several events": ("UPDATE whales SET alert = '' WHERE id = 1", {1, 5}, True),
+    "txid of another": (f"UPDATE whales SET txid = '{txid(99)}' WHERE id = 3", {3}, True),
+    "whale missing": ("DELETE FROM whales WHERE id = 3", {3}, True),
+    "whale of another event": ("UPDATE events SET whale = 4, ref = 'x' WHERE offset = 3", {3}, False),
+    "body is no JSON": ("UPDATE events SET body = '{' WHERE offset = 5", {5}, True),
+    "body is missing": ("UPDATE events SET body = NULL WHERE offset = 5", {5}, True),
+    "body of an alert": ("UPDATE events SET body = (SELECT body FROM events WHERE offset = 5) WHERE offset = 3",
+                         {3}, True),
+    "body changed": ("UPDATE events SET body = replace(body, '00block', '00blocc') WHERE offset = 5", {5}, False),
+    "kind unknown": ("UPDATE events SET kind = 'eaten' WHERE offset = 5", {5}, True),
+    "kind is no UTF-8": (f"UPDATE events SET kind = {HEX} WHERE offset = 5", {5}, True),
+    "kind changed": ("UPDATE events SET kind = 'dropped' WHERE offset = 5", {5}, False),
+    "ref changed": ("UPDATE events SET ref = '00blocc' WHERE offset = 5", {5}, False),
+    "time out of range": ("UPDATE events SET at = 1e300 WHERE offset = 5", {5}, True),
+    "time before all": ("UPDATE events SET at = -1e300 WHERE offset = 3", {3}, True),
+    "time changed": ("UPDATE events SET at = at + 1 WHERE offset = 5", {5}, False),
+    "highest time infinite": ("UPDATE events SET high_at = 9e999 WHERE offset = 6", {6}, True),
+    "missing": ("DELETE FROM events WHERE offset = 3", {3}, True),
+    "missing in a row": ("DELETE FROM events WHERE offset BETWEEN 2 AND 5", {2, 3, 4, 5}, True),
+    "newest missing": ("DELETE FROM events WHERE offset >= 5", {5, 6}, True),
+    "all but one": ("UPDATE events SET kind = 'eaten' WHERE offset <> 4", {1, 2, 3, 5, 6}, True),
+}  # fmt: skip
+OLD_ROWS = {name: case for name, case in ROWS.items() if case[2]}
+
+
+async def requires_skipping(path: Path, lost: set[int]) -> None:
+    """Opens, reads, stores and looks up as if nothing was; what is lost is neither given nor wrong."""
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert await offsets(log) == [offset for offset in range(1, 7) if offset not in lost]
+        assert log.whole_from == max(lost) + 1
+        assert meter.damaged_rows == len(lost)
+        await offsets(log)
+        assert meter.damaged_rows == len(lost)  # counted once
+        (event,) = await log.append([alert(7, at=START + 7)])
+        assert event.offset == 7
+        for n in (1, 2, 3):
+            for each in await log.append([update(n, Kind.DROPPED, ref="", at=START + 8)]):
+                assert each.whale.alert.transaction_id == txid(n)
+        for about, known in (await log.whales(map(txid, range(1, 8)))).items():
+            assert known.alert.transaction_id == about
+        assert {event.whale.alert.transaction_id for event in await log.pending(0, 99)} <= {txid(4), txid(7)}
+        await log.histories(map(txid, range(1, 8)))
+        await log.gone_since(0.0, 99)
+        await log.confirmed_in("00block")
+        assert 0 <= await log.offset_before(START + 6.5) <= 6
+        assert meter.failures == []
+    async with open_log(path) as log:
+        assert log.head >= 7
+
+
+@pytest.mark.parametrize(("change", "lost", "_"), ROWS.values(), ids=ROWS)
+async def test_a_damaged_row_is_skipped_and_all_others_are_served(
+    path: Path, change: str, lost: set[int], _: bool
+) -> None:
+    epoch = await filled(path)
+    edit(path, "PRAGMA foreign_keys = OFF", change)
+    await requires_skipping(path, lost)
+    async with open_log(path) as log:
+        assert log.epoch == epoch
+
+
+@pytest.mark.parametrize(("change", "lost", "_"), OLD_ROWS.values(), ids=OLD_ROWS)
+async def test_damage_of_rows_that_older_versions_stored_is_found_where_it_shows(
+    path: Path, change: str, lost: set[int], _: bool
+) -> None:
+    await filled(path)
+    edit(path, "PRAGMA foreign_keys = OFF", *(f"UPDATE {table} SET checksum = NULL" for table in ("events", "whales")))
+    edit(path, "PRAGMA foreign_keys = OFF", change)
+    await requires_skipping(path, lost)
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "change", "lost"),
+    [
+        ("events", "kind TEXT NOT NULL", "kind ANY", "UPDATE events SET kind = NULL WHERE offset = 3", {3}),
+        ("events", "kind TEXT", "kind ANY", "UPDATE events SET kind = 7 WHERE offset = 3", {3}),
+        ("events", "ref TEXT", "ref ANY", "UPDATE events SET ref = 1.5 WHERE offset = 3", {3}),
+        ("events", " at REAL NOT NULL", " at ANY", "UPDATE events SET at = NULL WHERE offset = 3", {3}),
+        ("events", " at REAL", " at ANY", "UPDATE events SET at = 'noon' WHERE offset = 3", {3}),
+        ("events", "high_at REAL", "high_at ANY", "UPDATE events SET high_at = x'00' WHERE offset = 6", {6}),
+        ("events", "body TEXT", "body ANY", "UPDATE events SET body = 12 WHERE offset = 5", {5}),
+        ("events", "whale INTEGER", "whale ANY", "UPDATE events SET whale = 'x' WHERE offset = 3", {3}),
+        ("events", "checksum INTEGER", "checksum ANY", "UPDATE events SET checksum = 'x' WHERE offset = 3", {3}),
+        ("whales", "alert TEXT NOT NULL", "alert ANY", "UPDATE whales SET alert = NULL WHERE id = 3", {3}),
+        ("whales", "addresses TEXT", "addresses ANY", "UPDATE whales SET addresses = 3 WHERE id = 3", {3}),
+    ],
+)  # fmt: skip
+async def test_a_value_of_a_wrong_type_is_skipped(
+    path: Path, table: str, old: str, new: str, change: str, lost: set[int]
+) -> None:
+    """SQLite's own check says so of the row, and that is no reason not to start."""
+    await filled(path)
+    force(path, table, old, new, "PRAGMA foreign_keys = OFF", change)
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert await offsets(log) == [offset for offset in range(1, 7) if offset not in lost]
+        assert log.whole_from == max(lost) + 1
+        assert [event.offset for event in await log.append([alert(7), update(3)])] == [7, 8]
+        assert meter.failures == []
+
+
+@pytest.mark.parametrize("bit", range(8))
+async def test_a_flipped_bit_is_never_a_wrong_event(path: Path, bit: int) -> None:
+    await filled(path)
+    flip(path, b'"value_sat":10000000003', bit=bit)
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert await offsets(log) == [1, 2, 4, 5, 6]
+        assert meter.damaged_rows == 1
+
+
+async def test_a_damaged_page_costs_its_events_and_nothing_else(path: Path) -> None:
+    async with open_log(path) as log:
+        await log.append([alert(n, addresses=60) for n in range(1, 201)])
+        await log.check()
+        await log.set_state("all of it is", "in the file")
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        with path.open("r+b") as raw:
+            data = raw.read()
+            raw.seek(data.index(txid(100).encode()) // 4096 * 4096)
+            raw.write(b"\xff" * 4096)
+        held = await offsets(log)
+        assert 100 not in held
+        assert set(range(1, 60)) | set(range(140, 201)) <= set(held)
+        assert meter.damaged_rows == 200 - len(held)
+        assert [event.offset for event in await log.append([alert(201)])] == [201]
+        assert meter.failures == []
+        with pytest.raises(EventLogError):
+            await log.check()
+    with pytest.raises(EventLogError, match="whaled repair") as caught:
+        async with open_log(path):
+            pass
+    assert caught.value.reason is LogFailure.CORRUPT
+
+
+async def test_damage_is_logged_once_with_the_offset_and_what_to_do(path: Path) -> None:
+    await filled(path)
+    edit(path, "UPDATE events SET ref = 'x' WHERE offset IN (2, 3)")
+    with structlog.testing.capture_logs() as lines:
+        async with open_log(path) as log:
+            await offsets(log)
+            await offsets(log)
+    (line,) = [line for line in lines if line["log_level"] == "error"]
+    assert (line["table"], line["row"], line["rows"]) == ("events", "offsets 2 to 3", 2)
+    assert line["problem"] == "its checksum does not match"
+    assert "whaled repair" in line["event"]
+
+
+async def test_what_retention_removed_is_no_damage(path: Path) -> None:
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        await log.append([alert(n, at=START + n * 86_400) for n in range(20)])
+        await log.prune(START + 100 * 86_400)
+        assert log.oldest == 11
+        assert [event.offset for event in await log.between(0, 20, 3)] == [11, 12, 13]
+        assert [event.offset for event in await log.between(4, 20, 3)] == [11, 12, 13]
+        assert await log.between(2, 7, 9) == []
+        assert (log.whole_from, meter.damaged_rows) == (11, 0)
+        edit(path, "DELETE FROM events WHERE offset = 15")
+        await log.between(10, 20, 99)
+        assert (log.whole_from, meter.damaged_rows) == (16, 1)
+
+
+async def test_a_page_says_how_far_it_was_read_whatever_was_in_it(path: Path) -> None:
+    await filled(path)
+    edit(path, "UPDATE events SET ref = 'x' WHERE offset IN (1, 2, 6)")
+    async with open_log(path) as log:
+        page = await log.page(0, log.head, 2)
+        assert (page.events, page.through, page.is_whole) == ([], 2, False)
+        page = await log.page(2, log.head, 2)
+        assert ([event.offset for event in page.events], page.through, page.is_whole) == ([3, 4], 4, True)
+        page = await log.page(4, log.head, 2)
+        assert ([event.offset for event in page.events], page.through, page.is_whole) == ([5], 6, False)
+        assert (await log.page(6, log.head, 2)).through == 6
+        assert [event.offset for event in await log.between(0, log.head, 1)] == [3]
+
+
+async def test_a_page_is_bounded_in_bytes(path: Path) -> None:
+    async with open_log(path) as log:
+        await log.append([alert(n, addresses=5_000) for n in range(12)])
+        page = await log.page(0, 12, 100)
+        size = len(page.events) * 5_000 * 40
+        assert PAGE_BYTES / 2 < size < PAGE_BYTES * 1.5
+        assert page.through == page.events[-1].offset
+        assert await offsets(log) == list(range(1, 13))
+
+
+async def test_a_time_is_found_beside_damage_and_never_too_late(path: Path) -> None:
+    async with open_log(path) as log:
+        await log.append([alert(n, at=float(10 * n)) for n in range(1, 41)])
+        edit(
+            path,
+            "UPDATE events SET high_at = 7e9 WHERE offset IN (3, 20, 21, 22, 30)",
+            "DELETE FROM events WHERE offset IN (10, 21)",
+        )
+        for at in range(0, 420, 5):
+            exact = min(40, (at - 1) // 10) if at else 0
+            found = await log.offset_before(float(at))
+            assert found <= exact
+            # What lies between is damaged: who replays from there is told.
+            assert set(range(found + 1, exact + 1)) <= {3, 10, 20, 21, 22, 30}
+
+
+async def test_an_update_of_a_whale_whose_alert_is_damaged_is_stored_and_sent(path: Path) -> None:
+    await filled(path)
+    edit(path, "UPDATE whales SET alert = '{' WHERE id = 3")
+    async with open_log(path) as log:
+        (event,) = await log.append([update(3)])
+        assert event.whale == Whale(whale(3).alert, whale(3).addresses)
+        assert await log.append([alert(3)]) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE log SET head = 3", "UPDATE log SET head = 7", "UPDATE log SET epoch = 'abc'", "DELETE FROM log",
+        f"UPDATE log SET epoch = {HEX}", "UPDATE log SET checksum = NULL", "UPDATE log SET created_at = 1",
+        "UPDATE log SET head = 9223372036854775807",
+    ],
+)  # fmt: skip
+async def test_a_damaged_counter_begins_a_new_epoch_behind_the_newest_event(path: Path, change: str) -> None:
+    epoch = await filled(path)
+    edit(path, change)
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert log.epoch != epoch
+        assert (log.head, log.oldest, meter.damaged_rows) == (6, 1, 1)
+        assert [event.offset for event in await log.append([alert(7)])] == [7]
+        again = log.epoch
+    async with open_log(path) as log:
+        assert (log.epoch, log.head) == (again, 7)
+
+
+@pytest.mark.parametrize("offset", [8, 2**40, 2**63 - 1])
+async def test_an_event_beyond_the_counter_does_not_stand_in_the_way(path: Path, offset: int) -> None:
+    epoch = await filled(path)
+    edit(path, f"UPDATE events SET offset = {offset} WHERE offset = 6")
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert (log.epoch, log.head) == (epoch, 6)
+        assert [event.offset for event in await log.append([alert(n) for n in range(7, 12)])] == [7, 8, 9, 10, 11]
+        assert await offsets(log) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+        assert log.whole_from == 7
+
+
+async def test_an_offset_below_one_does_not_keep_pruning_from_its_end(path: Path) -> None:
+    await filled(path)
+    edit(path, "UPDATE events SET offset = -9223372036854775807 WHERE offset = 1")
+    async with open_log(path) as log:
+        assert log.oldest == 2
+        assert await log.prune(START + 91 * 86_400, follows_blocks=False) == 6
+        assert log.oldest == 7
+
+
+async def test_damaged_notes_and_block_scans_are_as_if_there_were_none(path: Path) -> None:
+    await filled(path)
+    edit(
+        path,
+        "UPDATE state SET value = '800002' WHERE key = 'height'",
+        f"UPDATE blocks SET hash = {HEX} WHERE height = 800000",
+    )
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert await log.state("height") is None
+        assert [scan.height for scan in await log.scans(0, 900_000)] == [800_001]
+        assert [scan.height for scan in await log.newest_scans(9)] == [800_001]
+        assert await log.prune(START) == 0
+        assert meter.damaged_rows == 2
+        await log.put_scan(scan(800_000, START))
+        await log.set_state("height", "1")
+        assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("1", 2)
+
+
+async def test_what_whales_spend_is_not_taken_for_what_another_spends(path: Path) -> None:
+    def spending(n: int, *outpoints: str) -> Draft:
+        return Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), outpoints))
+
+    async with open_log(path) as log:
+        await log.append([spending(1, "a:0", "b:0"), spending(2, "c:0")])
+        edit(path, "UPDATE spends SET whale = 2 WHERE outpoint = 'a:0'")
+        assert await log.rivals(["a:0", "b:0", "c:0"]) == {"b:0": [txid(1)], "c:0": [txid(2)]}
+        assert await log.outpoints([txid(1), txid(2)]) == {txid(1): ["b:0"], txid(2): ["c:0"]}
+
+
+# --- connections of their own ----------------------------------------------------------------------------------------
+
+LOOKUPS: dict[str, Callable[[EventLog], object]] = {
+    "whales": lambda log: log.whales([txid(1)]),
+    "histories": lambda log: log.histories([txid(1)]),
+    "rivals": lambda log: log.rivals(["a:0"]),
+    "outpoints": lambda log: log.outpoints([txid(1)]),
+    "scans": lambda log: log.scans(0, 9),
+    "newest_scans": lambda log: log.newest_scans(9),
+    "state": lambda log: log.state("height"),
+    "append": lambda log: log.append([alert(9)]),
+    "offset_before": lambda log: log.offset_before(START),
+}  # fmt: skip
+SEARCHES: dict[str, Callable[[EventLog], object]] = {
+    "pending": lambda log: log.pending(0, 9),
+    "gone_since": lambda log: log.gone_since(0.0, 9),
+    "confirmed_in": lambda log: log.confirmed_in("00block"),
+    "prune": lambda log: log.prune(START),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [*LOOKUPS.values(), *SEARCHES.values()], ids=[*LOOKUPS, *SEARCHES])
+async def test_nothing_waits_for_a_page_of_a_replay(path: Path, call: Callable[[EventLog], object]) -> None:
+    await filled(path)
+    await requires_no_waiting(path, "page_thread", call)
+
+
+@pytest.mark.parametrize("call", [*LOOKUPS.values(), lambda log: log.between(0, 9, 9)], ids=[*LOOKUPS, "between"])
+async def test_nothing_waits_for_a_search_through_all_events(path: Path, call: Callable[[EventLog], object]) -> None:
+    await filled(path)
+    await requires_no_waiting(path, "search_thread", call)
+
+
+async def requires_no_waiting(path: Path, thread: str, call: Callable[[EventLog], object]) -> None:
+    async with open_log(path) as log:
+        release = Latch()
+        getattr(log._threads, thread).submit(release.wait)
+        try:
+            async with asyncio.timeout(10):
+                await call(log)  # type: ignore[misc]  # a coroutine of the log
+        finally:
+            release.set()
+
+
+# --- the schema ------------------------------------------------------------------------------------------------------
+
+
+def as_version_3(path: Path) -> None:
+    """What a version before this one has written: without checksums."""
+    edit(
+        path,
+        *(
+            f"ALTER TABLE {table} DROP COLUMN checksum"
+            for table in ("events", "whales", "spends", "blocks", "state", "log")
+        ),
+        "DROP TABLE gaps",
+        "PRAGMA user_version = 3",
+    )
+
+
+async def test_a_log_without_checksums_is_brought_forward_and_read(path: Path) -> None:
+    epoch = await filled(path)
+    as_version_3(path)
+    meter = Meter()
+    async with open_log(path, meter) as log:
+        assert (log.epoch, log.head, log.whole_from) == (epoch, 6, 1)
+        assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+        assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("800001", 2)
+        await log.append([update(3), alert(7)])
+        assert await offsets(log) == [1, 2, 3, 4, 5, 6, 7, 8]
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*), count(checksum) FROM events").fetchone() == (8, 2)
+        assert db.execute("SELECT count(*) FROM state WHERE checksum IS NULL").fetchone() == (0,)
+    edit(path, "UPDATE events SET ref = 'x' WHERE offset = 8", "UPDATE state SET value = 7")
+    async with open_log(path, meter) as log:
+        assert await offsets(log) == [1, 2, 3, 4, 5, 6, 7]
+        assert await log.state("height") is None
+
+
+async def test_a_damaged_log_without_checksums_is_brought_forward_too(path: Path) -> None:
+    await filled(path)
+    as_version_3(path)
+    edit(path, "UPDATE events SET kind = 'eaten' WHERE offset = 5", "DELETE FROM events WHERE offset = 2")
+    async with open_log(path) as log:
+        assert await offsets(log) == [1, 3, 4, 6]
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_known_damage_counts_each_row_once() -> None:
+    known = KnownDamage()
+    adds = [(5, 5), (7, 9), (5, 5), (8, 8), (6, 6), (1, 20), (30, 31), (21, 29), (1, 40), (1, 40)]
+    assert [known.add(of_events(*each, "x")) for each in adds] == [1, 3, 0, 0, 1, 15, 2, 9, 9, 0]
+    note = Damage(table=Table.STATE, row="a", problem="x")
+    assert [known.add(note), known.add(note)] == [1, 0]
+    assert known.rows == 41
+    known.forget_before(39)
+    assert known.rows == 3
+
+
+def test_neighbours_with_one_problem_are_one_range() -> None:
+    found = merged([of_events(1, 1, "x"), of_events(2, 4, "x"), of_events(5, 5, "y"), of_events(7, 7, "y")])
+    assert [(each.row, each.rows) for each in found] == [("offsets 1 to 4", 4), ("offset 5", 1), ("offset 7", 1)]

@@ -1,0 +1,106 @@
+"""A read-only connection whose damaged rows are skipped and reported. One thread uses it.
+
+Each row is decoded as SQLite steps to it: the interpreter's lock is let go between two rows, so that the event loop
+never waits for more than one of them.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from whaled.eventlog import files, schema
+from whaled.eventlog.codec import Codec, Row
+from whaled.eventlog.damage import Damage, DamagedRowError, Report, of_events
+from whaled.model import Scan
+
+T = TypeVar("T")
+
+
+class Queries:
+    """Column lists in the order that `Codec` takes them; a file of a version before 4 has no checksums."""
+
+    def __init__(self, *, has_checksums: bool) -> None:
+        of = "{}.checksum" if has_checksums else "NULL"
+        event, whale = of.format("e"), of.format("w")
+        columns = f"e.offset, e.kind, e.ref, e.at, e.high_at, e.body, {event}, w.txid"
+        # An event whose whale is missing must be seen to be skipped: a LEFT JOIN.
+        tables = "FROM events AS e LEFT JOIN whales AS w ON w.id = e.whale"
+        self.events = f"SELECT {columns}, w.alert, w.addresses, {whale}, e.whale {tables}"
+        self.columns = f"SELECT {columns} {tables}"
+        self.whales = f"SELECT w.txid, w.alert, w.addresses, {whale} FROM whales AS w"  # noqa: S608 - constants
+        self.spends = (
+            f"SELECT w.txid, s.outpoint, s.whale, {of.format('s')} "  # noqa: S608 - constants
+            "FROM spends AS s JOIN whales AS w ON w.id = s.whale"
+        )
+        self.blocks = f"SELECT {', '.join(Scan.__struct_fields__)}, {of.format('b')} FROM blocks AS b"  # noqa: S608 - constants
+        self.state = f"SELECT s.key, s.value, {of.format('s')} FROM state AS s"  # noqa: S608 - constants
+
+
+class Rows:
+    """Opened read-only: no mistake here can change the log."""
+
+    def __init__(self, path: Path, busy_timeout_s: float, report: Report) -> None:
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._report = report
+        self._codec = Codec()
+        self._queries = Queries(has_checksums=True)
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        """Raises EventLogError."""
+        with files.explained(self._path, "open the event log for reading"):
+            db = self._connection = files.connect(self._path, "ro", self._busy_timeout_s)
+            self._queries = Queries(has_checksums=schema.has_checksums(db))
+            files.read_rows(db)
+
+    def close(self) -> None:
+        """Does what is needed after a failed open, too."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def interrupt(self) -> None:
+        """End the running query: the one call other threads may make."""
+        if self._connection is not None:
+            self._connection.interrupt()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        assert self._connection is not None, "the reader is used between open and close only"
+        return self._connection
+
+    @contextmanager
+    def _snapshot(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """Several statements that see one and the same state."""
+        with files.explained(self._path, doing):
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")
+
+    def _intact(
+        self,
+        doing: str,
+        query: str,
+        parameters: tuple[object, ...],
+        read: Callable[[Row], T],
+        damaged: Callable[[Row, str], Damage],
+    ) -> Iterator[T]:
+        """What `read` makes of the rows of a query, without those that are damaged, which `damaged` names."""
+        with files.explained(self._path, doing):
+            for row in self._db.execute(query, parameters):
+                try:
+                    value = read(row)
+                except DamagedRowError as error:
+                    self._report(damaged(row, str(error)))
+                else:
+                    yield value
+
+
+def damaged_event(row: Row, problem: str) -> Damage:
+    """The damage of a row of `Queries.events` or `Queries.columns`."""
+    return of_events(int(row[0]), int(row[0]), problem)
