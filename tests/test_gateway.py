@@ -60,7 +60,11 @@ async def test_authentication_by_first_message_header_and_subprotocol(tmp_path: 
 
 
 async def test_one_client_may_have_so_many_connections_and_others_theirs(tmp_path: Path) -> None:
-    settings = {"max_connections_per_client": 2, "client_messages_per_second": 0.001, "client_message_burst": 3}
+    settings: dict[str, Any] = {
+        "max_connections_per_client": 2,
+        "client_messages_per_second": 0.001,
+        "client_message_burst": 3,
+    }
     async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), **settings) as rig:
         good = {"Authorization": "Bearer good"}
         async with rig.connect(additional_headers=good) as first:
