@@ -13,7 +13,7 @@ UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz soak check fmt lint types cover bench wheels install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench: $(STAMP) ## measure speed and size (docs/performance.md); BENCH_ARGS=--qu
 
 soak: $(STAMP) ## an hour at 20 times the main network's rate under faults and churn; SOAK_ARGS='--minutes 3' for less
 	PYTHONPATH=tests $(BIN)/python -m bench.soak $(SOAK_ARGS)
+
+attack: $(STAMP) ## attack it on loopback (docs/security.md; 25 minutes); ATTACK_ARGS='--quick', --only NAME, --list, --json FILE
+	$(BIN)/python -m bench.attack $(ATTACK_ARGS)
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist var

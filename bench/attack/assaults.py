@@ -1,0 +1,349 @@
+"""One attacking process: `python -m bench.attack.assaults ORDER`, where ORDER is JSON. Ends by itself; answers in JSON.
+
+Plain sockets and one epoll, so that a single process can make more connections a second than the daemon can serve.
+Two machines do everything: `Strangers` have no session, `Clients` have authenticated. Nothing but loopback is attacked.
+"""
+
+import contextlib
+import json
+import select
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bench.attack.payloads import FRAMES, LOOPBACK, PAYLOADS, request
+
+# linux/in.h; the socket module does not name it. The port is chosen at connect: one address has 28,000 to each target.
+IP_BIND_ADDRESS_NO_PORT = 24
+# Connections begun in one turn, so that replies are read in between.
+TURN = 64
+POLL_S = 0.005
+OPEN_LIMIT_S = 3.0
+# Where clients are not let in within this time, those that are begin.
+ALL_OPEN_LIMIT_S = 8.0
+RECEIVE_BYTES = 1 << 18
+# A client that is closed comes back, but not in an endless loop of its own.
+REOPEN_S = 0.05
+# In the frame that refuses a credential.
+REFUSAL = b'"type":"error"'
+# SO_LINGER with no time: closing resets, and leaves no TIME_WAIT behind.
+RESET = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Everything one process is to do.
+
+    `payload` names what a stranger sends (PAYLOADS), `opening` and `message` what a client sends (FRAMES) at first and
+    every `every_s` seconds. `finish` is when a stranger hangs up: "at once", at the first "reply", when it is
+    "refused", or never ("held": when the daemon closes, another takes its place). The time of clients begins when all
+    are in.
+    """
+
+    who: str
+    port: int = 0
+    seconds: float = 1.0
+    index: int = 0
+    tls: bool = False
+    tokens: str = ""
+    count: int = 1
+    rate: float = 0.0
+    addresses: int = 250
+    first_address: int = 0
+    payload: str = ""
+    finish: str = "held"
+    reads: bool = True
+    receive_buffer: int = 0
+    drip: str = ""
+    drip_s: float = 1.0
+    burst_s: float = 0.0
+    opening: str = ""
+    message: str = ""
+    every_s: float = 1.0
+    reopens: bool = True
+    one_client: bool = False
+    target: str = "clients"
+
+    def source(self, number: int) -> str:
+        """The address connection `number` comes from: 250 in each /24, each process in a /16 of its own."""
+        place = self.first_address + number % self.addresses
+        return f"127.{1 + self.index}.{place // 250 % 250}.{1 + place % 250}"
+
+
+@dataclass
+class Did:
+    """The answer: what really happened, so that an attack that did not take place cannot pass for one survived."""
+
+    opened: int = 0
+    at_once: int = 0
+    replies: int = 0
+    refused: int = 0
+    closed: int = 0
+    failed: int = 0
+    sent: int = 0
+    received_bytes: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def dial(order: Order, number: int) -> socket.socket:
+    """A connection that is being made."""
+    made = socket.socket()
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        if order.receive_buffer:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, order.receive_buffer)
+        made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        made.bind((order.source(number), 0))
+        with contextlib.suppress(BlockingIOError):
+            made.connect((LOOPBACK, order.port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+@dataclass(slots=True)
+class Link:
+    """A stranger's connection: the bytes it has not sent yet."""
+
+    socket: socket.socket
+    unsent: bytes = b""
+    dripped_at: float = 0.0
+
+
+class Strangers:
+    """Connections without a session: as many as `count` at a time, `rate` new ones a second (0: as fast as it goes)."""
+
+    def __init__(self, order: Order, tokens: Sequence[str]) -> None:
+        self.did = Did()
+        self._order = order
+        self._payload = PAYLOADS[order.payload](tokens[0] if tokens else "")
+        self._links: dict[int, Link] = {}
+        self._poll = select.epoll()
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """Until the time is over."""
+        order = self._order
+        end = self._began + order.seconds
+        while (now := time.monotonic()) < end:
+            if order.burst_s:
+                self._burst(end)
+                continue
+            self._open(now)
+            wait_s = 0.0 if not order.rate and len(self._links) < order.count else POLL_S
+            for descriptor, events in self._poll.poll(wait_s, 1024):
+                self._serve(self._links[descriptor], events)
+            if order.drip:
+                self._drip(now)
+        for link in list(self._links.values()):
+            self._drop(link)
+
+    def _open(self, now: float) -> None:
+        order, did = self._order, self.did
+        for _ in range(TURN):
+            if len(self._links) >= order.count or (order.rate and did.opened >= order.rate * (now - self._began)):
+                return
+            try:
+                made = dial(order, did.opened)
+            except OSError as error:
+                did.failed += 1
+                did.error = str(error)
+                return
+            did.opened += 1
+            if order.finish == "at once":
+                # On loopback the connection is there already; if the queue is full, it is not, and that is all.
+                with contextlib.suppress(OSError):
+                    made.send(self._payload)
+                made.close()
+                continue
+            # Readable also means the end, hence always; writable only while there is something to send.
+            interest = select.EPOLLIN | select.EPOLLRDHUP if order.reads else select.EPOLLRDHUP
+            self._poll.register(made.fileno(), interest | (select.EPOLLOUT if self._payload else 0))
+            self._links[made.fileno()] = Link(made, self._payload, now)
+
+    def _serve(self, link: Link, events: int) -> None:
+        order, did = self._order, self.did
+        try:
+            if events & select.EPOLLOUT and link.unsent:
+                sent = link.socket.send(link.unsent)
+                link.unsent = link.unsent[sent:]
+                did.sent += sent
+                if not link.unsent:
+                    interest = select.EPOLLIN | select.EPOLLRDHUP if order.reads else select.EPOLLRDHUP
+                    self._poll.modify(link.socket.fileno(), interest)
+            if events & select.EPOLLIN:
+                received = link.socket.recv(RECEIVE_BYTES)
+                did.received_bytes += len(received)
+                did.refused += received[9:12] in (b"503", b"429", b"403")
+                if received and order.finish == "reply":
+                    did.replies += 1
+                    self._drop(link)
+                    return
+                if not received or (order.finish == "refused" and REFUSAL in received):
+                    raise ConnectionResetError
+            elif events & (select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP):
+                raise ConnectionResetError
+        except BlockingIOError:
+            return
+        except OSError:
+            did.closed += 1
+            self._drop(link)
+
+    def _drip(self, now: float) -> None:
+        piece = self._order.drip.encode()
+        for link in list(self._links.values()):
+            if now - link.dripped_at >= self._order.drip_s:
+                link.dripped_at = now
+                with contextlib.suppress(OSError):
+                    link.socket.send(piece)
+                    self.did.sent += len(piece)
+
+    def _burst(self, end: float) -> None:
+        """`count` connections at once, held for `burst_s`, dropped together."""
+        burst = []
+        for _ in range(self._order.count):
+            with contextlib.suppress(OSError):
+                burst.append(dial(self._order, self.did.opened))
+                self.did.opened += 1
+                if self._payload:
+                    burst[-1].send(self._payload)
+        time.sleep(max(0.0, min(self._order.burst_s, end - time.monotonic())))
+        for made in burst:
+            made.close()
+
+    def _drop(self, link: Link) -> None:
+        self._poll.unregister(link.socket.fileno())
+        del self._links[link.socket.fileno()]
+        link.socket.close()
+
+
+@dataclass(slots=True)
+class Session:
+    """An authenticated connection of an attacker."""
+
+    number: int
+    socket: socket.socket
+    turn: int = 0
+
+
+@dataclass(slots=True)
+class Clients:
+    """`count` connections with valid tokens, each sending `message` every `every_s` (0: as fast as it is taken)."""
+
+    order: Order
+    tokens: Sequence[str]
+    did: Did = field(default_factory=Did)
+    sessions: list[Session] = field(default_factory=list)
+    # The certificate is the suite's own.
+    context: ssl.SSLContext = field(default_factory=ssl._create_unverified_context)  # noqa: SLF001
+    end: float = 0.0
+
+    def run(self) -> None:
+        """Open all, then send and read until the time is over."""
+        order = self.order
+        self.end = time.monotonic() + ALL_OPEN_LIMIT_S
+        missing = self._open(range(order.count))
+        self.end = time.monotonic() + order.seconds
+        reopen_at = 0.0
+        while (now := time.monotonic()) < self.end:
+            if missing and now >= reopen_at:
+                missing, reopen_at = self._open(missing), now + REOPEN_S
+            for session in list(self.sessions):
+                if not self._turn(session):
+                    self.sessions.remove(session)
+                    session.socket.close()
+                    self.did.closed += 1
+                    if order.reopens:
+                        missing.append(session.number)
+            if order.every_s:
+                time.sleep(max(0.0, min(order.every_s, self.end - now) - (time.monotonic() - now)))
+            elif not self.sessions:
+                time.sleep(POLL_S)
+
+    def _open(self, numbers: Sequence[int]) -> list[int]:
+        """Those that did not get in. After a failure the others wait for the next turn."""
+        failed: list[int] = []
+        for number in numbers:
+            if failed or time.monotonic() >= self.end:
+                failed.append(number)
+                continue
+            try:
+                session = Session(number, self._enter(number))
+                session.socket.sendall(FRAMES[self.order.opening](self.order.index * self.order.count + number, 0))
+            except OSError as error:
+                self.did.failed += 1
+                self.did.error = str(error)
+                failed.append(number)
+            else:
+                session.socket.setblocking(False)
+                self.sessions.append(session)
+                self.did.opened += 1
+        return failed
+
+    def _enter(self, number: int) -> socket.socket:
+        order = self.order
+        made = dial(order, number)
+        try:
+            made.settimeout(min(OPEN_LIMIT_S, max(0.05, self.end - time.monotonic())))
+            _, writable, _ = select.select([], [made], [], made.gettimeout())
+            if not writable:
+                raise TimeoutError("not accepted")
+            if order.tls:
+                made = self.context.wrap_socket(made)
+            token = self.tokens[0 if order.one_client else (order.index * order.count + number) % len(self.tokens)]
+            made.sendall(request(token))
+            reply = b""
+            while b"welcome" not in reply:
+                received = made.recv(4096)
+                if not received:
+                    raise ConnectionResetError(f"not let in: {reply[-80:]!r}")
+                reply += received
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def _turn(self, session: Session) -> bool:
+        """Send what is due, read what is there; False where the connection has ended."""
+        order = self.order
+        try:
+            if order.message:
+                with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                    number = order.index * order.count + session.number
+                    session.socket.send(FRAMES[order.message](number, session.turn))
+                    session.turn += 1
+                    self.did.sent += 1
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                while True:
+                    received = session.socket.recv(RECEIVE_BYTES if order.reads else 1)
+                    if not received:
+                        return False
+                    self.did.received_bytes += len(received)
+                    if not order.reads or len(received) < RECEIVE_BYTES:
+                        break
+        except OSError:
+            return False
+        return True
+
+
+def main() -> None:
+    """Do what the order says; the last line of the output is what was done."""
+    order = Order(**json.loads(sys.argv[1]))
+    tokens = json.loads(Path(order.tokens).read_text(encoding="utf-8")) if order.tokens else []
+    attacker = Strangers(order, tokens) if order.who == "strangers" else Clients(order, tokens)
+    began = time.monotonic()
+    attacker.run()
+    attacker.did.seconds = time.monotonic() - began
+    print(json.dumps(asdict(attacker.did)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The outcome of an attack, and the bounds it is held to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from bench.attack.victims import Arrival, Gathered
+from bench.report import Row
+
+MEMORY_LIMIT_MIB = 1024.0
+IN_TIME_MS = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Latency is within bounds by its ratio to a quiet daemon's or, if `p99_ms` is given, by itself."""
+
+    ratio: float = 2.0
+    flood_ratio: float = 3.0
+    p99_ms: float = 0.0
+    memory_part: float = 0.10
+    newcomers_part: float = 1.0
+
+
+STRICT = Bounds()
+# For machines that do other things as well: what is worse than this is no noise.
+GENEROUS = Bounds(ratio=10.0, flood_ratio=10.0, p99_ms=150.0, memory_part=0.35, newcomers_part=0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """MiB or descriptors: before, at most, afterwards."""
+
+    before: float
+    peak: float
+    after: float
+
+    def text(self) -> str:
+        """For the table."""
+        return f"{self.before:.0f} {self.peak:.0f} {self.after:.0f}"
+
+
+NOTHING = Used(0, 0, 0)
+
+
+@dataclass
+class Outcome:
+    """Everything measured about one attack."""
+
+    name: str
+    is_flood: bool = False
+    quiet: Gathered = field(default_factory=Gathered)
+    attacked: Gathered = field(default_factory=Gathered)
+    after: Gathered = field(default_factory=Gathered)
+    arrivals: list[Arrival] = field(default_factory=list)
+    memory_mib: Used = NOTHING
+    descriptors: Used = NOTHING
+    log_bytes: int = 0
+    is_alive: bool = False
+    exit_status: int | None = None
+    unsent: int = 0
+    # Of the time, by the daemon's main thread for a core: much of it is a machine that does other things.
+    waited_part: float = 0.0
+    did: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """p99 under attack by p99 before it; infinite where nothing came."""
+        return self._ratio(self.attacked)
+
+    @property
+    def ratio_after(self) -> float:
+        """The same after the attack."""
+        return self._ratio(self.after)
+
+    def _ratio(self, window: Gathered) -> float:
+        if not window.received or not self.quiet.p99_ms:
+            return float("inf")
+        return window.p99_ms / self.quiet.p99_ms
+
+    @property
+    def doubled(self) -> int:
+        """Counted by the victims from their beginning."""
+        return max(each.doubled for each in (self.quiet, self.attacked, self.after))
+
+    @property
+    def lost(self) -> int:
+        """Deliveries that never came."""
+        return self.quiet.lost + self.attacked.lost + self.after.lost
+
+    @property
+    def cut(self) -> int:
+        """Victims whose connection ended."""
+        return max(each.cut for each in (self.quiet, self.attacked, self.after))
+
+    def newcomers(self, *, in_header: bool) -> tuple[int, int, float, float]:
+        """(in within a second, all, median ms, worst ms); who never got in counts with infinity."""
+        took = [
+            each.after_ms if each.after_ms is not None else float("inf")
+            for each in self.arrivals
+            if each.in_header == in_header
+        ]
+        if not took:
+            return 0, 0, 0.0, 0.0
+        return sum(each <= IN_TIME_MS for each in took), len(took), median(took), max(took)
+
+    def broken(self, bounds: Bounds) -> list[str]:
+        """The bounds that do not hold, in words."""
+        found = list(self.complaints)
+        if not self.is_alive:
+            found.append("it ended")
+        elif self.exit_status != 0:
+            found.append(f"stopped with {self.exit_status}")
+        return [*found, *self._deliveries(bounds), *self._memory(bounds), *self._arrivals(bounds)]
+
+    def _deliveries(self, bounds: Bounds) -> Iterator[str]:
+        allowed = bounds.flood_ratio if self.is_flood else bounds.ratio
+        for window, ratio, when in ((self.attacked, self.ratio, ""), (self.after, self.ratio_after, " afterwards")):
+            is_fast = bool(window.received) and window.p99_ms <= bounds.p99_ms
+            if ratio > allowed and not is_fast:
+                yield f"p99 {ratio:.1f} times{when}"
+        counts = {"lost": self.lost, "doubled": self.doubled, "cut off": self.cut, "not sent": self.unsent}
+        yield from (f"{count} {what}" for what, count in counts.items() if count)
+
+    def _memory(self, bounds: Bounds) -> Iterator[str]:
+        memory = self.memory_mib
+        if memory.after > memory.before * (1 + bounds.memory_part):
+            yield f"memory {memory.after / memory.before - 1:+.0%}"
+        if memory.peak > MEMORY_LIMIT_MIB:
+            yield f"{memory.peak:.0f} MiB"
+
+    def _arrivals(self, bounds: Bounds) -> Iterator[str]:
+        for in_header, way in ((True, "header"), (False, "message")):
+            in_time, count, _, _ = self.newcomers(in_header=in_header)
+            if in_time < count * bounds.newcomers_part:
+                yield f"{count - in_time} of {count} newcomers late ({way})"
+
+    def row(self, bounds: Bounds) -> Row:
+        """For the table."""
+        newcomers = [self.newcomers(in_header=each) for each in (True, False)]
+        return (
+            self.name,
+            f"{self.quiet.p50_ms:.1f} {self.quiet.p99_ms:.1f}",
+            f"{self.attacked.p50_ms:.1f} {self.attacked.p99_ms:.1f} {self.attacked.max_ms:.1f}",
+            f"{self.ratio:.1f} {self.ratio_after:.1f}",
+            f"{self.lost} {self.doubled} {self.cut}",
+            *(f"{each[0]}/{each[1]} {each[2]:.0f} {each[3]:.0f}" for each in newcomers),
+            self.memory_mib.text(),
+            self.descriptors.text(),
+            f"{self.log_bytes / 1024:.0f}",
+            f"{100 * self.waited_part:.0f}",
+            "; ".join(self.broken(bounds)) or "holds",
+        )
+
+
+HEADER: Row = (
+    "attack",
+    "quiet p50 p99 ms",
+    "attacked p50 p99 max ms",
+    "ratio, afterwards",
+    "lost, doubled, cut off",
+    "newcomers in 1 s (header), median, worst ms",
+    "the same (message)",
+    "MiB before, peak, after",
+    "descriptors",
+    "log KiB",
+    "waited for a core, %",
+    "verdict",
+)
+
+
+def rows(outcomes: Sequence[Outcome], bounds: Bounds) -> list[Row]:
+    """A row for each."""
+    return [outcome.row(bounds) for outcome in outcomes]
