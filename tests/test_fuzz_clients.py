@@ -150,8 +150,8 @@ def check_step(session: Session, raw: bytes | None, now: float) -> None:
                 frame = wire.subscribed_frame(chosen.normalised(), recovered=None, start=POSITION, position=POSITION)
                 check_answer(frame)
             case Stop(close=close):
-                assert close in (Close.AUTH_REQUIRED, Close.RATE_LIMITED)
-                assert any(each in kinds for each in (Refused, Limited))
+                assert close in (Close.AUTH_REQUIRED, Close.RATE_LIMITED, Close.TOKEN_REVOKED)
+                assert any(each in kinds for each in (Refused, Limited, FamilyEnded))
             case _:
                 assert isinstance(action, Admit | Detach | Refused | FamilyEnded | Limited | Rejected)
 
