@@ -1,21 +1,27 @@
 """Canaries through the real pipeline, log and hub; what stops a whale stops them."""
 
 import asyncio
+import socket
+import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from support import Rig, ask, receive, receive_type, running_gateway
 from whaled.canary import Canary, Subscriber
 from whaled.config import sections
 from whaled.errors import CanaryFailure, EventLogError, LogFailure
+from whaled.gateway.share import Lane
 from whaled.pipeline import Pipeline
 from whaled.whales.detect import Detector, Rules
+from whaled.whales.filters import EVERYTHING, Filter
 
-QUICK = sections.Canary(interval=0.02, deadline=0.2)
+QUICK = sections.Canary(interval=0.02, deadline=0.2, lost_after=0.2)
 
 
 class Counted:
@@ -25,7 +31,21 @@ class Counted:
         self.sent_count = 0
         self.seconds: list[float] = []
         self.failures: list[CanaryFailure] = []
+        self.connects: list[float] = []
+        self.unreachable_count = 0
+        self.late_count = 0
         self._changed = asyncio.Event()
+
+    def connected(self, seconds: float) -> None:
+        self.connects.append(seconds)
+
+    def unreachable(self) -> None:
+        self.unreachable_count += 1
+        self._changed.set()
+
+    def arrived_late(self, at: float) -> None:
+        self.late_count += 1
+        self._changed.set()
 
     def sent(self) -> None:
         self.sent_count += 1
@@ -59,8 +79,7 @@ async def singing(
         inputs_wait_s=1.0,
     )
     counted = Counted()
-    with Subscriber.connected() as subscriber:
-        rig.gateway.hub.rehearse_to(subscriber)
+    with Subscriber.connected(rig.gateway.rehearsal) as subscriber:
         canary = Canary(settings, send=send or pipeline.rehearse, subscriber=subscriber, meter=counted)
         task = asyncio.create_task(canary.run())
         try:
@@ -111,11 +130,11 @@ async def test_a_writer_thread_that_hangs_is_noticed_and_nothing_piles_up_behind
 async def test_a_hub_that_delivers_nothing_is_noticed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
-        members = dict(rig.gateway.hub._rehearsal.members)
-        rig.gateway.hub._rehearsal.members.clear()
+        rehearsal = rig.gateway.hub._rehearsal
+        rehearsal.filter = Filter(min_sat=21_000_000 * 10**8)
         await counted.until(lambda: len(counted.failures) >= 3)
         assert not canary.is_alive()
-        rig.gateway.hub._rehearsal.members.update(members)
+        rehearsal.filter = EVERYTHING
         arrived = len(counted.seconds)
         await counted.until(lambda: len(counted.seconds) > arrived)
 
@@ -138,10 +157,10 @@ async def test_what_breaks_a_canary_is_counted_and_the_next_one_tries_again(tmp_
 
 async def test_the_start_has_the_time_of_one_canary(tmp_path: Path) -> None:
     now = 100.0
-    async with running_gateway(tmp_path):
-        with Subscriber.connected() as subscriber:
+    async with running_gateway(tmp_path) as rig:
+        with Subscriber.connected(rig.gateway.rehearsal) as subscriber:
             canary = Canary(
-                sections.Canary(interval=30.0, deadline=10.0),
+                sections.Canary(interval=30.0, deadline=2.0, lost_after=10.0),
                 send=lambda _: asyncio.sleep(0), subscriber=subscriber, meter=Counted(), monotonic=lambda: now,
             )  # fmt: skip
             assert canary.is_alive()
@@ -149,3 +168,90 @@ async def test_the_start_has_the_time_of_one_canary(tmp_path: Path) -> None:
             assert canary.is_alive()
             now = 140.1
             assert not canary.is_alive()
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_canaries_come_in_as_clients_do_and_count_as_none(
+    tmp_path: Path, certificate: tuple[Path, Path, ssl.SSLContext], *, is_secure: bool
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if is_secure else None
+    if tls is not None:
+        tls.load_cert_chain(*certificate[:2])
+    # No place for a client, and none to wait for its token.
+    async with running_gateway(tmp_path, tls=tls, max_connections=1, max_unauthenticated=1) as rig:
+        assert rig.gateway.rehearsal.place is not None
+        held = socket.create_connection(rig.gateway.rehearsal.place[1][:2])
+        with held:
+            async with singing(rig) as (_, counted):
+                await counted.until(lambda: len(counted.seconds) >= 5)
+                assert counted.failures == []
+                assert len(counted.connects) >= 5
+                assert len(rig.gateway.hub._rehearsal.members) <= 2  # the last one, and the one before on its way out
+                assert rig.gateway.connections <= 1
+                assert rig.gateway.hub.live_members == 0
+                assert held.getpeername()
+        for metric in ("opened", "shed"):
+            assert rig.value(f"whaled_connections_{metric}_total") == 0
+        assert rig.value("whaled_messages_sent_total", type="control") == 0
+        assert rig.gateway.rehearsal.expected == set()
+
+
+async def test_canaries_that_cannot_connect_say_so_and_go_without(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig:
+        place, rig.gateway.rehearsal.place = rig.gateway.rehearsal.place, None
+        with capture_logs() as lines:
+            async with singing(rig) as (canary, counted):
+                await counted.until(lambda: len(counted.seconds) >= 3)
+                assert canary.is_alive()
+                assert counted.failures == []
+                assert counted.unreachable_count == 0
+                rig.gateway.rehearsal.place = place
+                await counted.until(lambda: len(counted.connects) >= 2)
+        events = [line["event"] for line in lines if "canaries" in line["event"]]
+        assert events == [
+            "canaries cannot connect as clients do, and go without a new connection",
+            "canaries connect again",
+        ]
+
+
+async def test_a_listener_that_accepts_nobody_is_noticed_and_alerts_are_still_watched(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
+        await counted.until(lambda: len(counted.seconds) >= 2)
+        assert rig.gateway._listener is not None
+        rig.gateway._listener.stop()
+        await counted.until(lambda: counted.unreachable_count >= 2)
+        assert counted.failures == []
+        arrived = len(counted.seconds)
+        await counted.until(lambda: len(counted.seconds) > arrived)
+        assert canary.is_alive()
+
+
+async def test_a_late_canary_is_counted_and_is_a_sign_of_life_all_the_same(tmp_path: Path) -> None:
+    settings = sections.Canary(interval=0.02, deadline=0.05, lost_after=30.0)
+    async with running_gateway(tmp_path) as rig, singing(rig, settings) as (canary, counted):
+        await counted.until(lambda: len(counted.seconds) >= 2)
+        release = threading.Event()
+        rig.log._threads.write_thread.submit(release.wait)
+        await counted.until(lambda: CanaryFailure.LATE in counted.failures)
+        assert canary.is_alive()
+        release.set()
+        await counted.until(lambda: counted.late_count == 1)
+        arrived = len(counted.seconds)
+        await counted.until(lambda: len(counted.seconds) > arrived)
+
+
+async def test_a_loop_that_clients_keep_busy_delays_canaries_too(tmp_path: Path) -> None:
+    """What the share of the loop cannot bound, here jobs of 30 ms, a canary feels."""
+    async with running_gateway(tmp_path) as rig, singing(rig) as (_, counted):
+        await counted.until(lambda: len(counted.seconds) >= 3)
+        quiet_s, is_over = min(counted.seconds), False
+
+        def job() -> bool:
+            time.sleep(0.03)
+            return not is_over
+
+        rig.gateway.share.add(Lane.KNOWN, job)
+        arrived = len(counted.seconds)
+        await counted.until(lambda: len(counted.seconds) >= arrived + 3)
+        is_over = True
+        assert min(counted.seconds[arrived + 1 :]) > quiet_s + 0.03

@@ -15,7 +15,20 @@ from test_session import Tokens, new
 from test_wire import payload
 from whaled.errors import ClientError, Close
 from whaled.gateway import wire
-from whaled.gateway.session import Admit, Attach, Detach, Limited, Refused, Rejected, Send, Session, State, Stop, resume
+from whaled.gateway.session import (
+    Admit,
+    Attach,
+    Detach,
+    FamilyEnded,
+    Limited,
+    Refused,
+    Rejected,
+    Send,
+    Session,
+    State,
+    Stop,
+    resume,
+)
 from whaled.model import Position
 from whaled.whales.filters import Filter, parse_filter
 
@@ -137,10 +150,10 @@ def check_step(session: Session, raw: bytes | None, now: float) -> None:
                 frame = wire.subscribed_frame(chosen.normalised(), recovered=None, start=POSITION, position=POSITION)
                 check_answer(frame)
             case Stop(close=close):
-                assert close in (Close.AUTH_REQUIRED, Close.RATE_LIMITED)
-                assert any(each in kinds for each in (Refused, Limited))
+                assert close in (Close.AUTH_REQUIRED, Close.RATE_LIMITED, Close.TOKEN_REVOKED)
+                assert any(each in kinds for each in (Refused, Limited, FamilyEnded))
             case _:
-                assert isinstance(action, Admit | Detach | Refused | Limited | Rejected)
+                assert isinstance(action, Admit | Detach | Refused | FamilyEnded | Limited | Rejected)
 
 
 @pytest.mark.parametrize("raw", corpus("clients"))

@@ -59,6 +59,38 @@ async def test_authentication_by_first_message_header_and_subprotocol(tmp_path: 
         assert rig.value("whaled_authentications_total", outcome="success") == 3
 
 
+async def test_one_client_may_have_so_many_connections_and_others_theirs(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "max_connections_per_client": 2,
+        "client_messages_per_second": 0.001,
+        "client_message_burst": 3,
+    }
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), **settings) as rig:
+        good = {"Authorization": "Bearer good"}
+        async with rig.connect(additional_headers=good) as first:
+            async with rig.connect(additional_headers=good) as second:
+                async with rig.connect(additional_headers=good) as third:
+                    error = await receive(third)
+                    assert (error["code"], error["retry_after"]) == ("too_many_connections", 30.0)
+                    assert await closed_with(third) == (1013, "Too many connections")
+                async with rig.connect(additional_headers={"Authorization": "Bearer other"}) as other:
+                    assert (await receive(other))["type"] == "auth_success"
+                assert rig.value("whaled_connections_refused_total", reason="client_cap") == 1
+                assert rig.value("whaled_messages_rejected_total", code="too_many_connections") == 1
+                for client in (first, first, second):
+                    await ask(client, type="ping")
+                    await receive_type(client, "pong")
+                await ask(second, type="ping")
+                assert (await receive_type(second, "error"))["code"] == "rate_limited"
+                assert rig.value("whaled_messages_limited_total", limit="client") == 1
+                assert rig.value("whaled_messages_limited_total", limit="connection") == 0
+            await second.wait_closed()
+            while rig.gateway.connections > 1:  # noqa: ASYNC110 - the gateway learns of it a moment later
+                await asyncio.sleep(0)
+            async with rig.connect(additional_headers=good) as third:
+                assert (await receive(third))["type"] == "auth_success"
+
+
 async def test_a_wrong_token_is_answered_and_closed_with_1008(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig:
         async with rig.connect() as client:

@@ -5,19 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from test_wire import payload
 from whaled.errors import Close, TokenError, TokenRefusal
 from whaled.gateway import session as rules
 from whaled.gateway import wire
 from whaled.gateway.clients import Clients
-from whaled.gateway.limits import FailureLimit
+from whaled.gateway.limits import EVENTS_PER_TOKEN, FailureLimit, Limit
 from whaled.gateway.session import (
     Action,
     Admit,
     Attach,
     Detach,
     FamilyEnded,
+    Limited,
     Refused,
     Rejected,
     Send,
@@ -75,9 +77,10 @@ def new(
     authenticator: rules.Authenticator | None,
     failures: FailureLimit | None = None,
     clients: Clients | None = None,
+    limits: SessionLimits = LIMITS,
 ) -> Session:
     return Session(
-        limits=LIMITS,
+        limits=limits,
         authenticator=authenticator,
         house=House(),
         failures=failures or FailureLimit(0.1, 3),
@@ -95,8 +98,8 @@ def sent(actions: Sequence[Action]) -> list[Any]:
     return [payload(action.frame) for action in actions if isinstance(action, Send)]
 
 
-def admitted() -> Session:
-    session = new(Tokens())
+def admitted(limits: SessionLimits = LIMITS, clients: Clients | None = None) -> Session:
+    session = new(Tokens(), clients=clients, limits=limits)
     say(session, type="auth", token="good")
     return session
 
@@ -281,6 +284,106 @@ def test_garbage_costs_more_than_messages() -> None:
     session = admitted()
     stops = [action for _ in range(20) for action in session.received(b"{", 1.0) if isinstance(action, Stop)]
     assert stops == [Stop(Close.RATE_LIMITED)]
+
+
+def wide(entries: int, **message: Any) -> dict[str, Any]:
+    return {"type": "subscribe", "filters": {"addresses": [f"1{number:020d}" for number in range(entries)]}, **message}
+
+
+def passed(session: Session, now: float, message: dict[str, Any], most: int = 100) -> int:
+    """How many of these messages are done before one is not."""
+    for count in range(most):
+        if any(isinstance(action, Limited) for action in say(session, now, **message)):
+            return count
+    return most
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "ping", "padding": "x" * 8000},  # bytes
+        wide(400),  # values to compare with
+        {"type": "subscribe", "since": {"last": 1}},  # a replay
+        {"type": "nonsense"},
+    ],
+)
+def test_a_message_costs_what_it_takes_to_answer_it(message: dict[str, Any]) -> None:
+    limits = replace(LIMITS, max_addresses=1000)
+    small = passed(admitted(limits), 1.0, {"type": "ping"})
+    assert 1 <= passed(admitted(limits), 1.0, message) <= small / 3
+
+
+def test_the_most_expensive_message_passes_on_credit_and_is_paid_by_waiting() -> None:
+    session = admitted(replace(LIMITS, max_addresses=1000))
+    most = wide(600, since={"last": 1})
+    for now in (10.0, 20.0, 30.0):
+        assert any(isinstance(action, Attach) for action in say(session, now, **most))
+        (refusal,) = sent(say(session, now, type="ping"))
+        assert refusal["code"] == "rate_limited"
+        assert 1.0 < refusal["retry_after"] < 5.0
+    assert session.state is rules.State.READY
+
+
+def test_a_client_that_waits_just_as_long_as_it_is_told_goes_on() -> None:
+    session = admitted()
+    now = 1.0
+    for _ in range(20):
+        while sent(answers := say(session, now, type="ping"))[0]["type"] == "pong":
+            pass
+        now += sent(answers)[0]["retry_after"] + 0.001
+    assert sent(say(session, now, type="ping"))[0]["type"] == "pong"
+
+
+def test_a_message_over_the_rate_is_not_parsed() -> None:
+    session = admitted()
+    passed(session, 1.0, {"type": "ping"})
+    for raw in (b"{", b"x" * 16_000, json.dumps({"type": "refresh"}).encode()):
+        (refusal,) = sent(session.received(raw, 1.0))
+        assert refusal["code"] == "rate_limited"
+        assert session.last_message is wire.MessageType.INVALID
+
+
+def test_what_a_replay_reads_is_charged_whether_the_client_gets_it_or_not() -> None:
+    session = admitted()
+    session.charge_replay(20 * EVENTS_PER_TOKEN)
+    assert passed(session, 1.0, {"type": "ping"}) <= 2
+
+
+def test_all_connections_of_a_client_have_one_budget_and_none_is_closed_for_another() -> None:
+    clients = Clients(max_connections=100, rate=1.0, burst=30.0)
+    sessions = [admitted(clients=clients) for _ in range(10)]
+    answered = [sent(say(session, 1.0, type="ping"))[0]["type"] for _ in range(10) for session in sessions]
+    assert answered.count("pong") == 30
+    assert all(session.state is rules.State.READY for session in sessions)
+    other = new(Tokens(), clients=clients)
+    say(other, type="auth", token="other")
+    assert sent(say(other, type="ping"))[0]["type"] == "pong"
+    # Nor does coming back fill it.
+    for session in sessions:
+        assert session.client is not None
+        clients.leave(session.client)
+    back = admitted(clients=clients)
+    (refusal,) = sent(say(back, 1.5, type="ping"))
+    assert refusal["retry_after"] > 1.0
+    assert any(action == Limited(Limit.CLIENT) for action in say(back, 1.5, type="ping"))
+    clients.reconfigure(max_connections=100, rate=100.0, burst=400.0)
+    assert sent(say(back, 2.0, type="ping"))[0]["type"] == "pong"
+
+
+def test_a_client_with_too_many_connections_is_told_so_and_asked_to_stay_away() -> None:
+    clients = Clients(max_connections=2, rate=1.0, burst=30.0)
+    first, _second = admitted(clients=clients), admitted(clients=clients)
+    third = new(Tokens(), clients=clients)
+    actions = say(third, type="auth", token="good")
+    (error,) = sent(actions)
+    assert (error["code"], error["retry_after"]) == ("too_many_connections", 30.0)
+    assert "(2)" in error["message"]
+    assert actions[-1] == Stop(Close.FULL)
+    assert third.client is None
+    assert first.client is not None
+    clients.leave(first.client)
+    assert admitted(clients=clients).state is rules.State.READY
+    assert clients.present == 1
 
 
 def test_expiry_is_announced_and_then_enforced_after_the_grace() -> None:

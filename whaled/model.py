@@ -1,4 +1,8 @@
-"""The values that travel between the rooms of whaled. Frozen; money is integer satoshi, time is Unix seconds."""
+"""The values that travel between the rooms of whaled. Frozen; money is integer satoshi, time is Unix seconds.
+
+What there are many of is hidden from the garbage collector (`gc=False`): nothing in it can be part of a cycle, and a
+collection that looks at what a replay reads stops the loop for tens of milliseconds.
+"""
 
 from enum import StrEnum
 from typing import Annotated
@@ -34,7 +38,7 @@ class Grant(Struct, frozen=True, kw_only=True):
     key_mark: str | None = None
 
 
-class Position(Struct, frozen=True):
+class Position(Struct, frozen=True, gc=False):
     """A place in the event log: `offset` counts 1, 2, 3 ... within one `epoch`."""
 
     epoch: str
@@ -228,7 +232,7 @@ class Source(StrEnum):
     BLOCK = "block"
 
 
-class Alert(Struct, frozen=True, kw_only=True):
+class Alert(Struct, frozen=True, gc=False, kw_only=True):
     """`data` of a whale_alert frame, field by field as docs/protocol.md lists them."""
 
     transaction_id: str
@@ -263,7 +267,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     flow_sat: int | None = None
 
 
-class Update(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """`data` of a whale_update frame: what became of a whale that was alerted. Absent fields do not apply."""
 
     transaction_id: str
@@ -287,7 +291,7 @@ class Kind(StrEnum):
     PENDING = "pending"
 
 
-class Whale(Struct, frozen=True):
+class Whale(Struct, frozen=True, gc=False):
     """An alert, and every address in its transaction: filters look at these, frames do not carry them (there may be
     thousands).
 
@@ -300,7 +304,7 @@ class Whale(Struct, frozen=True):
     outpoints: tuple[str, ...] = ()
 
 
-class Draft(Struct, frozen=True, kw_only=True):
+class Draft(Struct, frozen=True, gc=False, kw_only=True):
     """An event that is not in the log yet. `whale` is what it is about; `update` is None for the alert itself."""
 
     kind: Kind
@@ -310,7 +314,7 @@ class Draft(Struct, frozen=True, kw_only=True):
     update: Update | None = None
 
 
-class Event(Struct, frozen=True, kw_only=True):
+class Event(Struct, frozen=True, gc=False, kw_only=True):
     """An event in the log: a Draft with its offset."""
 
     offset: int

@@ -137,8 +137,7 @@ class Service:
                 inputs_wait_s=config.detection.inputs_wait,
             )
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
-            with Subscriber.connected() as subscriber:
-                gateway.hub.rehearse_to(subscriber)
+            with Subscriber.connected(gateway.rehearsal) as subscriber:
                 reconciler = self._reconciler(rest, log_, pipeline)
                 canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
                 memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())

@@ -28,7 +28,7 @@ RELOADABLE = frozenset(
         "http.allowed_hosts", "http.max_connections", "http.max_connections_per_address", "http.header_timeout",
         "http.idle_timeout", "http.write_timeout", "http.max_request", "http.requests_per_second",
         "http.render_interval",
-        "canary.interval", "canary.deadline", "memory.limit", "memory.shed_at",
+        "canary.interval", "canary.deadline", "canary.lost_after", "memory.limit", "memory.shed_at",
         "log.level", "log.format",
     }
 )  # fmt: skip

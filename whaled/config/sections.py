@@ -188,7 +188,8 @@ class Canary(Struct, frozen=True, kw_only=True):
     """A transaction of whaled's own that goes all the way, to prove that a whale would."""
 
     interval: Seconds = 30.0
-    deadline: Seconds = 10.0
+    deadline: Seconds = 2.0
+    lost_after: Seconds = 10.0
 
 
 class Memory(Struct, frozen=True, kw_only=True):

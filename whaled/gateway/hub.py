@@ -142,12 +142,20 @@ class Hub:
         self._meter.delivered(*self._deliver(list(self._groups.values()), events, cursor))
 
     def rehearse(self, event: Event) -> None:
-        """Deliver the event of a canary, which is in no log, to nobody but the rehearsal's member."""
+        """Deliver the event of a canary, which is in no log, to nobody but the rehearsal's members, after every filter
+        was evaluated as for a whale.
+        """
+        for group in self._groups.values():
+            group.filter.matches(event)
         self._deliver([self._rehearsal], [event], self.head)
 
     def rehearse_to(self, member: Member) -> None:
         """Let this member hear canaries. It is no client: it is in no count and hears nothing else."""
         self._rehearsal.members[member] = None
+
+    def rehearse_no_more(self, member: Member) -> None:
+        """Let this member hear no canaries. It need not have heard any."""
+        self._rehearsal.members.pop(member, None)
 
     def _deliver(self, groups: Sequence[Group], events: Sequence[Event], cursor: int) -> "Delivered":
         """Write every event to the members whose filter it passes. They have everything up to `cursor`."""

@@ -26,6 +26,7 @@ from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import FailureLimit, Limit, Refusal
 from whaled.gateway.listener import Listener, ListenerMeter, Reserve, listen
+from whaled.gateway.rehearsal import Rehearsal
 from whaled.gateway.session import (
     Action,
     Admit,
@@ -136,6 +137,7 @@ class Gateway:
         self.share = LoopShare(meter)
         self.deliveries = Deliveries(log_, settings, meter, self.share, clock())
         self.hub = self.deliveries.hub
+        self.rehearsal = Rehearsal(self.hub, self.share, settings, clock)
         self.auth_failures = 0
         self.authenticated = 0
         self.clock_steps = 0
@@ -167,7 +169,7 @@ class Gateway:
 
     def reconfigure(self, settings: GatewaySettings, auth: AuthSettings, authenticator: Authenticator | None) -> None:
         """Take other limits and keys from now on. Open sessions keep the limits they started with."""
-        self.settings = settings
+        self.settings = self.rehearsal.settings = settings
         self.authenticator = authenticator
         self.allowed_origins: list[Origin | None] | None = (
             None if "*" in settings.origins else [None, *map(Origin, settings.origins)]
@@ -199,7 +201,7 @@ class Gateway:
         async with self._lines, asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
             settings = self.settings
-            self._tls = tls
+            self._tls = self.rehearsal.tls = tls
             self._is_passed = bool(sockets)
             listener = self._listener = Listener(
                 sockets
@@ -211,6 +213,7 @@ class Gateway:
             )
             self.reserve.take()
             listener.start(settings.backlog)
+            self.rehearsal.listens_at(listener.sockets[0])
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
             credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
@@ -229,6 +232,9 @@ class Gateway:
 
     def arrive(self, sock: socket.socket, address: str) -> None:
         """Take an accepted socket: count it, before anything is built for it or read from it."""
+        if self.rehearsal.is_expected(sock):
+            self.rehearsal.admit(sock)
+            return
         origin = source(address)
         connection = Connection(self, address, origin, self._next_slot)
         refusal, displaced, is_admitted = self._admission.admit(connection, origin, self._may_displace)

@@ -67,18 +67,41 @@ class CanaryMeter:
     def __init__(self, registry: Registry) -> None:
         self._sent = registry.counter("canaries_sent", "Canaries started.")
         self._failed = registry.counter(
-            "canaries_failed", "Canaries that did not arrive in time, or broke on the way.", "reason", CanaryFailure
+            "canaries_failed",
+            "Canaries that did not arrive in time, or broke on the way.",
+            "reason",
+            CanaryFailure,
         )
-        self._seconds = registry.histogram("canary_seconds", "From a canary's frame to its arrival at the subscriber.")
+        self._connect_seconds = registry.histogram(
+            "canary_connect_seconds", "From the connect of a canary's connection to its welcome."
+        )
+        self._unreachable = registry.counter(
+            "canary_connects_failed", "Times that no connection for canaries could be made in time."
+        )
+        self._seconds = registry.histogram(
+            "canary_seconds", "From a canary's frame to its arrival at its client, in time."
+        )
         self._last = registry.gauge("last_canary_timestamp_seconds", "When the last canary arrived.")
+
+    def connected(self, seconds: float) -> None:
+        """A connection for canaries was made."""
+        self._connect_seconds.observe(seconds)
 
     def sent(self) -> None:
         """A canary was started."""
         self._sent.inc()
 
+    def unreachable(self) -> None:
+        """No connection for canaries could be made in time."""
+        self._unreachable.inc()
+
     def arrived(self, seconds: float, at: float) -> None:
-        """A canary arrived."""
+        """A canary arrived in time."""
         self._seconds.observe(seconds)
+        self._last.set(at)
+
+    def arrived_late(self, at: float) -> None:
+        """A canary arrived that has been counted as late."""
         self._last.set(at)
 
     def failed(self, reason: CanaryFailure) -> None:
