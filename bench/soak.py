@@ -52,7 +52,7 @@ SETTLE_S = 180.0
 # Memory is flat once it is warm: caches and Python's pools are full after a third of an hour. A shorter soak sees them
 # fill and can only show that there is no large leak.
 WARM_UP_S, FLAT_S = 1200.0, 2400.0
-FLAT_MIB, SHORT_MIB = 1.0, 12.0
+FLAT_MIB, SHORT_MIB = 1.0, 8.0
 # Frames of tens of megabytes (a restarted backend brings its mempool again) come and go within seconds: memory is the
 # median of a minute.
 MINUTE_S = 60.0

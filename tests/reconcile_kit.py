@@ -16,6 +16,7 @@ from aiohttp import web
 from whaled.config.sections import Backfill, Detection, Upstream
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.eventlog.store import EventLog
+from whaled.gateway.share import LoopShare
 from whaled.model import Event, Scan, UpstreamState
 from whaled.ops.metrics import Metrics
 from whaled.pipeline import Pipeline
@@ -322,6 +323,7 @@ async def watching(
             detector=Detector(Rules.of(rules)),
             log_=log,
             publisher=clients,
+            priority=LoopShare(metrics.gateway),
             meter=metrics.detection,
             inputs=rest,
             inputs_wait_s=2.0,

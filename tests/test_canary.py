@@ -53,6 +53,7 @@ async def singing(
         detector=Detector(Rules.of(sections.Detection())),
         log_=rig.log,
         publisher=rig.gateway,
+        priority=rig.gateway.share,
         meter=rig.metrics.detection,
         inputs=None,
         inputs_wait_s=1.0,

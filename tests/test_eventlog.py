@@ -351,9 +351,9 @@ async def test_a_cancelled_prune_does_not_leave_oldest_behind(path: Path) -> Non
         await log.append([alert(n) for n in range(2 * PRUNE_BATCH)])
         with locked(path) as other:
             pruning = asyncio.create_task(log.prune(START + 91 * DAY))
-            # The reader answers in order: with the third answer the pruning has its boundary, a batch is under way.
+            # Searches are answered in order: with the third answer the pruning has its boundary, a batch is under way.
             for _ in range(3):
-                await log.state("a turn of the loop")
+                await log.confirmed_in("of no block")
             pruning.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await pruning

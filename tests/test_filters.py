@@ -143,6 +143,21 @@ def test_an_event_of_the_log_and_its_draft_are_judged_alike() -> None:
 # --- identity ---
 
 
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [
+        ("a" * 14 + "\n" + "b" * 14, "'aaaaaaaaaaaaaa\\nbbbbbbbbbbbbbb'"),
+        ("a" * 13, "'aaaaaaaaaaaaa'"),
+        ("ß" * 20, repr("ß" * 20)),
+        ("\n", "'\\n'"),
+    ],
+)
+def test_one_wrong_address_among_many_is_named(wrong: str, shown: str) -> None:
+    error = refusal({"addresses": [ADDRESSES[0], wrong, ADDRESSES[1]]})
+    assert error.path == "filters.addresses[1]"
+    assert shown in str(error)
+
+
 def test_filters_that_mean_the_same_are_one_key() -> None:
     same = [
         wants(min_btc=100, flow_types=["inflow", "outflow"], exchanges=["Kraken"]),

@@ -3,8 +3,8 @@
 import gzip
 import json
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,34 @@ class Published:
         self.states.append(state)
 
 
-def pipeline(log: Log, published: Published, inputs: Inputs | None = None, metrics: Metrics | None = None) -> Pipeline:
+class Priority:
+    """Knows whether others were asked to wait."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        assert not self.is_held
+        self.is_held = True
+        try:
+            yield
+        finally:
+            self.is_held = False
+
+
+def pipeline(
+    log: Log,
+    published: Published,
+    inputs: Inputs | None = None,
+    metrics: Metrics | None = None,
+    priority: Priority | None = None,
+) -> Pipeline:
     return Pipeline(
         detector=Detector(Rules.of(Detection())),
         log_=log,
         publisher=published,
+        priority=priority or Priority(),
         meter=(metrics or Metrics()).detection,
         inputs=inputs,
         inputs_wait_s=2.0,
@@ -144,6 +167,56 @@ async def test_what_the_backend_sends_again_is_alerted_once(tmp_path: Path) -> N
         await pipeline(log, published).run(Recorded(frame))  # after a restart nothing is remembered but the log
     assert [event.offset for event in published.events] == [1]
     assert published.states == [UpstreamState.CONNECTED] * 2
+
+
+class Watching(Published):
+    """Remembers whether clients' requests were held when something was published."""
+
+    def __init__(self, priority: "Priority") -> None:
+        super().__init__()
+        self.priority = priority
+        self.held: list[bool] = []
+
+    def publish(self, events: Sequence[Event]) -> None:
+        super().publish(events)
+        self.held.append(self.priority.is_held)
+
+    def rehearse(self, event: Event) -> None:
+        super().rehearse(event)
+        self.held.append(self.priority.is_held)
+
+
+class Asked:
+    """Has no inputs to give, and remembers whether clients' requests were held while it was asked."""
+
+    def __init__(self, priority: "Priority") -> None:
+        self.priority = priority
+        self.held: list[bool] = []
+
+    async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
+        self.held.append(self.priority.is_held)
+        return list(transactions)
+
+
+async def test_clients_requests_wait_while_an_alert_is_on_its_way_but_not_while_the_backend_is_asked(
+    tmp_path: Path,
+) -> None:
+    priority = Priority()
+    published, inputs = Watching(priority), Asked(priority)
+    async with opened(tmp_path) as log:
+        running = pipeline(log, published, inputs, priority=priority)
+        await running.run(Recorded(recorded_whales()))
+        await running.rehearse(txid(1))
+        assert published.held == [True, True]
+        assert inputs.held == [False]
+        assert not priority.is_held
+
+        async def decide() -> Sequence[Draft]:
+            assert not priority.is_held
+            return [Draft(kind=Kind.DROPPED, at=NOW, whale=published.events[0].whale)]
+
+        await running.commit(decide)
+        assert published.held == [True, True, False]  # a backfill may take minutes
 
 
 class Broken:
@@ -303,6 +376,7 @@ def timed(
         detector=Detector(Rules.of(detection), book),
         log_=log,
         publisher=published,
+        priority=Priority(),
         meter=(metrics or Metrics()).detection,
         inputs=inputs,
         inputs_wait_s=2.0,

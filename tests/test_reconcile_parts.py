@@ -10,11 +10,11 @@ from support import alert_draft, confirmed_draft, txid, whale
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import EventLogError
 from whaled.eventlog.store import EventLog
-from whaled.model import Block, Kind, Scan, Whale
+from whaled.model import Block, Kind, Scan, Transaction, Whale
 from whaled.ops.metrics import Metrics
 from whaled.reconcile import mempool
 from whaled.reconcile.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
-from whaled.reconcile.mempool import Judged
+from whaled.reconcile.mempool import Candidate, Judged
 from whaled.reconcile.patience import ASKED_MOST_S, FIRST_S, MOST_S, Patience
 from whaled.reconcile.start import (
     BEGAN_KEY,
@@ -25,6 +25,7 @@ from whaled.reconcile.start import (
     blocks_at_start,
     standing_below,
 )
+from whaled.upstream.dialect import Stripped
 from whaled.upstream.families import Tree, relatives
 from whaled.whales import lifecycle
 from whaled.whales.history import AFTER, next_event
@@ -170,6 +171,13 @@ def test_what_is_remembered_of_a_mempool_that_emptied_takes_no_more_than_what_is
     judged.add(txid(n) for n in range(20_000))
     judged.compare([txid(1)])
     assert judged.table_bytes < full / 100
+
+
+@pytest.mark.parametrize(("snapshot", "fee"), [(0.0, 192), (-1.0, 192), (None, 192), (190.0, 190)])
+def test_a_fee_of_nothing_in_a_snapshot_is_not_believed_over_the_transaction(snapshot: float | None, fee: int) -> None:
+    stripped = Stripped(txid=A, fee=snapshot, vsize=192.0, value=150 * 10**8)
+    fetched = Transaction(txid=A, inputs=(), outputs=(), fee_sat=192, vsize=192.0)
+    assert Candidate.of(stripped).completing(fetched).fee_sat == fee
 
 
 # --- what may be said ---

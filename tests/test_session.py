@@ -10,6 +10,7 @@ from test_wire import payload
 from whaled.errors import Close, TokenError, TokenRefusal
 from whaled.gateway import session as rules
 from whaled.gateway import wire
+from whaled.gateway.clients import Clients
 from whaled.gateway.limits import FailureLimit
 from whaled.gateway.session import (
     Action,
@@ -70,12 +71,17 @@ class House:
         return wire.Counters(3, 2, 1, 0)
 
 
-def new(authenticator: rules.Authenticator | None, failures: FailureLimit | None = None) -> Session:
+def new(
+    authenticator: rules.Authenticator | None,
+    failures: FailureLimit | None = None,
+    clients: Clients | None = None,
+) -> Session:
     return Session(
         limits=LIMITS,
         authenticator=authenticator,
         house=House(),
         failures=failures or FailureLimit(0.1, 3),
+        clients=clients or Clients(max_connections=3, rate=100.0, burst=400.0),
         address="127.0.0.1",
         now=0.0,
     )

@@ -117,3 +117,47 @@ async def test_the_result_and_the_error_of_work_reach_who_awaits_it() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await turns(5)
+
+
+async def test_replays_rest_three_quarters_of_the_time_while_alerts_flow_and_hold_up_nobody() -> None:
+    now, ran = 100.0, asyncio.Queue[str]()
+
+    def job(name: str) -> Callable[[], bool]:
+        def work() -> bool:
+            nonlocal now
+            now += 0.002
+            ran.put_nowait(name)
+            return name == "replay"
+
+        return work
+
+    share = LoopShare(Meter(), clock=lambda: now)
+    with share.hold():
+        now += 0.001  # an alert
+    share.add(Lane.REPLAY, job("replay"))
+    async with asyncio.timeout(10):
+        await ran.get()
+        now += 0.0059
+        await turns(100)
+        assert ran.empty()
+        share.add(Lane.KNOWN, job("known"))
+        await turns(3)
+        assert ran.get_nowait() == "known"  # at once, not after the rest
+        assert await ran.get() == "replay"
+        share.worked_elsewhere(Lane.REPLAY, 60.0)  # a machine that stood still: a short rest all the same
+        now += 0.056
+        assert await ran.get() == "replay"
+        now += 1.0  # no alert for a while
+        assert [await ran.get() for _ in range(20)] == ["replay"] * 20
+
+
+async def test_replays_without_alerts_take_what_there_is() -> None:
+    meter, work = Meter(), Work()
+    share = LoopShare(meter, slice_s=0.001, clock=work.clock)
+    with share.hold():
+        pass  # a message of the backend without a whale
+    share.add(Lane.REPLAY, work.job("replay"))
+    await turns(100)
+    assert meter.seconds[Lane.REPLAY] == pytest.approx(0.1, rel=0.05)
+    work.is_over = True
+    await turns(10)

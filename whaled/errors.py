@@ -101,6 +101,7 @@ class ClientErrorCode(StrEnum):
     INVALID_POSITION = "invalid_position"
     UNKNOWN_TYPE = "unknown_type"
     RATE_LIMITED = "rate_limited"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     INTERNAL = "internal"

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
 import structlog
@@ -81,6 +81,14 @@ class Publisher(Protocol):
         ...
 
 
+class Priority(Protocol):
+    """Lets what clients ask for wait."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """An alert is on its way."""
+        ...
+
+
 class Listener(Protocol):
     """Who hears every message after it was handled."""
 
@@ -130,6 +138,7 @@ class Pipeline:
         detector: Detector,
         log_: Log,
         publisher: Publisher,
+        priority: Priority,
         meter: PipelineMeter,
         inputs: Inputs | None,
         inputs_wait_s: float,
@@ -142,6 +151,7 @@ class Pipeline:
         self.last_whale: tuple[Alert, float] | None = None
         self._log = log_
         self._publisher = publisher
+        self._priority = priority
         self._meter = meter
         self._clock = clock
         self._link = UpstreamState.DISCONNECTED
@@ -185,9 +195,16 @@ class Pipeline:
         delta, block = frame.delta, frame.block
         self._meter.transactions(delta.added_count)
         sure, open_ = self._candidates(delta)
-        await self._publish(message, await self._drafts(sure, delta, block))
+        # While the backend is asked for inputs nothing of the alert is to be done here: clients need not wait.
+        now = self._clock()
+        completed = await self._completed(sure)
+        with self._priority.hold():
+            await self._publish(message, await self._drafts(completed, delta, block, now))
         if open_:
-            await self._publish(message, await self._drafts_of_open(open_, delta, block))
+            now = self._clock()
+            completed = await self._completed_open(open_)
+            with self._priority.hold():
+                await self._publish(message, self._drafts_of_open(completed, delta, block, now))
 
     async def _publish(self, message: Received, drafts: Sequence[Draft]) -> None:
         drafts = await linked(drafts, self._log)
@@ -206,6 +223,7 @@ class Pipeline:
         from the moment that `decide` begins to look until its drafts are stored.
         """
         async with self._hand:
+            # Clients' requests go on meanwhile: a backfill may take minutes.
             events = await self._log.append(await linked(await decide(), self._log))
             self._publisher.publish(events)
         for event in events:
@@ -242,7 +260,8 @@ class Pipeline:
                 detector.forget(transaction.txid)
                 whale = detector.rehearse(transaction, market=self.market, now=now)
                 if whale is not None:
-                    self._publisher.rehearse(await self._log.rehearse(lifecycle.alerted(whale, now)))
+                    with self._priority.hold():
+                        self._publisher.rehearse(await self._log.rehearse(lifecycle.alerted(whale, now)))
 
     def _observe(self, frame: Frame, received_at: float) -> None:
         """Take in what a frame says of the market."""
@@ -270,10 +289,10 @@ class Pipeline:
                 open_.append(transaction)
         return sure, open_
 
-    async def _drafts(self, sure: Sequence[Transaction], delta: Delta, block: Block | None) -> list[Draft]:
+    async def _drafts(
+        self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
+    ) -> list[Draft]:
         """Alerts of the whales among the transactions, and the fates that the frame tells of all whales."""
-        now = self._clock()
-        completed = await self._completed(sure)
         for transaction in completed:
             if self.inputs is not None and needs_inputs(transaction):
                 self._meter.inputs_unknown()
@@ -304,17 +323,22 @@ class Pipeline:
             if draft.kind is not Kind.REPLACED or draft.whale.alert.transaction_id not in confirmed
         ]
 
-    async def _drafts_of_open(self, open_: Sequence[Transaction], delta: Delta, block: Block | None) -> list[Draft]:
-        """Alerts of those that a rule matches by their inputs, and what the frame tells of their fates.
+    async def _completed_open(self, open_: Sequence[Transaction]) -> list[Transaction]:
+        """Those that a rule may match by their inputs, with these.
 
-        The inputs are asked for after the alerts of the frame went out: these do not wait for them. What is left
-        unknown is looked at again when it is in a block.
+        They are asked for after the alerts of the frame went out, which do not wait for them. What is left unknown is
+        looked at again when it is in a block.
         """
-        now = self._clock()
         completed = await self._completed(open_[-OPEN_LIMIT:])
         unknown = len(open_) - len(completed) + sum(map(needs_inputs, completed))
         if unknown:
             self._meter.watch_inputs_unknown(unknown)
+        return completed
+
+    def _drafts_of_open(
+        self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
+    ) -> list[Draft]:
+        """Alerts of those that a rule matches by their inputs, and what the frame tells of their fates."""
         whales = self._whales(completed, delta, now)
         known = {whale.alert.transaction_id: whale for whale in whales}
         return [lifecycle.alerted(whale, now) for whale in whales] + _fates(known, delta, block, now)

@@ -131,6 +131,7 @@ class Service:
                 detector=detector,
                 log_=log_,
                 publisher=gateway,
+                priority=gateway.share,
                 meter=self.metrics.detection,
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,

@@ -132,6 +132,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
     max_connections: Count = 10_000
     max_connections_per_address: Count = 200
+    max_connections_per_client: Count = 1_000
     max_unauthenticated: Count = 1_000
     handshake_timeout: Seconds = 5.0
     auth_timeout: Seconds = 5.0
@@ -139,6 +140,8 @@ class Gateway(Struct, frozen=True, kw_only=True):
     max_addresses: Count = 1_000
     messages_per_second: Rate = 10.0
     message_burst: Count = 40
+    client_messages_per_second: Rate = 100.0
+    client_message_burst: Count = 400
     max_unsent: Bytes = 256 * 1024
     slow_timeout: Seconds = 60.0
     replay_page: Count = 500

@@ -24,6 +24,7 @@ from whaled.gateway.session import (
     Action,
     Admit,
     Attach,
+    Crowded,
     Detach,
     FamilyEnded,
     Limited,
@@ -74,7 +75,7 @@ class ConnectionOwner(Protocol):
     def perform(
         self,
         connection: "Connection",
-        action: Admit | Attach | Detach | Refused | FamilyEnded | Limited | Rejected,
+        action: Admit | Attach | Detach | Refused | FamilyEnded | Limited | Crowded | Rejected,
     ) -> None:
         """An action that concerns more than the socket."""
         ...

@@ -9,8 +9,10 @@ from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Hub, HubMeter
-from whaled.gateway.replay import LogReader, LostError, Replay, TooSlowError
+from whaled.gateway.pages import LogReader, LostError, Pages
+from whaled.gateway.replay import Replay, TooSlowError
 from whaled.gateway.session import Resume, resume
+from whaled.gateway.share import LoopShare
 from whaled.model import Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter
 
@@ -43,33 +45,35 @@ class DeliveryMeter(HubMeter, Protocol):
 class Deliveries:
     """Every client that may read is live in the hub, being replayed to, or has unsubscribed."""
 
-    def __init__(self, log_: EventLog, settings: GatewaySettings, meter: DeliveryMeter, now: float) -> None:
+    def __init__(
+        self, log_: EventLog, settings: GatewaySettings, meter: DeliveryMeter, share: LoopShare, now: float
+    ) -> None:
         self._log = log_
         self._meter = meter
         self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter, slice_bytes=settings.max_unsent)
         self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, now)
         self._filters: dict[Connection, Filter] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self.reconfigure(settings)
+        self._reading: asyncio.Task[None] | None = None
+        self._pages = Pages(log=log_, share=share, head=lambda: self.hub.head, at_once=settings.replay_page)
+        self._replay = Replay(pages=self._pages, hub=self.hub, share=share, slow_timeout_s=settings.slow_timeout)
 
     def short_of_memory(self, *, is_short: bool) -> None:
-        """Read one page of the log at a time, or as many as usual again."""
-        self._replay.is_short_of_memory = is_short
+        """Keep nothing of the log that was read for one client for the next one, or as usual again."""
+        self._pages.keeps = not is_short
+        if is_short:
+            self._pages.forget()
 
     def reconfigure(self, settings: GatewaySettings) -> None:
         """Take other limits from now on."""
         self.hub.slice_bytes = settings.max_unsent
-        self._replay = Replay(
-            log=self._log,
-            hub=self.hub,
-            page=settings.replay_page,
-            slice_bytes=settings.max_unsent,
-            slow_timeout_s=settings.slow_timeout,
-        )
+        self._replay.slow_timeout_s = settings.slow_timeout
+        self._pages.resize(settings.replay_page)
 
     def run_in(self, tasks: asyncio.TaskGroup) -> None:
-        """Replays are tasks of this group."""
+        """Replays are tasks of this group, and what reads the log for them."""
         self._tasks = tasks
+        self._reading = tasks.create_task(self._pages.run(), name="gateway pages")
 
     @property
     def upstream(self) -> UpstreamState:
@@ -156,7 +160,9 @@ class Deliveries:
 
     async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, told: UpstreamState) -> None:
         try:
-            frames = await self._replay.run(connection, chosen, cursor)
+            session = connection.session
+            assert session is not None  # only a session asks for a replay
+            frames = await self._replay.run(connection, session, chosen, cursor)
         except TooSlowError:
             connection.close(Close.TOO_SLOW)
         except LostError:
@@ -179,6 +185,8 @@ class Deliveries:
 
     def cancel(self) -> None:
         """End every replay."""
+        if self._reading is not None:
+            self._reading.cancel()
         for connection in list(self._filters):
             if connection.delivery is not None:
                 connection.delivery.cancel()

@@ -192,9 +192,9 @@ class Hub:
         self._let_fall_behind(behind, self.head)
         self._meter.sent(kind, told, told * len(frame))
 
-    def delivered(self, joined: Slice) -> None:
+    def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
         """Count what somebody else wrote to one member (a replay)."""
-        self._meter.delivered(joined.alerts, joined.updates, len(joined.data))
+        self._meter.delivered(alerts, updates, size_bytes)
 
     def _let_fall_behind(self, members: list[Member], cursor: int) -> None:
         for member in members:

@@ -1,23 +1,21 @@
 """Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
 
 import asyncio
+import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from whaled.gateway import wire
-from whaled.gateway.hub import Hub, Member, slices
-from whaled.model import Event
+from whaled.gateway.hub import Hub, Member
+from whaled.gateway.pages import LostError, Page, Pages
+from whaled.gateway.share import Lane, LoopShare
+from whaled.model import Event, Kind
 from whaled.whales.filters import Filter
 
-# Pages read at the same time, over all clients: the log has one reader, more would only wait in its queue.
-CONCURRENT_PAGES = 8
-
-
-class LogReader(Protocol):
-    """What replay needs of the event log."""
-
-    async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        """Events with after < offset <= through, oldest first, at most `limit`."""
-        ...
+# What is written at once where it is not known how much the kernel takes (TLS): this much may stay unsent.
+UNKNOWN_ROOM_BYTES = 16 * 1024
 
 
 class Receiver(Member, Protocol):
@@ -37,15 +35,24 @@ class Receiver(Member, Protocol):
         ...
 
 
+class Payer(Protocol):
+    """Whose work a replay is."""
+
+    @property
+    def source(self) -> str:
+        """The client, or its address where it is not known."""
+        ...
+
+    def charge_replay(self, events: int) -> None:
+        """The log was read for this client."""
+        ...
+
+
 class TooSlowError(Exception):
     """The client did not take a page in time."""
 
 
-class LostError(Exception):
-    """Events the client has not seen were removed by retention while it was catching up, or are damaged."""
-
-
-class _Page(NamedTuple):
+class _Part(NamedTuple):
     """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames."""
 
     cursor: int
@@ -54,67 +61,114 @@ class _Page(NamedTuple):
 
 
 class Replay:
-    """Pages the log to one client at a time per call; calls run side by side."""
+    """Brings clients up to date. Calls of `run` share a lane of the loop's time, and the pages they read."""
 
-    def __init__(self, *, log: LogReader, hub: Hub, page: int, slice_bytes: int, slow_timeout_s: float) -> None:
-        self._log = log
+    def __init__(self, *, pages: Pages, hub: Hub, share: LoopShare, slow_timeout_s: float) -> None:
+        self._pages = pages
         self._hub = hub
-        self._page = page
-        self._slice_bytes = slice_bytes
-        self._slow_timeout_s = slow_timeout_s
-        self._slots = asyncio.Semaphore(CONCURRENT_PAGES)
-        self._last_slot = asyncio.Semaphore(1)
-        self.is_short_of_memory = False
+        self._share = share
+        self.slow_timeout_s = slow_timeout_s
 
-    async def run(self, receiver: Receiver, chosen: Filter, cursor: int) -> int:
+    async def run(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> int:
         """Send what passes `chosen` after `cursor`, then join the hub. Returns how many frames were sent.
 
         No gap and no double: the last look at the head and joining the hub happen without an await between them.
 
-        While a client takes its time nothing is held for it but what is unsent: the rest of its page is read again. A
-        page of events takes some MiB, and hundreds of clients may be slow at once.
+        While a client takes its time nothing is held for it but the rest of a frame: what follows is read again.
+        Raises LostError, TooSlowError.
         """
         sent = 0
         told = cursor
         await self._drain(receiver)
-        while cursor < self._hub.head:
-            async with self._last_slot if self.is_short_of_memory else self._slots:
-                page = self._send(receiver, chosen, await self._page_after(cursor))
-            cursor = page.cursor
-            told = page.told or told
-            sent += page.frames
-            await self._drain(receiver)
+        with self._pages.replaying():
+            while cursor < self._hub.head:
+                part = await self._pass_on(receiver, payer, chosen, cursor)
+                payer.charge_replay(part.cursor - cursor)
+                cursor = part.cursor
+                told = part.told or told
+                sent += part.frames
+                self._pages.used(cursor)
+                await self._drain(receiver)
         if told < self._hub.head:
             # Nothing matched at the end: without this the next resume would read the same events again.
             receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
         return sent
 
-    async def _page_after(self, cursor: int) -> list[Event]:
-        events = await self._log.between(cursor, self._hub.head, self._page)
-        # Offsets have no holes: more offsets than events is one that is not held any more, or damaged.
-        if not events or events[-1].offset - cursor != len(events):
-            raise LostError
-        return events
+    async def _pass_on(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> _Part:
+        """Send what passes of the page behind `cursor`. A function of its own: when it returns, it holds no page."""
+        page = self._pages.kept(cursor) or await self._pages.read(cursor, payer.source)
+        return await self._share.run(Lane.REPLAY, partial(self._send, receiver, chosen, page, cursor), payer.source)
 
-    def _send(self, receiver: Receiver, chosen: Filter, events: list[Event]) -> "_Page":
-        """Write what passes, as far as the kernel takes it. A function of its own: when it returns, nothing of the page
-        is held any more.
-        """
-        frames = ((event, wire.event_frame(event, self._hub.epoch)) for event in events if chosen.matches(event))
-        told = sent = 0
-        for joined in slices(frames, self._slice_bytes):
-            receiver.write(joined.data)
-            self._hub.delivered(joined)
-            told = joined.newest
-            sent += joined.alerts + joined.updates
-            if receiver.unsent:
-                return _Page(told, told, sent)
-        return _Page(events[-1].offset, told, sent)
+    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int) -> _Part:
+        """Write what passes of a page after `cursor`, as far as the kernel takes it."""
+        events = page.events
+        first = bisect_right(events, cursor, key=_offset)
+        end = _end_of_row(events, first)
+        if first == end or events[first].offset != cursor + 1:
+            raise LostError
+        cursor = events[end - 1].offset
+        matches = chosen.matches
+        indices = [index for index in range(first, end) if matches(events[index])]
+        if not indices:
+            return _Part(cursor, 0, 0)
+        epoch = self._hub.epoch
+        frames = [page.frame(index, epoch) for index in indices]
+        taken = _write(receiver, frames)
+        told = events[indices[taken - 1]].offset
+        if taken < len(frames):
+            cursor = told
+        alerts = sum(events[index].kind is Kind.ALERT for index in indices[:taken])
+        self._hub.delivered(alerts, taken - alerts, sum(map(len, frames[:taken])))
+        return _Part(cursor, told, taken)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:
-            async with asyncio.timeout(self._slow_timeout_s):
+            async with asyncio.timeout(self.slow_timeout_s):
                 await receiver.drained()
         except TimeoutError:
             raise TooSlowError from None
+
+
+def _offset(event: Event) -> int:
+    return event.offset
+
+
+def _end_of_row(events: Sequence[Event], first: int) -> int:
+    """The index behind the last event from `first` on before which none is missing."""
+    end = len(events)
+    if first < end and events[-1].offset - events[first].offset != end - 1 - first:
+        start = events[first].offset
+        end = next(index for index in range(first, end) if events[index].offset - start != index - first)
+    return end
+
+
+def _write(receiver: Receiver, frames: Sequence[bytes]) -> int:
+    """Write as many frames as the kernel takes, the last one to its end. Returns how many; at least one of any."""
+    if receiver.fd < 0:
+        return _write_blind(receiver, frames)
+    data = b"".join(frames)
+    try:
+        written = os.write(receiver.fd, data)
+    except OSError:
+        written = 0  # no room, or broken: what is queued next finds out
+    if written == len(data):
+        return len(frames)
+    for count, frame in enumerate(frames, start=1):
+        if written < len(frame):
+            receiver.write_rest(frame[written:])
+            return count
+        written -= len(frame)
+    return len(frames)
+
+
+def _write_blind(receiver: Receiver, frames: Sequence[bytes]) -> int:
+    begin = size = 0
+    for count, frame in enumerate(frames, start=1):
+        size += len(frame)
+        if size >= UNKNOWN_ROOM_BYTES or count == len(frames):
+            receiver.write(b"".join(frames[begin:count]))
+            begin, size = count, 0
+            if receiver.unsent:
+                return count
+    return len(frames)

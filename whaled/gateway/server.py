@@ -21,15 +21,17 @@ from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.admission import Admission, source
 from whaled.gateway.client_lines import ClientLines
+from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
-from whaled.gateway.limits import FailureLimit, Refusal
+from whaled.gateway.limits import FailureLimit, Limit, Refusal
 from whaled.gateway.listener import Listener, ListenerMeter, Reserve, listen
 from whaled.gateway.session import (
     Action,
     Admit,
     Attach,
     Authenticator,
+    Crowded,
     Detach,
     FamilyEnded,
     Limited,
@@ -96,6 +98,10 @@ class GatewayMeter(DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
         """A message that was answered with an error."""
         ...
 
+    def limited(self, limit: Limit) -> None:
+        """A message that was not taken because a budget was used up."""
+        ...
+
     def failed(self) -> None:
         """A bug met while serving a client."""
         ...
@@ -127,7 +133,8 @@ class Gateway:
         self._meter = meter
         self.connections_possible = connections_possible
         self.now = clock
-        self.deliveries = Deliveries(log_, settings, meter, clock())
+        self.share = LoopShare(meter)
+        self.deliveries = Deliveries(log_, settings, meter, self.share, clock())
         self.hub = self.deliveries.hub
         self.auth_failures = 0
         self.authenticated = 0
@@ -137,7 +144,6 @@ class Gateway:
         self.is_draining = False
         self.is_short_of_memory = False
         self._lines = ClientLines()
-        self.share = LoopShare(meter)
         self.reserve = Reserve()
         self._tls: ssl.SSLContext | None = None
         self._listener: Listener | None = None
@@ -151,6 +157,11 @@ class Gateway:
             total=settings.max_connections,
             per_address=settings.max_connections_per_address,
             unauthenticated=settings.max_unauthenticated,
+        )
+        self.clients = Clients(
+            max_connections=settings.max_connections_per_client,
+            rate=settings.client_messages_per_second,
+            burst=settings.client_message_burst,
         )
         self.reconfigure(settings, auth, authenticator)
 
@@ -167,6 +178,11 @@ class Gateway:
         self._admission.total_limit = min(settings.max_connections, self.connections_possible)
         self._admission.per_address_limit = settings.max_connections_per_address
         self._admission.unauthenticated_limit = settings.max_unauthenticated
+        self.clients.reconfigure(
+            max_connections=settings.max_connections_per_client,
+            rate=settings.client_messages_per_second,
+            burst=settings.client_message_burst,
+        )
         self.deliveries.reconfigure(settings)
 
     # --- running ---
@@ -458,6 +474,7 @@ class Gateway:
             authenticator=self.authenticator,
             house=self,
             failures=self._failures,
+            clients=self.clients,
             address=connection.address,
             now=self.now(),
         )
@@ -497,8 +514,12 @@ class Gateway:
                     client_id=grant.client_id,
                     family=grant.family,
                 )
-            case Limited():
+            case Limited(limit=limit):
                 self._meter.rejected(ClientErrorCode.RATE_LIMITED)
+                self._meter.limited(limit)
+            case Crowded():
+                self._meter.rejected(ClientErrorCode.TOO_MANY_CONNECTIONS)
+                self._meter.refused(Refusal.CLIENT_CAP)
             case Rejected(code=code):
                 self._meter.rejected(code)
 
@@ -528,6 +549,8 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        if session.client is not None:
+            self.clients.leave(session.client)
         if connection.close_code == 1006:
             session.link_lost(self.now())
         client_id = None

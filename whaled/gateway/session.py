@@ -13,12 +13,24 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientError, ClientErrorCode, Close, TokenError, TokenRefusal
 from whaled.gateway import wire
-from whaled.gateway.limits import FailureLimit, TokenBucket
+from whaled.gateway.clients import Client, Clients
+from whaled.gateway.limits import (
+    BYTES_PER_TOKEN,
+    EVENTS_PER_TOKEN,
+    REPLAY_COST,
+    TERMS_PER_TOKEN,
+    FailureLimit,
+    Limit,
+    TokenBucket,
+)
 from whaled.model import Grant, Permission, Position
 from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 
 # What a malformed message costs, in messages: guessing must not be cheaper than asking properly.
 MALFORMED_COST = 5.0
+# How long a client that has too many connections is asked to stay away: as long as it takes until one that is gone
+# without a word is noticed.
+CROWDED_RETRY_S = 30.0
 WARN_BEFORE_EXPIRY_S = 300.0
 WARN_BEFORE_EXPIRY_PART = 0.1
 # A connection that breaks this soon after a refresh may have lost the new token. TCP gives up much later, but pings
@@ -101,6 +113,12 @@ class FamilyEnded(Struct, frozen=True):
 class Limited(Struct, frozen=True):
     """A message was over the rate: count it."""
 
+    limit: Limit
+
+
+class Crowded(Struct, frozen=True):
+    """The client has as many connections as it may: count the refusal."""
+
 
 class Rejected(Struct, frozen=True):
     """A message could not be done: count it."""
@@ -114,7 +132,7 @@ class Stop(Struct, frozen=True):
     close: Close
 
 
-Action = Send | Admit | Attach | Detach | Refused | FamilyEnded | Limited | Rejected | Stop
+Action = Send | Admit | Attach | Detach | Refused | FamilyEnded | Limited | Crowded | Rejected | Stop
 
 
 class State(Enum):
@@ -145,12 +163,19 @@ def resume(since: Position | wire.Last | None, *, epoch: str, head: int, oldest:
             return Resume(head, False)
 
 
+def terms(filters: object) -> int:
+    """How many values a filter compares with, as far as that can be seen before it is judged."""
+    if not isinstance(filters, dict):
+        return 0
+    return len(filters) + sum(len(value) for value in filters.values() if isinstance(value, list | dict))
+
+
 class Session:
     """The rules for one connection."""
 
     __slots__ = (
-        "_address", "_authenticator", "_bucket", "_failures", "_house", "_limits", "_refreshed", "_warned", "grant",
-        "last_message", "state",
+        "_address", "_authenticator", "_bucket", "_clients", "_failures", "_house", "_limits", "_refreshed", "_warned",
+        "client", "grant", "last_message", "state",
     )  # fmt: skip
 
     def __init__(
@@ -160,6 +185,7 @@ class Session:
         authenticator: Authenticator | None,
         house: Surroundings,
         failures: FailureLimit,
+        clients: Clients,
         address: str,
         now: float,
     ) -> None:
@@ -167,11 +193,13 @@ class Session:
         self._authenticator = authenticator
         self._house = house
         self._failures = failures
+        self._clients = clients
         self._address = address
         self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
         self._warned = False
         self._refreshed: tuple[Grant, float] | None = None  # the last parent, and when
         self.grant: Grant | None = None
+        self.client: Client | None = None
         self.last_message = wire.MessageType.INVALID
         self.state = State.AUTHENTICATING
 
@@ -179,6 +207,15 @@ class Session:
     def may_read(self) -> bool:
         """Whether this client may receive alerts. Without authentication everybody may."""
         return self._authenticator is None or (self.grant is not None and Permission.READ in self.grant.permissions)
+
+    @property
+    def source(self) -> str:
+        """Whose work this is: the client, or its address while the client is not known."""
+        return self._address if self.client is None else self.client.client_id
+
+    def charge_replay(self, events: int) -> None:
+        """The log was read for this client."""
+        self._charge(events / EVENTS_PER_TOKEN)
 
     # --- what happens ---
 
@@ -192,11 +229,13 @@ class Session:
         return []
 
     def received(self, raw: bytes | bytearray, now: float) -> list[Action]:
-        """A text message."""
+        """A text message. One over the rate is not parsed, unless it is the first one, whose answer depends on it."""
         if self.state is State.CLOSED:
             return []
         self.last_message = wire.MessageType.INVALID
-        over_s = self._bucket.take(now)
+        limited = self._take(now, 1.0 + len(raw) // BYTES_PER_TOKEN)
+        if limited and self.state is State.READY:
+            return limited
         try:
             command = wire.parse(raw)
         except ClientError as error:
@@ -204,8 +243,8 @@ class Session:
                 return self._refuse(wire.AuthMessage.FIRST)
             return self.rejected(error, now)
         self.last_message = wire.MessageType.of(command)
-        if over_s > 0:
-            return self._limited(over_s)
+        if limited:
+            return limited
         step = self._TABLE.get((self.state, type(command)))
         if step is None:
             return self._refuse(wire.AuthMessage.FIRST)
@@ -221,7 +260,8 @@ class Session:
         self.last_message = wire.MessageType.INVALID
         if self.state is State.AUTHENTICATING:
             return self._refuse(wire.AuthMessage.FIRST)
-        self._bucket.take(now)
+        if limited := self._take(now, 1.0):
+            return limited
         return self.rejected(ClientError(ClientErrorCode.INVALID_MESSAGE, "binary frames are not accepted"), now)
 
     def received_control(self, now: float) -> list[Action]:
@@ -230,7 +270,7 @@ class Session:
         if over_s <= 0 or self.state is State.CLOSED:
             return []
         if self.state is State.READY:
-            return self._limited(over_s)
+            return self._limited(Limit.CONNECTION)
         return self._refuse(wire.AuthMessage.RATE_LIMITED) if self._bucket.is_exhausted else []
 
     def auth_deadline(self) -> list[Action]:
@@ -276,9 +316,11 @@ class Session:
 
     def rejected(self, error: ClientError, now: float) -> list[Action]:
         """Answer something that cannot be done; the connection stays, unless the client goes on and on."""
-        over_s = self._bucket.take(now, MALFORMED_COST - 1.0)
-        if over_s > 0 and self._bucket.is_exhausted:
-            return [Rejected(error.code), *self._limited(over_s)]
+        self._bucket.fine(now, MALFORMED_COST - 1.0)
+        if self.client is not None:
+            self.client.bucket.charge(MALFORMED_COST - 1.0)
+        if self._bucket.is_exhausted:
+            return [Rejected(error.code), *self._limited(Limit.CONNECTION)]
         return [Rejected(error.code), Send(wire.error_frame(error.code, str(error), path=error.path))]
 
     # --- steps of the table ---
@@ -296,6 +338,9 @@ class Session:
             if wait_s > 0:
                 return self._refuse_for_now(wait_s, error.reason)
             return self._refuse(wire.AuthMessage.INVALID, error.reason)
+        self.client = self._clients.enter(grant.client_id, now)
+        if self.client is None:
+            return self._crowded()
         self.grant = grant
         self.state = State.READY
         return [
@@ -350,6 +395,7 @@ class Session:
         if not self.may_read:
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token has no `read` permission")
         wanted = command.filters
+        self._charge(terms(wanted) // TERMS_PER_TOKEN + (REPLAY_COST if command.since is not None else 0.0))
         chosen = EVERYTHING if wanted in ({}, None) else parse_filter(wanted, max_addresses=self._limits.max_addresses)
         return [Attach(chosen, command.since)]
 
@@ -399,11 +445,38 @@ class Session:
             *self._stop(Close.AUTH_LIMITED),
         ]
 
-    def _limited(self, over_s: float) -> list[Action]:
-        told = Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, "Rate limit exceeded", retry_after_s=over_s))
-        if self._bucket.is_exhausted:
-            return [Limited(), told, *self._stop(Close.RATE_LIMITED)]
-        return [Limited(), told]
+    def _crowded(self) -> list[Action]:
+        most = self._clients.max_connections
+        message = f"this client has as many connections as it may have ({most})"
+        return [
+            Crowded(),
+            Send(wire.error_frame(ClientErrorCode.TOO_MANY_CONNECTIONS, message, retry_after_s=CROWDED_RETRY_S)),
+            *self._stop(Close.FULL),
+        ]
+
+    def _take(self, now: float, cost: float) -> list[Action]:
+        """Take tokens of the connection and of its client; returns what to do if one of them has none, else nothing."""
+        if self._bucket.take(now, cost) > 0:
+            return self._limited(Limit.CONNECTION)
+        if self.client is not None and self.client.bucket.take(now, cost) > 0:
+            return self._limited(Limit.CLIENT)
+        return []
+
+    def _charge(self, cost: float) -> None:
+        self._bucket.charge(cost)
+        if self.client is not None:
+            self.client.bucket.charge(cost)
+
+    def _limited(self, limit: Limit) -> list[Action]:
+        bucket = self._bucket
+        if limit is Limit.CLIENT and self.client is not None:
+            bucket = self.client.bucket
+        refusal = wire.error_frame(
+            ClientErrorCode.RATE_LIMITED, "Rate limit exceeded", retry_after_s=bucket.retry_after_s
+        )
+        if bucket is self._bucket and bucket.is_exhausted:
+            return [Limited(limit), Send(refusal), *self._stop(Close.RATE_LIMITED)]
+        return [Limited(limit), Send(refusal)]
 
     def _stop(self, close: Close) -> list[Action]:
         self.state = State.CLOSED

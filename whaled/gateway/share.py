@@ -20,6 +20,13 @@ from typing import Protocol, TypeVar
 SLICE_S = 0.001
 # While alerts are on their way, jobs get a slice at least this often.
 HOLD_S = 0.004
+# While alerts flow, which is for so long after one that took so long, replays get this part of the time at most: the
+# next alert finds the loop, the reader thread and the processor free more often than not.
+FLOW_S = 1.0
+ALERT_S = 0.0005
+REPLAY_PART = 0.25
+# What took long because the machine was busy is no reason to stand still.
+REST_LIMIT_S = 0.05
 
 
 class Lane(StrEnum):
@@ -96,6 +103,9 @@ class LoopShare:
         self._hold_s = hold_s
         self._lanes = {lane: _Queue(WEIGHTS[lane]) for lane in Lane}
         self._holds = 0
+        self._alerted_at = -FLOW_S
+        self._replay_at = 0.0  # replays rest until then
+        self._is_resting = False
         self._scheduled: asyncio.Handle | None = None
 
     def add(self, lane: Lane, job: Job, source: Hashable = None) -> None:
@@ -126,23 +136,43 @@ class LoopShare:
     def hold(self) -> Iterator[None]:
         """An alert is on its way: let jobs wait, up to `hold_s` at a time."""
         self._holds += 1
+        began = self._clock()
         try:
             yield
         finally:
             self._holds -= 1
+            now = self._clock()
+            if now - began >= ALERT_S:
+                self._alerted_at = now
             if not self._holds and self._scheduled is not None:
                 self._scheduled.cancel()
                 self._scheduled = None
                 self._schedule()
+
+    def worked_elsewhere(self, lane: Lane, seconds: float) -> None:
+        """A thread worked for a lane: it counts like work of the loop."""
+        self._spend(lane, seconds, self._clock())
+        self._meter.worked(lane, seconds)
 
     def waiting(self, lane: Lane) -> int:
         """Sources of a lane that have jobs."""
         return len(self._lanes[lane])
 
     def _schedule(self) -> None:
-        if self._scheduled is None:
-            loop = asyncio.get_running_loop()
-            self._scheduled = loop.call_later(self._hold_s, self._slice) if self._holds else loop.call_soon(self._slice)
+        if self._scheduled is not None and self._is_resting and self._next(0.0) is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
+        if self._scheduled is not None:
+            return
+        loop = asyncio.get_running_loop()
+        now = self._clock()
+        self._is_resting = self._next(now) is None
+        if self._is_resting:
+            self._scheduled = loop.call_later(self._replay_at - now, self._slice)
+        elif self._holds:
+            self._scheduled = loop.call_later(self._hold_s, self._slice)
+        else:
+            self._scheduled = loop.call_soon(self._slice)
 
     def _slice(self) -> None:
         self._scheduled = None
@@ -150,18 +180,30 @@ class LoopShare:
         ends = now + self._slice_s
         spent: dict[Lane, float] = {}
         while now < ends:
-            lane = min((lane for lane, queue in self._lanes.items() if queue), key=self._used, default=None)
+            lane = self._next(now)
             if lane is None:
                 break
             queue = self._lanes[lane]
             queue.run_one()
             began, now = now, self._clock()
-            queue.used += (now - began) / queue.weight
+            self._spend(lane, now - began, now)
             spent[lane] = spent.get(lane, 0.0) + now - began
         for lane, seconds in spent.items():
             self._meter.worked(lane, seconds)
         if any(self._lanes.values()):
             self._schedule()
+
+    def _next(self, now: float) -> Lane | None:
+        """The lane whose turn it is, if one has work and need not rest."""
+        lanes = [lane for lane, queue in self._lanes.items() if queue]
+        if now < self._replay_at and Lane.REPLAY in lanes:
+            lanes.remove(Lane.REPLAY)
+        return min(lanes, key=self._used, default=None)
+
+    def _spend(self, lane: Lane, seconds: float, now: float) -> None:
+        self._lanes[lane].used += seconds / self._lanes[lane].weight
+        if lane is Lane.REPLAY and now - self._alerted_at < FLOW_S:
+            self._replay_at = max(now, self._replay_at) + min(REST_LIMIT_S, seconds * (1 / REPLAY_PART - 1))
 
     def _used(self, lane: Lane) -> float:
         return self._lanes[lane].used

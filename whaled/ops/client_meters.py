@@ -1,7 +1,7 @@
 """What is counted of clients. docs/metrics.md explains each metric."""
 
 from whaled.errors import ClientErrorCode, TokenRefusal
-from whaled.gateway.limits import Refusal
+from whaled.gateway.limits import Limit, Refusal
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
@@ -40,6 +40,9 @@ class GatewayMeter:
         self._received_bytes = registry.counter("received_bytes", "Bytes of messages from clients.")
         self._rejected = registry.counter(
             "messages_rejected", "Client messages answered with an error, by its code.", "code", ClientErrorCode
+        )
+        self._limited = registry.counter(
+            "messages_limited", "Client messages that a budget had no room for, by whose it was.", "limit", Limit
         )
         self._sent = registry.counter(
             "messages_sent", "Frames handed to the kernel or queued, for all clients, by type.", "type", Sent
@@ -99,6 +102,10 @@ class GatewayMeter:
     def rejected(self, code: ClientErrorCode) -> None:
         """A message that was answered with an error."""
         self._rejected.labels(code).inc()
+
+    def limited(self, limit: Limit) -> None:
+        """A message that was not taken because a budget was used up."""
+        self._limited.labels(limit).inc()
 
     def failed(self) -> None:
         """A bug met while serving a client."""

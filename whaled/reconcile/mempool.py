@@ -105,9 +105,11 @@ class Candidate(Struct):
 
     @classmethod
     def of(cls, stripped: Stripped) -> "Candidate":
-        """As the snapshot has it; unknown counts for nothing."""
+        """As the snapshot has it; unknown counts for nothing, and so does a fee of 0, which a backend keeps of what it
+        once saw in a block.
+        """
         return cls(
-            round(stripped.fee) if stripped.fee is not None and stripped.fee >= 0 else None,
+            round(stripped.fee) if stripped.fee is not None and stripped.fee > 0 else None,
             stripped.rate or 0.0,
             stripped.first_seen or 0.0,
             stripped.vsize or 0.0,
