@@ -13,8 +13,8 @@ IN_TIME_MS = 1000.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Latency is within bounds by its ratio to a quiet daemon's or, if `p99_ms` is given, by itself. Beyond `most_ms` it
-    is not, whatever the ratio. Memory may take `calm_s` until it is back.
+    """Latency is within bounds by its ratio to a quiet daemon's or, if `p99_ms` is given, by itself; beyond `most_ms`
+    it never is. Memory may take `calm_s` until it is back.
     """
 
     ratio: float = 2.0
