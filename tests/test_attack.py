@@ -78,6 +78,12 @@ def test_generous_bounds_forgive_a_ratio_only_where_the_latency_itself_is_small(
     assert replace(WELL, attacked=replace(QUIET, p99_ms=151)).broken(GENEROUS) == ["p99 15.1 times"]
 
 
+def test_generous_bounds_end_where_a_slow_machine_is_no_excuse() -> None:
+    slow = replace(QUIET, p99_ms=400)
+    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=999)).broken(GENEROUS) == []
+    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=1001)).broken(GENEROUS) == ["p99 2.5 times"]
+
+
 def test_a_newcomer_that_never_got_in_is_the_worst() -> None:
     arrivals = [Arrival(True, 1.0), Arrival(True, None), Arrival(True, 3.0), Arrival(False, 2.0)]
     assert replace(WELL, arrivals=arrivals).newcomers(in_header=True) == (2, 3, 3.0, float("inf"))

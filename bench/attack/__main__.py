@@ -25,8 +25,6 @@ from bench.report import table
 
 # How long alerts may still come after the attack: later, they are lost.
 RECOVERY_S = 45.0
-# Sessions and handshakes of the attack time out meanwhile; then memory is to be back.
-CALM_S = 15.0
 CALM_LOOK_S = 0.25
 WARM_UP_S = 1.0
 QUIET_S, QUICK_QUIET_S = 5.0, 3.0
@@ -110,7 +108,7 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
         seconds = options.seconds or ((options.quick and attack.quick_s) or attack.seconds)
         quiet_s = options.quiet_seconds or (QUICK_QUIET_S if options.quick else QUIET_S)
         try:
-            outcome = await attacked(place, attack, seconds, quiet_s)
+            outcome = await attacked(place, attack, seconds, quiet_s, bounds)
         except* BrokenError as broken:
             outcome = Outcome(attack.name, complaints=[str(each) for each in broken.exceptions])
         outcomes.append(outcome)
@@ -132,7 +130,7 @@ async def with_history(place: Place, events: int) -> Place:
     return replace(place, history=path)
 
 
-async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float) -> Outcome:
+async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float, bounds: Bounds) -> Outcome:
     """Quiet, attack, quiet again."""
     async with rig(place, attack.around) as running:
         daemon = running.daemon
@@ -151,7 +149,7 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
         under_attack = await running.gather(first, count, RECOVERY_S)
         memory_peak, log_bytes = daemon.peak_mib(), daemon.log.stat().st_size - log_before
         descriptors_peak = max(daemon.most_descriptors, descriptors_before)
-        await calm(running, memory_before, descriptors_before)
+        await calm(running, memory_before * (1 + bounds.memory_part), descriptors_before, bounds.calm_s)
         memory_after, descriptors_after = daemon.resident_mib(), daemon.descriptors
         after = await running.window(quiet_s)
         is_alive = daemon.is_alive
@@ -178,12 +176,12 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float)
     )
 
 
-async def calm(running: Rig, memory_mib: float, descriptors: int) -> None:
-    """Wait until memory and descriptors are what they were, or for CALM_S."""
-    end = time.monotonic() + CALM_S
+async def calm(running: Rig, memory_mib: float, descriptors: int, within_s: float) -> None:
+    """Wait until memory and descriptors are no more than this."""
+    end = time.monotonic() + within_s
     daemon = running.daemon
     while time.monotonic() < end and daemon.is_alive:
-        if daemon.descriptors <= descriptors and daemon.resident_mib() <= memory_mib * (1 + STRICT.memory_part):
+        if daemon.descriptors <= descriptors and daemon.resident_mib() <= memory_mib:
             return
         await asyncio.sleep(CALM_LOOK_S)
 

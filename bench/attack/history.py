@@ -18,11 +18,12 @@ PAGE = 20_000
 # From 100 BTC on, so that filters have something to choose from.
 LEAST_SAT = 10_000_000_000
 SPREAD_SAT = 90_000_000_000
-BLOCK_HEIGHT, BLOCK_HASH = 900_000, "00" * 32
 
 
 def build(path: Path, count: int) -> None:
-    """`count` events, `APART_S` apart, the last one now: alerts and, after each, that it was confirmed."""
+    """`count` events, `APART_S` apart, the last one now: alerts, each dropped in the next event, a fate that the daemon
+    need not compare with a block.
+    """
     writer = Writer(path, BUSY_TIMEOUT_S, _damaged)
     now = time.time()
     writer.open(now)
@@ -48,11 +49,5 @@ def _draft(number: int, at: float) -> Draft:
     whale = Whale(alert, (f"bc1q{txid[:38]}", f"bc1q{txid[20:58]}"))
     if number % 2 == 0:
         return Draft(kind=Kind.ALERT, at=at, whale=whale)
-    update = Update(
-        transaction_id=txid,
-        status=Status.CONFIRMED,
-        btc_value=alert.btc_value,
-        block_height=BLOCK_HEIGHT,
-        block_hash=BLOCK_HASH,
-    )
-    return Draft(kind=Kind.CONFIRMED, at=at, whale=whale, ref=BLOCK_HASH, update=update)
+    update = Update(transaction_id=txid, status=Status.DROPPED, btc_value=alert.btc_value)
+    return Draft(kind=Kind.DROPPED, at=at, whale=whale, update=update)

@@ -330,7 +330,8 @@ class Rig:
         self.daemon = daemon
         self._relay = relay
         self._crowd = crowd
-        self._next = 1
+        # Rigs may share a log: what whales of one spend those of the next must not spend again.
+        self._next = time.time_ns() // 1_000
         self.unsent = 0
         self.did: list[assaults.Did] = []
 
