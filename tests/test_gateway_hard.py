@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -667,3 +668,11 @@ async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
         assert gateway.deliveries._filters == {}
         assert len(asyncio.all_tasks()) < 10
         assert open_descriptors() <= descriptors + 2
+
+
+async def test_frames_do_not_wait_for_the_acknowledgement_of_those_before(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, rig.connect() as client:
+        await receive_type(client, "welcome")
+        (connection,) = rig.gateway._all()
+        with socket.socket(fileno=os.dup(connection.fd)) as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

@@ -83,6 +83,10 @@ class Listener:
         self._is_open = True
         for sock in self.sockets:
             sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                # Accepted sockets inherit it. Without it an alert right behind another frame waits for the client's
+                # acknowledgement of that, which may take 40 ms.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.listen(backlog)  # a socket that was passed came with a backlog of its own
             self._wait(sock)
 
