@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from faults.kit import Rig, complaints, rigged
 from faults.net import Frames, text_frame
 from faults.verdict import Row, read
+from whaled.eventlog.schema import put_state
 from whaled.model import SAT_PER_BTC
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -144,7 +145,7 @@ async def test_a_daemon_that_excuses_itself_from_blocks_is_found(tmp_path: Path)
         await rig.start()
         await rig.settle()
         with closing(sqlite3.connect(rig.database, isolation_level=None, timeout=10)) as db:
-            db.execute("UPDATE state SET value = ? WHERE key = 'first_block'", (rig.sim.world.chain.tip.height + 2,))
+            put_state(db, "first_block", str(rig.sim.world.chain.tip.height + 2))
         rig.sim.world.mine([rig.sim.world.pay(150 * SAT_PER_BTC, relay=False)])
         await rig.go()
         with pytest.raises(AssertionError, match="missing: "):
