@@ -1,6 +1,7 @@
 """Faults for a daemon that knows nothing of them: Python imports this at its start if PYTHONPATH says so.
 
-SIGRTMIN+2 blocks the event loop, SIGRTMIN+3 hangs the event log's writing thread, SIGRTMIN+1 makes the hub deliver nothing.
+SIGRTMIN+2 blocks the event loop, SIGRTMIN+3 hangs the event log's writing thread, SIGRTMIN+1 makes the hub deliver
+nothing.
 """
 
 import gc
