@@ -1,12 +1,29 @@
-"""Listening sockets: how they are named to people and programs, and how accepting ends."""
+"""Listening sockets: how they are opened, named to people and programs, and how accepting ends."""
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
+from typing import Any
 
+# accept(2): this process or the machine has no descriptor, or no memory, for another socket.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # So many turns of the loop after asyncio accepted a connection its protocol has it.
 ACCEPT_TURNS = 3
+
+
+async def open_sockets(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Sockets that listen on every address of a host. Raises OSError."""
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
+    try:
+        sockets = [sock.dup() for sock in server.sockets]
+    finally:
+        server.close()
+    for sock in sockets:
+        sock.setblocking(False)
+        sock.listen(backlog)
+    return sockets
 
 
 def address_of(sock: socket.socket) -> str:
@@ -20,6 +37,11 @@ def address_of(sock: socket.socket) -> str:
 def host_port(host: str, port: int) -> str:
     """An address and a port, in brackets where the address has colons."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def peer_address(peer: Any) -> str:
+    """The address of an accepted connection's peer, by what accept(2) gives; that of a Unix socket has no name."""
+    return peer[0] if isinstance(peer, tuple) else "unix"
 
 
 def source_of(address: str) -> str:

@@ -1,7 +1,6 @@
 """Accepts client connections: a few per slice, as many as there are descriptors for; the rest waits in the kernel."""
 
 import asyncio
-import errno
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +9,8 @@ from typing import Protocol
 
 import structlog
 
-from whaled.errors import ListenError
 from whaled.gateway.share import Lane, LoopShare
+from whaled.listening import SHORTAGES, peer_address
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -19,8 +18,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ACCEPTS = 4
 # More arrive than can be accepted when there has been one waiting for so long.
 BEHIND_S = 0.1
-# accept(2): this process or the machine has no descriptor, or no memory, for another socket.
-SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # How long to leave connections in the kernel then, and how often to log it.
 SHORT_WAIT_S = 0.25
 SHORT_LOG_S = 10.0
@@ -32,28 +29,6 @@ class ListenerMeter(Protocol):
     def accept_failed(self) -> None:
         """A connection could not be accepted for want of descriptors or memory, and waits in the kernel."""
         ...
-
-
-async def listen(host: str, port: int, backlog: int, hint: str) -> list[socket.socket]:
-    """Sockets that listen on every address of `host`. Raises ListenError."""
-    sockets: list[socket.socket] = []
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, _, _, _, address in dict.fromkeys(found):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(backlog)
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        raise ListenError(host, port, error, hint) from error
-    return sockets
 
 
 class Listener:
@@ -131,12 +106,12 @@ class Listener:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                if error.errno not in SHORT:
+                if error.errno not in SHORTAGES:
                     logger.exception("accepting a connection failed")
                 self._short(sock, error)
                 return False
             accepted.setblocking(False)
-            self._arrive(accepted, peer[0] if isinstance(peer, tuple) else "unix")
+            self._arrive(accepted, peer_address(peer))
         return True
 
     def _short(self, sock: socket.socket, error: OSError) -> None:

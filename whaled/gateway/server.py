@@ -17,7 +17,7 @@ from websockets.typing import Origin
 
 from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
-from whaled.errors import ClientErrorCode, Close, TokenRefusal
+from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.admission import Admission, source
 from whaled.gateway.client_lines import ClientLines
@@ -25,7 +25,7 @@ from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import FailureLimit, Limit, Refusal
-from whaled.gateway.listener import Listener, ListenerMeter, Reserve, listen
+from whaled.gateway.listener import Listener, ListenerMeter, Reserve
 from whaled.gateway.rehearsal import Rehearsal
 from whaled.gateway.session import (
     Action,
@@ -43,7 +43,7 @@ from whaled.gateway.session import (
 )
 from whaled.gateway.share import Lane, LoopShare, ShareMeter
 from whaled.gateway.transport import ClientSocket
-from whaled.listening import address_of
+from whaled.listening import address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -204,8 +204,7 @@ class Gateway:
             self._tls = self.rehearsal.tls = tls
             self._is_passed = bool(sockets)
             listener = self._listener = Listener(
-                sockets
-                or await listen(settings.host, settings.port, settings.backlog, "set gateway.host and gateway.port"),
+                sockets or await self._open_sockets(),
                 arrive=self.arrive,
                 share=self.share,
                 meter=self._meter,
@@ -230,8 +229,15 @@ class Gateway:
                     connection.abort()
                 self.deliveries.cancel()
 
+    async def _open_sockets(self) -> list[socket.socket]:
+        settings = self.settings
+        try:
+            return await open_sockets(settings.host, settings.port, settings.backlog)
+        except OSError as error:
+            raise ListenError(settings.host, settings.port, error, "set gateway.host and gateway.port") from error
+
     def arrive(self, sock: socket.socket, address: str) -> None:
-        """Take an accepted socket: count it, before anything is built for it or read from it."""
+        """Take an accepted socket: count it, before TLS is prepared for it or anything is read from it."""
         if self.rehearsal.is_expected(sock):
             self.rehearsal.admit(sock)
             return

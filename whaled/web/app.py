@@ -15,10 +15,10 @@ from msgspec.json import encode
 
 from whaled.config.sections import Http
 from whaled.errors import ListenError
-from whaled.listening import address_of
+from whaled.listening import address_of, open_sockets
 from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
-from whaled.web.listener import Connection, HttpMeter, Listener, open_sockets
+from whaled.web.listener import BACKLOG, Connection, HttpMeter, Listener
 
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
 MISDIRECTED = "this server does not answer to the name in the Host header: add it to http.allowed_hosts\n"
@@ -86,7 +86,7 @@ class HttpServer:
         try:
             if not sockets:
                 try:
-                    listening = await open_sockets(settings.host, settings.port)
+                    listening = await open_sockets(settings.host, settings.port, BACKLOG)
                 except OSError as error:
                     raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
             async with self._listener.accepting(listening):

@@ -6,9 +6,8 @@ out.
 """
 
 import asyncio
-import errno
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Protocol
@@ -17,7 +16,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from whaled.config.sections import Http
-from whaled.listening import source_of
+from whaled.listening import SHORTAGES, peer_address, source_of
 from whaled.summaries import Summary
 from whaled.web.pace import Pace
 
@@ -34,7 +33,6 @@ STALLED_S = 1.0
 CROWDED_S = 0.001
 # Out of descriptors or memory: the kernel holds arrivals for this long before the next attempt.
 ACCEPT_PAUSE_S = 1.0
-SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -272,7 +270,7 @@ class Listener:
                     self._shortages.line("accept", error=error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S if error.errno in SHORTAGES else 0)
                 continue
-            source = source_of(peer[0]) if isinstance(peer, tuple) else "unix"
+            source = source_of(peer_address(peer))
             was_crowded = self._is_full() or self._is_address_full(source)
             refusal = self._admit(source)
             if refusal is not None:
@@ -336,16 +334,3 @@ class Listener:
             self._by_source[connection.source] = left
         else:
             del self._by_source[connection.source]
-
-
-async def open_sockets(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on every address of a host. Raises OSError."""
-    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, host, port, start_serving=False)
-    try:
-        sockets: Sequence[socket.socket] = [sock.dup() for sock in server.sockets]
-    finally:
-        server.close()
-    for sock in sockets:
-        sock.setblocking(False)
-        sock.listen(BACKLOG)
-    return list(sockets)
