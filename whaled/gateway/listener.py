@@ -11,6 +11,7 @@ import structlog
 
 from whaled.gateway.share import Lane, LoopShare
 from whaled.listening import SHORTAGES, peer_address
+from whaled.summaries import Summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -18,9 +19,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ACCEPTS = 4
 # More arrive than can be accepted when there has been one waiting for so long.
 BEHIND_S = 0.1
-# How long to leave connections in the kernel then, and how often to log it.
+# How long to leave connections in the kernel when there is no descriptor for them.
 SHORT_WAIT_S = 0.25
-SHORT_LOG_S = 10.0
 
 
 class ListenerMeter(Protocol):
@@ -50,8 +50,9 @@ class Listener:
         self._reserve = reserve
         self._is_open = False
         self._busy_since: float | None = None
-        self._short_since_log = 0
-        self._logged_at = -SHORT_LOG_S
+        self._shortages = Summary(
+            logger, "no new connections are accepted for now", level="error", per_source=1, in_all=1
+        )
 
     def start(self, backlog: int) -> None:
         """Accept from now on."""
@@ -75,6 +76,7 @@ class Listener:
     def close(self) -> None:
         """Stop, and close the sockets."""
         self.stop()
+        self._shortages.flush()
         for sock in self.sockets:
             sock.close()
 
@@ -117,17 +119,13 @@ class Listener:
     def _short(self, sock: socket.socket, error: OSError) -> None:
         self._reserve.release()
         self._meter.accept_failed()
-        self._short_since_log += 1
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._logged_at >= SHORT_LOG_S:
-            logger.error(
-                "no new connections are accepted for now",
-                problem=error.strerror,
-                what_to_do="raise LimitNOFILE=, or lower gateway.max_connections",
-                times=self._short_since_log,
-            )
-            self._logged_at, self._short_since_log = loop.time(), 0
-        loop.call_later(SHORT_WAIT_S, self._try_again, sock)
+        self._shortages.line(
+            "accept", problem=error.strerror, what_to_do="raise LimitNOFILE=, or lower gateway.max_connections"
+        )
+        self._try_later(sock)
+
+    def _try_later(self, sock: socket.socket) -> None:
+        asyncio.get_running_loop().call_later(SHORT_WAIT_S, self._try_again, sock)
 
     def _try_again(self, sock: socket.socket) -> None:
         if not self._is_open:
@@ -135,7 +133,7 @@ class Listener:
         if self._reserve.take():
             self._wait(sock)
         else:
-            asyncio.get_running_loop().call_later(SHORT_WAIT_S, self._try_again, sock)
+            self._try_later(sock)
 
 
 class Reserve:
