@@ -74,14 +74,14 @@ def test_each_bound_can_be_missed_by_itself(change: dict[str, object], words: st
 
 
 def test_generous_bounds_forgive_a_ratio_only_where_the_latency_itself_is_small() -> None:
-    assert replace(WELL, attacked=replace(QUIET, p99_ms=399)).broken(GENEROUS) == []
-    assert replace(WELL, attacked=replace(QUIET, p99_ms=401)).broken(GENEROUS) == ["p99 40.1 times"]
+    assert replace(WELL, attacked=replace(QUIET, p99_ms=149)).broken(GENEROUS) == []
+    assert replace(WELL, attacked=replace(QUIET, p99_ms=151)).broken(GENEROUS) == ["p99 15.1 times"]
 
 
 def test_generous_bounds_end_where_a_slow_machine_is_no_excuse() -> None:
-    slow = replace(QUIET, p99_ms=1000)
-    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=2499)).broken(GENEROUS) == []
-    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=2501)).broken(GENEROUS) == ["p99 2.5 times"]
+    slow = replace(QUIET, p99_ms=400)
+    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=999)).broken(GENEROUS) == []
+    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=1001)).broken(GENEROUS) == ["p99 2.5 times"]
 
 
 def test_a_newcomer_that_never_got_in_is_the_worst() -> None:

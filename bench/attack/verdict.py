@@ -32,7 +32,7 @@ STRICT = Bounds()
 # For machines that do other things as well: what is worse than this is no noise. Newcomers are not judged in floods of
 # connections: those that come faster than they can be accepted fill the kernel's queue, as long as the machine is slow.
 GENEROUS = Bounds(
-    ratio=20.0, flood_ratio=20.0, p99_ms=400.0, most_ms=2500.0, memory_part=0.8, calm_s=15.0, newcomers_part=0.5,
+    ratio=10.0, flood_ratio=10.0, p99_ms=150.0, most_ms=1000.0, memory_part=0.6, calm_s=15.0, newcomers_part=0.8,
     flood_newcomers_part=0.0,
 )  # fmt: skip
 
