@@ -187,8 +187,11 @@ def write_config(directory: Path, name: str, url: str, rest_url: str) -> Path:
 
 
 @asynccontextmanager
-async def daemon(config: Path, *, limit_s: float = START_LIMIT_S) -> AsyncIterator[Ready]:
-    """`whaled run` once it is ready, within `limit_s`. On leaving it is asked to stop, and must do so in good order."""
+async def daemon(config: Path, *, limit_s: float = START_LIMIT_S, log: Path = Path(os.devnull)) -> AsyncIterator[Ready]:
+    """`whaled run` once it is ready, within `limit_s`. On leaving it is asked to stop, and must do so in good order.
+
+    Its log goes to `log` as well.
+    """
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "whaled", "run", "--config", str(config),
@@ -198,7 +201,7 @@ async def daemon(config: Path, *, limit_s: float = START_LIMIT_S) -> AsyncIterat
     assert process.stderr is not None
     said: list[str] = []
     ready: asyncio.Future[tuple[float, dict[str, str]]] = asyncio.get_running_loop().create_future()
-    listener = asyncio.create_task(_listen(process.stderr, said, ready))
+    listener = asyncio.create_task(_listen(process.stderr, said, ready, log))
     try:
         try:
             async with asyncio.timeout(limit_s):
@@ -222,16 +225,21 @@ async def daemon(config: Path, *, limit_s: float = START_LIMIT_S) -> AsyncIterat
 
 
 async def _listen(
-    lines: asyncio.StreamReader, said: list[str], ready: "asyncio.Future[tuple[float, dict[str, str]]]"
+    lines: asyncio.StreamReader,
+    said: list[str],
+    ready: "asyncio.Future[tuple[float, dict[str, str]]]",
+    log: Path,
 ) -> None:
     """Read the daemon's log to its end; keep what is not routine."""
-    async for raw in lines:
-        line = json.loads(raw) if raw.startswith(b"{") else {}
-        if line.get("event") == "ready" and not ready.done():
-            ready.set_result((time.monotonic(), line))
-        if line.get("level") != "info":
-            said.append(raw.decode().rstrip())
-            del said[:-50]
+    with log.open("ab", buffering=0) as copy:
+        async for raw in lines:
+            copy.write(raw)
+            line = json.loads(raw) if raw.startswith(b"{") else {}
+            if line.get("event") == "ready" and not ready.done():
+                ready.set_result((time.monotonic(), line))
+            if line.get("level") != "info":
+                said.append(raw.decode().rstrip())
+                del said[:-50]
     if not ready.done():
         ready.set_exception(EOFError())
 

@@ -8,8 +8,10 @@ Needs PYTHONPATH=tests (see `make soak`), where the comparison with the truth li
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import sys
@@ -68,6 +70,8 @@ TIMELINE = 20
 UNKNOWABLE_PERCENT = 8.0
 # Of its bounded caches the daemon here has small ones, so that they are full when the measuring begins.
 SMALL_CACHES = {"detection": {"seen_limit": 300}}
+# Where the material of a soak with differences is kept, until the next one.
+EVIDENCE = Path("var/soak")
 LIVE = ("whaled_frame_to_sent_seconds", "whaled_event_loop_lag_seconds")
 
 
@@ -282,6 +286,15 @@ class Soak:
             verdict.blame("missing", f"{skipped:.0f} blocks were skipped")
         return verdict
 
+    async def keep(self, directory: Path) -> None:
+        """Copy the event log, the log, the metrics and both mempools to EVIDENCE, to look into a difference."""
+        await asyncio.to_thread(shutil.rmtree, EVIDENCE, ignore_errors=True)
+        await asyncio.to_thread(shutil.copytree, directory, EVIDENCE)
+        (EVIDENCE / "metrics.json").write_text(json.dumps(await self.metrics(), indent=1), encoding="utf-8")
+        mempools = {"node": sorted(self.sim.world.chain.mempool), "backend": sorted(self.sim.backend.mempool)}
+        (EVIDENCE / "mempools.json").write_text(json.dumps(mempools), encoding="utf-8")
+        print(f"event log, log and mempools are kept in {EVIDENCE}", flush=True)
+
     def _reckon(self) -> None:
         """From which height on every whale must be known: what took the place of a block that was there at the start
         was mined since. It does not ask the daemon, which may be wrong about it.
@@ -443,7 +456,7 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
         await simulator.poll()
         config = write_config(directory, simulator)
         knowable = Knowable(since=simulator.world.now, first_height=simulator.world.chain.tip.height + 1, inputs={})
-        async with daemon(config) as ready:
+        async with daemon(config, log=directory / "whaled.log") as ready:
             gateway.target = ("127.0.0.1", ready.port)
             await told(directory / "soak.db")
             soak = Soak(simulator, ready, gateway, random.Random(options.seed), knowable)
@@ -451,6 +464,8 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
                 followers = [tasks.create_task(client.run()) for client in soak.clients]
                 await soak.run(seconds, options.fault_every)
                 verdict = await soak.settle(directory / "soak.db")
+                if verdict.problems:
+                    await soak.keep(directory)
                 for follower in followers:
                     follower.cancel()
             await asyncio.sleep(2)
