@@ -6,7 +6,16 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaled.gateway.admission import TURNED_AWAY_PER_ADDRESS, Admission, Source, Strangers, source
+from whaled.gateway.admission import (
+    FAILURE_WINDOW_S,
+    HALVED_AFTER_S,
+    TURNED_AWAY_PER_ADDRESS,
+    Admission,
+    FailedConnects,
+    Source,
+    Strangers,
+    source,
+)
 from whaled.gateway.limits import Refusal
 
 
@@ -18,7 +27,7 @@ def test_an_ipv6_host_is_its_64_and_its_network_the_48_around_it() -> None:
 
 
 def test_the_oldest_stranger_of_the_busiest_network_gives_way() -> None:
-    admission = Admission(total=100, per_address=100, unauthenticated=5)
+    admission = Admission(total=100, per_address=100, unauthenticated=5, failed_connects=20)
     for number in range(4):
         assert admission.admit(f"flood {number}", source(f"192.0.2.{number % 2}")) == (None, None, True)
     assert admission.admit("newcomer", source("198.51.100.1")) == (None, None, True)
@@ -30,7 +39,7 @@ def test_the_oldest_stranger_of_the_busiest_network_gives_way() -> None:
 
 
 def test_authenticated_clients_are_displaced_by_nobody() -> None:
-    admission = Admission(total=3, per_address=100, unauthenticated=2)
+    admission = Admission(total=3, per_address=100, unauthenticated=2, failed_connects=20)
     for number in range(3):
         admission.admit(number, source("192.0.2.1"))
         admission.known(number)
@@ -43,7 +52,7 @@ def test_authenticated_clients_are_displaced_by_nobody() -> None:
 
 
 def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_else_displaces_its_own() -> None:
-    admission, here = Admission(total=100, per_address=2, unauthenticated=100), source("192.0.2.1")
+    admission, here = Admission(total=100, per_address=2, unauthenticated=100, failed_connects=20), source("192.0.2.1")
     admission.admit("stranger", here)
     admission.admit("client", here)
     admission.known("client")
@@ -57,7 +66,7 @@ def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_el
 
 
 def test_nothing_is_left_of_connections_that_are_gone() -> None:
-    admission, rng = Admission(total=20, per_address=9, unauthenticated=10), random.Random(1)
+    admission, rng = Admission(total=20, per_address=9, unauthenticated=10, failed_connects=20), random.Random(1)
     open_: dict[int, Source] = {}
     for number in range(5000):
         place = source(f"192.0.{rng.randrange(4)}.{rng.randrange(4)}")
@@ -100,10 +109,39 @@ def test_the_busiest_is_the_one_that_counting_finds(steps: list[tuple[int, int, 
 
 
 def test_a_newcomer_of_the_busiest_network_is_not_admitted_where_its_oldest_may_not_be_displaced() -> None:
-    admission, flood = Admission(total=100, per_address=100, unauthenticated=3), source("192.0.2.1")
+    admission, flood = Admission(total=100, per_address=100, unauthenticated=3, failed_connects=20), source("192.0.2.1")
     for number in range(3):
         admission.admit(number, flood)
     assert not admission.admit("of the flood", flood, lambda _: False).is_admitted
     assert (admission.total, admission.unauthenticated) == (3, 3)
     # Another network's newcomer takes the place of one of the flood all the same.
     assert admission.admit("from elsewhere", source("198.51.100.1"), lambda _: False) == (None, 0, True)
+
+
+def test_a_network_from_which_nearly_all_connections_fail_is_a_flood_for_two_seconds() -> None:
+    now = 0.0
+    failures = FailedConnects(4, lambda: now)
+    for _ in range(4):
+        failures.failed("192.0.2.0/24")
+    assert not failures.is_flood("192.0.2.0/24", behind_s=0.1)
+    assert failures.is_flood("192.0.2.0/24", behind_s=HALVED_AFTER_S)  # two are too many then
+    failures.failed("192.0.2.0/24")
+    assert failures.is_flood("192.0.2.0/24", behind_s=0.1)
+    assert not failures.is_flood("198.51.100.0/24", behind_s=60.0)
+    now += FAILURE_WINDOW_S
+    assert failures.is_flood("192.0.2.0/24", behind_s=0.1)
+    now += FAILURE_WINDOW_S
+    assert not failures.is_flood("192.0.2.0/24", behind_s=60.0)
+
+
+def test_a_few_broken_clients_behind_a_proxy_make_no_flood_of_it() -> None:
+    admission, proxy = Admission(total=100, per_address=100, unauthenticated=5, failed_connects=4), source("192.0.2.1")
+    for number in range(100):
+        admission.admit(number, proxy)
+        if number % 10 == 0:
+            admission.known(number)
+        admission.leave(number, proxy)
+    assert not admission.failures.is_flood(proxy.network, behind_s=60.0)
+    for _ in range(11):
+        admission.failures.failed(proxy.network)
+    assert admission.failures.is_flood(proxy.network, behind_s=60.0)

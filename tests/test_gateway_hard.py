@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -14,13 +15,17 @@ from typing import Any, TypeVar
 import pytest
 from test_gateway import closed_with, offsets, stuffed_client, until
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request
 
 from support import Rig, alert_draft, ask, receive, receive_type, running_gateway
 from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, verify
 from whaled.config.sections import Auth
 from whaled.errors import TokenError, TokenRefusal
+from whaled.gateway import listener
 from whaled.gateway.admission import TURNED_AWAY
+from whaled.gateway.connection import Connection
+from whaled.gateway.handshake import Server
 from whaled.gateway.wire import MessageType
 from whaled.model import UpstreamState
 
@@ -367,6 +372,46 @@ async def test_strangers_displace_no_client_and_the_busiest_network_displaces_it
         await receive_type(client, "whale_alert")
         for sock in patient + flood:
             sock.close()
+
+
+async def test_while_more_connect_than_can_be_accepted_networks_that_fail_are_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "BEHIND_S", 0.0)  # behind as soon as the queue is not empty
+    async with running_gateway(
+        tmp_path, authenticator=Tokens(expires_at=4e9), max_unauthenticated=5, max_failed_connects=2
+    ) as rig:
+        flood = silent(rig, 300, "127.0.1.1", "127.0.1.2")
+        async with (
+            asyncio.timeout(10),
+            rig.connect(additional_headers={"Authorization": "Bearer good"}, local_addr=("127.0.9.1", 0)) as client,
+        ):
+            await receive_type(client, "welcome")
+        assert rig.value("whaled_connections_refused_total", reason="connect_rate") >= 250
+        with pytest.raises(ConnectionResetError):
+            flood[200].recv(1)
+        for sock in flood:
+            sock.close()
+
+
+async def test_nothing_of_a_connection_waits_for_the_collector(tmp_path: Path) -> None:
+    """The client leaves, in good order or not, in mid-handshake, is refused, sends rubbish, breaks a rule."""
+    async with running_gateway(tmp_path) as rig:
+        gc.collect()
+        gc.disable()
+        try:
+            wrong = request("/", "Origin: null"), request("/?token=x"), b"rubbish\r\n\r\n", request() + masked(3)
+            for sent in (request(), request() + masked(CLOSE), *wrong):
+                async with raw(rig, sent) as client:
+                    await client.reader.read(1)
+            async with raw(rig, request()[:50]):
+                pass
+            await until(lambda: not rig.gateway.connections)
+            await asyncio.sleep(0)
+            kept = [found for found in gc.get_objects() if isinstance(found, Connection | Server | Request)]
+        finally:
+            gc.enable()
+        assert kept == []
 
 
 # --- floods ----------------------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     max_connections_per_address: Count = 200
     max_connections_per_client: Count = 1_000
     max_unauthenticated: Count = 1_000
+    max_failed_connects: Count = 20
     handshake_timeout: Seconds = 5.0
     auth_timeout: Seconds = 5.0
     max_frame: Bytes = 16 * 1024

@@ -3,9 +3,13 @@
 A stranger is a connection that has not authenticated. Strangers are not refused when their places are taken: the oldest
 stranger of the busiest network gives way. A client that means business authenticates within a round trip or two, long
 before that is it; one that connects and waits makes room, and a network that connects a lot displaces itself.
+
+While more connect than can be accepted, a network from which nearly all connections fail is reset at the accept, before
+anything is built for it: resets are cheap, and so the queue in the kernel, in which clients wait as well, stays short.
 """
 
 import ipaddress
+import time
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,6 +20,12 @@ from whaled.listening import source_of
 # Connections beyond the limits that wait for their refusal. They are descriptors too: further ones displace the oldest.
 TURNED_AWAY = 256
 TURNED_AWAY_PER_ADDRESS = 16
+# Failed connects count for one to two of these.
+FAILURE_WINDOW_S = 1.0
+# Until the queue is empty, connections of more and more networks are reset: after each such time the limit is halved.
+HALVED_AFTER_S = 0.25
+# A network is no flood while one in so many of its connections is a client's: a proxy may serve some broken clients.
+CLIENT_PART = 10
 
 
 class Source(NamedTuple):
@@ -25,9 +35,16 @@ class Source(NamedTuple):
     network: str
 
 
-@lru_cache(maxsize=4096)
 def source(address: str) -> Source:
     """The source of a peer's address; a Unix socket is one source."""
+    octets = address.rpartition(".")
+    if octets[1] and ":" not in address:
+        return Source(address, f"{octets[0]}.0/24")
+    return _source_by_parsing(address)
+
+
+@lru_cache(maxsize=256)
+def _source_by_parsing(address: str) -> Source:
     found = source_of(address)
     try:
         parsed = ipaddress.ip_address(found)
@@ -110,6 +127,49 @@ class Strangers:
         return next(iter(members)) if members else None
 
 
+class FailedConnects:
+    """How many connections of each network failed lately: ended before they authenticated.
+
+    `limit` is how many may fail within FAILURE_WINDOW_S before the network counts as a flood.
+    """
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._began = clock()
+        # Per network, how many failed and how many became clients: in this window, and in the one before.
+        self._now: dict[str, list[int]] = {}
+        self._before: dict[str, list[int]] = {}
+
+    def failed(self, network: str) -> None:
+        """A connection ended before it authenticated."""
+        self._count(network)[0] += 1
+
+    def succeeded(self, network: str) -> None:
+        """A connection authenticated."""
+        self._count(network)[1] += 1
+
+    def is_flood(self, network: str, behind_s: float) -> bool:
+        """Whether nearly all of many connections failed. More have come than can be accepted for `behind_s`."""
+        self._turn()
+        failed, clients = self._now.get(network, (0, 0))
+        failed_before, clients_before = self._before.get(network, (0, 0))
+        return failed + failed_before > max(
+            self.limit >> int(behind_s / HALVED_AFTER_S), CLIENT_PART * (clients + clients_before)
+        )
+
+    def _count(self, network: str) -> list[int]:
+        self._turn()
+        return self._now.setdefault(network, [0, 0])
+
+    def _turn(self) -> None:
+        now = self._clock()
+        if now - self._began >= FAILURE_WINDOW_S:
+            self._before = self._now if now - self._began < 2 * FAILURE_WINDOW_S else {}
+            self._now = {}
+            self._began = now
+
+
 class Verdict(NamedTuple):
     """What a newcomer meets: a refusal, or None; and the stranger that gives way to it, or None. One that is not
     admitted is to be closed at once: it is not counted, and no `leave` follows.
@@ -127,12 +187,21 @@ def _always(_: Hashable) -> bool:
 class Admission:
     """Counts open connections and decides about newcomers. The limits may be changed at any time."""
 
-    def __init__(self, *, total: int, per_address: int, unauthenticated: int) -> None:
+    def __init__(
+        self,
+        *,
+        total: int,
+        per_address: int,
+        unauthenticated: int,
+        failed_connects: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total_limit = total
         self.per_address_limit = per_address
         self.unauthenticated_limit = unauthenticated
         self.total = 0
         self.strangers = Strangers()
+        self.failures = FailedConnects(failed_connects, clock)
         self._by_address: dict[str, int] = {}
 
     def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
@@ -172,11 +241,15 @@ class Admission:
 
     def known(self, member: Hashable) -> None:
         """A stranger has authenticated, or need not."""
-        self.strangers.discard(member)
+        if member in self.strangers:
+            self.failures.succeeded(self.strangers.network_of(member))
+            self.strangers.discard(member)
 
     def leave(self, member: Hashable, source: Source) -> None:
         """A connection is gone, or is on its way out."""
-        self.strangers.discard(member)
+        if member in self.strangers:
+            self.failures.failed(source.network)
+            self.strangers.discard(member)
         self.total -= 1
         left = self._by_address[source.address] - 1
         if left:

@@ -203,6 +203,8 @@ class Connection:
         """Answer a request that was not read as one."""
         self._request = bytearray()
         self._refuse(Refusal.BAD_HANDSHAKE)
+        if self._ws is not None:
+            self._ws.end()
         self._ws = Server()
         self._ws.send_response(self._ws.reject(status, text))
         self._flush()
@@ -237,14 +239,14 @@ class Connection:
         self.fd = self._direct_fd = -1
         self._cancel_timer()
         if self._ws is not None:
-            self._ws.receive_eof()
+            self._ws.end()
             sent = self._ws.close_sent
             if sent is not None:  # an answer repeats the client's code
-                self.close_code = sent.code
+                self.close_code = int(sent.code)
         if self.session is None:
             self._refuse(Refusal.BAD_HANDSHAKE)
         self._wake()
-        # Break the cycle socket <-> connection now: 10,000 clients leaving must not wait for the collector.
+        # Break the cycle socket <-> connection now: what 10,000 clients leave must not wait for the collector.
         self._socket = NO_SOCKET
         self._gateway.disconnected(self)
 
@@ -278,6 +280,7 @@ class Connection:
         self.connected_at = self._gateway.now()
         self.fd = -1 if self._paused else self._direct_fd
         self.perform(self.session.opened(credential(request.headers), self.connected_at))
+        request.headers.clear()  # the parser refers to the request for as long as the connection lasts
         if self._gateway.is_draining:
             self._gateway.send_away(self)
         if self.session.state is State.AUTHENTICATING:

@@ -61,6 +61,15 @@ class Server(ServerProtocol):
         # The library makes its reader itself, and its parser has hold of it already.
         self.reader.__class__ = _Reader
 
+    def end(self) -> None:
+        """Read nothing more. The parser refers to this object, and exceptions to its frames: without this, the cycles
+        wait for the garbage collector, which rarely looks at what is old.
+        """
+        self.parser.close()
+        if self.handshake_exc is not None:
+            self.handshake_exc.__traceback__ = None  # the request keeps it as well
+        self.handshake_exc = self.parser_exc = None
+
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
 

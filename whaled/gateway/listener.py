@@ -81,9 +81,12 @@ class Listener:
             sock.close()
 
     @property
-    def is_behind(self) -> bool:
-        """Whether more connections arrive than can be accepted, and have for some time."""
-        return self._busy_since is not None and time.monotonic() - self._busy_since > BEHIND_S
+    def behind_s(self) -> float:
+        """For how long more connections have arrived than can be accepted; 0 if there were none to accept lately."""
+        if self._busy_since is None:
+            return 0.0
+        busy_s = time.monotonic() - self._busy_since
+        return busy_s if busy_s > BEHIND_S else 0.0
 
     def _wait(self, sock: socket.socket) -> None:
         if self._is_open:
@@ -112,7 +115,6 @@ class Listener:
                     logger.exception("accepting a connection failed")
                 self._short(sock, error)
                 return False
-            accepted.setblocking(False)
             self._arrive(accepted, peer_address(peer))
         return True
 

@@ -60,6 +60,8 @@ SHED_PART = 0.05
 SHED_AWAY_S = 10.0
 # Memory is short: who does not answer the close at once is cut off.
 SHED_CLOSE_S = 0.5
+# SO_LINGER: a close discards what is unsent and resets the connection.
+RESET = struct.pack("ii", 1, 0)
 # How often the wall clock is compared with the monotonic one, and the difference that is a step: clocks that are slewed
 # (at most 500 ppm) come to it in half an hour, and that does no harm.
 CLOCK_LOOK_S = 1.0
@@ -159,6 +161,7 @@ class Gateway:
             total=settings.max_connections,
             per_address=settings.max_connections_per_address,
             unauthenticated=settings.max_unauthenticated,
+            failed_connects=settings.max_failed_connects,
         )
         self.clients = Clients(
             max_connections=settings.max_connections_per_client,
@@ -180,6 +183,7 @@ class Gateway:
         self._admission.total_limit = min(settings.max_connections, self.connections_possible)
         self._admission.per_address_limit = settings.max_connections_per_address
         self._admission.unauthenticated_limit = settings.max_unauthenticated
+        self._admission.failures.limit = settings.max_failed_connects
         self.clients.reconfigure(
             max_connections=settings.max_connections_per_client,
             rate=settings.client_messages_per_second,
@@ -242,13 +246,14 @@ class Gateway:
             self.rehearsal.admit(sock)
             return
         origin = source(address)
+        behind_s = self._behind_s()
+        if behind_s and self._admission.failures.is_flood(origin.network, behind_s):
+            self._reset(sock)
+            return
         connection = Connection(self, address, origin, self._next_slot)
         refusal, displaced, is_admitted = self._admission.admit(connection, origin, self._may_displace)
         if not is_admitted:
-            self._meter.refused(Refusal.CONNECT_RATE)
-            # A reset: a connection that is closed in good order would stay in the kernel for a minute.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            sock.close()
+            self._reset(sock)
             return
         if isinstance(displaced, Connection):
             self._leave(displaced)
@@ -268,6 +273,15 @@ class Gateway:
         self._connections[self._next_slot][connection] = None
         self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
         connection.start(client, refusal)
+
+    def _reset(self, sock: socket.socket) -> None:
+        """Close an accepted socket. One that is closed in good order would stay in the kernel for a minute."""
+        self._meter.refused(Refusal.CONNECT_RATE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        sock.close()
+
+    def _behind_s(self) -> float:
+        return 0.0 if self._listener is None else self._listener.behind_s
 
     async def _keep_alive(self) -> None:
         for slot in itertools.cycle(self._connections):
@@ -353,7 +367,7 @@ class Gateway:
         those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
         those of clients beside it, before it is read.
         """
-        if self._listener is None or not self._listener.is_behind:
+        if not self._behind_s():
             return True
         return isinstance(stranger, Connection) and stranger.is_idle(time.monotonic())
 

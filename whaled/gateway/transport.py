@@ -75,6 +75,7 @@ class ClientSocket:
         self, sock: socket.socket, owner: SocketOwner, share: LoopShare, source: Hashable, tls: ssl.SSLContext | None
     ) -> None:
         """Raises OSError if the client is gone already."""
+        sock.setblocking(False)
         self._sock = sock if tls is None else tls.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )  # fmt: skip

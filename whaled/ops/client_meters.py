@@ -16,9 +16,11 @@ class GatewayMeter:
     def __init__(self, registry: Registry) -> None:
         self._errors = registry.errors.labels(Component.GATEWAY)
         self._opened = registry.counter("connections_opened", "WebSocket sessions opened.")
-        self._refused = registry.counter(
+        refused = registry.counter(
             "connections_refused", "Connections that did not become a session, by reason.", "reason", Refusal
         )
+        # Looked up once: floods of connections are counted here.
+        self._refused = {reason: refused.labels(reason) for reason in Refusal}
         self._tls_failures = registry.counter(
             "tls_failures",
             "TLS handshakes that failed, by OpenSSL's reason.",
@@ -63,7 +65,7 @@ class GatewayMeter:
 
     def refused(self, reason: Refusal) -> None:
         """A connection that did not become a session."""
-        self._refused.labels(reason).inc()
+        self._refused[reason].inc()
 
     def tls_failed(self, reason: str) -> None:
         """A TLS handshake failed."""
