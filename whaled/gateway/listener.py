@@ -108,11 +108,9 @@ class Listener:
                 self._busy_since = None
                 self._wait(sock)
                 return False
-            except ConnectionAbortedError:
-                continue
             except OSError as error:
                 if error.errno not in SHORTAGES:
-                    logger.exception("accepting a connection failed")
+                    continue  # it concerns one connection that its peer has given up already (accept(2))
                 self._short(sock, error)
                 return False
             self._arrive(accepted, peer_address(peer))
