@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     made.add_argument("--seconds", type=float, default=0, help="how long each attack lasts (default: its own time)")
     made.add_argument("--quiet-seconds", type=float, default=0, help="how long the quiet is measured before and after")
+    made.add_argument("--calm", type=float, default=0, help="how long memory may take until it is back")
     made.add_argument("--events", type=int, default=0, help=f"of the log that is replayed ({EVENTS:,})")
     made.add_argument("--victims", type=int, default=VICTIMS, help="clients that must not notice (%(default)s)")
     made.add_argument("--directory", default=directory(), help="where databases are written (%(default)s)")
@@ -96,6 +97,8 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     """One after the other."""
     settle_priorities()
     bounds = GENEROUS if options.quick else STRICT
+    if options.calm:
+        bounds = replace(bounds, calm_s=options.calm)
     place = prepare(directory, victims=options.victims)
     if options.sizes:
         print(table(sizes.HEADER, await sizes.measure(place)))

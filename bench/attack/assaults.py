@@ -25,7 +25,7 @@ TURN = 64
 POLL_S = 0.005
 OPEN_LIMIT_S = 3.0
 # Where clients are not let in within this time, those that are begin.
-ALL_OPEN_LIMIT_S = 8.0
+ALL_OPEN_LIMIT_S = 20.0
 RECEIVE_BYTES = 1 << 18
 # A client that is closed comes back, but not in an endless loop of its own.
 REOPEN_S = 0.05
