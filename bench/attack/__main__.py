@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -113,7 +113,7 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
         try:
             outcome = await attacked(place, attack, seconds, quiet_s, bounds)
         except* BrokenError as broken:
-            outcome = Outcome(attack.name, complaints=[str(each) for each in broken.exceptions])
+            outcome = Outcome(attack.name, complaints=list(causes(broken)))
         outcomes.append(outcome)
         if options.json:
             options.json.write_text(json.dumps([report(each, bounds) for each in outcomes], indent=1), encoding="utf-8")
@@ -122,6 +122,15 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
         print(f"[{number}/{len(chosen)}] {attack.name}: {verdict} ({took:.0f} s; {'; '.join(outcome.did)})", flush=True)
     print(f"\n{table(HEADER, rows(outcomes, bounds))}\n\nload average after: {machine.busy()}", flush=True)
     return 1 if any(outcome.broken(bounds) for outcome in outcomes) else 0
+
+
+def causes(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:
+    """The messages in a group of groups."""
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from causes(each)
+        else:
+            yield str(each)
 
 
 async def with_history(place: Place, events: int) -> Place:
