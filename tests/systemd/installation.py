@@ -29,7 +29,7 @@ GET = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2]
 QUICK: Mapping[str, Mapping[str, object]] = {
     "upstream": {"url": "ws://127.0.0.1:8999/api/v1/ws", "reconnect_initial": "100ms", "reconnect_max": "300ms"},
     "gateway": {"max_connections_per_address": 10_000, "drain_window": "3s", "close_timeout": "1s"},
-    "canary": {"interval": "500ms", "deadline": "1s"},
+    "canary": {"interval": "500ms", "deadline": "1s", "lost_after": "1s"},
 }
 
 

@@ -227,8 +227,8 @@ def faulty(whaled: Installation) -> Installation:
 @pytest.mark.parametrize(
     "signal",
     [
-        pytest.param("USR1", id="blocked event loop"),
-        pytest.param("USR2", id="hung writer thread"),
+        pytest.param("RTMIN+2", id="blocked event loop"),
+        pytest.param("RTMIN+3", id="hung writer thread"),
         pytest.param("RTMIN+1", id="wedged hub"),
     ],
 )

@@ -1,6 +1,7 @@
 """Faults for a daemon that knows nothing of them: Python imports this at its start if PYTHONPATH says so.
 
-SIGUSR1 blocks the event loop, SIGUSR2 hangs the event log's writing thread, SIGRTMIN+1 makes the hub deliver nothing.
+SIGRTMIN+2 blocks the event loop, SIGRTMIN+3 hangs the event log's writing thread, SIGRTMIN+1 makes the hub deliver
+nothing.
 """
 
 import gc
@@ -33,6 +34,6 @@ def wedge_the_hub(*_: object) -> None:
     hub.Hub._write = staticmethod(deliver_nothing)  # type: ignore[method-assign, assignment]
 
 
-signal.signal(signal.SIGUSR1, block_the_loop)
-signal.signal(signal.SIGUSR2, hang_the_writer)
+signal.signal(signal.SIGRTMIN + 2, block_the_loop)
+signal.signal(signal.SIGRTMIN + 3, hang_the_writer)
 signal.signal(signal.SIGRTMIN + 1, wedge_the_hub)
