@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
     made.add_argument("--seconds", type=float, default=0, help="how long each attack lasts (default: its own time)")
     made.add_argument("--quiet-seconds", type=float, default=0, help="how long the quiet is measured before and after")
+    made.add_argument("--calm", type=float, default=0, help="how long memory may take until it is back")
     made.add_argument("--events", type=int, default=0, help=f"of the log that is replayed ({EVENTS:,})")
     made.add_argument("--victims", type=int, default=VICTIMS, help="clients that must not notice (%(default)s)")
     made.add_argument("--directory", default=directory(), help="where databases are written (%(default)s)")
@@ -96,6 +97,8 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     """One after the other."""
     settle_priorities()
     bounds = GENEROUS if options.quick else STRICT
+    if options.calm:
+        bounds = replace(bounds, calm_s=options.calm)
     place = prepare(directory, victims=options.victims)
     if options.sizes:
         print(table(sizes.HEADER, await sizes.measure(place)))
@@ -110,7 +113,7 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
         try:
             outcome = await attacked(place, attack, seconds, quiet_s, bounds)
         except* BrokenError as broken:
-            outcome = Outcome(attack.name, complaints=[str(each) for each in broken.exceptions])
+            outcome = Outcome(attack.name, complaints=list(causes(broken)))
         outcomes.append(outcome)
         if options.json:
             options.json.write_text(json.dumps([report(each, bounds) for each in outcomes], indent=1), encoding="utf-8")
@@ -119,6 +122,15 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
         print(f"[{number}/{len(chosen)}] {attack.name}: {verdict} ({took:.0f} s; {'; '.join(outcome.did)})", flush=True)
     print(f"\n{table(HEADER, rows(outcomes, bounds))}\n\nload average after: {machine.busy()}", flush=True)
     return 1 if any(outcome.broken(bounds) for outcome in outcomes) else 0
+
+
+def causes(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:
+    """The messages in a group of groups."""
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from causes(each)
+        else:
+            yield str(each)
 
 
 async def with_history(place: Place, events: int) -> Place:

@@ -14,6 +14,7 @@ from whaled.model import Draft, Kind, Status, Update, Whale
 
 BUSY_TIMEOUT_S = 5.0
 APART_S = 2.0
+AGO_S = 30 * 86_400.0
 PAGE = 20_000
 # From 100 BTC on, so that filters have something to choose from.
 LEAST_SAT = 10_000_000_000
@@ -21,14 +22,14 @@ SPREAD_SAT = 90_000_000_000
 
 
 def build(path: Path, count: int) -> None:
-    """`count` events, `APART_S` apart, the last one now: alerts, each dropped in the next event, a fate that the daemon
-    need not compare with a block.
+    """`count` events, `APART_S` apart: alerts, each dropped in the next event. The last is so old that the daemon does
+    not ask the backend about it again.
     """
     writer = Writer(path, BUSY_TIMEOUT_S, _damaged)
     now = time.time()
     writer.open(now)
     try:
-        began = now - count * APART_S
+        began = now - AGO_S - count * APART_S
         for first in range(0, count, PAGE):
             numbers = range(first, min(first + PAGE, count))
             writer.append([[_draft(number, began + number * APART_S) for number in numbers]])
