@@ -166,9 +166,10 @@ class Connection:
             self._direct_fd = self._socket.fd
 
     def tls_failed(self, reason: str) -> None:
-        """It was no TLS, or none that both sides speak."""
+        """It was no TLS, none that both sides speak, or nothing but TLS."""
         self._gateway.tls_failed(reason)
-        self._refuse(Refusal.TLS)
+        if self.session is None:
+            self._refuse(Refusal.TLS)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes from the client."""
