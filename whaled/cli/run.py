@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
     log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    for warning in loaded.warnings:
+        log.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))
