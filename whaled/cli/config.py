@@ -8,7 +8,7 @@ from pathlib import Path
 
 from whaled.auth.keys import load_ring
 from whaled.auth.tokens import KeyRing
-from whaled.cli.settings import Subparsers, load_for
+from whaled.cli.settings import Subparsers, load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
@@ -54,7 +54,7 @@ def faults_of_files(config: Config) -> tuple[tuple[Fault, ...], KeyRing | None]:
     ring = None
     if config.auth.enabled:
         try:
-            ring = load_ring(config.auth, os.environ, Path.cwd())
+            ring = load_ring(config.auth, os.environ, working_directory())
         except KeyRingError as error:
             faults.append(Fault("auth", str(error)))
     for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):

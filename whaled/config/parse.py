@@ -120,7 +120,7 @@ def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[F
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark is not None else source
-        faults.append(Fault("", f"not valid YAML: {error.problem or error.context}", where))
+        faults.append(Fault("", f"not valid YAML: {error.problem or error.context}{_unquoted(text, error)}", where))
         return {}
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -130,6 +130,17 @@ def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[F
     if root is not None:
         _walk(root, "", source, schema, given, faults)
     return given
+
+
+def _unquoted(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What needs quotes, where YAML takes the sign for its own: a star names an alias, a colon ends a key."""
+    mark = error.problem_mark or error.context_mark
+    if error.context == "while scanning an alias":
+        return '; to write a star, put it in quotes: "*"'
+    lines = text.splitlines()
+    if mark is not None and mark.line < len(lines) and "::" in lines[mark.line]:
+        return '; an address with two colons needs quotes: "::1"'
+    return ""
 
 
 def _walk(
