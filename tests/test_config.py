@@ -224,7 +224,10 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("http: {allowed_hosts: ['whaled.internal:9108']}", "expected a host name in small letters"),
         ("http: {allowed_hosts: [Whaled.Internal]}", "expected a host name in small letters"),
         ("http: {allowed_hosts: ['']}", "expected a host name in small letters"),
-        ("gateway: {origins: https://a.example}", "gateway.origins"),
+        (
+            "gateway: {origins: https://a.example}",
+            "a list of origins; did you mean ['https://a.example'], a list of one?",
+        ),
         ("auth: {token_ttl: 100d}", "auth.max_token_ttl"),
         ("detection: {threshold_btc: 0}", "detection.threshold_btc"),
         ("http: {port: -1}", "http.port"),

@@ -31,7 +31,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options that lay over file and environment."""
     add = parser.add_argument
     add("--db-path", metavar="FILE", help="event log (eventlog.path)")
-    add("--ws-host", metavar="HOST", help="address clients connect to (gateway.host)")
+    add("--ws-host", metavar="HOST", help="address clients connect to, or several with commas (gateway.host)")
     add("--ws-port", metavar="PORT", help="port clients connect to (gateway.port)")
     add("--mempool-url", metavar="URL", help="WebSocket of the mempool backend (upstream.url)")
     add("--whale-threshold", metavar="BTC", help="smallest whale (detection.threshold_btc)")

@@ -125,6 +125,8 @@ def _near(key: Key, found: object, written: Scalar | None) -> str:
         return _near_text(key, found, written)
     if key.base is bool:
         return _near_bool(found)
+    if key.base is tuple and key.section is None and isinstance(found, str) and 0 < len(found) <= MAX_QUOTED:
+        return f"; did you mean [{found!r}], a list of one?"
     return _near_number(key, found, written) if key.is_number and isinstance(found, str) else ""
 
 
