@@ -12,6 +12,7 @@ RANKS = {
     "errors": 0,
     "model": 1,
     "config": 2,
+    "hosts": 1,
     "listening": 2,
     "summaries": 2,
     "addresses": 2,

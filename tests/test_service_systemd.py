@@ -182,6 +182,7 @@ async def test_the_watchdog_is_fed_and_the_status_tells_how_it_is(tmp_path: Path
             await manager.heard(lambda said: any(" BTC; offset " in line for line in said))
             status = next(line for line in manager.said if " BTC; offset " in line)
             assert status.startswith("STATUS=upstream connected; 0 clients; last whale 2")
+            assert status.endswith(f"; clients connect to {whaled.url.removeprefix('ws://')}")
             whaled.process.terminate()
             assert await whaled.ended() == 0
             assert "STOPPING=1" in manager.said

@@ -1,5 +1,6 @@
 """What can go wrong, sorted by whose fault it is, and the catalogue of WebSocket close codes."""
 
+import errno
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
 
@@ -54,10 +55,15 @@ class KeyRingError(OperatorError):
 class ListenError(OperatorError):
     """A listening socket could not be opened; `remedy` says what sets its address."""
 
-    def __init__(self, host: str, port: int, error: OSError, remedy: str) -> None:
-        # The event loop's text names the address a second time, with the reason behind the last colon.
-        reason = (error.strerror or str(error)).rpartition(": ")[2]
-        super().__init__(f"cannot listen on {host} port {port}: {reason}; {remedy}, or stop what uses the port")
+    def __init__(self, host: str, port: int, error: OSError | str, remedy: str) -> None:
+        in_use = ""
+        if isinstance(error, OSError):
+            # The event loop's text names the address a second time, with the reason behind the last colon.
+            reason = (error.strerror or str(error)).rpartition(": ")[2]
+            in_use = ", or stop what uses the port" if error.errno == errno.EADDRINUSE else ""
+        else:
+            reason = error
+        super().__init__(f"cannot listen on {host} port {port}: {reason}; {remedy}{in_use}")
 
 
 class EventLogError(WhaledError):

@@ -7,7 +7,7 @@ import shutil
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -151,12 +151,12 @@ class Service:
                 http = self._http_server(gateway, canary, pipeline)
                 running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey, http)
                 async with (
-                    gateway.serving(self._passed.clients, tls) as address,
-                    http.serving(self._passed.metrics) as http_address,
+                    gateway.serving(self._passed.clients, tls),
+                    http.serving(self._passed.metrics),
                 ):
                     self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
-                    self._announce(address, http_address)
+                    self._announce(gateway.addresses, http.addresses)
                     await self._work(running)
         log.info("stopped")
 
@@ -275,10 +275,12 @@ class Service:
         if certificate is not None:
             self.metrics.keys.certificate(certificate_expiry(certificate))
 
-    def _announce(self, clients: str, http: str | None) -> None:
+    def _announce(self, clients: Sequence[str], http: Sequence[str]) -> None:
         config = self.config
+        scheme = "wss" if config.gateway.tls.certificate else "ws"
+        listen = ", ".join(f"{scheme}://{address}" for address in clients)
         if not config.auth.enabled:
-            log.warning("authentication is off: everybody who can connect reads the alerts", listen=clients)
+            log.warning("authentication is off: everybody who can connect reads the alerts", listen=listen)
         if self._ring is not None:
             log.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
         for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
@@ -287,8 +289,8 @@ class Service:
         log.info(
             "ready",
             version=__version__,
-            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{clients}",
-            metrics=f"http://{http}/metrics" if http else None,
+            listen=listen,
+            metrics=", ".join(f"http://{address}/metrics" for address in http) or None,
             upstream=redacted(config.upstream.url),
             threshold_btc=config.detection.threshold_btc,
         )

@@ -156,6 +156,7 @@ def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
         f"{gateway.connections} clients",
         f"last whale {whale}",
         f"offset {log_.head}",
+        f"clients connect to {', '.join(gateway.addresses)}",
     ]
     if gateway.is_short_of_memory:
         parts.append("memory short, shedding load")

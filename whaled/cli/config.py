@@ -1,19 +1,21 @@
 """`whaled check-config`: says everything that is wrong with a configuration, before a daemon would."""
 
 import argparse
+import asyncio
 import os
 import sys
 from pathlib import Path
 
 from whaled.auth.keys import load_ring
 from whaled.auth.tokens import KeyRing
-from whaled.cli.settings import Subparsers, load_for
+from whaled.cli.settings import Subparsers, load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
 from whaled.config.sections import Config, Detection
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.files import read_address_book, tls_context
+from whaled.listening import host_port, missing_hosts
 
 
 def register(subparsers: Subparsers) -> None:
@@ -35,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check. Raises ConfigError with every fault."""
     loaded = load_for(arguments)
     faults, ring = faults_of_files(loaded.config)
+    for warning in (*loaded.warnings, *asyncio.run(_warnings_of_hosts(loaded))):
+        print(f"whaled: warning: {warning}", file=sys.stderr)
     if faults:
         raise ConfigError(faults)
     if arguments.print:
@@ -50,7 +54,7 @@ def faults_of_files(config: Config) -> tuple[tuple[Fault, ...], KeyRing | None]:
     ring = None
     if config.auth.enabled:
         try:
-            ring = load_ring(config.auth, os.environ, Path.cwd())
+            ring = load_ring(config.auth, os.environ, working_directory())
         except KeyRingError as error:
             faults.append(Fault("auth", str(error)))
     for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):
@@ -59,6 +63,20 @@ def faults_of_files(config: Config) -> tuple[tuple[Fault, ...], KeyRing | None]:
         except ConfigError as error:
             faults.extend(error.faults)
     return tuple(faults), ring
+
+
+async def _warnings_of_hosts(loaded: Loaded) -> list[Fault]:
+    """Hosts that are missing on this machine. No fault: whaled listens on the others, or on sockets of systemd."""
+    config = loaded.config
+    sections = [
+        ("gateway.host", config.gateway.host),
+        *([("http.host", config.http.host)] if config.http.enabled else []),
+    ]
+    return [
+        Fault(key, f"nobody can connect to {missing.host}: {missing.reason}", loaded.origins.get(key, ""))
+        for key, hosts in sections
+        for missing in await missing_hosts(hosts)
+    ]
 
 
 def _rules(detection: Detection) -> str:
@@ -81,7 +99,7 @@ def _summary(loaded: Loaded, ring: KeyRing | None) -> str:
             f"{loaded.path or 'the defaults'}: fine, {len(loaded.origins)} keys set",
             f"whales {_rules(config.detection)}",
             f"upstream {redacted(config.upstream.url)}",
-            f"clients at {scheme}://{gateway.host}:{gateway.port}",
+            f"clients at {', '.join(f'{scheme}://{host_port(host, gateway.port)}' for host in gateway.host)}",
             f"authentication {'OFF' if ring is None else f'on, keys: {ring.source}'}",
         )
     )

@@ -23,6 +23,11 @@ Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
 RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
 MAX_WATCH_RULES = 100
 Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
+# A machine serves one or two networks; each address is a listening socket.
+MAX_HOSTS = 16
+Host = Annotated[str, Meta(extra={"unit": "host"})]
+Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
+Origin = Annotated[str, Meta(extra={"unit": "origin"})]
 
 
 class Basis(StrEnum):
@@ -126,10 +131,10 @@ class Tls(Struct, frozen=True, kw_only=True):
 class Gateway(Struct, frozen=True, kw_only=True):
     """The WebSocket server clients connect to."""
 
-    host: Text = "127.0.0.1"
+    host: Hosts = ("127.0.0.1",)
     port: Port = 8765
     backlog: Count = 4096
-    origins: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
     max_connections: Count = 10_000
     max_connections_per_address: Count = 200
     max_connections_per_client: Count = 1_000
@@ -172,7 +177,7 @@ class Http(Struct, frozen=True, kw_only=True):
     """The plain HTTP server with /metrics and /healthz."""
 
     enabled: bool = True
-    host: Text = "127.0.0.1"
+    host: Hosts = ("127.0.0.1",)
     port: Port = 9108
     allowed_hosts: tuple[str, ...] = ()
     max_connections: Count = 64

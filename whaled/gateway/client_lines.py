@@ -23,6 +23,9 @@ class ClientLines:
 
     def __init__(self) -> None:
         self._refused = Summary(log, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
+        self._origin = Summary(
+            log, "a page may not connect: its origin is not in gateway.origins", per_source=STRANGER, in_all=STRANGERS
+        )
         self._connected = Summary(log, "client connected", per_source=CLIENT, in_all=CLIENTS)
         self._left = Summary(log, "client left", per_source=CLIENT, in_all=CLIENTS)
         self._stranger_left = Summary(log, "client left", per_source=STRANGER, in_all=STRANGERS)
@@ -62,6 +65,10 @@ class ClientLines:
         self._turned_away.clear()
         self._networks.clear()
 
+    def origin_refused(self, address: str, origin: str) -> None:
+        """A browser page of an origin that is not allowed."""
+        self._origin.line(address, address=address, origin=origin)
+
     def connected(self, address: str, client_id: str | None) -> None:
         """A client may be served: it has authenticated, or need not."""
         self._connected.line(client_id or address, address=address, client_id=client_id)
@@ -82,7 +89,7 @@ class ClientLines:
     def flush(self) -> None:
         """Log the counts of what was left out up to now."""
         for summary in (
-            self._refused, self._connected, self._left, self._stranger_left, self._shed, self._failed,
+            self._refused, self._origin, self._connected, self._left, self._stranger_left, self._shed, self._failed,
         ):  # fmt: skip
             summary.flush()
         self._count_turned_away()

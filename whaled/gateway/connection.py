@@ -12,7 +12,6 @@ from typing import Protocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
-from websockets.typing import Origin
 
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
@@ -20,6 +19,7 @@ from whaled.gateway import wire
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Source
 from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
+from whaled.gateway.origins import Origins, shown
 from whaled.gateway.session import (
     Action,
     Admit,
@@ -61,7 +61,7 @@ class ConnectionOwner(Protocol):
     """The gateway, as a connection sees it."""
 
     settings: GatewaySettings
-    allowed_origins: list[Origin | None] | None
+    origins: Origins
     retry_after_s: int
     is_draining: bool
 
@@ -71,6 +71,10 @@ class ConnectionOwner(Protocol):
 
     def tls_failed(self, reason: str) -> None:
         """A TLS handshake failed."""
+        ...
+
+    def origin_refused(self, connection: "Connection", origin: str) -> None:
+        """A page of an origin that is not allowed tried to connect."""
         ...
 
     def new_session(self, connection: "Connection") -> Session:
@@ -199,7 +203,7 @@ class Connection:
         elif end >= 0:
             request, rest = bytes(self._request[:size]), bytes(self._request[size:])
             self._request = bytearray()
-            self._ws = Server(origins=self._gateway.allowed_origins, max_size=self._gateway.settings.max_frame)
+            self._ws = Server(max_size=self._gateway.settings.max_frame)
             self._read(request)
             return rest
         return b""
@@ -277,7 +281,7 @@ class Connection:
             response = self._ws.accept(request)
         self._ws.send_response(response)
         if self._ws.state is not OPEN:
-            self._refuse(Refusal.ORIGIN if response.status_code == 403 else Refusal.BAD_HANDSHAKE)
+            self._refuse(Refusal.BAD_HANDSHAKE)
             return
         self._cancel_timer()
         self._flush()
@@ -295,15 +299,20 @@ class Connection:
     def _judge(self, request: Request) -> Response | None:
         """The answer to a request that opens no WebSocket; None if it may."""
         assert self._ws is not None
-        refusal, response = judge(self._ws, request, is_draining=self._gateway.is_draining)
+        gateway = self._gateway
+        refusal, response = judge(
+            self._ws, request, gateway.origins, is_draining=gateway.is_draining, is_tls=not self._socket.is_plain
+        )
         # A health check has its answer however many clients there are.
         if self._refusal is not None and refusal is not Refusal.NO_UPGRADE:
             # Counted now, not at the accept: a client that has its answer is refused, one that leaves before is not.
             self._count_refusal()
-            return refuse(self._ws, self._refusal, self._gateway.retry_after_s)
+            return refuse(self._ws, self._refusal, gateway.retry_after_s)
         if refusal is not None:
             self._refusal = None
             self._refuse(refusal)
+        if refusal is Refusal.ORIGIN:
+            gateway.origin_refused(self, shown(", ".join(request.headers.get_all("Origin"))))
         return response
 
     def _refuse(self, refusal: Refusal) -> None:

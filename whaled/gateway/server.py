@@ -13,11 +13,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 import structlog
-from websockets.typing import Origin
 
 from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
-from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
+from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.admission import Admission, Source, source
 from whaled.gateway.client_lines import ClientLines
@@ -26,6 +25,7 @@ from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import FailureLimit, Limit, Refusal
 from whaled.gateway.listener import Listener, ListenerMeter, Reserve
+from whaled.gateway.origins import Origins
 from whaled.gateway.rehearsal import Rehearsal
 from whaled.gateway.session import (
     Action,
@@ -43,7 +43,7 @@ from whaled.gateway.session import (
 )
 from whaled.gateway.share import Lane, LoopShare, ShareMeter
 from whaled.gateway.transport import ClientSocket
-from whaled.listening import address_of, open_sockets
+from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -174,9 +174,7 @@ class Gateway:
         """Take other limits and keys from now on. Open sessions keep the limits they started with."""
         self.settings = self.rehearsal.settings = settings
         self.authenticator = authenticator
-        self.allowed_origins: list[Origin | None] | None = (
-            None if "*" in settings.origins else [None, *map(Origin, settings.origins)]
-        )
+        self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
         self._limits = SessionLimits.of(settings, auth)
         self._failures.reconfigure(auth.failures_per_second, auth.failure_burst)
         self._recheck.set()
@@ -216,7 +214,7 @@ class Gateway:
             )
             self.reserve.take()
             listener.start(settings.backlog)
-            self.rehearsal.listens_at(listener.sockets[0])
+            self.rehearsal.listens_at(listener.sockets)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
             credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
@@ -233,12 +231,17 @@ class Gateway:
                     connection.abort()
                 self.deliveries.cancel()
 
-    async def _open_sockets(self) -> list[socket.socket]:
+    async def _open_sockets(self) -> tuple[socket.socket, ...]:
         settings = self.settings
-        try:
-            return await open_sockets(settings.host, settings.port, settings.backlog)
-        except OSError as error:
-            raise ListenError(settings.host, settings.port, error, "set gateway.host and gateway.port") from error
+        opened = await open_sockets(settings.host, settings.port, settings.backlog, section="gateway")
+        for missing in opened.missing:
+            log.warning(NOT_LISTENING, key="gateway.host", address=missing.host, reason=missing.reason)
+        return opened.sockets
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where clients connect."""
+        return tuple(map(address_of, self._listener.sockets)) if self._listener is not None else ()
 
     def arrive(self, sock: socket.socket, address: str) -> None:
         """Take an accepted socket: count it, before TLS is prepared for it or anything is read from it."""
@@ -495,6 +498,10 @@ class Gateway:
     def tls_failed(self, reason: str) -> None:
         """A TLS handshake failed."""
         self._meter.tls_failed(reason)
+
+    def origin_refused(self, connection: Connection, origin: str) -> None:
+        """A page of an origin that is not allowed tried to connect."""
+        self._lines.origin_refused(connection.address, origin)
 
     def new_session(self, connection: Connection) -> Session:
         """The rules for a connection whose handshake is done."""
