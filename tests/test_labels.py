@@ -78,7 +78,12 @@ def test_every_address_a_backend_sent_is_right() -> None:
     ("address", "problem"),
     [
         ("", "no Bitcoin address"),
-        ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "no Bitcoin address"),
+        ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "is an address of Ethereum or another EVM chain"),
+        ("ltc1qw508d6qejxtdg4y5r3zarvary0c5xw7kgmn4n9", "is an address of Litecoin"),
+        ("bitcoincash:qzf60xrhzh9eergtrtgrtjz2pzt5qkde0es5wpyewtqc", "is an address of Bitcoin Cash"),
+        ("bitcoin:bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "is a payment link (BIP 21): write the address alone"),
+        ("\u200bbc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "no address has: U+200B ZERO WIDTH SPACE"),
+        ("xpub661MyMwAqRbcFtXgS5sYJABqqG9YLmC4Q1Rdap9gSE8Nq", "is an extended public key"),
         ("1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNb", "checksum"),
         ("1A1zP1eP5QGefi2DMPTfTL5SLmv7Divf0a", "'0'"),
         ("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5", "checksum"),
@@ -88,7 +93,7 @@ def test_every_address_a_backend_sent_is_right() -> None:
         ("BC1QW508D6QEJXTDG4Y5R3ZARVARY0C5XW7KV8F3T4", None),
         ("tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx", None),
         ("mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn", None),
-        ("LVuDpNCSSj6pQ7t9Pv6d6sUkLKoqDEVUnJ", "no Bitcoin network"),
+        ("LVuDpNCSSj6pQ7t9Pv6d6sUkLKoqDEVUnJ", "is an address of Litecoin"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said(address: str, problem: str | None) -> None:
@@ -141,7 +146,10 @@ Kraken,{COLD},exchange
         "line 5: type must be one of exchange, custodian, service, miner, fund, government, own, other; found 'broker'",
         "line 6: expected 3 columns, label,address,type, found 2; put a label with a comma in quotes",
         "line 7: label must be 1 to 64 printable characters, found ''",
-        "line 8: not CSV: unexpected end of data",
+        (
+            "line 8: a quote opens and does not close in this line: quotes in a label are doubled, and a label has no "
+            "line break"
+        ),
     ]
 
 

@@ -4,12 +4,14 @@ import asyncio
 import os
 import ssl
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
 from whaled import bookfile
 from whaled.config.sections import Detection, Tls
-from whaled.errors import ConfigError, Fault
+from whaled.errors import BookError, BookFailure, ConfigError, Fault
 from whaled.whales import watch
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owners
@@ -22,29 +24,90 @@ READ_LIMIT_S = 600.0
 _READER = "import sys; sys.path.append(sys.argv[1]); from whaled.bookfile import main; main(*sys.argv[2:])"
 
 
-def read_address_book(settings: Detection) -> AddressBook:
+# Where each key of the configuration stands, as `config.parse.Loaded.origins`.
+Origins = Mapping[str, str]
+NOWHERE: Origins = {}
+
+
+def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> AddressBook:
     """The operator's address book, empty where none is configured.
 
-    Raises ConfigError, also for a watch rule with a label that is not in the book.
+    Raises BookError, and ConfigError for a watch rule with a label that is not in the book.
     """
     if settings.address_book is None:
         return AddressBook()
-    return _fitting(bookfile.read(Path(settings.address_book), settings.max_book_addresses), settings)
+    with _placed(settings, origins):
+        return _fitting(bookfile.read(Path(settings.address_book), settings.max_book_addresses), settings)
 
 
-async def read_address_book_apart(settings: Detection) -> AddressBook:
-    """The same while the event loop goes on: a process of its own reads a file that is not small."""
+async def read_address_book_apart(
+    settings: Detection, origins: Origins = NOWHERE, *, in_force: int | None = None
+) -> AddressBook:
+    """The same while the event loop goes on: a process of its own reads a file that is not small.
+
+    `in_force` is the number of addresses that an earlier reading of the same file found: a book that lost too many of
+    them is refused (`detection.max_book_loss`).
+    """
     if settings.address_book is None or _is_small(Path(settings.address_book)):
-        return read_address_book(settings)
-    path, limit = settings.address_book, settings.max_book_addresses
+        book = read_address_book(settings, origins)
+    else:
+        with _placed(settings, origins):
+            book = _fitting(await _read_in_time(settings.address_book, settings.max_book_addresses), settings)
+    if in_force is not None:
+        with _placed(settings, origins):
+            _require_kept(in_force, len(book.owners), settings)
+    return book
+
+
+def idle_rules(settings: Detection, book: AddressBook, origins: Origins = NOWHERE) -> tuple[Fault, ...]:
+    """Parts of watch rules that match nothing with this book."""
+    found = watch.idle(settings.watch, book, str(settings.address_book))
+    return tuple(_at_its_line(fault, origins) for fault in found)
+
+
+async def _read_in_time(path: str, limit: int) -> Owners:
     try:
         async with asyncio.timeout(READ_LIMIT_S):
-            return _fitting(await _read_apart(path, limit), settings)
+            return await _read_apart(path, limit)
     except TimeoutError:
         problem = f"{path} could not be read within {READ_LIMIT_S:g} s"
     except (OSError, ValueError) as error:
         problem = f"the process that reads {path} failed ({error}); was it ended for want of memory?"
-    raise ConfigError((Fault(bookfile.KEY, problem),))
+    raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.READER_FAILED)
+
+
+def _require_kept(before: int, found: int, settings: Detection) -> None:
+    if found >= before * (1 - settings.max_book_loss):
+        return
+    problem = (
+        f"{settings.address_book} has {found:,} addresses, {before:,} are in force: the loss is greater than "
+        f"detection.max_book_loss ({settings.max_book_loss:g}). Was the file cut short? If it is right, set that key "
+        "to 1 and reload, or restart whaled"
+    )
+    raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.SHRUNK)
+
+
+@contextmanager
+def _placed(settings: Detection, origins: Origins) -> Iterator[None]:
+    """Add to faults where the key stands, and the key to faults of lines."""
+    try:
+        yield
+    except BookError as error:
+        faults = tuple(_at_its_line(fault, origins) for fault in error.faults)
+        if error.lines:
+            what = f"{error.lines:,} lines have faults" if error.lines > 1 else "a line has a fault"
+            head = Fault(bookfile.KEY, f"cannot use {settings.address_book}: {what}")
+            faults = (_at_its_line(head, origins), *faults)
+        raise BookError(faults, reason=error.reason, lines=error.lines) from error
+    except ConfigError as error:
+        raise ConfigError(tuple(_at_its_line(fault, origins) for fault in error.faults)) from error
+
+
+def _at_its_line(fault: Fault, origins: Origins) -> Fault:
+    if fault.source or not fault.where:
+        return fault
+    place = origins.get(fault.where) or origins.get(fault.where.rpartition("[")[0]) or ""
+    return Fault(fault.where, fault.problem, place)
 
 
 def _is_small(path: Path) -> bool:

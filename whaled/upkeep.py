@@ -157,6 +157,9 @@ def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
         f"last whale {whale}",
         f"offset {log_.head}",
     ]
+    owners = pipeline.detector.book.owners
+    if owners:
+        parts.append(f"{len(owners):,} addresses of {owners.labels:,} owners in the book")
     if gateway.is_short_of_memory:
         parts.append("memory short, shedding load")
     return "; ".join(parts)

@@ -11,9 +11,10 @@ from whaled.cli.settings import Subparsers, load_for
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
-from whaled.config.sections import Config, Detection
+from whaled.config.sections import Detection
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
-from whaled.files import read_address_book, tls_context
+from whaled.files import idle_rules, read_address_book, tls_context
+from whaled.whales.labels import AddressBook
 
 
 def register(subparsers: Subparsers) -> None:
@@ -34,31 +35,38 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check. Raises ConfigError with every fault."""
     loaded = load_for(arguments)
-    faults, ring = faults_of_files(loaded.config)
+    faults, ring, book = faults_of_files(loaded)
     if faults:
         raise ConfigError(faults)
     if arguments.print:
         sys.stdout.write(render(loaded))
     else:
-        print(_summary(loaded, ring))
+        print(_summary(loaded, ring, book))
+        for warning in idle_rules(loaded.config.detection, book, loaded.origins):
+            print(f"whaled: warning: {warning}", file=sys.stderr)
     return ExitStatus.STOPPED
 
 
-def faults_of_files(config: Config) -> tuple[tuple[Fault, ...], KeyRing | None]:
-    """What is wrong with the files a configuration names, and the key ring in force."""
+def faults_of_files(loaded: Loaded) -> tuple[tuple[Fault, ...], KeyRing | None, AddressBook]:
+    """What is wrong with the files a configuration names, the key ring in force, and the address book."""
+    config = loaded.config
     faults: list[Fault] = []
     ring = None
+    book = AddressBook()
     if config.auth.enabled:
         try:
             ring = load_ring(config.auth, os.environ, Path.cwd())
         except KeyRingError as error:
             faults.append(Fault("auth", str(error)))
-    for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):
-        try:
-            check()
-        except ConfigError as error:
-            faults.extend(error.faults)
-    return tuple(faults), ring
+    try:
+        book = read_address_book(config.detection, loaded.origins)
+    except ConfigError as error:
+        faults.extend(error.faults)
+    try:
+        tls_context(config.gateway.tls)
+    except ConfigError as error:
+        faults.extend(error.faults)
+    return tuple(faults), ring, book
 
 
 def _rules(detection: Detection) -> str:
@@ -72,7 +80,13 @@ def _rules(detection: Detection) -> str:
     )
 
 
-def _summary(loaded: Loaded, ring: KeyRing | None) -> str:
+def _labels(path: str | None, book: AddressBook) -> str:
+    if path is None:
+        return "no address book"
+    return f"{len(book.owners):,} addresses of {book.owners.labels:,} owners in {path}"
+
+
+def _summary(loaded: Loaded, ring: KeyRing | None, book: AddressBook) -> str:
     config = loaded.config
     gateway = config.gateway
     scheme = "wss" if gateway.tls.certificate else "ws"
@@ -80,6 +94,7 @@ def _summary(loaded: Loaded, ring: KeyRing | None) -> str:
         (
             f"{loaded.path or 'the defaults'}: fine, {len(loaded.origins)} keys set",
             f"whales {_rules(config.detection)}",
+            _labels(config.detection.address_book, book),
             f"upstream {redacted(config.upstream.url)}",
             f"clients at {scheme}://{gateway.host}:{gateway.port}",
             f"authentication {'OFF' if ring is None else f'on, keys: {ring.source}'}",

@@ -63,9 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Loaded:
-        config = load_for(arguments).config
+        loaded = load_for(arguments)
+        config = loaded.config
         ring = load_ring(config.auth, os.environ, Path.cwd()) if config.auth.enabled else None
-        return Loaded(config, ring)
+        return Loaded(config, ring, loaded.origins)
 
     async with AsyncExitStack() as stack:
         if arguments.simulate:

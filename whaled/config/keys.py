@@ -15,6 +15,7 @@ RELOADABLE = frozenset(
     {
         "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
         "detection.price_max_age", "detection.address_book", "detection.max_book_addresses",
+        "detection.max_book_loss",
         "detection.min_flow_share",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.max_failed_connects", "gateway.handshake_timeout",

@@ -92,6 +92,7 @@ class Detection(Struct, frozen=True, kw_only=True):
     inputs_wait: Seconds = 2.0
     address_book: Path | None = None
     max_book_addresses: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    max_book_loss: Annotated[float, Meta(ge=0, le=1)] = 0.5
     seen_limit: Count = 200_000
 
 

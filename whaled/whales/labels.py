@@ -54,7 +54,7 @@ class AddressBook(Struct, frozen=True):
     @classmethod
     def parse(cls, text: str, source: str) -> "AddressBook":
         """The book in CSV text of three columns, `label,address,type` (`owners.parse`). Raises ConfigError."""
-        lines = text.splitlines()
+        lines = text.splitlines(keepends=True)
         return cls(owners.parse(lambda: lines, source))
 
     def owner(self, output: Output | None) -> Owner | None:

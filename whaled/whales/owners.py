@@ -3,7 +3,6 @@
 Read by a process of its own (`whaled.bookfile`), taken over as it is: nothing is parsed or built on the event loop.
 """
 
-import csv
 import struct
 from array import array
 from bisect import bisect_left
@@ -13,14 +12,12 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from whaled.errors import ConfigError, Fault
+from whaled.errors import BookError, BookFailure, Fault
 from whaled.model import OwnerType
-from whaled.whales import addresses
+from whaled.whales.booklines import TYPES, LineFaultError, Lines
 
-COLUMNS = ("label", "address", "type")
-MAX_LABEL = 64
 # Of lines that cannot be used, the first are named and the others counted: the whole text becomes one log line.
-MAX_FAULTS = 100
+MAX_FAULTS = 20
 # A table that was written by another version is not taken over: the daemon may be older than the files on the disk.
 MAGIC = b"whaled1\n"
 # Magic; how many addresses, owners and labels; the bits of a bucket's number; length of the labels' text.
@@ -31,7 +28,7 @@ RECORD = struct.Struct(">I12sII")
 DIGEST_BYTES = 12
 # Addresses in a bucket, on average.
 BUCKET = 8
-TYPES = tuple(OwnerType)
+CUT_SHORT = "; the file ends here, amid a line: was it cut short?"
 
 
 class Owner(Struct, frozen=True):
@@ -108,6 +105,10 @@ class Owners:
         index = bisect_left(range(len(self._ends)), label, key=self._label)
         return index < len(self._ends) and self._label(index) == label
 
+    def has_type(self, kind: OwnerType) -> bool:
+        """Whether an owner has this type."""
+        return TYPES.index(kind) in bytes(self._types)
+
     def each_label(self) -> Iterator[str]:
         """Every label once, in order."""
         before = None
@@ -126,18 +127,17 @@ class Owners:
 
 
 def parse(lines: Callable[[], Iterable[str]], source: str, *, limit: int | None = None) -> Owners:
-    """The owners in lines of CSV with three columns, `label,address,type`; `lines` gives them anew each time.
+    """The owners in the lines of a CSV file (`booklines.Lines`); `lines` gives them anew each time.
 
-    A first line with the names of the columns, empty lines and lines that begin with # are passed over. Raises
-    ConfigError with a fault for every line that cannot be used, the first `MAX_FAULTS` of them, or if there are more
-    than `limit` addresses; `source` is the file's name in it.
+    Raises BookError with a fault for every line that cannot be used, the first `MAX_FAULTS` of them, or if there are
+    more addresses than `limit`; `source` is the file's name in it.
     """
     found = _Reading(limit)
     for number, line in enumerate(lines(), start=1):
-        found.take(number, line.removeprefix("\ufeff") if number == 1 else line)
+        found.take(number, line)
     if limit is not None and found.addresses > limit:
         problem = f"{source} has {found.addresses} addresses, {limit} are allowed: split the book or raise the limit"
-        raise ConfigError((Fault("detection.max_book_addresses", problem),))
+        raise BookError((Fault("detection.max_book_addresses", problem),), reason=BookFailure.TOO_LARGE)
     records = found.sorted()
     found.compare(records, lines)
     found.raise_faults(source)
@@ -154,38 +154,30 @@ class _Reading:
         self._owners: dict[tuple[str, int], int] = {}
         self._faults: dict[int, str] = {}
         self._more_faults = 0
-        self._may_be_header = True
+        self._lines = Lines()
+        self._ends_lines = False
 
     def take(self, number: int, line: str) -> None:
         """A line."""
-        line = line.strip()
-        if not line or line.startswith("#"):
-            return
-        if self._limit is not None and self.addresses >= self._limit:
-            self.addresses += 1  # only counted
-            return
         try:
-            cells = _cells(line)
-        except csv.Error as error:
-            self._blame(number, f"not CSV: {error}")
+            entry = self._lines.entry(line)
+        except LineFaultError as error:
+            is_cut = self._ends_lines and not line.endswith("\n")
+            self._blame(number, f"{error}{CUT_SHORT}" if is_cut else str(error))
             return
-        if self._may_be_header:
-            self._may_be_header = False
-            if tuple(cell.lower() for cell in cells) == COLUMNS:
-                return
-        problem = _fault_in(cells)
-        if problem is not None:
-            self._blame(number, problem)
+        finally:
+            self._ends_lines = line.endswith("\n")
+        if entry is None:
             return
-        label, address, kind = cells
-        owner = self._owners.setdefault((label, TYPES.index(OwnerType(kind.lower()))), len(self._owners))
-        raw = addresses.canonical(address).encode()
+        self.addresses += 1
+        if self._limit is not None and self.addresses > self._limit:
+            return  # only counted
+        owner = self._owners.setdefault((entry.label, TYPES.index(entry.type)), len(self._owners))
+        raw = entry.address.encode()
         record = RECORD.pack(crc32(raw), _digest(raw), number, owner)
         self._buckets[record[0]] += record
-        self.addresses += 1
 
     def _blame(self, number: int, problem: str) -> None:
-        self._may_be_header = False
         if len(self._faults) < MAX_FAULTS:
             self._faults[number] = problem
         else:
@@ -218,25 +210,30 @@ class _Reading:
         for number in sorted(twice)[MAX_FAULTS:]:
             del twice[number]
             self._more_faults += 1
+        again = Lines()
         for number, line in enumerate(lines(), start=1):
-            if number in twice:
+            try:
+                entry = again.entry(line)
+            except LineFaultError:
+                continue
+            if number in twice and entry is not None:
                 first, known, owner = twice[number]
                 here, there = (f"{label!r} ({TYPES[kind]})" for label, kind in (names[owner], names[known]))
                 self._faults[number] = (
-                    f"{addresses.canonical(_cells(line.strip())[1])} is {here} here and {there} in line {first}; "
+                    f"{entry.address} is {here} here and {there} in line {first}; "
                     "an address has one owner: remove one of the lines"
                 )
 
     def raise_faults(self, source: str) -> None:
-        """Raise ConfigError if there are any."""
+        """Raise BookError if there are any."""
         if not self._faults:
             return
         named = sorted(self._faults)[:MAX_FAULTS]
         faults = [Fault(f"line {number}", self._faults[number], source) for number in named]
         more = self._more_faults + len(self._faults) - len(named)
         if more:
-            faults.append(Fault("", f"{more} more lines cannot be used", source))
-        raise ConfigError(tuple(faults))
+            faults.append(Fault("", f"and {more} more lines cannot be used", source))
+        raise BookError(tuple(faults), reason=BookFailure.FAULTS, lines=len(named) + more)
 
     def packed(self, records: bytearray) -> Owners:
         """The table of these records. Those of one address and owner are one."""
@@ -270,25 +267,3 @@ class _Reading:
 
 def _digest(raw: bytes) -> bytes:
     return blake2b(raw, digest_size=DIGEST_BYTES).digest()
-
-
-def _cells(line: str) -> list[str]:
-    """The columns of a line. Raises csv.Error."""
-    if '"' not in line:  # csv would say the same, slower
-        return [cell.strip() for cell in line.split(",")]
-    return [cell.strip() for cell in next(csv.reader([line], strict=True, skipinitialspace=True))]
-
-
-def _fault_in(cells: list[str]) -> str | None:
-    """What is wrong with a line, None if nothing is."""
-    if len(cells) != len(COLUMNS):
-        return f"expected 3 columns, label,address,type, found {len(cells)}; put a label with a comma in quotes"
-    label, address, kind = cells
-    if not label or len(label) > MAX_LABEL or not label.isprintable():
-        return f"label must be 1 to {MAX_LABEL} printable characters, found {label[: MAX_LABEL + 1]!r}"
-    problem = addresses.fault_in(address)
-    if problem is not None:
-        return f"address {address[:100]!r} {problem}"
-    if kind.lower() not in TYPES:
-        return f"type must be one of {', '.join(OwnerType)}; found {kind[:MAX_LABEL]!r}"
-    return None
