@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whaled.model import OwnerType
-from whaled.whales.booklines import Entry, LineFaultError, Lines
+from whaled.whales.bookkeys import Network
+from whaled.whales.booklines import TYPES, Entry, LineFaultError, Lines
 
 HOT = "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
-ENTRY = Entry("Example, Inc.", HOT, OwnerType.EXCHANGE)
+ENTRY = Entry("Example, Inc.", HOT, TYPES.index(OwnerType.EXCHANGE), Network.MAINNET)
 
 
 def read(*lines: str) -> list[Entry]:
@@ -135,7 +136,7 @@ def test_a_line_that_is_wrong_does_not_decide_about_the_others() -> None:
     book = Lines()
     with pytest.raises(LineFaultError):
         book.entry("name;address;type")
-    assert book.entry(f"A;{HOT};own") == Entry("A", HOT, OwnerType.OWN)
+    assert book.entry(f"A;{HOT};own") == Entry("A", HOT, TYPES.index(OwnerType.OWN), Network.MAINNET)
 
 
 @given(st.lists(st.text(max_size=200), max_size=4))

@@ -59,7 +59,7 @@ def test_a_table_that_is_not_whole_is_refused(cut: int) -> None:
 
 def test_a_table_of_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="of this version"):
-        Owners(b"whaled2\n" + bytes(read(book(10)).to_bytes())[8:])
+        Owners(b"whaled1\n" + bytes(read(book(10)).to_bytes())[8:])
 
 
 def test_addresses_of_one_checksum_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

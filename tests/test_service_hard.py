@@ -184,6 +184,19 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
         await whaled.logged("reloaded", addresses=0)
 
 
+async def test_a_book_of_another_network_is_named_when_the_backend_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "book.csv"
+    path.write_text("\n".join(book(3)))
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url, detection={"address_book": str(path)})
+        async with daemon.running(config) as whaled:
+            event = "the address book has addresses of another network"
+            found = await whaled.logged(event)
+            assert (found["level"], found["backend"], found["addresses"]) == ("warning", "regtest", {"mainnet": 3})
+            whaled.signal(signal.SIGHUP)
+            await whaled.logged(event, times=2)
+
+
 async def test_a_stop_amid_a_reload_ends_the_reader_too(tmp_path: Path) -> None:
     path = tmp_path / "book.csv"
     config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})

@@ -38,6 +38,7 @@ from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
 from whaled.upstream.survey import Survey
 from whaled.web import app as web
+from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
 
@@ -96,6 +97,8 @@ class Service:
         # Asked for again while one is under way, one more follows it: the files may have changed after they were read.
         self._reload_asked = asyncio.Event()
         self._is_reloading = False
+        # Of the backend, as far as it is known.
+        self._network = ""
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -152,6 +155,7 @@ class Service:
                     log_,
                     self.metrics.upstream,
                     is_backfilling=config.backfill.enabled,
+                    on_network=lambda network: self._on_network(network, pipeline.detector.book),
                 )
                 http = self._http_server(gateway, canary, pipeline)
                 running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey, http)
@@ -391,6 +395,17 @@ class Service:
         for fault in idle_rules(config.detection, book, origins):
             log.warning("a watch rule matches nothing", problem=str(fault))
 
+    def _on_network(self, network: str, book: AddressBook) -> None:
+        if network != self._network:
+            self._network = network
+            self._compare_networks(book)
+
+    def _compare_networks(self, book: AddressBook) -> None:
+        """Log whether the book has addresses that the backend never shows."""
+        elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
+        if elsewhere:
+            log.warning("the address book has addresses of another network", backend=self._network, addresses=elsewhere)
+
     def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
         """Exchange the old for the new, in one step."""
         self.config = loaded.config
@@ -406,6 +421,7 @@ class Service:
         self._observe_keys(loaded.ring)
         self.metrics.config.reloaded(time.time(), success=True)
         self._book_read(loaded.config, detector.book, loaded.origins)
+        self._compare_networks(detector.book)
         log.info("reloaded", addresses=len(detector.book.owners))
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from whaled.model import OwnerType
-from whaled.whales import addresses
+from whaled.whales import bookkeys
+from whaled.whales.bookkeys import Network
 
 COLUMNS = ("label", "address", "type")
 # `whaled labels import` writes these behind the three: they are for people, and in no alert.
@@ -15,6 +16,7 @@ NOTES = ("source", "date", "confidence")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MAX_LABEL = 64
 TYPES = tuple(OwnerType)
+_NUMBERS = {str(kind): number for number, kind in enumerate(TYPES)}
 # What spreadsheets write in front of a file, to find its separator again.
 _SEPARATOR_LINE = re.compile('"?sep=([,;\t])"?', re.IGNORECASE)
 # How much of a line or cell a fault quotes.
@@ -37,11 +39,12 @@ _MEANT = {
 
 
 class Entry(NamedTuple):
-    """An address of the book in the form a backend writes it, and its owner."""
+    """A key of the book in its canonical form (`bookkeys.canonical`), and its owner; `type` is a place in TYPES."""
 
     label: str
-    address: str
-    type: OwnerType
+    key: str
+    type: int
+    network: Network
 
 
 class LineFaultError(ValueError):
@@ -82,7 +85,7 @@ class Lines:
         line = line.strip(" \r\n\f\v")
         if self._layout is None:
             line = line.removeprefix("\ufeff")
-        if not line.strip() or line.startswith("#"):
+        if not line or line[0] == "#" or line.isspace():
             return None
         if not line.isascii():
             _require_utf8(line)
@@ -104,7 +107,8 @@ class Lines:
         problem = _fault_in(label, address, kind) if address else None
         if not address or problem is not None:
             raise LineFaultError(_misplaced(cells, layout) or problem or "the address is missing")
-        return Entry(label, addresses.canonical(address), OwnerType(kind.lower()))
+        key, network = bookkeys.canonical(address)
+        return Entry(label, key, _NUMBERS[kind.lower()], network)
 
 
 def split(line: str, separator: str) -> list[str]:
@@ -138,7 +142,7 @@ def _layout(line: str, separators: Sequence[str]) -> tuple[Layout, bool]:
             return named, True
     rows = [(separator, cells) for separator, cells in found.items() if len(cells) >= len(COLUMNS)]
     for separator, cells in rows:
-        if addresses.fault_in(cells[1]) is None:
+        if bookkeys.fault_in(cells[1]) is None:
             width = max(index for index, cell in enumerate(cells, start=1) if cell)
             return Layout(separator, most=max(width, len(COLUMNS))), False
     return Layout(rows[0][0] if rows else separators[0]), False
@@ -170,10 +174,10 @@ def _wrong_number(cells: list[str], layout: Layout) -> str:
 
 def _misplaced(cells: list[str], layout: Layout) -> str | None:
     """Where the address is, if it is in another column."""
-    if addresses.fault_in(cells[layout.address]) is None:
+    if bookkeys.fault_in(cells[layout.address]) is None:
         return None
     for index, cell in enumerate(cells):
-        if addresses.fault_in(cell) is None:
+        if bookkeys.fault_in(cell) is None:
             return (
                 f"the address is in column {index + 1}, expected {layout.wanted}; for another order begin the file "
                 "with a line of the columns' names, like address,label,type"
@@ -185,13 +189,13 @@ def _fault_in(label: str, address: str, kind: str) -> str | None:
     """What is wrong with an entry, None if nothing is."""
     if not label or len(label) > MAX_LABEL or not label.isprintable():
         return f"label must be 1 to {MAX_LABEL} printable characters, found {label[: MAX_LABEL + 1]!r}"
-    problem = addresses.fault_in(address)
+    problem = bookkeys.fault_in(address)
     if problem is not None:
-        return f"address {address[:QUOTED]!r} {problem}"
-    if kind.lower() in TYPES:
+        return problem
+    if kind.lower() in _NUMBERS:
         return None
     found = f"type must be one of {', '.join(OwnerType)}; found {kind[:MAX_LABEL]!r}"
-    if label.lower() in TYPES:
+    if label.lower() in _NUMBERS:
         return f"{found}; label and type are in each other's place"
     if "#" in kind:
         return f"{found}; a comment has a line of its own"

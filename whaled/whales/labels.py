@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from msgspec import Struct, field
 
 from whaled.model import Flow, Output, OwnerType, Transaction
-from whaled.whales import owners
+from whaled.whales import bookkeys, owners
 from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
 from whaled.whales.owners import Owner, Owners
 
@@ -59,7 +59,13 @@ class AddressBook(Struct, frozen=True):
 
     def owner(self, output: Output | None) -> Owner | None:
         """Whose this output is, None if nobody in the book."""
-        return self.owners.get(output.address) if output is not None and output.address is not None else None
+        if output is None:
+            return None
+        if output.address is not None:
+            owner = self.owners.get(output.address)
+            if owner is not None:
+                return owner
+        return self.owners.get(bookkeys.of_script(output.script)) if self.owners.has_scripts else None
 
     def is_one_payer(self, transaction: Transaction) -> bool:
         """Whether all inputs are known to be of one label."""

@@ -14,14 +14,16 @@ from msgspec import Struct
 
 from whaled.errors import BookError, BookFailure, Fault
 from whaled.model import OwnerType
+from whaled.whales.bookkeys import Network
 from whaled.whales.booklines import TYPES, LineFaultError, Lines
 
 # Of lines that cannot be used, the first are named and the others counted: the whole text becomes one log line.
 MAX_FAULTS = 20
 # A table that was written by another version is not taken over: the daemon may be older than the files on the disk.
-MAGIC = b"whaled1\n"
-# Magic; how many addresses, owners and labels; the bits of a bucket's number; length of the labels' text.
-HEADER = struct.Struct("=8sIIIII")
+MAGIC = b"whaled2\n"
+# Magic; how many addresses, owners and labels; the bits of a bucket's number; length of the labels' text; how many
+# keys of each network.
+HEADER = struct.Struct(f"=8sIIIII{len(Network)}I")
 # What was read of an address: checksum, digest, line, owner. The checksum is quick and orders the table; by it alone
 # one in 4,300 addresses would be taken for one of a million. With the 96 bits of the digest nobody can aim at that.
 RECORD = struct.Struct(">I12sII")
@@ -44,13 +46,26 @@ class Owners:
     Raises ValueError for anything else.
     """
 
-    __slots__ = ("_bits", "_checks", "_data", "_digests", "_ends", "_labels", "_owned", "_starts", "_types", "labels")
+    __slots__ = (
+        "_bits",
+        "_checks",
+        "_data",
+        "_digests",
+        "_ends",
+        "_labels",
+        "_owned",
+        "_starts",
+        "_types",
+        "labels",
+        "networks",
+    )
 
     def __init__(self, data: bytes | bytearray = b"") -> None:
-        data = data or HEADER.pack(MAGIC, 0, 0, 0, 0, 0) + bytes(8)
+        data = data or HEADER.pack(MAGIC, *bytes(5 + len(Network))) + bytes(8)
         if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
             raise ValueError("no table of owners of this version")
-        _, count, owners, self.labels, self._bits, text_bytes = HEADER.unpack_from(data)
+        _, count, owners, self.labels, self._bits, text_bytes, *networks = HEADER.unpack_from(data)
+        self.networks: dict[Network, int] = dict(zip(Network, networks, strict=True))
         sizes = (4 * (2**self._bits + 1), 4 * count, 4 * count, 4 * owners, DIGEST_BYTES * count, owners, text_bytes)
         if len(data) != HEADER.size + sum(sizes):
             raise ValueError("a table of owners that is not whole")
@@ -83,7 +98,10 @@ class Owners:
         return self._data
 
     def get(self, address: str) -> Owner | None:
-        """The owner of an address in the form a backend writes, None if it is not in the book."""
+        """The owner of an address in the form a backend writes, or of a key that `bookkeys.of_script` gives.
+
+        None if it is not in the book.
+        """
         checks = self._checks
         if not checks:
             return None
@@ -99,6 +117,11 @@ class Owners:
                 return self._owner(self._owned[index])
             index += 1
         return None
+
+    @property
+    def has_scripts(self) -> bool:
+        """Whether public keys or scripts are in the book."""
+        return self.networks[Network.SCRIPT] > 0
 
     def has_label(self, label: str) -> bool:
         """Whether an address has this label."""
@@ -156,6 +179,9 @@ class _Reading:
         self._more_faults = 0
         self._lines = Lines()
         self._ends_lines = False
+        self._networks = [0] * len(Network)
+        # Where the first key of each network stands.
+        self.first_lines: dict[Network, int] = {}
 
     def take(self, number: int, line: str) -> None:
         """A line."""
@@ -172,10 +198,12 @@ class _Reading:
         self.addresses += 1
         if self._limit is not None and self.addresses > self._limit:
             return  # only counted
-        owner = self._owners.setdefault((entry.label, TYPES.index(entry.type)), len(self._owners))
-        raw = entry.address.encode()
+        owner = self._owners.setdefault((entry.label, entry.type), len(self._owners))
+        raw = entry.key.encode()
         record = RECORD.pack(crc32(raw), _digest(raw), number, owner)
         self._buckets[record[0]] += record
+        self._networks[entry.network] += 1
+        self.first_lines.setdefault(entry.network, number)
 
     def _blame(self, number: int, problem: str) -> None:
         if len(self._faults) < MAX_FAULTS:
@@ -220,7 +248,7 @@ class _Reading:
                 first, known, owner = twice[number]
                 here, there = (f"{label!r} ({TYPES[kind]})" for label, kind in (names[owner], names[known]))
                 self._faults[number] = (
-                    f"{entry.address} is {here} here and {there} in line {first}; "
+                    f"{entry.key} is {here} here and {there} in line {first}; "
                     "an address has one owner: remove one of the lines"
                 )
 
@@ -260,7 +288,7 @@ class _Reading:
             last = label
             text += label.encode()
             ends.append(len(text))
-        header = HEADER.pack(MAGIC, len(checks), len(names), labels, bits, len(text))
+        header = HEADER.pack(MAGIC, len(checks), len(names), labels, bits, len(text), *self._networks)
         kinds = bytes(kind for _, kind in names)
         return Owners(b"".join((header, starts, checks, owned, ends, digests, kinds, text)))
 
