@@ -42,7 +42,7 @@ def written(directory: Path, lines: list[str], ending: str = "\n") -> Path:
 
 async def refused(read: Read, path: Path, **settings: object) -> list[str]:
     with pytest.raises(ConfigError) as error:
-        await read(Detection(address_book=str(path), **settings))  # type: ignore[arg-type]
+        await read(Detection(**{"address_book": str(path), **settings}))  # type: ignore[arg-type]
     return [str(fault) for fault in error.value.faults]
 
 
@@ -59,7 +59,7 @@ async def test_a_book_that_is_not_configured_is_empty(read: Read) -> None:
 
 
 async def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, read: Read) -> None:
-    lines = [*book(1_000), "x", f"Other,{address(0)},own"]
+    lines = [*book(1_000), "x", f"Other,{address(0)},owner"]
     path = written(tmp_path, lines)
     found = await refused(read, path)
     assert found[:2] == [
@@ -69,7 +69,7 @@ async def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, read: R
             "or tabs"
         ),
     ]
-    assert found[2].startswith(f"{path}: line 1002: {address(0)} is 'Other' (own) here and 'Owner 0' ")
+    assert found[2].startswith(f"{path}: line 1002: type must be one of exchange, custodian, ")
 
 
 async def test_the_line_of_the_key_that_names_the_file_is_named(tmp_path: Path, read: Read) -> None:
@@ -151,17 +151,51 @@ async def test_a_file_that_ends_amid_a_line_is_named(tmp_path: Path, read: Read)
 async def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, book(10))
 
-    def growing(*_: object, **__: object) -> Owners:
+    def growing(*_: object) -> bool:
         with path.open("a") as file:
             file.write("x,")
-        return Owners()
+        return True
 
-    monkeypatch.setattr("whaled.whales.owners.parse", growing)
+    monkeypatch.setattr("whaled.whales.books.Reading.add", growing)
     (problem,) = await refused(here, path)
     assert problem == (
         f"detection.address_book: {path} changed while it was read: write a new file beside it and rename that "
         f"(mv NEW {path})"
     )
+
+
+async def test_several_files_are_read_in_their_order(tmp_path: Path, read: Read) -> None:
+    first, second = tmp_path / "mine.csv", written(tmp_path, book(1_000))
+    first.write_text(f"Mine;{address(3)};own\n")
+    found = (await read(Detection(address_book=(str(first), str(second))))).owners
+    assert [owner.label for owner in found.all(address(3))] == ["Mine", "Owner 3"]
+    assert (len(found), found.several) == (1_000, 1)
+    found = (await read(Detection(address_book=(str(second), str(first))))).owners
+    assert [owner.label for owner in found.all(address(3))] == ["Owner 3", "Mine"]
+
+
+async def test_of_several_files_the_one_at_fault_is_named(tmp_path: Path, read: Read) -> None:
+    first, second = tmp_path / "mine.csv", written(tmp_path, book(1_000))
+    first.write_text("")
+    places = {"detection.address_book": "w.yaml:2", "detection.address_book[1]": "w.yaml:4"}
+    settings = Detection(address_book=(str(second), str(first)))
+    with pytest.raises(BookError) as error:
+        await read(settings, places)
+    assert error.value.reason is BookFailure.EMPTY
+    assert str(error.value).startswith(f"w.yaml:4: detection.address_book[1]: {first} has no address (0 bytes)")
+    first.write_text("x\n")
+    with pytest.raises(BookError) as error:
+        await read(settings, places)
+    head, fault = str(error.value).splitlines()
+    assert head == f"w.yaml:2: detection.address_book: cannot use {second}, {first}: a line has a fault"
+    assert fault.startswith(f"{first}: line 1: expected 3 columns")
+    first.write_text(f"x,{address(1)},own")
+    assert await refused(read, second, address_book=(str(first), str(second)), max_book_addresses=1_000) == [
+        (
+            f"detection.max_book_addresses: {first}, {second} have 1001 addresses, 1000 are allowed: split the book or "
+            "raise the limit"
+        )
+    ]
 
 
 @pytest.mark.parametrize(("count", "loss", "is_kept"), [(500, 0.5, True), (499, 0.5, False), (1, 1.0, True)])
@@ -295,6 +329,6 @@ def test_a_reader_that_runs_out_of_memory_says_what_allows_more(
     monkeypatch.setattr(bookfile, "read", short)
     monkeypatch.setattr("os.nice", lambda _: 0)
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
-    bookfile.main(str(tmp_path / "book.csv"), "7")
+    bookfile.main("7", str(tmp_path / "book.csv"))
     with pytest.raises(ConfigError, match=r"more memory than detection\.max_book_addresses \(7\) allows for"):
         taken(io.BytesIO(capsysbinary.readouterr().out))  # type: ignore[arg-type]

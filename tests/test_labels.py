@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
+from whaled.addresses import base58check
 from whaled.errors import ConfigError
 from whaled.model import Flow, Input, Output, OwnerType, Transaction
 from whaled.upstream.dialect import decode
@@ -139,10 +140,6 @@ Kraken,{COLD},exchange
 """
     assert faults(text) == [
         f"line 3: address '{HOT[:-1]}b' has a wrong checksum: a character is mistyped",
-        (
-            f"line 4: {HOT} is 'Bitfinex' (exchange) here and 'Kraken' (exchange) in line 2; an address has one owner: "
-            "remove one of the lines"
-        ),
         "line 5: type must be one of exchange, custodian, service, miner, fund, government, own, other; found 'broker'",
         "line 6: expected 3 columns, label,address,type, found 2; put a label with a comma in quotes",
         "line 7: label must be 1 to 64 printable characters, found ''",
@@ -163,6 +160,37 @@ def test_any_text_is_a_book_or_refused_with_lines(text: str) -> None:
     else:
         places = {"line"}
     assert places == {"line"}
+
+
+# --- several labels of one address ---
+
+SEVERAL = AddressBook.parse(
+    f"Kraken,{HOT},exchange\nKraken 8,{HOT},exchange\nHacker,{HOT},other\nKraken,{COLD},exchange\nPool,{COLD},miner\n",
+    "book.csv",
+)
+
+
+def test_the_first_label_decides_and_the_others_are_named() -> None:
+    found = SEVERAL.involved(moves([(HOT, 100), (NOBODY, 1)], [(COLD, 100), (HOT, 1)]))
+    assert (found.flow, found.from_labels, found.to_labels) == (Flow.INTERNAL, ("Kraken",), ("Kraken",))
+    assert (found.from_other_labels, found.to_other_labels) == (("Kraken 8", "Hacker"), ("Pool",))
+    assert found.addresses == (HOT, COLD)
+    alone = BOOK.involved(moves([(HOT, 100)], [(COLD, 100)]))
+    assert (alone.from_other_labels, alone.to_other_labels) == ((), ())
+
+
+def test_a_label_that_is_the_first_of_another_address_is_not_repeated() -> None:
+    book = AddressBook.parse(f"A,{HOT},own\nB,{HOT},own\nB,{COLD},own\n", "book.csv")
+    found = book.involved(moves([(HOT, 1), (COLD, 1)], [(NOBODY, 2)]))
+    assert (found.from_labels, found.from_other_labels) == (("A", "B"), ())
+
+
+def test_other_labels_are_bounded() -> None:
+    paid = [base58check(0, number.to_bytes(20)) for number in range(20)]
+    lines = [f"{name} {number},{address},own" for number, address in enumerate(paid) for name in "ABCD"]
+    found = AddressBook.parse("\n".join(lines), "b").involved(moves([(NOBODY, 20)], [(address, 1) for address in paid]))
+    assert len(found.to_labels) == 20
+    assert found.to_other_labels == tuple(f"{name} {number}" for number in range(11) for name in "BCD")[:32]
 
 
 # --- flow ---

@@ -153,7 +153,7 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
     path.write_text("\n".join(book(1_000)))
     config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
     async with daemon.running(config) as whaled:
-        await whaled.logged("address book read", file=str(path), addresses=1_000, owners=7)
+        await whaled.logged("address book read", files=[str(path)], addresses=1_000, owners=7)
         failures = {
             "empty": ("", "has no address (0 bytes): did its download fail?"),
             "not_a_book": ("<html>403</html>", "is no address book but a page in HTML or XML"),

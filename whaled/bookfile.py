@@ -1,4 +1,4 @@
-"""The address book's file, read line by line, and the process that reads a large one for the daemon.
+"""The address book's files, read line by line, and the process that reads a large one for the daemon.
 
 Half a minute of work for a million addresses must not be the event loop's, and a thread would take turns with it at the
 interpreter. The process hands the finished table back through its standard output.
@@ -12,14 +12,14 @@ import resource
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import RawIOBase
 from pathlib import Path
 
 import msgspec
 
 from whaled.errors import BookError, BookFailure, Fault
-from whaled.whales import owners
+from whaled.whales.books import Reading
 from whaled.whales.owners import Owners
 
 KEY = "detection.address_book"
@@ -69,39 +69,51 @@ class LineError(Exception):
     """A line that is longer than any can be."""
 
 
-def read(path: Path, limit: int) -> Owners:
-    """The owners in an address book of at most `limit` addresses. Raises BookError."""
+def read(paths: Sequence[str], limit: int) -> Owners:
+    """The owners in the files of an address book, of at most `limit` addresses together. Raises BookError.
+
+    Faults of a file name the place of its path in the list (`detection.address_book[1]`) if there are several.
+    """
+    reading = Reading(limit)
+    for index, path in enumerate(paths):
+        _add(Path(path), reading, f"{KEY}[{index}]" if len(paths) > 1 else KEY)
+    return reading.owners()
+
+
+def _add(path: Path, reading: Reading, key: str) -> None:
+    """Read one file. Raises BookError."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise _refused(f"{path} is no regular file", BookFailure.UNREADABLE)
+            raise _refused(key, f"{path} is no regular file", BookFailure.UNREADABLE)
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
-            encoding = _encoding(path, file.read(HEAD_BYTES))
-            found = owners.parse(lambda: _lines(path, encoding), str(path), limit=limit)
+            encoding = _encoding(key, path, file.read(HEAD_BYTES))
+            has_content = reading.add(str(path), _lines(path, encoding))
             after = os.fstat(file.fileno())
     except (OSError, UnicodeError) as error:
-        raise _refused(f"cannot read {path}: {error}", BookFailure.UNREADABLE) from error
+        raise _refused(key, f"cannot read {path}: {error}", BookFailure.UNREADABLE) from error
     except LineError as error:
-        raise _refused(f"{path}: {error}; expected label,address,type", BookFailure.NOT_A_BOOK) from error
+        raise _refused(key, f"{path}: {error}; expected label,address,type", BookFailure.NOT_A_BOOK) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise _refused(
+            key,
             f"{path} changed while it was read: write a new file beside it and rename that (mv NEW {path})",
             BookFailure.UNREADABLE,
         )
-    if not found:
+    if not has_content:
         raise _refused(
-            f"{path} has no address ({before.st_size} bytes): did its download fail? To run without labels set "
-            f"{KEY} to null",
+            key,
+            f"{path} has no address ({before.st_size} bytes): did its download fail? To run without labels set {KEY} "
+            "to null",
             BookFailure.EMPTY,
         )
-    return found
 
 
-def _refused(problem: str, reason: BookFailure) -> BookError:
-    return BookError((Fault(KEY, problem),), reason=reason)
+def _refused(key: str, problem: str, reason: BookFailure) -> BookError:
+    return BookError((Fault(key, problem),), reason=reason)
 
 
-def _encoding(path: Path, head: bytes) -> str:
+def _encoding(key: str, path: Path, head: bytes) -> str:
     """The encoding of a file with these first bytes. Raises BookError for one that is no CSV."""
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
@@ -111,7 +123,7 @@ def _encoding(path: Path, head: bytes) -> str:
     if what is None and _TAGPACK.search(text):
         what = f"YAML; {_IMPORT} if it is a GraphSense TagPack"
     if what is not None:
-        raise _refused(f"{path} is no address book but {what}", BookFailure.NOT_A_BOOK)
+        raise _refused(key, f"{path} is no address book but {what}", BookFailure.NOT_A_BOOK)
     evens, odds = head[0::2].count(0), head[1::2].count(0)
     if not evens and not odds:
         return "utf-8-sig"
@@ -119,7 +131,7 @@ def _encoding(path: Path, head: bytes) -> str:
     for name, here, there in (("utf-16-le", odds, evens), ("utf-16-be", evens, odds)):
         if here > len(head) // 3 and there == 0:
             return name
-    raise _refused(f"{path} is no text: it has NUL bytes", BookFailure.NOT_A_BOOK)
+    raise _refused(key, f"{path} is no text: it has NUL bytes", BookFailure.NOT_A_BOOK)
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
@@ -133,7 +145,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             yield line
 
 
-def main(path: str, limit: str) -> None:
+def main(limit: str, *paths: str) -> None:
     """Read a book and write its table to standard output, or its faults."""
     with contextlib.suppress(OSError):  # the unit's sandbox may not allow it
         os.nice(NICENESS)
@@ -143,12 +155,13 @@ def main(path: str, limit: str) -> None:
     kind = TABLE
     body: bytes | bytearray
     try:
-        body = read(Path(path), int(limit)).to_bytes()
+        body = read(paths, int(limit)).to_bytes()
     except BookError as error:
         kind, body = FAULTS, _Refusal.of(error).encoded()
     except MemoryError:
-        problem = f"{path}: reading it takes more memory than detection.max_book_addresses ({limit}) allows for"
-        kind, body = FAULTS, _Refusal.of(_refused(problem, BookFailure.TOO_LARGE)).encoded()
+        names = ", ".join(paths)
+        problem = f"{names}: reading takes more memory than detection.max_book_addresses ({limit}) allows for"
+        kind, body = FAULTS, _Refusal.of(_refused(KEY, problem, BookFailure.TOO_LARGE)).encoded()
     with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
         sys.stdout.buffer.write(HEAD.pack(kind, len(body)))
         sys.stdout.buffer.write(body)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import ssl
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -34,25 +34,25 @@ def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> Addres
 
     Raises BookError, and ConfigError for a watch rule with a label that is not in the book.
     """
-    if settings.address_book is None:
+    if not settings.books:
         return AddressBook()
     with _placed(settings, origins):
-        return _fitting(bookfile.read(Path(settings.address_book), settings.max_book_addresses), settings)
+        return _fitting(bookfile.read(settings.books, settings.max_book_addresses), settings)
 
 
 async def read_address_book_apart(
     settings: Detection, origins: Origins = NOWHERE, *, in_force: int | None = None
 ) -> AddressBook:
-    """The same while the event loop goes on: a process of its own reads a file that is not small.
+    """The same while the event loop goes on: a process of its own reads what is not small.
 
-    `in_force` is the number of addresses that an earlier reading of the same file found: a book that lost too many of
+    `in_force` is the number of addresses that an earlier reading of the same files found: a book that lost too many of
     them is refused (`detection.max_book_loss`).
     """
-    if settings.address_book is None or _is_small(Path(settings.address_book)):
+    if _is_small(settings.books):
         book = read_address_book(settings, origins)
     else:
         with _placed(settings, origins):
-            book = _fitting(await _read_in_time(settings.address_book, settings.max_book_addresses), settings)
+            book = _fitting(await _read_in_time(settings.books, settings.max_book_addresses), settings)
     if in_force is not None:
         with _placed(settings, origins):
             _require_kept(in_force, len(book.owners), settings)
@@ -61,28 +61,32 @@ async def read_address_book_apart(
 
 def idle_rules(settings: Detection, book: AddressBook, origins: Origins = NOWHERE) -> tuple[Fault, ...]:
     """Parts of watch rules that match nothing with this book."""
-    found = watch.idle(settings.watch, book, str(settings.address_book))
+    found = watch.idle(settings.watch, book, _names(settings.books))
     return tuple(_at_its_line(fault, origins) for fault in found)
 
 
-async def _read_in_time(path: str, limit: int) -> Owners:
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(paths)
+
+
+async def _read_in_time(paths: Sequence[str], limit: int) -> Owners:
     try:
         async with asyncio.timeout(READ_LIMIT_S):
-            return await _read_apart(path, limit)
+            return await _read_apart(paths, limit)
     except TimeoutError:
-        problem = f"{path} could not be read within {READ_LIMIT_S:g} s"
+        problem = f"{_names(paths)} could not be read within {READ_LIMIT_S:g} s"
     except (OSError, ValueError) as error:
-        problem = f"the process that reads {path} failed ({error}); was it ended for want of memory?"
+        problem = f"the process that reads {_names(paths)} failed ({error}); was it ended for want of memory?"
     raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.READER_FAILED)
 
 
 def _require_kept(before: int, found: int, settings: Detection) -> None:
-    if found >= before * (1 - settings.max_book_loss):
+    if not settings.books or found >= before * (1 - settings.max_book_loss):
         return
     problem = (
-        f"{settings.address_book} has {found:,} addresses, {before:,} are in force: the loss is greater than "
-        f"detection.max_book_loss ({settings.max_book_loss:g}). Was the file cut short? If it is right, set that key "
-        "to 1 and reload, or restart whaled"
+        f"{_names(settings.books)} {'have' if settings.books[1:] else 'has'} {found:,} addresses, {before:,} are in "
+        f"force: the loss is greater than detection.max_book_loss ({settings.max_book_loss:g}). Was the file cut "
+        "short? If it is right, set that key to 1 and reload, or restart whaled"
     )
     raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.SHRUNK)
 
@@ -96,7 +100,7 @@ def _placed(settings: Detection, origins: Origins) -> Iterator[None]:
         faults = tuple(_at_its_line(fault, origins) for fault in error.faults)
         if error.lines:
             what = f"{error.lines:,} lines have faults" if error.lines > 1 else "a line has a fault"
-            head = Fault(bookfile.KEY, f"cannot use {settings.address_book}: {what}")
+            head = Fault(bookfile.KEY, f"cannot use {_names(settings.books)}: {what}")
             faults = (_at_its_line(head, origins), *faults)
         raise BookError(faults, reason=error.reason, lines=error.lines) from error
     except ConfigError as error:
@@ -110,20 +114,20 @@ def _at_its_line(fault: Fault, origins: Origins) -> Fault:
     return Fault(fault.where, fault.problem, place)
 
 
-def _is_small(path: Path) -> bool:
+def _is_small(paths: Sequence[str]) -> bool:
     try:
-        return path.stat().st_size <= SMALL_BYTES
+        return sum(Path(path).stat().st_size for path in paths) <= SMALL_BYTES
     except OSError:
         return True  # what is wrong with it is found at once
 
 
-async def _read_apart(path: str, limit: int) -> Owners:
+async def _read_apart(paths: Sequence[str], limit: int) -> Owners:
     out, into = os.pipe()
     stream = FileIO(out, "rb")
     try:
         root = str(Path(bookfile.__file__).parent.parent)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-c", _READER, root, path, str(limit),
+            sys.executable, "-P", "-c", _READER, root, str(limit), *paths,
             stdin=asyncio.subprocess.DEVNULL, stdout=into, start_new_session=True,
         )  # fmt: skip
     except BaseException:
@@ -148,7 +152,7 @@ def _taken(stream: FileIO) -> Owners:
 
 def _fitting(owners: Owners, settings: Detection) -> AddressBook:
     book = AddressBook(owners)
-    unknown = tuple(watch.faults(settings.watch, book, str(settings.address_book)))
+    unknown = tuple(watch.faults(settings.watch, book, _names(settings.books)))
     if unknown:
         raise ConfigError(unknown)
     return book

@@ -381,17 +381,24 @@ class Service:
 
     async def _read_book(self, loaded: Loaded, in_force: AddressBook) -> AddressBook:
         """The book of a new configuration. Raises ConfigError, also for one that lost too much of the old one."""
-        is_same = loaded.config.detection.address_book == self.config.detection.address_book
+        is_same = loaded.config.detection.books == self.config.detection.books
         return await read_address_book_apart(
             loaded.config.detection, loaded.origins, in_force=len(in_force.owners) if is_same else None
         )
 
     def _book_read(self, config: Config, book: AddressBook, origins: dict[str, str]) -> None:
-        path = config.detection.address_book
-        if path is None:
+        if not config.detection.books:
             return
         self.metrics.config.book_read(time.time())
-        log.info("address book read", file=path, addresses=len(book.owners), owners=book.owners.labels)
+        log.info(
+            "address book read",
+            files=config.detection.books,
+            addresses=len(book.owners),
+            owners=book.owners.labels,
+            addresses_with_several=book.owners.several,
+        )
+        for note in book.owners.notes:
+            log.warning("the address book may not be as meant", problem=note)
         for fault in idle_rules(config.detection, book, origins):
             log.warning("a watch rule matches nothing", problem=str(fault))
 

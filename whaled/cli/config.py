@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from whaled.auth.keys import load_ring
@@ -15,6 +16,7 @@ from whaled.config.sections import Detection
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.files import idle_rules, read_address_book, tls_context
 from whaled.whales.labels import AddressBook
+from whaled.whales.owners import summary
 
 
 def register(subparsers: Subparsers) -> None:
@@ -44,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(_summary(loaded, ring, book))
         for warning in idle_rules(loaded.config.detection, book, loaded.origins):
             print(f"whaled: warning: {warning}", file=sys.stderr)
+        for note in book.owners.notes:
+            print(f"whaled: warning: {note}", file=sys.stderr)
     return ExitStatus.STOPPED
 
 
@@ -80,10 +84,10 @@ def _rules(detection: Detection) -> str:
     )
 
 
-def _labels(path: str | None, book: AddressBook) -> str:
-    if path is None:
+def _labels(paths: Sequence[str], book: AddressBook) -> str:
+    if not paths:
         return "no address book"
-    return f"{len(book.owners):,} addresses of {book.owners.labels:,} owners in {path}"
+    return f"address book: {summary(book.owners)} in {', '.join(paths)}"
 
 
 def _summary(loaded: Loaded, ring: KeyRing | None, book: AddressBook) -> str:
@@ -92,9 +96,9 @@ def _summary(loaded: Loaded, ring: KeyRing | None, book: AddressBook) -> str:
     scheme = "wss" if gateway.tls.certificate else "ws"
     return ". ".join(
         (
-            f"{loaded.path or 'the defaults'}: fine, {len(loaded.origins)} keys set",
+            f"{loaded.path or 'the defaults'}: fine, {loaded.keys_set} keys set",
             f"whales {_rules(config.detection)}",
-            _labels(config.detection.address_book, book),
+            _labels(config.detection.books, book),
             f"upstream {redacted(config.upstream.url)}",
             f"clients at {scheme}://{gateway.host}:{gateway.port}",
             f"authentication {'OFF' if ring is None else f'on, keys: {ring.source}'}",

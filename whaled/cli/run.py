@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
     memory.set_modules_apart()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))

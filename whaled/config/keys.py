@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from whaled.config import units
-from whaled.config.sections import MAX_WATCH_RULES, RULE_NAME, Config
+from whaled.config.sections import MAX_BOOKS, MAX_WATCH_RULES, RULE_NAME, Config
 
 # What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
 RELOADABLE = frozenset(
@@ -55,7 +55,8 @@ class Key(Struct, frozen=True):
     """One key: its path, the annotation msgspec checks, the unit it is written in (None: as it is), its default.
 
     `base` is the plain type: str, int, float, bool, tuple. `default` is msgspec.NODEFAULT where there is none. A list
-    of plain values holds `element`, a list of sections `section`.
+    of plain values holds `element`, a list of sections `section`; a key of base str with an `element` takes either one
+    text or a list of them.
     """
 
     path: str
@@ -76,6 +77,8 @@ class Key(Struct, frozen=True):
     @property
     def allowed(self) -> str:
         """What may stand there, in words."""
+        if self.element is not None and self.base is str and self.is_optional:
+            return f"{self.element.allowed}, a list of at most {MAX_BOOKS} of them, or null"
         return self._wanted + (" or null" if self.is_optional else "")
 
     @property
@@ -117,7 +120,7 @@ def _keys(section: Struct, prefix: str) -> Iterator[Key]:
 
 def _key(path: str, annotation: Any, default: object) -> Key:
     base = _base(annotation)
-    held = get_args(annotation)[0] if base is tuple else None
+    held = next((get_args(part)[0] for part in _parts(annotation) if get_origin(part) is tuple), None)
     is_section = isinstance(held, type) and issubclass(held, Struct)
     return Key(
         path,

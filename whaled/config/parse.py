@@ -50,11 +50,16 @@ class Given(Struct, frozen=True):
 
 
 class Loaded(Struct, frozen=True):
-    """The configuration, and where each value that is not a default came from."""
+    """The configuration, and where each value that is not a default came from, each element of a list too."""
 
     config: Config
     origins: dict[str, str]
     path: str | None = None
+
+    @property
+    def keys_set(self) -> int:
+        """How many keys are not left at their defaults."""
+        return sum(not path.endswith("]") for path in self.origins)
 
 
 def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
@@ -101,6 +106,8 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
     if faults:
         raise ConfigError(tuple(faults))
     origins = {path: found.source for path, found in given.items() if not path.endswith("]")}
+    for path, found in given.items():
+        origins |= {f"{path}[{index}]": place for index, place in enumerate(found.elements)}
     return Loaded(config, origins)
 
 

@@ -88,6 +88,4 @@ def idle(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterator
 
 
 def _owned(outputs: Iterable[Output | None], book: AddressBook) -> list[tuple[Owner, int]]:
-    return [
-        (owner, output.value) for output in outputs if output is not None and (owner := book.owner(output)) is not None
-    ]
+    return [(owner, output.value) for output in outputs if output is not None for owner in book.owners_of(output)]
