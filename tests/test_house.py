@@ -26,6 +26,7 @@ RANKS = {
     "client": 6,
     "simulator": 6,
     "bookfile": 4,
+    "labelfiles": 4,
     "files": 5,
     "reconcile": 4,
     "pipeline": 6,

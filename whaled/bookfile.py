@@ -23,9 +23,9 @@ from whaled.whales.books import Reading
 from whaled.whales.owners import Owners
 
 KEY = "detection.address_book"
-# A label, an address or script, a type and where it comes from have 800 characters; a file without line breaks must not
+# A label, a script, a type and where it comes from have 1,300 characters; a file without line breaks must not
 # be read into memory whole.
-MAX_LINE = 1_000
+MAX_LINE = 2_000
 # The kind of a file shows in its first bytes.
 HEAD_BYTES = 4_096
 # What comes back: a table, or why there is none.
@@ -132,6 +132,13 @@ def _encoding(key: str, path: Path, head: bytes) -> str:
         if here > len(head) // 3 and there == 0:
             return name
     raise _refused(key, f"{path} is no text: it has NUL bytes", BookFailure.NOT_A_BOOK)
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a file that `read` accepts."""
+    with path.open("rb") as file:
+        encoding = _encoding(KEY, path, file.read(HEAD_BYTES))
+    yield from _lines(path, encoding)
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:

@@ -60,6 +60,7 @@ class Layout(NamedTuple):
     type: int = 2
     least: int = len(COLUMNS)
     most: int = len(COLUMNS)
+    source: int | None = None
 
     @property
     def wanted(self) -> str:
@@ -110,6 +111,14 @@ class Lines:
         key, network = bookkeys.canonical(address)
         return Entry(label, key, _NUMBERS[kind.lower()], network)
 
+    def source(self, line: str) -> str:
+        """Where an entry comes from, as the line says; "" where it does not."""
+        place = self._layout.source if self._layout is not None else None
+        if self._layout is None or place is None:
+            return ""
+        cells = split(line.strip(), self._layout.separator)
+        return cells[place] if place < len(cells) else ""
+
 
 def split(line: str, separator: str) -> list[str]:
     """The cells of a line. Raises LineFaultError."""
@@ -144,7 +153,8 @@ def _layout(line: str, separators: Sequence[str]) -> tuple[Layout, bool]:
     for separator, cells in rows:
         if bookkeys.fault_in(cells[1]) is None:
             width = max(index for index, cell in enumerate(cells, start=1) if cell)
-            return Layout(separator, most=max(width, len(COLUMNS))), False
+            most = max(width, len(COLUMNS))
+            return Layout(separator, most=most, source=len(COLUMNS) if most > len(COLUMNS) else None), False
     return Layout(rows[0][0] if rows else separators[0]), False
 
 
@@ -153,7 +163,9 @@ def _named(separator: str, names: list[str]) -> Layout | None:
     missing = [name for name in COLUMNS if name not in names]
     if not missing:
         label, address, kind = (names.index(name) for name in COLUMNS)
-        return Layout(separator, label, address, kind, least=max(label, address, kind) + 1, most=len(names))
+        least = max(label, address, kind) + 1
+        source = names.index("source") if "source" in names else None
+        return Layout(separator, label, address, kind, least, len(names), source)
     if "address" in names:
         raise LineFaultError(
             f"this line names the columns, and `{'` and `'.join(missing)}` {'are' if missing[1:] else 'is'} missing: "
