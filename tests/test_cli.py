@@ -134,7 +134,10 @@ def test_every_rule_is_in_the_line_about_a_good_configuration(tmp_path: Path, ri
         )
         assert main(["check-config", config]) == status
     captured = capsys.readouterr()
-    assert "whales from 100 BTC, from $5,000,000, of 1 watch rule." in captured.out
+    assert (
+        f"whales from 100 BTC, from $5,000,000, of 1 watch rule. address book: 1 address of 1 owner in {book}."
+        in captured.out
+    )
     assert "detection.watch[0].labels[0]: no label 'Mnie' in" in captured.err
     assert "did you mean 'Mine'?" in captured.err
 

@@ -27,6 +27,7 @@ RANKS = {
     "client": 6,
     "simulator": 6,
     "bookfile": 4,
+    "labelfiles": 4,
     "files": 5,
     "reconcile": 4,
     "pipeline": 6,
@@ -43,7 +44,7 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
-    "whales.owners", "addresses", "whales.addresses", "tables",
+    "whales.owners", "whales.books", "whales.booklines", "whales.bookkeys", "addresses", "whales.addresses", "tables",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
     for warning in loaded.warnings:
         log.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
@@ -64,9 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Loaded:
-        config = load_for(arguments).config
+        loaded = load_for(arguments)
+        config = loaded.config
         ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
-        return Loaded(config, ring)
+        return Loaded(config, ring, loaded.origins)
 
     async with AsyncExitStack() as stack:
         if arguments.simulate:

@@ -22,6 +22,7 @@ Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
 # The name of a rule stands in log lines and filters, where it needs no quotes then.
 RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
 MAX_WATCH_RULES = 100
+MAX_BOOKS = 16
 Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
 # A machine serves one or two networks; each address is a listening socket.
 MAX_HOSTS = 16
@@ -95,9 +96,17 @@ class Detection(Struct, frozen=True, kw_only=True):
     min_flow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
-    address_book: Path | None = None
+    address_book: Path | Annotated[tuple[Path, ...], Meta(max_length=MAX_BOOKS)] | None = None
     max_book_addresses: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    max_book_loss: Annotated[float, Meta(ge=0, le=1)] = 0.5
     seen_limit: Count = 200_000
+
+    @property
+    def books(self) -> tuple[str, ...]:
+        """The files of the address book, the most important first."""
+        if self.address_book is None:
+            return ()
+        return (self.address_book,) if isinstance(self.address_book, str) else self.address_book
 
 
 class Backfill(Struct, frozen=True, kw_only=True):
