@@ -16,6 +16,7 @@ RANKS = {
     "summaries": 2,
     "addresses": 2,
     "tables": 2,
+    "times": 2,
     "whales": 3,
     "upstream": 3,
     "auth": 3,
@@ -42,7 +43,7 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
-    "whales.owners", "addresses", "whales.addresses", "tables",
+    "whales.owners", "addresses", "whales.addresses", "tables", "times",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",

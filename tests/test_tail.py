@@ -176,6 +176,8 @@ def test_what_a_server_sends_cannot_drive_the_terminal() -> None:
         ["--since", "yesterday"],
         ["--since", "2026-02-31"],
         ["--since", "last:x"],
+        ["--since", "10:00"],
+        ["--since", "2026-11-28 10:00 CET"],
         ["--min-btc", "many"],
         ["--min-btc", "-1"],
         ["--min-btc", "nan"],
@@ -216,6 +218,14 @@ def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
     assert opened(is_terminal=False)._cursor.ask(None) is None
     assert opened("--since", "now", is_terminal=True)._cursor.ask(None) is None
     assert opened("--since=-_e:7")._cursor.ask(None) == Position("-_e", 7)
+
+
+def test_a_starting_time_without_a_zone_is_shown_as_it_is_read() -> None:
+    assert parse("--since", "2026-11-28 10:00").since.note == (
+        "starting at 2026-11-28T10:00:00+00:00: --since names no zone, and is read as UTC"
+    )
+    assert parse("--since", "2026-11-28 10:00Z").since.note is None
+    assert parse("--since", "last:5").since.note is None
 
 
 async def test_the_token_comes_from_the_file_or_the_environment(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from whaled import times
 from whaled.cli import tail_lines as lines
 from whaled.client import (
     AuthenticationFailed,
@@ -100,6 +101,8 @@ async def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"whaled tail: {error}", file=sys.stderr)
         return ExitStatus.USAGE
+    if arguments.since is not None and arguments.since.note is not None:
+        print(arguments.since.note, file=sys.stderr)
     screen: Screen = Table(sys.stdout) if is_terminal else JsonLines(sys.stdout.buffer)
     with _stopping(stream):
         return await follow(stream, screen, sys.stderr, count=arguments.count)
@@ -314,18 +317,22 @@ def _stopping(stream: WhaleStream) -> Iterator[None]:
 
 
 class _Start(msgspec.Struct, frozen=True):
-    """A --since that was given; `since` is None for `now`."""
+    """A --since that was given; `since` is None for `now`. `note` is how it was read, where that is not certain."""
 
     since: Since | None
+    note: str | None = None
 
 
 def _since(text: str) -> _Start:
     if text == "now":
         return _Start(None)
     try:
-        return _Start(parse_since(text))
+        since = parse_since(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, or `now`") from None
+    if isinstance(since, datetime) and not times.names_zone(text):
+        return _Start(since, f"starting at {since.isoformat()}: --since names no zone, and is read as UTC")
+    return _Start(since)
 
 
 def _amount(text: str) -> float:

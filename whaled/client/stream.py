@@ -26,7 +26,7 @@ from whaled.client.events import (
     WhaleUpdate,
 )
 from whaled.client.failures import LinkLostError
-from whaled.client.since import Since, parse_since
+from whaled.client.since import Since, checked
 from whaled.client.visit import Visit
 from whaled.model import Position
 
@@ -51,10 +51,10 @@ class WhaleStream:
     `url` is `ws://` or `wss://`; `ssl` replaces the verifying default context of the latter. `token` is a JWT or an API
     key. `token_provider` is awaited for a token when there is none, when it was refused and before it expires; an
     OSError or TimeoutError from it is tried again, anything else ends the stream. `filters` are those of
-    docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime,
-    or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and Progress;
-    without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of coming back.
-    `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
+    docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime
+    with its zone, or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and
+    Progress; without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of
+    coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
 
     Iterate in one task. Raises ValueError for an impossible argument; iterating raises StreamError (see
     whaled.client.failures), or what `token_provider` raised.
@@ -75,7 +75,7 @@ class WhaleStream:
         retry: Retry | None = None,
         limits: Limits | None = None,
     ) -> None:
-        start = parse_since(since) if isinstance(since, str) else since
+        start = checked(since)
         self._dial = _dial(url, ssl, filters=dict(filters or {}), proxy=proxy, limits=limits or Limits())
         self._link_events = link_events
         self._reconnect = reconnect
