@@ -45,7 +45,7 @@ PURE = (
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
     "whales.owners", "addresses", "whales.addresses", "tables", "times",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
-    "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
+    "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens", "auth.tokentext",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",
     "upstream.families", "upstream.snapshot", "reconcile.coverage",
     "gateway.wire", "gateway.session", "gateway.limits", "gateway.clients",

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from whaled import times
+from whaled.auth import tokenfile
+from whaled.auth.tokentext import token_in
 from whaled.cli import tail_lines as lines
 from whaled.client import (
     AuthenticationFailed,
@@ -36,6 +38,7 @@ from whaled.client import (
     WhaleUpdate,
     parse_since,
 )
+from whaled.client.credentials import TokenProvider
 from whaled.errors import ExitStatus
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
@@ -43,8 +46,6 @@ URL_VARIABLE = "WHALED_URL"
 TOKEN_VARIABLE = "WHALED_TOKEN"  # noqa: S105 - the name of a variable
 # What a terminal shows at the start, so that it is not empty until the next whale.
 TERMINAL_SINCE = Last(10)
-# No token is longer than what the server reads as one message.
-TOKEN_LIMIT_BYTES = 16 * 1024
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -120,18 +121,11 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
     since: Since | None = TERMINAL_SINCE if is_terminal else None
     if arguments.since is not None:
         since = arguments.since.since
-    token_file: Path | None = arguments.token_file
-    if token_file is not None:
-        read_token(token_file)  # a wrong file is told at once, not retried
-
-    async def provide() -> str:
-        assert token_file is not None
-        return read_token(token_file)
-
+    token, provider = _credentials(arguments.token_file, environ)
     return WhaleStream(
         arguments.url or environ.get(URL_VARIABLE) or DEFAULT_URL,
-        token=None if token_file is not None else environ.get(TOKEN_VARIABLE, "").strip() or None,
-        token_provider=provide if token_file is not None else None,
+        token=token,
+        token_provider=provider,
         filters=filters,
         since=since,
         link_events=True,
@@ -140,17 +134,28 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
     )
 
 
-def read_token(path: Path) -> str:
-    """The token in a file; a job that renews it there is noticed. Raises ValueError or OSError."""
-    with path.open("rb") as file:
-        content = file.read(TOKEN_LIMIT_BYTES + 1)
-    try:
-        token = content.decode("ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if not token or len(content) > TOKEN_LIMIT_BYTES or not token.isprintable() or " " in token:
-        raise ValueError(f"{path} holds no token: expected one line with a JWT or an API key")
-    return token
+def _credentials(path: Path | None, environ: Mapping[str, str]) -> tuple[str | None, TokenProvider | None]:
+    """A token, or what reads one from a file again and again. Raises ValueError or OSError."""
+    if path is None:
+        text = environ.get(TOKEN_VARIABLE, "").strip()
+        try:
+            return (token_in(text) if text else None), None
+        except ValueError as error:
+            raise ValueError(f"{TOKEN_VARIABLE} {error}") from None
+    found = tokenfile.read(path)
+    if found.warning is not None:
+        print(f"whaled tail: warning: {found.warning}", file=sys.stderr)
+    if not found.is_lasting:
+        return found.token, None
+
+    async def provide() -> str:
+        """A job that renews the token is noticed. While it writes, the file may be empty: that is tried again."""
+        try:
+            return tokenfile.read(path).token
+        except ValueError as error:
+            raise OSError(str(error)) from error
+
+    return None, provide
 
 
 def _trust(path: Path) -> ssl.SSLContext:
@@ -180,7 +185,8 @@ async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count
     except AuthenticationFailed as error:
         _tell(
             notes,
-            f"{error.message}; give a valid token with --token-file or {TOKEN_VARIABLE} (`whaled token` makes one)",
+            f"{error}. Give a valid token with --token-file or {TOKEN_VARIABLE}; on the server, "
+            "`whaled token issue` makes one",
         )
         return ExitStatus.FAILED
     except StreamError as error:
