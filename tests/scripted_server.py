@@ -149,6 +149,10 @@ class Scripted:
             self._failure = error
             raise
 
+    def answer_with(self, status: int) -> None:
+        """Turn every further connection away."""
+        self._status = (status, {})
+
     def check(self) -> None:
         """Fail the test if a script found the client wrong."""
         if self._failure is not None:

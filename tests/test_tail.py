@@ -19,6 +19,8 @@ import pytest
 from rich.cells import cell_len
 
 from scripted_server import EPOCH, Peer, alert, jwt, position, scripted, txid, update
+from support import running_gateway
+from test_session import Tokens
 from whaled.cli import tail
 from whaled.cli import tail_lines as lines
 from whaled.client import Last, LinkLostError, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
@@ -208,9 +210,9 @@ def test_filters_follow_the_options() -> None:
 
 def test_the_url_comes_from_the_option_or_the_environment() -> None:
     environ = {"WHALED_URL": "wss://whales.example:443"}
-    assert opened()._dial.place == "127.0.0.1:8765"
-    assert opened(environ=environ)._dial.place == "whales.example:443"
-    assert opened("--url", "ws://10.0.0.1:9000", environ=environ)._dial.place == "10.0.0.1:9000"
+    assert str(opened()._dial.place) == "127.0.0.1:8765"
+    assert str(opened(environ=environ)._dial.place) == "whales.example:443"
+    assert str(opened("--url", "ws://10.0.0.1:9000", environ=environ)._dial.place) == "10.0.0.1:9000"
 
 
 def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
@@ -361,6 +363,13 @@ async def test_without_retry_an_unreachable_server_ends_with_status_1() -> None:
     assert errors == f"whaled tail: cannot connect to 127.0.0.1:{port}: Connection refused\n"
 
 
+async def test_a_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    out = io.StringIO()
+    tail.Table(out).show(an_alert())
+    assert "150.00" in out.getvalue()
+
+
 async def test_a_table_has_its_titles_once() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
@@ -490,6 +499,20 @@ async def test_what_cannot_be_ends_with_status_2(options: list[str], said: bytes
     assert errors.startswith(b"whaled tail: ")
     assert said in errors
     assert errors.count(b"\n") == 1
+
+
+@pytest.mark.slow
+async def test_without_a_token_a_server_that_wants_one_is_named(tmp_path: Path) -> None:
+    async with (
+        running_gateway(tmp_path, authenticator=Tokens()) as rig,
+        running_tail("--url", rig.url) as process,
+    ):
+        out, errors = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert errors.decode() == (
+        "whaled tail: Token required: this server wants a token, and this stream has none. "
+        "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
+    )
 
 
 @pytest.mark.slow

@@ -47,11 +47,22 @@ def text_of(raw: bytes) -> str:
         raise ValueError("is no text: write the token as plain text, UTF-8") from None
 
 
-def token_in(text: str) -> str:
-    """The token in a text. Raises ValueError as `text_of`, also for what this whaled is certain to refuse."""
+def token_in(text: str, *, may_be_opaque: bool = False) -> str:
+    """The token in a text. Raises ValueError as `text_of`, also for what this whaled is certain to refuse.
+
+    `may_be_opaque` is for a client whose server may be a newer one: any word may be a token of it.
+    """
     token = unwrapped(text)
-    check(token)
+    if may_be_opaque and is_opaque(token):
+        _check_characters(token)
+    else:
+        check(token)
     return token
+
+
+def is_opaque(token: str) -> bool:
+    """Whether a token has no structure that is known here: it is no JWT, and no API key."""
+    return "." not in token and not token.startswith(API_KEY_PREFIX)
 
 
 def unwrapped(text: str) -> str:

@@ -43,6 +43,8 @@ from whaled.errors import ExitStatus
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 URL_VARIABLE = "WHALED_URL"
+# Of a terminal that gives no width.
+FALLBACK_WIDTH = 80
 TOKEN_VARIABLE = "WHALED_TOKEN"  # noqa: S105 - the name of a variable
 # What a terminal shows at the start, so that it is not empty until the next whale.
 TERMINAL_SINCE = Last(10)
@@ -65,6 +67,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--url", help=f"the server, ws:// or wss:// (default: {URL_VARIABLE} of the environment, else {DEFAULT_URL})")
     add("--token-file", type=Path, metavar="FILE", help="file with a token or an API key")
     add("--ca-file", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's, for wss://")
+    add("--proxy", metavar="URL", help="HTTP proxy to connect through, http://[user:password@]host:port")
     add("--min-btc", type=_amount, metavar="X", help="only whales of at least so many BTC")
     add("--min-flow-btc", type=_amount, metavar="X", help="only whales of which at least so many BTC flow")
     add(
@@ -131,6 +134,7 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
         link_events=True,
         reconnect=not arguments.no_retry,
         ssl=None if arguments.ca_file is None else _trust(arguments.ca_file),
+        proxy=arguments.proxy,
     )
 
 
@@ -242,6 +246,8 @@ class Table:
 
     def __init__(self, out: TextIO, *, width: int | None = None) -> None:
         self._console = _Console(file=out, highlight=False, width=width)
+        if self._console.width < 1:  # COLUMNS=0: some shells and containers
+            self._console.width = FALLBACK_WIDTH
         self._columns: tuple[lines.Column, ...] = ()
 
     def show(self, event: StreamEvent) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from whaled.auth import tokenfile
-from whaled.auth.tokentext import API_KEY_PREFIX, time_problem, token_in
+from whaled.auth.tokentext import API_KEY_PREFIX, is_opaque, time_problem, token_in
 from whaled.client.failures import AuthenticationFailed, LinkLostError
 
 TokenProvider = Callable[[], Awaitable[str]]
@@ -17,6 +17,7 @@ log = logging.getLogger("whaled.client")
 
 # Before the first connection a token is judged by this machine's clock only if no clock can be as wrong as that.
 CLOCK_TOLERANCE_S = 300.0
+OPAQUE = "neither a JWT (three parts with dots between) nor an API key (whk_...)"
 # A provider whose tokens are refused one after the other is misconfigured; going on would only earn a ban.
 MAX_REFUSED_IN_A_ROW = 3
 
@@ -27,6 +28,7 @@ class Credentials:
     def __init__(self, token: str | None, provider: TokenProvider | None, timeout_s: float) -> None:
         self.token = None if token is None else _read("`token`", token)
         self._was_accepted = False
+        self._named: str | None = None  # an odd token that was logged
         self._provider = provider
         self._timeout_s = timeout_s
         self._refused: str | None = None
@@ -49,10 +51,16 @@ class Credentials:
                 )
             self.token = token
         if self.token is not None and not self._was_accepted:
-            problem = time_problem(self.token, time.time(), CLOCK_TOLERANCE_S)
-            if problem is not None:
-                raise AuthenticationFailed("Invalid or expired token", f"{problem}; get a new token")
+            self._look_at(self.token)
         return self.token
+
+    def _look_at(self, token: str) -> None:
+        problem = time_problem(token, time.time(), CLOCK_TOLERANCE_S)
+        if problem is not None:
+            raise AuthenticationFailed("Invalid or expired token", f"{problem}; get a new token")
+        if is_opaque(token) and token != self._named:
+            self._named = token
+            log.warning("the token is %s: the server may refuse it", OPAQUE)
 
     async def renewed(self) -> str | None:
         """A fresh token of the provider; None if the server should be asked to refresh the old one."""
@@ -94,7 +102,7 @@ class Credentials:
         if token is None:
             raise AuthenticationFailed(message, "this server wants a token, and this stream has none")
         if self._provider is None:
-            problem = time_problem(token, time.time())
+            problem = f"it is {OPAQUE}" if is_opaque(token) else time_problem(token, time.time())
             reason = "the server's log says why this one was refused" if problem is None else problem
             raise AuthenticationFailed(message, f"get a new token; {reason}")
         if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
@@ -117,7 +125,7 @@ def read_token(path: str | os.PathLike[str]) -> str:
 
 def _read(name: str, text: str) -> str:
     try:
-        return token_in(text)
+        return token_in(text, may_be_opaque=True)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
 
