@@ -49,6 +49,9 @@ DROPPED_BYTES = 64 * 1024
 # From the accept to the credential, through TLS and handshake: some round trips around the world. A network that floods
 # the listener has its strangers replaced no faster, so that serving them leaves time to accept the others.
 TIME_TO_BEGIN_S = 2.0
+# When a client's time is over while its bytes wait to be read, it is looked at again after so long, for so many times
+# the time that it has for handshake and token.
+LATER_S, PATIENCE = 0.5, 3
 # How a TLS connection begins (its first record is a handshake, and there has never been a major version but 3).
 TLS_BEGINS = b"\x16\x03"
 
@@ -61,7 +64,7 @@ class ConnectionOwner(Protocol):
     retry_after_s: int
     is_draining: bool
 
-    def refused(self, reason: Refusal) -> None:
+    def refused(self, connection: "Connection", reason: Refusal) -> None:
         """A handshake did not lead to a session."""
         ...
 
@@ -284,17 +287,20 @@ class Connection:
         if self._gateway.is_draining:
             self._gateway.send_away(self)
         if self.session.state is State.AUTHENTICATING:
+            self._socket.favour(1)
             self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
 
     def _judge(self, request: Request) -> Response | None:
         """The answer to a request that opens no WebSocket; None if it may."""
         assert self._ws is not None
-        if self._refusal is not None:
+        refusal, response = judge(self._ws, request, is_draining=self._gateway.is_draining)
+        # A health check has its answer however many clients there are.
+        if self._refusal is not None and refusal is not Refusal.NO_UPGRADE:
             # Counted now, not at the accept: a client that has its answer is refused, one that leaves before is not.
             self._count_refusal()
             return refuse(self._ws, self._refusal, self._gateway.retry_after_s)
-        refusal, response = judge(self._ws, request, is_draining=self._gateway.is_draining)
         if refusal is not None:
+            self._refusal = None
             self._refuse(refusal)
         return response
 
@@ -307,7 +313,7 @@ class Connection:
     def _count_refusal(self) -> None:
         if self._refusal is not None and not self._is_counted:
             self._is_counted = True
-            self._gateway.refused(self._refusal)
+            self._gateway.refused(self, self._refusal)
 
     def is_idle(self, now: float) -> bool:
         """Whether the client had time to begin, and sends nothing that waits to be read. `now` is monotonic."""
@@ -320,6 +326,9 @@ class Connection:
         self.abort()
 
     def _handshake_timed_out(self) -> None:
+        if self._is_late_itself():
+            self._call_later(LATER_S, self._handshake_timed_out)
+            return
         self._refuse(Refusal.HANDSHAKE_TIMEOUT)
         self.abort()
 
@@ -351,7 +360,16 @@ class Connection:
         self._gateway.received(session.last_message, len(message))
         self.perform(actions)
 
+    def _is_late_itself(self) -> bool:
+        """Whether bytes that the client sent in time wait to be read. Not for ever: it might send one now and then."""
+        settings = self._gateway.settings
+        patience_s = PATIENCE * (settings.handshake_timeout + settings.auth_timeout)
+        return self._socket.is_waiting and time.monotonic() - self.arrived_at < patience_s
+
     def _auth_timed_out(self) -> None:
+        if self._is_late_itself():
+            self._call_later(LATER_S, self._auth_timed_out)
+            return
         if self.session is not None:
             self.perform(self.session.auth_deadline())
 
