@@ -104,9 +104,7 @@ def reason_of(error: Exception, place: Place, *, timeout_s: float) -> str:
         case TimeoutError():
             return f"no answer from {place} within {timeout_s:g} s{_hint(place)}"
         case ConnectionResetError() if place.is_secure:
-            return (
-                f"{place} hung up during the TLS handshake: no TLS version in common, or it wants a certificate"
-            )
+            return f"{place} hung up during the TLS handshake: no TLS version in common, or it wants a certificate"
         case OSError() | UnicodeError():
             subject = f"the proxy {place.proxy}" if place.proxy is not None else str(place)
             return f"cannot connect to {subject}: {_network(error, place)}{_hint(place)}"
