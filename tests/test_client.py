@@ -745,7 +745,7 @@ async def test_a_provider_that_gives_the_refused_token_again_ends_the_stream() -
         await peer.ws.close(1008, "Token revoked")
 
     async with scripted(script) as server, stream(server.url, token_provider=provider("one", "one")) as source:
-        with pytest.raises(AuthenticationFailed, match="gave the refused token again"):
+        with pytest.raises(AuthenticationFailed, match="the same token was given again; get a new token"):
             await anext(source)
 
 

@@ -47,7 +47,7 @@ class Credentials:
                 raise LinkLostError(f"no token: {str(error) or 'the token provider did not answer in time'}") from error
             if token == self._refused:
                 raise AuthenticationFailed(
-                    "Invalid or expired token", "the token provider gave the refused token again"
+                    "Invalid or expired token", f"the same token was given again; {_advice(token)}"
                 )
             self.token = token
         if self.token is not None and not self._was_accepted:
@@ -102,13 +102,19 @@ class Credentials:
         if token is None:
             raise AuthenticationFailed(message, "this server wants a token, and this stream has none")
         if self._provider is None:
-            problem = f"it is {OPAQUE}" if is_opaque(token) else time_problem(token, time.time())
-            reason = "the server's log says why this one was refused" if problem is None else problem
-            raise AuthenticationFailed(message, f"get a new token; {reason}")
+            raise AuthenticationFailed(message, _advice(token))
         if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
             raise AuthenticationFailed(
                 message, f"{self._refused_in_a_row} tokens of the provider in a row were refused"
             )
+
+
+def _advice(token: str) -> str:
+    """What to do about a token that was refused, with the reason if it can be seen from here."""
+    reason = f"it is {OPAQUE}" if is_opaque(token) else time_problem(token, time.time())
+    if reason is None:
+        reason = "the server's log says why this one was refused"
+    return f"get a new token; {reason}"
 
 
 def read_token(path: str | os.PathLike[str]) -> str:

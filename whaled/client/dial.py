@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
 from whaled.client import probe
 from whaled.client.failures import LinkLostError, UnusableServerError
@@ -16,6 +16,8 @@ from whaled.client.reasons import Place, is_passing, reason_of, retry_after
 
 # The longest a server may ask this client to stay away: a slip of its clock or its unit must not be for ever.
 RETRY_AFTER_MAX_S = 600.0
+# How the answer to a handshake begins.
+HTTP = b"HTTP/"
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -51,6 +53,23 @@ class _Connect(connect):
         return exc
 
 
+class _Connection(ClientConnection):
+    """A connection that is cut as soon as the other side speaks anything but HTTP: it may wait for a client of its own.
+
+    websockets would wait for the end of the connection, or of `open_timeout_s`.
+    """
+
+    _begin = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        super().data_received(data)
+        if len(self._begin) < len(HTTP):
+            self._begin += data[: len(HTTP)]
+            if not HTTP.startswith(self._begin[: len(HTTP)]):
+                self.transport.abort()
+
+
 async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
     """Open the connection. Raises LinkLostError, or UnusableServerError where trying again will not help.
 
@@ -61,6 +80,7 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
     try:
         return await _Connect(
             dial.url,
+            create_connection=_Connection,
             proxy=dial.proxy,
             compression=None,  # whaled encodes a frame once for all clients, which rules out compressing
             open_timeout=limits.open_timeout_s,
@@ -99,7 +119,7 @@ async def _look(error: Exception, dial: Dial) -> _Found | None:
         return None
     if not place.is_secure and await probe.speaks_tls(place.host, place.port):
         return _Found(f"{place}: this port speaks TLS: use wss://{place}")
-    if isinstance(error, InvalidStatus) or (isinstance(error, InvalidMessage) and is_passing(error)):
+    if isinstance(error, InvalidStatus):
         return None
     heard = await probe.listen(place.host, place.port)
     if heard.service is not None:
