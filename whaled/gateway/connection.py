@@ -17,7 +17,7 @@ from websockets.typing import Origin
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
-from whaled.gateway.admission import Source
+from whaled.gateway.admission import TIME_TO_BEGIN_S, Source
 from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
 from whaled.gateway.session import (
@@ -46,9 +46,10 @@ END_OF_REQUEST = b"\r\n\r\n"
 # a flood is left unread.
 CLOSING_BYTES = 1024
 DROPPED_BYTES = 64 * 1024
-# From the accept to the credential, through TLS and handshake: some round trips around the world. A network that floods
-# the listener has its strangers replaced no faster, so that serving them leaves time to accept the others.
-TIME_TO_BEGIN_S = 2.0
+# Refusals that a client could not help.
+NO_FAULTS = {
+    Refusal.GLOBAL_CAP, Refusal.ADDRESS_CAP, Refusal.CLIENT_CAP, Refusal.MEMORY, Refusal.DRAINING, Refusal.NO_UPGRADE,
+}  # fmt: skip
 # When a client's time is over while its bytes wait to be read, it is looked at again after so long, for so many times
 # the time that it has for handshake and token.
 LATER_S, PATIENCE = 0.5, 3
@@ -166,9 +167,10 @@ class Connection:
             self._direct_fd = self._socket.fd
 
     def tls_failed(self, reason: str) -> None:
-        """It was no TLS, or none that both sides speak."""
+        """It was no TLS, none that both sides speak, or nothing but TLS."""
         self._gateway.tls_failed(reason)
-        self._refuse(Refusal.TLS)
+        if self.session is None:
+            self._refuse(Refusal.TLS)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes from the client."""
@@ -317,7 +319,17 @@ class Connection:
 
     def is_idle(self, now: float) -> bool:
         """Whether the client had time to begin, and sends nothing that waits to be read. `now` is monotonic."""
-        return now - self.arrived_at > TIME_TO_BEGIN_S and not self._socket.is_waiting
+        return now - self.arrived_at > TIME_TO_BEGIN_S and not self.is_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether bytes of the client wait to be read."""
+        return self._socket.is_waiting
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a connection that ends without having authenticated failed by its own doing."""
+        return self._refusal not in NO_FAULTS and not self.is_waiting
 
     def displace(self) -> None:
         """Give way to a newcomer, without having authenticated."""
