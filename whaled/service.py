@@ -136,6 +136,7 @@ class Service:
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,
             )
+            await self._recall(log_, pipeline)
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 reconciler = self._reconciler(rest, log_, pipeline)
@@ -195,6 +196,13 @@ class Service:
             await gateway.drain(self.config.gateway.drain_window)
             for task in until_end:
                 task.cancel()
+
+    async def _recall(self, log_: EventLog, pipeline: Pipeline) -> None:
+        """Take the newest whale of the run before from the log, for the status line and the metric."""
+        newest = await log_.newest_alert()
+        if newest is not None:
+            pipeline.last_whale = (newest.whale.alert, newest.at)
+            self.metrics.detection.last_whale(newest.at)
 
     def _connections_possible(self) -> int:
         beside = TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
