@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP) ## run whaled against the bundled simulator, or MEMPOOL=ws://host:8999/api/v1/ws
 	@mkdir -p var
 	@echo "in a second terminal: make tail"
-	$(BIN)/whaled run --config config/dev.yaml $(if $(MEMPOOL),--mempool-url $(MEMPOOL),--simulate --db-path var/simulated.db)
+	$(BIN)/whaled run --config config/dev.yaml $(if $(MEMPOOL),--mempool-url $(MEMPOOL),--simulate --db-path var/demo.db)
 
 tail: $(STAMP) ## watch the alerts of `make run` in this terminal
 	$(BIN)/whaled tail

@@ -104,8 +104,8 @@ async def test_a_backend_that_is_dead_behind_the_socket_is_told_from_a_wrong_one
     assert caught.value.reason is LossReason.REFUSED
     assert caught.value.detail == (
         f"connected to {way} (upstream.unix_socket), and the connection ended without an answer: what serves the "
-        "socket did not reach the mempool backend. Is the backend running? In the egress split, `journalctl -u whaled-egress` "
-        "has the reason, and `systemctl cat whaled-egress` the host and port"
+        "socket did not reach the mempool backend. Is the backend running? In the egress split, "
+        "`journalctl -u whaled-egress` has the reason, and `systemctl cat whaled-egress` the host and port"
     )
     assert unreachable.value.reason is RestFailure.UNREACHABLE
     assert f"through {way} (upstream.unix_socket); is the backend running" in str(unreachable.value)
