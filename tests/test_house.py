@@ -31,6 +31,7 @@ RANKS = {
     "pipeline": 6,
     "canary": 6,
     "upkeep": 7,
+    "starts": 7,
     "service": 8,
     "cli": 9,
     "__main__": 10,

@@ -98,4 +98,5 @@ def test_change_of_an_owner_returns_to_it() -> None:
     for tx in payments:
         sent = as_sent(tx)
         (payer,) = {owner.label for spent in sent.inputs if (owner := known.owner(spent.prevout)) is not None}
-        assert payer in {owner.label for paid in sent.outputs if (owner := known.owner(paid)) is not None}
+        payees = {owner.label for paid in sent.outputs if (owner := known.owner(paid)) is not None}
+        assert payer in payees

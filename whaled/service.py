@@ -32,6 +32,7 @@ from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
 from whaled.reconcile.work import Reconciler
+from whaled.starts import Starts
 from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, tell_status
 from whaled.upstream.feed import Feed
 from whaled.upstream.questions import Questions
@@ -137,6 +138,7 @@ class Service:
                 inputs_wait_s=config.detection.inputs_wait,
             )
             await self._recall(log_, pipeline)
+            starts = await Starts.recalled(log_, self.metrics.starts)  # before anybody reads the metrics
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 reconciler = self._reconciler(rest, log_, pipeline)
@@ -157,8 +159,10 @@ class Service:
                 ):
                     self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
+                    await starts.began()
                     self._announce(address, http_address)
                     await self._work(running)
+                await starts.ended()
         log.info("stopped")
 
     async def _work(self, running: "_Running") -> None:
