@@ -27,7 +27,7 @@ from whaled.files import certificate_expiry, load_certificate, read_address_book
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
-from whaled.ops import descriptors, logs, memory
+from whaled.ops import descriptors, logs, memory, reloads
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
@@ -93,6 +93,9 @@ class Service:
         # Asked for again while one is under way, one more follows it: the files may have changed after they were read.
         self._reload_asked = asyncio.Event()
         self._is_reloading = False
+        # Why the last reload was refused, None if it was not.
+        self._reload_problem: str | None = None
+        self._outcome_path = reloads.outcome_path(os.environ, Path(loaded.config.eventlog.path))
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -138,6 +141,7 @@ class Service:
                 inputs_wait_s=config.detection.inputs_wait,
             )
             await self._recall(log_, pipeline)
+            reloads.forget(self._outcome_path)
             starts = await Starts.recalled(log_, self.metrics.starts)  # before anybody reads the metrics
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
@@ -178,7 +182,7 @@ class Service:
                 tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
-                tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline))),
+                tasks.create_task(tell_status(self.notifier, lambda: self._status(gateway, log_, pipeline))),
                 tasks.create_task(self._reload_when_asked(running), name="reload"),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
@@ -207,6 +211,10 @@ class Service:
         if newest is not None:
             pipeline.last_whale = (newest.whale.alert, newest.at)
             self.metrics.detection.last_whale(newest.at)
+
+    def _status(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
+        text = status_text(gateway, log_, pipeline)
+        return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:
         beside = TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
@@ -348,8 +356,10 @@ class Service:
         Everything is read before anything is applied, and away from the event loop; what applies it does not wait.
         """
         pipeline, tls = running.pipeline, running.tls
+        began_s = time.monotonic()
         self.notifier.reloading()
         log.info("reloading")
+        self._reload_problem = None
         try:
             loaded = await asyncio.to_thread(self._reread)
             moved = not_reloadable(self.config, loaded.config)
@@ -363,14 +373,28 @@ class Service:
                 load_certificate(tls, loaded.config.gateway.tls)
         except OperatorError as error:
             log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            self._reload_problem = str(error)
             self.metrics.config.reloaded(time.time(), success=False)
-        except Exception:
+        except Exception as error:
             # A bug. Nothing is applied yet, and systemd waits for `ready`.
             log.exception("reload failed, the old configuration stays")
+            self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
             self.metrics.config.reloaded(time.time(), success=False)
         else:
             self._apply(loaded, detector, running)
+        await asyncio.to_thread(self._leave_outcome, began_s)
         self.notifier.ready()
+
+    def _leave_outcome(self, began_s: float) -> None:
+        """Answer whoever asked for the reload and waits."""
+        try:
+            reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
+        except OSError as error:
+            log.warning(
+                "what came of the reload cannot be stored; `systemctl reload` and `whaled reload` wait for it in vain",
+                path=str(self._outcome_path),
+                problem=error.strerror,
+            )
 
     def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
         """Exchange the old for the new, in one step."""
