@@ -494,6 +494,9 @@ def test_a_package_knows_nothing_of_where_it_was_built(installed: Lab) -> None:
         'head -qn1 "$1"/usr/lib/whaled/venvs/*/bin/whaled "$1"/usr/lib/whaled/venvs/*/bin/pip', place
     ).stdout
     assert re.fullmatch(r"(#!/usr/lib/whaled/venvs/[^/]+/bin/python[\d.]*\n){2}", scripts)
+    rules = installed.path(f"{place}/usr/lib/whaled/share/prometheus/whaled.alerts.rules.yml").read_text()
+    assert "runbook_url: file:///usr/lib/whaled/share/docs/runbook.md#whaleddown" in rules
+    assert installed.path(f"{place}/usr/lib/whaled/share/docs/runbook.md").exists()
     unit = installed.path(f"{place}/usr/lib/systemd/system/whaled.service").read_text()
     assert "/opt/whaled" not in unit
     assert re.search(r"^ExecStart=/usr/lib/whaled/venvs/[^/]+/bin/python ", unit, re.MULTILINE)
