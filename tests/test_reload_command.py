@@ -123,6 +123,20 @@ def test_an_outcome_is_private_and_bounded(tmp_path: Path) -> None:
         assert reloads.read(path) is None
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_what_is_no_file_is_no_outcome_and_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "o.json"
+    reloads.write(tmp_path / "other.json", Outcome(1, 2.0))
+    match kind:
+        case "link":
+            path.symlink_to(tmp_path / "other.json")
+        case "pipe":
+            os.mkfifo(path)
+        case _:
+            path.mkdir()
+    assert reloads.read(path) is None
+
+
 def test_the_outcome_lies_where_a_new_configuration_cannot_move_it() -> None:
     log = Path("/var/lib/x/w.db")
     assert reloads.outcome_path({"STATE_DIRECTORY": "/var/lib/whaled"}, log) == Path("/var/lib/whaled/last-reload.json")
