@@ -89,6 +89,18 @@ async def test_what_the_server_publishes_arrives_typed(tmp_path: Path) -> None:
     assert second.position == Position(first.position.epoch, 2)
 
 
+async def test_the_addresses_of_the_filter_that_matched_arrive(tmp_path: Path) -> None:
+    ours, theirs = (f"bc1q{letter * 38}" for letter in "pq")
+    async with running_gateway(tmp_path) as rig:
+        await rig.publish(alert_draft(1, addresses=(theirs, ours)), alert_draft(2, addresses=(theirs,)))
+        async with stream(rig.url, filters={"addresses": [ours]}, since=Last(10)) as source:
+            (event,) = [event async for event in _some(source, 1)]
+        async with stream(rig.url, since=Last(10)) as source:
+            others = [event async for event in _some(source, 2)]
+    assert (event.position.offset, event.matched_addresses) == (1, (ours,))
+    assert [event.matched_addresses for event in others] == [(), ()]
+
+
 async def _some(source: WhaleStream, count: int) -> AsyncIterator[WhaleAlert | WhaleUpdate]:
     async for event in source:
         if isinstance(event, WhaleAlert | WhaleUpdate):

@@ -34,6 +34,7 @@ RANKS = {
     "pipeline": 6,
     "canary": 6,
     "upkeep": 7,
+    "starts": 7,
     "service": 8,
     "cli": 9,
     "__main__": 10,
@@ -45,7 +46,8 @@ SIDEWAYS = {("gateway", "eventlog")}
 PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
-    "whales.owners", "whales.books", "whales.booklines", "whales.bookkeys", "addresses", "whales.addresses", "tables", "times",
+    "whales.owners", "whales.books", "whales.booklines", "whales.bookkeys", "addresses", "whales.addresses", "tables",
+    "times",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens", "auth.tokentext",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",

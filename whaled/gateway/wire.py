@@ -234,12 +234,18 @@ class _EventFrame(Struct):
     position: Position
 
 
-def event_frame(event: Event, epoch: str) -> bytes:
-    """A whale_alert or whale_update."""
+class _MatchedEventFrame(_EventFrame):
+    matched_addresses: tuple[str, ...]
+
+
+def event_frame(event: Event, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
+    """A whale_alert or whale_update. `matched_addresses` are those of the client's filter that the transaction has."""
     position = Position(epoch, event.offset)
-    if event.update is None:
-        return text_frame(_encode(_EventFrame("whale_alert", event.whale.alert, iso(event.at), position)))
-    return text_frame(_encode(_EventFrame("whale_update", event.update, iso(event.at), position)))
+    kind: Literal["whale_alert", "whale_update"] = "whale_alert" if event.update is None else "whale_update"
+    data = event.whale.alert if event.update is None else event.update
+    if matched_addresses:
+        return text_frame(_encode(_MatchedEventFrame(kind, data, iso(event.at), position, matched_addresses)))
+    return text_frame(_encode(_EventFrame(kind, data, iso(event.at), position)))
 
 
 def _object(**fields: object) -> bytes:
