@@ -11,6 +11,7 @@ from websockets.streams import StreamReader
 from websockets.typing import Origin, Subprotocol
 
 from whaled.gateway import wire
+from whaled.gateway.deflate import Offers
 from whaled.gateway.limits import Refusal
 
 # Query parameters that carry a credential in other products. URLs end up in logs and histories.
@@ -26,6 +27,12 @@ REFUSAL_STATUS = {
         "a token in the URL ends up in logs: send it as first message, as Authorization header or as subprotocol",
     ),
 }
+
+
+EXTENSIONS = (Offers(),)
+# Lists in headers: no client sends ten items, and the library takes 2 us for each.
+LISTS = ("Connection", "Upgrade", "Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")
+MAX_SEPARATORS = 50
 
 
 class _Reader(StreamReader):
@@ -54,10 +61,18 @@ class _Reader(StreamReader):
 
 
 class Server(ServerProtocol):
-    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise."""
+    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise. `compresses` if a client
+    asks for it.
+    """
 
-    def __init__(self, *, origins: Sequence[Origin | None] | None = None, max_size: int | None = None) -> None:
-        super().__init__(origins=origins, max_size=max_size)
+    def __init__(
+        self,
+        *,
+        origins: Sequence[Origin | None] | None = None,
+        max_size: int | None = None,
+        compresses: bool = False,
+    ) -> None:
+        super().__init__(origins=origins, max_size=max_size, extensions=EXTENSIONS if compresses else None)
         # The library makes its reader itself, and its parser has hold of it already.
         self.reader.__class__ = _Reader
 
@@ -103,6 +118,9 @@ def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[R
         response.headers["Upgrade"] = "websocket"
         response.headers["Sec-WebSocket-Version"] = "13"
         return Refusal.BAD_HANDSHAKE, response
+    for name in LISTS:
+        if sum(1 + value.count(",") + value.count(";") for value in headers.get_all(name)) > MAX_SEPARATORS:
+            return Refusal.BAD_HANDSHAKE, ws.reject(400, f"{name} has more than {MAX_SEPARATORS} items\n")
     return None, None
 
 

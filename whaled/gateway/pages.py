@@ -15,6 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from whaled.gateway import wire
+from whaled.gateway.deflate import Deflater
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Event
 
@@ -39,23 +40,32 @@ class LostError(Exception):
 
 
 class Page(Struct):
-    """Events in the order of their offsets, each with its frame once somebody wants it."""
+    """Events in the order of their offsets, each with its frame, plain and compressed, once somebody wants it."""
 
     events: list[Event]
     frames: list[bytes | None]
+    smaller: list[bytes | None]
     size_bytes: int
 
     @classmethod
     def of(cls, events: list[Event]) -> "Page":
         """A page of these events."""
         addresses = sum([len(event.whale.addresses) for event in events])
-        return cls(events, [None] * len(events), EVENT_BYTES * len(events) + ADDRESS_BYTES * addresses)
+        count = len(events)
+        return cls(events, [None] * count, [None] * count, EVENT_BYTES * count + ADDRESS_BYTES * addresses)
 
     def frame(self, index: int, epoch: str) -> bytes:
         """The frame of an event, encoded once for all clients."""
         frame = self.frames[index]
         if frame is None:
             frame = self.frames[index] = wire.event_frame(self.events[index], epoch)
+        return frame
+
+    def compressed(self, index: int, epoch: str, deflater: Deflater) -> bytes:
+        """The compressed frame of an event, made once for all clients."""
+        frame = self.smaller[index]
+        if frame is None:
+            frame = self.smaller[index] = deflater.frame(self.frame(index, epoch))
         return frame
 
     @property
