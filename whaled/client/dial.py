@@ -45,6 +45,7 @@ class Dial(Struct, frozen=True, kw_only=True):
     filters: Mapping[str, object]
     tls: ssl.SSLContext | bool | None
     proxy: str | None
+    compresses: bool  # ask for permessage-deflate
     limits: Limits
 
 
@@ -66,7 +67,7 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
         return await _Connect(
             dial.url,
             proxy=dial.proxy,
-            compression=None,  # whaled encodes a frame once for all clients, which rules out compressing
+            compression="deflate" if dial.compresses else None,
             open_timeout=limits.open_timeout_s,
             close_timeout=limits.close_timeout_s,
             ping_interval=limits.ping_interval_s,
