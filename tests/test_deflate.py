@@ -1,9 +1,13 @@
 """permessage-deflate (RFC 7692): offers and answers, frames sent, messages received. Its section 7.2.3 has examples."""
 
+import asyncio
+import contextlib
 import json
 import os
 import random
 import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from test_gateway_hard import CLOSE, CONTINUATION, PING, PONG, TEXT, Raw, masked
 from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
-from support import ask, receive, receive_type, running_gateway
+from support import SMALL_SEGMENT, Rig, receive, receive_type, running_gateway, silent_client
 from test_session import Tokens
 from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
@@ -212,21 +216,40 @@ async def test_one_compressed_frame_serves_every_filter_and_client(tmp_path: Pat
         assert [json.loads(inflate(body, MIB))["position"]["offset"] for _, body in frames[0]] == [1, 2, 3]
 
 
-async def test_a_replay_is_compressed_for_clients_that_take_it(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path) as rig:
-        await rig.alerts(*range(250))
-        async with connect(rig.url, proxy=None) as client, rig.connect() as plain:
+@asynccontextmanager
+async def narrow(rig: Rig, *first: bytes) -> AsyncIterator[Raw]:
+    """A client over a link of which the kernel holds some 100 KB, and which it reads with little ahead."""
+    sock = silent_client(rig.url, receive_buffer=16_384, segment_bytes=SMALL_SEGMENT, request=b"".join(first))
+    sock.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_a_replay_is_compressed_once_the_link_turns_out_to_be_slow(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, ping_interval=600) as rig:
+        await rig.alerts(*range(400))
+        resume = masked(TEXT, b'{"type":"subscribe","since":{"last":400}}')
+        async with narrow(rig, asking(), resume) as client, raw(rig, request() + resume) as plain:
             for each in (client, plain):
-                await receive_type(each, "status")
-                await ask(each, type="subscribe", since={"last": 250})
-                await receive_type(each, "subscribed")
-            expected = [await plain.recv() for _ in range(250)]
-            assert [await client.recv() for _ in range(250)] == expected
-            await rig.alerts(250)
-            assert await client.recv() == await plain.recv()
+                await each.told("subscribed")
+            bodies, first_bits = [], []
+            for _ in range(400):
+                bits, body = await client.whole_frame()
+                first_bits.append(bits)
+                bodies.append(inflate(body, MIB) if bits == 0xC1 else body)
+            assert bodies == [(await plain.frame())[1] for _ in range(400)]
+            assert first_bits[0] == 0x81  # it had room
+            assert set(first_bits[-100:]) == {0xC1}
             sent, saved = rig.value("whaled_compressed_bytes_total"), rig.value("whaled_compression_saved_bytes_total")
-            assert sent + saved > 250 * 600
             assert 0.3 < saved / (sent + saved) < 0.6
+            await until(lambda: rig.gateway.hub.live_members == 2)
+            await rig.alerts(400)
+            assert inflate((await client.frame())[1], MIB) == (await plain.frame())[1]
 
 
 async def test_a_client_with_compression_that_lags_misses_nothing(tmp_path: Path) -> None:

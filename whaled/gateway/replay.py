@@ -55,11 +55,14 @@ class TooSlowError(Exception):
 
 
 class _Part(NamedTuple):
-    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames."""
+    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames, and
+    whether the client took less than it could have.
+    """
 
     cursor: int
     told: int
     frames: int
+    is_slow: bool = False
 
 
 class Replay:
@@ -81,10 +84,13 @@ class Replay:
         """
         sent = 0
         told = cursor
+        # Compressing an event for one client takes longer than sending it: it is done where the link is what is slow.
+        is_slow = receiver.unsent > 0
         await self._drain(receiver)
         with self._pages.replaying():
             while cursor < self._hub.head:
-                part = await self._pass_on(receiver, payer, chosen, cursor)
+                part = await self._pass_on(receiver, payer, chosen, cursor, compresses=is_slow)
+                is_slow = is_slow or part.is_slow
                 payer.charge_replay(part.cursor - cursor)
                 cursor = part.cursor
                 told = part.told or told
@@ -97,12 +103,15 @@ class Replay:
         self._hub.join(receiver, chosen)
         return sent
 
-    async def _pass_on(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> _Part:
+    async def _pass_on(
+        self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int, *, compresses: bool
+    ) -> _Part:
         """Send what passes of the page behind `cursor`. A function of its own: when it returns, it holds no page."""
         page = self._pages.kept(cursor) or await self._pages.read(cursor, payer.source)
-        return await self._share.run(Lane.REPLAY, partial(self._send, receiver, chosen, page, cursor), payer.source)
+        send = partial(self._send, receiver, chosen, page, cursor, compresses=compresses and receiver.takes_deflate)
+        return await self._share.run(Lane.REPLAY, send, payer.source)
 
-    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int) -> _Part:
+    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int, *, compresses: bool) -> _Part:
         """Write what passes of a page after `cursor`, as far as the kernel takes it."""
         events = page.events
         first = bisect_right(events, cursor, key=_offset)
@@ -115,7 +124,7 @@ class Replay:
         if not indices:
             return _Part(cursor, 0, 0)
         epoch, deflater = self._hub.epoch, self._hub.deflater
-        if receiver.takes_deflate:
+        if compresses:
             if len(indices) > COMPRESSED_AT_ONCE:
                 indices = indices[:COMPRESSED_AT_ONCE]
                 cursor = events[indices[-1]].offset
@@ -129,10 +138,10 @@ class Replay:
         alerts = sum(events[index].kind is Kind.ALERT for index in indices[:taken])
         size_bytes = sum(map(len, frames[:taken]))
         saved_bytes = None
-        if receiver.takes_deflate:
+        if compresses:
             saved_bytes = sum(len(page.frame(index, epoch)) for index in indices[:taken]) - size_bytes
         self._hub.delivered(alerts, taken - alerts, size_bytes, saved_bytes)
-        return _Part(cursor, told, taken)
+        return _Part(cursor, told, taken, is_slow=taken < len(frames))
 
     async def _drain(self, receiver: Receiver) -> None:
         try:
