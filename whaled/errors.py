@@ -130,13 +130,16 @@ class TokenRefusal(StrEnum):
 
 
 class TokenError(WhaledError):
-    """A token or API key is not accepted. `claimant` is a short name for who it claims to be, unverified."""
+    """A token or API key is not accepted. `claimant` is a short name for who it claims to be, unverified; `client_id`
+    is given where the signature is right.
+    """
 
-    def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "") -> None:
+    def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "", client_id: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
         self.detail = detail
         self.claimant = claimant
+        self.client_id = client_id
 
 
 class Close(Enum):

@@ -52,6 +52,8 @@ examples:
 
 def entry() -> None:
     """Console script."""
+    if sys.argv[1:2] == ["run"]:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload asked for during the start: the file is read anyway
     sys.exit(main(sys.argv[1:]))
 
 

@@ -97,7 +97,7 @@ class Rehearsal:
         """Nothing: canaries do not ask."""
         return wire.Counters(0, 0, 0, 0)
 
-    def refused(self, reason: Refusal) -> None:
+    def refused(self, connection: Connection, reason: Refusal) -> None:
         """Not counted: the canary notices."""
 
     def tls_failed(self, reason: str) -> None:

@@ -19,7 +19,7 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
 from whaled.gateway import wire
-from whaled.gateway.admission import Admission, source
+from whaled.gateway.admission import Admission, Source, source
 from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
@@ -248,13 +248,13 @@ class Gateway:
             return
         origin = source(address)
         behind_s = self._behind_s()
-        if behind_s and self._admission.failures.is_flood(origin.network, behind_s):
-            self._reset(sock)
+        if behind_s and self._admission.is_flood(origin, behind_s):
+            self._reset(sock, origin)
             return
         connection = Connection(self, address, origin, self._next_slot)
         refusal, displaced, is_admitted = self._admission.admit(connection, origin, self._may_displace)
         if not is_admitted:
-            self._reset(sock)
+            self._reset(sock, origin)
             return
         if isinstance(displaced, Connection):
             self._leave(displaced)
@@ -275,9 +275,9 @@ class Gateway:
         self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
         connection.start(client, refusal)
 
-    def _reset(self, sock: socket.socket) -> None:
+    def _reset(self, sock: socket.socket, origin: Source) -> None:
         """Close an accepted socket. One that is closed in good order would stay in the kernel for a minute."""
-        self._meter.refused(Refusal.CONNECT_RATE)
+        self._turned_away(Refusal.CONNECT_RATE, origin)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
 
@@ -366,17 +366,16 @@ class Gateway:
     def _may_displace(self, stranger: Hashable) -> bool:
         """Whether a stranger gives way to a newcomer of its own network. While more connect than can be accepted, only
         those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
-        those of clients beside it, before it is read.
+        those of clients beside it, before it is read. One whose bytes wait to be read has done its part.
         """
-        if not self._behind_s():
-            return True
-        return isinstance(stranger, Connection) and stranger.is_idle(time.monotonic())
+        assert isinstance(stranger, Connection)
+        return stranger.is_idle(time.monotonic()) if self._behind_s() else not stranger.is_waiting
 
     def _leave(self, connection: Connection) -> None:
         """Take a connection out of the counts, as soon as it is on its way out."""
         if connection.is_admitted:
             connection.is_admitted = False
-            self._admission.leave(connection, connection.source)
+            self._admission.leave(connection, connection.source, has_failed=connection.has_failed)
 
     # --- memory ---
 
@@ -485,9 +484,14 @@ class Gateway:
 
     # --- what connections report (ConnectionOwner) ---
 
-    def refused(self, reason: Refusal) -> None:
+    def refused(self, connection: Connection, reason: Refusal) -> None:
         """A handshake did not lead to a session."""
+        self._turned_away(reason, connection.source)
+
+    def _turned_away(self, reason: Refusal, origin: Source) -> None:
         self._meter.refused(reason)
+        if reason is not Refusal.NO_UPGRADE:  # health checks
+            self._lines.turned_away(reason.value, origin.network)
 
     def tls_failed(self, reason: str) -> None:
         """A TLS handshake failed."""
@@ -529,11 +533,11 @@ class Gateway:
                 self.deliveries.attach(connection, chosen, since)
             case Detach():
                 self.deliveries.detach(connection)
-            case Refused(message=message, reason=reason):
+            case Refused(message=message, reason=reason, client_id=client_id):
                 self.auth_failures += 1
                 is_limited = message is wire.AuthMessage.RATE_LIMITED
                 self._meter.authenticated(message if is_limited or reason is None else reason)
-                self._lines.refused(connection.address, str(reason or message))
+                self._lines.refused(connection.address, str(reason or message), client_id or None)
             case FamilyEnded(grant=grant):
                 self._recheck.set()
                 self._meter.family_ended()
@@ -547,7 +551,7 @@ class Gateway:
                 self._meter.limited(limit)
             case Crowded():
                 self._meter.rejected(ClientErrorCode.TOO_MANY_CONNECTIONS)
-                self._meter.refused(Refusal.CLIENT_CAP)
+                self._turned_away(Refusal.CLIENT_CAP, connection.source)
             case Rejected(code=code):
                 self._meter.rejected(code)
 

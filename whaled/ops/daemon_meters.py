@@ -51,6 +51,7 @@ class ConfigMeter:
         self._successful = registry.gauge("config_last_reload_successful", "1 if the last reload was applied.")
         self._successful.set(1)
         self._at = registry.gauge("config_last_reload_success_timestamp_seconds", "When a configuration was applied.")
+        self._at.set_to_current_time()
 
     def reloaded(self, now: float, *, success: bool) -> None:
         """A reload was applied or refused."""
