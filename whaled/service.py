@@ -112,6 +112,7 @@ class Service:
 
     async def _run(self) -> None:
         config = self.config
+        descriptors.check(beside=self._descriptors_beside())
         tls = tls_context(config.gateway.tls)
         book = await read_address_book_apart(config.detection)
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
@@ -197,8 +198,11 @@ class Service:
                 task.cancel()
 
     def _connections_possible(self) -> int:
-        beside = TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
-        return descriptors.connections_possible(self.config.gateway.max_connections, beside=beside)
+        return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._descriptors_beside())
+
+    def _descriptors_beside(self) -> int:
+        """Descriptors that are neither a client's nor the daemon's own. docs/operations.md has the sum."""
+        return TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
 
     def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
         settings = self.config.backfill
