@@ -93,6 +93,37 @@ def test_a_good_configuration_is_one_line(tmp_path: Path, ring: Path, capsys: Ou
     assert "250 BTC" in out
 
 
+def test_every_address_that_clients_connect_to_is_in_the_line(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    hosts = "gateway: {host: ['127.0.0.1', '::1']}\n"
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\n{hosts}")
+    assert main(["check-config", config]) == 0
+    assert "clients at ws://127.0.0.1:8765, ws://[::1]:8765." in capsys.readouterr().out
+
+
+def test_what_does_not_keep_whaled_from_starting_is_a_warning(
+    tmp_path: Path, ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHALED_SERVICE_HOST", "10.96.3.7")
+    hosts = "gateway: {host: [127.0.0.1, 203.0.113.7]}\nhttp: {host: lo}\n"
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\n{hosts}")
+    assert main(["check-config", config]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    links, missing, interface = captured.err.splitlines()
+    assert links == (
+        "whaled: warning: environment: WHALED_SERVICE_HOST: passed over, Kubernetes sets them for a Service whose name "
+        "begins with `whaled`; `enableServiceLinks: false` in the pod's spec keeps them out"
+    )
+    assert missing == (
+        f"whaled: warning: {config}:2: gateway.host: nobody can connect to 203.0.113.7: "
+        "this machine has no such address"
+    )
+    assert interface == (
+        f"whaled: warning: {config}:3: http.host: nobody can connect to lo: "
+        "this is a network interface: write the address that it has"
+    )
+
+
 def test_every_rule_is_in_the_line_about_a_good_configuration(tmp_path: Path, ring: Path, capsys: Output) -> None:
     book = write(tmp_path / "book.csv", "Mine,bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4,own\n")
     rules = "threshold_usd: 5000000, watch: [{name: own, labels: [%s]}]"
@@ -103,7 +134,10 @@ def test_every_rule_is_in_the_line_about_a_good_configuration(tmp_path: Path, ri
         )
         assert main(["check-config", config]) == status
     captured = capsys.readouterr()
-    assert "whales from 100 BTC, from $5,000,000, of 1 watch rule." in captured.out
+    assert (
+        f"whales from 100 BTC, from $5,000,000, of 1 watch rule. address book: 1 address of 1 owner in {book}."
+        in captured.out
+    )
     assert "detection.watch[0].labels[0]: no label 'Mnie' in" in captured.err
     assert "did you mean 'Mine'?" in captured.err
 

@@ -104,7 +104,10 @@ def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) 
 def test_status_tells_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert")
-    said = r"upstream connected; 1 clients?; last whale \d{4}-\d\d-\d\dT[\d:]+Z [\d.]+ BTC; offset [1-9]\d*"
+    said = (
+        r"upstream connected; 1 clients?; last whale \d{4}-\d\d-\d\dT[\d:]+Z [\d.]+ BTC; offset [1-9]\d*; "
+        r"clients connect to 127\.0\.0\.1:\d+"
+    )
     lab.until(lambda: re.fullmatch(said, whaled.status_text()), what=f"{whaled.status_text()} like {said}")
     assert whaled.status_text() in lab.systemctl("status", "whaled").stdout
     client.stop()

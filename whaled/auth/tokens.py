@@ -158,13 +158,16 @@ def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Gra
     Refusals take the same steps whatever the reason: without claims to trust, those of a stand-in are judged.
     """
     opened = open_token(token, ring.secret_of)
+    grant = None
     try:
         claims = _claims(opened.claims)
         grant = _grant(claims, ring.find(opened.kid))
         _judge(grant, claims, now, settings)
     except TokenError as error:
-        reason, detail = (error.reason, error.detail) if opened.problem is None else (opened.problem, opened.detail)
-        raise TokenError(reason, detail, claimant=claimant(token)) from None
+        reason, detail, client_id = error.reason, error.detail, grant.client_id if grant is not None else ""
+        if opened.problem is not None:
+            reason, detail, client_id = opened.problem, opened.detail, ""
+        raise TokenError(reason, detail, claimant=claimant(token), client_id=client_id) from None
     if opened.problem is not None:  # never so while the stand-in's claims have ended
         raise TokenError(opened.problem, opened.detail, claimant=claimant(token))
     return grant, claims
@@ -279,7 +282,9 @@ class TokenAuthenticator:
         """Who this is and what it may do. Raises TokenError."""
         grant, claims = _checked(self._ring, credential, now, self._settings)
         if self._families.is_ended(_family_of(grant), now):
-            raise TokenError(TokenRefusal.REVOKED, FAMILY_ENDED, claimant=claimant(credential))
+            raise TokenError(
+                TokenRefusal.REVOKED, FAMILY_ENDED, claimant=claimant(credential), client_id=grant.client_id
+            )
         _confirm(self._ring, credential, grant, claims)
         return grant
 

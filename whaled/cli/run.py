@@ -6,12 +6,11 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
 
 from whaled.auth.keys import load_ring
-from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
+from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
@@ -48,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
+    for warning in loaded.warnings:
+        log.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))
@@ -63,9 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Loaded:
-        config = load_for(arguments).config
-        ring = load_ring(config.auth, os.environ, Path.cwd()) if config.auth.enabled else None
-        return Loaded(config, ring)
+        loaded = load_for(arguments)
+        config = loaded.config
+        ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
+        return Loaded(config, ring, loaded.origins)
 
     async with AsyncExitStack() as stack:
         if arguments.simulate:

@@ -15,7 +15,7 @@ import jwt
 
 from whaled.auth import keys, tokens
 from whaled.auth.signature import MAX_TOKEN_BYTES
-from whaled.cli.settings import Subparsers, add_config_option, duration, load_for
+from whaled.cli.settings import Subparsers, add_config_option, duration, load_for, working_directory
 from whaled.config.sections import Auth
 from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
@@ -67,7 +67,7 @@ def _ring(arguments: argparse.Namespace, settings: Auth) -> tokens.KeyRing:
     path = arguments.key_ring
     if path is not None:  # it is meant, whatever the environment holds
         return keys.ring_of(keys.read(path), path)
-    return keys.load_ring(settings, os.environ, Path.cwd())
+    return keys.load_ring(settings, os.environ, working_directory())
 
 
 def _key(kid: str | None) -> str:

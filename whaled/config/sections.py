@@ -22,7 +22,13 @@ Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
 # The name of a rule stands in log lines and filters, where it needs no quotes then.
 RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
 MAX_WATCH_RULES = 100
+MAX_BOOKS = 16
 Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
+# A machine serves one or two networks; each address is a listening socket.
+MAX_HOSTS = 16
+Host = Annotated[str, Meta(extra={"unit": "host"})]
+Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
+Origin = Annotated[str, Meta(extra={"unit": "origin"})]
 
 
 class Basis(StrEnum):
@@ -90,9 +96,17 @@ class Detection(Struct, frozen=True, kw_only=True):
     min_flow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
-    address_book: Path | None = None
+    address_book: Path | Annotated[tuple[Path, ...], Meta(max_length=MAX_BOOKS)] | None = None
     max_book_addresses: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    max_book_loss: Annotated[float, Meta(ge=0, le=1)] = 0.5
     seen_limit: Count = 200_000
+
+    @property
+    def books(self) -> tuple[str, ...]:
+        """The files of the address book, the most important first."""
+        if self.address_book is None:
+            return ()
+        return (self.address_book,) if isinstance(self.address_book, str) else self.address_book
 
 
 class Backfill(Struct, frozen=True, kw_only=True):
@@ -126,10 +140,10 @@ class Tls(Struct, frozen=True, kw_only=True):
 class Gateway(Struct, frozen=True, kw_only=True):
     """The WebSocket server clients connect to."""
 
-    host: Text = "127.0.0.1"
+    host: Hosts = ("127.0.0.1",)
     port: Port = 8765
     backlog: Count = 4096
-    origins: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
     max_connections: Count = 10_000
     max_connections_per_address: Count = 200
     max_connections_per_client: Count = 1_000
@@ -172,7 +186,7 @@ class Http(Struct, frozen=True, kw_only=True):
     """The plain HTTP server with /metrics and /healthz."""
 
     enabled: bool = True
-    host: Text = "127.0.0.1"
+    host: Hosts = ("127.0.0.1",)
     port: Port = 9108
     allowed_hosts: tuple[str, ...] = ()
     max_connections: Count = 64

@@ -98,10 +98,13 @@ class Detach(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """An authentication failed: count it. `reason` is None where there was no credential to judge."""
+    """An authentication failed: count it. `reason` is None where there was no credential to judge; `client_id` is known
+    where the credential was right once.
+    """
 
     message: wire.AuthMessage
     reason: TokenRefusal | None = None
+    client_id: str = ""
 
 
 class FamilyEnded(Struct, frozen=True):
@@ -336,8 +339,8 @@ class Session:
         except TokenError as error:
             wait_s = self._failures.failed(self._address, error.claimant, now)
             if wait_s > 0:
-                return self._refuse_for_now(wait_s, error.reason)
-            return self._refuse(wire.AuthMessage.INVALID, error.reason)
+                return self._refuse_for_now(wait_s, error)
+            return self._refuse(wire.AuthMessage.INVALID, error)
         self.client = self._clients.enter(grant.client_id, now)
         if self.client is None:
             return self._crowded()
@@ -376,9 +379,9 @@ class Session:
         wait_s, is_exhausted = self._failures.failed_as(self.grant.client_id, now)
         if wait_s <= 0:
             refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.INVALID)
-            return [Refused(wire.AuthMessage.INVALID, error.reason), *self.rejected(refusal, now)]
+            return [Refused(wire.AuthMessage.INVALID, error.reason, error.client_id), *self.rejected(refusal, now)]
         actions: list[Action] = [
-            Refused(wire.AuthMessage.RATE_LIMITED, error.reason),
+            Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
         ]
         return [*actions, *self._stop(Close.RATE_LIMITED)] if is_exhausted else actions
@@ -430,17 +433,17 @@ class Session:
 
     # --- endings ---
 
-    def _refuse(self, message: wire.AuthMessage, reason: TokenRefusal | None = None) -> list[Action]:
+    def _refuse(self, message: wire.AuthMessage, error: TokenError | None = None) -> list[Action]:
         return [
-            Refused(message, reason),
+            Refused(message) if error is None else Refused(message, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.UNAUTHENTICATED, message)),
             *self._stop(Close.AUTH_REQUIRED),
         ]
 
-    def _refuse_for_now(self, wait_s: float, reason: TokenRefusal) -> list[Action]:
+    def _refuse_for_now(self, wait_s: float, error: TokenError) -> list[Action]:
         """Too many credentials of this claimant were refused: whether this one is any good may be asked later."""
         return [
-            Refused(wire.AuthMessage.RATE_LIMITED, reason),
+            Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
             *self._stop(Close.AUTH_LIMITED),
         ]
