@@ -62,9 +62,11 @@ def whale(number: int, btc: float = 150.0, *, addresses: tuple[str, ...] = ()) -
     )
 
 
-def alert_draft(number: int, btc: float = 150.0, at: float = 1_800_000_000.0) -> Draft:
+def alert_draft(
+    number: int, btc: float = 150.0, at: float = 1_800_000_000.0, *, addresses: tuple[str, ...] = ()
+) -> Draft:
     """An alert that is not in the log yet."""
-    return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc))
+    return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc, addresses=addresses))
 
 
 def confirmed_draft(number: int, btc: float = 150.0, at: float = 1_800_000_600.0) -> Draft:

@@ -190,6 +190,7 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("detection: {threshold_btc: 1.0e-9}", "detection.threshold_btc"),
         ("detection: {threshold_btc: '100'}", "did you mean 100, without quotes?"),
         ("auth: {max_token_ttl: 99999999d}", "auth.max_token_ttl"),
+        ("auth: {leeway: 31s}", """found '31s', expected a duration with its unit, from "0ms" to "30s\""""),
         ("auth: {issuer: 12}", "a text or null; did you mean '12', in quotes?"),
         ("auth: {issuer: ''}", "auth.issuer"),
         ("auth: {enabled: 'no'}", "expected true or false"),

@@ -267,3 +267,19 @@ def test_any_json_is_a_filter_or_refused_with_a_path(raw: object) -> None:
     except ClientError as error:
         path = error.path or ""
     assert path.startswith("filters")
+
+
+def test_the_addresses_that_matched_are_named_in_the_order_of_the_transaction() -> None:
+    first, second, third = ADDRESSES[:3]
+    event = alert(addresses=(second, third, first))
+    assert wants(addresses=[first, second]).matched_addresses(event) == (second, first)
+    assert wants(min_btc=1).matched_addresses(event) == ()
+
+
+def test_an_update_names_the_addresses_of_its_whale_and_none_if_it_passed_without() -> None:
+    first, second = ADDRESSES[:2]
+    confirmed = lifecycle.confirmed(whale(addresses=(first,)), BLOCK, NOW)
+    assert wants(addresses=[first]).matched_addresses(confirmed) == (first,)
+    others = wants(addresses=[second], updates_of="all")
+    assert others.matches(confirmed)
+    assert others.matched_addresses(confirmed) == ()

@@ -17,7 +17,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 import daemon
-from support import receive_type
+from support import alert_draft, confirmed_draft, receive_type
+from whaled.config.sections import EventLog as EventLogSettings
+from whaled.eventlog.store import EventLog
+from whaled.ops.metrics import Metrics
 
 pytestmark = pytest.mark.slow
 
@@ -187,6 +190,24 @@ async def test_the_watchdog_is_fed_and_the_status_tells_how_it_is(tmp_path: Path
             whaled.process.terminate()
             assert await whaled.ended() == 0
             assert "STOPPING=1" in manager.said
+
+
+async def test_after_a_restart_the_last_whale_is_the_one_in_the_log(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "whaled.db")), Metrics().eventlog) as log:
+        await log.append([alert_draft(1, 150.25), alert_draft(2, 300.5), confirmed_draft(2, 300.5)])
+    async with (
+        Manager(tmp_path / "notify").listening() as manager,
+        daemon.running(config, env={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as whaled,
+        aiohttp.ClientSession() as session,
+    ):
+        await manager.heard(lambda said: any("; last whale " in line for line in said))
+        async with session.get(f"{whaled.http}/metrics") as response:
+            metrics = await response.text()
+    (status,) = {line.partition("; ")[2] for line in manager.said if "; last whale " in line}
+    assert status == "0 clients; last whale 2027-01-15T08:00:00Z 300.50 BTC; offset 3"
+    assert "\nwhaled_last_whale_timestamp_seconds 1.8e+09\n" in metrics
+    assert '\nwhaled_whales_total{flow="unknown"} 0.0\n' in metrics  # it is no new whale
 
 
 async def test_an_unreachable_backend_does_not_starve_the_watchdog(tmp_path: Path) -> None:

@@ -163,6 +163,13 @@ class UpstreamState(StrEnum):
     DISCONNECTED = "disconnected"
 
 
+class Ending(StrEnum):
+    """How a run of the daemon ended (a metric label): it was stopped, or anything else."""
+
+    CLEAN = "clean"
+    UNCLEAN = "unclean"
+
+
 class Scan(Struct, frozen=True, kw_only=True):
     """A block that was looked through: how its whales were known before it. `lead_s` is the median time by which those
     `seen` were ahead of the block; the others were alerted after it (`late`), or only because of it.

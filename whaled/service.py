@@ -27,11 +27,12 @@ from whaled.files import certificate_expiry, idle_rules, load_certificate, read_
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
-from whaled.ops import descriptors, logs, memory
+from whaled.ops import descriptors, logs, memory, reloads
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
 from whaled.reconcile.work import Reconciler
+from whaled.starts import Starts
 from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, tell_status
 from whaled.upstream.feed import Feed
 from whaled.upstream.questions import Questions
@@ -99,6 +100,9 @@ class Service:
         self._is_reloading = False
         # Of the backend, as far as it is known.
         self._network = ""
+        # Why the last reload was refused, None if it was not.
+        self._reload_problem: str | None = None
+        self._outcome_path = reloads.outcome_path(os.environ, Path(loaded.config.eventlog.path))
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -145,6 +149,9 @@ class Service:
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,
             )
+            await self._recall(log_, pipeline)
+            reloads.forget(self._outcome_path)
+            starts = await Starts.recalled(log_, self.metrics.starts)  # before anybody reads the metrics
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 reconciler = self._reconciler(rest, log_, pipeline)
@@ -166,8 +173,10 @@ class Service:
                 ):
                     self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
+                    await starts.began()
                     self._announce(gateway.addresses, http.addresses)
                     await self._work(running)
+                await starts.ended()
         log.info("stopped")
 
     async def _work(self, running: "_Running") -> None:
@@ -183,7 +192,7 @@ class Service:
                 tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
-                tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline))),
+                tasks.create_task(tell_status(self.notifier, lambda: self._status(gateway, log_, pipeline))),
                 tasks.create_task(self._reload_when_asked(running), name="reload"),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
@@ -205,6 +214,17 @@ class Service:
             await gateway.drain(self.config.gateway.drain_window)
             for task in until_end:
                 task.cancel()
+
+    async def _recall(self, log_: EventLog, pipeline: Pipeline) -> None:
+        """Take the newest whale of the run before from the log, for the status line and the metric."""
+        newest = await log_.newest_alert()
+        if newest is not None:
+            pipeline.last_whale = (newest.whale.alert, newest.at)
+            self.metrics.detection.last_whale(newest.at)
+
+    def _status(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
+        text = status_text(gateway, log_, pipeline)
+        return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:
         return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._descriptors_beside())
@@ -351,8 +371,10 @@ class Service:
         Everything is read before anything is applied, and away from the event loop; what applies it does not wait.
         """
         pipeline, tls = running.pipeline, running.tls
+        began_s = time.monotonic()
         self.notifier.reloading()
         log.info("reloading")
+        self._reload_problem = None
         try:
             loaded = await asyncio.to_thread(self._reread)
             moved = not_reloadable(self.config, loaded.config)
@@ -372,17 +394,21 @@ class Service:
                 address_book=error.reason,
                 addresses_in_force=in_force,
             )
+            self._reload_problem = str(error)
             self.metrics.config.book_refused(error.reason)
             self.metrics.config.reloaded(time.time(), success=False)
         except OperatorError as error:
             log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            self._reload_problem = str(error)
             self.metrics.config.reloaded(time.time(), success=False)
-        except Exception:
+        except Exception as error:
             # A bug. Nothing is applied yet, and systemd waits for `ready`.
             log.exception("reload failed, the old configuration stays")
+            self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
             self.metrics.config.reloaded(time.time(), success=False)
         else:
             self._apply(loaded, detector, running)
+        await asyncio.to_thread(self._leave_outcome, began_s)
         self.notifier.ready()
 
     async def _read_book(self, loaded: Loaded, in_force: AddressBook) -> AddressBook:
@@ -418,6 +444,17 @@ class Service:
         elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
         if elsewhere:
             log.warning("the address book has addresses of another network", backend=self._network, addresses=elsewhere)
+
+    def _leave_outcome(self, began_s: float) -> None:
+        """Answer whoever asked for the reload and waits."""
+        try:
+            reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
+        except OSError as error:
+            log.warning(
+                "what came of the reload cannot be stored; `systemctl reload` and `whaled reload` wait for it in vain",
+                path=str(self._outcome_path),
+                problem=error.strerror,
+            )
 
     def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
         """Exchange the old for the new, in one step."""

@@ -147,7 +147,7 @@ class MemoryWatch:
 
 def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
     """How the daemon is, in one line."""
-    whale = "none yet"
+    whale = "none yet" if log_.head == 0 else "none in the log"
     if pipeline.last_whale is not None:
         alert, at = pipeline.last_whale
         when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -23,6 +23,7 @@ class Command(NamedTuple):
 # Only the module of the command that is asked for is imported: `token issue` must not wait for a web server.
 COMMANDS = {
     "run": Command("whaled.cli.run", "run the daemon"),
+    "reload": Command("whaled.cli.reload", "let a running daemon read its configuration again"),
     "check-config": Command("whaled.cli.config", "check a configuration file and what it names"),
     "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),

@@ -13,6 +13,9 @@ from whaled.model import OwnerType
 
 # The upper bounds are far beyond sense: they keep what follows from overflowing.
 Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
+# How far the clocks of who issues tokens and of this machine may differ: more would keep dead tokens alive.
+MAX_LEEWAY_S = 30.0
+Leeway = Annotated[float, Meta(ge=0, le=MAX_LEEWAY_S, extra={"unit": "duration"})]
 Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
@@ -176,6 +179,7 @@ class Auth(Struct, frozen=True, kw_only=True):
     token_ttl: Seconds = 86400.0
     max_token_ttl: Seconds = 90 * 86400.0
     expiry_grace: Seconds = 25.0
+    leeway: Leeway = 30.0
     failures_per_second: Rate = 0.2
     failure_burst: Count = 20
     issuer: Text | None = None

@@ -166,7 +166,8 @@ class Hub:
             for event in events:
                 if not group.filter.matches(event):
                     continue
-                frame = frames.get(event.offset)
+                matched = group.filter.matched_addresses(event)
+                frame = wire.event_frame(event, self.epoch, matched) if matched else frames.get(event.offset)
                 if frame is None:
                     frame = frames[event.offset] = wire.event_frame(event, self.epoch)
                 matching.append((event, frame))

@@ -51,8 +51,10 @@ class Page(Struct):
         addresses = sum([len(event.whale.addresses) for event in events])
         return cls(events, [None] * len(events), EVENT_BYTES * len(events) + ADDRESS_BYTES * addresses)
 
-    def frame(self, index: int, epoch: str) -> bytes:
-        """The frame of an event, encoded once for all clients."""
+    def frame(self, index: int, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
+        """The frame of an event, encoded once for all clients but those whose filter names its addresses."""
+        if matched_addresses:
+            return wire.event_frame(self.events[index], epoch, matched_addresses)
         frame = self.frames[index]
         if frame is None:
             frame = self.frames[index] = wire.event_frame(self.events[index], epoch)

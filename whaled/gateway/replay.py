@@ -113,7 +113,7 @@ class Replay:
         if not indices:
             return _Part(cursor, 0, 0)
         epoch = self._hub.epoch
-        frames = [page.frame(index, epoch) for index in indices]
+        frames = [page.frame(index, epoch, chosen.matched_addresses(events[index])) for index in indices]
         taken = _write(receiver, frames)
         told = events[indices[taken - 1]].offset
         if taken < len(frames):

@@ -3,6 +3,7 @@
 import math
 
 from whaled.errors import BookFailure, CanaryFailure, LogFailure
+from whaled.model import Ending
 from whaled.ops.registry import Component, Registry
 
 
@@ -74,6 +75,19 @@ class ConfigMeter:
     def book_read(self, now: float) -> None:
         """An address book came into force."""
         self._book_at.set(now)
+
+
+class StartMeter:
+    """Starts of the daemon, those of earlier runs included."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._starts = registry.counter(
+            "starts", "Starts since the event log was made, by how the run before ended.", "after", Ending
+        )
+
+    def started(self, ending: Ending, count: int = 1) -> None:
+        """A start after a run that ended so; more than one are those of earlier runs."""
+        self._starts.labels(ending).inc(count)
 
 
 class CanaryMeter:

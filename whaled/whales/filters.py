@@ -82,6 +82,14 @@ class Filter:
                 return False
         return True
 
+    def matched_addresses(self, event: Event | Draft) -> tuple[str, ...]:
+        """The addresses of this filter that the event's transaction spends from or pays to, inputs first.
+
+        Empty for a filter without addresses, and for an update that passes by `updates_of` alone.
+        """
+        wanted = self.addresses
+        return () if wanted is None else tuple(address for address in event.whale.addresses if address in wanted)
+
     def normalised(self) -> dict[str, Any]:
         """The filter as `parse_filter` takes it, with only what is given; ready for JSON."""
         given: dict[str, Any] = {}
