@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from scripted_server import jwt
 from support import alert_draft, confirmed_draft, running_gateway, txid
 from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
+from whaled.auth.tokentext import claims_of
 from whaled.client import (
     AuthenticationFailed,
     Connected,
@@ -38,7 +40,7 @@ from whaled.config.sections import EventLog as EventLogSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
-from whaled.model import Alert, Draft, Flow, Permission, Shape, UpstreamState, Whale
+from whaled.model import Alert, Draft, Flow, Grant, Permission, Shape, UpstreamState, Whale
 from whaled.ops.metrics import Metrics
 
 BOT = Path(__file__).parent.parent / "docs" / "examples" / "bot.py"
@@ -227,19 +229,26 @@ async def test_a_restart_of_the_server_is_ridden_out(tmp_path: Path) -> None:
             assert await offsets(source, 2) == [2, 3]
 
 
+class NamedTokens(Tokens):
+    """Knows tokens by the client they name."""
+
+    def verify(self, credential: str, now: float) -> Grant:
+        return super().verify(claims_of(credential)["client_id"], now)
+
+
 async def test_tokens_are_accepted_or_refused_for_good(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), auth_timeout=0.05) as rig:
-        async with stream(rig.url, token="good", link_events=True) as source:
+    async with running_gateway(tmp_path, authenticator=NamedTokens(expires_at=4e9), auth_timeout=0.05) as rig:
+        async with stream(rig.url, token=jwt("good"), link_events=True) as source:
             assert (await connected(source)).client_id == "c1"
             await rig.alerts(1)
             assert await offsets(source, 1) == [1]
-        async with stream(rig.url, token="bad") as source:
+        async with stream(rig.url, token=jwt("bad")) as source:
             with pytest.raises(AuthenticationFailed, match="Invalid or expired token"):
                 await anext(source)
         async with stream(rig.url) as source:
             with pytest.raises(AuthenticationFailed, match="this stream has none"):
                 await anext(source)
-        async with stream(rig.url, token="mute") as source:
+        async with stream(rig.url, token=jwt("mute")) as source:
             with pytest.raises(SubscriptionError) as caught:
                 await anext(source)
             assert caught.value.code == "forbidden"

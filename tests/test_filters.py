@@ -79,6 +79,8 @@ def test_no_filter_wants_everything() -> None:
         ({"flow_types": ["inflow", "outflow"]}, {"flow_type": Flow.OUTFLOW}, {"flow_type": Flow.UNKNOWN}),
         ({"exchanges": ["kraken"]}, {"from_labels": ("Kraken",)}, {"from_labels": ("Krake",)}),
         ({"exchanges": ["KRAKEN", "x"]}, {"to_labels": ("Trust", "Kraken")}, {"to_labels": ("Trust",)}),
+        ({"exchanges": ["kraken 8"]}, {"from_other_labels": ("Kraken 8",)}, {"from_other_labels": ("Kraken",)}),
+        ({"exchanges": ["pool"]}, {"to_other_labels": ("Pool",)}, {"to_labels": ("Pools",)}),
         ({"exchanges": [ADDRESSES[2]]}, {"exchange_addresses": (ADDRESSES[2],)}, {"exchange_addresses": ()}),
         ({"addresses": [ADDRESSES[0], "bc1qx" * 4]}, {"addresses": ("q", ADDRESSES[0])}, {"addresses": ("q",)}),
         ({"addresses": [ADDRESSES[2].upper()]}, {"addresses": (ADDRESSES[2],)}, {"addresses": ()}),

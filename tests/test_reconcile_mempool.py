@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from reconcile_kit import BTC, Front, watching, world
 
 
@@ -127,3 +128,25 @@ async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_blo
             await rig.settled()
             assert rig.sources() == {whale: "block"}
             assert rig.told(whale) == ["alert", "confirmed"]
+
+
+@pytest.mark.parametrize("rate", [50.0, 1.0])
+async def test_what_the_backend_does_not_give_is_asked_for_again_while_it_is_in_the_mempool(
+    tmp_path: Path, rate: float
+) -> None:
+    """In a projected block, where its value is known, and behind the last of them."""
+    front = Front()
+    async with world(block_weight=20_000) as (sim, clock), front.before(sim):
+        for _ in range(8 * 36):
+            sim.world.pay(BTC, rate=20.0)
+        whale = sim.world.pay(150 * BTC, rate=rate).txid
+        await sim.poll()
+        front.spoil(f".*{whale}.*", 404)
+        async with watching(sim, clock, tmp_path, front=front, interval=5.0) as rig:
+            await rig.poll(11)
+            await rig.until(lambda: front.times(f".*{whale}.*") > 0 and rig.tally.open["tail"] == 0)
+            assert rig.sources() == {}
+            front.mend()
+            for _ in range(3):
+                await rig.poll(11)
+            await rig.until(lambda: rig.sources() == {whale: "snapshot"})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from book_kit import book
 from test_daemon import busy_simulator
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -185,6 +186,7 @@ async def test_the_watchdog_is_fed_and_the_status_tells_how_it_is(tmp_path: Path
             await manager.heard(lambda said: any(" BTC; offset " in line for line in said))
             status = next(line for line in manager.said if " BTC; offset " in line)
             assert status.startswith("STATUS=upstream connected; 0 clients; last whale 2")
+            assert status.endswith(f"; clients connect to {whaled.url.removeprefix('ws://')}")
             whaled.process.terminate()
             assert await whaled.ended() == 0
             assert "STOPPING=1" in manager.said
@@ -210,11 +212,18 @@ async def test_after_a_restart_the_last_whale_is_the_one_in_the_log(tmp_path: Pa
 
 async def test_an_unreachable_backend_does_not_starve_the_watchdog(tmp_path: Path) -> None:
     async with Manager(tmp_path / "notify").listening() as manager:
-        config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", canary={"interval": "100ms", "deadline": "200ms"})
+        (tmp_path / "book.csv").write_text("\n".join(book(3)))
+        config = daemon.write_config(
+            tmp_path,
+            "ws://127.0.0.1:1",
+            canary={"interval": "100ms", "deadline": "200ms"},
+            detection={"address_book": str(tmp_path / "book.csv")},
+        )
         env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "300000"}
         async with daemon.running(config, env=env):
             await manager.heard(lambda said: said.count("WATCHDOG=1") >= 12)
-            assert any(line.startswith("STATUS=upstream disconnected") for line in manager.said)
+            status = next(line for line in manager.said if line.startswith("STATUS=upstream disconnected"))
+            assert status.endswith("; address book: 3 addresses of 3 owners")
 
 
 async def test_another_process_s_watchdog_is_left_alone(tmp_path: Path) -> None:

@@ -272,6 +272,9 @@ class Alert(Struct, frozen=True, gc=False, kw_only=True):
     matched_rules: tuple[str, ...] = ()
     # How much flows as `flow_type` says; None where that is unknown. Alerts of older versions have none.
     flow_sat: int | None = None
+    # Further labels of addresses that have several: `from_labels` and `to_labels` have the first of each address.
+    from_other_labels: tuple[str, ...] = ()
+    to_other_labels: tuple[str, ...] = ()
 
 
 class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

@@ -7,7 +7,7 @@ import shutil
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +21,9 @@ from whaled.canary import Canary, Subscriber
 from whaled.config.parse import not_reloadable
 from whaled.config.rules import redacted
 from whaled.config.sections import Config
-from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
+from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import certificate_expiry, load_certificate, read_address_book_apart, tls_context
+from whaled.files import certificate_expiry, idle_rules, load_certificate, read_address_book_apart, tls_context
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
@@ -39,7 +39,9 @@ from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
 from whaled.upstream.survey import Survey
 from whaled.web import app as web
+from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
+from whaled.whales.labels import AddressBook
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -54,6 +56,8 @@ class Loaded(Struct, frozen=True):
 
     config: Config
     ring: KeyRing | None
+    # Where each key stands that is not a default.
+    origins: dict[str, str] = {}
 
 
 class _Running(NamedTuple):
@@ -79,6 +83,7 @@ class Service:
 
     def __init__(self, loaded: Loaded, *, reread: Callable[[], Loaded], passed: Passed) -> None:
         self.config = loaded.config
+        self._origins = loaded.origins
         self._ring = loaded.ring
         self._passed = passed
         self.metrics = Metrics()
@@ -96,6 +101,8 @@ class Service:
         # Why the last reload was refused, None if it was not.
         self._reload_problem: str | None = None
         self._outcome_path = reloads.outcome_path(os.environ, Path(loaded.config.eventlog.path))
+        # Of the backend, as far as it is known.
+        self._network = ""
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -117,7 +124,8 @@ class Service:
     async def _run(self) -> None:
         config = self.config
         tls = tls_context(config.gateway.tls)
-        book = await read_address_book_apart(config.detection)
+        book = await read_address_book_apart(config.detection, self._origins)
+        self._book_read(config, book, self._origins)
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as log_,
@@ -154,17 +162,18 @@ class Service:
                     log_,
                     self.metrics.upstream,
                     is_backfilling=config.backfill.enabled,
+                    on_network=lambda network: self._on_network(network, pipeline.detector.book),
                 )
                 http = self._http_server(gateway, canary, pipeline)
                 running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey, http)
                 async with (
-                    gateway.serving(self._passed.clients, tls) as address,
-                    http.serving(self._passed.metrics) as http_address,
+                    gateway.serving(self._passed.clients, tls),
+                    http.serving(self._passed.metrics),
                 ):
                     self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
                     await starts.began()
-                    self._announce(address, http_address)
+                    self._announce(gateway.addresses, http.addresses)
                     await self._work(running)
                 await starts.ended()
         log.info("stopped")
@@ -295,10 +304,12 @@ class Service:
         if certificate is not None:
             self.metrics.keys.certificate(certificate_expiry(certificate))
 
-    def _announce(self, clients: str, http: str | None) -> None:
+    def _announce(self, clients: Sequence[str], http: Sequence[str]) -> None:
         config = self.config
+        scheme = "wss" if config.gateway.tls.certificate else "ws"
+        listen = ", ".join(f"{scheme}://{address}" for address in clients)
         if not config.auth.enabled:
-            log.warning("authentication is off: everybody who can connect reads the alerts", listen=clients)
+            log.warning("authentication is off: everybody who can connect reads the alerts", listen=listen)
         if self._ring is not None:
             log.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
         for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
@@ -307,8 +318,8 @@ class Service:
         log.info(
             "ready",
             version=__version__,
-            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{clients}",
-            metrics=f"http://{http}/metrics" if http else None,
+            listen=listen,
+            metrics=", ".join(f"http://{address}/metrics" for address in http) or None,
             upstream=redacted(config.upstream.url),
             threshold_btc=config.detection.threshold_btc,
         )
@@ -367,10 +378,21 @@ class Service:
                 raise ConfigError(
                     tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
                 )
-            book = await read_address_book_apart(loaded.config.detection)
+            book = await self._read_book(loaded, pipeline.detector.book)
             detector = pipeline.detector.with_rules(Rules.of(loaded.config.detection), book)
             if tls is not None:
                 load_certificate(tls, loaded.config.gateway.tls)
+        except BookError as error:
+            in_force = len(pipeline.detector.book.owners)
+            log.error(  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+                "reload refused, the old configuration stays",
+                problem=str(error),
+                address_book=error.reason,
+                addresses_in_force=in_force,
+            )
+            self._reload_problem = str(error)
+            self.metrics.config.book_refused(error.reason)
+            self.metrics.config.reloaded(time.time(), success=False)
         except OperatorError as error:
             log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self._reload_problem = str(error)
@@ -396,6 +418,40 @@ class Service:
                 problem=error.strerror,
             )
 
+    async def _read_book(self, loaded: Loaded, in_force: AddressBook) -> AddressBook:
+        """The book of a new configuration. Raises ConfigError, also for one that lost too much of the old one."""
+        is_same = loaded.config.detection.books == self.config.detection.books
+        return await read_address_book_apart(
+            loaded.config.detection, loaded.origins, in_force=len(in_force.owners) if is_same else None
+        )
+
+    def _book_read(self, config: Config, book: AddressBook, origins: dict[str, str]) -> None:
+        if not config.detection.books:
+            return
+        self.metrics.config.book_read(time.time())
+        log.info(
+            "address book read",
+            files=config.detection.books,
+            addresses=len(book.owners),
+            owners=book.owners.labels,
+            addresses_with_several=book.owners.several,
+        )
+        for note in book.owners.notes:
+            log.warning("the address book may not be as meant", problem=note)
+        for fault in idle_rules(config.detection, book, origins):
+            log.warning("a watch rule matches nothing", problem=str(fault))
+
+    def _on_network(self, network: str, book: AddressBook) -> None:
+        if network != self._network:
+            self._network = network
+            self._compare_networks(book)
+
+    def _compare_networks(self, book: AddressBook) -> None:
+        """Log whether the book has addresses that the backend never shows."""
+        elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
+        if elsewhere:
+            log.warning("the address book has addresses of another network", backend=self._network, addresses=elsewhere)
+
     def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
         """Exchange the old for the new, in one step."""
         self.config = loaded.config
@@ -410,6 +466,8 @@ class Service:
         running.http.reconfigure(self.config.http)
         self._observe_keys(loaded.ring)
         self.metrics.config.reloaded(time.time(), success=True)
+        self._book_read(loaded.config, detector.book, loaded.origins)
+        self._compare_networks(detector.book)
         log.info("reloaded", addresses=len(detector.book.owners))
 
 

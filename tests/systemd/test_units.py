@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from systemd.installation import CONFIG, KEY_RING, OWN, PYTHON, WHALED
+from systemd.installation import CONFIG, KEY_RING, OWN, PYTHON, WHALED, Program
 from systemd.lab import Lab
 
 pytestmark = pytest.mark.timeout(180)
@@ -25,6 +25,8 @@ BACKOFF_SINCE = 254
 ELSEWHERE = "203.0.113.10"  # TEST-NET-3: nobody's, here the lab's own
 EGRESS = "/run/whaled-egress.sock"
 INSTALL_LIMIT_S = 120
+DISPLACED = 'whaled_connections_refused_total{reason="displaced"}'
+SILENT_LIMIT_KIB = 150 * 1024
 
 ALLOWED = (
     "event_log", "temporary_file", "threads", "tls_roots", "resolver", "signatures", "whole_program", "key_ring",
@@ -446,9 +448,24 @@ def test_a_certificate_only_root_can_read_is_served_and_renewed_by_a_reload(stop
             if systemd_version(stopped) != 252:
                 stopped.systemctl("restart", "whaled")
             assert "renewed" in served()
+            strangers_hold_little(stopped)
+            assert "renewed" in served()
             stopped.systemctl("stop", *OURS)
     finally:
         stopped.run("rm", "-rf", "/etc/whaled/tls")
+
+
+def strangers_hold_little(lab: Lab) -> None:
+    """Connect 4,500 times to a TLS port, without a word."""
+    pid = lab.show("whaled", "MainPID")["MainPID"]
+    lab.run("mkdir", "-p", OWN)
+    strangers = Program(lab, "silent", "8765", "4500")
+    strangers.until("all")
+    lab.until(lambda: float(metric(lab, DISPLACED) or 0) > 0, what="strangers beyond gateway.max_unauthenticated")
+    memory = lab.sh('grep ^VmRSS: "/proc/$1/status"', pid).stdout
+    strangers.stop()
+    assert int(memory.split()[1]) < SILENT_LIMIT_KIB, memory
+    assert lab.show("whaled", "MainPID")["MainPID"] == pid
 
 
 # --- onto the machine and off it ---

@@ -106,7 +106,10 @@ def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) 
 def test_status_tells_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert")
-    said = r"upstream connected; 1 clients?; last whale \d{4}-\d\d-\d\dT[\d:]+Z [\d.]+ BTC; offset [1-9]\d*"
+    said = (
+        r"upstream connected; 1 clients?; last whale \d{4}-\d\d-\d\dT[\d:]+Z [\d.]+ BTC; offset [1-9]\d*; "
+        r"clients connect to 127\.0\.0\.1:\d+"
+    )
     lab.until(lambda: re.fullmatch(said, whaled.status_text()), what=f"{whaled.status_text()} like {said}")
     assert whaled.status_text() in lab.systemctl("status", "whaled").stdout
     client.stop()
@@ -388,3 +391,23 @@ def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Install
     assert whaled.main_pid() == pid
     flood.stop()
     assert [line for line in client.stop() if line["kind"] == "disconnected"] == []
+
+
+# --- strangers ---
+
+
+def test_strangers_who_take_all_descriptors_stop_nothing(whaled: Installation, lab: Lab) -> None:
+    whaled.drop_in("[Service]\nLimitNOFILE=512\n")
+    lab.systemctl("restart", "whaled")
+    client, pid, since = whaled.follow(), whaled.main_pid(), lab.moment()
+    for port in ("8765", "9108"):
+        strangers = Program(lab, "silent", port, "4000")
+        strangers.until("all")
+        client.until("alert", txid=whaled.send_whale(4_567.0))
+        newcomer = Program(lab, "flood", URL, TOKEN_FILE, "1")
+        assert newcomer.until("all")[0]["answers"] == {"101": 1}
+        newcomer.stop()
+        strangers.stop()
+    assert [line for line in client.stop() if line["kind"] == "disconnected"] == []
+    assert whaled.main_pid() == pid
+    assert [line["MESSAGE"] for line in lab.journal("whaled", since) if "Traceback" in line["MESSAGE"]] == []

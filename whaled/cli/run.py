@@ -6,14 +6,13 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
 from msgspec import structs
 
 from whaled.auth.keys import load_ring
 from whaled.cli import demo
-from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
+from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
@@ -53,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
+    for warning in loaded.warnings:
+        log.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))
@@ -68,11 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Loaded:
-        config = load_for(arguments).config
-        if arguments.simulate:
-            config = demo.with_owners(config)
-        ring = load_ring(config.auth, os.environ, Path.cwd()) if config.auth.enabled else None
-        return Loaded(config, ring)
+        loaded = load_for(arguments)
+        config = demo.with_owners(loaded.config) if arguments.simulate else loaded.config
+        ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
+        return Loaded(config, ring, loaded.origins)
 
     world = structs.replace(DEMO, port=0, seed=time.time_ns())
     async with AsyncExitStack() as stack:

@@ -17,6 +17,7 @@ from whaled.config.parse import diff, load
 from whaled.config.sections import Config, Tls
 from whaled.errors import ConfigError, Fault
 from whaled.files import tls_context
+from whaled.listening import host_port
 
 SERVICE, SOCKET = "whaled.service", "whaled.socket"
 LIMIT_S = 5.0
@@ -64,25 +65,33 @@ def served(unit: Unit, path: Path, own: Config) -> Served | None:
         tls_context(_outside(config.gateway.tls, unit.credentials))
     except ConfigError as error:
         return Served((), (), tuple(Fault(each.where, each.problem, each.source or SERVICE) for each in error.faults))
-    scheme = "ws" if config.gateway.tls.certificate is None else "wss"
-    listens = unit.listens or (f"{config.gateway.host}:{config.gateway.port}",)
-    urls = tuple(f"{scheme}://{listen}" for listen in listens)
+    urls = tuple(f"{_scheme(config)}{listen}" for listen in unit.listens) or clients(config)
     return Served(urls, tuple(_keys(unit.variables, own, config)))
 
 
-def sentence(found: Served, own: str) -> str:
+def clients(config: Config) -> tuple[str, ...]:
+    """Where clients connect by the configuration alone."""
+    return tuple(f"{_scheme(config)}{host_port(host, config.gateway.port)}" for host in config.gateway.host)
+
+
+def _scheme(config: Config) -> str:
+    return "ws://" if config.gateway.tls.certificate is None else "wss://"
+
+
+def sentence(found: Served, own: tuple[str, ...]) -> str:
     """What `check-config` adds to `own`, where clients connect by the configuration alone; empty if that is all."""
-    if found.urls == (own,) and not found.keys:
+    if found.urls == own and not found.keys:
         return ""
     because = [f"set by the unit: {', '.join(found.keys)}"] if found.keys else []
-    if [url.partition("://")[2] for url in found.urls] != [own.partition("://")[2]]:
+    if [url.partition("://")[2] for url in found.urls] != [url.partition("://")[2] for url in own]:
         because.append(f"{SOCKET} listens")
     return f"as {SERVICE} clients at {', '.join(found.urls)} ({'; '.join(because)})"
 
 
 def _keys(variables: Mapping[str, str], own: Config, config: Config) -> list[str]:
     """Keys that variables of the unit change."""
-    return [path for path in diff(own, config) if keys()[path].variable in variables]
+    variable_of = {path: key.variable for path, key in keys().items()}
+    return [path for path in diff(own, config) if {variable_of[path], f"{variable_of[path]}_FILE"} & variables.keys()]
 
 
 def _parsed(shown: str, text: str, sockets: str) -> Unit:

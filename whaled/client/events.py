@@ -49,6 +49,8 @@ class AlertData(Struct, frozen=True, kw_only=True):
     replaces: str | None = None
     price_timestamp: datetime | None = None
     matched_rules: tuple[str, ...] = ()
+    from_other_labels: tuple[str, ...] = ()
+    to_other_labels: tuple[str, ...] = ()
 
 
 class UpdateData(Struct, frozen=True, kw_only=True):

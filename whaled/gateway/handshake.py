@@ -12,6 +12,7 @@ from websockets.typing import Origin, Subprotocol
 
 from whaled.gateway import wire
 from whaled.gateway.limits import Refusal
+from whaled.gateway.origins import Origins
 
 # Query parameters that carry a credential in other products. URLs end up in logs and histories.
 CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization"}
@@ -89,7 +90,9 @@ PLAIN_METHODS = {"GET", "HEAD", "OPTIONS"}
 ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:// or wss://.\n"
 
 
-def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[Refusal | None, Response | None]:
+def judge(
+    ws: ServerProtocol, request: Request, origins: Origins, *, is_draining: bool, is_tls: bool
+) -> tuple[Refusal | None, Response | None]:
     """Why a request opens no WebSocket, and its answer, as far as the library does not decide that."""
     headers = request.headers
     if has_credential(request.path):
@@ -103,6 +106,9 @@ def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[R
         response.headers["Upgrade"] = "websocket"
         response.headers["Sec-WebSocket-Version"] = "13"
         return Refusal.BAD_HANDSHAKE, response
+    problem = origins.refusal(headers, is_tls=is_tls)
+    if problem is not None:
+        return Refusal.ORIGIN, ws.reject(403, problem + "\n")
     return None, None
 
 

@@ -3,7 +3,7 @@
 from whaled.errors import ClientErrorCode, TokenRefusal
 from whaled.gateway.limits import Limit, Refusal
 from whaled.gateway.share import Lane
-from whaled.gateway.transport import TLS_REASONS
+from whaled.gateway.tls import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.ops.registry import Component, Registry
 
@@ -23,9 +23,9 @@ class GatewayMeter:
         self._refused = {reason: refused.labels(reason) for reason in Refusal}
         self._tls_failures = registry.counter(
             "tls_failures",
-            "TLS handshakes that failed, by OpenSSL's reason.",
+            "TLS that failed, by OpenSSL's reason.",
             "reason",
-            (reason.lower() for reason in (*TLS_REASONS, "connection_lost", "other")),
+            (reason.lower() for reason in TLS_REASONS),
         )
         self._unaccepted = registry.counter(
             "accepts_failed", "Times no connection could be accepted for want of descriptors or memory."

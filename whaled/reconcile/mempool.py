@@ -4,7 +4,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from heapq import nlargest
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 
 import structlog
 from msgspec import Struct
@@ -148,13 +148,13 @@ class Mempool:
         self._patience = Patience(tools.monotonic)
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
         self._turns = Turns(tools, self._patience, tools.settings.concurrency)
-        self._tail: OrderedDict[str, None] = OrderedDict()
+        # With the time (monotonic) from which on they are asked for, in its order.
+        self._tail: OrderedDict[str, float] = OrderedDict()
         self._tail_turns = Turns(tools, self._patience, tools.settings.concurrency)
         # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
         self._shown: OrderedDict[str, None] = OrderedDict()
         # Of those that are being asked for, the ones that left the stream's mempool meanwhile.
         self._departed: set[str] = set()
-        self._tail_from = 0.0
         self._again: dict[str, None] = {}
         self._judged = Judged()
         self._tables = Tables(self._candidates, self._tail, self._shown)
@@ -241,16 +241,16 @@ class Mempool:
 
     def sweep(self, txids: Iterable[str]) -> None:
         """Compare with the whole mempool: what is in it and was never looked at is asked for."""
+        ask_from = self._tools.monotonic() + TAIL_AFTER_S
         for txid in self._judged.compare(txids):
             if len(self._tail) < TAIL_LIMIT:
-                self._tail[txid] = None
-        self._tail_from = self._tools.monotonic() + TAIL_AFTER_S
+                self._tail.setdefault(txid, ask_from)  # one that waits does not wait anew at each sweep
 
     def next_due(self) -> float | None:
         """When to ask for what waits (monotonic), None if nothing does."""
         dues = [self._patience.next_due(self._is_asking)]
-        if any(self._patience.is_due(txid) and not self._tail_turns.is_asking(txid) for txid in self._tail):
-            dues.append(self._tail_from)
+        waiting = (txid for txid in self._tail if self._patience.is_due(txid) and not self._tail_turns.is_asking(txid))
+        dues.append(self._tail.get(next(waiting, "")))
         return min((due for due in dues if due is not None), default=None)
 
     def _is_asking(self, txid: str) -> bool:
@@ -301,19 +301,21 @@ class Mempool:
 
     async def ask_for_tail(self) -> bool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
-        if self._tools.monotonic() < self._tail_from:
-            return True
         for txid in [txid for txid in self._tail if txid in self._judged]:
             del self._tail[txid]
             self._patience.forget(txid)
-        due = list(islice((txid for txid in self._tail if self._patience.is_due(txid)), LOT + 1))
+        now = self._tools.monotonic()
+        waited = (txid for txid, _ in takewhile(lambda each: each[1] <= now, self._tail.items()))
+        due = list(islice((txid for txid in waited if self._patience.is_due(txid)), LOT + 1))
 
         async def ask(txid: str) -> None:
             # What is in no projected block pays least: its outputs tell whether it is a whale, without the fee.
             bare = await self._tools.questions.bare(txid)
+            is_known = bare is not None
             if bare is None or bare.value_sat >= self._tools.committer.minimum_sat:
-                await self._fetch(txid, None, is_large=bare is not None and len(bare.inputs) > INPUTS_LIMIT)
-            self._judged.add([txid])
+                is_known = await self._fetch(txid, None, is_large=bare is not None and len(bare.inputs) > INPUTS_LIMIT)
+            if is_known:
+                self._judged.add([txid])
             self._tail.pop(txid, None)
 
         return await self._tail_turns.take(due[:LOT], ask) and len(due) <= LOT
@@ -349,6 +351,7 @@ class Mempool:
         if await tools.questions.confirmation(txid) is None and txid not in await tools.log.whales([txid]):
             tools.meter.unread()
             log.warning("a whale of the mempool was gone before the backend gave it", txid=txid)
+            self._judged.discard([txid])  # if a sweep finds it in the mempool, it is asked for once more
 
     async def _drafts(self, transaction: Transaction, is_replacement: bool | None, *, is_there: bool) -> list[Draft]:
         """The alert, and what is known of those it replaced and of who replaced it.

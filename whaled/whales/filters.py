@@ -149,7 +149,8 @@ def _at_least(least: float, read: Callable[[Alert], float | None]) -> _Test:
 
 def _names(whale: Whale) -> list[str]:
     alert = whale.alert
-    return [name.casefold() for name in (*alert.from_labels, *alert.to_labels, *alert.exchange_addresses)]
+    labels = (*alert.from_labels, *alert.to_labels, *alert.from_other_labels, *alert.to_other_labels)
+    return [name.casefold() for name in (*labels, *alert.exchange_addresses)]
 
 
 EVERYTHING: Final = Filter()
