@@ -190,6 +190,7 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("detection: {threshold_btc: 1.0e-9}", "detection.threshold_btc"),
         ("detection: {threshold_btc: '100'}", "did you mean 100, without quotes?"),
         ("auth: {max_token_ttl: 99999999d}", "auth.max_token_ttl"),
+        ("auth: {leeway: 31s}", """found '31s', expected a duration with its unit, from "0ms" to "30s\""""),
         ("auth: {issuer: 12}", "a text or null; did you mean '12', in quotes?"),
         ("auth: {issuer: ''}", "auth.issuer"),
         ("auth: {enabled: 'no'}", "expected true or false"),
@@ -357,6 +358,45 @@ def test_a_watch_list_that_cannot_be_is_refused(text: str, problem: str) -> None
     found = faults(f"detection:\n  address_book: b\n  {text}\n")
     assert problem in "\n".join(found)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("null", ()),
+        ("[]", ()),
+        ("a.csv", ("a.csv",)),
+        ("[a.csv]", ("a.csv",)),
+        ("\n  - a.csv\n  - /b, c.csv", ("a.csv", "/b, c.csv")),
+    ],
+)
+def test_an_address_book_is_one_file_or_several(text: str, expected: tuple[str, ...]) -> None:
+    loaded = parse(f"detection:\n  address_book: {text}\n", source="w.yaml", environ={}, flags={})
+    assert loaded.config.detection.books == expected
+    assert read(render(loaded)) == loaded.config
+    assert loaded.keys_set == 1
+    assert read("", {"WHALED_DETECTION_ADDRESS_BOOK": "/b, c.csv"}).detection.books == ("/b, c.csv",)
+
+
+def test_each_file_of_an_address_book_has_its_place() -> None:
+    loaded = parse("detection:\n  address_book:\n  - a.csv\n  - b.csv\n", source="w.yaml", environ={}, flags={})
+    assert loaded.origins["detection.address_book[1]"] == "w.yaml:4"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("7", "w.yaml:2: detection.address_book: found 7, expected a path, a list of at most 16 of them, or null"),
+        ("[a, 7]", "w.yaml:2: detection.address_book[1]: found 7, expected a path; did you mean '7', in quotes?"),
+        ("[a, ~/b]", "w.yaml:2: detection.address_book[1]: found '~/b', expected a path; ~ is not expanded"),
+        ("['']", "w.yaml:2: detection.address_book[0]: found '', expected a path"),
+        (str(["a"] * 17), "expected a path, a list of at most 16 of them, or null"),
+        ("[[a]]", "w.yaml:2: detection.address_book[0]: found ['a'], expected a path"),
+    ],
+)
+def test_an_address_book_that_cannot_be_is_refused(text: str, problem: str) -> None:
+    (found,) = faults(f"detection:\n  address_book: {text}\n")
+    assert problem in found
 
 
 def test_a_watch_list_needs_an_address_book() -> None:

@@ -239,6 +239,34 @@ async def test_filters_select_and_updates_follow_their_alert(tmp_path: Path) -> 
         assert (second["type"], second["data"]["transaction_id"]) == ("whale_update", txid(2))
 
 
+async def test_an_alert_names_the_addresses_of_the_filter_that_it_matched(tmp_path: Path) -> None:
+    payer, payee, change, stranger = (f"bc1q{letter * 38}" for letter in "pqrz")
+    drafts = [alert_draft(1, addresses=(payer, payee, change)), alert_draft(2, addresses=(stranger,))]
+    filters = [[change, payer, stranger], [payee]]
+    expected = [[(1, [payer, change]), (2, [stranger])], [(1, [payee])]]
+    async with (
+        running_gateway(tmp_path) as rig,
+        rig.connect() as plain,
+        rig.connect() as first,
+        rig.connect() as second,
+    ):
+        for client, addresses in zip((first, second), filters, strict=True):
+            await ask(client, type="subscribe", filters={"addresses": addresses})
+            await receive_type(client, "subscribed")
+        await receive_type(plain, "status")
+        await rig.publish(*drafts)
+        for client, named in zip((first, second), expected, strict=True):
+            for offset, addresses in named:
+                live = await receive(client)
+                assert (live["position"]["offset"], live["matched_addresses"]) == (offset, addresses)
+        assert "matched_addresses" not in await receive(plain)
+        for client, addresses, named in zip((first, second), filters, expected, strict=True):  # and so does a replay
+            await ask(client, type="subscribe", filters={"addresses": addresses}, since={"last": 2})
+            for offset, matched in named:
+                replayed = await receive_type(client, "whale_alert")
+                assert (replayed["position"]["offset"], replayed["matched_addresses"]) == (offset, matched)
+
+
 async def test_unsubscribe_stops_delivery_until_the_next_subscribe(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as client:
         await ask(client, type="unsubscribe")

@@ -48,6 +48,27 @@ class ConfigError(OperatorError):
         self.faults = faults
 
 
+class BookFailure(StrEnum):
+    """Why an address book was refused (a metric label)."""
+
+    UNREADABLE = "unreadable"
+    NOT_A_BOOK = "not_a_book"
+    EMPTY = "empty"
+    SHRUNK = "shrunk"
+    TOO_LARGE = "too_large"
+    FAULTS = "faults"
+    READER_FAILED = "reader_failed"
+
+
+class BookError(ConfigError):
+    """The address book cannot be used. `lines` is the number of lines with faults, named or not."""
+
+    def __init__(self, faults: tuple[Fault, ...], *, reason: BookFailure, lines: int = 0) -> None:
+        super().__init__(faults)
+        self.reason = reason
+        self.lines = lines
+
+
 class KeyRingError(OperatorError):
     """The signing keys are missing, unreadable, readable by others, or too weak."""
 
@@ -155,6 +176,7 @@ class Close(Enum):
     GOING_AWAY = (1001, "Server is going away", True)
     PROTOCOL_ERROR = (1002, "Protocol error", False)
     NOT_UTF8 = (1007, "Text is not UTF-8", False)
+    BAD_DEFLATE = (1007, "Compressed message is damaged", False)
     AUTH_REQUIRED = (1008, "Authentication required", False)
     TOKEN_EXPIRED = (1008, "Token expired", False)
     TOKEN_REVOKED = (1008, "Token revoked", False)

@@ -23,9 +23,11 @@ class Command(NamedTuple):
 # Only the module of the command that is asked for is imported: `token issue` must not wait for a web server.
 COMMANDS = {
     "run": Command("whaled.cli.run", "run the daemon"),
+    "reload": Command("whaled.cli.reload", "let a running daemon read its configuration again"),
     "check-config": Command("whaled.cli.config", "check a configuration file and what it names"),
     "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
+    "labels": Command("whaled.cli.labels", "import, check and count address books"),
     "coverage": Command("whaled.cli.coverage", "which whales of each block were known before it"),
     "accuracy": Command("whaled.cli.accuracy", "how good urgencies and predicted blocks were"),
     "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),

@@ -8,24 +8,25 @@ import msgspec
 from msgspec import Meta, Struct
 
 from whaled.config import units
-from whaled.config.sections import MAX_HOSTS, MAX_WATCH_RULES, RULE_NAME, Config
+from whaled.config.sections import MAX_BOOKS, MAX_HOSTS, MAX_WATCH_RULES, RULE_NAME, Config
 
 # What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
 RELOADABLE = frozenset(
     {
         "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
         "detection.price_max_age", "detection.address_book", "detection.max_book_addresses",
+        "detection.max_book_loss",
         "detection.min_flow_share",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.max_failed_connects", "gateway.handshake_timeout",
-        "gateway.auth_timeout", "gateway.max_frame",
+        "gateway.auth_timeout", "gateway.max_frame", "gateway.compression",
         "gateway.max_connections_per_client", "gateway.client_messages_per_second", "gateway.client_message_burst",
         "gateway.max_addresses", "gateway.messages_per_second", "gateway.message_burst", "gateway.max_unsent",
         "gateway.slow_timeout", "gateway.replay_page", "gateway.ping_interval", "gateway.ping_timeout",
         "gateway.close_timeout", "gateway.position_interval", "gateway.drain_window",
         "gateway.tls.certificate", "gateway.tls.private_key",
-        "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.failures_per_second",
-        "auth.failure_burst", "auth.issuer", "auth.audience",
+        "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.leeway",
+        "auth.failures_per_second", "auth.failure_burst", "auth.issuer", "auth.audience",
         "http.allowed_hosts", "http.max_connections", "http.max_connections_per_address", "http.header_timeout",
         "http.idle_timeout", "http.write_timeout", "http.max_request", "http.requests_per_second",
         "http.render_interval",
@@ -56,7 +57,8 @@ class Key(Struct, frozen=True):
     """One key: its path, the annotation msgspec checks, the unit it is written in (None: as it is), its default.
 
     `base` is the plain type: str, int, float, bool, tuple. `default` is msgspec.NODEFAULT where there is none. A list
-    of plain values holds `element`, a list of sections `section`.
+    of plain values holds `element`, a list of sections `section`; a key of base str with an `element` takes either one
+    text or a list of them.
     """
 
     path: str
@@ -87,6 +89,8 @@ class Key(Struct, frozen=True):
     @property
     def allowed(self) -> str:
         """What may stand there, in words."""
+        if self.element is not None and self.base is str and self.is_optional:
+            return f"{self.element.allowed}, a list of at most {MAX_BOOKS} of them, or null"
         return self._wanted + (" or null" if self.is_optional else "")
 
     @property

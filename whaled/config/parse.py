@@ -28,12 +28,20 @@ LOOPBACK = "127.0.0.1"
 
 
 class Loaded(Struct, frozen=True):
-    """The configuration, and where each value that is not a default came from. `warnings` do not prevent a start."""
+    """The configuration, and where each value that is not a default came from, each element of a list too.
+
+    `warnings` do not prevent a start.
+    """
 
     config: Config
     origins: dict[str, str]
     path: str | None = None
     warnings: tuple[Fault, ...] = ()
+
+    @property
+    def keys_set(self) -> int:
+        """How many keys are not left at their defaults."""
+        return sum(not path.endswith("]") for path in self.origins)
 
 
 def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
@@ -83,6 +91,8 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
     if faults:
         raise ConfigError(tuple(faults))
     origins = {path: found.source for path, found in given.items() if not path.endswith("]")}
+    for path, value in given.items():
+        origins |= {f"{path}[{index}]": element.source for index, element in enumerate(value.elements)}
     return Loaded(config, origins, warnings=tuple(warnings))
 
 

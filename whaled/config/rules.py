@@ -126,7 +126,7 @@ def _whales(detection: Detection) -> Iterator[Conflict]:
             "null needs another rule, detection.threshold_usd or detection.watch: without any nothing is a whale",
             ("detection.threshold_usd", watch),
         )
-    if detection.watch and detection.address_book is None:
+    if detection.watch and not detection.books:
         yield Conflict(
             watch,
             "needs detection.address_book: labels and types are those of its addresses",

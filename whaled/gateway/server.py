@@ -142,6 +142,7 @@ class Gateway:
         self.rehearsal = Rehearsal(self.hub, self.share, settings, clock)
         self.auth_failures = 0
         self.authenticated = 0
+        self.compressed = 0  # clients that take compressed frames
         self.clock_steps = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
@@ -250,7 +251,7 @@ class Gateway:
             return
         origin = source(address)
         behind_s = self._behind_s()
-        if behind_s and self._admission.failures.is_flood(origin.network, behind_s):
+        if behind_s and self._admission.is_flood(origin, behind_s):
             self._reset(sock, origin)
             return
         connection = Connection(self, address, origin, self._next_slot)
@@ -368,17 +369,16 @@ class Gateway:
     def _may_displace(self, stranger: Hashable) -> bool:
         """Whether a stranger gives way to a newcomer of its own network. While more connect than can be accepted, only
         those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
-        those of clients beside it, before it is read.
+        those of clients beside it, before it is read. One whose bytes wait to be read has done its part.
         """
-        if not self._behind_s():
-            return True
-        return isinstance(stranger, Connection) and stranger.is_idle(time.monotonic())
+        assert isinstance(stranger, Connection)
+        return stranger.is_idle(time.monotonic()) if self._behind_s() else not stranger.is_waiting
 
     def _leave(self, connection: Connection) -> None:
         """Take a connection out of the counts, as soon as it is on its way out."""
         if connection.is_admitted:
             connection.is_admitted = False
-            self._admission.leave(connection, connection.source)
+            self._admission.leave(connection, connection.source, has_failed=connection.has_failed)
 
     # --- memory ---
 
@@ -507,6 +507,7 @@ class Gateway:
     def new_session(self, connection: Connection) -> Session:
         """The rules for a connection whose handshake is done."""
         self._meter.opened()
+        self.compressed += connection.takes_deflate
         return Session(
             limits=self._limits,
             authenticator=self.authenticator,
@@ -587,6 +588,7 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        self.compressed -= connection.takes_deflate
         if session.client is not None:
             self.clients.leave(session.client)
         if connection.close_code == 1006:

@@ -82,6 +82,14 @@ class Filter:
                 return False
         return True
 
+    def matched_addresses(self, event: Event | Draft) -> tuple[str, ...]:
+        """The addresses of this filter that the event's transaction spends from or pays to, inputs first.
+
+        Empty for a filter without addresses, and for an update that passes by `updates_of` alone.
+        """
+        wanted = self.addresses
+        return () if wanted is None else tuple(address for address in event.whale.addresses if address in wanted)
+
     def normalised(self) -> dict[str, Any]:
         """The filter as `parse_filter` takes it, with only what is given; ready for JSON."""
         given: dict[str, Any] = {}
@@ -141,7 +149,8 @@ def _at_least(least: float, read: Callable[[Alert], float | None]) -> _Test:
 
 def _names(whale: Whale) -> list[str]:
     alert = whale.alert
-    return [name.casefold() for name in (*alert.from_labels, *alert.to_labels, *alert.exchange_addresses)]
+    labels = (*alert.from_labels, *alert.to_labels, *alert.from_other_labels, *alert.to_other_labels)
+    return [name.casefold() for name in (*labels, *alert.exchange_addresses)]
 
 
 EVERYTHING: Final = Filter()
