@@ -14,6 +14,10 @@ from whaled.gateway.deflate import Deflater
 from whaled.model import Event, Kind, Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter
 
+# A frame of one filter alone, since it names addresses of it, is compressed for this many members: for fewer it takes
+# longer than sending them the frame, and there may be thousands of such filters.
+WORTH_COMPRESSING = 5
+
 
 class Member(Protocol):
     """A connection as the hub sees it.
@@ -188,7 +192,7 @@ class Hub:
     def _deliver(self, groups: Sequence[Group], events: Sequence[Event], cursor: int) -> Delivered:
         """Write every event to the members whose filter it passes. They have everything up to `cursor`."""
         frames: dict[int, bytes] = {}
-        smaller: dict[int, bytes] = {}
+        smaller: dict[bytes, bytes] = {}
         done = Delivered()
         for group in groups:
             matching: list[tuple[Event, bytes]] = []
@@ -205,18 +209,13 @@ class Hub:
             if group.plain:
                 self._pass_on(group.plain, slices(matching, self.slice_bytes), cursor, done)
             if group.compressed:
-                own = {event.offset: self._smaller(event, frame, frames, smaller) for event, frame in matching}
-                self._pass_on(group.compressed, slices(matching, self.slice_bytes, own), cursor, done)
+                for event, frame in matching:
+                    is_shared = frame is frames.get(event.offset) or len(group.compressed) >= WORTH_COMPRESSING
+                    if is_shared and frame not in smaller:
+                        smaller[frame] = self.deflater.frame(frame)
+                self._pass_on(group.compressed, slices(matching, self.slice_bytes, smaller), cursor, done)
             group.told = matching[-1][0].offset
         return done
-
-    def _smaller(self, event: Event, frame: bytes, frames: dict[int, bytes], smaller: dict[int, bytes]) -> bytes:
-        """The compressed form of a frame; that of a frame that groups share is made once, and kept in `smaller`."""
-        if frame is not frames.get(event.offset):
-            return self.deflater.frame(frame)
-        if event.offset not in smaller:
-            smaller[event.offset] = self.deflater.frame(frame)
-        return smaller[event.offset]
 
     def _pass_on(self, members: dict[Member, None], joined: Iterable[Slice], cursor: int, done: Delivered) -> None:
         """Write slices to members who have everything up to `cursor`, and add up what came of it."""
@@ -293,13 +292,13 @@ class Hub:
 
 
 def slices(
-    frames: Iterable[tuple[Event, bytes]], limit: int, smaller: Mapping[int, bytes] | None = None
+    frames: Iterable[tuple[Event, bytes]], limit: int, smaller: Mapping[bytes, bytes] | None = None
 ) -> Iterator[Slice]:
-    """Frames, each with its event, joined up to `limit` bytes. `smaller` has the compressed ones by offset."""
+    """Frames, each with its event, joined up to `limit` bytes. `smaller` has the compressed ones."""
     joined: list[bytes] = []
     size = alerts = newest = plain_bytes = 0
     for event, plain in frames:
-        frame = plain if smaller is None else smaller[event.offset]
+        frame = plain if smaller is None else smaller.get(plain, plain)
         if joined and size + len(frame) > limit:
             yield Slice(b"".join(joined), alerts, len(joined) - alerts, newest, plain_bytes)
             joined, size, alerts, plain_bytes = [], 0, 0, 0
