@@ -110,6 +110,18 @@ async def _some(source: WhaleStream, count: int) -> AsyncIterator[WhaleAlert | W
             return
 
 
+@pytest.mark.parametrize(("compression", "count"), [(True, 1), (False, 0), (None, 0)])  # the server is on this machine
+async def test_a_stream_asks_for_compression_or_not(tmp_path: Path, compression: bool | None, count: int) -> None:
+    async with (
+        running_gateway(tmp_path) as rig,
+        stream(rig.url, compression=compression, link_events=True) as source,
+    ):
+        await connected(source)
+        assert rig.gateway.compressed == count
+        await rig.alerts(1, 2, 3)
+        assert await offsets(source, 3) == [1, 2, 3]
+
+
 async def test_the_state_of_the_backend_arrives(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, stream(rig.url) as source:
         states = []

@@ -215,6 +215,15 @@ def test_the_url_comes_from_the_option_or_the_environment() -> None:
     assert str(opened("--url", "ws://10.0.0.1:9000", environ=environ)._dial.place) == "10.0.0.1:9000"
 
 
+def test_compression_is_asked_for_over_a_network_or_as_the_option_says() -> None:
+    for url in ("ws://127.0.0.1:1", "wss://localhost", "ws://[::1]:1"):
+        assert not opened("--url", url)._dial.compresses
+        assert opened("--url", url, "--compression")._dial.compresses
+    for url in ("wss://whales.example", "ws://10.0.0.1:9000"):
+        assert opened("--url", url)._dial.compresses
+        assert not opened("--url", url, "--no-compression")._dial.compresses
+
+
 def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
     assert opened(is_terminal=True)._cursor.ask(None) == Last(10)
     assert opened(is_terminal=False)._cursor.ask(None) is None

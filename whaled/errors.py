@@ -188,6 +188,7 @@ class Close(Enum):
     GOING_AWAY = (1001, "Server is going away", True)
     PROTOCOL_ERROR = (1002, "Protocol error", False)
     NOT_UTF8 = (1007, "Text is not UTF-8", False)
+    BAD_DEFLATE = (1007, "Compressed message is damaged", False)
     AUTH_REQUIRED = (1008, "Authentication required", False)
     TOKEN_EXPIRED = (1008, "Token expired", False)
     TOKEN_REVOKED = (1008, "Token revoked", False)

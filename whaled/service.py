@@ -274,6 +274,7 @@ class Service:
             "gateway.max_connections, or what the limit of descriptors allows.",
             lambda: gateway.connections_limit,
         )
+        gauge("clients_compressed", "Clients that take compressed frames.", lambda: gateway.compressed)
         gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
         gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
         gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)

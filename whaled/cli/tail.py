@@ -83,6 +83,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="start at `last:20`, an ISO 8601 time (UTC if it names no zone), a position `epoch:offset`, or `now` "
         "(default: last:10 on a terminal, else now)",
     )
+    add(
+        "--compression",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="ask the server to compress alerts (default: yes, unless it is on this machine)",
+    )
     add("--count", type=_count, metavar="N", help="end after N alerts and updates")
     add("--json", action="store_true", help="JSON lines on a terminal too")
     add("--no-retry", action="store_true", help="end with status 1 when the connection fails or is lost")
@@ -133,6 +139,7 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
         since=since,
         link_events=True,
         reconnect=not arguments.no_retry,
+        compression=arguments.compression,
         ssl=None if arguments.ca_file is None else _trust(arguments.ca_file),
         proxy=arguments.proxy,
     )

@@ -43,6 +43,7 @@ class Dial(Struct, frozen=True, kw_only=True):
     filters: Mapping[str, object]
     tls: ssl.SSLContext | bool | None
     proxy: str | None
+    compresses: bool  # ask for permessage-deflate
     limits: Limits
 
 
@@ -82,7 +83,7 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
             dial.url,
             create_connection=_Connection,
             proxy=dial.proxy,
-            compression=None,  # whaled encodes a frame once for all clients, which rules out compressing
+            compression="deflate" if dial.compresses else None,
             open_timeout=limits.open_timeout_s,
             close_timeout=limits.close_timeout_s,
             ping_interval=limits.ping_interval_s,

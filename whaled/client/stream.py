@@ -32,7 +32,7 @@ from whaled.client.failures import LinkLostError
 from whaled.client.reasons import Place
 from whaled.client.since import Since, checked
 from whaled.client.visit import Visit
-from whaled.config.rules import redacted
+from whaled.config.rules import is_loopback, redacted
 from whaled.model import Position
 
 # Plain logging, not structlog: a bot that has configured neither still sees warnings, on stderr.
@@ -62,7 +62,8 @@ class WhaleStream:
     docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime
     with its zone, or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and
     Progress; without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of
-    coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
+    coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used. `compression` asks the server to
+    compress alerts; None is yes, unless the server is on this machine, where it costs time and saves nothing.
 
     Iterate in one task. Raises ValueError for an impossible argument; iterating raises StreamError (see
     whaled.client.failures), or what `token_provider` raised.
@@ -80,11 +81,14 @@ class WhaleStream:
         reconnect: bool = True,
         ssl: ssl_module.SSLContext | None = None,
         proxy: str | None = None,
+        compression: bool | None = None,
         retry: Retry | None = None,
         limits: Limits | None = None,
     ) -> None:
         start = checked(since)
-        self._dial = _dial(url, ssl, filters=dict(filters or {}), proxy=proxy, limits=limits or Limits())
+        self._dial = _dial(
+            url, ssl, filters=dict(filters or {}), proxy=proxy, compression=compression, limits=limits or Limits()
+        )
         self._link_events = link_events
         self._reconnect = reconnect
         self._retry = retry or Retry()
@@ -241,7 +245,13 @@ def _lost(state: RetryCallState) -> LinkLostError:
 
 
 def _dial(
-    url: str, ssl: ssl_module.SSLContext | None, *, filters: Mapping[str, object], proxy: str | None, limits: Limits
+    url: str,
+    ssl: ssl_module.SSLContext | None,
+    *,
+    filters: Mapping[str, object],
+    proxy: str | None,
+    compression: bool | None,
+    limits: Limits,
 ) -> Dial:
     """Raises ValueError."""
     try:
@@ -265,7 +275,15 @@ def _dial(
         if proxy is not None
         else next((name for name in PROXY_VARIABLES if os.environ.get(name)), None),
     )
-    return Dial(url=url, place=place, filters=filters, tls=tls, proxy=proxy, limits=limits)
+    return Dial(
+        url=url,
+        place=place,
+        filters=filters,
+        tls=tls,
+        proxy=proxy,
+        compresses=not is_loopback(uri.host) if compression is None else compression,
+        limits=limits,
+    )
 
 
 def _url_hint(url: str) -> str | None:

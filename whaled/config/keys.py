@@ -19,7 +19,7 @@ RELOADABLE = frozenset(
         "detection.min_flow_share",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.max_failed_connects", "gateway.handshake_timeout",
-        "gateway.auth_timeout", "gateway.max_frame",
+        "gateway.auth_timeout", "gateway.max_frame", "gateway.compression",
         "gateway.max_connections_per_client", "gateway.client_messages_per_second", "gateway.client_message_burst",
         "gateway.max_addresses", "gateway.messages_per_second", "gateway.message_burst", "gateway.max_unsent",
         "gateway.slow_timeout", "gateway.replay_page", "gateway.ping_interval", "gateway.ping_timeout",

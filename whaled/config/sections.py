@@ -155,6 +155,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     handshake_timeout: Seconds = 5.0
     auth_timeout: Seconds = 5.0
     max_frame: Bytes = 16 * 1024
+    compression: bool = True
     max_addresses: Count = 1_000
     messages_per_second: Rate = 10.0
     message_burst: Count = 40

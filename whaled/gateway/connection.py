@@ -17,6 +17,7 @@ from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Source
+from whaled.gateway.deflate import DeflatedFrame, DeflateError, InflatedTooBigError, inflate
 from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins, shown
@@ -122,9 +123,10 @@ class Connection:
     """A client's connection from accept to close."""
 
     __slots__ = (
-        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted", "_is_text",
-        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "arrived_at", "close_code", "closing",
-        "connected_at", "delivery", "fd", "is_admitted", "is_ready", "pinged_at", "session", "slot", "source",
+        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted",
+        "_is_deflated", "_is_text", "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address",
+        "arrived_at", "close_code", "closing", "connected_at", "delivery", "fd", "is_admitted", "is_ready",
+        "pinged_at", "session", "slot", "source", "takes_deflate",
     )  # fmt: skip
 
     def __init__(self, gateway: ConnectionOwner, address: str, source: Source, slot: int) -> None:
@@ -139,6 +141,7 @@ class Connection:
         self._drained: asyncio.Future[None] | None = None
         self._fragments: bytearray | None = None
         self._is_text = True
+        self._is_deflated = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
@@ -146,6 +149,7 @@ class Connection:
         self._request = bytearray()
         self._closing_bytes = 0
         self.fd = -1
+        self.takes_deflate = False
         self.session: Session | None = None
         self.is_admitted = True
         self.is_ready = False
@@ -203,7 +207,8 @@ class Connection:
         elif end >= 0:
             request, rest = bytes(self._request[:size]), bytes(self._request[size:])
             self._request = bytearray()
-            self._ws = Server(max_size=self._gateway.settings.max_frame)
+            settings = self._gateway.settings
+            self._ws = Server(max_size=settings.max_frame, compresses=settings.compression)
             self._read(request)
             return rest
         return b""
@@ -285,6 +290,7 @@ class Connection:
             return
         self._cancel_timer()
         self._flush()
+        self.takes_deflate = bool(self._ws.extensions)
         self.session = self._gateway.new_session(self)
         self.connected_at = self._gateway.now()
         self.fd = -1 if self._paused else self._direct_fd
@@ -366,20 +372,43 @@ class Connection:
             return
         if frame.opcode is not Opcode.CONT:
             self._is_text = frame.opcode is Opcode.TEXT
+            self._is_deflated = isinstance(frame, DeflatedFrame)
             self._fragments = bytearray()
         assert self._fragments is not None  # ServerProtocol refuses a continuation of nothing
         self._fragments += frame.data
         if not frame.fin:
             self.perform(session.received_control(self._gateway.now()))
             return
-        message, self._fragments = self._fragments, None
-        if self._is_text and not _is_utf8(message):
-            self.close(Close.NOT_UTF8)
-            return
+        data, self._fragments = bytes(self._fragments), None
         now = self._gateway.now()
-        actions = session.received(bytes(message), now) if self._is_text else session.received_binary(now)
+        message = self._message(session, data, now)
+        if message is None:
+            return
+        actions = session.received(message, now, len(data)) if self._is_text else session.received_binary(now)
         self._gateway.received(session.last_message, len(message))
         self.perform(actions)
+
+    def _message(self, session: Session, data: bytes, now: float) -> bytes | None:
+        """The message in what arrived; None if that closes the connection. What nobody looks at stays as it is."""
+        if not self._is_text:
+            return data
+        if self._is_deflated:
+            if not session.looks_at_messages(now):
+                return data
+            assert self._ws is not None
+            assert self._ws.max_message_size is not None  # the one it began with, as for plain messages
+            try:
+                data = inflate(data, self._ws.max_message_size)
+            except InflatedTooBigError:
+                self.close(Close.FRAME_TOO_BIG)
+                return None
+            except DeflateError:
+                self.close(Close.BAD_DEFLATE)
+                return None
+        if not _is_utf8(data):
+            self.close(Close.NOT_UTF8)
+            return None
+        return data
 
     def _is_late_itself(self) -> bool:
         """Whether bytes that the client sent in time wait to be read. Not for ever: it might send one now and then."""
@@ -560,7 +589,7 @@ class Connection:
             self._timer = None
 
 
-def _is_utf8(text: bytearray) -> bool:
+def _is_utf8(text: bytes) -> bool:
     try:
         text.decode()
     except UnicodeDecodeError:

@@ -16,6 +16,8 @@ from whaled.whales.filters import Filter
 
 # What is written at once where it is not known how much the kernel takes (TLS): this much may stay unsent.
 UNKNOWN_ROOM_BYTES = 16 * 1024
+# Compressing an event takes 25 us: so many make a millisecond, which is what a job may take.
+COMPRESSED_AT_ONCE = 40
 
 
 class Receiver(Member, Protocol):
@@ -53,11 +55,14 @@ class TooSlowError(Exception):
 
 
 class _Part(NamedTuple):
-    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames."""
+    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames, and
+    whether the client took less than it could have.
+    """
 
     cursor: int
     told: int
     frames: int
+    is_slow: bool = False
 
 
 class Replay:
@@ -79,10 +84,13 @@ class Replay:
         """
         sent = 0
         told = cursor
+        # Compressing an event for one client takes longer than sending it: it is done where the link is what is slow.
+        is_slow = receiver.unsent > 0
         await self._drain(receiver)
         with self._pages.replaying():
             while cursor < self._hub.head:
-                part = await self._pass_on(receiver, payer, chosen, cursor)
+                part = await self._pass_on(receiver, payer, chosen, cursor, compresses=is_slow)
+                is_slow = is_slow or part.is_slow
                 payer.charge_replay(part.cursor - cursor)
                 cursor = part.cursor
                 told = part.told or told
@@ -95,12 +103,15 @@ class Replay:
         self._hub.join(receiver, chosen)
         return sent
 
-    async def _pass_on(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> _Part:
+    async def _pass_on(
+        self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int, *, compresses: bool
+    ) -> _Part:
         """Send what passes of the page behind `cursor`. A function of its own: when it returns, it holds no page."""
         page = self._pages.kept(cursor) or await self._pages.read(cursor, payer.source)
-        return await self._share.run(Lane.REPLAY, partial(self._send, receiver, chosen, page, cursor), payer.source)
+        send = partial(self._send, receiver, chosen, page, cursor, compresses=compresses and receiver.takes_deflate)
+        return await self._share.run(Lane.REPLAY, send, payer.source)
 
-    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int) -> _Part:
+    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int, *, compresses: bool) -> _Part:
         """Write what passes of a page after `cursor`, as far as the kernel takes it."""
         events = page.events
         first = bisect_right(events, cursor, key=_offset)
@@ -112,15 +123,27 @@ class Replay:
         indices = [index for index in range(first, end) if matches(events[index])]
         if not indices:
             return _Part(cursor, 0, 0)
-        epoch = self._hub.epoch
-        frames = [page.frame(index, epoch, chosen.matched_addresses(events[index])) for index in indices]
+        epoch, deflater = self._hub.epoch, self._hub.deflater
+        if compresses and len(indices) > COMPRESSED_AT_ONCE:
+            indices = indices[:COMPRESSED_AT_ONCE]
+            cursor = events[indices[-1]].offset
+        matched = [chosen.matched_addresses(events[index]) for index in indices]
+        plain = [page.frame(index, epoch, addresses) for index, addresses in zip(indices, matched, strict=True)]
+        frames = plain if not compresses else [
+            page.compressed(index, frame, deflater, is_shared=not addresses)
+            for index, frame, addresses in zip(indices, plain, matched, strict=True)
+        ]  # fmt: skip
         taken = _write(receiver, frames)
         told = events[indices[taken - 1]].offset
         if taken < len(frames):
             cursor = told
         alerts = sum(events[index].kind is Kind.ALERT for index in indices[:taken])
-        self._hub.delivered(alerts, taken - alerts, sum(map(len, frames[:taken])))
-        return _Part(cursor, told, taken)
+        size_bytes = sum(map(len, frames[:taken]))
+        saved_bytes = None
+        if compresses:
+            saved_bytes = sum(map(len, plain[:taken])) - size_bytes
+        self._hub.delivered(alerts, taken - alerts, size_bytes, saved_bytes)
+        return _Part(cursor, told, taken, is_slow=taken < len(frames))
 
     async def _drain(self, receiver: Receiver) -> None:
         try:

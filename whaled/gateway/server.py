@@ -142,6 +142,7 @@ class Gateway:
         self.rehearsal = Rehearsal(self.hub, self.share, settings, clock)
         self.auth_failures = 0
         self.authenticated = 0
+        self.compressed = 0  # clients that take compressed frames
         self.clock_steps = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
@@ -506,6 +507,7 @@ class Gateway:
     def new_session(self, connection: Connection) -> Session:
         """The rules for a connection whose handshake is done."""
         self._meter.opened()
+        self.compressed += connection.takes_deflate
         return Session(
             limits=self._limits,
             authenticator=self.authenticator,
@@ -586,6 +588,7 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        self.compressed -= connection.takes_deflate
         if session.client is not None:
             self.clients.leave(session.client)
         if connection.close_code == 1006:

@@ -232,12 +232,21 @@ class Session:
             return self._authenticate(wire.Auth(credential), now)
         return []
 
-    def received(self, raw: bytes | bytearray, now: float) -> list[Action]:
-        """A text message. One over the rate is not parsed, unless it is the first one, whose answer depends on it."""
+    def looks_at_messages(self, now: float) -> bool:
+        """Whether `received` would look at a text message now. If not, its content does not matter."""
+        if self.state is not State.READY:
+            return self.state is State.AUTHENTICATING
+        return self._bucket.may_pass(now) and (self.client is None or self.client.bucket.may_pass(now))
+
+    def received(self, raw: bytes | bytearray, now: float, arrived_bytes: int = 0) -> list[Action]:
+        """A text message. One over the rate is not parsed, unless it is the first one, whose answer depends on it.
+
+        `arrived_bytes` is its size when it was compressed: it costs by the larger of the two.
+        """
         if self.state is State.CLOSED:
             return []
         self.last_message = wire.MessageType.INVALID
-        limited = self._take(now, 1.0 + len(raw) // BYTES_PER_TOKEN)
+        limited = self._take(now, 1.0 + max(len(raw), arrived_bytes) // BYTES_PER_TOKEN)
         if limited and self.state is State.READY:
             return limited
         try:

@@ -212,14 +212,20 @@ def _kind(value: object) -> str:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def text_frame(payload: bytes) -> bytes:
+def text_frame(payload: bytes, *, is_compressed: bool = False) -> bytes:
     """A final, unmasked text frame around a payload (RFC 6455, 5.2)."""
+    first = 0xC1 if is_compressed else 0x81
     size = len(payload)
     if size < 126:
-        return bytes((0x81, size)) + payload
+        return bytes((first, size)) + payload
     if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2) + payload
-    return b"\x81\x7f" + size.to_bytes(8) + payload
+        return bytes((first, 126)) + size.to_bytes(2) + payload
+    return bytes((first, 127)) + size.to_bytes(8) + payload
+
+
+def payload_of(frame: bytes) -> memoryview:
+    """The payload of a frame that `text_frame` made."""
+    return memoryview(frame)[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def iso(at: float) -> str:
