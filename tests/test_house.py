@@ -47,7 +47,7 @@ PURE = (
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",
     "upstream.families", "upstream.snapshot", "reconcile.coverage",
-    "gateway.wire", "gateway.session", "gateway.limits", "gateway.clients",
+    "gateway.wire", "gateway.session", "gateway.limits", "gateway.clients", "gateway.interest",
 )  # fmt: skip
 IMPURE_MODULES = {
     "asyncio",

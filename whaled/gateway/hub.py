@@ -10,8 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from whaled.gateway import wire
+from whaled.gateway.interest import Interest, Later
 from whaled.model import Event, Kind, Position, UpstreamState
-from whaled.whales.filters import EVERYTHING, Filter
+from whaled.whales.filters import EVERYTHING, Filter, Subject
+
+# One publication evaluates about so many filters, for each event anew, at 0.5 us each. So many events are published
+# together in any case: to evaluate a filter for them takes as long as one send, and to send them one by one is longer.
+EVALUATIONS_AT_ONCE = 20_000
+EVENTS_TOGETHER = 32
 
 
 class Member(Protocol):
@@ -86,7 +92,8 @@ class Delivered(NamedTuple):
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
-    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int) -> None:
+    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int, later: Later | None = None) -> None:
+        """`later` runs what need not be done within a publication."""
         self.epoch = epoch
         self.head = head
         self.slice_bytes = slice_bytes
@@ -94,6 +101,7 @@ class Hub:
         self._meter = meter
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
+        self._interest = Interest[Group](later)
         self._rehearsal = Group(EVERYTHING, head)
 
     @property
@@ -111,12 +119,23 @@ class Hub:
         """Distinct filters in use."""
         return len(self._groups)
 
+    @property
+    def names_indexed(self) -> int:
+        """Names by which groups are found."""
+        return len(self._interest)
+
+    @property
+    def at_once(self) -> int:
+        """How many events `publish` should be given at once: with many filters fewer, so that the loop is let go."""
+        return max(EVENTS_TOGETHER, EVALUATIONS_AT_ONCE // max(1, len(self._groups)))
+
     def join(self, member: Member, chosen: Filter) -> None:
         """Make a member live. It must have everything up to `head`."""
         self.leave(member)
         group = self._groups.get(chosen)
         if group is None:
             group = self._groups[chosen] = Group(chosen, self.head)
+            self._interest.add(group)
         group.members[member] = None
         self._group_of[member] = group
 
@@ -128,6 +147,7 @@ class Hub:
         del group.members[member]
         if not group.members:
             del self._groups[group.filter]
+            self._interest.discard(group)
 
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver events that are committed, in order. Several for one client go out in one write, up to the bytes a
@@ -139,15 +159,21 @@ class Hub:
         alerts = sum(event.kind is Kind.ALERT for event in events)
         self.alerts_published += alerts
         self._meter.published(len(events), alerts)
-        self._meter.delivered(*self._deliver(list(self._groups.values()), events, cursor))
+        self._meter.delivered(*self._deliver(*self._concerned(events), cursor))
 
     def rehearse(self, event: Event) -> None:
         """Deliver the event of a canary, which is in no log, to nobody but the rehearsal's members, after every filter
         was evaluated as for a whale.
         """
-        for group in self._groups.values():
-            group.filter.matches(event)
-        self._deliver([self._rehearsal], [event], self.head)
+        groups, judged = self._concerned([event])
+        for group in groups:
+            group.filter.passes(judged[0][1])
+        self._deliver([self._rehearsal], judged, self.head)
+
+    def _concerned(self, events: Sequence[Event]) -> tuple[list[Group], list[tuple[Event, Subject]]]:
+        """The groups that may want one of these events, and the events as filters look at them."""
+        judged = [(event, Subject(event)) for event in events]
+        return self._interest.groups([subject for _, subject in judged]), judged
 
     def rehearse_to(self, member: Member) -> None:
         """Let this member hear canaries. It is no client: it is in no count and hears nothing else."""
@@ -157,14 +183,14 @@ class Hub:
         """Let this member hear no canaries. It need not have heard any."""
         self._rehearsal.members.pop(member, None)
 
-    def _deliver(self, groups: Sequence[Group], events: Sequence[Event], cursor: int) -> "Delivered":
+    def _deliver(self, groups: Sequence[Group], judged: Sequence[tuple[Event, Subject]], cursor: int) -> "Delivered":
         """Write every event to the members whose filter it passes. They have everything up to `cursor`."""
         frames: dict[int, bytes] = {}
         alerts = updates = size_bytes = 0
         for group in groups:
             matching: list[tuple[Event, bytes]] = []
-            for event in events:
-                if not group.filter.matches(event):
+            for event, subject in judged:
+                if not group.filter.passes(subject):
                     continue
                 frame = frames.get(event.offset)
                 if frame is None:

@@ -16,6 +16,8 @@ from whaled.whales.filters import Filter
 
 # What is written at once where it is not known how much the kernel takes (TLS): this much may stay unsent.
 UNKNOWN_ROOM_BYTES = 16 * 1024
+# One job walks so many addresses of events, at some 0.1 us each for a filter that wants exchanges.
+ADDRESSES_AT_ONCE = 5_000
 
 
 class Receiver(Member, Protocol):
@@ -53,11 +55,14 @@ class TooSlowError(Exception):
 
 
 class _Part(NamedTuple):
-    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames."""
+    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames, and
+    whether the job ended before the page and before the client held it up.
+    """
 
     cursor: int
     told: int
     frames: int
+    is_cut: bool = False
 
 
 class Replay:
@@ -98,7 +103,12 @@ class Replay:
     async def _pass_on(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> _Part:
         """Send what passes of the page behind `cursor`. A function of its own: when it returns, it holds no page."""
         page = self._pages.kept(cursor) or await self._pages.read(cursor, payer.source)
-        return await self._share.run(Lane.REPLAY, partial(self._send, receiver, chosen, page, cursor), payer.source)
+        whole = _Part(cursor, 0, 0, is_cut=True)
+        while whole.is_cut:
+            send = partial(self._send, receiver, chosen, page, whole.cursor)
+            part = await self._share.run(Lane.REPLAY, send, payer.source)
+            whole = _Part(part.cursor, part.told or whole.told, whole.frames + part.frames, part.is_cut)
+        return whole
 
     def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int) -> _Part:
         """Write what passes of a page after `cursor`, as far as the kernel takes it."""
@@ -107,20 +117,22 @@ class Replay:
         end = _end_of_row(events, first)
         if first == end or events[first].offset != cursor + 1:
             raise LostError
+        end_of_row, end = end, _end_of_job(events, first, end)
+        is_cut = end < end_of_row
         cursor = events[end - 1].offset
         matches = chosen.matches
         indices = [index for index in range(first, end) if matches(events[index])]
         if not indices:
-            return _Part(cursor, 0, 0)
+            return _Part(cursor, 0, 0, is_cut)
         epoch = self._hub.epoch
         frames = [page.frame(index, epoch) for index in indices]
         taken = _write(receiver, frames)
         told = events[indices[taken - 1]].offset
         if taken < len(frames):
-            cursor = told
+            cursor, is_cut = told, False
         alerts = sum(events[index].kind is Kind.ALERT for index in indices[:taken])
         self._hub.delivered(alerts, taken - alerts, sum(map(len, frames[:taken])))
-        return _Part(cursor, told, taken)
+        return _Part(cursor, told, taken, is_cut and not receiver.unsent)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:
@@ -140,6 +152,16 @@ def _end_of_row(events: Sequence[Event], first: int) -> int:
     if first < end and events[-1].offset - events[first].offset != end - 1 - first:
         start = events[first].offset
         end = next(index for index in range(first, end) if events[index].offset - start != index - first)
+    return end
+
+
+def _end_of_job(events: Sequence[Event], first: int, end: int) -> int:
+    """The index behind the last event that one job looks at; at least one of any."""
+    addresses = 0
+    for index in range(first, end):
+        addresses += len(events[index].whale.addresses)
+        if addresses > ADDRESSES_AT_ONCE:
+            return max(index, first + 1)
     return end
 
 

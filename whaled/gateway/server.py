@@ -435,6 +435,11 @@ class Gateway:
 
     # --- what the daemon tells clients ---
 
+    @property
+    def at_once(self) -> int:
+        """How many events to publish before the loop is let go."""
+        return self.hub.at_once
+
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver committed events."""
         self.hub.publish(events)
