@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_gateway import closed_with, offsets, stuffed_client, until
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
@@ -25,7 +28,7 @@ from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.connection import Connection
-from whaled.gateway.handshake import Server
+from whaled.gateway.handshake import CREDENTIAL_PARAMETERS, Server, has_credential
 from whaled.gateway.wire import MessageType
 from whaled.model import UpstreamState
 
@@ -221,6 +224,47 @@ async def test_the_bytes_of_a_request_are_bounded(tmp_path: Path) -> None:
         assert await client.status() == 431
         await client.rest()
         await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "told"),
+    [
+        ("/?" + "a" * 2046, (), 101, b""),
+        ("/?" + "%41=%41&" * 1000, (), 414, b"the path and query have more than 2048 bytes"),
+        ("/" + "a" * 2048, (), 414, b"the path and query have more than 2048 bytes"),
+        ("/", ("Sec-WebSocket-Protocol: " + "a," * 49 + "whaled.v1",), 101, b""),
+        ("/", ("Sec-WebSocket-Protocol: " + "a," * 4000 + "a",), 400, b"Sec-WebSocket-Protocol has more than 50 items"),
+        ("/", ("Connection: " + "a," * 4000 + "a",), 400, b"Connection has more than 50 items"),
+        ("/", ("Upgrade: a/b",) * 50, 400, b"Upgrade has more than 50 items"),
+        ("/", ("Sec-WebSocket-Extensions: a" + ";b" * 4000,), 400, b"Sec-WebSocket-Extensions has more than 50 items"),
+    ],
+)
+async def test_a_request_that_takes_long_to_read_is_refused_with_a_reason(
+    tmp_path: Path, path: str, headers: tuple[str, ...], status: int, told: bytes
+) -> None:
+    async with running_gateway(tmp_path, close_timeout=0.1) as rig, raw(rig, request(path, *headers)) as client:
+        assert await client.status() == status
+        if told:
+            assert told in await client.rest()
+            await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+
+
+@pytest.mark.parametrize("name", CREDENTIAL_PARAMETERS)
+def test_a_credential_in_a_url_is_recognised_however_its_name_is_written(name: str) -> None:
+    lower, upper = ("".join(f"%{ord(letter):02x}" for letter in form) for form in (name, name.upper()))
+    for written in (name, name.upper(), name.title(), f"%{ord(name[0]):02X}{name[1:]}", lower, upper):
+        assert has_credential(f"/?{written}=x")
+        assert has_credential(f"/alerts?a=1&b&{written}=x&c=2")
+        for harmless in (f"/{written}=x", f"/?{written}", f"/?{written}=", f"/?{written}=&a=1", f"/?x{written}=x"):
+            assert not has_credential(harmless)
+        assert not has_credential(f"/?a={written}")
+        assert not has_credential(f"/?{written}s=x")
+
+
+@given(st.text(st.sampled_from("tokenTOKEN%7465b&=?+_;jw"), max_size=40))
+def test_a_query_is_searched_as_if_it_were_parsed(query: str) -> None:
+    parsed = {key.lower() for key in parse_qs(query.partition("?")[2])}
+    assert has_credential(query) is not parsed.isdisjoint(CREDENTIAL_PARAMETERS)
 
 
 @pytest.mark.parametrize(
