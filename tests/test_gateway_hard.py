@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reconcile_kit import Clock
 from test_gateway import closed_with, offsets, stuffed_client, until
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
@@ -276,6 +277,27 @@ async def test_what_is_no_request_is_ended_and_counted(tmp_path: Path, garbage: 
         await client.rest()
         await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
         assert rig.gateway.connections == 0
+
+
+async def test_what_a_client_sent_while_whaled_stood_still_closes_no_client_within_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, loop = Clock(), asyncio.get_running_loop()
+    limits: dict[str, Any] = {"messages_per_second": 10.0, "message_burst": 5, "client_messages_per_second": 10.0}
+    async with running_gateway(
+        tmp_path, clock=clock, authenticator=Tokens(expires_at=4e9), client_message_burst=5, **limits
+    ) as rig, raw(rig, request("/", "Authorization: Bearer good")) as client:  # fmt: skip
+        await client.told("welcome")
+        time_of_loop = loop.time
+        clock.ahead_s = 12.0
+        monkeypatch.setattr(loop, "time", lambda: time_of_loop() + 12.0)
+        client.send(masked(TEXT, b'{"type":"ping"}') * 96)
+        for _ in range(96):
+            await client.told("pong")
+        assert rig.value("whaled_messages_limited_total", limit="connection") == 0
+        assert rig.value("whaled_messages_limited_total", limit="client") == 0
+        client.send(masked(TEXT, b'{"type":"ping"}') * 60)
+        assert (await client.closed())[0] == 1008
 
 
 async def test_who_is_turned_away_and_says_nothing_takes_few_descriptors(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from whaled.gateway.session import (
     SessionLimits,
 )
 from whaled.gateway.share import Lane, LoopShare, ShareMeter
+from whaled.gateway.stalls import watched
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
@@ -202,7 +203,7 @@ class Gateway:
         `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
         Raises ListenError.
         """
-        async with self._lines, asyncio.TaskGroup() as tasks:
+        async with self._lines, watched(self.clients.lost, self.now), asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
             settings = self.settings
             self._tls = self.rehearsal.tls = tls

@@ -195,7 +195,7 @@ class Session:
         self._failures = failures
         self._clients = clients
         self._address = address
-        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
+        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now, clients.lost)
         self._warned = False
         self._refreshed: tuple[Grant, float] | None = None  # the last parent, and when
         self.grant: Grant | None = None
