@@ -18,12 +18,13 @@ from bench import messages
 from bench.attack.__main__ import choose, main, summary
 from bench.attack.assaults import Did, Order, Strangers
 from bench.attack.catalogue import ATTACKS
-from bench.attack.payloads import FRAMES, PAYLOADS, frame, hello, large_filter, request
+from bench.attack.payloads import FRAMES, PAYLOADS, empty_blocks, frame, hello, large_filter, long_ping, request
 from bench.attack.rig import port_of
 from bench.attack.verdict import GENEROUS, STRICT, Outcome, Used, rows
 from bench.attack.victims import Arrival, Client, Crowd, Gathered
 from bench.attack.victims import Order as VictimsOrder
 from whaled.gateway import wire
+from whaled.gateway.deflate import inflate
 
 ROOT = Path(__file__).parent.parent
 QUIET = Gathered(5, 10, 12, 1000)
@@ -147,6 +148,15 @@ def test_large_filters_fit_into_a_frame_and_are_valid() -> None:
     payload = large_filter(3)[8:]
     assert len(payload) <= 16 * 1024
     assert len(json.loads(payload)["filters"]["addresses"]) == 900
+
+
+def test_compressed_messages_are_valid_and_as_long_as_they_may_be() -> None:
+    assert 15_950 < len(empty_blocks(16_000)) <= 16_000
+    assert inflate(empty_blocks(16_000), 0) == b""
+    assert len(long_ping(16_000)) < 100
+    assert json.loads(inflate(long_ping(16_000), 16_000))["type"] == "ping"
+    assert b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n" in request(deflates=True)
+    assert b"Extensions" not in request()
 
 
 def test_a_hello_is_a_tls_record() -> None:

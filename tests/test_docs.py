@@ -1,6 +1,9 @@
 """The pages say nothing that the project does not hold: links, commands, examples, names."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,29 @@ def anchors(page: Path) -> set[str]:
 def test_links_into_pages_name_a_heading(page: Path) -> None:
     links = re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text())
     assert [(path, name) for path, name in links if name not in anchors(page.parent / path if path else page)] == []
+
+
+ISSUING = [
+    (page.name, line.partition("    #")[0])
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for line in block.splitlines()
+    if "token issue" in line
+]
+# What an operator's shell has: the usual umask, and sudo.
+SHELL = 'set -e; umask 022; sudo() { "$@"; }; whaled() { "$PYTHON" -m whaled "$@"; }\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "command"), ISSUING)
+def test_commands_that_issue_a_token_leave_it_to_its_owner(tmp_path: Path, page: str, command: str) -> None:
+    (tmp_path / "whaled.yaml").write_text("{}\n")
+    secret = "".join(map(chr, range(48, 96)))
+    env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "WEBSOCKET_SECRET_KEY": secret}
+    for _ in range(2 if "--force" in command else 1):  # a rotation: over the token of before
+        subprocess.run(["/bin/sh", "-c", SHELL + command], cwd=tmp_path, env=env, check=True, capture_output=True)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.token")}
+    assert modes == {"desk-1.token": 0o600}, f"{page}: {command}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

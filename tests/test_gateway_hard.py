@@ -64,14 +64,19 @@ class Raw:
         self.writer.write(data)
 
     async def frame(self) -> tuple[int, bytes]:
-        """The server's next frame."""
+        """Opcode and payload of the server's next frame."""
+        first, body = await self.whole_frame()
+        return first & 0x0F, body
+
+    async def whole_frame(self) -> tuple[int, bytes]:
+        """First byte and payload of the server's next frame."""
         if not self._is_answered:
             assert await self.status() == 101
         async with asyncio.timeout(10):
             first, size = await self.reader.readexactly(2)
             if size == 126:
                 size = int.from_bytes(await self.reader.readexactly(2))
-            return first & 0x0F, await self.reader.readexactly(size)
+            return first, await self.reader.readexactly(size)
 
     async def told(self, kind: str) -> Any:
         """The next JSON frame of a type."""

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from support import SAT, txid, whale
 from whale_kit import relaxed
-from whaled.gateway.hub import EVENTS_TOGETHER, Hub
+from whaled.gateway import wire
+from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Hub
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
 from whaled.ops.metrics import Metrics
 from whaled.whales.filters import Filter, parse_filter
@@ -24,7 +26,8 @@ class Client:
 
     fd = -1
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_deflate: bool = False) -> None:
+        self.takes_deflate = takes_deflate
         self.sent = bytearray()
 
     def write_behind(self, data: bytes) -> bool:
@@ -120,6 +123,26 @@ def test_filters_of_names_that_an_event_does_not_have_are_not_evaluated() -> Non
     crowd.publish([event(1, whale(1, addresses=("bc1p" + "7".zfill(38), ADDRESSES[0])))])
     crowd.rehearse(event(2, whale(2)))
     assert len(evaluated) == 1
+
+
+@pytest.mark.parametrize("takes_deflate", [False, True])
+def test_clients_whose_filters_match_the_same_addresses_share_a_frame(takes_deflate: bool) -> None:
+    crowd = hub()
+    clients = [Client(takes_deflate=takes_deflate) for _ in range(SHARED_FRAMES + 10)]
+    for number, client in enumerate(clients):
+        wanted = [ADDRESSES[2], ADDRESSES[0], f"bc1p{number:038d}"]
+        crowd.join(client, wants(addresses=wanted if number else wanted[:1]))
+    found = whale(1, addresses=(*ADDRESSES[:4], *(f"bc1p{number:038d}" for number in range(500, 2000))))
+    crowd.publish([event(1, found)])
+
+    def expected(*addresses: str) -> bytes:
+        frame = wire.event_frame(event(1, found), "e", addresses)
+        return crowd.deflater.frame(frame) if takes_deflate else frame
+
+    assert clients[0].sent == expected(ADDRESSES[2])
+    assert {bytes(client.sent) for client in clients[1:500]} == {expected(ADDRESSES[0], ADDRESSES[2])}
+    for number, client in enumerate(clients[500:], start=500):
+        assert client.sent == expected(ADDRESSES[0], ADDRESSES[2], f"bc1p{number:038d}")
 
 
 def _some(values: list[str]) -> st.SearchStrategy[list[str]]:

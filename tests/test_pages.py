@@ -49,8 +49,9 @@ class CountingLog:
 class Client:
     """A connection, with a socket of which somebody may read the other end."""
 
-    def __init__(self, source: str = "c1", fd: int = -1) -> None:
+    def __init__(self, source: str = "c1", fd: int = -1, *, takes_deflate: bool = False) -> None:
         self.source = source
+        self.takes_deflate = takes_deflate
         self.fd = fd
         self.queued = bytearray()
         self.sent = bytearray()

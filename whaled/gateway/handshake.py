@@ -9,18 +9,17 @@ from websockets.exceptions import ProtocolError
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
-from websockets.typing import Origin, Subprotocol
+from websockets.typing import Subprotocol
 
 from whaled.gateway import wire
+from whaled.gateway.deflate import Offers
 from whaled.gateway.limits import Refusal
+from whaled.gateway.origins import Origins
 
 # Query parameters that carry a credential in other products. URLs end up in logs and histories.
 CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization")
 # Longer than any that a client or a balancer asks for. All of it is searched.
 MAX_PATH_BYTES = 2048
-# Lists in headers: no client sends ten items, and the library takes 2 us for each.
-LISTS = ("Connection", "Upgrade", "Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")
-MAX_SEPARATORS = 50
 
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
@@ -32,6 +31,12 @@ REFUSAL_STATUS = {
         "a token in the URL ends up in logs: send it as first message, as Authorization header or as subprotocol",
     ),
 }
+
+
+EXTENSIONS = (Offers(),)
+# Lists in headers: no client sends ten items, and the library takes 2 us for each.
+LISTS = ("Connection", "Upgrade", "Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")
+MAX_SEPARATORS = 50
 
 
 class _Reader(StreamReader):
@@ -60,10 +65,12 @@ class _Reader(StreamReader):
 
 
 class Server(ServerProtocol):
-    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise."""
+    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise. `compresses` if a client
+    asks for it.
+    """
 
-    def __init__(self, *, origins: Sequence[Origin | None] | None = None, max_size: int | None = None) -> None:
-        super().__init__(origins=origins, max_size=max_size)
+    def __init__(self, *, max_size: int | None = None, compresses: bool = False) -> None:
+        super().__init__(max_size=max_size, extensions=EXTENSIONS if compresses else None)
         # The library makes its reader itself, and its parser has hold of it already.
         self.reader.__class__ = _Reader
 
@@ -95,7 +102,9 @@ PLAIN_METHODS = {"GET", "HEAD", "OPTIONS"}
 ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:// or wss://.\n"
 
 
-def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[Refusal | None, Response | None]:
+def judge(
+    ws: ServerProtocol, request: Request, origins: Origins, *, is_draining: bool, is_tls: bool
+) -> tuple[Refusal | None, Response | None]:
     """Why a request opens no WebSocket, and its answer, as far as the library does not decide that."""
     headers = request.headers
     if len(request.path) > MAX_PATH_BYTES:
@@ -114,6 +123,9 @@ def judge(ws: ServerProtocol, request: Request, *, is_draining: bool) -> tuple[R
     for name in LISTS:
         if sum(1 + value.count(",") + value.count(";") for value in headers.get_all(name)) > MAX_SEPARATORS:
             return Refusal.BAD_HANDSHAKE, ws.reject(400, f"{name} has more than {MAX_SEPARATORS} items\n")
+    problem = origins.refusal(headers, is_tls=is_tls)
+    if problem is not None:
+        return Refusal.ORIGIN, ws.reject(403, problem + "\n")
     return None, None
 
 

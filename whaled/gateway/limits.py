@@ -74,13 +74,17 @@ class TokenBucket:
 
     def take(self, now: float, cost: float = 1.0) -> float:
         """Take `cost` tokens. Returns 0 if the message may pass, else the seconds until the debt is paid."""
-        self._refill(now)
-        passes = self._level + self._extra >= 1.0 - 1e-9
+        passes = self.may_pass(now)
         self.charge(cost)
         if passes:
             return 0.0
         self._overrun += cost
         return max(-self._level, 1e-6) / self._rate
+
+    def may_pass(self, now: float) -> bool:
+        """Whether a message would pass."""
+        self._refill(now)
+        return self._level + self._extra >= 1.0 - 1e-9
 
     @property
     def retry_after_s(self) -> float:

@@ -55,9 +55,13 @@ class Subject:
     def names(self) -> frozenset[str]:
         """The names that `exchanges` looks for, case-folded."""
         alert = self.alert
-        return frozenset(
-            [name.casefold() for name in (*alert.from_labels, *alert.to_labels, *alert.exchange_addresses)]
-        )
+        labels = (*alert.from_labels, *alert.to_labels, *alert.from_other_labels, *alert.to_other_labels)
+        return frozenset([name.casefold() for name in (*labels, *alert.exchange_addresses)])
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Where each address comes in the transaction, inputs first."""
+        return {address: place for place, address in enumerate(self.whale.addresses)}
 
     @cached_property
     def rules(self) -> frozenset[str]:
@@ -120,6 +124,21 @@ class Filter:
             if not test(subject):
                 return False
         return True
+
+    def matched_addresses(self, event: Event | Draft) -> tuple[str, ...]:
+        """The addresses of this filter that the event's transaction spends from or pays to, inputs first.
+
+        Empty for a filter without addresses, and for an update that passes by `updates_of` alone.
+        """
+        wanted = self.addresses
+        return () if wanted is None else tuple(address for address in event.whale.addresses if address in wanted)
+
+    def matched_in(self, subject: Subject) -> tuple[str, ...]:
+        """`matched_addresses`, for an event that many filters look at."""
+        if self.addresses is None:
+            return ()
+        matched = self.addresses.intersection(subject.addresses)
+        return tuple(matched if len(matched) < 2 else sorted(matched, key=subject.places.__getitem__))
 
     def normalised(self) -> dict[str, Any]:
         """The filter as `parse_filter` takes it, with only what is given; ready for JSON."""
