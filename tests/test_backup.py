@@ -216,7 +216,7 @@ async def test_the_backup_does_not_take_along_what_one_machine_noted(path: Path,
     copied(path, file)
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT key, value FROM state ORDER BY key").fetchall() == [
-            ("copy", str(NOW)), ("other", "stays"),
+            ("copy", str(NOW)), ("other", "stays"), ("pruned_offset", "0"),
         ]  # fmt: skip
 
 
@@ -479,7 +479,9 @@ async def test_no_restore_while_a_daemon_uses_the_log(path: Path, file: Path) ->
     async with open_log(path) as log:
         await log.append([alert(1)])
         copied(path, file)
-        with pytest.raises(EventLogError, match=r"another whaled .* has this event log open\. Stop it") as caught:
+        with pytest.raises(
+            EventLogError, match=r"whaled runs \(process .*\) and has this event log open\. Stop it"
+        ) as caught:
             restored(file, path)
         assert caught.value.reason is LogFailure.LOCKED
         assert await log.append([alert(2)])

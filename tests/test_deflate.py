@@ -6,7 +6,7 @@ import json
 import random
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from test_gateway_hard import CLOSE, CONTINUATION, PING, PONG, TEXT, Raw, masked
 from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
-from support import SMALL_SEGMENT, Rig, receive, receive_type, running_gateway, silent_client
+from support import SMALL_SEGMENT, Rig, receive, receive_type, running_gateway, silent_client, whale
 from test_session import Tokens
 from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
@@ -35,7 +35,8 @@ from whaled.gateway.deflate import (
     inflate,
 )
 from whaled.gateway.handshake import MAX_SEPARATORS
-from whaled.model import UpstreamState
+from whaled.gateway.hub import WORTH_COMPRESSING
+from whaled.model import Draft, Kind, UpstreamState
 
 BINARY = 2
 PLAIN = "server_no_context_takeover; client_no_context_takeover"
@@ -216,6 +217,32 @@ async def test_one_compressed_frame_serves_every_filter_and_client(tmp_path: Pat
         assert [json.loads(inflate(body, MIB))["position"]["offset"] for _, body in frames[0]] == [1, 2, 3]
 
 
+async def test_what_names_the_addresses_of_a_filter_goes_to_that_filter_and_is_compressed_for_a_few(
+    tmp_path: Path,
+) -> None:
+    """There may be thousands of such filters, and compressing takes longer than sending."""
+    ours, others = "bc1q" + "o" * 38, "bc1q" + "p" * 38
+    draft = Draft(kind=Kind.ALERT, at=1_800_000_000.0, whale=whale(1, addresses=(ours, others)))
+    async with running_gateway(tmp_path) as rig, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(raw(rig, asking())) for _ in range(WORTH_COMPRESSING + 2)]
+        filters: list[dict[str, list[str]]] = [{"addresses": [ours]}] * WORTH_COMPRESSING + [
+            {"addresses": [others]},
+            {},
+        ]
+        for client, chosen in zip(clients, filters, strict=True):
+            await client.told("status")
+            client.send(command(type="subscribe", filters=chosen))
+            await client.told("subscribed")
+        await rig.publish(draft)
+        frames = [await client.whole_frame() for client in clients]
+    bits = [first for first, _ in frames]
+    assert bits == [0xC1] * WORTH_COMPRESSING + [0x81, 0xC1]
+    named = [
+        json.loads(inflate(body, MIB) if first == 0xC1 else body).get("matched_addresses") for first, body in frames
+    ]
+    assert named == [[ours]] * WORTH_COMPRESSING + [[others], None]
+
+
 @asynccontextmanager
 async def narrow(rig: Rig, *first: bytes) -> AsyncIterator[Raw]:
     """A client over a link of which the kernel holds some 100 KB, and which it reads with little ahead."""
@@ -269,7 +296,10 @@ async def test_a_client_with_compression_that_lags_misses_nothing(tmp_path: Path
 
 async def test_what_is_for_one_client_alone_is_not_compressed(tmp_path: Path) -> None:
     """Compressed with text of the client's choosing, a token could be read off the sizes."""
-    async with running_gateway(tmp_path, authenticator=Tokens()) as rig, raw(rig, asking()) as client:
+    async with (
+        running_gateway(tmp_path, authenticator=Tokens(), clock=lambda: 1.0) as rig,  # the tokens end in 1970
+        raw(rig, asking()) as client,
+    ):
         assert await answered(client) == AGREED
         client.send(command(type="auth", token="good") + command(type="refresh"))
         client.send(command(type="subscribe", filters={"exchanges": ["a" * 60] * 8}))

@@ -11,10 +11,16 @@ import yaml
 
 from whaled.config.keys import keys
 from whaled.config.parse import parse
-from whaled.config.sections import Detection
-from whaled.errors import ConfigError, LogFailure
+from whaled.config.sections import Detection, Gateway, Http
+from whaled.errors import Close, ConfigError, LogFailure, TokenRefusal
 from whaled.eventlog.files import ADVICE
+from whaled.gateway.admission import TURNED_AWAY
+from whaled.gateway.handshake import REFUSAL_STATUS
+from whaled.gateway.limits import Refusal
+from whaled.gateway.listener import Reserve
+from whaled.gateway.wire import AuthMessage
 from whaled.model import SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
+from whaled.ops import descriptors
 from whaled.ops.metrics import Metrics
 from whaled.whales import amounts, coinjoins, fees
 from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
@@ -196,3 +202,44 @@ def test_every_reason_for_a_failure_of_the_log_is_explained() -> None:
 @pytest.mark.parametrize("reason", [LogFailure.LOCKED, LogFailure.DISK_FULL, LogFailure.CORRUPT])
 def test_the_failures_of_the_log_are_told_as_shown(reason: LogFailure) -> None:
     assert ADVICE[reason] in EVENTLOG.read_text()
+
+
+def section(page: Path, heading: str) -> str:
+    """The text below a heading, up to the next one of its level or above."""
+    level = heading.partition(" ")[0]
+    rest = page.read_text().partition(f"\n{heading}\n")[2]
+    assert rest
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_every_reason_and_outcome_that_is_counted_is_explained() -> None:
+    page = ROOT / "docs" / "metrics.md"
+    refusals = re.findall(r"^\| `(\w+)` \|", section(page, "### Why connections are refused"), re.MULTILINE)
+    assert sorted(refusals) == sorted(Refusal)
+    outcomes = re.findall(r"^\| `(\w+)` \|", section(page, "### How authentications end"), re.MULTILINE)
+    assert sorted(outcomes) == sorted(["success", *TokenRefusal, *(message.name.lower() for message in AuthMessage)])
+
+
+def test_every_close_and_every_http_answer_is_explained() -> None:
+    page = ROOT / "docs" / "protocol.md"
+    closes = section(page, "## Close codes")
+    for close in Close:
+        assert re.search(rf"^\| [^|]*\b{close.code}\b", closes, re.MULTILINE), close
+        if close.code in (1008, 1013):
+            assert f"`{close.reason}`" in closes
+    for message in AuthMessage:
+        assert f"`{message}`" in " ".join(section(page, "## Authentication").split())
+    answers = section(page, "## HTTP answers")
+    explained = set(re.findall(r"^\| (\d+)", answers, re.MULTILINE))
+    assert {str(status) for status, _ in REFUSAL_STATUS.values()} <= explained
+
+
+def test_the_sum_of_descriptors_is_that_of_the_code() -> None:
+    text = section(CONFIGURATION, "## Descriptors")
+    fixed = TURNED_AWAY + Reserve.SIZE + descriptors.OWN
+    assert f"gateway.max_connections + http.max_connections + {fixed} " in text
+    assert f"{TURNED_AWAY} for connections that wait" in text
+    assert f"{Gateway().max_connections + Http().max_connections + fixed:,} by default" in text
+    assert f"http.max_connections + {fixed + 1} ({Http().max_connections + fixed + 1} by default)" in text
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert f"larger by {Http().max_connections + fixed}]" in runbook

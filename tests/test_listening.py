@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -171,15 +172,17 @@ async def test_every_address_is_in_the_log_and_a_missing_one_with_its_reason(tmp
 
 # --- machines without IPv6 --------------------------------------------------------------------------------------------
 
-# Becomes a command that cannot open sockets of IPv6: what the kernel answers where it has none, and what systemd's
-# RestrictAddressFamilies= makes of it (seccomp(2); the filter looks at the arguments of socket(2) alone).
-WITHOUT_IPV6 = """
+# Becomes a command that cannot open sockets of IPv6, or none of the network at all: as where the kernel has none, or
+# systemd's RestrictAddressFamilies= forbids them (seccomp(2); the filter looks at socket(2) alone).
+WITHOUT = """
 import ctypes, errno, os, platform, socket, struct, sys
+forbidden = getattr(socket, sys.argv[1])  # besides AF_INET6
 arch, call = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}[platform.machine()]
 LOAD, EQUAL, RETURN, ALLOW, ERRNO = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000
 program = b"".join(struct.pack("HBBI", *step) for step in (
-    (LOAD, 0, 0, 4), (EQUAL, 0, 5, arch), (LOAD, 0, 0, 0), (EQUAL, 0, 3, call),
-    (LOAD, 0, 0, 16), (EQUAL, 0, 1, socket.AF_INET6), (RETURN, 0, 0, ERRNO | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW),
+    (LOAD, 0, 0, 4), (EQUAL, 0, 6, arch), (LOAD, 0, 0, 0), (EQUAL, 0, 4, call),
+    (LOAD, 0, 0, 16), (EQUAL, 1, 0, socket.AF_INET6), (EQUAL, 0, 1, forbidden),
+    (RETURN, 0, 0, ERRNO | errno.EAFNOSUPPORT), (RETURN, 0, 0, ALLOW),
 ))
 class Filter(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("program", ctypes.c_char_p)]
@@ -187,9 +190,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 for arguments in ((38, 1, 0, 0, 0), (22, 2, ctypes.byref(Filter(len(program) // 8, program)), 0, 0)):
     if libc.prctl(*arguments):
         sys.exit(os.strerror(ctypes.get_errno()))
-os.execvp(sys.argv[1], sys.argv[1:])
+os.execvp(sys.argv[2], sys.argv[2:])
 """
-LAUNCHER = (sys.executable, "-c", WITHOUT_IPV6)
+LAUNCHER = (sys.executable, "-c", WITHOUT, "AF_INET6")
+WITHOUT_NETWORK = (sys.executable, "-c", WITHOUT, "AF_INET")
 
 
 def can_forbid_ipv6() -> bool:
@@ -224,3 +228,20 @@ async def test_without_ipv6_an_address_of_ipv6_alone_ends_the_start(tmp_path: Pa
             "whaled: cannot listen on ::1 port 0: this machine has no IPv6, or this process may not use it; "
             "set gateway.host and gateway.port"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [LAUNCHER, WITHOUT_NETWORK], ids=["without IPv6", "without a network"])
+def test_a_check_warns_of_missing_addresses_unless_sockets_are_not_its_own_to_open(
+    tmp_path: Path, launcher: tuple[str, ...]
+) -> None:
+    if not can_forbid_ipv6():
+        pytest.skip("no seccomp here")
+    config = write_config(tmp_path, "ws://127.0.0.1:9/", gateway={"host": "::"})
+    command = [*launcher, sys.executable, "-m", "whaled", "check-config", str(config)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
+    warning = (
+        f"whaled: warning: {config}:6: gateway.host: nobody can connect to ::: "
+        "this machine has no IPv6, or this process may not use it\n"
+    )
+    assert found.stderr == (warning if launcher is LAUNCHER else "")

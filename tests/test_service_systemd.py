@@ -106,7 +106,7 @@ async def test_passed_sockets_are_served_and_the_configured_ports_stay_closed(tm
             config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", gateway={"port": taken.getsockname()[1]})
             async with launched(config, "ws:ws:metrics", [clients, other, metrics]) as whaled:
                 ready = await whaled.logged("ready")
-                assert ready["listen"] == url_of(clients)
+                assert ready["listen"] == f"{url_of(clients)}, {url_of(other)}"
                 assert ready["metrics"] == f"http://unix:{tmp_path}/metrics.sock/metrics"
                 for sock in (clients, other):
                     async with connect(url_of(sock), proxy=None) as client:

@@ -73,6 +73,9 @@ def test_a_relative_path_is_named_where_the_working_directory_is_gone(tmp_path: 
             f"whaled: {config}:{line}: eventlog.path: found 'whaled.db': {problem}",
             NOTE,
         ]
+    config.write_text("detection: {address_book: [/a.csv, b.csv]}\n")
+    found = run(tmp_path, "check-config", str(config))
+    assert found.stderr.splitlines() == [f"whaled: {config}:1: detection.address_book: found 'b.csv': {problem}", NOTE]
     found = run(tmp_path, "run", "--config", "whaled.yaml")
     assert found.returncode == 78
     assert found.stderr.splitlines() == [

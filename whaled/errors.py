@@ -87,6 +87,18 @@ class ListenError(OperatorError):
         super().__init__(f"cannot listen on {host} port {port}: {reason}; {remedy}{in_use}")
 
 
+class DescriptorsError(OperatorError):
+    """The limit of file descriptors leaves none for clients."""
+
+    def __init__(self, limit: int, least: int) -> None:
+        super().__init__(
+            f"the limit of file descriptors is {limit:,}, and {least:,} are needed for a single client: raise "
+            "LimitNOFILE= of the unit, ulimit -n, or the container's nofile limit"
+        )
+        self.limit = limit
+        self.least = least
+
+
 class EventLogError(WhaledError):
     """The event log cannot be read or written. The daemon stops rather than publish what is not stored."""
 

@@ -18,7 +18,7 @@ ACCEPT_TURNS = 3
 # socket(2), bind(2): the machine does not have the address, or no address of its family.
 ABSENT = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
-    errno.EAFNOSUPPORT: "this machine has no IPv6, or this process may not use it",
+    errno.EAFNOSUPPORT: "this machine has no {family}, or this process may not use it",
     errno.ENODEV: "this machine has no such interface",
 }
 ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - the operator asked for it
@@ -81,7 +81,13 @@ async def open_sockets(hosts: Sequence[str], port: int, backlog: int, *, section
 
 
 async def missing_hosts(hosts: Sequence[str]) -> tuple[Missing, ...]:
-    """What `open_sockets` would find missing. Nothing listens meanwhile, and no port is used."""
+    """What `open_sockets` would find missing, without listening and without using the port. Nothing where this process
+    may have no sockets of the network at all: then it gets them from systemd.
+    """
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
+    except OSError:
+        return ()
     places, missing = await _places(hosts)
     for place in places:
         try:
@@ -89,8 +95,12 @@ async def missing_hosts(hosts: Sequence[str]) -> tuple[Missing, ...]:
                 sock.bind(place.address(0))
         except OSError as error:
             if error.errno in ABSENT:
-                missing.append(Missing(place.host, ABSENT[error.errno]))
+                missing.append(_missing(place, error.errno))
     return tuple(missing)
+
+
+def _missing(place: _Place, number: int) -> Missing:
+    return Missing(place.host, ABSENT[number].format(family="IPv4" if place.family == socket.AF_INET else "IPv6"))
 
 
 def _listen(place: _Place, port: int, backlog: int, sockets: list[socket.socket], absent: list[Missing]) -> None:
@@ -113,7 +123,7 @@ def _listen(place: _Place, port: int, backlog: int, sockets: list[socket.socket]
     except OSError as error:
         if error.errno not in ABSENT:
             raise OSError(error.errno, error.strerror, place.host) from error
-        absent.append(Missing(place.host, ABSENT[error.errno]))
+        absent.append(_missing(place, error.errno))
     else:
         sockets.append(sock)
 

@@ -123,6 +123,7 @@ class Service:
 
     async def _run(self) -> None:
         config = self.config
+        descriptors.check(beside=self._descriptors_beside())
         tls = tls_context(config.gateway.tls)
         book = await read_address_book_apart(config.detection, self._origins)
         self._book_read(config, book, self._origins)
@@ -226,8 +227,11 @@ class Service:
         return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:
-        beside = TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
-        return descriptors.connections_possible(self.config.gateway.max_connections, beside=beside)
+        return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._descriptors_beside())
+
+    def _descriptors_beside(self) -> int:
+        """Descriptors that are neither a client's nor the daemon's own. docs/operations.md has the sum."""
+        return TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
 
     def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
         settings = self.config.backfill

@@ -86,24 +86,28 @@ def run(arguments: argparse.Namespace) -> int:
 def print_findings(path: Path, found: Inspected) -> None:
     """What the log holds and what is wrong with it, a line each, the first SHOWN of them."""
     counter = found.counter
-    print(
-        f"{path}: offsets {found.oldest} to {counter.head}, epoch {counter.epoch or 'unknown'}, "
-        f"{files.size_bytes(path) / 2**20:.1f} MiB"
-    )
+    held = f"offsets {found.oldest} to {counter.head}"
+    if found.oldest > counter.head:
+        held = f"no events, newest offset {counter.head}"
+    print(f"{path}: {held}, epoch {counter.epoch or 'unknown'}, {files.size_bytes(path) / 2**20:.1f} MiB")
     for first, through in found.gaps:
-        print(f"gap: offsets {first} to {through} were taken out by an earlier repair")
+        taken_out = f"offset {first} was" if first == through else f"offsets {first} to {through} were"
+        print(f"gap: {taken_out} taken out by an earlier repair")
     for fault in found.structure:
         for line in fault.splitlines():
             print(f"file: {line}")
     for damage in found.damages[:SHOWN]:
-        print(f"{damage.table.value}: {damage.row}: {damage.problem}")
+        print(f"{damage.table.value}: {damage.text}")
     if len(found.damages) > SHOWN:
         print(f"... and {len(found.damages) - SHOWN:,} more findings; --json lists them")
 
 
 def _verdict(found: Inspected, *, is_deep: bool, seconds: float) -> str:
     if not found.is_whole:
-        return f"damaged: {damaged(found)}. Stop whaled; `whaled repair` takes it out and keeps the damaged file"
+        return (
+            f"damaged: {damaged(found)}. Stop whaled; `whaled repair` takes out what is damaged, saves the rest and "
+            "keeps the damaged file"
+        )
     if not is_deep:
         return f"no damage found in the structure, no event is missing ({seconds:.1f} s); --deep reads every row"
     unverified = (

@@ -14,10 +14,10 @@ from whaled.cli.settings import Subparsers, load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
-from whaled.config.sections import Config, Detection
+from whaled.config.sections import Detection
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.files import idle_rules, read_address_book, tls_context
-from whaled.listening import host_port, missing_hosts
+from whaled.listening import missing_hosts
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import summary
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"whaled: warning: {warning}", file=sys.stderr)
     if faults:
         raise ConfigError(faults)
-    deviation = unit.sentence(served, _clients(loaded.config)) if served is not None else ""
+    deviation = unit.sentence(served, unit.clients(loaded.config)) if served is not None else ""
     if arguments.print:
         sys.stdout.write(render(loaded) + (f"# {deviation}\n" if deviation else ""))
     else:
@@ -120,12 +120,6 @@ def _labels(paths: Sequence[str], book: AddressBook) -> str:
     return f"address book: {summary(book.owners)} in {', '.join(paths)}"
 
 
-def _clients(config: Config) -> tuple[str, ...]:
-    gateway = config.gateway
-    scheme = "wss" if gateway.tls.certificate else "ws"
-    return tuple(f"{scheme}://{host_port(host, gateway.port)}" for host in gateway.host)
-
-
 def _summary(loaded: Loaded, ring: KeyRing | None, book: AddressBook, deviation: str) -> str:
     config = loaded.config
     return ". ".join(
@@ -134,7 +128,7 @@ def _summary(loaded: Loaded, ring: KeyRing | None, book: AddressBook, deviation:
             f"whales {_rules(config.detection)}",
             _labels(config.detection.books, book),
             f"upstream {redacted(config.upstream.url)}",
-            f"clients at {', '.join(_clients(config))}",
+            f"clients at {', '.join(unit.clients(config))}",
             *([deviation] if deviation else []),
             f"authentication {'OFF' if ring is None else f'on, keys: {ring.source}'}",
         )

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import OperatorError
+from whaled.eventlog import firstpage
 from whaled.eventlog.backup import require_file
 from whaled.eventlog.damage import Damage
+from whaled.eventlog.rawfile import MAGIC
 from whaled.eventlog.reader import Reader
-
-# With which every SQLite database begins; an event log that is damaged further on is told as such.
-SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +22,15 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 
 def log_path(arguments: argparse.Namespace) -> Path:
-    """The file of the log. Raises OperatorError if there is none, or if it is no database."""
+    """The file of the log. Raises OperatorError if there is none, or if it is no database; EventLogError if its first
+    page is damaged.
+    """
     path = Path(load_for(arguments).config.eventlog.path).resolve()
     require_file(path, "name the event log with --db-path or --config")
     with path.open("rb") as file:
-        if file.read(len(SQLITE_HEADER)) not in {b"", SQLITE_HEADER}:
+        if file.read(len(MAGIC)) not in {b"", MAGIC}:
+            if firstpage.is_damaged(path):
+                raise firstpage.damaged(path)
             raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
     return path
 
@@ -39,14 +42,15 @@ def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
     found: list[Damage] = []
     reader = Reader(path, load_for(arguments).config.eventlog.busy_timeout, found.append)
     try:
-        reader.open()
+        with firstpage.named(path):
+            reader.open()
         yield reader
     finally:
         reader.close()
     if found:
         rows = sum(damage.rows for damage in found)
         print(
-            f"whaled: {path}: {rows} damaged row{'s' * (rows > 1)} left out, the first: {found[0].row}: "
-            f"{found[0].problem}. `whaled check --deep` lists them all",
+            f"whaled: {path}: {rows} damaged row{'s' * (rows > 1)} left out, the first: {found[0].text}. "
+            "`whaled check --deep` lists them all",
             file=sys.stderr,
         )

@@ -3,15 +3,14 @@
 import argparse
 import sys
 import time
-from pathlib import Path
 
-from whaled.cli.check import damaged, print_findings
+from whaled.cli.check import print_findings
 from whaled.cli.progress import progress_line
 from whaled.cli.reading import add_log_options, log_path
 from whaled.cli.settings import Subparsers
 from whaled.errors import ExitStatus
-from whaled.eventlog.inspection import Inspected, inspect
-from whaled.eventlog.repair import repair
+from whaled.eventlog.repair import Repaired, rehearse, repair
+from whaled.eventlog.salvage import Outcome, Salvaged
 
 NOTHING = "nothing to repair: every row is what was written"
 
@@ -22,9 +21,10 @@ def register(subparsers: Subparsers) -> None:
         "repair",
         help="take damaged rows out of the event log",
         description="Read every row of the event log, write those that are intact into a new file, and put that in "
-        "its place; stop whaled before. The damaged log is kept beside it (FILE.damaged-TIME), and what was taken out "
-        "is listed (FILE.damaged-TIME.jsonl). It needs as much room as the log. Epoch and offsets stay: a client that "
-        "resumes across what was taken out is answered that it missed something, all others resume as before. If "
+        "its place; stop whaled before. Where a page of the file is damaged, the rows around it are saved. The damaged "
+        "log is kept beside it (FILE.damaged-TIME), and each row that is lost is listed (FILE.damaged-TIME.jsonl). It "
+        "needs as much room as the log; --dry-run as much where temporary files go. Epoch and offsets stay: a client "
+        "that resumes across what was taken out is answered that it missed something, all others resume as before. If "
         "nothing is damaged, nothing is changed.",
         epilog="exit status: 0 repaired, or nothing to repair; 1 whaled runs, nothing can be saved, or the disk is "
         "full; with --dry-run: something is damaged; 78 there is no event log",
@@ -38,23 +38,45 @@ def run(arguments: argparse.Namespace) -> int:
     """Repair. Raises OperatorError or EventLogError."""
     path = log_path(arguments)
     with progress_line(sys.stderr, f"reading {path}") as progress:
-        if arguments.dry_run:
-            return _print_plan(path, inspect(path, progress, is_deep=True))
-        done = repair(path, now=time.time(), progress=progress)
-    found = done.inspected
-    print_findings(path, found)
-    if found.is_whole:
+        do = rehearse if arguments.dry_run else repair
+        done = do(path, now=time.time(), progress=progress)
+    print_findings(path, done.inspected)
+    if done.salvaged is None:
         print(NOTHING)
         return ExitStatus.STOPPED
-    print(f"repaired: {damaged(found)}. The damaged log is now {done.aside}, what was taken out {done.taken_out}")
-    if done.is_renewed:
-        print(f"new epoch {done.epoch}: the old one is not known. Clients are answered recovered: false once")
+    for outcome in done.salvaged.outcomes:
+        print(_of_table(outcome))
+    print(_summary(done, done.salvaged, is_done=not arguments.dry_run))
+    if arguments.dry_run:
+        return ExitStatus.FAILED
+    if done.salvaged.is_renewed:
+        print(
+            f"new epoch {done.salvaged.epoch}, behind offset {done.salvaged.head}: the old one is not known. Clients "
+            "are answered recovered: false once"
+        )
     else:
         print("epoch kept: clients that resume across what was taken out are answered recovered: false, others resume")
     return ExitStatus.STOPPED
 
 
-def _print_plan(path: Path, found: Inspected) -> int:
-    print_findings(path, found)
-    print(NOTHING if found.is_whole else f"would be repaired: {damaged(found)}")
-    return ExitStatus.STOPPED if found.is_whole else ExitStatus.FAILED
+def _of_table(outcome: Outcome) -> str:
+    unverified = f" ({outcome.unverified:,} of them by an index, without checksums)" if outcome.unverified else ""
+    before, more = "before", ""
+    if not outcome.is_known:
+        before, more = "known", "; more may be lost: which ones cannot be read"
+    return (
+        f"{outcome.table.value}: {outcome.saved + outcome.lost:,} rows {before}, {outcome.saved:,} saved{unverified}, "
+        f"{outcome.lost:,} lost{more}"
+    )
+
+
+def _summary(done: Repaired, salvaged: Salvaged, *, is_done: bool) -> str:
+    verb = "taken out" if is_done else "would be taken out"
+    parts = [f"{verb}: {salvaged.lost:,} row{'s' * (salvaged.lost != 1)}"]
+    if done.inspected.structure:
+        parts.append(f"the structure of the file {'is' if is_done else 'would be'} made anew")
+    if not is_done:
+        return "; ".join(parts)
+    is_empty = not salvaged.lost and all(each.is_known for each in salvaged.outcomes)
+    listed = f"{done.taken_out} {'is empty' if is_empty else 'lists each row that is lost'}"
+    return f"{'; '.join(parts)}. The damaged log is now {done.aside}, {listed}"

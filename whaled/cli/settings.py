@@ -86,8 +86,6 @@ def _check_paths(loaded: Loaded) -> None:
 
 
 def _paths(key: Key, value: object) -> Iterable[str]:
-    if key.unit == "path" and isinstance(value, str):
-        return (value,)
-    if key.element is not None and key.element.unit == "path" and isinstance(value, tuple):
-        return map(str, value)
-    return ()
+    if "path" not in {key.unit, key.element.unit if key.element is not None else None}:
+        return ()
+    return map(str, value) if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()

@@ -65,10 +65,17 @@ def served(unit: Unit, path: Path, own: Config) -> Served | None:
         tls_context(_outside(config.gateway.tls, unit.credentials))
     except ConfigError as error:
         return Served((), (), tuple(Fault(each.where, each.problem, each.source or SERVICE) for each in error.faults))
-    scheme = "ws" if config.gateway.tls.certificate is None else "wss"
-    listens = unit.listens or tuple(host_port(host, config.gateway.port) for host in config.gateway.host)
-    urls = tuple(f"{scheme}://{listen}" for listen in listens)
+    urls = tuple(f"{_scheme(config)}{listen}" for listen in unit.listens) or clients(config)
     return Served(urls, tuple(_keys(unit.variables, own, config)))
+
+
+def clients(config: Config) -> tuple[str, ...]:
+    """Where clients connect by the configuration alone."""
+    return tuple(f"{_scheme(config)}{host_port(host, config.gateway.port)}" for host in config.gateway.host)
+
+
+def _scheme(config: Config) -> str:
+    return "ws://" if config.gateway.tls.certificate is None else "wss://"
 
 
 def sentence(found: Served, own: tuple[str, ...]) -> str:
@@ -83,7 +90,8 @@ def sentence(found: Served, own: tuple[str, ...]) -> str:
 
 def _keys(variables: Mapping[str, str], own: Config, config: Config) -> list[str]:
     """Keys that variables of the unit change."""
-    return [path for path in diff(own, config) if keys()[path].variable in variables]
+    variable_of = {path: key.variable for path, key in keys().items()}
+    return [path for path in diff(own, config) if {variable_of[path], f"{variable_of[path]}_FILE"} & variables.keys()]
 
 
 def _parsed(shown: str, text: str, sockets: str) -> Unit:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure, OperatorError
-from whaled.eventlog import files, schema
+from whaled.eventlog import files, firstpage, schema
 
 # One step of SQLite's backup, 1 MiB: how often progress is told and an interrupt heard.
 STEP_PAGES = 256
@@ -71,7 +71,8 @@ def back_up(source: Path, target: Path, *, now: float, overwrite: bool, progress
     _refuse_target(source, target, overwrite=overwrite)
     with directory_beside(target) as directory:
         copy = directory / target.name
-        copy_log(source, copy, progress, named=target)
+        with firstpage.named(source):
+            copy_log(source, copy, progress, named=target)
         # What is wrong with the copy now was wrong before: the source is named.
         with files.explained(source, "check the copy of it", ADVICE), closing(open_alone(copy)) as db:
             contents = checked(db, source)

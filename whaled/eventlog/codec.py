@@ -10,7 +10,7 @@ import msgspec
 
 from whaled.eventlog import checksums
 from whaled.eventlog.checksums import of_event, of_whale
-from whaled.eventlog.damage import DamagedRowError
+from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
 from whaled.model import Alert, Event, Kind, Scan, Update, Whale
 
 # Text columns as bytes: what is no UTF-8 must be the fault of one row, not of the statement.
@@ -24,9 +24,6 @@ MAX_SAT = 21_000_000 * 100_000_000
 UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, struct.error)
 
 KINDS = {kind.value.encode(): kind for kind in Kind}
-
-MISMATCH = "its checksum does not match"
-NO_WHALE = "its whale is missing"
 
 
 class Codec:

@@ -1,7 +1,7 @@
 """Damaged rows: what is skipped and counted instead of ending the daemon."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from operator import itemgetter
 
@@ -20,6 +20,21 @@ class Table(StrEnum):
     STATE = "state"
 
 
+MISSING = "it is missing"
+UNREADABLE = "its page of the file is damaged"
+MISMATCH = "its checksum does not match"
+NO_WHALE = "its whale is missing"
+COUNTER = "the row with epoch and newest offset"
+PLURAL = {
+    UNREADABLE: "their pages of the file are damaged",
+    MISMATCH: "their checksums do not match",
+    NO_WHALE: "their whales are missing",
+}
+
+Gaps = Sequence[tuple[int, int]]
+"""First and last offsets of what `whaled repair` has taken out, ascending."""
+
+
 class Damage(Struct, frozen=True, kw_only=True):
     """Rows that cannot be used. `row` names them, `problem` says why.
 
@@ -36,6 +51,13 @@ class Damage(Struct, frozen=True, kw_only=True):
     def rows(self) -> int:
         """How many rows these are."""
         return self.through - self.first + 1 if self.first else 1
+
+    @property
+    def text(self) -> str:
+        """The rows and what is wrong with them, as a sentence."""
+        if self.problem.startswith(MISSING):
+            return f"{self.row} {'is' if self.rows == 1 else 'are'} missing{self.problem.removeprefix(MISSING)}"
+        return f"{self.row}: {self.problem if self.rows == 1 else PLURAL.get(self.problem, self.problem)}"
 
 
 Report = Callable[[Damage], None]
@@ -117,3 +139,33 @@ def merged(damages: Iterable[Damage]) -> list[Damage]:
         else:
             found.append(each)
     return found
+
+
+def outside(damage: Damage, gaps: Gaps) -> list[Damage]:
+    """The parts of a range of events that are in no gap."""
+    parts: list[Damage] = []
+    first = damage.first
+    for low, high in gaps:
+        if high < first:
+            continue
+        if low > damage.through:
+            break
+        if low > first:
+            parts.append(of_events(first, low - 1, damage.problem))
+        first = high + 1
+    if first <= damage.through:
+        parts.append(of_events(first, damage.through, damage.problem))
+    return parts
+
+
+def lost_before(oldest: int, pruned: int | None, gaps: Gaps) -> list[Damage]:
+    """The events that retention did not remove and that are missing before the oldest one held."""
+    if pruned is None or oldest <= pruned + 1:
+        return []
+    return outside(of_events(pruned + 1, oldest - 1, MISSING), gaps)
+
+
+def counter_problem(problem: str, newest: int, head: int) -> str:
+    """Why epoch and newest offset are not known, and what that says of events after the newest one held."""
+    proven = f" (at least up to {head})" if head > newest else ""
+    return f"{problem}; events after {newest} may have been lost{proven}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog.schema import identify
+from whaled.eventlog import schema
 
 # SQLite's page cache, for each connection; the default is 2 MiB. What it misses is in the kernel's page cache, one
 # copy of 4 KiB away. In a log of a million events five connections that had read all over it took 35.0 MiB of memory
@@ -43,6 +43,12 @@ ADVICE = {
 }
 
 
+OTHER_DAEMON = (
+    "another whaled (process {holder}) has this event log open. Stop it first; two of them need an eventlog.path each"
+)
+STOP_DAEMON = (
+    "whaled runs (process {holder}) and has this event log open. Stop it first (`systemctl stop whaled.socket whaled`)"
+)
 MAX_LOCK_BYTES = 20  # a process number and the end of its line
 FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
 
@@ -53,7 +59,7 @@ def explained(path: Path, doing: str, advice: Mapping[LogFailure, str] = ADVICE)
     try:
         yield
     except sqlite3.Error as error:
-        code: int | None = getattr(error, "sqlite_errorcode", None)
+        code = _code_of(error)
         if code is None:
             # From the sqlite3 module, not from SQLite: text that is no UTF-8, or a misuse of the module.
             if not isinstance(error, sqlite3.OperationalError):
@@ -67,8 +73,14 @@ def explained(path: Path, doing: str, advice: Mapping[LogFailure, str] = ADVICE)
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Whether a statement failed because of a damaged file."""
-    code: int | None = getattr(error, "sqlite_errorcode", None)
+    code = _code_of(error)
     return code is not None and REASONS.get(code & 0xFF) is LogFailure.CORRUPT
+
+
+def _code_of(error: sqlite3.Error) -> int | None:
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    # SQLite has no code of its own for a number in the first page that it did not write, nor for a table that is gone.
+    return sqlite3.SQLITE_CORRUPT if str(error).startswith(("unsupported file format", "no such table: ")) else code
 
 
 class DaemonLock:
@@ -77,8 +89,9 @@ class DaemonLock:
     SQLite's own locks would do, but holding them would also shut out our reader, and a backup or a sqlite3 shell.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, *, is_daemon: bool = True) -> None:
         self._database = database
+        self._is_daemon = is_daemon
         self._path = database.with_name(database.name + ".lock")
         self._descriptor: int | None = None
 
@@ -101,8 +114,7 @@ class DaemonLock:
             if not isinstance(error, BlockingIOError):
                 raise self._unusable(error) from error
             raise EventLogError(
-                f"{self._database}: another whaled (process {holder}) has this event log open. "
-                "Stop it first; two of them need an eventlog.path each",
+                f"{self._database}: {(OTHER_DAEMON if self._is_daemon else STOP_DAEMON).format(holder=holder)}",
                 reason=LogFailure.LOCKED,
             ) from error
         with suppress(
@@ -227,9 +239,20 @@ def faults_of(db: sqlite3.Connection, *, with_indexes: bool = False) -> list[str
     does not come that far. With indexes each of their entries is compared with its row.
     """
     check = "integrity_check" if with_indexes else "quick_check"
+    missing = schema.faults(db, schema.version_of(db))
     found = [line for (line,) in db.execute(f"PRAGMA {check}({FAULTS_SHOWN})")]
     lines = [line.decode("utf-8", "replace") if isinstance(line, bytes) else str(line) for line in found]
-    return [] if lines == ["ok"] else lines
+    return missing + ([] if lines == ["ok"] else lines)
+
+
+def require_tables(db: sqlite3.Connection, path: Path, version: int, advice: Mapping[LogFailure, str] = ADVICE) -> None:
+    """Raises EventLogError(CORRUPT) if a table, a column or an index is missing."""
+    missing = schema.faults(db, version)
+    if missing:
+        raise EventLogError(
+            f"{path}: the event log is damaged: {'; '.join(missing)}. {advice[LogFailure.CORRUPT]}",
+            reason=LogFailure.CORRUPT,
+        )
 
 
 def is_of_a_row(fault: str) -> bool:
@@ -264,7 +287,9 @@ def open_to_write(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     """The writing connection. Looks first without writing, so that a database that is not ours stays as it is."""
     looking = connect(path, "ro", busy_timeout_s)
     try:
-        identify(looking, path)
+        version = schema.identify(looking, path)
+        if version:
+            require_tables(looking, path, version)
     finally:
         looking.close()
     db = connect(path, "rw", busy_timeout_s)

@@ -12,29 +12,57 @@ from pathlib import Path
 from msgspec import Struct
 
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import files, schema
-from whaled.eventlog.codec import MISMATCH, Row, shown
-from whaled.eventlog.damage import Damage, DamagedRowError, Table, merged, of_events
-from whaled.eventlog.pages import MISSING, Pages, Reading
+from whaled.eventlog import files, firstpage, schema
+from whaled.eventlog.codec import Row, shown
+from whaled.eventlog.damage import (
+    COUNTER,
+    MISMATCH,
+    MISSING,
+    Damage,
+    DamagedRowError,
+    Gaps,
+    Table,
+    counter_problem,
+    lost_before,
+    merged,
+    of_events,
+    outside,
+)
+from whaled.eventlog.pages import Pages, Reading
 
 BUSY_TIMEOUT_S = 5.0
 PAGE_ROWS = 1_000
 # Findings that are kept; beyond it they are counted only.
 FINDINGS_LIMIT = 10_000
 
+# An index that has the key of each row of a table, too; offsets have no holes, so that events need none.
+KEYED_BY = {"whales": "sqlite_autoindex_whales_1", "spends": "spends_by_whale", "blocks": None, "state": None}
+NO_EVENT = "there is no event about it any more, and retention did not remove it"
+
 Progress = Callable[[int, int], None]
 """Called with (rows read, rows in all)."""
-Gaps = Sequence[tuple[int, int]]
-"""First and last offsets of what `whaled repair` has taken out, ascending."""
+
+
+def unread(table: str) -> str:
+    """The fault of a table of which a damaged page hides rows."""
+    return f"table {table} cannot be read to its end"
 
 
 class Counter(Struct, frozen=True):
-    """The row of `log`. Where it is not what was written (`is_sound`), `head` is the newest offset held."""
+    """The row of `log`. Where it is not what was written (`problem`), `head` is the newest offset there was, as far as
+    the log proves it; `newest` is the newest one held.
+    """
 
     epoch: str
     head: int
     created_at: float
-    is_sound: bool
+    problem: str = ""
+    newest: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is what was written."""
+        return not self.problem
 
 
 class Inspected(Struct, kw_only=True):
@@ -42,6 +70,7 @@ class Inspected(Struct, kw_only=True):
 
     `structure` are SQLite's findings in the file. `damages` are those in rows, the first FINDINGS_LIMIT of them;
     `damaged` counts all. `unverified` counts events without a checksum. `rows` is 0 if rows were not looked at.
+    `unknown` are the tables that may have lost rows of which nothing is left, not even a key.
     """
 
     path: Path
@@ -54,6 +83,7 @@ class Inspected(Struct, kw_only=True):
     damaged: int = 0
     rows: int = 0
     unverified: int = 0
+    unknown: set[str] = set()
 
     @property
     def is_whole(self) -> bool:
@@ -70,49 +100,34 @@ class Inspected(Struct, kw_only=True):
                 self.damages[-1:] = last
 
 
-def outside(damage: Damage, gaps: Gaps) -> list[Damage]:
-    """The parts of a range of events that are in no gap."""
-    parts: list[Damage] = []
-    first = damage.first
-    for low, high in gaps:
-        if high < first:
-            continue
-        if low > damage.through:
-            break
-        if low > first:
-            parts.append(of_events(first, low - 1, damage.problem))
-        first = high + 1
-    if first <= damage.through:
-        parts.append(of_events(first, damage.through, damage.problem))
-    return parts
-
-
 def inspect(path: Path, progress: Progress, *, is_deep: bool) -> Inspected:
     """Look at a log and change nothing; a daemon may use it. Not deep: at the structure of the file and for missing
     events. Raises OperatorError if there is no file, EventLogError if it is no event log or not even its beginning can
     be read.
     """
     inspection = Inspection(path)
-    with files.explained(path, "read the event log"), closing(inspection):
+    with firstpage.named(path), files.explained(path, "read the event log"), closing(inspection):
         inspection.open()
         inspection.begin()
         if is_deep:
             inspection.rows(progress)
         else:
             inspection.holes()
+        inspection.orphans()
         inspection.structure(with_indexes=is_deep)
     return inspection.inspected
 
 
 class Inspection(Pages):
-    """Reads all of a log. `keep` is called with each intact row, `lose` with each damaged one and what is wrong.
-
-    Everything here may raise EventLogError where not even the beginnings of the file can be read.
+    """Reads all of a log. Everything here may raise EventLogError where not even the beginnings of the file can be
+    read.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, BUSY_TIMEOUT_S, self._found)
         self._inspected: Inspected | None = None
+        self._usable: set[str] = set()
+        self._unread: list[str] = []
 
     @property
     def inspected(self) -> Inspected:
@@ -123,42 +138,62 @@ class Inspection(Pages):
     def _found(self, damage: Damage) -> None:
         self.inspected.found(damage)
 
-    def keep(self, table: Table, row: Row) -> None:
-        """An intact row."""
-
-    def lose(self, table: Table, row: Row, problem: str) -> None:
-        """A damaged row, as far as it can be read."""
-
     def begin(self) -> None:
         """Read what the log says of itself."""
         with files.explained(self._path, "read the event log"):
             version = schema.identify(self._db, self._path)
-        if version == 0:
-            raise EventLogError(f"{self._path}: this database is empty, no event log", reason=LogFailure.FOREIGN)
+            if version == 0:
+                raise EventLogError(f"{self._path}: this database is empty, no event log", reason=LogFailure.FOREIGN)
+            self._usable = schema.usable_tables(self._db, version)
         counter = self._counter()
         gaps: Gaps = []
         if version >= schema.CHECKSUMS_VERSION:
-            gaps = self._try("SELECT first, through FROM gaps ORDER BY first") or []
-        oldest = self._try("SELECT min(offset) FROM events WHERE offset > 0")
+            gaps = self._try("SELECT first, through FROM gaps ORDER BY first", (), "gaps")
+        oldest = self._try("SELECT min(offset) FROM events WHERE offset > 0", (), "events")
+        pruned = self._noted(schema.PRUNED_MARK)
+        if not oldest and "events" in self._usable:  # to be looked for one by one
+            oldest = [((pruned or 0) + 1,)]
         self._inspected = Inspected(
             path=self._path,
             version=version,
             counter=counter,
-            oldest=(oldest[0][0] if oldest else 1) or counter.head + 1,
+            oldest=(oldest[0][0] if oldest else 0) or counter.head + 1,
             gaps=gaps,
         )
         if not counter.is_sound:
-            self._found(Damage(table=Table.LOG, row="the counter", problem=MISMATCH))
+            problem = counter_problem(counter.problem, counter.newest, counter.head)
+            self._found(Damage(table=Table.LOG, row=COUNTER, problem=problem))
+        for damage in lost_before(self._inspected.oldest, pruned, gaps):
+            self._found(damage)
 
     def structure(self, *, with_indexes: bool) -> None:
         """Let SQLite look through the file; with indexes that takes several times as long."""
         try:
-            self.inspected.structure = files.faults_of(self._db, with_indexes=with_indexes)
+            found = files.faults_of(self._db, with_indexes=with_indexes)
         except sqlite3.DatabaseError as error:
             if not files.is_damage(error):
                 with files.explained(self._path, "check the event log"):
                     raise
-            self.inspected.structure = [str(error)]
+            found = [str(error)]
+        self.inspected.structure = found + self._unread
+        if with_indexes and self.inspected.structure:
+            self.inspected.unknown = {table for table in KEYED_BY if not self._is_known(table)}
+
+    def _is_known(self, table: str) -> bool:
+        """Whether the key of each row can be read, of the table or of an index."""
+        if table not in self._usable:
+            return False
+        index = KEYED_BY[table]
+        query = f"SELECT count(*) FROM {table} INDEXED BY {index}" if index else f"PRAGMA quick_check({table})"  # noqa: S608 - constants
+        faults = len(self._unread)
+        try:
+            rows = self._db.execute(query).fetchall()
+        except sqlite3.Error:  # also where the index is missing
+            rows = []
+        if index and not rows:
+            rows = self._try(f"SELECT count(*) FROM {table} NOT INDEXED", (), table)  # noqa: S608 - a constant
+            return bool(rows) and len(self._unread) == faults
+        return index is not None or [row[0] for row in rows] in (["ok"], [b"ok"])
 
     def holes(self) -> None:
         """Find missing events without reading the others."""
@@ -166,17 +201,30 @@ class Inspection(Pages):
             "SELECT offset, following FROM (SELECT offset, lead(offset, 1, ?1) OVER (ORDER BY offset) AS following "
             "FROM events WHERE offset BETWEEN 1 AND ?1) WHERE following > offset + 1"
         )
-        for offset, following in self._try(query, (self.inspected.counter.head + 1,)) or []:
+        for offset, following in self._try(query, (self.inspected.counter.head + 1,), "events"):
             self._found(of_events(offset + 1, following - 1, MISSING))
+
+    def orphans(self) -> None:
+        """Find whales without an event: retention forgets them, so events were lost. Those that damaged or missing
+        events account for are not listed again.
+        """
+        query = (
+            "SELECT w.txid FROM whales AS w WHERE NOT EXISTS (SELECT 1 FROM events AS e WHERE e.whale = w.id) "
+            "ORDER BY w.id LIMIT ?"
+        )
+        whales = self._try(query, (FINDINGS_LIMIT,), "whales", "events")
+        if len(whales) > sum(each.rows for each in self.inspected.damages if each.first):
+            for (txid,) in whales:
+                self._found(Damage(table=Table.WHALES, row=shown(txid), problem=NO_EVENT))
 
     def rows(self, progress: Progress) -> None:
         """Read every row."""
         found = self.inspected
         head = found.counter.head
-        spends = self._try("SELECT count(*) FROM spends")
+        spends = self._try("SELECT count(*) FROM spends NOT INDEXED", (), "spends") if "spends" in self._usable else []
         of_all = head - found.oldest + 1 + (spends[0][0] if spends else 0)
         cursor = found.oldest - 1
-        while cursor < head:
+        while cursor < head and {"events", "whales"} <= self._usable:
             cursor = self.page(cursor, head, PAGE_ROWS).through
             progress(cursor - found.oldest + 1, of_all)
         self._spends(lambda rows: progress(min(of_all, cursor - found.oldest + 1 + rows), of_all))
@@ -188,27 +236,19 @@ class Inspection(Pages):
         return super()._head(db) if counter.is_sound else counter.head
 
     def _take(self, reading: Reading, row: Row) -> None:
-        damages = len(reading.damages)
         super()._take(reading, row)
         reading.events.clear()
         self.inspected.rows += 1
         self.inspected.unverified += row[6] is None
-        # One before it may be missing; the row itself is the last one noted.
-        if len(reading.damages) > damages and reading.damages[-1].first == row[0]:
-            self.lose(Table.EVENTS, row, reading.damages[-1].problem)
-        else:
-            self.keep(Table.EVENTS, row)
 
     def _spends(self, progress: Callable[[int], None]) -> None:
-        if self.inspected.version < schema.SPENDS_VERSION:
-            return
         # Compared as text, but bound as bytes: it may be no UTF-8.
         query = (
             f"{self._queries.spends} WHERE (s.outpoint, s.whale) > (CAST(? AS TEXT), ?) ORDER BY s.outpoint, s.whale"
         )
         last: tuple[bytes, int] = (b"", 0)
         rows = 0
-        while page := self._try(f"{query} LIMIT {PAGE_ROWS}", last):
+        while page := self._try(f"{query} LIMIT {PAGE_ROWS}", last, "spends", "whales"):
             for row in page:
                 self._look(Table.SPENDS, shown(row[1]), row, self._codec.spend)
             last = (page[-1][1], page[-1][2])
@@ -216,12 +256,10 @@ class Inspection(Pages):
             progress(rows)
 
     def _small(self) -> None:
-        version = self.inspected.version
-        for row in self._try(f"{self._queries.state} ORDER BY s.key") or []:
+        for row in self._try(f"{self._queries.state} ORDER BY s.key", (), "state"):
             self._look(Table.STATE, shown(row[0]), row, self._codec.state)
-        if version >= schema.BLOCKS_VERSION:
-            for row in self._try(f"{self._queries.blocks} ORDER BY height") or []:
-                self._look(Table.BLOCKS, f"height {row[0]}", row, self._codec.scan)
+        for row in self._try(f"{self._queries.blocks} ORDER BY height", (), "blocks"):
+            self._look(Table.BLOCKS, f"height {row[0]}", row, self._codec.scan)
 
     def _look(self, table: Table, name: str, row: Row, read: Callable[[Row], object]) -> None:
         self.inspected.rows += 1
@@ -229,24 +267,38 @@ class Inspection(Pages):
             read(row)
         except DamagedRowError as error:
             self._found(Damage(table=table, row=name, problem=str(error)))
-            self.lose(table, row, str(error))
-        else:
-            self.keep(table, row)
 
     def _counter(self) -> Counter:
-        rows = self._try("SELECT created_at FROM log")
+        rows = self._try("SELECT created_at FROM log", (), "log")
         counter = schema.counter(self._db) if rows else None
-        if counter is not None and rows:
-            return Counter(*counter, rows[0][0], is_sound=True)
-        newest = self._try("SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,))
-        return Counter("", (newest[0][0] if newest else 0) or 0, 0.0, is_sound=False)
+        if counter is not None:
+            return Counter(*counter, rows[0][0])
+        held = self._try("SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,), "events")
+        newest = (held[0][0] if held else 0) or 0
+        noted = [self._noted(key) or 0 for key in (schema.PRUNED_MARK, schema.VERIFIED_MARK)]
+        return Counter("", max(newest, *noted), 0.0, problem=MISMATCH if rows else MISSING, newest=newest)
 
-    def _try(self, query: str, parameters: Sequence[object] = ()) -> list[Row] | None:
-        """The rows of a query, None if the file is damaged there; that is for SQLite's own check to name."""
+    def _noted(self, key: str) -> int | None:
+        if "state" not in self._usable:
+            return None
+        try:
+            return schema.noted_offset(self._db, key)
+        except sqlite3.DatabaseError as error:
+            if not files.is_damage(error):
+                raise
+            return None
+
+    def _try(self, query: str, parameters: Sequence[object], *tables: str) -> list[Row]:
+        """The rows of a query, none if a table is missing or the file is damaged there, which is noted."""
+        if not self._usable.issuperset(tables):
+            return []
         with files.explained(self._path, "read the event log"):
             try:
                 return self._db.execute(query, tuple(parameters)).fetchall()
             except sqlite3.DatabaseError as error:
                 if not files.is_damage(error):
                     raise
-                return None
+        fault = unread(tables[0])
+        if fault not in self._unread:
+            self._unread.append(fault)
+        return []

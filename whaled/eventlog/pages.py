@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from whaled.eventlog import files
 from whaled.eventlog.codec import Row
-from whaled.eventlog.damage import Damage, DamagedRowError, of_events
+from whaled.eventlog.damage import MISSING, UNREADABLE, Damage, DamagedRowError, of_events
 from whaled.eventlog.rows import Rows, damaged_event
 from whaled.model import Event
 
@@ -18,9 +18,6 @@ from whaled.model import Event
 PAGE_BYTES = 1024 * 1024
 # Damaged rows that are passed over to find one with a time. Beyond them a replay starts earlier than it had to.
 NEAR_ROWS = 1_000
-
-MISSING = "it is missing"
-UNREADABLE = "its page of the file is damaged"
 
 
 class Page(Struct, frozen=True):

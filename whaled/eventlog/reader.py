@@ -23,6 +23,14 @@ IS_NEWEST = "NOT EXISTS (SELECT 1 FROM events AS later WHERE later.whale = e.wha
 class Reader(Rows):
     """Everything but pages of events in the order of their offsets."""
 
+    def open(self) -> None:
+        """Raises EventLogError, also if a table or a column is missing."""
+        super().open()
+        with files.explained(self._path, "open the event log for reading"):
+            version = schema.identify(self._db, self._path)
+            if version:
+                files.require_tables(self._db, self._path, version)
+
     def check(self) -> bool:
         """Look through the whole file; False if interrupted before the end. Raises EventLogError(CORRUPT)."""
         try:

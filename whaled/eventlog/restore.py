@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure, OperatorError
-from whaled.eventlog import backup, files, schema
+from whaled.eventlog import backup, files, firstpage, schema
 from whaled.eventlog.codec import Codec, Row
 from whaled.eventlog.damage import DamagedRowError
 from whaled.eventlog.rows import Queries
@@ -42,7 +42,7 @@ def restore(source: Path, path: Path, *, now: float, progress: backup.Progress) 
     backup.require_file(source, "name a file that `whaled backup` made")
     if path.exists() and source.samefile(path):
         raise OperatorError(f"{source}: this is the event log itself; name a backup of it")
-    lock = files.DaemonLock(path)
+    lock = files.DaemonLock(path, is_daemon=False)
     lock.take()
     try:
         with backup.directory_beside(path) as directory:
@@ -69,7 +69,7 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
         return "there is no log to compare the backup with"
     try:
         files.refuse_stray_wal(path)
-        with files.explained(path, "read the log that is replaced"):
+        with firstpage.named(path), files.explained(path, "read the log that is replaced"):
             with closing(files.connect(path, "ro", backup.BUSY_TIMEOUT_S)) as old:
                 old.execute("BEGIN")
                 reason = _difference(old, path, copy, contents)
@@ -84,6 +84,8 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
 def _difference(old: sqlite3.Connection, path: Path, copy: sqlite3.Connection, contents: backup.Contents) -> str | None:
     if schema.identify(old, path) == 0:
         return "the log that is replaced is empty"
+    if missing := schema.faults(old, schema.version_of(old)):
+        return f"the log that is replaced is damaged ({'; '.join(missing)})"
     if schema.is_copy(old):
         return "the log that is replaced is itself a backup that was put in place"
     counter = schema.counter(old)

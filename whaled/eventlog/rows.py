@@ -53,7 +53,7 @@ class Rows:
         """Raises EventLogError."""
         with files.explained(self._path, "open the event log for reading"):
             db = self._connection = files.connect(self._path, "ro", self._busy_timeout_s)
-            self._queries = Queries(has_checksums=schema.has_checksums(db))
+            self._queries = Queries(has_checksums=schema.version_of(db) >= schema.CHECKSUMS_VERSION)
             files.read_rows(db)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ version before 4 stored.
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure
@@ -29,6 +29,8 @@ EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
 CANARY_MARK = "canary"
 COPY_MARK = "copy"
 STARTS_MARK = "starts"
+PRUNED_MARK = "pruned_offset"  # retention has removed all events up to this offset: others that are missing are lost
+VERIFIED_MARK = "verified_offset"  # the backfill has looked at all events up to this offset: they were there
 
 Migration = Callable[[sqlite3.Connection, float], None]
 
@@ -195,6 +197,11 @@ def identify(db: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS
             "Set eventlog.path to whaled's own file, or to one that does not exist yet",
             reason=LogFailure.FOREIGN,
         )
+    if version < 1:
+        raise EventLogError(
+            f"{path}: this event log has schema version {version}, which no whaled wrote: the file is damaged",
+            reason=LogFailure.CORRUPT,
+        )
     if version > newest:
         raise EventLogError(
             f"{path}: this event log has schema version {version}, made by a newer whaled; this one knows versions "
@@ -202,6 +209,69 @@ def identify(db: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS
             reason=LogFailure.NEWER_SCHEMA,
         )
     return version
+
+
+def faults(db: sqlite3.Connection, version: int) -> list[str]:
+    """Where tables, columns and indexes are not those of this version. Reads only."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as pristine:
+        for step in MIGRATIONS[:version]:
+            step(pristine, 0.0)
+        expected = _shape(pristine)
+    found = _shape(db)
+    lines: list[str] = []
+    for (kind, name, table), columns in expected.items():
+        if (kind, name, table) not in found:
+            # The indexes that SQLite makes for a table go with it.
+            if kind == "table" or ("table", table, table) in found:
+                lines.append(f"{kind} {name} is missing")
+        elif absent := columns - found[kind, name, table]:
+            lines.append(f"{kind} {name} lacks {', '.join(sorted(absent))}")
+        elif extra := found[kind, name, table] - columns:
+            lines.append(f"{kind} {name} has {', '.join(sorted(extra))}, which schema version {version} does not have")
+    return lines
+
+
+def usable_tables(db: sqlite3.Connection, version: int) -> set[str]:
+    """The tables that are there, with each of their columns."""
+    bad = {line.split()[1] for line in faults(db, version) if line.startswith("table ")}
+    return {table for (kind, _, table) in _shape(db) if kind == "table"} - bad
+
+
+def _shape(db: sqlite3.Connection) -> dict[tuple[str, str, str], set[str]]:
+    """Columns by type, name and table."""
+    # Compared as text whatever the connection makes of it.
+    query = "SELECT CAST(type AS BLOB), CAST(name AS BLOB), CAST(tbl_name AS BLOB) FROM sqlite_schema"
+    shape: dict[tuple[str, str, str], set[str]] = {}
+    for row in db.execute(query).fetchall():
+        kind, name, table = (bytes(value or b"").decode("utf-8", "replace") for value in row)
+        columns: set[str] = set()
+        if kind == "table":
+            which = "SELECT CAST(name AS BLOB) FROM pragma_table_info(?)"
+            columns = {bytes(column).decode("utf-8", "replace") for (column,) in db.execute(which, (name,))}
+        shape[kind, name, table] = columns
+    return shape
+
+
+def pruned_offset(db: sqlite3.Connection) -> int | None:
+    """The offset up to which retention has removed events; None where it is not known (older versions of whaled)."""
+    return noted_offset(db, PRUNED_MARK)
+
+
+def noted_offset(db: sqlite3.Connection, key: str) -> int | None:
+    """An offset stored in `state`; None if there is none, or if its row is not what was written."""
+    if not has_checksums(db):
+        return None
+    query = "SELECT CAST(value AS BLOB), checksum FROM state WHERE key = ?"
+    row = db.execute(query, (key,)).fetchone()
+    if row is None or not isinstance(row[0], bytes) or row[1] != checksums.of_values(key, row[0]):
+        return None
+    text = row[0]
+    return int(text) if text.isdigit() and int(text) <= MAX_OFFSET else None
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The schema version that the file names, whoever made it."""
+    return _number(db, "PRAGMA user_version")
 
 
 def mark_copy(db: sqlite3.Connection, now: float) -> None:

@@ -12,9 +12,19 @@ import structlog
 from msgspec.structs import astuple
 
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import checksums, files, schema
-from whaled.eventlog.codec import MISMATCH, Codec
-from whaled.eventlog.damage import Damage, DamagedRowError, Report, Table
+from whaled.eventlog import checksums, files, firstpage, schema
+from whaled.eventlog.codec import Codec
+from whaled.eventlog.damage import (
+    COUNTER,
+    MISMATCH,
+    MISSING,
+    Damage,
+    DamagedRowError,
+    Report,
+    Table,
+    counter_problem,
+    lost_before,
+)
 from whaled.eventlog.rows import Queries, damaged_event
 from whaled.model import Draft, Event, Kind, Scan, Whale
 
@@ -74,7 +84,7 @@ class Writer:
         files.ensure_exists(self._path)
         files.refuse_stray_wal(self._path)
         self._inode = files.inode(self._path)
-        with files.explained(self._path, "open the event log"):
+        with firstpage.named(self._path), files.explained(self._path, "open the event log"):
             db = self._connection = files.open_to_write(self._path, self._busy_timeout_s)
             before, after = schema.migrate(db, self._path, now=now)
             is_copy = schema.is_copy(db)
@@ -88,6 +98,7 @@ class Writer:
             (oldest,) = db.execute(
                 "SELECT coalesce(min(offset), ?) FROM events WHERE offset > 0", (head + 1,)
             ).fetchone()
+            self._look_before(oldest)
             gaps = tuple(db.execute("SELECT first, through FROM gaps WHERE through >= ? ORDER BY first", (oldest,)))
         if before == 0:
             log.info("event log made", path=str(self._path), epoch=epoch)
@@ -102,6 +113,18 @@ class Writer:
             )
         return Opened(epoch, head, oldest, gaps, files.size_bytes(self._path))
 
+    def _look_before(self, oldest: int) -> None:
+        """Report events that are missing before the oldest one although retention did not remove them."""
+        with self._transaction("look for what retention removed") as db:
+            pruned = schema.pruned_offset(db)
+            if pruned is None:
+                # Older versions did not note it: what is there is where it begins.
+                schema.put_state(db, schema.PRUNED_MARK, str(oldest - 1))
+                return
+            gaps = db.execute("SELECT first, through FROM gaps ORDER BY first").fetchall()
+        for damage in lost_before(oldest, pruned, gaps):
+            self._report(damage)
+
     def _sound_counter(self, now: float) -> tuple[str, int]:
         """Epoch and head. Where their row is damaged, a new epoch begins behind the newest event: which offsets clients
         know is not known any more. An event beyond an intact counter is damaged, and in the way of those to come.
@@ -115,14 +138,17 @@ class Writer:
                     problem = f"its offset is beyond the newest, {head}: it was removed"
                     self._report(Damage(table=Table.EVENTS, row=f"offset {offset}", problem=problem))
                 return epoch, head
-            (head,) = db.execute(
+            (newest,) = db.execute(
                 "SELECT coalesce(max(offset), 0) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,)
             ).fetchone()
+            noted = [schema.noted_offset(db, key) or 0 for key in (schema.PRUNED_MARK, schema.VERIFIED_MARK)]
+            head = max(newest, *noted)
             epoch = schema.new_epoch()
-            db.execute("DELETE FROM log")
+            problem = MISMATCH if db.execute("DELETE FROM log").rowcount else MISSING
             db.execute("INSERT INTO log (id, epoch, head, created_at) VALUES (1, ?, ?, ?)", (epoch, head, now))
             schema.seal_log(db)
-        self._report(Damage(table=Table.LOG, row="the counter", problem=f"{MISMATCH}: a new epoch begins after {head}"))
+        problem = f"{counter_problem(problem, newest, head)}: a new epoch begins after {head}"
+        self._report(Damage(table=Table.LOG, row=COUNTER, problem=problem))
         return epoch, head
 
     def append(self, calls: Sequence[Sequence[Draft]]) -> Committed:
@@ -184,6 +210,7 @@ class Writer:
                 "DELETE FROM whales WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM events WHERE whale = ?1)", set(whales)
             )
             db.execute("DELETE FROM gaps WHERE through < ?", (before,))
+            schema.put_state(db, schema.PRUNED_MARK, str(before - 1))
             self._newest = None
         return len(whales), files.size_bytes(self._path)
 

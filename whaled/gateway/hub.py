@@ -22,6 +22,10 @@ EVENTS_TOGETHER = 32
 # Frames that one publication keeps for groups that get the same: an event's, and those with the addresses that matched.
 SHARED_FRAMES = 1000
 
+# A frame of one filter alone, since it names addresses of it, is compressed for this many members: for fewer it takes
+# longer than sending them the frame, and there may be thousands of such filters.
+WORTH_COMPRESSING = 5
+
 
 class Member(Protocol):
     """A connection as the hub sees it.
@@ -223,31 +227,29 @@ class Hub:
             for event, subject in judged:
                 if not group.filter.passes(subject):
                     continue
-                key = event.offset, group.filter.matched_in(subject)
-                frame = frames.get(key)
-                if frame is None:
-                    frame = wire.event_frame(event, self.epoch, key[1])
-                    if not key[1] or len(frames) < SHARED_FRAMES:
-                        frames[key] = frame
-                matching.append((event, frame))
+                matching.append((event, self._frame(event, group.filter.matched_in(subject), frames)))
             if not matching:
                 continue
             if group.plain:
                 self._pass_on(group.plain, slices(matching, self.slice_bytes), cursor, done)
             if group.compressed:
-                own = {event.offset: self._smaller(frame, smaller) for event, frame in matching}
-                self._pass_on(group.compressed, slices(matching, self.slice_bytes, own), cursor, done)
+                for event, frame in matching:
+                    is_shared = frame is frames.get((event.offset, ())) or len(group.compressed) >= WORTH_COMPRESSING
+                    if is_shared and frame not in smaller:
+                        smaller[frame] = self.deflater.frame(frame)
+                self._pass_on(group.compressed, slices(matching, self.slice_bytes, smaller), cursor, done)
             group.told = matching[-1][0].offset
         return done
 
-    def _smaller(self, frame: bytes, smaller: dict[bytes, bytes]) -> bytes:
-        """The compressed form of a frame; that of a frame that groups share is made once, and kept in `smaller`."""
-        found = smaller.get(frame)
-        if found is None:
-            found = self.deflater.frame(frame)
-            if len(smaller) < SHARED_FRAMES:
-                smaller[frame] = found
-        return found
+    def _frame(self, event: Event, matched: tuple[str, ...], frames: dict[tuple[int, tuple[str, ...]], bytes]) -> bytes:
+        """The frame of an event for filters of which these addresses matched. `frames` has those that were made."""
+        key = event.offset, matched
+        frame = frames.get(key)
+        if frame is None:
+            frame = wire.event_frame(event, self.epoch, matched)
+            if not matched or len(frames) < SHARED_FRAMES:
+                frames[key] = frame
+        return frame
 
     def _pass_on(self, members: dict[Member, None], joined: Iterable[Slice], cursor: int, done: Delivered) -> None:
         """Write slices to members who have everything up to `cursor`, and add up what came of it."""
@@ -324,13 +326,13 @@ class Hub:
 
 
 def slices(
-    frames: Iterable[tuple[Event, bytes]], limit: int, smaller: Mapping[int, bytes] | None = None
+    frames: Iterable[tuple[Event, bytes]], limit: int, smaller: Mapping[bytes, bytes] | None = None
 ) -> Iterator[Slice]:
-    """Frames, each with its event, joined up to `limit` bytes. `smaller` has the compressed ones by offset."""
+    """Frames, each with its event, joined up to `limit` bytes. `smaller` has the compressed ones."""
     joined: list[bytes] = []
     size = alerts = newest = plain_bytes = 0
     for event, plain in frames:
-        frame = plain if smaller is None else smaller[event.offset]
+        frame = plain if smaller is None else smaller.get(plain, plain)
         if joined and size + len(frame) > limit:
             yield Slice(b"".join(joined), alerts, len(joined) - alerts, newest, plain_bytes)
             joined, size, alerts, plain_bytes = [], 0, 0, 0

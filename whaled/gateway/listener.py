@@ -23,6 +23,8 @@ BEHIND_S = 0.1
 FLOOD_RATE = 500
 # How long to leave connections in the kernel when there is no descriptor for them.
 SHORT_WAIT_S = 0.25
+# Accepting goes on when no attempt has failed for so long.
+RESUMED_AFTER_S = 1.0
 
 
 class ListenerMeter(Protocol):
@@ -53,8 +55,13 @@ class Listener:
         self._is_open = False
         # Of sockets whose queue has not been empty: since when, and how many were accepted meanwhile.
         self._busy: dict[socket.socket, tuple[float, int]] = {}
+        self._short_since: float | None = None
+        self._resumed: asyncio.TimerHandle | None = None
         self._shortages = Summary(
             logger, "no new connections are accepted for now", level="error", per_source=1, in_all=1
+        )
+        self._recoveries = Summary(
+            logger, "new connections are accepted again", level="warning", per_source=1, in_all=1
         )
 
     def start(self, backlog: int) -> None:
@@ -79,7 +86,9 @@ class Listener:
     def close(self) -> None:
         """Stop, and close the sockets."""
         self.stop()
+        self._await_no_recovery()
         self._shortages.flush()
+        self._recoveries.flush()
         for sock in self.sockets:
             sock.close()
 
@@ -124,6 +133,9 @@ class Listener:
         self._busy.pop(sock, None)
         self._reserve.release()
         self._meter.accept_failed()
+        self._await_no_recovery()
+        if self._short_since is None:
+            self._short_since = time.monotonic()
         self._shortages.line(
             "accept", problem=error.strerror, what_to_do="raise LimitNOFILE=, or lower gateway.max_connections"
         )
@@ -137,8 +149,22 @@ class Listener:
             return
         if self._reserve.take():
             self._wait(sock)
+            self._await_no_recovery()
+            self._resumed = asyncio.get_running_loop().call_later(RESUMED_AFTER_S, self._is_over)
         else:
             self._try_later(sock)
+
+    def _await_no_recovery(self) -> None:
+        if self._resumed is not None:
+            self._resumed.cancel()
+            self._resumed = None
+
+    def _is_over(self) -> None:
+        self._resumed = None
+        if self._short_since is not None:
+            after_s = time.monotonic() - self._short_since
+            self._short_since = None
+            self._recoveries.line("accept", after_s=round(after_s, 1))
 
 
 def _is_behind(busy_s: float, count: int) -> bool:

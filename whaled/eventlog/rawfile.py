@@ -1,0 +1,235 @@
+"""Reads the rows of a database page by page, without SQLite and without the trees above the pages.
+
+SQLite reaches a row through the pages above it, and stops at the first one that is damaged. Each leaf holds whole rows
+though, and each row of the log has a checksum: a leaf is of use whatever became of the pages above it. The format is
+that of https://www.sqlite.org/fileformat.html, sections 1.3 to 1.6 (pages), 2.1 (records) and 4 (write-ahead log).
+"""
+
+import struct
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
+
+from msgspec import Struct
+
+MAGIC = b"SQLite format 3\0"
+DEFAULT_PAGE_BYTES = 4096
+HEADER_BYTES = 100
+WAL_MAGIC = (0x377F0682, 0x377F0683)
+WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
+INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 2, 5, 10, 13
+OF_INDEXES = (INTERIOR_INDEX, LEAF_INDEX)
+OF_TABLES = (LEAF_TABLE,)
+WITH_ROWS = (*OF_INDEXES, *OF_TABLES)
+MAX_COLUMNS = 64  # a table of the log has 11 at most
+INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+
+Value = int | float | bytes | None
+
+
+class Record(NamedTuple):
+    """A row as it is stored: text as bytes, the number of the row apart. Rows of an index have no number."""
+
+    rowid: int | None
+    values: tuple[Value, ...]
+
+
+class Malformed(Exception):  # noqa: N818 - never leaves this module
+    """Bytes that are no record."""
+
+
+class RawFile(Struct):
+    """An open database. `free` are the pages that are in no tree; empty if their list is damaged."""
+
+    file: BinaryIO
+    wal: BinaryIO | None
+    page_bytes: int
+    pages: int
+    newer: dict[int, int]
+    free: frozenset[int] = frozenset()
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Self]:
+        """The file, with what is committed in the write-ahead log beside it. Raises OSError."""
+        with path.open("rb") as file:
+            wal: BinaryIO | None = None
+            with suppress(FileNotFoundError):
+                wal = path.with_name(path.name + "-wal").open("rb")
+            try:
+                yield cls._of(file, wal)
+            finally:
+                if wal is not None:
+                    wal.close()
+
+    @classmethod
+    def _of(cls, file: BinaryIO, wal: BinaryIO | None) -> Self:
+        header = file.read(HEADER_BYTES)
+        size = page_bytes_of(header)
+        page_bytes = size or DEFAULT_PAGE_BYTES
+        newer = {} if wal is None else frames(wal, page_bytes)
+        pages = max([file.seek(0, 2) // page_bytes, *newer])
+        raw = cls(file, wal, page_bytes, pages, newer)
+        if size:
+            raw.free = raw._free()
+        return raw
+
+    def page(self, number: int) -> bytes:
+        """The bytes of a page, counted from 1. Raises OSError."""
+        position = self.newer.get(number)
+        if position is not None and self.wal is not None:
+            self.wal.seek(position)
+            return self.wal.read(self.page_bytes)
+        self.file.seek((number - 1) * self.page_bytes)
+        return self.file.read(self.page_bytes)
+
+    def records(self, number: int, kinds: Container[int] = WITH_ROWS) -> Iterator[Record]:
+        """The rows on a page of one of these kinds, as far as they can be read. Raises OSError."""
+        page = self.page(number)
+        if len(page) < self.page_bytes or page[0] not in kinds:
+            return
+        kind = page[0]
+        begin = 12 if kind == INTERIOR_INDEX else 8
+        (cells,) = struct.unpack_from(">H", page, 3)
+        for index in range(min(cells, (self.page_bytes - begin) // 2)):
+            (at,) = struct.unpack_from(">H", page, begin + 2 * index)
+            with suppress(Malformed, IndexError, struct.error):
+                yield self._cell(page, at, kind)
+
+    def _cell(self, page: bytes, at: int, kind: int) -> Record:
+        rowid = None
+        if kind == INTERIOR_INDEX:
+            at += 4
+        size, at = varint(page, at)
+        if kind == LEAF_TABLE:
+            rowid, at = varint(page, at)
+            rowid -= (rowid >> 63) << 64
+        return Record(rowid, decoded(self._payload(page, at, size, kind)))
+
+    def _payload(self, page: bytes, at: int, size: int, kind: int) -> bytes:
+        usable = self.page_bytes
+        local_limit = usable - 35 if kind == LEAF_TABLE else (usable - 12) * 64 // 255 - 23
+        if size <= local_limit:
+            local = size
+        else:
+            least = (usable - 12) * 32 // 255 - 23
+            local = least + (size - least) % (usable - 4)
+            local = local if local <= local_limit else least
+        payload = page[at : at + local]
+        if len(payload) < local or size > self.pages * usable:
+            raise Malformed
+        if size == local:
+            return payload
+        (following,) = struct.unpack_from(">I", page, at + local)
+        parts, rest = [payload], size - local
+        while rest:
+            if not 1 < following <= self.pages:
+                raise Malformed
+            page = self.page(following)
+            (following,) = struct.unpack_from(">I", page)
+            parts.append(page[4 : 4 + min(rest, usable - 4)])
+            rest -= min(rest, usable - 4)
+        return b"".join(parts)
+
+    def _free(self) -> frozenset[int]:
+        header = self.page(1)
+        trunk, count = struct.unpack_from(">II", header, 32)
+        found: set[int] = set()
+        while trunk:
+            if not 1 < trunk <= self.pages or trunk in found or len(found) > count:
+                return frozenset()
+            page = self.page(trunk)
+            trunk_leaves = page[: self.page_bytes]
+            following, leaves = struct.unpack_from(">II", trunk_leaves)
+            if leaves > self.page_bytes // 4 - 2:
+                return frozenset()
+            found.add(trunk)
+            found.update(struct.unpack_from(f">{leaves}I", trunk_leaves, 8))
+            trunk = following
+        return frozenset(found) if len(found) == count else frozenset()
+
+
+def page_bytes_of(header: bytes) -> int:
+    """The size of a page by the first bytes of a file; 0 if they are not those of a database."""
+    if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
+        return 0
+    (size,) = struct.unpack_from(">H", header, 16)
+    size = 65_536 if size == 1 else size
+    return size if size >= 512 and size & (size - 1) == 0 else 0
+
+
+def frames(wal: BinaryIO, page_bytes: int) -> dict[int, int]:
+    """Where the newest committed content of each page is in a write-ahead log.
+
+    The checksums of its frames are not compared: rows have their own.
+    """
+    wal_bytes = wal.seek(0, 2)
+    wal.seek(0)
+    header = wal.read(WAL_HEADER_BYTES)
+    if len(header) < WAL_HEADER_BYTES:
+        return {}
+    magic, _, size, _, *salts, _, _ = struct.unpack(">8I", header)
+    if magic not in WAL_MAGIC or size != page_bytes:
+        return {}
+    newest: dict[int, int] = {}
+    waiting: dict[int, int] = {}
+    position = WAL_HEADER_BYTES
+    while len(frame := wal.read(FRAME_HEADER_BYTES)) == FRAME_HEADER_BYTES:
+        number, commit, *of_frame, _, _ = struct.unpack(">6I", frame)
+        end = position + FRAME_HEADER_BYTES + page_bytes
+        if of_frame != salts or not number or end > wal_bytes:
+            break
+        wal.seek(end)
+        waiting[number] = position + FRAME_HEADER_BYTES
+        position = end
+        if commit:
+            newest.update(waiting)
+            waiting.clear()
+    return newest
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of up to 9 bytes, and where the next thing begins."""
+    value = 0
+    for index in range(at, at + 8):
+        byte = data[index]
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, index + 1
+    return value << 8 | data[at + 8], at + 9
+
+
+def decoded(payload: bytes) -> tuple[Value, ...]:
+    """The values of a record. Raises Malformed, IndexError or struct.error."""
+    header_end, at = varint(payload, 0)
+    if header_end > len(payload):
+        raise Malformed
+    body = header_end
+    values: list[Value] = []
+    while at < header_end:
+        kind, at = varint(payload, at)
+        value, length = _value(payload, body, kind)
+        values.append(value)
+        body += length
+    if at != header_end or body != len(payload) or len(values) > MAX_COLUMNS:
+        raise Malformed
+    return tuple(values)
+
+
+def _value(payload: bytes, at: int, kind: int) -> tuple[Value, int]:
+    if kind >= 12:
+        length = (kind - 12) // 2
+        if at + length > len(payload):
+            raise Malformed
+        return payload[at : at + length], length
+    if kind == 0:
+        return None, 0
+    if kind == 7:
+        return struct.unpack_from(">d", payload, at)[0], 8
+    if kind in {8, 9}:
+        return kind - 8, 0
+    if kind not in INTEGER_BYTES:
+        raise Malformed
+    length = INTEGER_BYTES[kind]
+    return int.from_bytes(payload[at : at + length], "big", signed=True), length
