@@ -13,7 +13,7 @@ from whaled.errors import ClientError, ClientErrorCode
 from whaled.model import Block, Draft, Event, Flow, Kind, Market, Source, Whale
 from whaled.whales import lifecycle
 from whaled.whales.detect import Rules, assess
-from whaled.whales.filters import EVERYTHING, Filter, parse_filter
+from whaled.whales.filters import EVERYTHING, Filter, Subject, parse_filter
 from whaled.whales.labels import AddressBook
 
 BLOCK = Block(height=100, hash="b" * 64, previous_hash=None, timestamp=int(NOW))
@@ -209,6 +209,20 @@ def test_a_filter_passes_at_most_what_each_of_its_conditions_passes(
     whole = parse_filter(filters, max_addresses=5).matches(found)
     each = [parse_filter({key: value}, max_addresses=5).matches(found) for key, value in filters.items()]
     assert whole == all(each)
+
+
+@relaxed
+@given(
+    FILTERS, st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True), st.lists(st.text(max_size=5), max_size=3)
+)
+def test_an_event_that_many_filters_look_at_is_judged_like_one_alone(
+    filters: dict[str, Any], addresses: list[str], names: list[str]
+) -> None:
+    found = alert(addresses=tuple(addresses), exchange_addresses=tuple(names), matched_rules=("threshold_btc",))
+    subject = Subject(found)
+    for chosen in (parse_filter(filters, max_addresses=5), parse_filter({"addresses": ADDRESSES}, max_addresses=5)):
+        assert chosen.passes(subject) == chosen.matches(found)
+        assert chosen.matched_in(subject) == chosen.matched_addresses(found)
 
 
 # --- refusals ---

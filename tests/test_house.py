@@ -53,6 +53,7 @@ PURE = (
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",
     "upstream.families", "upstream.snapshot", "reconcile.coverage",
     "gateway.wire", "gateway.session", "gateway.limits", "gateway.clients", "gateway.deflate",
+    "gateway.interest",
 )  # fmt: skip
 IMPURE_MODULES = {
     "asyncio",

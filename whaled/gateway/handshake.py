@@ -1,7 +1,8 @@
 """What is decided of a request before it becomes a WebSocket: subprotocol, credential, refusal."""
 
-from collections.abc import Generator, Sequence
-from urllib.parse import parse_qs
+import re
+from collections.abc import Generator, Iterable, Sequence
+from typing import Final
 
 from websockets.datastructures import Headers
 from websockets.exceptions import ProtocolError
@@ -16,7 +17,9 @@ from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins
 
 # Query parameters that carry a credential in other products. URLs end up in logs and histories.
-CREDENTIAL_PARAMETERS = {"token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization"}
+CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization")
+# Longer than any that a client or a balancer asks for. All of it is searched.
+MAX_PATH_BYTES = 2048
 
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
@@ -104,6 +107,8 @@ def judge(
 ) -> tuple[Refusal | None, Response | None]:
     """Why a request opens no WebSocket, and its answer, as far as the library does not decide that."""
     headers = request.headers
+    if len(request.path) > MAX_PATH_BYTES:
+        return Refusal.BAD_HANDSHAKE, ws.reject(414, f"the path and query have more than {MAX_PATH_BYTES} bytes\n")
     if has_credential(request.path):
         return Refusal.TOKEN_IN_URL, refuse(ws, Refusal.TOKEN_IN_URL, 0)
     if len(headers.get_all("Host")) != 1:
@@ -148,6 +153,16 @@ def credential(headers: Headers) -> str | None:
 
 
 def has_credential(path: str) -> bool:
-    """Whether a request's path carries what other products take for a credential."""
-    query = path.partition("?")[2]  # urlsplit raises for some paths
-    return bool(query) and not CREDENTIAL_PARAMETERS.isdisjoint(key.lower() for key in parse_qs(query))
+    """Whether a request's path carries what other products take for a credential, however its name is written."""
+    return _CREDENTIAL.search("&" + path.partition("?")[2]) is not None
+
+
+def _names(names: Iterable[str]) -> str:
+    """A pattern for these names, each letter as it is or percent-encoded. Parsing a query takes ten times as long."""
+    return "|".join(
+        "".join(f"(?:{re.escape(letter)}|%{ord(letter):02x}|%{ord(letter.upper()):02x})" for letter in name)
+        for name in names
+    )
+
+
+_CREDENTIAL: Final = re.compile(rf"&(?:{_names(CREDENTIAL_PARAMETERS)})=[^&]", re.ASCII | re.IGNORECASE)

@@ -11,8 +11,16 @@ from typing import NamedTuple, Protocol
 
 from whaled.gateway import wire
 from whaled.gateway.deflate import Deflater
+from whaled.gateway.interest import Interest, Later
 from whaled.model import Event, Kind, Position, UpstreamState
-from whaled.whales.filters import EVERYTHING, Filter
+from whaled.whales.filters import EVERYTHING, Filter, Subject
+
+# One publication evaluates about so many filters, for each event anew, at 0.5 us each. So many events are published
+# together in any case: to evaluate a filter for them takes as long as one send, and to send them one by one is longer.
+EVALUATIONS_AT_ONCE = 20_000
+EVENTS_TOGETHER = 32
+# Frames that one publication keeps for groups that get the same: an event's, and those with the addresses that matched.
+SHARED_FRAMES = 1000
 
 # A frame of one filter alone, since it names addresses of it, is compressed for this many members: for fewer it takes
 # longer than sending them the frame, and there may be thousands of such filters.
@@ -114,7 +122,8 @@ class Delivered:
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
-    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int) -> None:
+    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int, later: Later | None = None) -> None:
+        """`later` runs what need not be done within a publication."""
         self.epoch = epoch
         self.head = head
         self.slice_bytes = slice_bytes
@@ -123,6 +132,7 @@ class Hub:
         self._meter = meter
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
+        self._interest = Interest[Group](later)
         self._rehearsal = Group(EVERYTHING, head)
 
     @property
@@ -140,12 +150,23 @@ class Hub:
         """Distinct filters in use."""
         return len(self._groups)
 
+    @property
+    def names_indexed(self) -> int:
+        """Names by which groups are found."""
+        return len(self._interest)
+
+    @property
+    def at_once(self) -> int:
+        """How many events `publish` should be given at once: with many filters fewer, so that the loop is let go."""
+        return max(EVENTS_TOGETHER, EVALUATIONS_AT_ONCE // max(1, len(self._groups)))
+
     def join(self, member: Member, chosen: Filter) -> None:
         """Make a member live. It must have everything up to `head`."""
         self.leave(member)
         group = self._groups.get(chosen)
         if group is None:
             group = self._groups[chosen] = Group(chosen, self.head)
+            self._interest.add(group)
         group.add(member)
         self._group_of[member] = group
 
@@ -157,6 +178,7 @@ class Hub:
         group.discard(member)
         if not group:
             del self._groups[group.filter]
+            self._interest.discard(group)
 
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver events that are committed, in order. Several for one client go out in one write, up to the bytes a
@@ -168,7 +190,7 @@ class Hub:
         alerts = sum(event.kind is Kind.ALERT for event in events)
         self.alerts_published += alerts
         self._meter.published(len(events), alerts)
-        done = self._deliver(list(self._groups.values()), events, cursor)
+        done = self._deliver(*self._concerned(events), cursor)
         self._meter.delivered(done.alerts, done.updates, done.size_bytes)
         if done.compressed_bytes:
             self._meter.compressed(done.compressed_bytes, done.saved_bytes)
@@ -177,9 +199,15 @@ class Hub:
         """Deliver the event of a canary, which is in no log, to nobody but the rehearsal's members, after every filter
         was evaluated as for a whale.
         """
-        for group in self._groups.values():
-            group.filter.matches(event)
-        self._deliver([self._rehearsal], [event], self.head)
+        groups, judged = self._concerned([event])
+        for group in groups:
+            group.filter.passes(judged[0][1])
+        self._deliver([self._rehearsal], judged, self.head)
+
+    def _concerned(self, events: Sequence[Event]) -> tuple[list[Group], list[tuple[Event, Subject]]]:
+        """The groups that may want one of these events, and the events as filters look at them."""
+        judged = [(event, Subject(event)) for event in events]
+        return self._interest.groups([subject for _, subject in judged]), judged
 
     def rehearse_to(self, member: Member) -> None:
         """Let this member hear canaries. It is no client: it is in no count and hears nothing else."""
@@ -189,33 +217,39 @@ class Hub:
         """Let this member hear no canaries. It need not have heard any."""
         self._rehearsal.discard(member)
 
-    def _deliver(self, groups: Sequence[Group], events: Sequence[Event], cursor: int) -> Delivered:
+    def _deliver(self, groups: Sequence[Group], judged: Sequence[tuple[Event, Subject]], cursor: int) -> Delivered:
         """Write every event to the members whose filter it passes. They have everything up to `cursor`."""
-        frames: dict[int, bytes] = {}
+        frames: dict[tuple[int, tuple[str, ...]], bytes] = {}
         smaller: dict[bytes, bytes] = {}
         done = Delivered()
         for group in groups:
             matching: list[tuple[Event, bytes]] = []
-            for event in events:
-                if not group.filter.matches(event):
+            for event, subject in judged:
+                if not group.filter.passes(subject):
                     continue
-                matched = group.filter.matched_addresses(event)
-                frame = wire.event_frame(event, self.epoch, matched) if matched else frames.get(event.offset)
-                if frame is None:
-                    frame = frames[event.offset] = wire.event_frame(event, self.epoch)
-                matching.append((event, frame))
+                matching.append((event, self._frame(event, group.filter.matched_in(subject), frames)))
             if not matching:
                 continue
             if group.plain:
                 self._pass_on(group.plain, slices(matching, self.slice_bytes), cursor, done)
             if group.compressed:
                 for event, frame in matching:
-                    is_shared = frame is frames.get(event.offset) or len(group.compressed) >= WORTH_COMPRESSING
+                    is_shared = frame is frames.get((event.offset, ())) or len(group.compressed) >= WORTH_COMPRESSING
                     if is_shared and frame not in smaller:
                         smaller[frame] = self.deflater.frame(frame)
                 self._pass_on(group.compressed, slices(matching, self.slice_bytes, smaller), cursor, done)
             group.told = matching[-1][0].offset
         return done
+
+    def _frame(self, event: Event, matched: tuple[str, ...], frames: dict[tuple[int, tuple[str, ...]], bytes]) -> bytes:
+        """The frame of an event for filters of which these addresses matched. `frames` has those that were made."""
+        key = event.offset, matched
+        frame = frames.get(key)
+        if frame is None:
+            frame = wire.event_frame(event, self.epoch, matched)
+            if not matched or len(frames) < SHARED_FRAMES:
+                frames[key] = frame
+        return frame
 
     def _pass_on(self, members: dict[Member, None], joined: Iterable[Slice], cursor: int, done: Delivered) -> None:
         """Write slices to members who have everything up to `cursor`, and add up what came of it."""

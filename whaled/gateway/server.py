@@ -42,6 +42,7 @@ from whaled.gateway.session import (
     SessionLimits,
 )
 from whaled.gateway.share import Lane, LoopShare, ShareMeter
+from whaled.gateway.stalls import watched
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
@@ -201,7 +202,7 @@ class Gateway:
         `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
         Raises ListenError.
         """
-        async with self._lines, asyncio.TaskGroup() as tasks:
+        async with self._lines, watched(self.clients.lost, self.now), asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
             settings = self.settings
             self._tls = self.rehearsal.tls = tls
@@ -437,6 +438,11 @@ class Gateway:
         self._lines.shed(connection.address, connection.unsent)
 
     # --- what the daemon tells clients ---
+
+    @property
+    def at_once(self) -> int:
+        """How many events to publish before the loop is let go."""
+        return self.hub.at_once
 
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver committed events."""

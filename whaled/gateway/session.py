@@ -198,7 +198,7 @@ class Session:
         self._failures = failures
         self._clients = clients
         self._address = address
-        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
+        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now, clients.lost)
         self._warned = False
         self._is_late = False  # the token had ended already when it came
         self._refreshed: tuple[Grant, float] | None = None  # the last parent, and when
