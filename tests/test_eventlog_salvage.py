@@ -376,7 +376,9 @@ async def test_rows_that_an_index_alone_has_are_saved_and_said_to_have_no_checks
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = rows_of(path)
-    for number in (each for kind in rawfile.OF_INDEXES for each in pages_of(path, "spends", kind)):
+    for number in (
+        each for kind in (rawfile.LEAF_INDEX, rawfile.INTERIOR_INDEX) for each in pages_of(path, "spends", kind)
+    ):
         overwrite(path, (number - 1) * PAGE, bytes(PAGE))
     status, shown = lines_of(capsys, "check", "--deep", "--db-path", path)
     assert status == 1
@@ -583,3 +585,20 @@ async def test_rows_that_retention_removed_do_not_come_back(path: Path, capsys: 
     assert after is not None
     assert set(after["events"]) <= set(before["events"])
     assert set(after["whales"]) <= set(before["whales"])
+
+
+async def test_a_page_in_the_place_of_another_one_does_not_keep_a_reader_for_ever(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = rows_of(path)
+    leaves = pages_of(path, "events", rawfile.LEAF_TABLE)
+    data = read(path)
+    first, last = ((number - 1) * PAGE for number in (leaves[0], leaves[-2]))
+    async with open_log(path) as log:
+        overwrite(path, last, data[first : first + PAGE])
+        held = [event.offset for event in await log.between(0, log.head, 1_000)]
+        assert held == sorted(set(held))
+        assert held[-1] == EVENTS
+        for at in range(0, 200, 7):
+            assert 0 <= await log.offset_before(START + at) <= EVENTS
+    assert await require_repaired(path, before, capsys) is not None

@@ -148,9 +148,9 @@ class Codec:
             raise _unreadable(error) from error
 
 
-def shown(text: bytes) -> str:
-    """Column text for a message, also where it is no UTF-8."""
-    return text.decode("utf-8", "backslashreplace")
+def shown(text: object) -> str:
+    """Column text for a message, also where it is no UTF-8 or no text."""
+    return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
 
 
 def _require_plausible(alert: Alert, txid: str) -> None:

@@ -35,8 +35,19 @@ PAGE_ROWS = 1_000
 # Findings that are kept; beyond it they are counted only.
 FINDINGS_LIMIT = 10_000
 
-# An index that has the key of each row of a table, too; offsets have no holes, so that events need none.
-KEYED_BY = {"whales": "sqlite_autoindex_whales_1", "spends": "spends_by_whale", "blocks": None, "state": None}
+# Tables of which rows may be lost without a trace; offsets have no holes, so that `events` is none of them.
+TRACELESS = ("whales", "spends", "blocks", "state")
+# The keys of those that have them twice, by the table and by an index of it.
+KEYS = {
+    "whales": (
+        "SELECT id FROM whales NOT INDEXED ORDER BY id",
+        "SELECT txid FROM whales INDEXED BY sqlite_autoindex_whales_1 ORDER BY txid",
+    ),
+    "spends": (
+        "SELECT outpoint, whale FROM spends NOT INDEXED ORDER BY outpoint, whale",
+        "SELECT whale, outpoint FROM spends INDEXED BY spends_by_whale ORDER BY whale, outpoint",
+    ),
+}
 NO_EVENT = "there is no event about it any more, and retention did not remove it"
 
 Progress = Callable[[int, int], None]
@@ -177,23 +188,34 @@ class Inspection(Pages):
             found = [str(error)]
         self.inspected.structure = found + self._unread
         if with_indexes and self.inspected.structure:
-            self.inspected.unknown = {table for table in KEYED_BY if not self._is_known(table)}
+            self.inspected.unknown = {table for table in TRACELESS if not self._is_known(table)}
 
     def _is_known(self, table: str) -> bool:
         """Whether the key of each row can be read, of the table or of an index."""
         if table not in self._usable:
             return False
-        index = KEYED_BY[table]
-        query = f"SELECT count(*) FROM {table} INDEXED BY {index}" if index else f"PRAGMA quick_check({table})"  # noqa: S608 - constants
-        faults = len(self._unread)
+        if table not in KEYS:
+            return self._is_sound(table)
+        by_table, by_index = KEYS[table]
+        return self._is_ascending(by_index) or self._is_ascending(by_table)
+
+    def _is_sound(self, table: str) -> bool:
         try:
-            rows = self._db.execute(query).fetchall()
-        except sqlite3.Error:  # also where the index is missing
-            rows = []
-        if index and not rows:
-            rows = self._try(f"SELECT count(*) FROM {table} NOT INDEXED", (), table)  # noqa: S608 - a constant
-            return bool(rows) and len(self._unread) == faults
-        return index is not None or [row[0] for row in rows] in (["ok"], [b"ok"])
+            return [row[0] for row in self._db.execute(f"PRAGMA quick_check({table})")] in (["ok"], [b"ok"])
+        except sqlite3.DatabaseError:
+            return False
+
+    def _is_ascending(self, query: str) -> bool:
+        """Whether all keys can be read, each greater than the one before."""
+        last: Row = ()
+        try:
+            for row in self._db.execute(query):
+                if row <= last:
+                    return False
+                last = row
+        except (sqlite3.DatabaseError, TypeError):  # also where the index is missing, or a value is of a wrong type
+            return False
+        return True
 
     def holes(self) -> None:
         """Find missing events without reading the others."""
@@ -251,7 +273,11 @@ class Inspection(Pages):
         while page := self._try(f"{query} LIMIT {PAGE_ROWS}", last, "spends", "whales"):
             for row in page:
                 self._look(Table.SPENDS, shown(row[1]), row, self._codec.spend)
-            last = (page[-1][1], page[-1][2])
+            end = (page[-1][1], page[-1][2])
+            if [type(each) for each in end] != [bytes, int] or end <= last:  # a page is in the place of another one
+                self._note_unread(Table.SPENDS)
+                break
+            last = end
             rows += len(page)
             progress(rows)
 
@@ -298,7 +324,9 @@ class Inspection(Pages):
             except sqlite3.DatabaseError as error:
                 if not files.is_damage(error):
                     raise
-        fault = unread(tables[0])
-        if fault not in self._unread:
-            self._unread.append(fault)
+        self._note_unread(tables[0])
         return []
+
+    def _note_unread(self, table: str) -> None:
+        if unread(table) not in self._unread:
+            self._unread.append(unread(table))

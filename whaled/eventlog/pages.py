@@ -20,6 +20,10 @@ PAGE_BYTES = 1024 * 1024
 NEAR_ROWS = 1_000
 
 
+class OutOfOrderError(Exception):
+    """SQLite gave rows in no order: a page of the file is in the place of another one."""
+
+
 class Page(Struct, frozen=True):
     """Intact events, ascending. The log was read up to and with offset `through`; `is_whole` if nothing was skipped."""
 
@@ -40,6 +44,8 @@ class Pages(Rows):
             reading = Reading(after)
             try:
                 self._read(db, reading, last, limit)
+            except OutOfOrderError:
+                self._read_one_by_one(db, reading, min(last, after + limit))
             except sqlite3.DatabaseError as error:
                 if not files.is_damage(error):
                     raise
@@ -56,6 +62,8 @@ class Pages(Rows):
         query = f"{self._queries.events} WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?"
         start, take, rows = reading.cursor, self._take, 0
         for rows, row in enumerate(db.execute(query, (start, last, limit)), 1):  # noqa: B007 - used behind the loop
+            if row[0] <= reading.cursor:
+                raise OutOfOrderError
             take(reading, row)
             if reading.size >= PAGE_BYTES:
                 return
@@ -114,6 +122,8 @@ class Pages(Rows):
                 if found is None:
                     break
                 offset, high_at = found
+                if not low < offset <= high:
+                    break  # the rows are in no order
                 if high_at < at:
                     low = offset
                 elif offset <= middle:

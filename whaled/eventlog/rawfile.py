@@ -6,7 +6,7 @@ that of https://www.sqlite.org/fileformat.html, sections 1.3 to 1.6 (pages), 2.1
 """
 
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
@@ -19,9 +19,7 @@ HEADER_BYTES = 100
 WAL_MAGIC = (0x377F0682, 0x377F0683)
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
 INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 2, 5, 10, 13
-OF_INDEXES = (INTERIOR_INDEX, LEAF_INDEX)
-OF_TABLES = (LEAF_TABLE,)
-WITH_ROWS = (*OF_INDEXES, *OF_TABLES)
+WITH_ROWS = (INTERIOR_INDEX, LEAF_INDEX, LEAF_TABLE)
 MAX_COLUMNS = 64  # a table of the log has 11 at most
 INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
@@ -84,10 +82,10 @@ class RawFile(Struct):
         self.file.seek((number - 1) * self.page_bytes)
         return self.file.read(self.page_bytes)
 
-    def records(self, number: int, kinds: Container[int] = WITH_ROWS) -> Iterator[Record]:
-        """The rows on a page of one of these kinds, as far as they can be read. Raises OSError."""
+    def records(self, number: int) -> Iterator[Record]:
+        """The rows on a page, as far as they can be read. Raises OSError."""
         page = self.page(number)
-        if len(page) < self.page_bytes or page[0] not in kinds:
+        if len(page) < self.page_bytes or page[0] not in WITH_ROWS:
             return
         kind = page[0]
         begin = 12 if kind == INTERIOR_INDEX else 8
@@ -203,26 +201,30 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 def decoded(payload: bytes) -> tuple[Value, ...]:
     """The values of a record. Raises Malformed, IndexError or struct.error."""
     header_end, at = varint(payload, 0)
-    if header_end > len(payload):
+    length = len(payload)
+    if header_end > length:
         raise Malformed
     body = header_end
     values: list[Value] = []
     while at < header_end:
-        kind, at = varint(payload, at)
-        value, length = _value(payload, body, kind)
-        values.append(value)
-        body += length
-    if at != header_end or body != len(payload) or len(values) > MAX_COLUMNS:
+        kind = payload[at]
+        at += 1
+        if kind >= 0x80:
+            kind, at = varint(payload, at - 1)
+        if kind >= 12:
+            end = body + (kind - 12) // 2
+            values.append(payload[body:end])
+            body = end
+        else:
+            value, size = _number(payload, body, kind)
+            values.append(value)
+            body += size
+    if at != header_end or body != length or len(values) > MAX_COLUMNS:
         raise Malformed
     return tuple(values)
 
 
-def _value(payload: bytes, at: int, kind: int) -> tuple[Value, int]:
-    if kind >= 12:
-        length = (kind - 12) // 2
-        if at + length > len(payload):
-            raise Malformed
-        return payload[at : at + length], length
+def _number(payload: bytes, at: int, kind: int) -> tuple[int | float | None, int]:
     if kind == 0:
         return None, 0
     if kind == 7:
@@ -231,5 +233,5 @@ def _value(payload: bytes, at: int, kind: int) -> tuple[Value, int]:
         return kind - 8, 0
     if kind not in INTEGER_BYTES:
         raise Malformed
-    length = INTEGER_BYTES[kind]
-    return int.from_bytes(payload[at : at + length], "big", signed=True), length
+    size = INTEGER_BYTES[kind]
+    return int.from_bytes(payload[at : at + size], "big", signed=True), size

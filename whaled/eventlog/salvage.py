@@ -11,8 +11,11 @@ events that retention has not removed are taken, and their whales.
 
 import re
 import sqlite3
-from collections.abc import Callable, Container, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from enum import IntEnum
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -22,7 +25,7 @@ from whaled.eventlog.codec import Codec, shown
 from whaled.eventlog.damage import MISSING, UNREADABLE, DamagedRowError, Gaps, Table, of_events, outside
 from whaled.eventlog.inspection import NO_EVENT, Inspected, Progress, unread
 from whaled.eventlog.lost import Lost, bounded, spend_key
-from whaled.eventlog.rawfile import OF_INDEXES, OF_TABLES, WITH_ROWS, RawFile, Record
+from whaled.eventlog.rawfile import RawFile, Record
 from whaled.model import Scan
 
 TWICE = "another event has the same transaction, kind and reference"
@@ -30,6 +33,7 @@ NO_WHALE_LEFT = "its whale is not in the log any more"
 NOT_KNOWN = "more rows may be lost: which ones cannot be read"
 BEYOND = "its offset cannot be"
 COMMIT_ROWS = 10_000
+SAMPLE = 5  # rows by which a page is recognised
 # Of events that are missing without a trace; beyond it a line stands for a whole range.
 LISTED_RANGE = 100_000
 OUTPOINT = re.compile(rb"[0-9a-f]{64}:[0-9]{1,10}")
@@ -42,6 +46,17 @@ REALS = frozenset({"mined_at", "scanned_at", "lead_s"})
 
 # What a damaged record holds may be of any type: `Codec` looks at it.
 Values = tuple[Any, ...]
+
+
+class Shape(IntEnum):
+    """The tables and indexes that a page may belong to, by its rows: each page is read once."""
+
+    NONE = 0
+    UNKNOWN = 1
+    WHALES = 2  # and `log`
+    EVENTS = 3  # and `blocks` and `state`
+    SPENDS = 4
+    INDEXES = 5
 
 
 class Outcome(Struct, frozen=True):
@@ -87,8 +102,6 @@ class Salvage:
         self._inserted = 0
         self._unverified = 0
         self._counters: list[tuple[int, str, float]] = []
-        # By page: the most columns of a row on it, so that pages of whales are not decoded again to find events.
-        self._widths = bytearray(raw.pages + 1)
 
     def run(self, now: float, progress: Progress) -> Salvaged:
         """All of it. Raises sqlite3.Error or OSError."""
@@ -97,25 +110,26 @@ class Salvage:
         db.execute("BEGIN")
         used = [number for number in range(2, raw.pages + 1) if number not in raw.free]
         freed = sorted(number for number in raw.free if 1 < number <= raw.pages)
-        of_all = 4 * len(used) + 2 * len(freed)
-        passes: tuple[tuple[Sequence[int], Container[int], Callable[[int, Record], None]], ...] = (
-            (used, OF_TABLES, self._whale_or_counter),
-            (used, WITH_ROWS, self._event_scan_or_note),
-            (freed, OF_TABLES, self._freed_whale),
-            (freed, OF_TABLES, self._freed_event),
-            (used, OF_INDEXES, self._spend),
-            (used, OF_INDEXES, self._index_entry),
+        shapes = bytearray(raw.pages + 1)
+        passes: tuple[tuple[Sequence[int], Shape, Callable[[Record], None]], ...] = (
+            (used, Shape.WHALES, self._whale_or_counter),
+            (used, Shape.EVENTS, self._event_scan_or_note),
+            (freed, Shape.WHALES, self._freed_whale),
+            (freed, Shape.EVENTS, self._freed_event),
+            (used, Shape.SPENDS, self._spend),
+            (used, Shape.INDEXES, self._index_entry),
         )
-        done = 0
-        for numbers, kinds, take in passes:
+        done, of_all = 0, sum(len(numbers) for numbers, _, _ in passes)
+        for numbers, shape, take in passes:
             if take == self._spend:
                 self._drop_whales_without_events()
             for number in numbers:
-                if take != self._event_scan_or_note or self._widths[number] not in WHALE_COLUMNS:
-                    for record in raw.records(number, kinds):
-                        take(number, record)
                 done += 1
                 progress(done, of_all)
+                shapes[number] = shapes[number] or shape_of(raw.records(number))
+                if shapes[number] in {shape, Shape.UNKNOWN}:
+                    for record in raw.records(number):
+                        take(record)
         return self._finish(now)
 
     def _insert(self, statement: str, values: tuple[object, ...]) -> int:
@@ -128,9 +142,8 @@ class Salvage:
 
     # --- tables with row numbers ---
 
-    def _whale_or_counter(self, page: int, record: Record) -> None:
+    def _whale_or_counter(self, record: Record) -> None:
         number, values = record
-        self._widths[page] = max(self._widths[page], len(values))
         match values:
             case (None, bytes() as txid, bytes() as alert, bytes() as addresses, *rest) if number and len(rest) < 2:
                 self._keep_whale(number, txid, alert, addresses, *rest)
@@ -151,7 +164,7 @@ class Salvage:
             (number, *texts, checksums.of_whale(txid, alert, addresses)),
         )
 
-    def _freed_whale(self, _page: int, record: Record) -> None:
+    def _freed_whale(self, record: Record) -> None:
         number, values = record
         match values:
             case (None, bytes() as txid, bytes() as alert, bytes() as addresses, int() as checksum) if number:
@@ -159,7 +172,7 @@ class Salvage:
                     self._keep_whale(number, txid, alert, addresses, checksum)
                     self._insert("INSERT OR IGNORE INTO scratch.freed VALUES (?)", (number,))
 
-    def _event_scan_or_note(self, _page: int, record: Record) -> None:
+    def _event_scan_or_note(self, record: Record) -> None:
         number, values = record
         if number is None:
             self._note(values)
@@ -170,7 +183,7 @@ class Salvage:
         elif len(values) in SCAN_COLUMNS:
             self._keep_scan(number, values)
 
-    def _freed_event(self, _page: int, record: Record) -> None:
+    def _freed_event(self, record: Record) -> None:
         offset, values = record
         if offset and len(values) == max(EVENT_COLUMNS) and values[0] is None and isinstance(values[7], int):
             pruned = self._noted(schema.PRUNED_MARK)
@@ -272,10 +285,9 @@ class Salvage:
             (name, value.decode(), checksums.of_values(key, value)),
         )
 
-    def _spend(self, _page: int, record: Record) -> None:
+    def _spend(self, record: Record) -> None:
         match record.values:
-            # An entry of the index of txids has two columns of the same types, and no colon.
-            case (bytes() as outpoint, int() as whale, *rest) if len(rest) == 1 or (not rest and b":" in outpoint):
+            case (bytes() as outpoint, int() as whale, *rest) if is_spend(outpoint, rest):
                 self._keep_spend(outpoint, whale, rest[0] if rest else None)
 
     def _keep_spend(self, outpoint: bytes, whale: int, checksum: Any) -> None:
@@ -293,7 +305,7 @@ class Salvage:
             (outpoint.decode(), whale, checksums.of_spend(outpoint, whale)),
         )
 
-    def _index_entry(self, _page: int, record: Record) -> None:
+    def _index_entry(self, record: Record) -> None:
         """What the indexes know of rows that are not there."""
         match record.values:
             case (int() as whale, bytes() as kind, bytes() as ref, int() as offset):
@@ -396,6 +408,33 @@ class Salvage:
     def _has(self, table: str, key: str, value: int) -> bool:
         query = f"SELECT 1 FROM {table} WHERE {key} = ?"  # noqa: S608 - constants
         return self._db.execute(query, (bounded(value),)).fetchone() is not None
+
+
+def is_spend(outpoint: bytes, rest: Sequence[object]) -> bool:
+    """Whether text, a number and the rest are a row of `spends`: an entry of the index of txids has no colon."""
+    return len(rest) == 1 or (not rest and b":" in outpoint)
+
+
+def shape_of(records: Iterable[Record]) -> Shape:
+    """The shape of most of the first rows of a page: one of them may be damaged."""
+    shapes = Counter(_shape(record) for record in islice(records, SAMPLE))
+    return shapes.most_common(1)[0][0] if shapes else Shape.UNKNOWN
+
+
+def _shape(record: Record) -> Shape:
+    number, values = record
+    if number is not None:
+        if len(values) in WHALE_COLUMNS:
+            return Shape.WHALES
+        return Shape.EVENTS if len(values) in EVENT_COLUMNS | SCAN_COLUMNS else Shape.UNKNOWN
+    match values:
+        case (bytes(), bytes(), *_):
+            return Shape.EVENTS
+        case (bytes() as outpoint, int(), *rest) if is_spend(outpoint, rest):
+            return Shape.SPENDS
+        case (bytes() | int(), bytes() | int(), *_):
+            return Shape.INDEXES
+    return Shape.UNKNOWN
 
 
 def _real(value: Any) -> Any:
