@@ -11,9 +11,11 @@ PREFIX ?= /opt/whaled
 SYSCONFDIR ?= /etc/whaled
 UNITDIR ?= /etc/systemd/system
 BINDIR ?= /usr/local/bin
+# Where the runbook links of the installed alert rules lead; /runbook.md#alert is appended.
+DOCS_URL ?= file://$(PREFIX)/share/docs
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install uninstall clean lock
+.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install install-share uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP) ## run whaled against the bundled simulator, or MEMPOOL=ws://host:8999/api/v1/ws
 	@mkdir -p var
 	@echo "in a second terminal: make tail"
-	$(BIN)/whaled run --config config/dev.yaml $(if $(MEMPOOL),--mempool-url $(MEMPOOL),--simulate --db-path var/simulated.db)
+	$(BIN)/whaled run --config config/dev.yaml $(if $(MEMPOOL),--mempool-url $(MEMPOOL),--simulate --db-path var/demo.db)
 
 tail: $(STAMP) ## watch the alerts of `make run` in this terminal
 	$(BIN)/whaled tail
@@ -79,12 +81,15 @@ dist/wheels: $(shell find whaled -name '*.py') pyproject.toml constraints.txt
 	rm -rf build/wheels-venv
 	@touch $@
 
-INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' WHEELS=dist/wheels deploy/install.sh
+INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' DOCS_URL='$(DOCS_URL)' WHEELS=dist/wheels deploy/install.sh
 
 wheels: dist/wheels ## what `make install` installs; the only step that needs the network
 
 install: dist/wheels ## as root: program, units, key ring, and a configuration where there is none; an upgrade too
 	@$(INSTALL) install
+
+install-share: ## as root: docs, alert rules and dashboards only, for the machine of Prometheus or Grafana; DOCS_URL=https://...
+	@$(INSTALL) share
 
 uninstall: ## as root: remove program and units; configuration, keys and data stay, nothing is stopped
 	@$(INSTALL) uninstall

@@ -18,6 +18,7 @@ from bench.report import Aim, Section, percentile
 from bench.servers import EPOCH
 
 OPEN_LIMIT_S = 120.0
+COMPRESSED = "whaled, compressed"
 # How long deliveries may take beyond the time of publishing until they count as lost.
 LATE_S = 20.0
 # Memory per client is the slope from the first few clients on, so that what the first one brings is not divided up.
@@ -49,6 +50,7 @@ class Turn:
     p50_ms: float
     p99_ms: float
     last_ms: tuple[float, ...]  # of each message, to the last client
+    frame_bytes: float  # of a delivery
 
     @property
     def cpu_us(self) -> float:
@@ -90,6 +92,7 @@ async def servers(directory: Path, *, with_tasks: bool) -> AsyncIterator[Sequenc
     """The servers, each with a load client."""
     commands = {
         "whaled": (sys.executable, "-m", "bench.servers", "gateway"),
+        COMPRESSED: (sys.executable, "-m", "bench.servers", "gateway"),
         "websockets.broadcast": (sys.executable, "-m", "bench.servers", "broadcast"),
     }
     if with_tasks:
@@ -97,7 +100,8 @@ async def servers(directory: Path, *, with_tasks: bool) -> AsyncIterator[Sequenc
     async with AsyncExitStack() as stack:
         rigs = [await stack.enter_async_context(limit(directory))]
         for title, command in commands.items():
-            rigs.append(await stack.enter_async_context(rig_of(title, directory, *command)))
+            deflates = title == COMPRESSED
+            rigs.append(await stack.enter_async_context(rig_of(title, directory, *command, deflates=deflates)))
         yield rigs
 
 
@@ -109,12 +113,12 @@ def limit(directory: Path) -> AbstractAsyncContextManager[Rig]:
 
 
 @asynccontextmanager
-async def rig_of(title: str, directory: Path, *command: str | Path) -> AsyncIterator[Rig]:
-    """A server and its load client."""
+async def rig_of(title: str, directory: Path, *command: str | Path, deflates: bool = False) -> AsyncIterator[Rig]:
+    """A server and its load client, which asks for compression or not."""
     load = compile_c("load", directory)
     async with running(title, *command) as server:
         port = (await server.answer())["port"]
-        async with running("load", load, str(port)) as client:
+        async with running("load", load, str(port), *(["deflate"] if deflates else [])) as client:
             yield Rig(title, server, client)
 
 
@@ -154,6 +158,7 @@ async def publish(rig: Rig, clients: int, count: int, rate: float) -> Turn:
         p50_ms=received["p50_us"] / 1000,
         p99_ms=received["p99_us"] / 1000,
         last_ms=tuple(each / 1000 for each in received["last_us"]),
+        frame_bytes=received["bytes"] / received["delivered"],
     )
 
 
@@ -166,7 +171,7 @@ def check_deliveries(title: str, received: dict[str, Any], wanted: int) -> None:
 
 def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
     """The table and the aims. Ratios are medians of the ratios turn by turn."""
-    c_limit, whaled, broadcast = rigs[:3]
+    c_limit, whaled, compressed, broadcast = rigs[:4]
     delivered = len(rigs) * plan.clients * (plan.rounds * plan.messages + plan.warm_up)
     rows = [
         (
@@ -177,6 +182,7 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
             f"{ratio(rig, c_limit):.2f}",
             f"{rig.typical('p50_ms'):.1f}",
             f"{rig.typical('p99_ms'):.1f}",
+            f"{rig.typical('frame_bytes'):.0f}",
             f"{rig.memory_kib:.1f}",
             f"{rig.handshakes_per_s:,.0f}",
         )
@@ -192,6 +198,7 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
             "x limit",
             "p50 ms",
             "p99 ms",
+            "bytes",
             "KiB/client",
             "handshakes/s",
         ),
@@ -200,13 +207,16 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
             f"Medians of {plan.rounds} turns of {plan.messages} messages each; latency is publish to receipt.",
             "CPU ratios in the middle half of the turns:",
             f"whaled / C limit {middle_half(whaled, c_limit)}, whaled / broadcast {middle_half(whaled, broadcast)},",
-            f"C limit / broadcast {middle_half(c_limit, broadcast)}.",
+            f"C limit / broadcast {middle_half(c_limit, broadcast)},",
+            f"whaled compressed / plain {middle_half(compressed, whaled)}.",
             f"All {delivered:,} deliveries arrived once and in order.",
         ),
         aims=(
             Aim("CPU per delivery, of the C limit's", ratio(whaled, c_limit), 1.2),
             Aim("CPU per delivery, of websockets.broadcast's", ratio(whaled, broadcast), 0.6),
+            Aim("CPU per delivery compressed, of a plain one's", ratio(compressed, whaled), 1.6),
             Aim("memory per connected client", whaled.memory_kib, 10, " KiB"),
+            Aim("the same with compression", compressed.memory_kib, 10, " KiB"),
         ),
     )
 

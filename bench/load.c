@@ -1,6 +1,6 @@
 /* Load client: opens many WebSocket connections to one port of 127.0.0.1, drains them with epoll, times receipts.
  *
- *   load PORT
+ *   load PORT [deflate]          deflate: ask for permessage-deflate (RFC 7692) without context takeover
  *
  * Commands on stdin, each answered by one line of JSON on stdout; the end of stdin ends the program.
  *   open N                       open N more connections, handshake included
@@ -24,6 +24,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "inflate.h"
+
 #define MARK "b0a7b0a7b0a7b0a7"
 #define MARK_SIZE 16
 #define READ_SIZE (1 << 20)
@@ -41,19 +43,24 @@ struct connection {
     size_t have;
 };
 
-static const char REQUEST[] = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                              "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+#define REQUEST                                                                                                        \
+    "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"                                \
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+static const char PLAIN_REQUEST[] = REQUEST "\r\n";
+static const char DEFLATE_REQUEST[] =
+    REQUEST "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n\r\n";
+static const char AGREED[] = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover";
 /* The answer to that key: both are the example of RFC 6455, 1.3. */
 static const char ACCEPT[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-static int poller, port;
+static int poller, port, deflates;
 static struct connection **connections;
 static size_t made, wanted_open, opened, handshaking, lost;
 static double open_began;
 static int is_opening;
 
 static int is_expecting;
-static uint64_t first, count, target, delivered, duplicates, gaps, strays;
+static uint64_t first, count, target, delivered, duplicates, gaps, strays, received_bytes;
 static double deadline;
 static uint32_t *latencies_us;                       /* of each delivery */
 static uint64_t *first_ns, *last_ns;                 /* of each message: its first and its last receipt */
@@ -137,6 +144,7 @@ static void answer_expect(void) {
     printf("{\"delivered\": %lu, \"wanted\": %lu, \"duplicates\": %lu, \"gaps\": %lu, \"strays\": %lu, ",
            (unsigned long)delivered, (unsigned long)target, (unsigned long)duplicates, (unsigned long)gaps,
            (unsigned long)strays);
+    printf("\"bytes\": %lu, ", (unsigned long)received_bytes);
     printf("\"open\": %zu, \"lost\": %zu, \"p50_us\": %u, \"p99_us\": %u, \"max_us\": %u", opened, lost,
            percentile(0.5), percentile(0.99), percentile(1.0));
     print_times("first_us", first_ns);
@@ -149,7 +157,7 @@ static void expect(uint64_t new_count, uint64_t new_first, double limit_ms) {
     first = new_first;
     count = new_count;
     target = count * opened;
-    delivered = duplicates = gaps = strays = 0;
+    delivered = duplicates = gaps = strays = received_bytes = 0;
     free(latencies_us);
     free(first_ns);
     free(last_ns);
@@ -196,6 +204,23 @@ static void take_message(struct connection *connection, const unsigned char *pay
     if (latency > last_ns[number]) last_ns[number] = latency;
 }
 
+/* All clients get the same bytes, so that the message before was most likely this one. */
+static void take_compressed(struct connection *connection, const unsigned char *payload, size_t size, uint64_t now) {
+    static unsigned char last[FRAME_LIMIT], message[FRAME_LIMIT];
+    static size_t last_size;
+    static ptrdiff_t message_size;
+    if (size != last_size || memcmp(payload, last, size)) {
+        memcpy(last, payload, size);
+        memcpy(last + size, "\0\0\xff\xff", 4); /* which the sender leaves out */
+        last_size = size;
+        message_size = inflate_all(last, size + 4, message, sizeof message);
+    }
+    if (message_size < 0)
+        strays++;
+    else
+        take_message(connection, message, (size_t)message_size, now);
+}
+
 static int pong(struct connection *connection, const unsigned char *payload, size_t size) {
     unsigned char frame[6 + 125] = {0x8a, (unsigned char)(0x80 | size), 0, 0, 0, 0}; /* masked with zeros */
     memcpy(frame + 6, payload, size);
@@ -208,7 +233,8 @@ static ssize_t take_frames(struct connection *connection, const unsigned char *d
     while (size - at >= 2) {
         const unsigned char *frame = data + at;
         size_t header = 2, length = frame[1] & 0x7f;
-        if (frame[1] & 0x80 || frame[0] & 0x70 || !(frame[0] & 0x80)) return -1; /* masked, extended, fragmented */
+        if (frame[1] & 0x80 || frame[0] & 0x30 || !(frame[0] & 0x80)) return -1; /* masked, extended, fragmented */
+        if (frame[0] & 0x40 && (!deflates || (frame[0] & 0x0f) != 1)) return -1; /* compressed */
         if (length == 126) {
             if (size - at < 4) break;
             header = 4;
@@ -218,7 +244,10 @@ static ssize_t take_frames(struct connection *connection, const unsigned char *d
         }
         if (size - at < header + length) break;
         switch (frame[0] & 0x0f) {
-        case 1: take_message(connection, frame + header, length, now); break;
+        case 1:
+            if (is_expecting) received_bytes += header + length;
+            (frame[0] & 0x40 ? take_compressed : take_message)(connection, frame + header, length, now);
+            break;
         case 9:
             if (!pong(connection, frame + header, length)) return -1;
             break;
@@ -236,6 +265,7 @@ static ssize_t take_answer(const unsigned char *data, size_t size) {
     if (!end) return size < 4096 ? 0 : -1;
     size = (size_t)(end + 4 - data);
     if (memcmp(data, "HTTP/1.1 101", 12) || !memmem(data, size, ACCEPT, sizeof ACCEPT - 1)) return -1;
+    if (deflates && !memmem(data, size, AGREED, sizeof AGREED - 1)) return -1;
     return (ssize_t)size;
 }
 
@@ -290,7 +320,8 @@ static void receive(struct connection *connection) {
 
 static void connected(struct connection *connection) {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = connection};
-    if (send(connection->fd, REQUEST, sizeof REQUEST - 1, MSG_NOSIGNAL) != sizeof REQUEST - 1) {
+    const char *request = deflates ? DEFLATE_REQUEST : PLAIN_REQUEST;
+    if (send(connection->fd, request, strlen(request), MSG_NOSIGNAL) != (ssize_t)strlen(request)) {
         lose(connection);
         return;
     }
@@ -322,8 +353,9 @@ static void command(void) {
 
 int main(int argc, char **argv) {
     struct epoll_event events[EVENTS], input = {.events = EPOLLIN, .data.ptr = NULL};
-    if (argc != 2 || !(port = atoi(argv[1]))) {
-        fprintf(stderr, "usage: load PORT\n");
+    deflates = argc == 3 && !strcmp(argv[2], "deflate");
+    if (argc != 2 + deflates || !(port = atoi(argv[1]))) {
+        fprintf(stderr, "usage: load PORT [deflate]\n");
         return 2;
     }
     poller = epoll_create1(EPOLL_CLOEXEC);

@@ -88,6 +88,7 @@ async def gateway() -> None:
         max_connections=everybody,
         max_connections_per_address=everybody,
         max_unauthenticated=everybody,
+        compression=True,  # for clients that ask
     )
     log = MemoryLog()
     server = Gateway(settings, Auth(enabled=False), log_=log, authenticator=None, meter=Metrics().gateway)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Puts whaled on this machine, or takes it away. Called by `make install` and `make uninstall`, which set all variables:
-# INSTALL_PYTHON PREFIX SYSCONFDIR UNITDIR BINDIR DESTDIR, and WHEELS, the directory with the wheels. Needs no network.
+# Puts whaled on this machine, or takes it away. Called by `make install`, `make install-share` and `make uninstall`, which set
+# all variables: INSTALL_PYTHON PREFIX SYSCONFDIR UNITDIR BINDIR DESTDIR DOCS_URL, and WHEELS, the directory with the wheels.
+# Needs no network.
 #
 # Every installation gets a virtual environment of its own, PREFIX/venvs/VERSION-TIME, and the units name it: a daemon that
 # runs meanwhile keeps the files it was started with until it is restarted. PREFIX/venv leads to the newest one.
@@ -78,6 +79,27 @@ write_units() {
     for file in deploy/systemd/dropins/*.conf; do write_unit "$file" "$SHARE/${file##*/}" "$PREFIX/venv"; done
 }
 
+check_docs_url() {
+    case $DOCS_URL in
+        *[!A-Za-z0-9:/._~%+@-]*) refuse "DOCS_URL is $DOCS_URL: a URL without quotes, spaces, ? and #; runbook.md is appended" ;;
+        file:///* | http://?* | https://?*) docs_url=${DOCS_URL%/} ;;
+        *) refuse "DOCS_URL is $DOCS_URL: expected https://, http:// or file:/// and where the pages of docs/ are" ;;
+    esac
+}
+
+write_share() { # pages, rules, dashboards: what people and other programs read
+    share=$DESTDIR$PREFIX/share
+    for folder in docs prometheus grafana; do rm -rf "$share/$folder"; done # pages and rules that are no more
+    mkdir -p "$share"
+    cp -R docs "$share/docs"
+    cp -R deploy/prometheus deploy/grafana "$share"
+    rm -f "$share/grafana/dashboards/.lint"
+    find "$share/docs" "$share/prometheus" "$share/grafana" -type d -exec chmod 0755 {} + -o -type f -exec chmod 0644 {} +
+    install -m 0644 config/whaled.example.yaml "$share/whaled.example.yaml"
+    sed -i 's|(\.\./config/whaled\.example\.yaml)|(../whaled.example.yaml)|' "$share/docs/configuration.md"
+    sed -i "s|file:///opt/whaled/share/docs|$docs_url|" "$share/prometheus/whaled.alerts.rules.yml"
+}
+
 configure() {
     mkdir -p "$DESTDIR$SYSCONFDIR"
     example=$DESTDIR$SYSCONFDIR/whaled.yaml
@@ -87,7 +109,6 @@ configure() {
         install -m 0644 config/whaled.example.yaml "$example"
         [ "$SYSCONFDIR" = /etc/whaled ] || sed -i "s|/etc/whaled|$SYSCONFDIR|g" "$example"
     fi
-    install -m 0644 config/whaled.example.yaml "$DESTDIR$PREFIX/share/whaled.example.yaml"
     if [ -n "$DESTDIR" ]; then
         # A key in a package would be everybody's key.
         say "no key ring made under DESTDIR; on the machine itself: whaled keys generate --key-ring $SYSCONFDIR/keys.json"
@@ -112,6 +133,7 @@ is_known() { # is_known UNIT: systemd runs it or will at boot
 do_install() {
     must_be_visible "$PREFIX" PREFIX PREFIX
     must_be_visible "$SYSCONFDIR" SYSCONFDIR SYSCONFDIR
+    check_docs_url
     check_python
     before=$PREFIX/$(readlink "$DESTDIR$PREFIX/venv" || true)
     version=$("$INSTALL_PYTHON" -c 'import sys, tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
@@ -120,6 +142,7 @@ do_install() {
     make_venv
     lead_to_venv
     write_units
+    write_share
     configure
     remove_unused_venvs
     [ -z "$DESTDIR" ] || return 0
@@ -134,6 +157,14 @@ do_install() {
     say "  2. systemctl daemon-reload && systemctl enable --now whaled"
     say "  3. whaled token issue --client NAME    (a token for each client)"
     say "Clients connect to 127.0.0.1:8765; elsewhere: systemctl edit whaled.socket. More: $SHARE"
+    say "Pages, rules for Prometheus, dashboards for Grafana: $PREFIX/share/docs, prometheus, grafana"
+}
+
+do_share() {
+    case $PREFIX in /*) ;; *) refuse "PREFIX is $PREFIX: it must be a path from the root" ;; esac
+    check_docs_url
+    write_share
+    say "pages, rules and dashboards are in $DESTDIR$PREFIX/share; runbook links lead to $docs_url/runbook.md"
 }
 
 do_uninstall() {
@@ -150,6 +181,7 @@ do_uninstall() {
     done
     for unit in $UNITS; do rm -f "$DESTDIR$UNITDIR/$unit"; done
     rm -f "$DESTDIR$BINDIR/whaled" "$DESTDIR$PREFIX/venv" "$DESTDIR$PREFIX/share/whaled.example.yaml" "$DESTDIR$SHARE"/*.conf
+    for folder in docs prometheus grafana; do rm -rf "$DESTDIR$PREFIX/share/$folder"; done
     rm -rf "$DESTDIR$PREFIX/venvs" "$DESTDIR$PREFIX/root"
     rmdir "$DESTDIR$SHARE" "$DESTDIR$PREFIX/share" "$DESTDIR$PREFIX" 2>/dev/null || true
     say "removed program and units, stopped nothing. Still there: $SYSCONFDIR (configuration, key ring), /var/lib/whaled (event log)"
@@ -158,6 +190,7 @@ do_uninstall() {
 
 case ${1:-} in
     install) do_install ;;
+    share) do_share ;;
     uninstall) do_uninstall ;;
-    *) refuse "install or uninstall?" ;;
+    *) refuse "install, share or uninstall?" ;;
 esac

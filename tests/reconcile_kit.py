@@ -96,6 +96,8 @@ class Clients:
         self.events: list[Event] = []
         self._changed = changed
 
+    at_once = 1000
+
     def publish(self, events: Sequence[Event]) -> None:
         self.events.extend(events)
         self._changed.set()

@@ -1,6 +1,7 @@
 """A server that says exactly what a test tells it to say, frame by frame as docs/protocol.md has them."""
 
 import asyncio
+import base64
 import hashlib
 import http
 import json
@@ -21,6 +22,13 @@ AT = "2026-01-01T00:00:00+00:00"
 def txid(number: int) -> str:
     """A txid that looks like one."""
     return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def jwt(name: str, **claims: Any) -> str:
+    """A token as whaled's look, of a client of this name; no key has signed it."""
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"client_id": name, **claims})
+    texts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
+    return ".".join([*texts, "A" * 43])
 
 
 def position(offset: int, epoch: str = EPOCH) -> dict[str, Any]:
@@ -75,10 +83,10 @@ class Peer:
             }
         )
 
-    async def authenticate(self, token: str, head: int = 0) -> None:
-        """Expect this token, and let it in."""
+    async def authenticate(self, name: str, head: int = 0) -> None:
+        """Expect the token of this name, and let it in."""
         message = await self.hear("auth")
-        assert message == {"type": "auth", "token": token}, message
+        assert message == {"type": "auth", "token": jwt(name)}, message
         await self.say({"type": "auth_success", "client_id": "c1", "permissions": ["read"], "expires_at": AT})
         await self.welcome(head, authenticated=True)
 
@@ -140,6 +148,10 @@ class Scripted:
         except Exception as error:
             self._failure = error
             raise
+
+    def answer_with(self, status: int) -> None:
+        """Turn every further connection away."""
+        self._status = (status, {})
 
     def check(self) -> None:
         """Fail the test if a script found the client wrong."""

@@ -62,9 +62,11 @@ def whale(number: int, btc: float = 150.0, *, addresses: tuple[str, ...] = ()) -
     )
 
 
-def alert_draft(number: int, btc: float = 150.0, at: float = 1_800_000_000.0) -> Draft:
+def alert_draft(
+    number: int, btc: float = 150.0, at: float = 1_800_000_000.0, *, addresses: tuple[str, ...] = ()
+) -> Draft:
     """An alert that is not in the log yet."""
-    return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc))
+    return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc, addresses=addresses))
 
 
 def confirmed_draft(number: int, btc: float = 150.0, at: float = 1_800_000_600.0) -> Draft:
@@ -77,7 +79,15 @@ def confirmed_draft(number: int, btc: float = 150.0, at: float = 1_800_000_600.0
 SMALL_SEGMENT = 536
 
 
-def silent_client(url: str, *, receive_buffer: int | None = None, segment_bytes: int | None = None) -> socket.socket:
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def silent_client(
+    url: str, *, receive_buffer: int | None = None, segment_bytes: int | None = None, request: bytes = UPGRADE
+) -> socket.socket:
     """A client that asks for the upgrade and then reads nothing."""
     host, port = url.removeprefix("ws://").split(":")
     sock = socket.socket()
@@ -87,10 +97,7 @@ def silent_client(url: str, *, receive_buffer: int | None = None, segment_bytes:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
     try:
         sock.connect((host, int(port)))
-        sock.sendall(
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        sock.sendall(request)
     except OSError:
         sock.close()
         raise

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from whaled.gateway.admission import (
     FAILURE_WINDOW_S,
     HALVED_AFTER_S,
+    LEAST_PART,
+    TIME_TO_BEGIN_S,
     TURNED_AWAY_PER_ADDRESS,
     Admission,
     FailedConnects,
@@ -65,6 +67,47 @@ def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_el
     assert admission.admit("elsewhere", source("192.0.2.2")) == (None, None, True)
 
 
+def test_a_proxy_with_clients_in_mid_handshake_is_not_taken_for_the_flood() -> None:
+    """A stranger each from many networks: the one that has had its time goes, not the proxy, which has two."""
+    now = 0.0
+    admission = Admission(total=500, per_address=100, unauthenticated=100, failed_connects=20, clock=lambda: now)
+    flood = [source(f"198.51.{number}.1") for number in range(98)]
+    for number, place in enumerate(flood):
+        admission.admit(number, place)
+    now += TIME_TO_BEGIN_S + 0.1
+    proxy = source("192.0.2.1")
+    admission.admit("first client", proxy)
+    admission.admit("second client", proxy)
+    for number in range(98):
+        verdict = admission.admit(f"next {number}", source(f"203.0.{number}.1"))
+        assert verdict.displaced == number
+        admission.leave(number, flood[number])
+    # All have just come: the oldest goes, and the proxy's are no worse off than others.
+    assert admission.admit("one more", source("203.0.99.1")).displaced == "first client"
+
+
+def test_a_network_with_clients_has_ten_failures_for_each_of_them() -> None:
+    admission, proxy = Admission(total=99, per_address=99, unauthenticated=99, failed_connects=4), source("192.0.2.1")
+    for number in range(3):
+        admission.admit(number, proxy)
+        admission.known(number)
+    admission.failures = FailedConnects(4, lambda: 0.0)  # a minute later
+    for _ in range(30):
+        admission.failures.failed(proxy.network)
+    assert not admission.is_flood(proxy, behind_s=60.0)
+    admission.leave(0, proxy)
+    assert admission.is_flood(proxy, behind_s=60.0)
+    assert admission.is_flood(source("192.0.2.77"), behind_s=60.0)
+
+
+def test_what_a_client_cannot_help_is_no_failure_of_its_network() -> None:
+    admission, place = Admission(total=99, per_address=99, unauthenticated=99, failed_connects=1), source("192.0.2.1")
+    for number in range(9):
+        admission.admit(number, place)
+        admission.leave(number, place, has_failed=False)
+    assert not admission.is_flood(place, behind_s=60.0)
+
+
 def test_nothing_is_left_of_connections_that_are_gone() -> None:
     admission, rng = Admission(total=20, per_address=9, unauthenticated=10, failed_connects=20), random.Random(1)
     open_: dict[int, Source] = {}
@@ -83,7 +126,7 @@ def test_nothing_is_left_of_connections_that_are_gone() -> None:
     for gone, place in open_.items():
         admission.leave(gone, place)
     strangers = admission.strangers
-    assert (admission.total, admission.unauthenticated, admission._by_address) == (0, 0, {})
+    assert (admission.total, admission.unauthenticated, admission._by_address, admission._clients) == (0, 0, {}, {})
     assert (strangers._networks, strangers._sizes, strangers._by_size, strangers._largest) == ({}, {}, {}, 0)
 
 
@@ -120,11 +163,14 @@ def test_a_newcomer_of_the_busiest_network_is_not_admitted_where_its_oldest_may_
 
 def test_a_network_from_which_nearly_all_connections_fail_is_a_flood_for_two_seconds() -> None:
     now = 0.0
-    failures = FailedConnects(4, lambda: now)
-    for _ in range(4):
+    failures = FailedConnects(4 * LEAST_PART, lambda: now)
+    for _ in range(4 * LEAST_PART):
         failures.failed("192.0.2.0/24")
+    for _ in range(4):
+        failures.failed("203.0.113.0/24")
     assert not failures.is_flood("192.0.2.0/24", behind_s=0.1)
-    assert failures.is_flood("192.0.2.0/24", behind_s=HALVED_AFTER_S)  # two are too many then
+    assert failures.is_flood("192.0.2.0/24", behind_s=HALVED_AFTER_S)  # half are too many then
+    assert not failures.is_flood("203.0.113.0/24", behind_s=60.0)  # it is halved twice at most
     failures.failed("192.0.2.0/24")
     assert failures.is_flood("192.0.2.0/24", behind_s=0.1)
     assert not failures.is_flood("198.51.100.0/24", behind_s=60.0)

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from bench import messages
-from bench.attack.__main__ import choose, main, summary
+from bench.attack.__main__ import choose, duration, expected_s, main, parser, summary
 from bench.attack.assaults import Did, Order, Strangers
 from bench.attack.catalogue import ATTACKS
-from bench.attack.payloads import FRAMES, PAYLOADS, frame, hello, large_filter, request
+from bench.attack.payloads import FRAMES, PAYLOADS, empty_blocks, frame, hello, large_filter, long_ping, request
 from bench.attack.rig import port_of
-from bench.attack.verdict import GENEROUS, STRICT, Outcome, Used, rows
+from bench.attack.verdict import GENEROUS, STRICT, Outcome, Used, rows, total
 from bench.attack.victims import Arrival, Client, Crowd, Gathered
 from bench.attack.victims import Order as VictimsOrder
 from whaled.gateway import wire
+from whaled.gateway.deflate import inflate
 
 ROOT = Path(__file__).parent.parent
 QUIET = Gathered(5, 10, 12, 1000)
@@ -52,18 +53,18 @@ def test_an_attack_within_bounds_breaks_none() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attacked": replace(QUIET, p99_ms=20.1)}, "p99 2.0 times"),
-        ({"attacked": replace(QUIET, p99_ms=30.2), "is_flood": True}, "p99 3.0 times"),
-        ({"attacked": Gathered()}, "p99 inf times"),
-        ({"after": replace(QUIET, p99_ms=21)}, "p99 2.1 times afterwards"),
+        ({"attacked": replace(QUIET, p99_ms=20.1)}, "p99 2.010 times, bound 2 times"),
+        ({"attacked": replace(QUIET, p99_ms=30.2), "is_flood": True}, "p99 3.020 times, bound 3 times"),
+        ({"attacked": Gathered()}, "p99 inf times, bound 2 times"),
+        ({"after": replace(QUIET, p99_ms=21)}, "p99 2.1 times afterwards, bound 2 times"),
         ({"after": replace(QUIET, lost=3)}, "3 lost"),
         ({"attacked": replace(QUIET, doubled=2)}, "2 doubled"),
         ({"attacked": replace(QUIET, cut=1)}, "1 cut off"),
         ({"unsent": 4}, "4 not sent"),
-        ({"memory_mib": Used(60, 90, 67)}, "memory +12%"),
-        ({"memory_mib": Used(60, 1025, 60)}, "1025 MiB"),
-        ({"arrivals": [Arrival(True, 1001), Arrival(True, 3)]}, "1 of 2 newcomers late (header)"),
-        ({"arrivals": [Arrival(False, None)]}, "1 of 1 newcomers late (message)"),
+        ({"memory_mib": Used(60, 90, 67)}, "memory +12%, bound +10%"),
+        ({"memory_mib": Used(60, 1025, 60)}, "1025 MiB, bound 1024 MiB"),
+        ({"arrivals": [Arrival(True, 1001), Arrival(True, 3)]}, "1 of 2 newcomers late (header), bound 0"),
+        ({"arrivals": [Arrival(False, None)]}, "1 of 1 newcomers late (message), bound 0"),
         ({"is_alive": False}, "it ended"),
         ({"exit_status": -9}, "stopped with -9"),
         ({"complaints": ["no attack: x"]}, "no attack: x"),
@@ -75,13 +76,35 @@ def test_each_bound_can_be_missed_by_itself(change: dict[str, object], words: st
 
 def test_generous_bounds_forgive_a_ratio_only_where_the_latency_itself_is_small() -> None:
     assert replace(WELL, attacked=replace(QUIET, p99_ms=149)).broken(GENEROUS) == []
-    assert replace(WELL, attacked=replace(QUIET, p99_ms=151)).broken(GENEROUS) == ["p99 15.1 times"]
+    words = "p99 15.1 times, bound 10 times or 150 ms"
+    assert replace(WELL, attacked=replace(QUIET, p99_ms=151)).broken(GENEROUS) == [words]
 
 
 def test_generous_bounds_end_where_a_slow_machine_is_no_excuse() -> None:
     slow = replace(QUIET, p99_ms=400)
     assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=999)).broken(GENEROUS) == []
-    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=1001)).broken(GENEROUS) == ["p99 2.5 times"]
+    words = "p99 1001 ms, bound 1000 ms"
+    assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=1001)).broken(GENEROUS) == [words]
+
+
+def test_the_last_line_counts_what_missed_and_what_the_machine_slowed() -> None:
+    missed = replace(WELL, unsent=1)
+    assert total([WELL, WELL], STRICT) == "0 of 2 missed a bound"
+    assert total([missed, replace(WELL, waited_part=0.06)], STRICT) == (
+        "1 of 2 missed a bound; in 1 row the daemon waited for a core more than 5 %: times there say little"
+    )
+    slowed = replace(missed, waited_part=0.3)
+    assert "; in 2 rows the daemon" in total([slowed, slowed, replace(WELL, waited_part=0.05)], STRICT)
+
+
+def test_the_expected_duration_is_that_of_the_documentation() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    for arguments, minutes in (([], 25), (["--quick"], 5)):
+        options = parser().parse_args(arguments)
+        spent_s = expected_s(options, choose([], is_quick=options.quick))
+        assert abs(spent_s / 60 - minutes) < 1.5
+        assert f", {minutes} minutes" in text
+    assert (duration(119), duration(300)) == ("119 s", "5 minutes")
 
 
 def test_a_newcomer_that_never_got_in_is_the_worst() -> None:
@@ -147,6 +170,15 @@ def test_large_filters_fit_into_a_frame_and_are_valid() -> None:
     payload = large_filter(3)[8:]
     assert len(payload) <= 16 * 1024
     assert len(json.loads(payload)["filters"]["addresses"]) == 900
+
+
+def test_compressed_messages_are_valid_and_as_long_as_they_may_be() -> None:
+    assert 15_950 < len(empty_blocks(16_000)) <= 16_000
+    assert inflate(empty_blocks(16_000), 0) == b""
+    assert len(long_ping(16_000)) < 100
+    assert json.loads(inflate(long_ping(16_000), 16_000))["type"] == "ping"
+    assert b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n" in request(deflates=True)
+    assert b"Extensions" not in request()
 
 
 def test_a_hello_is_a_tls_record() -> None:

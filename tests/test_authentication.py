@@ -223,6 +223,40 @@ async def test_a_clock_that_is_set_back_ends_nothing_and_the_end_comes_later(tmp
         assert await closed_with(client) == (1008, "Token expired")
 
 
+async def test_a_clock_that_is_ahead_lets_in_for_the_leeway_and_not_beyond_it(tmp_path: Path) -> None:
+    tokens, ahead_s = Tokens(NEW), [0.0]
+    token = tokens.token(ttl_s=600)
+    async with running_gateway(
+        tmp_path, authenticator=tokens, auth=AUTH, clock=lambda: time.time() + ahead_s[0]
+    ) as rig:
+        ahead_s[0] = 600.0 + AUTH.leeway - 5.0
+        async with rig.connect() as client:
+            await enter(client, token)
+            await receive_type(client, "token_expiring")
+            await ask(client, type="refresh")
+            assert (await receive_type(client, "error"))["code"] == "forbidden"
+            ahead_s[0] += 6.0
+            async with asyncio.timeout(3.0):
+                assert await closed_with(client) == (1008, "Token expired")
+        answer, code = await refused(rig, token)
+        assert (answer["message"], code) == ("Invalid or expired token", 1008)
+
+
+async def test_a_clock_that_is_behind_lets_in_for_the_leeway_and_not_beyond_it(tmp_path: Path) -> None:
+    tokens, ahead_s = Tokens(NEW), [0.0]
+    token = tokens.token(ttl_s=600)
+    async with running_gateway(
+        tmp_path, authenticator=tokens, auth=AUTH, clock=lambda: time.time() + ahead_s[0]
+    ) as rig:
+        ahead_s[0] = 5.0 - AUTH.leeway
+        async with rig.connect() as client:
+            await enter(client, token)
+        ahead_s[0] = -5.0 - AUTH.leeway
+        answer, code = await refused(rig, token)
+        assert (answer["message"], code) == ("Invalid or expired token", 1008)
+        assert rig.value("whaled_authentications_total", outcome="not_yet_valid") == 1
+
+
 async def test_nothing_forged_gets_in_by_either_way_and_every_refusal_reads_the_same(tmp_path: Path) -> None:
     judge = TokenAuthenticator(RING, AUTH, new_token_id=lambda: "t2")
     patient = Auth(failure_burst=1_000)

@@ -3,8 +3,9 @@
 import asyncio
 import io
 import os
+import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,17 @@ from processes import child_of, is_there
 from whaled import bookfile, files
 from whaled.bookfile import FAULTS, HEAD, MAX_LINE, TABLE, taken
 from whaled.config.sections import Detection, WatchRule
-from whaled.errors import ConfigError
-from whaled.files import SMALL_BYTES, read_address_book, read_address_book_apart
+from whaled.errors import BookError, BookFailure, ConfigError
+from whaled.files import NOWHERE, SMALL_BYTES, idle_rules, read_address_book, read_address_book_apart
+from whaled.model import OwnerType
 from whaled.whales.labels import AddressBook
-from whaled.whales.owners import Owners
+from whaled.whales.owners import Owner, Owners
 
-Read = Callable[[Detection], Awaitable[AddressBook]]
+Read = Callable[..., Awaitable[AddressBook]]
 
 
-async def here(settings: Detection) -> AddressBook:
-    return read_address_book(settings)
+async def here(settings: Detection, origins: Mapping[str, str] = NOWHERE) -> AddressBook:
+    return read_address_book(settings, origins)
 
 
 @pytest.fixture(params=[here, read_address_book_apart])
@@ -40,7 +42,7 @@ def written(directory: Path, lines: list[str], ending: str = "\n") -> Path:
 
 async def refused(read: Read, path: Path, **settings: object) -> list[str]:
     with pytest.raises(ConfigError) as error:
-        await read(Detection(address_book=str(path), **settings))  # type: ignore[arg-type]
+        await read(Detection(**{"address_book": str(path), **settings}))  # type: ignore[arg-type]
     return [str(fault) for fault in error.value.faults]
 
 
@@ -57,13 +59,174 @@ async def test_a_book_that_is_not_configured_is_empty(read: Read) -> None:
 
 
 async def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, read: Read) -> None:
-    lines = [*book(1_000), "x", f"Other,{address(0)},own"]
+    lines = [*book(1_000), "x", f"Other,{address(0)},owner"]
     path = written(tmp_path, lines)
     found = await refused(read, path)
-    assert found[0] == (
-        f"{path}: line 1001: expected 3 columns, label,address,type, found 1; put a label with a comma in quotes"
+    assert found[:2] == [
+        f"detection.address_book: cannot use {path}: 2 lines have faults",
+        (
+            f"{path}: line 1001: expected 3 columns, label,address,type, found 1; separate them by commas, semicolons "
+            "or tabs"
+        ),
+    ]
+    assert found[2].startswith(f"{path}: line 1002: type must be one of exchange, custodian, ")
+
+
+async def test_the_line_of_the_key_that_names_the_file_is_named(tmp_path: Path, read: Read) -> None:
+    places = {"detection.address_book": "w.yaml:7", "detection.max_book_addresses": "w.yaml:9"}
+    path = written(tmp_path, [*book(1_000), "x"])
+    settings = Detection(address_book=str(path))
+    for wrong, place in (
+        (settings, f"w.yaml:7: detection.address_book: cannot use {path}: a line has a fault"),
+        (Detection(address_book="/nowhere"), "w.yaml:7: detection.address_book: cannot read /nowhere"),
+        (Detection(address_book=str(path), max_book_addresses=7), "w.yaml:9: detection.max_book_addresses: "),
+    ):
+        with pytest.raises(ConfigError) as error:
+            await read(wrong, places)
+        assert str(error.value.faults[0]).startswith(place)
+    rule = WatchRule(name="x", labels=("Owner 9",))
+    written(tmp_path, book(1_000))
+    with pytest.raises(ConfigError) as error:
+        await read(Detection(address_book=str(path), watch=(rule,)), {"detection.watch[0].labels": "w.yaml:3"})
+    assert str(error.value.faults[0]).startswith("w.yaml:3: detection.watch[0].labels[0]: no label 'Owner 9' in ")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding: str) -> None:
+    path = tmp_path / "book.csv"
+    path.write_bytes("\r\n".join([f"Börse,{address(2_000)},exchange", *book(1_000)]).encode(encoding))
+    found = (await read(Detection(address_book=str(path)))).owners
+    assert (len(found), found.get(address(2_000))) == (1_001, Owner("Börse", OwnerType.EXCHANGE))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x1f\x8b\x08\x00\x00", "compressed with gzip: unpack it"),
+        (b"PK\x03\x04rest", "a ZIP archive or a workbook (xlsx, ods): unpack it, or save the sheet as CSV UTF-8"),
+        (b"\n<!DOCTYPE html>\n<title>403</title>", "a page in HTML or XML: the download gave an error or login page"),
+        (b'\xef\xbb\xbf{"type":"addr"}', "JSON; `whaled labels import` makes an address book of it if it is BIP 329"),
+        (
+            b"title: x\ntags:\n- a: b\n",
+            "YAML; `whaled labels import` makes an address book of it if it is a GraphSense",
+        ),
+        (
+            b'"#Wallet Huobi.com. Updated to block 523401"\n',
+            "an export of WalletExplorer; `whaled labels import` makes",
+        ),
+    ],
+)
+async def test_a_file_that_is_no_csv_is_named(tmp_path: Path, read: Read, content: bytes, what: str) -> None:
+    path = tmp_path / "book.csv"
+    path.write_bytes(content + b" " * 20_000)
+    (problem,) = await refused(read, path)
+    assert problem.startswith(f"detection.address_book: {path} is no address book but {what}")
+
+
+async def test_a_binary_file_is_named(tmp_path: Path, read: Read) -> None:
+    path = tmp_path / "book.csv"
+    path.write_bytes(random.Random(1).randbytes(20_000))
+    assert await refused(read, path) == [f"detection.address_book: {path} is no text: it has NUL bytes"]
+
+
+@pytest.mark.parametrize("text", ["", "label,address,type\n", "\ufeff# nothing\n\n" + "#\n" * 10_000])
+async def test_a_book_without_addresses_is_refused(tmp_path: Path, read: Read, text: str) -> None:
+    path = tmp_path / "book.csv"
+    path.write_text(text)
+    assert await refused(read, path) == [
+        (
+            f"detection.address_book: {path} has no address ({path.stat().st_size} bytes): did its download fail? To "
+            "run without labels set detection.address_book to null"
+        )
+    ]
+
+
+async def test_a_file_that_ends_amid_a_line_is_named(tmp_path: Path, read: Read) -> None:
+    path = written(tmp_path, book(1_000))
+    path.write_text(path.read_text()[:-12])
+    (_, problem) = await refused(read, path)
+    assert problem.endswith("; the file ends here, amid a line: was it cut short?")
+
+
+async def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, book(10))
+
+    def growing(*_: object) -> bool:
+        with path.open("a") as file:
+            file.write("x,")
+        return True
+
+    monkeypatch.setattr("whaled.whales.books.Reading.add", growing)
+    (problem,) = await refused(here, path)
+    assert problem == (
+        f"detection.address_book: {path} changed while it was read: write a new file beside it and rename that "
+        f"(mv NEW {path})"
     )
-    assert found[1].startswith(f"{path}: line 1002: {address(0)} is 'Other' (own) here and 'Owner 0' ")
+
+
+async def test_several_files_are_read_in_their_order(tmp_path: Path, read: Read) -> None:
+    first, second = tmp_path / "mine.csv", written(tmp_path, book(1_000))
+    first.write_text(f"Mine;{address(3)};own\n")
+    found = (await read(Detection(address_book=(str(first), str(second))))).owners
+    assert [owner.label for owner in found.all(address(3))] == ["Mine", "Owner 3"]
+    assert (len(found), found.several) == (1_000, 1)
+    found = (await read(Detection(address_book=(str(second), str(first))))).owners
+    assert [owner.label for owner in found.all(address(3))] == ["Owner 3", "Mine"]
+
+
+async def test_of_several_files_the_one_at_fault_is_named(tmp_path: Path, read: Read) -> None:
+    first, second = tmp_path / "mine.csv", written(tmp_path, book(1_000))
+    first.write_text("")
+    places = {"detection.address_book": "w.yaml:2", "detection.address_book[1]": "w.yaml:4"}
+    settings = Detection(address_book=(str(second), str(first)))
+    with pytest.raises(BookError) as error:
+        await read(settings, places)
+    assert error.value.reason is BookFailure.EMPTY
+    assert str(error.value).startswith(f"w.yaml:4: detection.address_book[1]: {first} has no address (0 bytes)")
+    first.write_text("x\n")
+    with pytest.raises(BookError) as error:
+        await read(settings, places)
+    head, fault = str(error.value).splitlines()
+    assert head == f"w.yaml:2: detection.address_book: cannot use {second}, {first}: a line has a fault"
+    assert fault.startswith(f"{first}: line 1: expected 3 columns")
+    first.write_text(f"x,{address(1)},own")
+    assert await refused(read, second, address_book=(str(first), str(second)), max_book_addresses=1_000) == [
+        (
+            f"detection.max_book_addresses: {first}, {second} have 1001 addresses, 1000 are allowed: split the book or "
+            "raise the limit"
+        )
+    ]
+
+
+@pytest.mark.parametrize(("count", "loss", "is_kept"), [(500, 0.5, True), (499, 0.5, False), (1, 1.0, True)])
+async def test_a_book_that_lost_too_much_is_refused(tmp_path: Path, count: int, loss: float, *, is_kept: bool) -> None:
+    path = written(tmp_path, book(count))
+    settings = Detection(address_book=str(path), max_book_loss=loss)
+    if is_kept:
+        assert len((await read_address_book_apart(settings, in_force=1_000)).owners) == count
+        return
+    with pytest.raises(BookError) as error:
+        await read_address_book_apart(settings, {"detection.address_book": "w.yaml:2"}, in_force=1_000)
+    assert error.value.reason is BookFailure.SHRUNK
+    assert str(error.value) == (
+        f"w.yaml:2: detection.address_book: {path} has {count} addresses, 1,000 are in force: the loss is greater than "
+        "detection.max_book_loss (0.5). Was the file cut short? If it is right, set that key to 1 and reload, or "
+        "restart whaled"
+    )
+
+
+def test_types_that_no_address_has_are_named() -> None:
+    found = AddressBook.parse(f"A,{address(1)},own", "book.csv")
+    settings = Detection(
+        address_book="book.csv",
+        watch=(WatchRule(name="x", types=(OwnerType.OWN,)), WatchRule(name="y", types=(OwnerType.OWN, OwnerType.FUND))),
+    )
+    assert [str(fault) for fault in idle_rules(settings, found, {"detection.watch[1].types": "w.yaml:9"})] == [
+        (
+            "w.yaml:9: detection.watch[1].types: no address in book.csv has the type fund: that part of the rule "
+            "matches nothing"
+        )
+    ]
 
 
 async def test_too_many_addresses_are_counted(tmp_path: Path, read: Read) -> None:
@@ -91,7 +254,10 @@ async def test_a_file_without_line_breaks_is_not_read_into_memory(tmp_path: Path
 async def test_a_file_that_is_none_or_cannot_be_read_is_named(tmp_path: Path, read: Read) -> None:
     path = written(tmp_path, [*book(1_000), "x"])
     path.write_bytes(path.read_bytes() + b"\xe9,1,own\n")
-    assert "can't decode byte 0xe9" in (await refused(read, path))[0]
+    assert (await refused(read, path))[2] == (
+        f"{path}: line 1002: not UTF-8: byte 0xe9. As Windows-1252, the plain CSV of spreadsheets, it is 'é,1,own'. "
+        "Save the file as CSV UTF-8, or, if that reads right: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
+    )
     assert (await refused(read, tmp_path / "none"))[0].startswith(
         f"detection.address_book: cannot read {tmp_path}/none"
     )
@@ -163,6 +329,6 @@ def test_a_reader_that_runs_out_of_memory_says_what_allows_more(
     monkeypatch.setattr(bookfile, "read", short)
     monkeypatch.setattr("os.nice", lambda _: 0)
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
-    bookfile.main(str(tmp_path / "book.csv"), "7")
+    bookfile.main("7", str(tmp_path / "book.csv"))
     with pytest.raises(ConfigError, match=r"more memory than detection\.max_book_addresses \(7\) allows for"):
         taken(io.BytesIO(capsysbinary.readouterr().out))  # type: ignore[arg-type]

@@ -186,7 +186,7 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
                 await counted.until(lambda: len(counted.seconds) >= 5)
                 assert counted.failures == []
                 assert len(counted.connects) >= 5
-                assert len(rig.gateway.hub._rehearsal.members) <= 2  # the last one, and the one before on its way out
+                assert len(rig.gateway.hub._rehearsal) <= 2  # the last one, and the one before on its way out
                 assert rig.gateway.connections <= 1
                 assert rig.gateway.hub.live_members == 0
                 assert held.getpeername()
@@ -194,6 +194,21 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
             assert rig.value(f"whaled_connections_{metric}_total") == 0
         assert rig.value("whaled_messages_sent_total", type="control") == 0
         assert rig.gateway.rehearsal.expected == set()
+
+
+async def test_canaries_arrive_compressed_and_plain_by_turns(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig, singing(rig) as (_, counted):
+        group = rig.gateway.hub._rehearsal
+        forms: set[str] = set()
+
+        def both_ways() -> bool:
+            forms.update(
+                form for form, members in (("plain", group.plain), ("compressed", group.compressed)) if members
+            )
+            return len(forms) == 2 and len(counted.seconds) >= 6
+
+        await counted.until(both_ways)
+        assert counted.failures == []
 
 
 async def test_canaries_that_cannot_connect_say_so_and_go_without(tmp_path: Path) -> None:

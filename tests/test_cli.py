@@ -6,12 +6,15 @@ import importlib
 import io
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from whaled import __version__
@@ -93,6 +96,37 @@ def test_a_good_configuration_is_one_line(tmp_path: Path, ring: Path, capsys: Ou
     assert "250 BTC" in out
 
 
+def test_every_address_that_clients_connect_to_is_in_the_line(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    hosts = "gateway: {host: ['127.0.0.1', '::1']}\n"
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\n{hosts}")
+    assert main(["check-config", config]) == 0
+    assert "clients at ws://127.0.0.1:8765, ws://[::1]:8765." in capsys.readouterr().out
+
+
+def test_what_does_not_keep_whaled_from_starting_is_a_warning(
+    tmp_path: Path, ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHALED_SERVICE_HOST", "10.96.3.7")
+    hosts = "gateway: {host: [127.0.0.1, 203.0.113.7]}\nhttp: {host: lo}\n"
+    config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\n{hosts}")
+    assert main(["check-config", config]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    links, missing, interface = captured.err.splitlines()
+    assert links == (
+        "whaled: warning: environment: WHALED_SERVICE_HOST: passed over, Kubernetes sets them for a Service whose name "
+        "begins with `whaled`; `enableServiceLinks: false` in the pod's spec keeps them out"
+    )
+    assert missing == (
+        f"whaled: warning: {config}:2: gateway.host: nobody can connect to 203.0.113.7: "
+        "this machine has no such address"
+    )
+    assert interface == (
+        f"whaled: warning: {config}:3: http.host: nobody can connect to lo: "
+        "this is a network interface: write the address that it has"
+    )
+
+
 def test_every_rule_is_in_the_line_about_a_good_configuration(tmp_path: Path, ring: Path, capsys: Output) -> None:
     book = write(tmp_path / "book.csv", "Mine,bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4,own\n")
     rules = "threshold_usd: 5000000, watch: [{name: own, labels: [%s]}]"
@@ -103,7 +137,10 @@ def test_every_rule_is_in_the_line_about_a_good_configuration(tmp_path: Path, ri
         )
         assert main(["check-config", config]) == status
     captured = capsys.readouterr()
-    assert "whales from 100 BTC, from $5,000,000, of 1 watch rule." in captured.out
+    assert (
+        f"whales from 100 BTC, from $5,000,000, of 1 watch rule. address book: 1 address of 1 owner in {book}."
+        in captured.out
+    )
     assert "detection.watch[0].labels[0]: no label 'Mnie' in" in captured.err
     assert "did you mean 'Mine'?" in captured.err
 
@@ -195,7 +232,7 @@ def test_a_token_alone_goes_to_standard_output_and_is_accepted(
     assert json.loads(captured.out)["claims"]["client_id"] == "c1"
     assert "accepted" in captured.err
     assert json.loads(ring.read_text())["keys"][0]["kid"] in captured.err
-    monkeypatch.setattr("sys.stdin", io.StringIO(token + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(token.encode() + b"\n")))
     assert main(["token", "inspect", "-", "--key-ring", str(ring)]) == 0
 
 
@@ -217,6 +254,61 @@ def test_a_token_is_shown_where_there_is_no_ring_to_verify_it(tmp_path: Path, ri
     captured = capsys.readouterr()
     assert json.loads(captured.out)["claims"]["client_id"] == "c1"
     assert "not verified" in captured.err
+
+
+def test_the_file_that_issue_wrote_is_inspected_and_no_signature_is_shown(
+    tmp_path: Path, ring: Path, capsys: Output
+) -> None:
+    path = tmp_path / "c1.token"
+    assert issue_to(path, ring) == 0
+    capsys.readouterr()
+    token = path.read_text().strip()
+    assert main(["token", "inspect", str(path), "--key-ring", str(ring)]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["claims"]["client_id"] == "c1"
+    assert captured.err.startswith("accepted: c1: read, until ")
+    assert token.rpartition(".")[2] not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "form", ["\ufeff{}\r\n", '"{}"', "Bearer {}", "export WHALED_TOKEN='{}'\n", '{{"token": "{}"}}']
+)
+def test_a_token_is_inspected_in_whatever_form_it_is_kept(
+    tmp_path: Path, ring: Path, capsys: Output, form: str
+) -> None:
+    main(["token", "issue", "--client", "c1", "--key-ring", str(ring)])
+    path = tmp_path / "t"
+    path.write_text(form.format(capsys.readouterr().out.strip()))
+    path.chmod(0o644)
+    assert main(["token", "inspect", str(path), "--key-ring", str(ring)]) == 0
+    assert f"warning: {path} can be read by every user of this machine (mode 0644)" in capsys.readouterr().err
+
+
+def test_what_is_inspected_and_is_no_token_is_named_and_not_quoted(tmp_path: Path, ring: Path, capsys: Output) -> None:
+    main(["token", "issue", "--client", "c1", "--key-ring", str(ring)])
+    token = capsys.readouterr().out.strip()
+    cases = {
+        str(ring): f"whaled: {ring} is a key ring, which signs tokens and belongs to the server only",
+        str(tmp_path / "none"): f"whaled: {tmp_path / 'none'}: No such file or directory",
+        str(tmp_path): f"whaled: {tmp_path}: Is a directory",
+        "s3cret" * 8: "whaled: the argument, which names no file, holds no token: expected a JWT",
+        token[:-3]: "not accepted: bad_signature; it holds a damaged token: its signature has 40 characters, not 43",
+    }
+    for argument, message in cases.items():
+        assert main(["token", "inspect", argument, "--key-ring", str(ring)]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert "s3cret" not in captured.err
+        assert json.loads(ring.read_text())["keys"][0]["secret"] not in captured.out + captured.err
+
+
+def test_an_expired_token_is_inspected_with_how_long_ago_it_ended(ring: Path, capsys: Output) -> None:
+    secret = json.loads(ring.read_text())["keys"][0]
+    key = base64.urlsafe_b64decode(secret["secret"] + "=")
+    now = int(time.time())
+    token = jwt.encode({"client_id": "c", "exp": now - 3600}, key, algorithm="HS256", headers={"kid": secret["kid"]})
+    assert main(["token", "inspect", token, "--key-ring", str(ring)]) == 1
+    assert re.search(r"not accepted: expired: `exp` was 36\d\d s ago", capsys.readouterr().err)
 
 
 def hostile(claims: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripted_server import EPOCH, Peer, alert, position, scripted, txid, update
+from scripted_server import EPOCH, Peer, alert, jwt, position, scripted, txid, update
 from whaled import client as public
 from whaled.client import (
     AlertData,
@@ -328,11 +329,11 @@ async def test_without_link_events_a_lost_connection_is_logged(caplog: pytest.Lo
         await peer.say(alert(1))
         await peer.linger()
 
-    async with scripted(first, second) as server, stream(server.url, token="t0psecret") as source:
+    async with scripted(first, second) as server, stream(server.url, token=jwt("t0psecret")) as source:
         with caplog.at_level(logging.INFO, "whaled.client"):
             assert await offsets(source, 1) == [1]
     assert "error on the server (1011); trying again in 0.0 s" in caplog.text
-    assert "t0psecret" not in caplog.text
+    assert jwt("t0psecret") not in caplog.text
 
 
 async def test_the_wait_grows_while_it_fails_and_starts_anew_after_a_good_connection() -> None:
@@ -455,7 +456,7 @@ async def test_the_token_is_the_first_message() -> None:
         await peer.subscribe(3)
         await peer.linger()
 
-    async with scripted(script) as server, stream(server.url, token="jwt", link_events=True) as source:
+    async with scripted(script) as server, stream(server.url, token=jwt("jwt"), link_events=True) as source:
         assert await anext(source) == Connected(client_id="c1", head=at(3), is_recovered=True)
 
 
@@ -480,7 +481,7 @@ async def test_a_token_for_a_server_that_wants_none_does_no_harm() -> None:
         await peer.say(alert(1))
         await peer.linger()
 
-    async with scripted(script) as server, stream(server.url, token="jwt") as source:
+    async with scripted(script) as server, stream(server.url, token=jwt("jwt")) as source:
         assert await offsets(source, 1) == [1]
 
 
@@ -489,10 +490,10 @@ async def test_a_refused_token_ends_the_stream() -> None:
         await peer.hear("auth")
         await peer.refuse("Invalid or expired token")
 
-    async with scripted(script) as server, stream(server.url, token="t0psecret") as source:
+    async with scripted(script) as server, stream(server.url, token=jwt("t0psecret")) as source:
         with pytest.raises(AuthenticationFailed, match="Invalid or expired token") as caught:
             await anext(source)
-        assert "t0psecret" not in str(caught.value)
+        assert jwt("t0psecret") not in str(caught.value)
         assert caught.value.message == "Invalid or expired token"
         with pytest.raises(AuthenticationFailed):  # and stays ended
             await anext(source)
@@ -507,6 +508,142 @@ async def test_a_server_that_wants_a_token_and_gets_none_is_said_so() -> None:
             await anext(source)
 
 
+async def nothing(_peer: Peer) -> None:
+    raise AssertionError("nobody should connect")
+
+
+@pytest.mark.parametrize(
+    ("claims", "reason"),
+    [
+        ({"exp": -3 * 86400}, r"it expired at 20.*\+00:00, 3 d ago by the clock of this machine; get a new token"),
+        ({"nbf": 8000}, r"it is not valid before 20.*\+00:00, in 2 h by the clock of this machine"),
+    ],
+)
+async def test_a_token_that_cannot_be_valid_now_is_named_before_connecting(claims: dict[str, int], reason: str) -> None:
+    token = jwt("c1", **{name: int(time.time()) + offset for name, offset in claims.items()})
+    async with scripted(nothing) as server:
+        for options in ({"token": token}, {"token_provider": always(token)}):
+            async with stream(server.url, **options) as source:
+                with pytest.raises(AuthenticationFailed, match=reason) as caught:
+                    await anext(source)
+            assert token not in str(caught.value)
+        assert server.handshakes == 0
+
+
+async def test_a_token_that_ended_a_moment_ago_is_for_the_server_to_judge() -> None:
+    token = jwt("c1", exp=int(time.time()) - 60)
+
+    async def script(peer: Peer) -> None:
+        await peer.hear("auth")
+        await peer.refuse("Invalid or expired token")
+
+    async with scripted(script) as server, stream(server.url, token=token) as source:
+        with pytest.raises(AuthenticationFailed, match=r"get a new token; it expired at .* 6\d s ago by the clock"):
+            await anext(source)
+
+
+async def test_a_stream_that_was_let_in_is_not_ended_by_the_clock_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = jwt("c1", exp=int(time.time()) + 600)
+
+    async def first(peer: Peer) -> None:
+        await let_in(peer, token)
+        await peer.say(alert(1))
+        later = time.time() + 7200
+        monkeypatch.setattr("time.time", lambda: later)
+        await peer.ws.close(1012)
+
+    async def second(peer: Peer) -> None:
+        await let_in(peer, token)
+        await peer.say(alert(2))
+        await peer.linger()
+
+    async with scripted(first, second) as server, stream(server.url, token=token) as source:
+        assert await offsets(source, 2) == [1, 2]
+
+
+async def let_in(peer: Peer, token: str) -> None:
+    assert await peer.hear("auth") == {"type": "auth", "token": token}
+    await peer.welcome(0, authenticated=True)
+    await peer.subscribe(0)
+
+
+def always(token: str) -> Callable[[], Awaitable[str]]:
+    async def provide() -> str:
+        return token
+
+    return provide
+
+
+async def test_what_surrounds_a_token_is_taken_off() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("c1")
+        await peer.subscribe(0)
+        await peer.say(alert(1))
+        await peer.linger()
+
+    for text in (f'\ufeffBearer "{jwt("c1")}"\r\n', f"WHALED_TOKEN={jwt('c1')}"):
+        for options in ({"token": text}, {"token_provider": always(text)}):
+            async with scripted(script) as server, stream(server.url, **options) as source:
+                assert await offsets(source, 1) == [1]
+
+
+async def test_a_token_that_is_none_is_refused_at_once_and_not_quoted() -> None:
+    for text in ("", "two w0rds", jwt("c1")[:-5], "s3cret…"):
+        with pytest.raises(ValueError, match="`token` holds") as caught:
+            WhaleStream("ws://127.0.0.1:1", token=text)
+        assert not text or text not in str(caught.value)
+    async with stream("ws://127.0.0.1:1", token_provider=always("two w0rds")) as source:
+        with pytest.raises(AuthenticationFailed, match="what the token provider gave holds no token"):
+            await anext(source)
+
+
+async def test_a_token_without_structure_is_named_before_connecting_and_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """A newer server may have such tokens."""
+
+    async def script(peer: Peer) -> None:
+        assert (await peer.hear("auth"))["token"] == "0paque"
+        await peer.refuse("Invalid or expired token")
+
+    async with scripted(script) as server, stream(server.url, token="0paque") as source:
+        with pytest.raises(AuthenticationFailed, match=r"get a new token; it is neither a JWT .* nor an API key"):
+            await anext(source)
+    assert caplog.text.count("the token is neither a JWT (three parts with dots between) nor an API key (whk_...)") == 1
+    assert "0paque" not in caplog.text
+
+
+async def test_a_token_file_is_read_with_a_warning_where_everybody_can_read_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t"
+    path.write_text(f"{jwt('c1')}\n")
+    path.chmod(0o640)
+    assert public.read_token(path) == jwt("c1")
+    assert caplog.text == ""
+    path.chmod(0o644)
+    assert public.read_token(str(path)) == jwt("c1")
+    assert f"{path} can be read by every user of this machine (mode 0644); run: chmod 600 {path}" in caplog.text
+
+
+async def test_a_provider_that_gives_rubbish_while_the_stream_is_up_leaves_the_renewal_to_the_server() -> None:
+    texts = [jwt("c1"), "half a tok"]
+
+    async def provide() -> str:
+        return texts.pop(0)
+
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("c1")
+        await peer.subscribe(0)
+        await peer.say({"type": "token_expiring", "expires_at": "2026-01-02T00:00:00Z"})
+        await peer.hear("refresh")
+        await peer.say(alert(1))
+        await peer.linger()
+
+    async with scripted(script) as server, stream(server.url, token_provider=provide) as source:
+        assert await offsets(source, 1) == [1]
+
+
 @pytest.mark.parametrize("message", ["Rate limit exceeded", "Authentication timeout"])
 async def test_a_token_that_was_not_looked_at_is_tried_again(message: str) -> None:
     async def first(peer: Peer) -> None:
@@ -519,13 +656,13 @@ async def test_a_token_that_was_not_looked_at_is_tried_again(message: str) -> No
         await peer.say(alert(1))
         await peer.linger()
 
-    async with scripted(first, second) as server, stream(server.url, token="jwt") as source:
+    async with scripted(first, second) as server, stream(server.url, token=jwt("jwt")) as source:
         assert await offsets(source, 1) == [1]
 
 
 def provider(*tokens: str | Exception) -> Callable[[], Awaitable[str]]:
-    """Gives these tokens one after the other."""
-    left = list(tokens)
+    """Gives the tokens of these names one after the other."""
+    left = [token if isinstance(token, Exception) else jwt(token) for token in tokens]
 
     async def provide() -> str:
         token = left.pop(0)
@@ -551,7 +688,7 @@ async def test_a_token_that_is_refused_for_now_is_tried_again() -> None:
         await peer.say(alert(1))
         await peer.linger()
 
-    async with scripted(limited, second) as server, stream(server.url, token="jwt") as source:
+    async with scripted(limited, second) as server, stream(server.url, token=jwt("jwt")) as source:
         assert await offsets(source, 1) == [1]
 
 
@@ -570,7 +707,7 @@ async def test_a_provider_is_asked_for_another_token_when_one_is_refused_for_now
 
 
 async def test_how_long_to_stay_away_from_a_server_that_refuses_for_now_is_given() -> None:
-    async with scripted(limited) as server, stream(server.url, token="jwt", reconnect=False) as source:
+    async with scripted(limited) as server, stream(server.url, token=jwt("jwt"), reconnect=False) as source:
         with pytest.raises(LinkLostError, match="Rate limit exceeded") as caught:
             await anext(source)
     assert (caught.value.code, caught.value.retry_after_s) == (1013, 0.01)
@@ -597,7 +734,7 @@ async def test_the_provider_is_asked_for_another_token(reason: str) -> None:
         stream(server.url, token_provider=provider("one", OSError("identity provider is down"), "two")) as source,
     ):
         assert await offsets(source, 2) == [1, 2]
-        assert source.token == "two"
+        assert source.token == jwt("two")
     assert asked == [position(1)]
 
 
@@ -608,7 +745,7 @@ async def test_a_provider_that_gives_the_refused_token_again_ends_the_stream() -
         await peer.ws.close(1008, "Token revoked")
 
     async with scripted(script) as server, stream(server.url, token_provider=provider("one", "one")) as source:
-        with pytest.raises(AuthenticationFailed, match="gave the refused token again"):
+        with pytest.raises(AuthenticationFailed, match="the same token was given again; get a new token"):
             await anext(source)
 
 
@@ -634,7 +771,7 @@ async def test_an_expiring_token_is_refreshed_and_kept_for_the_next_connection()
         await peer.subscribe(0)
         await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
         await peer.hear("refresh")
-        await peer.say({"type": "token", "token": "new", "expires_at": "2026-01-02T00:00:00Z"}, alert(1))
+        await peer.say({"type": "token", "token": jwt("new"), "expires_at": "2026-01-02T00:00:00Z"}, alert(1))
         await peer.ws.close(1012)
 
     async def second(peer: Peer) -> None:
@@ -643,9 +780,9 @@ async def test_an_expiring_token_is_refreshed_and_kept_for_the_next_connection()
         await peer.say(alert(2))
         await peer.linger()
 
-    async with scripted(first, second) as server, stream(server.url, token="old") as source:
+    async with scripted(first, second) as server, stream(server.url, token=jwt("old")) as source:
         assert await offsets(source, 2) == [1, 2]
-        assert source.token == "new"
+        assert source.token == jwt("new")
 
 
 async def test_an_expiring_token_is_replaced_in_place_by_the_provider() -> None:
@@ -653,7 +790,7 @@ async def test_an_expiring_token_is_replaced_in_place_by_the_provider() -> None:
         await peer.authenticate("old")
         await peer.subscribe(0)
         await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
-        assert await peer.hear("auth") == {"type": "auth", "token": "new"}
+        assert await peer.hear("auth") == {"type": "auth", "token": jwt("new")}
         await peer.say({"type": "auth_success", "client_id": "c1", "permissions": ["read"], "expires_at": None})
         await peer.say(alert(1))
         await peer.linger()
@@ -673,7 +810,7 @@ async def test_a_token_is_renewed_while_the_consumer_is_busy() -> None:
         renewed.set()
         await peer.linger()
 
-    async with scripted(script) as server, stream(server.url, token="old") as source:
+    async with scripted(script) as server, stream(server.url, token=jwt("old")) as source:
         async for _ in source:
             await renewed.wait()  # the event is still in hand
             break
@@ -799,7 +936,7 @@ async def test_a_redirect_is_not_followed() -> None:
     async with (
         scripted(script) as elsewhere,
         scripted(status=(302, {"Location": elsewhere.url})) as server,
-        stream(server.url, token="jwt") as source,
+        stream(server.url, token=jwt("jwt")) as source,
     ):
         with pytest.raises(UnusableServerError, match="HTTP 302"):
             await anext(source)
@@ -821,7 +958,7 @@ async def raw_server(answer: bytes) -> Any:
 
 async def test_a_port_that_speaks_something_else_is_said_to() -> None:
     async with raw_server(b"220 smtp ready\r\n") as url, stream(url) as source:
-        with pytest.raises(UnusableServerError, match="no WebSocket server"):
+        with pytest.raises(UnusableServerError, match=r"speaks SMTP or FTP, not WebSocket: is the port right\?"):
             await anext(source)
 
 
@@ -1037,7 +1174,23 @@ def test_over_any_sequence_of_disconnects_every_event_comes_once(seed: int, filt
     assert got == [n for n in range(start + 1, end + 1) if n % 3 or not filtered]
 
 
-@pytest.mark.parametrize("text", ["", "last:", "last:-1", "yesterday", "2026-13-01", "epoch:", ":5", "a b:5", "12"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "last:",
+        "last:-1",
+        "yesterday",
+        "2026-13-01",
+        "epoch:",
+        ":5",
+        "a b:5",
+        "12",
+        "10:00",
+        "1767225600",
+        "1/2/2026",
+    ],
+)
 def test_a_starting_point_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no starting point|is not an ISO 8601 time"):
         parse_since(text)
@@ -1046,7 +1199,15 @@ def test_a_starting_point_that_makes_no_sense_is_refused(text: str) -> None:
 def test_starting_points_are_read_as_they_are_written() -> None:
     assert parse_since("last:20") == Last(20)
     assert parse_since(" -_k3:4711 ") == Position("-_k3", 4711)
+    assert parse_since("c045c3b92ba929dac234b51e:7") == Position("c045c3b92ba929dac234b51e", 7)
+    assert parse_since("123456789012345678901234:7") == Position("123456789012345678901234", 7)
+    assert parse_since("2026-01-31T11:00Z") == datetime(2026, 1, 31, 11, tzinfo=UTC)
     assert parse_since("2026-01-31T12:00:00+01:00") == datetime(2026, 1, 31, 12, tzinfo=timezone(timedelta(hours=1)))
+
+
+def test_a_datetime_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no time zone"):
+        WhaleStream("ws://127.0.0.1:1", since=datetime(2026, 1, 1))  # noqa: DTZ001 - that is the mistake
 
 
 def test_everything_raised_on_purpose_is_a_stream_error() -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from scripted_server import jwt
 from support import alert_draft, confirmed_draft, running_gateway, txid
 from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
+from whaled.auth.tokentext import claims_of
 from whaled.client import (
     AuthenticationFailed,
     Connected,
@@ -38,7 +40,7 @@ from whaled.config.sections import EventLog as EventLogSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
-from whaled.model import Alert, Draft, Flow, Permission, Shape, UpstreamState, Whale
+from whaled.model import Alert, Draft, Flow, Grant, Permission, Shape, UpstreamState, Whale
 from whaled.ops.metrics import Metrics
 
 BOT = Path(__file__).parent.parent / "docs" / "examples" / "bot.py"
@@ -87,6 +89,18 @@ async def test_what_the_server_publishes_arrives_typed(tmp_path: Path) -> None:
     assert second.position == Position(first.position.epoch, 2)
 
 
+async def test_the_addresses_of_the_filter_that_matched_arrive(tmp_path: Path) -> None:
+    ours, theirs = (f"bc1q{letter * 38}" for letter in "pq")
+    async with running_gateway(tmp_path) as rig:
+        await rig.publish(alert_draft(1, addresses=(theirs, ours)), alert_draft(2, addresses=(theirs,)))
+        async with stream(rig.url, filters={"addresses": [ours]}, since=Last(10)) as source:
+            (event,) = [event async for event in _some(source, 1)]
+        async with stream(rig.url, since=Last(10)) as source:
+            others = [event async for event in _some(source, 2)]
+    assert (event.position.offset, event.matched_addresses) == (1, (ours,))
+    assert [event.matched_addresses for event in others] == [(), ()]
+
+
 async def _some(source: WhaleStream, count: int) -> AsyncIterator[WhaleAlert | WhaleUpdate]:
     async for event in source:
         if isinstance(event, WhaleAlert | WhaleUpdate):
@@ -94,6 +108,18 @@ async def _some(source: WhaleStream, count: int) -> AsyncIterator[WhaleAlert | W
             count -= 1
         if not count:
             return
+
+
+@pytest.mark.parametrize(("compression", "count"), [(True, 1), (False, 0), (None, 0)])  # the server is on this machine
+async def test_a_stream_asks_for_compression_or_not(tmp_path: Path, compression: bool | None, count: int) -> None:
+    async with (
+        running_gateway(tmp_path) as rig,
+        stream(rig.url, compression=compression, link_events=True) as source,
+    ):
+        await connected(source)
+        assert rig.gateway.compressed == count
+        await rig.alerts(1, 2, 3)
+        assert await offsets(source, 3) == [1, 2, 3]
 
 
 async def test_the_state_of_the_backend_arrives(tmp_path: Path) -> None:
@@ -215,19 +241,26 @@ async def test_a_restart_of_the_server_is_ridden_out(tmp_path: Path) -> None:
             assert await offsets(source, 2) == [2, 3]
 
 
+class NamedTokens(Tokens):
+    """Knows tokens by the client they name."""
+
+    def verify(self, credential: str, now: float) -> Grant:
+        return super().verify(claims_of(credential)["client_id"], now)
+
+
 async def test_tokens_are_accepted_or_refused_for_good(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), auth_timeout=0.05) as rig:
-        async with stream(rig.url, token="good", link_events=True) as source:
+    async with running_gateway(tmp_path, authenticator=NamedTokens(expires_at=4e9), auth_timeout=0.05) as rig:
+        async with stream(rig.url, token=jwt("good"), link_events=True) as source:
             assert (await connected(source)).client_id == "c1"
             await rig.alerts(1)
             assert await offsets(source, 1) == [1]
-        async with stream(rig.url, token="bad") as source:
+        async with stream(rig.url, token=jwt("bad")) as source:
             with pytest.raises(AuthenticationFailed, match="Invalid or expired token"):
                 await anext(source)
         async with stream(rig.url) as source:
             with pytest.raises(AuthenticationFailed, match="this stream has none"):
                 await anext(source)
-        async with stream(rig.url, token="mute") as source:
+        async with stream(rig.url, token=jwt("mute")) as source:
             with pytest.raises(SubscriptionError) as caught:
                 await anext(source)
             assert caught.value.code == "forbidden"

@@ -89,7 +89,7 @@ def test_every_reloadable_key_exists() -> None:
 def test_the_development_configuration_is_valid_and_stays_on_this_machine() -> None:
     config = load(ROOT / "config" / "dev.yaml", environ={}, flags={}).config
     assert not config.auth.enabled
-    assert config.gateway.host == "127.0.0.1"
+    assert config.gateway.host == ("127.0.0.1",)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "gateway:\n", "gateway:\n  tls:\n"])
@@ -151,7 +151,7 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         "w.yaml:7: threshold_btc: no such key; did you mean `detection.threshold_btc`?",
         "w.yaml:8: log.level: found 'loud', expected one of debug, info, warning, error",
         "w.yaml:9: auth: expected keys and values",
-        "w.yaml:10: detection.threshold_btc: found inf, expected a number from 0.00000001 to 21000000",
+        "w.yaml:10: detection.threshold_btc: found .inf, expected a number from 0.00000001 to 21000000",
         "w.yaml:10: detection.seen_limit: found true, expected a whole number",
         "w.yaml:11: upstream.reconnect_initial: must not be longer than upstream.reconnect_max",
         "environment variable WHALED_LOG_LEVE: no such setting; did you mean `WHALED_LOG_LEVEL`?",
@@ -169,6 +169,11 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("- a\n- b\n", "expected keys and values"),
         ("just text", "expected keys and values"),
         ("a: &x [1]\nb: *x\n", "aliases"),
+        ("gateway: {origins: [*]}", "w.yaml:1: not valid YAML: expected alphabetic or numeric character, but found"),
+        ("gateway: {origins: [*]}", '; to write a star, put it in quotes: "*"'),
+        ("gateway:\n  origins: *\n", '; to write a star, put it in quotes: "*"'),
+        ("gateway:\n  host: ::\n", '; an address with two colons needs quotes: "::1"'),
+        ("gateway: {host: [::1, 127.0.0.1]}", '; an address with two colons needs quotes: "::1"'),
         ("gateway: {port: 2026-99-99}", "gateway.port"),
         ("? [a, b]\n: c\n", "w.yaml:1: a key must be a plain word"),
         ("\x00", "w.yaml:1: not valid YAML"),
@@ -185,15 +190,23 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("detection: {threshold_btc: 1.0e-9}", "detection.threshold_btc"),
         ("detection: {threshold_btc: '100'}", "did you mean 100, without quotes?"),
         ("auth: {max_token_ttl: 99999999d}", "auth.max_token_ttl"),
+        ("auth: {leeway: 31s}", """found '31s', expected a duration with its unit, from "0ms" to "30s\""""),
         ("auth: {issuer: 12}", "a text or null; did you mean '12', in quotes?"),
         ("auth: {issuer: ''}", "auth.issuer"),
         ("auth: {enabled: 'no'}", "expected true or false"),
         ("eventlog: {path: ~/whaled.db}", "~ is not expanded"),
         ('eventlog: {path: "a\\0b"}', "eventlog.path"),
         ("gateway: {port: null}", "gateway.port: found null"),
-        ("gateway: {host: '127.0.0.1:80'}", "gateway.port"),
+        ("gateway: {host: '127.0.0.1:80'}", "the port stands in the key `port`"),
         ("gateway: {host: '[::1]'}", "without brackets"),
         ("gateway: {host: a b}", "gateway.host"),
+        (
+            "gateway: {host: no}",
+            "found no, expected an address or a host name; YAML reads no as false; did you mean 'no'",
+        ),
+        ("http: {host: []}", "http.host: found [], expected an address or a host name, or a list of at most 16"),
+        (f"http: {{host: {[f'h{number}' for number in range(17)]}}}", "a list of at most 16"),
+        ("http:\n  host:\n    - 127.0.0.1\n    - a b\n", "w.yaml:4: http.host[1]: found 'a b'"),
         ("gateway: {port: 9000}\nhttp: {port: 9000}", "http.port"),
         ("gateway: {origins: [https://a.example/]}", "expected an origin"),
         ("gateway: {origins: ['https://u@a.example']}", "expected an origin"),
@@ -212,7 +225,10 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("http: {allowed_hosts: ['whaled.internal:9108']}", "expected a host name in small letters"),
         ("http: {allowed_hosts: [Whaled.Internal]}", "expected a host name in small letters"),
         ("http: {allowed_hosts: ['']}", "expected a host name in small letters"),
-        ("gateway: {origins: https://a.example}", "gateway.origins"),
+        (
+            "gateway: {origins: https://a.example}",
+            "a list of origins; did you mean ['https://a.example'], a list of one?",
+        ),
         ("auth: {token_ttl: 100d}", "auth.max_token_ttl"),
         ("detection: {threshold_btc: 0}", "detection.threshold_btc"),
         ("http: {port: -1}", "http.port"),
@@ -344,6 +360,45 @@ def test_a_watch_list_that_cannot_be_is_refused(text: str, problem: str) -> None
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("null", ()),
+        ("[]", ()),
+        ("a.csv", ("a.csv",)),
+        ("[a.csv]", ("a.csv",)),
+        ("\n  - a.csv\n  - /b, c.csv", ("a.csv", "/b, c.csv")),
+    ],
+)
+def test_an_address_book_is_one_file_or_several(text: str, expected: tuple[str, ...]) -> None:
+    loaded = parse(f"detection:\n  address_book: {text}\n", source="w.yaml", environ={}, flags={})
+    assert loaded.config.detection.books == expected
+    assert read(render(loaded)) == loaded.config
+    assert loaded.keys_set == 1
+    assert read("", {"WHALED_DETECTION_ADDRESS_BOOK": "/b, c.csv"}).detection.books == ("/b, c.csv",)
+
+
+def test_each_file_of_an_address_book_has_its_place() -> None:
+    loaded = parse("detection:\n  address_book:\n  - a.csv\n  - b.csv\n", source="w.yaml", environ={}, flags={})
+    assert loaded.origins["detection.address_book[1]"] == "w.yaml:4"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("7", "w.yaml:2: detection.address_book: found 7, expected a path, a list of at most 16 of them, or null"),
+        ("[a, 7]", "w.yaml:2: detection.address_book[1]: found 7, expected a path; did you mean '7', in quotes?"),
+        ("[a, ~/b]", "w.yaml:2: detection.address_book[1]: found '~/b', expected a path; ~ is not expanded"),
+        ("['']", "w.yaml:2: detection.address_book[0]: found '', expected a path"),
+        (str(["a"] * 17), "expected a path, a list of at most 16 of them, or null"),
+        ("[[a]]", "w.yaml:2: detection.address_book[0]: found ['a'], expected a path"),
+    ],
+)
+def test_an_address_book_that_cannot_be_is_refused(text: str, problem: str) -> None:
+    (found,) = faults(f"detection:\n  address_book: {text}\n")
+    assert problem in found
+
+
 def test_a_watch_list_needs_an_address_book() -> None:
     found = faults("detection:\n  watch: [{name: x, types: [own]}]\n")
     assert found == [
@@ -358,7 +413,7 @@ def test_no_threshold_in_btc_is_needed_beside_another_rule() -> None:
 
 def test_the_first_bad_element_of_a_list_is_named() -> None:
     found = faults("gateway:\n  origins:\n    - '*'\n    - 5\n")
-    assert found == ["w.yaml:4: gateway.origins[1]: found 5, expected a text; did you mean '5', in quotes?"]
+    assert found == ["w.yaml:4: gateway.origins[1]: found 5, expected an origin; did you mean '5', in quotes?"]
 
 
 EVERYWHERE = "gateway: {host: 0.0.0.0}\n"
@@ -366,20 +421,23 @@ EVERYWHERE = "gateway: {host: 0.0.0.0}\n"
 
 def test_no_auth_stays_on_this_machine_unless_the_command_line_gives_a_host() -> None:
     no_auth = {"auth.enabled": False}
-    assert read("", flags=no_auth).gateway.host == "127.0.0.1"
-    assert read(EVERYWHERE, flags=no_auth).gateway.host == "127.0.0.1"
-    assert read("gateway: {host: '::1'}\n", flags=no_auth).gateway.host == "::1"
-    assert read(EVERYWHERE, flags={**no_auth, "gateway.host": "0.0.0.0"}).gateway.host == "0.0.0.0"
+    assert read("", flags=no_auth).gateway.host == ("127.0.0.1",)
+    assert read(EVERYWHERE, flags=no_auth).gateway.host == ("127.0.0.1",)
+    assert read("gateway: {host: '::1'}\n", flags=no_auth).gateway.host == ("::1",)
+    assert read(EVERYWHERE, flags={**no_auth, "gateway.host": "0.0.0.0"}).gateway.host == ("0.0.0.0",)
+    assert read("gateway: {host: ['127.0.0.1', '::1']}\n", flags=no_auth).gateway.host == ("127.0.0.1", "::1")
+    assert read("gateway: {host: ['127.0.0.1', '::']}\n", flags=no_auth).gateway.host == ("127.0.0.1",)
     origin = parse(EVERYWHERE, source="w.yaml", environ={}, flags=no_auth).origins["gateway.host"]
     assert origin == "option --no-auth"
 
 
 def test_authentication_is_not_turned_off_over_a_host_that_was_given_for_it_being_on() -> None:
-    assert read(EVERYWHERE + "auth: {enabled: false}\n").gateway.host == "0.0.0.0"
+    assert read(EVERYWHERE + "auth: {enabled: false}\n").gateway.host == ("0.0.0.0",)
     off = {"WHALED_AUTH_ENABLED": "false"}
     assert not read("", off).auth.enabled
     assert not read(EVERYWHERE, {**off, "WHALED_GATEWAY_HOST": "0.0.0.0"}).auth.enabled
     assert "WHALED_GATEWAY_HOST" in "\n".join(faults(EVERYWHERE, off))
+    assert "gateway.host 127.0.0.1, :: (" in "\n".join(faults("gateway: {host: ['127.0.0.1', '::']}\n", off))
 
 
 def test_tls_is_not_turned_on_or_off_by_a_reload() -> None:
@@ -478,3 +536,216 @@ def test_a_duration_reads_back(milliseconds: int) -> None:
 def test_what_is_no_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         units.duration(text)
+
+
+# --- hosts and origins ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "flags"),
+    [
+        ("gateway: {host: ['127.0.0.1', '::1']}\n", {}, {}),
+        ("gateway:\n  host:\n  - 127.0.0.1\n  - ::1\n", {}, {}),
+        ("", {"WHALED_GATEWAY_HOST": "127.0.0.1,::1"}, {}),
+        ("", {"WHALED_GATEWAY_HOST": "[127.0.0.1, '::1']"}, {}),
+        ("", {}, {"gateway.host": "127.0.0.1,::1"}),
+    ],
+)
+def test_several_hosts_are_a_list(text: str, environ: dict[str, str], flags: dict[str, object]) -> None:
+    assert read(text, environ, flags).gateway.host == ("127.0.0.1", "::1")
+
+
+def test_one_host_is_shown_as_it_is_written_and_several_as_a_list() -> None:
+    schema = keys()
+    assert written(schema["gateway.host"], ("127.0.0.1",)) == "127.0.0.1"
+    assert written(schema["gateway.host"], ("127.0.0.1", "::")) == "[127.0.0.1, '::']"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0", "localhost", "Whale.Example.", "a_b", "xn--gre-6ka8i.a"],
+)
+def test_addresses_and_names_can_be_listened_on(host: str) -> None:
+    assert read(f"http: {{host: '{host}'}}\n").http.host == (host,)
+
+
+@pytest.mark.parametrize(
+    ("host", "hint"),
+    [
+        ("", "to listen everywhere, write '::' or '0.0.0.0'"),
+        (" ", "to listen everywhere, write '::' or '0.0.0.0'"),
+        (" ::1", "did you mean '::1'?"),
+        ("*", "to listen everywhere, write '::' (IPv4 and IPv6) or '0.0.0.0' (IPv4)"),
+        ("0", "did you mean '0.0.0.0'?"),
+        ("127.1", "did you mean '127.0.0.1'?"),
+        ("0x7f.1", "did you mean '127.0.0.1'?"),
+        ("2130706433", "did you mean '127.0.0.1'?"),
+        ("010.0.0.1", "did you mean '8.0.0.1'?"),
+        ("10.0.0.256", "four numbers from 0 to 255"),
+        ("10.09.0.1", "this is no IPv4 address"),
+        ("1.2.3.4.5", "this is no IPv4 address"),
+        ("127.0.0.1,::1", "write several hosts as a list"),
+        ("127.0.0.1:80", "write '127.0.0.1', the port stands in the key `port`"),
+        ("[::1]:80", "without brackets: '::1'"),
+        ("::1::", "this is no IPv6 address"),
+        ("http://127.0.0.1", "without scheme, user or path"),
+        ("10.0.0.0/8", "this is a network or a path"),
+        ("::ffff:10.0.0.1", "write the IPv4 address: '10.0.0.1'"),
+        ("fe80::1", "needs its interface, like 'fe80::1%eth0'"),
+        ("224.0.0.1", "multicast or broadcast"),
+        ("ff02::1", "multicast or broadcast"),
+        ("255.255.255.255", "multicast or broadcast"),
+        ("größe.example", "did you mean 'xn--gre-6ka8i.example'?"),
+        ("-a", "this is no host name"),
+        ("a b", "this is no host name"),
+        ("a" * 64, "this is no host name"),
+        ("*.example.org", "this is no host name"),
+    ],
+)
+def test_what_nothing_can_listen_on_is_named_with_what_was_meant(host: str, hint: str) -> None:
+    (fault,) = faults(yaml.safe_dump({"gateway": {"host": host}}, allow_unicode=True))
+    assert fault.startswith(f"w.yaml:2: gateway.host: found {host!r}, expected an address or a host name; ")
+    assert hint in fault
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*", "null", "https://a.example", "http://a.example:8080", "https://ok.example.", "http://[::1]:3000", "https://xn--gre-6ka8i.a",
+        "http://127.0.0.1", "file://", "app://", "app://.", "capacitor://localhost", "ionic://localhost:8100",
+        "chrome-extension://abcdefghijklmnopabcdefghijklmnop", "moz-extension://0b7a3f0e-7a8b-4b3c-9d2e-1f2a3b4c5d6e",
+        "safari-web-extension://0B7A3F0E-7A8B", "vscode-webview://abc", "app://obsidian.md",
+    ],
+)  # fmt: skip
+def test_every_origin_that_a_browser_can_send_can_be_allowed(origin: str) -> None:
+    assert read(yaml.safe_dump({"gateway": {"origins": [origin]}})).gateway.origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    ("origin", "hint"),
+    [
+        ("https://a.example/", "did you mean 'https://a.example'?"),
+        ("https://a.example/app?x#y", "did you mean 'https://a.example'?"),
+        ("a.example", "did you mean 'https://a.example'?"),
+        ("a.example:8443", "did you mean 'https://a.example:8443'?"),
+        ("wss://a.example", "did you mean 'https://a.example'?"),
+        ("ws://a.example:8765", "did you mean 'http://a.example:8765'?"),
+        ("HTTPS://A.example", "did you mean 'https://a.example'?"),
+        (" https://a.example", "did you mean 'https://a.example'?"),
+        ("https://a.example:443", "did you mean 'https://a.example'?"),
+        ("http://a.example:80", "did you mean 'http://a.example'?"),
+        ("https://a.example:0443", "did you mean 'https://a.example:443'?"),
+        ("https://größe.example", "did you mean 'https://xn--gre-6ka8i.example'?"),
+        ("http://127.1", "expected an origin"),
+        ("http://[0:0::1]", "did you mean 'http://[::1]'?"),
+        ("Null", "did you mean 'null'?"),
+        ("about:blank", "did you mean 'null'?"),
+        ("data:text/html,x", "did you mean 'null'?"),
+        ("Chrome-Extension://abc/", "did you mean 'chrome-extension://abc'?"),
+        ("https://*.a.example", 'a * inside is not supported: list each origin, or write "*" alone for all'),
+        ("**", "a * inside is not supported"),
+        ("https://", "expected an origin"),
+        ("https://a.example:99999", "expected an origin"),
+        ("https://a b", "expected an origin"),
+        ("nonsense", "expected an origin"),
+        ("", "expected an origin"),
+        ("://a", "expected an origin"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused_with_what_was_meant(origin: str, hint: str) -> None:
+    (fault,) = faults(yaml.safe_dump({"gateway": {"origins": ["*", origin]}}, allow_unicode=True))
+    assert fault.startswith("w.yaml:4: gateway.origins[1]: found ")
+    assert hint in fault
+
+
+def test_a_password_in_an_origin_is_not_shown() -> None:
+    (fault,) = faults("gateway: {origins: ['https://u:hunter2@a.example']}\n")
+    assert "hunter2" not in fault
+    assert "did you mean 'https://a.example'?" in fault
+
+
+def test_an_origin_that_yaml_reads_as_nothing_needs_quotes() -> None:
+    (fault,) = faults("gateway: {origins: [null]}\n")
+    assert "did you mean 'null', in quotes?" in fault
+    assert read("", {"WHALED_GATEWAY_ORIGINS": "null,app://"}).gateway.origins == ("null", "app://")
+
+
+# --- numbers as people write them -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1_000", 1000), (".5", 0.5), ("5.", 5), ("0x1F", 31), ("0b11", 3), ("1.5e+3", 1500), ("007", 7), ("+100", 100)],
+)
+def test_numbers_that_yaml_reads_as_people_do_are_read(text: str, number: float) -> None:
+    assert read(f"detection: {{threshold_btc: {text}}}\n").detection.threshold_btc == number
+
+
+MISREAD = [
+    ("0100", "; YAML reads 0100 as 64 (octal): did you mean 100?"),
+    ("0_100", "; YAML reads 0_100 as 64 (octal): did you mean 100?"),
+    ("1:40", "; YAML reads 1:40 as 100 (base 60): write 100 if that is meant"),
+    ("1:40.5", "; YAML reads 1:40.5 as 100.5 (base 60): write 100.5 if that is meant"),
+    ("1e3", "; write it as 1000"),
+    ("1.5e3", "; write it as 1500"),
+    ("0o144", "; write it as 100"),
+    ("08", "; write it as 8"),
+    ("1000000", ""),
+    ("1 000", "; write it as 1000"),
+    ("1'000'000.5", "; write it as 1000000.5"),
+    ("1e300", ""),
+    ("many", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "hint"), MISREAD)
+def test_a_number_that_yaml_reads_as_another_one_is_refused_with_a_suggestion(text: str, hint: str) -> None:
+    if text == "1000000":
+        assert read(f"detection:\n  threshold_btc: {text}\n").detection.threshold_btc == 1e6
+        return
+    allowed = "expected a number from 0.00000001 to 21000000 or null"
+    for found, place in (
+        (faults(f"detection:\n  threshold_btc: {text}\n"), "w.yaml:2"),
+        (faults("", {"WHALED_DETECTION_THRESHOLD_BTC": text}), "environment variable WHALED_DETECTION_THRESHOLD_BTC"),
+        (faults("", flags={"detection.threshold_btc": text}), "option --whale-threshold"),
+    ):
+        assert len(found) == 1
+        assert found[0].startswith(f"{place}: detection.threshold_btc: found ")
+        assert found[0].endswith(allowed + hint)
+
+
+def test_a_number_of_thousands_is_grouped_as_people_group_it() -> None:
+    assert faults("detection:\n  threshold_btc: 1,000\n")[0].endswith("or null; write it as 1000")
+    assert faults("gateway:\n  port: 08765\n")[0].endswith("; write it as 8765")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("on", True), ("off", False), ("yes", True), ("No", False), ("TRUE", True)]
+)
+def test_words_that_yaml_reads_as_true_and_false_are_read(word: str, meant: bool) -> None:
+    assert read(f"detection: {{fetch_inputs: {word}}}\n").detection.fetch_inputs is meant
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [("'no'", "false"), ("n", "false"), ("0", "false"), ("Y", "true"), ("1", "true")]
+)
+def test_other_words_for_true_and_false_are_refused_with_what_was_meant(word: str, meant: str) -> None:
+    assert faults(f"auth: {{enabled: {word}}}\n")[0].endswith(f"expected true or false; did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("auth: {issuer: 0100}", "found 0100, expected a text or null; did you mean '0100', in quotes?"),
+        ("eventlog: {path: 2026-01-01}", "found 2026-01-01, expected a path; did you mean '2026-01-01', in quotes?"),
+        (
+            "auth: {issuer: off}",
+            "found off, expected a text or null; YAML reads off as false; did you mean 'off', in quotes?",
+        ),
+        ("eventlog: {retention: 1:30}", '"36525d"; YAML reads 1:30 as 90 (base 60)'),
+        ("gateway: {max_frame: 010000}", '"1024GiB"; YAML reads 010000 as 4096 (octal)'),
+        ("gateway: {port: 2026-01-01}", "found 2026-01-01, expected a whole number from 0 to 65535"),
+    ],
+)
+def test_what_yaml_reads_as_something_else_is_quoted_as_it_was_written(text: str, end: str) -> None:
+    assert faults(text)[0].endswith(end)

@@ -11,6 +11,7 @@ from test_daemon import busy_simulator, get
 
 import daemon
 from support import receive_type
+from whaled.errors import DescriptorsError, ExitStatus
 from whaled.gateway.listener import Reserve
 from whaled.ops import descriptors
 
@@ -36,6 +37,43 @@ def test_connections_are_as_many_as_fit_below_the_limit(
     assert set_to == ([] if raised_to is None else [(raised_to, hard)])
 
 
+@pytest.mark.parametrize("hard", [272 + descriptors.OWN + 1, 65536, resource.RLIM_INFINITY])
+def test_one_client_more_than_whaled_needs_itself_is_enough_to_start(
+    monkeypatch: pytest.MonkeyPatch, hard: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, hard))
+    descriptors.check(beside=272)
+
+
+def test_a_limit_that_leaves_no_descriptor_for_clients_is_the_operators_to_raise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 272 + descriptors.OWN))
+    with pytest.raises(DescriptorsError, match="is 400, and 401 are needed for a single client: raise LimitNOFILE="):
+        descriptors.check(beside=272)
+
+
+def limited(descriptors_: int) -> tuple[str, ...]:
+    """A launcher that leaves a command with so many descriptors."""
+    return ("sh", "-c", f'ulimit -n {descriptors_} && exec "$@"', "sh")
+
+
+async def test_a_start_without_descriptors_for_clients_is_refused(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1/")
+    async with daemon.starting(config, launcher=limited(464)) as whaled:
+        assert await whaled.ended() == ExitStatus.CONFIG
+        await whaled.heard_all()
+    assert "limit of file descriptors is 464, and 465 are needed for a single client" in whaled.raw[-1]
+
+
+async def test_a_start_with_few_descriptors_says_how_many_clients_they_are_for(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1/")
+    async with daemon.running(config, launcher=limited(470)) as whaled:
+        (line,) = [line for line in whaled.lines if "connections_possible" in line]
+        assert (line["level"], line["connections_possible"], line["needed"]) == ("error", 6, 10_464)
+        assert "\nwhaled_connections_limit 6.0\n" in await get(whaled.http + "/metrics")
+
+
 async def test_without_descriptors_clients_wait_in_the_kernel_and_those_connected_go_on(tmp_path: Path) -> None:
     async with busy_simulator() as simulator:
         config = daemon.write_config(
@@ -59,6 +97,10 @@ async def test_without_descriptors_clients_wait_in_the_kernel_and_those_connecte
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
             async with asyncio.timeout(20):
                 assert await asyncio.gather(*newcomers) == ["welcome"] * len(newcomers)
+            again = await whaled.logged("new connections are accepted again")
+            assert again["level"] == "warning"
+            assert again["after_s"] > 0
+            assert whaled.lines.index(again) > whaled.lines.index(line)
             metrics = await get(whaled.http + "/metrics")
             assert "\nwhaled_accepts_failed_total 0.0\n" not in metrics
             lines = [each for each in whaled.lines if each["event"] == line["event"]]

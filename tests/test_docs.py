@@ -1,6 +1,9 @@
 """The pages say nothing that the project does not hold: links, commands, examples, names."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,16 @@ import yaml
 
 from whaled.config.keys import keys
 from whaled.config.parse import parse
-from whaled.config.sections import Detection
-from whaled.errors import ConfigError, LogFailure
+from whaled.config.sections import Detection, Gateway, Http
+from whaled.errors import Close, ConfigError, LogFailure, TokenRefusal
 from whaled.eventlog.files import ADVICE
+from whaled.gateway.admission import TURNED_AWAY
+from whaled.gateway.handshake import REFUSAL_STATUS
+from whaled.gateway.limits import Refusal
+from whaled.gateway.listener import Reserve
+from whaled.gateway.wire import AuthMessage
 from whaled.model import SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
+from whaled.ops import descriptors
 from whaled.ops.metrics import Metrics
 from whaled.whales import amounts, coinjoins, fees
 from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
@@ -46,6 +55,29 @@ def anchors(page: Path) -> set[str]:
 def test_links_into_pages_name_a_heading(page: Path) -> None:
     links = re.findall(r"\]\(([^):#]*)#([^)]+)\)", page.read_text())
     assert [(path, name) for path, name in links if name not in anchors(page.parent / path if path else page)] == []
+
+
+ISSUING = [
+    (page.name, line.partition("    #")[0])
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for line in block.splitlines()
+    if "token issue" in line
+]
+# What an operator's shell has: the usual umask, and sudo.
+SHELL = 'set -e; umask 022; sudo() { "$@"; }; whaled() { "$PYTHON" -m whaled "$@"; }\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "command"), ISSUING)
+def test_commands_that_issue_a_token_leave_it_to_its_owner(tmp_path: Path, page: str, command: str) -> None:
+    (tmp_path / "whaled.yaml").write_text("{}\n")
+    secret = "".join(map(chr, range(48, 96)))
+    env = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "WEBSOCKET_SECRET_KEY": secret}
+    for _ in range(2 if "--force" in command else 1):  # a rotation: over the token of before
+        subprocess.run(["/bin/sh", "-c", SHELL + command], cwd=tmp_path, env=env, check=True, capture_output=True)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("*.token")}
+    assert modes == {"desk-1.token": 0o600}, f"{page}: {command}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -170,3 +202,44 @@ def test_every_reason_for_a_failure_of_the_log_is_explained() -> None:
 @pytest.mark.parametrize("reason", [LogFailure.LOCKED, LogFailure.DISK_FULL, LogFailure.CORRUPT])
 def test_the_failures_of_the_log_are_told_as_shown(reason: LogFailure) -> None:
     assert ADVICE[reason] in EVENTLOG.read_text()
+
+
+def section(page: Path, heading: str) -> str:
+    """The text below a heading, up to the next one of its level or above."""
+    level = heading.partition(" ")[0]
+    rest = page.read_text().partition(f"\n{heading}\n")[2]
+    assert rest
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def test_every_reason_and_outcome_that_is_counted_is_explained() -> None:
+    page = ROOT / "docs" / "metrics.md"
+    refusals = re.findall(r"^\| `(\w+)` \|", section(page, "### Why connections are refused"), re.MULTILINE)
+    assert sorted(refusals) == sorted(Refusal)
+    outcomes = re.findall(r"^\| `(\w+)` \|", section(page, "### How authentications end"), re.MULTILINE)
+    assert sorted(outcomes) == sorted(["success", *TokenRefusal, *(message.name.lower() for message in AuthMessage)])
+
+
+def test_every_close_and_every_http_answer_is_explained() -> None:
+    page = ROOT / "docs" / "protocol.md"
+    closes = section(page, "## Close codes")
+    for close in Close:
+        assert re.search(rf"^\| [^|]*\b{close.code}\b", closes, re.MULTILINE), close
+        if close.code in (1008, 1013):
+            assert f"`{close.reason}`" in closes
+    for message in AuthMessage:
+        assert f"`{message}`" in " ".join(section(page, "## Authentication").split())
+    answers = section(page, "## HTTP answers")
+    explained = set(re.findall(r"^\| (\d+)", answers, re.MULTILINE))
+    assert {str(status) for status, _ in REFUSAL_STATUS.values()} <= explained
+
+
+def test_the_sum_of_descriptors_is_that_of_the_code() -> None:
+    text = section(CONFIGURATION, "## Descriptors")
+    fixed = TURNED_AWAY + Reserve.SIZE + descriptors.OWN
+    assert f"gateway.max_connections + http.max_connections + {fixed} " in text
+    assert f"{TURNED_AWAY} for connections that wait" in text
+    assert f"{Gateway().max_connections + Http().max_connections + fixed:,} by default" in text
+    assert f"http.max_connections + {fixed + 1} ({Http().max_connections + fixed + 1} by default)" in text
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert f"larger by {Http().max_connections + fixed}]" in runbook

@@ -152,6 +152,15 @@ async def test_pending_names_the_whales_whose_outcome_is_not_known(path: Path) -
             await log.pending(0, -1)
 
 
+async def test_the_newest_alert_is_found_behind_later_updates(path: Path) -> None:
+    async with open_log(path) as log:
+        assert await log.newest_alert() is None
+        await log.append([alert(1), alert(2), update(1), update(2)])
+        newest = await log.newest_alert()
+        assert newest is not None
+        assert (newest.offset, newest.whale) == (2, whale(2))
+
+
 async def test_state_is_kept_by_key(path: Path) -> None:
     async with open_log(path) as log:
         assert await log.state("height") is None

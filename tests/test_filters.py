@@ -13,7 +13,7 @@ from whaled.errors import ClientError, ClientErrorCode
 from whaled.model import Block, Draft, Event, Flow, Kind, Market, Source, Whale
 from whaled.whales import lifecycle
 from whaled.whales.detect import Rules, assess
-from whaled.whales.filters import EVERYTHING, Filter, parse_filter
+from whaled.whales.filters import EVERYTHING, Filter, Subject, parse_filter
 from whaled.whales.labels import AddressBook
 
 BLOCK = Block(height=100, hash="b" * 64, previous_hash=None, timestamp=int(NOW))
@@ -79,6 +79,8 @@ def test_no_filter_wants_everything() -> None:
         ({"flow_types": ["inflow", "outflow"]}, {"flow_type": Flow.OUTFLOW}, {"flow_type": Flow.UNKNOWN}),
         ({"exchanges": ["kraken"]}, {"from_labels": ("Kraken",)}, {"from_labels": ("Krake",)}),
         ({"exchanges": ["KRAKEN", "x"]}, {"to_labels": ("Trust", "Kraken")}, {"to_labels": ("Trust",)}),
+        ({"exchanges": ["kraken 8"]}, {"from_other_labels": ("Kraken 8",)}, {"from_other_labels": ("Kraken",)}),
+        ({"exchanges": ["pool"]}, {"to_other_labels": ("Pool",)}, {"to_labels": ("Pools",)}),
         ({"exchanges": [ADDRESSES[2]]}, {"exchange_addresses": (ADDRESSES[2],)}, {"exchange_addresses": ()}),
         ({"addresses": [ADDRESSES[0], "bc1qx" * 4]}, {"addresses": ("q", ADDRESSES[0])}, {"addresses": ("q",)}),
         ({"addresses": [ADDRESSES[2].upper()]}, {"addresses": (ADDRESSES[2],)}, {"addresses": ()}),
@@ -209,6 +211,20 @@ def test_a_filter_passes_at_most_what_each_of_its_conditions_passes(
     assert whole == all(each)
 
 
+@relaxed
+@given(
+    FILTERS, st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True), st.lists(st.text(max_size=5), max_size=3)
+)
+def test_an_event_that_many_filters_look_at_is_judged_like_one_alone(
+    filters: dict[str, Any], addresses: list[str], names: list[str]
+) -> None:
+    found = alert(addresses=tuple(addresses), exchange_addresses=tuple(names), matched_rules=("threshold_btc",))
+    subject = Subject(found)
+    for chosen in (parse_filter(filters, max_addresses=5), parse_filter({"addresses": ADDRESSES}, max_addresses=5)):
+        assert chosen.passes(subject) == chosen.matches(found)
+        assert chosen.matched_in(subject) == chosen.matched_addresses(found)
+
+
 # --- refusals ---
 
 
@@ -265,3 +281,19 @@ def test_any_json_is_a_filter_or_refused_with_a_path(raw: object) -> None:
     except ClientError as error:
         path = error.path or ""
     assert path.startswith("filters")
+
+
+def test_the_addresses_that_matched_are_named_in_the_order_of_the_transaction() -> None:
+    first, second, third = ADDRESSES[:3]
+    event = alert(addresses=(second, third, first))
+    assert wants(addresses=[first, second]).matched_addresses(event) == (second, first)
+    assert wants(min_btc=1).matched_addresses(event) == ()
+
+
+def test_an_update_names_the_addresses_of_its_whale_and_none_if_it_passed_without() -> None:
+    first, second = ADDRESSES[:2]
+    confirmed = lifecycle.confirmed(whale(addresses=(first,)), BLOCK, NOW)
+    assert wants(addresses=[first]).matched_addresses(confirmed) == (first,)
+    others = wants(addresses=[second], updates_of="all")
+    assert others.matches(confirmed)
+    assert others.matched_addresses(confirmed) == ()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import sqlite3
 import ssl
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from support import Rig, alert_draft, ask, confirmed_draft, receive, receive_type, running_gateway, silent_client, txid
@@ -129,13 +131,79 @@ async def test_a_token_in_the_url_is_refused_before_the_upgrade(tmp_path: Path) 
 
 
 async def test_a_browser_is_let_in_only_from_an_allowed_origin(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path, origins=("https://good.example",)) as rig:
-        async with rig.connect(origin="https://good.example") as client:
-            assert (await receive(client))["type"] == "welcome"
-        with pytest.raises(InvalidStatus) as caught:
+    async with running_gateway(tmp_path, origins=("https://good.example", "null")) as rig:
+        for origin in ("https://good.example", "HTTPS://Good.example", "null"):
+            async with rig.connect(origin=origin) as client:
+                assert (await receive(client))["type"] == "welcome"
+        with capture_logs() as lines, pytest.raises(InvalidStatus) as caught:
             async with rig.connect(origin="https://evil.example"):
                 pass
         assert caught.value.response.status_code == 403
+        assert caught.value.response.body == (
+            b"pages of https://evil.example may not connect: "
+            b"the operator of this whaled can add it to gateway.origins\n"
+        )
+        assert [line for line in lines if line["event"].startswith("a page may not")] == [
+            {
+                "event": "a page may not connect: its origin is not in gateway.origins",
+                "log_level": "info",
+                "address": "127.0.0.1",
+                "origin": "https://evil.example",
+            }
+        ]
+        assert rig.value("whaled_connections_refused_total", reason="origin") == 1
+
+
+async def test_refused_origins_are_few_lines_whatever_strangers_send(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig:
+        with capture_logs() as lines:
+            for origin in ("x" * 5000, "https://\u00e9vil.example", "\x1b[31mred", *["https://evil.example"] * 30):
+                reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
+                writer.write(upgrade(origin))
+                answer = await reader.read()
+                assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
+                assert answer.isascii()
+                assert len(answer) < 1000
+                writer.close()
+        shown = [line for line in lines if line["event"].startswith("a page may not")]
+        assert 0 < len(shown) <= 2
+        assert all(len(line["origin"]) <= 203 and line["origin"].isascii() for line in shown)
+
+
+def upgrade(origin: str) -> bytes:
+    return (
+        "GET / HTTP/1.1\r\nHost: whale.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\nOrigin: {origin}\r\n\r\n"
+    ).encode()
+
+
+async def test_a_page_of_the_own_host_is_let_in_without_any_origin_configured(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path) as rig:
+        async with rig.connect(origin=rig.url.replace("ws://", "http://")) as client:  # as websocket-client does
+            assert (await receive(client))["type"] == "welcome"
+        with pytest.raises(InvalidStatus):
+            async with rig.connect(origin="http://127.0.0.1:1"):  # another server of the same machine
+                pass
+
+
+async def test_a_rebound_name_is_let_in_only_where_a_token_is_needed(tmp_path: Path) -> None:
+    async def answer(rig: Rig, origin: str) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
+        writer.write(upgrade(origin))
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: ([0-9]+)", head)
+        body = await reader.readexactly(int(length[1])) if length is not None else b""
+        writer.close()
+        return head + body
+
+    async with running_gateway(tmp_path) as rig:
+        refused = await answer(rig, "http://whale.example")
+        assert refused.startswith(b"HTTP/1.1 403 ")
+        assert b"DNS rebinding" in refused
+        assert b"gateway.origins" in refused
+    async with running_gateway(tmp_path, authenticator=Tokens()) as rig:
+        assert (await answer(rig, "http://whale.example")).startswith(b"HTTP/1.1 101 ")
+        assert (await answer(rig, "http://other.example")).startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +237,34 @@ async def test_filters_select_and_updates_follow_their_alert(tmp_path: Path) -> 
         first, second = await receive(client), await receive(client)
         assert (first["type"], first["data"]["transaction_id"]) == ("whale_alert", txid(2))
         assert (second["type"], second["data"]["transaction_id"]) == ("whale_update", txid(2))
+
+
+async def test_an_alert_names_the_addresses_of_the_filter_that_it_matched(tmp_path: Path) -> None:
+    payer, payee, change, stranger = (f"bc1q{letter * 38}" for letter in "pqrz")
+    drafts = [alert_draft(1, addresses=(payer, payee, change)), alert_draft(2, addresses=(stranger,))]
+    filters = [[change, payer, stranger], [payee]]
+    expected = [[(1, [payer, change]), (2, [stranger])], [(1, [payee])]]
+    async with (
+        running_gateway(tmp_path) as rig,
+        rig.connect() as plain,
+        rig.connect() as first,
+        rig.connect() as second,
+    ):
+        for client, addresses in zip((first, second), filters, strict=True):
+            await ask(client, type="subscribe", filters={"addresses": addresses})
+            await receive_type(client, "subscribed")
+        await receive_type(plain, "status")
+        await rig.publish(*drafts)
+        for client, named in zip((first, second), expected, strict=True):
+            for offset, addresses in named:
+                live = await receive(client)
+                assert (live["position"]["offset"], live["matched_addresses"]) == (offset, addresses)
+        assert "matched_addresses" not in await receive(plain)
+        for client, addresses, named in zip((first, second), filters, expected, strict=True):  # and so does a replay
+            await ask(client, type="subscribe", filters={"addresses": addresses}, since={"last": 2})
+            for offset, matched in named:
+                replayed = await receive_type(client, "whale_alert")
+                assert (replayed["position"]["offset"], replayed["matched_addresses"]) == (offset, matched)
 
 
 async def test_unsubscribe_stops_delivery_until_the_next_subscribe(tmp_path: Path) -> None:

@@ -11,8 +11,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reconcile_kit import Clock
 from test_gateway import closed_with, offsets, stuffed_client, until
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
@@ -25,7 +29,7 @@ from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.connection import Connection
-from whaled.gateway.handshake import Server
+from whaled.gateway.handshake import CREDENTIAL_PARAMETERS, Server, has_credential
 from whaled.gateway.wire import MessageType
 from whaled.model import UpstreamState
 
@@ -60,14 +64,19 @@ class Raw:
         self.writer.write(data)
 
     async def frame(self) -> tuple[int, bytes]:
-        """The server's next frame."""
+        """Opcode and payload of the server's next frame."""
+        first, body = await self.whole_frame()
+        return first & 0x0F, body
+
+    async def whole_frame(self) -> tuple[int, bytes]:
+        """First byte and payload of the server's next frame."""
         if not self._is_answered:
             assert await self.status() == 101
         async with asyncio.timeout(10):
             first, size = await self.reader.readexactly(2)
             if size == 126:
                 size = int.from_bytes(await self.reader.readexactly(2))
-            return first & 0x0F, await self.reader.readexactly(size)
+            return first, await self.reader.readexactly(size)
 
     async def told(self, kind: str) -> Any:
         """The next JSON frame of a type."""
@@ -224,6 +233,47 @@ async def test_the_bytes_of_a_request_are_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "headers", "status", "told"),
+    [
+        ("/?" + "a" * 2046, (), 101, b""),
+        ("/?" + "%41=%41&" * 1000, (), 414, b"the path and query have more than 2048 bytes"),
+        ("/" + "a" * 2048, (), 414, b"the path and query have more than 2048 bytes"),
+        ("/", ("Sec-WebSocket-Protocol: " + "a," * 49 + "whaled.v1",), 101, b""),
+        ("/", ("Sec-WebSocket-Protocol: " + "a," * 4000 + "a",), 400, b"Sec-WebSocket-Protocol has more than 50 items"),
+        ("/", ("Connection: " + "a," * 4000 + "a",), 400, b"Connection has more than 50 items"),
+        ("/", ("Upgrade: a/b",) * 50, 400, b"Upgrade has more than 50 items"),
+        ("/", ("Sec-WebSocket-Extensions: a" + ";b" * 4000,), 400, b"Sec-WebSocket-Extensions has more than 50 items"),
+    ],
+)
+async def test_a_request_that_takes_long_to_read_is_refused_with_a_reason(
+    tmp_path: Path, path: str, headers: tuple[str, ...], status: int, told: bytes
+) -> None:
+    async with running_gateway(tmp_path, close_timeout=0.1) as rig, raw(rig, request(path, *headers)) as client:
+        assert await client.status() == status
+        if told:
+            assert told in await client.rest()
+            await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+
+
+@pytest.mark.parametrize("name", CREDENTIAL_PARAMETERS)
+def test_a_credential_in_a_url_is_recognised_however_its_name_is_written(name: str) -> None:
+    lower, upper = ("".join(f"%{ord(letter):02x}" for letter in form) for form in (name, name.upper()))
+    for written in (name, name.upper(), name.title(), f"%{ord(name[0]):02X}{name[1:]}", lower, upper):
+        assert has_credential(f"/?{written}=x")
+        assert has_credential(f"/alerts?a=1&b&{written}=x&c=2")
+        for harmless in (f"/{written}=x", f"/?{written}", f"/?{written}=", f"/?{written}=&a=1", f"/?x{written}=x"):
+            assert not has_credential(harmless)
+        assert not has_credential(f"/?a={written}")
+        assert not has_credential(f"/?{written}s=x")
+
+
+@given(st.text(st.sampled_from("tokenTOKEN%7465b&=?+_;jw"), max_size=40))
+def test_a_query_is_searched_as_if_it_were_parsed(query: str) -> None:
+    parsed = {key.lower() for key in parse_qs(query.partition("?")[2])}
+    assert has_credential(query) is not parsed.isdisjoint(CREDENTIAL_PARAMETERS)
+
+
+@pytest.mark.parametrize(
     "garbage", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\n\n", b"\r\n\r\n", b"\0" * 9000]
 )
 async def test_what_is_no_request_is_ended_and_counted(tmp_path: Path, garbage: bytes) -> None:
@@ -232,6 +282,27 @@ async def test_what_is_no_request_is_ended_and_counted(tmp_path: Path, garbage: 
         await client.rest()
         await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
         assert rig.gateway.connections == 0
+
+
+async def test_what_a_client_sent_while_whaled_stood_still_closes_no_client_within_its_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, loop = Clock(), asyncio.get_running_loop()
+    limits: dict[str, Any] = {"messages_per_second": 10.0, "message_burst": 5, "client_messages_per_second": 10.0}
+    async with running_gateway(
+        tmp_path, clock=clock, authenticator=Tokens(expires_at=4e9), client_message_burst=5, **limits
+    ) as rig, raw(rig, request("/", "Authorization: Bearer good")) as client:  # fmt: skip
+        await client.told("welcome")
+        time_of_loop = loop.time
+        clock.ahead_s = 12.0
+        monkeypatch.setattr(loop, "time", lambda: time_of_loop() + 12.0)
+        client.send(masked(TEXT, b'{"type":"ping"}') * 96)
+        for _ in range(96):
+            await client.told("pong")
+        assert rig.value("whaled_messages_limited_total", limit="connection") == 0
+        assert rig.value("whaled_messages_limited_total", limit="client") == 0
+        client.send(masked(TEXT, b'{"type":"ping"}') * 60)
+        assert (await client.closed())[0] == 1008
 
 
 async def test_who_is_turned_away_and_says_nothing_takes_few_descriptors(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ import os
 import resource
 import signal
 import stat
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,9 +87,16 @@ def test_commands_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
     assert len(read(path).keys) == 8
 
 
+def give_to_others(path: Path, mode: int) -> None:
+    """A mode; and not root's, who may give a file to a group."""
+    if os.geteuid() == 0:
+        os.chown(path, 4321, -1)
+    path.chmod(mode)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
 def test_a_ring_that_others_can_read_is_refused(ring_file: Path, mode: int) -> None:
-    ring_file.chmod(mode)
+    give_to_others(ring_file, mode)
     assert f"chmod 600 {ring_file}" in refusal(ring_file)
 
 
@@ -169,7 +178,8 @@ def test_a_secret_in_dotenv_counts_and_nothing_else_in_it_does(tmp_path: Path) -
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o666])
 def test_a_dotenv_with_the_secret_is_for_its_owner_only(tmp_path: Path, mode: int) -> None:
-    path = dotenv(tmp_path, mode=mode)
+    path = dotenv(tmp_path)
+    give_to_others(path, mode)
     with pytest.raises(KeyRingError, match=f"others can read WEBSOCKET_SECRET_KEY in .*chmod 600 {path}"):
         load_ring(settings(tmp_path / "none.json"), {}, tmp_path)
 
@@ -323,6 +333,151 @@ def test_a_failed_write_leaves_the_old_ring_and_nothing_beside_it(ring_file: Pat
         signal.signal(signal.SIGXFSZ, handler)
     assert ring_file.read_bytes() == before
     assert [path.name for path in ring_file.parent.iterdir()] == ["keys.json"]
+
+
+def seen_by(path: Path, *, user: int, groups: list[int], directory: Path = Path("/nowhere")) -> str:
+    """What a process of another user makes of a ring. It runs no new program: the user may not reach Python."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups(groups)
+            os.setgid(user)
+            os.setuid(user)
+            answer = load_ring(settings(path), {}, directory).source
+        except BaseException as error:  # noqa: BLE001 - this process must not go on as a second pytest
+            answer = str(error)
+        os.write(into, answer.encode())
+        os._exit(0)
+    os.close(into)
+    os.waitpid(child, 0)
+    with os.fdopen(out) as answers:
+        return answers.read()
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A ring as Kubernetes lays out a secret with fsGroup: 4000, where every user can look for it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        volume = root / "secret"
+        (volume / "..2026_11_28_11_00_00.1").mkdir(parents=True)
+        volume.chmod(0o3777)
+        generate(tmp_path / "keys.json", NOW)
+        ring = volume / "..2026_11_28_11_00_00.1" / "keys.json"
+        ring.write_bytes((tmp_path / "keys.json").read_bytes())
+        os.chown(ring, 0, 4000)
+        ring.chmod(0o440)
+        (volume / "..data").symlink_to("..2026_11_28_11_00_00.1")
+        (volume / "keys.json").symlink_to("..data/keys.json")
+        yield volume / "keys.json"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("mode", [0o440, 0o640])
+def test_a_ring_that_root_gave_to_a_group_is_for_processes_in_that_group(mounted: Path, mode: int) -> None:
+    mounted.resolve().chmod(mode)
+    assert seen_by(mounted, user=1234, groups=[4000]) == str(mounted)
+    assert seen_by(mounted, user=4000, groups=[]) == str(mounted)
+    assert "Permission denied" in seen_by(mounted, user=1234, groups=[])
+    assert seen_by(mounted, user=0, groups=[]) == str(mounted)  # the commands of the operator
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_dotenv_in_a_directory_that_the_user_may_not_enter_is_none(tmp_path: Path, mounted: Path) -> None:
+    closed = mounted.parent.parent / "root"
+    closed.mkdir()
+    closed.chmod(0o700)
+    dotenv(closed)
+    assert seen_by(mounted, user=1234, groups=[4000], directory=closed) == str(mounted)
+    closed.chmod(0o755)
+    assert (
+        seen_by(mounted, user=1234, groups=[4000], directory=closed) == f"cannot read {closed}/.env: Permission denied"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("mode", [0o444, 0o644, 0o660, 0o670, 0o450])
+def test_a_ring_for_more_than_reading_by_its_group_is_refused(mounted: Path, mode: int) -> None:
+    mounted.resolve().chmod(mode)
+    answer = seen_by(mounted, user=1234, groups=[4000])
+    assert answer.startswith(f"others can read the key ring {mounted} (mode {mode:04o}); run: chmod 600 {mounted}")
+    assert answer.endswith(", or to let group 4000 read it: chmod 640") == (not mode & 0o007)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_users_own_ring_is_for_that_user_alone_and_root_does_not_pass_on_that_of_others(mounted: Path) -> None:
+    ring = mounted.resolve()
+    os.chown(ring, 1234, 4000)
+    ring.chmod(0o640)
+    assert "others can read" in seen_by(mounted, user=1234, groups=[4000])
+    os.chown(ring, 4321, 4000)
+    assert "others can read" in seen_by(mounted, user=1234, groups=[4000])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_new_key_leaves_the_ring_to_its_group(mounted: Path) -> None:
+    for mode in (0o440, 0o640):
+        mounted.resolve().chmod(mode)
+        generate(mounted, NOW + 1)
+        info = mounted.stat()
+        assert (stat.S_IMODE(info.st_mode), info.st_gid) == (mode, 4000)
+    mounted.resolve().chmod(0o600)
+    generate(mounted, NOW + 2)
+    assert stat.S_IMODE(mounted.stat().st_mode) == 0o600
+
+
+# --- a secret in a file of its own ------------------------------------------------------------------------------------
+
+
+def secret_file(directory: Path, body: bytes = STRONG.encode(), mode: int = 0o600) -> dict[str, str]:
+    path = directory / "secret"
+    path.write_bytes(body)
+    path.chmod(mode)
+    return {"WEBSOCKET_SECRET_KEY_FILE": str(path)}
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_secret_comes_from_a_file_that_a_variable_names(tmp_path: Path, ring_file: Path, end: bytes) -> None:
+    ring = load_ring(settings(ring_file), secret_file(tmp_path, STRONG.encode() + end), tmp_path)
+    assert (ring.signing.kid, ring.signing.secret) == (None, STRONG.encode())
+    assert ring.source == f"WEBSOCKET_SECRET_KEY of the file {tmp_path}/secret"
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "is empty, at least 32 are needed"),
+        (b"short", "has 5 bytes, at least 32 are needed"),
+        (b"x" * 32, "too weak"),
+        (b"topsecret" * 8 + b"\nmore", r"secret \(WEBSOCKET_SECRET_KEY_FILE\) holds several lines or a zero byte"),
+        (b"topsecret" * 8 + b"\0", "holds several lines or a zero byte: expected the secret alone"),
+        (b"x" * 2_000_000, "larger than"),
+    ],
+)
+def test_a_file_that_holds_no_secret_is_refused_and_not_quoted(
+    tmp_path: Path, ring_file: Path, body: bytes, problem: str
+) -> None:
+    with pytest.raises(KeyRingError, match=problem) as caught:
+        load_ring(settings(ring_file), secret_file(tmp_path, body), tmp_path)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_a_file_for_a_secret_is_there_private_and_the_only_one(tmp_path: Path, ring_file: Path) -> None:
+    environ = secret_file(tmp_path, mode=0o644)
+    for changed, problem in (
+        ({}, f"others can read {tmp_path}/secret .WEBSOCKET_SECRET_KEY_FILE. .mode 0644.; run: chmod 600"),
+        (
+            {"WEBSOCKET_SECRET_KEY": STRONG},
+            "WEBSOCKET_SECRET_KEY and WEBSOCKET_SECRET_KEY_FILE are both set: unset one",
+        ),
+        ({"WEBSOCKET_SECRET_KEY_FILE": str(tmp_path / "no")}, "cannot read .*no .WEBSOCKET_SECRET_KEY_FILE.: No such"),
+        ({"WEBSOCKET_SECRET_KEY_FILE": str(tmp_path)}, "is not a regular file"),
+        ({"WEBSOCKET_SECRET_KEY_FILE": ""}, "WEBSOCKET_SECRET_KEY_FILE names no file"),
+    ):
+        with pytest.raises(KeyRingError, match=problem):
+            load_ring(settings(ring_file), {**environ, **changed}, tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

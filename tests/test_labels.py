@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
+from whaled.addresses import base58check
 from whaled.errors import ConfigError
 from whaled.model import Flow, Input, Output, OwnerType, Transaction
 from whaled.upstream.dialect import decode
@@ -78,7 +79,12 @@ def test_every_address_a_backend_sent_is_right() -> None:
     ("address", "problem"),
     [
         ("", "no Bitcoin address"),
-        ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "no Bitcoin address"),
+        ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "is an address of Ethereum or another EVM chain"),
+        ("ltc1qw508d6qejxtdg4y5r3zarvary0c5xw7kgmn4n9", "is an address of Litecoin"),
+        ("bitcoincash:qzf60xrhzh9eergtrtgrtjz2pzt5qkde0es5wpyewtqc", "is an address of Bitcoin Cash"),
+        ("bitcoin:bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "is a payment link (BIP 21): write the address alone"),
+        ("\u200bbc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4", "no address has: U+200B ZERO WIDTH SPACE"),
+        ("xpub661MyMwAqRbcFtXgS5sYJABqqG9YLmC4Q1Rdap9gSE8Nq", "is an extended public key"),
         ("1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNb", "checksum"),
         ("1A1zP1eP5QGefi2DMPTfTL5SLmv7Divf0a", "'0'"),
         ("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5", "checksum"),
@@ -88,7 +94,7 @@ def test_every_address_a_backend_sent_is_right() -> None:
         ("BC1QW508D6QEJXTDG4Y5R3ZARVARY0C5XW7KV8F3T4", None),
         ("tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx", None),
         ("mipcBbFg9gMiCh81Kj8tqqdgoZub1ZJRfn", None),
-        ("LVuDpNCSSj6pQ7t9Pv6d6sUkLKoqDEVUnJ", "no Bitcoin network"),
+        ("LVuDpNCSSj6pQ7t9Pv6d6sUkLKoqDEVUnJ", "is an address of Litecoin"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said(address: str, problem: str | None) -> None:
@@ -134,14 +140,13 @@ Kraken,{COLD},exchange
 """
     assert faults(text) == [
         f"line 3: address '{HOT[:-1]}b' has a wrong checksum: a character is mistyped",
-        (
-            f"line 4: {HOT} is 'Bitfinex' (exchange) here and 'Kraken' (exchange) in line 2; an address has one owner: "
-            "remove one of the lines"
-        ),
         "line 5: type must be one of exchange, custodian, service, miner, fund, government, own, other; found 'broker'",
         "line 6: expected 3 columns, label,address,type, found 2; put a label with a comma in quotes",
         "line 7: label must be 1 to 64 printable characters, found ''",
-        "line 8: not CSV: unexpected end of data",
+        (
+            "line 8: a quote opens and does not close in this line: quotes in a label are doubled, and a label has no "
+            "line break"
+        ),
     ]
 
 
@@ -155,6 +160,37 @@ def test_any_text_is_a_book_or_refused_with_lines(text: str) -> None:
     else:
         places = {"line"}
     assert places == {"line"}
+
+
+# --- several labels of one address ---
+
+SEVERAL = AddressBook.parse(
+    f"Kraken,{HOT},exchange\nKraken 8,{HOT},exchange\nHacker,{HOT},other\nKraken,{COLD},exchange\nPool,{COLD},miner\n",
+    "book.csv",
+)
+
+
+def test_the_first_label_decides_and_the_others_are_named() -> None:
+    found = SEVERAL.involved(moves([(HOT, 100), (NOBODY, 1)], [(COLD, 100), (HOT, 1)]))
+    assert (found.flow, found.from_labels, found.to_labels) == (Flow.INTERNAL, ("Kraken",), ("Kraken",))
+    assert (found.from_other_labels, found.to_other_labels) == (("Kraken 8", "Hacker"), ("Pool",))
+    assert found.addresses == (HOT, COLD)
+    alone = BOOK.involved(moves([(HOT, 100)], [(COLD, 100)]))
+    assert (alone.from_other_labels, alone.to_other_labels) == ((), ())
+
+
+def test_a_label_that_is_the_first_of_another_address_is_not_repeated() -> None:
+    book = AddressBook.parse(f"A,{HOT},own\nB,{HOT},own\nB,{COLD},own\n", "book.csv")
+    found = book.involved(moves([(HOT, 1), (COLD, 1)], [(NOBODY, 2)]))
+    assert (found.from_labels, found.from_other_labels) == (("A", "B"), ())
+
+
+def test_other_labels_are_bounded() -> None:
+    paid = [base58check(0, number.to_bytes(20)) for number in range(20)]
+    lines = [f"{name} {number},{address},own" for number, address in enumerate(paid) for name in "ABCD"]
+    found = AddressBook.parse("\n".join(lines), "b").involved(moves([(NOBODY, 20)], [(address, 1) for address in paid]))
+    assert len(found.to_labels) == 20
+    assert found.to_other_labels == tuple(f"{name} {number}" for number in range(11) for name in "BCD")[:32]
 
 
 # --- flow ---

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whaled.gateway.limits import TRACKED_OFFENDERS, FailureLimit, TokenBucket
+from whaled.gateway.limits import FORGIVEN_S, TRACKED_OFFENDERS, FailureLimit, LostTime, TokenBucket
 
 
 def test_a_burst_passes_at_once_and_then_the_rate_holds() -> None:
@@ -84,3 +84,45 @@ def test_a_clock_that_steps_back_makes_no_wait_longer() -> None:
         failures.failed("a", "x", 100_000.0)
     assert failures.failed("a", "x", 1_000.0) <= 5.0
     assert failures.failed("a", "x", 1_020.0) == 0.0
+
+
+def test_what_came_while_nothing_was_read_is_charged_as_if_it_had_been_read() -> None:
+    lost = LostTime()
+    bucket = TokenBucket(rate=10.0, burst=40.0, now=0.0, lost=lost)
+    assert bucket.take(1.0) == 0.0
+    lost.add(12.0, now=13.0)
+    # Those of the time, and those of the burst that were left.
+    assert [bucket.take(13.0) for _ in range(120 + 39)] == [0.0] * 159
+    assert bucket.take(13.0) > 0.0
+    assert bucket.take(13.3) == 0.0  # it fills as ever
+
+
+def test_a_bucket_that_is_new_or_is_used_long_after_is_forgiven_nothing() -> None:
+    lost = LostTime()
+    idle = TokenBucket(rate=10.0, burst=5.0, now=0.0, lost=lost)
+    spent = TokenBucket(rate=10.0, burst=5.0, now=0.0, lost=lost)
+    lost.add(12.0, now=12.0)
+    for bucket in (TokenBucket(rate=10.0, burst=5.0, now=12.0, lost=lost), idle):
+        now = 12.0 if bucket is not idle else 12.1 + FORGIVEN_S
+        assert [bucket.take(now) == 0.0 for _ in range(6)] == [True] * 5 + [False]
+    assert spent.take(12.0) == 0.0
+    assert [spent.take(12.1 + FORGIVEN_S) == 0.0 for _ in range(6)] == [True] * 5 + [False]
+
+
+def test_a_minute_is_forgiven_and_no_more() -> None:
+    lost = LostTime()
+    bucket = TokenBucket(rate=10.0, burst=5.0, now=0.0, lost=lost)
+    lost.add(3600.0, now=3600.0)
+    lost.add(3600.0, now=7200.0)
+    assert [bucket.take(7200.0) == 0.0 for _ in range(606)] == [True] * 605 + [False]
+
+
+def test_tokens_of_lost_time_pay_a_debt_first() -> None:
+    lost = LostTime()
+    bucket = TokenBucket(rate=1.0, burst=5.0, now=0.0, lost=lost)
+    for _ in range(10):
+        bucket.take(0.0)
+    assert bucket.is_exhausted
+    lost.add(7.0, now=7.0)
+    assert [bucket.take(7.0) == 0.0 for _ in range(3)] == [True, True, False]
+    assert not bucket.is_exhausted

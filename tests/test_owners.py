@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whale_kit import ADDRESSES
-from whaled.errors import ConfigError
+from whaled.errors import BookError, ConfigError
 from whaled.model import OwnerType
 from whaled.whales import owners
-from whaled.whales.owners import BUCKET, HEADER, MAX_FAULTS, Owner, Owners, parse
+from whaled.whales.books import MAX_FAULTS, Reading, parse
+from whaled.whales.owners import BUCKET, HEADER, MAX_LABELS, Owner, Owners
 
 
 def read(lines: Sequence[str], limit: int | None = None) -> Owners:
-    return parse(lambda: lines, "book.csv", limit=limit)
+    return parse(lines, "book.csv", limit=limit)
 
 
 def refused(lines: Sequence[str], limit: int | None = None) -> list[str]:
@@ -59,7 +60,7 @@ def test_a_table_that_is_not_whole_is_refused(cut: int) -> None:
 
 def test_a_table_of_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="of this version"):
-        Owners(b"whaled2\n" + bytes(read(book(10)).to_bytes())[8:])
+        Owners(b"whaled1\n" + bytes(read(book(10)).to_bytes())[8:])
 
 
 def test_addresses_of_one_checksum_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,27 +92,80 @@ def test_labels_are_found_and_counted_once_whatever_their_types() -> None:
     assert [found.has_label(label) for label in ("a", "b", "ä", "", "c", "ab")] == [True] * 3 + [False] * 3
 
 
-def test_two_owners_of_an_address_are_named_with_the_lines_they_stand_in() -> None:
-    kinds = list(OwnerType)
-    again = f"Owner 6,{address(6)},{kinds[0]}"
-    lines = ["label,address,type", *book(2_000), f"Other,{address(5)},own", "", again, f"Owner 7,{address(6)},own"]
-    assert refused(lines) == [
-        f"book.csv: line {line}; an address has one owner: remove one of the lines"
-        for line in (
-            f"2002: {address(5)} is 'Other' (own) here and 'Owner 5' ({kinds[2]}) in line 7",
-            f"2005: {address(6)} is 'Owner 7' (own) here and 'Owner 6' ({kinds[0]}) in line 8",
-        )
-    ]
+def test_an_address_may_have_several_labels_and_the_first_line_counts_most() -> None:
+    found = read([f"B,{address(1)},miner", f"C,{address(2)},own", f"A,{address(1)},exchange", f"B,{address(1)},miner"])
+    first, other = Owner("B", OwnerType.MINER), Owner("A", OwnerType.EXCHANGE)
+    assert found.get(address(1)) == first
+    assert found.all(address(1)) == (first, other)
+    assert found.all(address(2)) == (Owner("C", OwnerType.OWN),)
+    assert found.all(address(3)) == ()
+    assert (len(found), found.labels, found.several) == (2, 3, 1)
 
 
-@pytest.mark.parametrize("line", ["only one column", "", "x;y;z"])
+def test_earlier_files_come_first_and_later_ones_add() -> None:
+    reading = Reading()
+    assert reading.add("mine.csv", [f"Mine,{address(1)},own"])
+    assert reading.add("list.csv", [f"Bank,{address(number)},exchange" for number in range(3)])
+    assert not reading.add("none.csv", ["label,address,type"])
+    found = reading.owners()
+    assert [owner.label for owner in found.all(address(1))] == ["Mine", "Bank"]
+    assert [owner.label for owner in found.all(address(2))] == ["Bank"]
+
+
+def test_faults_of_several_files_are_named_with_their_file_and_counted_together() -> None:
+    reading = Reading()
+    reading.add("a.csv", ["x"] * 3)
+    reading.add("b.csv", [f"A,{address(1)},own", *["y"] * 30])
+    with pytest.raises(BookError) as error:
+        reading.owners()
+    lines = str(error.value).splitlines()
+    assert [line.partition(": expected")[0] for line in lines[:4]] == [
+        "a.csv: line 1", "a.csv: line 2", "a.csv: line 3", "b.csv: line 2"
+    ]  # fmt: skip
+    assert lines[MAX_FAULTS:] == ["and 13 more lines cannot be used"]
+    assert error.value.lines == 33
+
+
+def test_labels_beyond_the_bound_are_left_out_and_counted() -> None:
+    found = read([f"Label {number},{address(1)},own" for number in range(MAX_LABELS + 3)])
+    assert [owner.label for owner in found.all(address(1))] == [f"Label {number}" for number in range(MAX_LABELS)]
+    assert found.notes == ("3 labels are left out: an address has the first 8",)
+
+
+def test_a_label_with_a_second_type_counts_once_and_is_named() -> None:
+    found = read([f"A,{address(1)},own", f"A,{address(1)},fund"])
+    assert found.all(address(1)) == (Owner("A", OwnerType.OWN),)
+    assert found.notes == ("1 lines give an address its label again with another type: the first counts",)
+
+
+def test_a_few_addresses_of_another_network_are_named() -> None:
+    test = "tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx"
+    found = read([*book(5), f"A,{test},own", f"A,{test},own"])
+    assert found.notes == (
+        (
+            "book.csv: line 6: the first of 2 addresses of testnet or signet, among 5 of mainnet: a backend shows "
+            "those of its own network"
+        ),
+    )
+    assert Owners(bytes(found.to_bytes())).notes == found.notes
+    assert read([f"A,{test},own"]).notes == ()
+
+
+def test_groups_of_owners_are_kept_once() -> None:
+    lines = [line for number in range(2_000) for line in (f"A,{address(number)},own", f"B,{address(number)},fund")]
+    found = read(lines)
+    assert found.several == 2_000
+    assert found.size_bytes / 2_000 < 21
+    again = Owners(bytes(found.to_bytes()))
+    assert [owner.label for owner in again.all(address(1_999))] == ["A", "B"]
+
+
+@pytest.mark.parametrize("line", ["only one column", "x;y;z"])
 def test_of_a_book_that_is_wrong_all_over_the_first_lines_are_named_and_the_others_counted(line: str) -> None:
-    good = book(500)
-    lines = [line or f"Other {number},{address(number)},own" for number in range(500)]
-    found = refused(lines if line else [*good, *lines])
-    assert len(found) == MAX_FAULTS + 1
-    assert found[-1] == "book.csv: 400 more lines cannot be used"
-    assert sum(map(len, found)) < 30_000
+    found = refused([line] * 500)
+    assert len(found) == MAX_FAULTS + 1 == 21
+    assert found[-1] == "book.csv: and 480 more lines cannot be used"
+    assert sum(map(len, found)) < 6_000
 
 
 def test_more_addresses_than_allowed_are_refused_with_their_number() -> None:

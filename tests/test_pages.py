@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ import pytest
 from support import alert_draft
 from whaled.gateway.hub import Hub
 from whaled.gateway.pages import KEPT_BYTES, PAGE_EVENTS, LostError, Pages
-from whaled.gateway.replay import Replay
+from whaled.gateway.replay import ADDRESSES_AT_ONCE, Replay
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Event, Whale
 from whaled.ops.metrics import Metrics
@@ -48,8 +49,9 @@ class CountingLog:
 class Client:
     """A connection, with a socket of which somebody may read the other end."""
 
-    def __init__(self, source: str = "c1", fd: int = -1) -> None:
+    def __init__(self, source: str = "c1", fd: int = -1, *, takes_deflate: bool = False) -> None:
         self.source = source
+        self.takes_deflate = takes_deflate
         self.fd = fd
         self.queued = bytearray()
         self.sent = bytearray()
@@ -241,3 +243,16 @@ async def test_for_a_slow_client_the_rest_of_one_frame_is_held_and_every_frame_a
             await rig.run(alone)
         assert received == bytes(alone.sent)
         assert 0 < client.most_unsent < 2 * len(received) / 700
+
+
+async def test_large_events_are_judged_in_several_jobs_and_read_once() -> None:
+    log = CountingLog(addresses=3000)
+    client = Client()
+    async with asyncio.timeout(30), reading(log, head=40, at_once=20) as rig:
+        jobs = Counter[str]()
+        rig.share.add(Lane.KNOWN, lambda: jobs.update(["turns"]) is None and rig.hub.live_members == 0)
+        chosen = Filter(addresses=frozenset({f"bc1q{2999:038d}"}))
+        assert await rig.run(client, 3, chosen) == 37
+        assert jobs["turns"] >= 37 * 3000 / ADDRESSES_AT_ONCE
+    assert [limit for _, limit in log.reads] == [20, 20]
+    assert client.sent.count(b'"offset":') == client.charged == 37

@@ -1,5 +1,6 @@
 """From frames to events, with the real decoder, detector and log; frames of the recording and of the simulator."""
 
+import asyncio
 import gzip
 import json
 import time
@@ -41,6 +42,8 @@ class Published:
         self.events: list[Event] = []
         self.states: list[UpstreamState] = []
         self.canaries: list[Event] = []
+
+    at_once = 1000
 
     def publish(self, events: Sequence[Event]) -> None:
         self.events.extend(events)
@@ -246,6 +249,46 @@ async def test_what_is_not_stored_is_not_published_and_the_failure_is_not_swallo
     with pytest.raises(EventLogError):
         await pipeline(Broken(), published).run(Recorded(recorded_whales()))
     assert published.events == []
+
+
+class Slow(Published):
+    """Takes a few events at once."""
+
+    at_once = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def publish(self, events: Sequence[Event]) -> None:
+        super().publish(events)
+        self.sizes.append(len(events))
+
+
+async def test_many_events_are_published_in_parts_and_the_loop_goes_on_between_them(tmp_path: Path) -> None:
+    published = Slow()
+    seen: list[int] = []
+
+    async def look() -> None:
+        while len(published.events) < 6:
+            seen.append(len(published.events))
+            await asyncio.sleep(0)
+
+    async with opened(tmp_path) as log:
+        running = pipeline(log, published)
+        await running.run(Recorded(recorded_whales()))
+        whale = published.events[0].whale
+        drafts = [Draft(kind=Kind.DROPPED, at=NOW, whale=whale, ref=str(number)) for number in range(5)]
+
+        async def decide() -> Sequence[Draft]:
+            return drafts
+
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(look())
+            await running.commit(decide)
+        assert published.sizes == [1, 2, 2, 1]
+        assert {1, 3, 5} <= set(seen)
+        assert [event.offset for event in published.events] == [1, 2, 3, 4, 5, 6]
 
 
 class Unhelpful:

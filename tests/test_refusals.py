@@ -72,7 +72,7 @@ REFUSALS: dict[str, tuple[str, TokenRefusal]] = {
     "unknown key": (signed(CLAIMS, SigningKey("gone", b"g" * 32)), TokenRefusal.UNKNOWN_KEY),
     "bad signature": (signed(CLAIMS, SigningKey("new", b"x" * 32)), TokenRefusal.BAD_SIGNATURE),
     "another algorithm": (token_of(head(alg="HS384")), TokenRefusal.BAD_SIGNATURE),
-    "expired": (signed({**CLAIMS, "iat": NOW - 60, "exp": NOW - 1}), TokenRefusal.EXPIRED),
+    "expired": (signed({**CLAIMS, "iat": NOW - 60, "exp": NOW - 31}), TokenRefusal.EXPIRED),
     "garbage": ("garbage", TokenRefusal.MALFORMED),
     "too large": ("x" * 9000, TokenRefusal.MALFORMED),
     "no header": (f"AAAA.{part(CLAIMS)}.{'A' * 43}", TokenRefusal.MALFORMED),
@@ -266,25 +266,25 @@ DAY = 86400.0
 
 
 @pytest.mark.parametrize(
-    ("iat", "exp", "is_good"),
+    ("iat", "exp", "reason"),
     [
-        (NOW, NOW + 90 * DAY, True),
-        (NOW, NOW + 90 * DAY + 1, False),
-        (NOW - 80 * DAY, NOW + 20 * DAY, False),
-        (None, NOW + 90 * DAY, True),
-        (None, NOW + 91 * DAY, False),
-        (NOW + 30, NOW + 30 + 90 * DAY, True),  # the issuer's clock is ahead by half a minute
-        (NOW + 300, NOW + 300 + 90 * DAY, False),
-        (NOW + 80 * DAY, NOW + 100 * DAY, False),
+        (NOW, NOW + 90 * DAY, None),
+        (NOW, NOW + 90 * DAY + 1, TokenRefusal.TOO_LONG),
+        (NOW - 80 * DAY, NOW + 20 * DAY, TokenRefusal.TOO_LONG),
+        (None, NOW + 90 * DAY, None),
+        (None, NOW + 90 * DAY + 31, TokenRefusal.TOO_LONG),
+        (NOW + 30, NOW + 30 + 90 * DAY, None),  # the issuer's clock is ahead by half a minute
+        (NOW + 31, NOW + 31 + 90 * DAY, TokenRefusal.NOT_YET_VALID),
+        (NOW + 80 * DAY, NOW + 100 * DAY, TokenRefusal.NOT_YET_VALID),
     ],
 )
-def test_no_token_lives_longer_than_max_token_ttl(iat: float | None, exp: float, is_good: bool) -> None:
+def test_no_token_lives_longer_than_max_token_ttl(iat: float | None, exp: float, reason: TokenRefusal | None) -> None:
     times = {"exp": exp} if iat is None else {"iat": iat, "exp": exp}
     token = signed({"client_id": "c", **times})
-    if is_good:
+    if reason is None:
         assert verify(RING, token, NOW, AUTH).expires_at == exp
     else:
-        assert refuse(token) is TokenRefusal.TOO_LONG
+        assert refuse(token) is reason
 
 
 @pytest.mark.parametrize("longest_s", [0.5, 1.5, 90.0])
@@ -298,7 +298,7 @@ def test_what_is_issued_for_the_longest_time_is_accepted_and_so_are_its_refreshe
 
 
 def test_a_first_token_that_says_it_was_issued_later_gains_nothing_by_it() -> None:
-    token = signed({"client_id": "c", "iat": NOW + 50 * DAY, "exp": NOW + 51 * DAY})
+    token = signed({"client_id": "c", "iat": NOW + 20, "exp": NOW + 1 * DAY})
     grant = judge().verify(token, NOW)
     assert judge().refresh(grant, NOW)[1].authenticated_at == NOW
 

@@ -148,6 +148,55 @@ async def test_a_reader_of_the_address_book_that_dies_refuses_the_reload_and_kee
         await whaled.logged("reloaded", addresses=40_000)
 
 
+async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -> None:
+    path = tmp_path / "book.csv"
+    path.write_text("\n".join(book(1_000)))
+    config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
+    async with daemon.running(config) as whaled:
+        await whaled.logged("address book read", files=[str(path)], addresses=1_000, owners=7)
+        failures = {
+            "empty": ("", "has no address (0 bytes): did its download fail?"),
+            "not_a_book": ("<html>403</html>", "is no address book but a page in HTML or XML"),
+            "shrunk": ("\n".join(book(400)), "has 400 addresses, 1,000 are in force: the loss is greater than"),
+            "faults": ("Too many requests\n", "line 1: expected 3 columns, label,address,type, found 1"),
+        }
+        for reason, (text, problem) in failures.items():
+            path.write_text(text)
+            whaled.signal(signal.SIGHUP)
+            refused = await whaled.logged(
+                "reload refused, the old configuration stays", address_book=reason, addresses_in_force=1_000
+            )
+            assert refused["level"] == "error"
+            assert problem in refused["problem"]
+        metrics = await get(whaled.http + "/metrics")
+        assert "whaled_address_book_addresses 1000.0" in metrics
+        for reason in failures:
+            assert f'whaled_address_books_refused_total{{reason="{reason}"}} 1.0' in metrics
+        detection = {"address_book": str(path), "max_book_loss": 1, "watch": [{"name": "x", "types": ["fund"]}]}
+        daemon.write_config(tmp_path, NOBODY, detection=detection)
+        path.write_text("\n".join(book(1)))
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("address book read", addresses=1, owners=1)
+        idle = await whaled.logged("a watch rule matches nothing")
+        assert "no address in " in idle["problem"]
+        daemon.write_config(tmp_path, NOBODY, detection={"address_book": None})
+        whaled.signal(signal.SIGHUP)
+        await whaled.logged("reloaded", addresses=0)
+
+
+async def test_a_book_of_another_network_is_named_when_the_backend_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "book.csv"
+    path.write_text("\n".join(book(3)))
+    async with busy_simulator() as simulator:
+        config = daemon.write_config(tmp_path, simulator.url, detection={"address_book": str(path)})
+        async with daemon.running(config) as whaled:
+            event = "the address book has addresses of another network"
+            found = await whaled.logged(event)
+            assert (found["level"], found["backend"], found["addresses"]) == ("warning", "regtest", {"mainnet": 3})
+            whaled.signal(signal.SIGHUP)
+            await whaled.logged(event, times=2)
+
+
 async def test_a_stop_amid_a_reload_ends_the_reader_too(tmp_path: Path) -> None:
     path = tmp_path / "book.csv"
     config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from book_kit import book
 from test_daemon import busy_simulator
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 import daemon
-from support import receive_type
+from support import alert_draft, confirmed_draft, receive_type
+from whaled.config.sections import EventLog as EventLogSettings
+from whaled.eventlog.store import EventLog
+from whaled.ops.metrics import Metrics
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +106,7 @@ async def test_passed_sockets_are_served_and_the_configured_ports_stay_closed(tm
             config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", gateway={"port": taken.getsockname()[1]})
             async with launched(config, "ws:ws:metrics", [clients, other, metrics]) as whaled:
                 ready = await whaled.logged("ready")
-                assert ready["listen"] == url_of(clients)
+                assert ready["listen"] == f"{url_of(clients)}, {url_of(other)}"
                 assert ready["metrics"] == f"http://unix:{tmp_path}/metrics.sock/metrics"
                 for sock in (clients, other):
                     async with connect(url_of(sock), proxy=None) as client:
@@ -182,18 +186,44 @@ async def test_the_watchdog_is_fed_and_the_status_tells_how_it_is(tmp_path: Path
             await manager.heard(lambda said: any(" BTC; offset " in line for line in said))
             status = next(line for line in manager.said if " BTC; offset " in line)
             assert status.startswith("STATUS=upstream connected; 0 clients; last whale 2")
+            assert status.endswith(f"; clients connect to {whaled.url.removeprefix('ws://')}")
             whaled.process.terminate()
             assert await whaled.ended() == 0
             assert "STOPPING=1" in manager.said
 
 
+async def test_after_a_restart_the_last_whale_is_the_one_in_the_log(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "whaled.db")), Metrics().eventlog) as log:
+        await log.append([alert_draft(1, 150.25), alert_draft(2, 300.5), confirmed_draft(2, 300.5)])
+    async with (
+        Manager(tmp_path / "notify").listening() as manager,
+        daemon.running(config, env={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as whaled,
+        aiohttp.ClientSession() as session,
+    ):
+        await manager.heard(lambda said: any("; last whale " in line for line in said))
+        async with session.get(f"{whaled.http}/metrics") as response:
+            metrics = await response.text()
+    (status,) = {line.partition("; ")[2] for line in manager.said if "; last whale " in line}
+    assert status == "0 clients; last whale 2027-01-15T08:00:00Z 300.50 BTC; offset 3"
+    assert "\nwhaled_last_whale_timestamp_seconds 1.8e+09\n" in metrics
+    assert '\nwhaled_whales_total{flow="unknown"} 0.0\n' in metrics  # it is no new whale
+
+
 async def test_an_unreachable_backend_does_not_starve_the_watchdog(tmp_path: Path) -> None:
     async with Manager(tmp_path / "notify").listening() as manager:
-        config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", canary={"interval": "100ms", "deadline": "200ms"})
+        (tmp_path / "book.csv").write_text("\n".join(book(3)))
+        config = daemon.write_config(
+            tmp_path,
+            "ws://127.0.0.1:1",
+            canary={"interval": "100ms", "deadline": "200ms"},
+            detection={"address_book": str(tmp_path / "book.csv")},
+        )
         env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "300000"}
         async with daemon.running(config, env=env):
             await manager.heard(lambda said: said.count("WATCHDOG=1") >= 12)
-            assert any(line.startswith("STATUS=upstream disconnected") for line in manager.said)
+            status = next(line for line in manager.said if line.startswith("STATUS=upstream disconnected"))
+            assert status.endswith("; address book: 3 addresses of 3 owners")
 
 
 async def test_another_process_s_watchdog_is_left_alone(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ from whaled.gateway.session import (
 )
 from whaled.model import Grant, Permission, Position
 
-LIMITS = SessionLimits(messages_per_second=10.0, message_burst=20.0, max_addresses=10, expiry_grace_s=25.0)
+LIMITS = SessionLimits(
+    messages_per_second=10.0, message_burst=20.0, max_addresses=10, expiry_grace_s=25.0, leeway_s=10.0
+)
 READ = frozenset({Permission.READ})
 
 
@@ -392,6 +394,40 @@ def test_expiry_is_announced_and_then_enforced_after_the_grace() -> None:
     assert sent(session.tick(900.0))[0]["type"] == "token_expiring"
     assert session.tick(1024.0) == []
     assert session.tick(1025.0) == [Stop(Close.TOKEN_EXPIRED)]
+
+
+def late(leeway_s: float = 10.0, at: float = 1003.0) -> Session:
+    """Let in at 1003 with a token that ended at 1000."""
+    session = new(Tokens(), limits=replace(LIMITS, leeway_s=leeway_s))
+    assert sent(say(session, at, type="auth", token="good"))[0]["type"] == "auth_success"
+    return session
+
+
+@pytest.mark.parametrize("leeway_s", [5.0, 30.0])
+def test_a_token_let_in_after_its_end_lasts_for_the_leeway_and_has_no_grace(leeway_s: float) -> None:
+    session = late(leeway_s)
+    assert sent(session.tick(1003.0))[0]["type"] == "token_expiring"
+    assert session.tick(1000.0 + leeway_s - 0.1) == []
+    assert session.tick(1000.0 + leeway_s) == [Stop(Close.TOKEN_EXPIRED)]
+
+
+def test_a_token_let_in_after_its_end_is_not_refreshed() -> None:
+    (answer,) = sent(say(late(), 1004.0, type="refresh"))
+    assert (answer["code"], answer["message"]) == ("forbidden", "this token has ended: ask for a new one")
+
+
+def test_a_token_that_had_ended_makes_an_open_connection_end_with_the_leeway() -> None:
+    session = admitted()
+    say(session, 1003.0, type="auth", token="good")
+    session.tick(1003.0)
+    assert session.tick(1010.0) == [Stop(Close.TOKEN_EXPIRED)]
+
+
+def test_a_new_token_saves_a_connection_let_in_after_its_end() -> None:
+    session = late()
+    assert sent(say(session, 1004.0, type="auth", token="longer"))[0]["type"] == "auth_success"
+    assert session.next_deadline() == 8700.0
+    assert sent(say(session, 1005.0, type="refresh")) == []  # as for any token: the family of this one has ended
 
 
 def test_a_refreshed_token_moves_the_end() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from whaled.cli import simulate
 from whaled.errors import ConfigError
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import DEMO, SimulatorSettings
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse(*options: str) -> argparse.Namespace:
 
 def test_the_options_defaults_are_the_settings_defaults() -> None:
     arguments = vars(parse())
-    defaults = SimulatorSettings()
+    defaults = DEMO
     names = [name for name in SimulatorSettings.__struct_fields__ if name in arguments]
     assert {"host", "port", "rate", "whale_share", "block_interval", "poll_interval", "network"} < set(names)
     assert {name: arguments[name] for name in names} == {name: getattr(defaults, name) for name in names}

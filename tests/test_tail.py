@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from scripted_server import EPOCH, Peer, alert, position, scripted, txid, update
+from scripted_server import EPOCH, Peer, alert, jwt, position, scripted, txid, update
+from support import running_gateway
+from test_session import Tokens
 from whaled.cli import tail
 from whaled.cli import tail_lines as lines
-from whaled.client import Last, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
+from whaled.client import Last, LinkLostError, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
 from whaled.client.events import decode
 
 NOW = datetime(2026, 1, 1, 18, 0, tzinfo=timezone(timedelta(hours=2)))
@@ -176,6 +178,8 @@ def test_what_a_server_sends_cannot_drive_the_terminal() -> None:
         ["--since", "yesterday"],
         ["--since", "2026-02-31"],
         ["--since", "last:x"],
+        ["--since", "10:00"],
+        ["--since", "2026-11-28 10:00 CET"],
         ["--min-btc", "many"],
         ["--min-btc", "-1"],
         ["--min-btc", "nan"],
@@ -206,9 +210,18 @@ def test_filters_follow_the_options() -> None:
 
 def test_the_url_comes_from_the_option_or_the_environment() -> None:
     environ = {"WHALED_URL": "wss://whales.example:443"}
-    assert opened()._dial.place == "127.0.0.1:8765"
-    assert opened(environ=environ)._dial.place == "whales.example:443"
-    assert opened("--url", "ws://10.0.0.1:9000", environ=environ)._dial.place == "10.0.0.1:9000"
+    assert str(opened()._dial.place) == "127.0.0.1:8765"
+    assert str(opened(environ=environ)._dial.place) == "whales.example:443"
+    assert str(opened("--url", "ws://10.0.0.1:9000", environ=environ)._dial.place) == "10.0.0.1:9000"
+
+
+def test_compression_is_asked_for_over_a_network_or_as_the_option_says() -> None:
+    for url in ("ws://127.0.0.1:1", "wss://localhost", "ws://[::1]:1"):
+        assert not opened("--url", url)._dial.compresses
+        assert opened("--url", url, "--compression")._dial.compresses
+    for url in ("wss://whales.example", "ws://10.0.0.1:9000"):
+        assert opened("--url", url)._dial.compresses
+        assert not opened("--url", url, "--no-compression")._dial.compresses
 
 
 def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
@@ -218,22 +231,61 @@ def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
     assert opened("--since=-_e:7")._cursor.ask(None) == Position("-_e", 7)
 
 
+def test_a_starting_time_without_a_zone_is_shown_as_it_is_read() -> None:
+    assert parse("--since", "2026-11-28 10:00").since.note == (
+        "starting at 2026-11-28T10:00:00+00:00: --since names no zone, and is read as UTC"
+    )
+    assert parse("--since", "2026-11-28 10:00Z").since.note is None
+    assert parse("--since", "last:5").since.note is None
+
+
 async def test_the_token_comes_from_the_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text("from-file\n")
-    environ = {"WHALED_TOKEN": "from-environment\n"}
-    assert opened(environ=environ).token == "from-environment"
+    file.write_text(jwt("from-file") + "\n")
+    environ = {"WHALED_TOKEN": jwt("from-environment") + "\n"}
+    assert opened(environ=environ).token == jwt("from-environment")
     stream = opened("--token-file", str(file), environ=environ)
-    assert await stream._credentials.current() == "from-file"
+    assert await stream._credentials.current() == jwt("from-file")
     assert opened(environ={"WHALED_TOKEN": " "}).token is None
+    with pytest.raises(ValueError, match=r"^WHALED_TOKEN holds no token"):
+        opened(environ={"WHALED_TOKEN": "nonsense"})
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"two words", b"two\nlines", b"x" * 20_000])
-def test_a_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_a_token_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="holds no token"):
+    file.write_bytes(b"two words")
+    with pytest.raises(ValueError, match=f"^{file} holds no token: a space is in it"):
         opened("--token-file", str(file))
+
+
+def test_a_token_file_that_everybody_can_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "token"
+    file.write_text(jwt("c1"))
+    file.chmod(0o604)
+    opened("--token-file", str(file))
+    assert capsys.readouterr().err == (
+        f"whaled tail: warning: {file} can be read by every user of this machine (mode 0604); run: chmod 600 {file}\n"
+    )
+
+
+async def test_a_token_file_that_is_half_written_is_read_again_later(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(jwt("one"))
+    stream = opened("--token-file", str(file))
+    file.write_text("")
+    with pytest.raises(LinkLostError, match=f"no token: {file} holds no token"):
+        await stream._credentials.current()
+    file.write_text(jwt("two"))
+    assert await stream._credentials.current() == jwt("two")
+
+
+async def test_a_token_from_a_pipe_is_read_once(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, jwt("c1").encode())
+    os.close(writing)
+    stream = opened("--token-file", f"/dev/fd/{reading}")
+    os.close(reading)
+    assert stream.token == jwt("c1")
 
 
 def test_a_file_without_certificates_is_refused(tmp_path: Path) -> None:
@@ -303,10 +355,13 @@ async def test_a_refused_token_ends_with_status_1_and_advice() -> None:
         await peer.refuse("Invalid or expired token")
 
     async with scripted(script) as server:
-        status, out, errors = await follow(quick(server.url, token="t0psecret"))
+        status, out, errors = await follow(quick(server.url, token=jwt("t0psecret")))
     assert (status, out) == (1, [])
-    assert "whaled tail: Invalid or expired token; give a valid token with --token-file or WHALED_TOKEN" in errors
-    assert "t0psecret" not in errors
+    assert errors == (
+        "whaled tail: Invalid or expired token: get a new token; the server's log says why this one was refused. "
+        "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
+    )
+    assert jwt("t0psecret") not in errors
 
 
 async def test_without_retry_an_unreachable_server_ends_with_status_1() -> None:
@@ -315,6 +370,13 @@ async def test_without_retry_an_unreachable_server_ends_with_status_1() -> None:
     status, out, errors = await follow(quick(f"ws://127.0.0.1:{port}", reconnect=False))
     assert (status, out) == (1, [])
     assert errors == f"whaled tail: cannot connect to 127.0.0.1:{port}: Connection refused\n"
+
+
+async def test_a_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    out = io.StringIO()
+    tail.Table(out).show(an_alert())
+    assert "150.00" in out.getvalue()
 
 
 async def test_a_table_has_its_titles_once() -> None:
@@ -446,6 +508,20 @@ async def test_what_cannot_be_ends_with_status_2(options: list[str], said: bytes
     assert errors.startswith(b"whaled tail: ")
     assert said in errors
     assert errors.count(b"\n") == 1
+
+
+@pytest.mark.slow
+async def test_without_a_token_a_server_that_wants_one_is_named(tmp_path: Path) -> None:
+    async with (
+        running_gateway(tmp_path, authenticator=Tokens()) as rig,
+        running_tail("--url", rig.url) as process,
+    ):
+        out, errors = await process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert errors.decode() == (
+        "whaled tail: Token required: this server wants a token, and this stream has none. "
+        "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
+    )
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
 from whaled.config.sections import Auth
@@ -67,10 +68,39 @@ def test_a_single_secret_accepts_tokens_without_key_id_only() -> None:
     assert refusal(make(LONE)) is TokenRefusal.UNKNOWN_KEY
 
 
+STRICT = Auth(leeway=0.0)
+LENIENT = Auth(leeway=30.0)
+
+
 def test_a_token_ends_by_the_clock_it_is_given() -> None:
     token = make(ttl_s=10)
-    verify(RING, token, NOW + 9.9, AUTH)
-    assert refusal(token, now=NOW + 10) is TokenRefusal.EXPIRED
+    verify(RING, token, NOW + 9.9, STRICT)
+    assert refusal(token, now=NOW + 10, settings=STRICT) is TokenRefusal.EXPIRED
+
+
+@pytest.mark.parametrize("settings", [STRICT, AUTH, LENIENT])
+def test_a_clock_may_differ_by_the_leeway_in_both_directions_and_no_further(settings: Auth) -> None:
+    leeway_s = settings.leeway
+    issued = signed({"client_id": "c", "iat": NOW, "exp": NOW + 60})
+    not_before = signed({"client_id": "c", "nbf": NOW, "exp": NOW + 60})
+    for token in (issued, not_before):  # our clock is behind that of the issuer
+        verify(RING, token, NOW - leeway_s, settings)
+        assert refusal(token, now=NOW - leeway_s - 0.01, settings=settings) is TokenRefusal.NOT_YET_VALID
+    for token in (issued, not_before):  # it is ahead
+        verify(RING, token, NOW + 60 + leeway_s - 0.01, settings)
+        assert refusal(token, now=NOW + 60 + leeway_s, settings=settings) is TokenRefusal.EXPIRED
+
+
+def test_a_refusal_for_its_time_says_by_how_much_the_clocks_differ() -> None:
+    token = signed({"client_id": "c", "iat": NOW, "nbf": NOW, "exp": NOW + 60})
+    for now, detail in ((NOW - 90, "`nbf` is 90 s ahead of this clock"), (NOW + 180, "`exp` was 120 s ago")):
+        with pytest.raises(TokenError, match=detail):
+            verify(RING, token, now, AUTH)
+
+
+def test_the_leeway_adds_nothing_to_the_longest_life() -> None:
+    longest = AUTH.max_token_ttl
+    assert refusal(signed({"client_id": "c", "iat": NOW, "exp": NOW + longest + 1})) is TokenRefusal.TOO_LONG
 
 
 def test_times_may_be_floats_and_unknown_permissions_grant_nothing() -> None:
@@ -111,7 +141,10 @@ def test_claims_that_are_no_json_are_malformed() -> None:
 
 
 def test_not_before_is_honoured() -> None:
-    assert refusal(signed({"client_id": "c", "exp": NOW + 9, "nbf": NOW + 5})) is TokenRefusal.NOT_YET_VALID
+    assert (
+        refusal(signed({"client_id": "c", "exp": NOW + 9, "nbf": NOW + 5}), settings=STRICT)
+        is TokenRefusal.NOT_YET_VALID
+    )
 
 
 def test_issuer_and_audience_are_checked_where_configured() -> None:
@@ -235,6 +268,20 @@ def test_a_token_that_has_ended_cannot_be_refreshed() -> None:
     grant = authenticator().verify(make(), NOW)
     with pytest.raises(TokenError):
         authenticator().refresh(grant, NOW + 3600 + AUTH.expiry_grace)
+
+
+def test_a_family_that_has_ended_is_remembered_for_as_long_as_any_leeway_lets_its_tokens_in() -> None:
+    judge = TokenAuthenticator(RING, Auth(leeway=0.0, expiry_grace=0.001), new_token_id=lambda: "t2")
+    token = make()
+    grant = judge.verify(token, NOW)
+    judge.refresh(grant, NOW + 1)
+    judge.refresh(replace(grant, token_id="t2", family="t1"), NOW + 2)
+    with pytest.raises(TokenError):
+        judge.refresh(grant, NOW + 3)
+    judge.replace_ring(RING, LENIENT)  # a reload
+    with pytest.raises(TokenError) as caught:
+        judge.verify(token, NOW + 3600 + 29)
+    assert caught.value.reason is TokenRefusal.REVOKED
 
 
 def test_an_api_key_is_refused() -> None:

@@ -12,7 +12,13 @@ from test_daemon import busy_simulator
 import daemon
 from support import receive_type
 from whaled.config.parse import load
+from whaled.config.sections import Upstream
 from whaled.errors import ConfigError
+from whaled.ops.metrics import Metrics
+from whaled.upstream.http import RestError, RestFailure
+from whaled.upstream.link import Link
+from whaled.upstream.losses import LinkLostError, LossReason
+from whaled.upstream.rest import Rest
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +72,55 @@ async def test_a_socket_that_is_not_there_is_an_absent_backend(tmp_path: Path) -
     async with daemon.running(config) as whaled:
         lost = await whaled.logged("no link to the mempool backend")
         assert "none.sock" in str(lost)
+
+
+@asynccontextmanager
+async def dead_end(path: Path, *, reads_first: bool) -> AsyncIterator[None]:
+    """What systemd-socket-proxyd does while nothing listens where it leads to: accept and close."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if reads_first:
+            await reader.read(65536)
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, path):
+        yield
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+@pytest.mark.parametrize("reads_first", [False, True])
+async def test_a_backend_that_is_dead_behind_the_socket_is_told_from_a_wrong_one(
+    tmp_path: Path, scheme: str, reads_first: bool
+) -> None:
+    way = str(tmp_path / "egress.sock")
+    settings = Upstream(url=f"{scheme}://backend.invalid/api/v1/ws", unix_socket=way)
+    metrics = Metrics()
+    async with dead_end(tmp_path / "egress.sock", reads_first=reads_first):
+        with pytest.raises(LinkLostError) as caught:
+            await anext(Link(settings, metrics.upstream).messages(1))
+        async with Rest.open(settings, metrics.upstream) as rest:
+            with pytest.raises(RestError) as unreachable:
+                await rest.tip_height()
+    assert caught.value.reason is LossReason.REFUSED
+    assert caught.value.detail == (
+        f"connected to {way} (upstream.unix_socket), and the connection ended without an answer: what serves the "
+        "socket did not reach the mempool backend. Is the backend running? In the egress split, "
+        "`journalctl -u whaled-egress` has the reason, and `systemctl cat whaled-egress` the host and port"
+    )
+    assert unreachable.value.reason is RestFailure.UNREACHABLE
+    assert f"through {way} (upstream.unix_socket); is the backend running" in str(unreachable.value)
+
+
+async def test_a_wrong_server_behind_the_socket_is_asked_whether_it_is_a_backend(tmp_path: Path) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        writer.close()
+
+    settings = Upstream(url="ws://backend.invalid/api/v1/ws", unix_socket=str(tmp_path / "egress.sock"))
+    async with await asyncio.start_unix_server(greet, tmp_path / "egress.sock"):
+        with pytest.raises(LinkLostError, match=r"is upstream\.url a mempool backend\?"):
+            await anext(Link(settings, Metrics().upstream).messages(1))
 
 
 def test_a_socket_and_a_proxy_exclude_each_other(tmp_path: Path) -> None:

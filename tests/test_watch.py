@@ -56,6 +56,17 @@ def test_the_amount_is_what_a_label_pays_or_receives_in_all(difference: int, exp
     assert watching.minimum_sat == 10 * BTC
 
 
+def test_every_label_of_an_address_is_watched_and_its_amount_counted_once() -> None:
+    book = AddressBook.parse(f"Kraken,{HOT},exchange\nKraken 8,{HOT},exchange\nLost,{HOT},government\n", "book.csv")
+    for rule in (
+        WatchRule(name="x", labels=("Kraken 8",), threshold_btc=10),
+        WatchRule(name="x", labels=("Kraken", "Kraken 8"), types=(OwnerType.GOVERNMENT,), threshold_btc=10),
+    ):
+        watching = Detector(Rules.of(Detection(watch=(rule,))), book)
+        assert found_by(watching, transaction([pays(HOT, 10 * BTC)])) == ("watch:x",)
+        assert found_by(watching, transaction([pays(HOT, 10 * BTC - 1)])) == ()
+
+
 def test_labels_are_not_added_up_nor_are_both_sides() -> None:
     watching = detector(WatchRule(name="states", types=(OwnerType.GOVERNMENT,), threshold_btc=10))
     assert found_by(watching, transaction([pays(TREASURY, 6 * BTC), pays(LANDS, 6 * BTC)])) == ()

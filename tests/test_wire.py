@@ -1,5 +1,6 @@
 import contextlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -51,11 +52,25 @@ def test_commands_are_read(raw: bytes, command: wire.Command) -> None:
     assert wire.parse(raw) == command
 
 
-def test_a_time_without_zone_is_utc() -> None:
-    command = wire.parse(b'{"type":"subscribe","since":{"time":"2026-01-01T00:00:00"}}')
+def since_time(value: object) -> str:
+    command = wire.parse(json.dumps({"type": "subscribe", "since": {"time": value}}).encode())
     assert isinstance(command, wire.Subscribe)
     assert isinstance(command.since, wire.At)
-    assert command.since.time.isoformat() == "2026-01-01T00:00:00+00:00"
+    return command.since.time.isoformat()
+
+
+def test_a_time_without_zone_is_utc() -> None:
+    assert since_time("2026-01-01T00:00:00") == "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("text", ["2026-01-01", "2026-01-01T00:00Z", "20260101T000000Z", "2026-01-01T01:00+01:00[CET]"])
+def test_a_time_is_read_as_clients_in_other_languages_write_it(text: str) -> None:
+    assert datetime.fromisoformat(since_time(text)) == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_a_unix_time_is_refused_with_the_time_it_may_mean() -> None:
+    with pytest.raises(ClientError, match=r"as milliseconds it would be 2026-01-01T00:00:00\+00:00"):
+        since_time(1767225600000)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +91,10 @@ def test_a_time_without_zone_is_utc() -> None:
         (b'{"type":"subscribe","since":{"last":-1}}', ClientErrorCode.INVALID_POSITION, "since"),
         (b'{"type":"subscribe","since":{"epoch":"e","offset":"4"}}', ClientErrorCode.INVALID_POSITION, "since"),
         (b'{"type":"subscribe","since":{"time":"yesterday"}}', ClientErrorCode.INVALID_POSITION, "since"),
+        (b'{"type":"subscribe","since":{"time":null}}', ClientErrorCode.INVALID_POSITION, "since"),
+        (b'{"type":"subscribe","since":{"time":true}}', ClientErrorCode.INVALID_POSITION, "since"),
+        (b'{"type":"subscribe","since":{"time":1e400}}', ClientErrorCode.INVALID_JSON, None),
+        (b'{"type":"subscribe","since":{"time":"2026-01-01","x":1}}', ClientErrorCode.INVALID_POSITION, "since"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_command_is_named(raw: bytes, code: ClientErrorCode, path: str | None) -> None:

@@ -1,28 +1,33 @@
-"""The address book's file, read line by line, and the process that reads a large one for the daemon.
+"""The address book's files, read line by line, and the process that reads a large one for the daemon.
 
 Half a minute of work for a million addresses must not be the event loop's, and a thread would take turns with it at the
 interpreter. The process hands the finished table back through its standard output.
 """
 
+import codecs
 import contextlib
 import os
+import re
 import resource
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import RawIOBase
 from pathlib import Path
 
 import msgspec
 
-from whaled.errors import ConfigError, Fault
-from whaled.whales import owners
+from whaled.errors import BookError, BookFailure, Fault
+from whaled.whales.books import Reading
 from whaled.whales.owners import Owners
 
 KEY = "detection.address_book"
-# A label, an address and a type have 200 characters; a file without line breaks must not be read into memory whole.
-MAX_LINE = 1_000
+# A label, a script, a type and where it comes from have 1,300 characters; a file without line breaks must not
+# be read into memory whole.
+MAX_LINE = 2_000
+# The kind of a file shows in its first bytes.
+HEAD_BYTES = 4_096
 # What comes back: a table, or why there is none.
 TABLE, FAULTS = b"T", b"F"
 HEAD = struct.Struct("=cQ")
@@ -32,25 +37,113 @@ OWN_BYTES, ADDRESS_BYTES = 256 * 1024**2, 600
 # Live delivery comes first where there is one core.
 NICENESS = 10
 
+# Longer marks first: that of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_IMPORT = "`whaled labels import` makes an address book of it"
+_MAGIC = {
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"BZh": "compressed with bzip2: unpack it",
+    b"\xfd7zXZ": "compressed with xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
+    b"PK\x03\x04": "a ZIP archive or a workbook (xlsx, ods): unpack it, or save the sheet as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": "a workbook (xls): save the sheet as CSV UTF-8",
+    b"%PDF": "a PDF",
+    b"SQLite format 3": "an SQLite database",
+    b"<": "a page in HTML or XML: the download gave an error or login page",
+    b'{"': f"JSON; {_IMPORT} if it is BIP 329",
+    b"{ ": f"JSON; {_IMPORT} if it is BIP 329",
+    b"[": "JSON",
+    b'"#Wallet': f"an export of WalletExplorer; {_IMPORT}",
+    b"#Wallet": f"an export of WalletExplorer; {_IMPORT}",
+    b"address,balance": f"an export of WalletExplorer; {_IMPORT}",
+}
+_TAGPACK = re.compile(rb"^(title|creator|header|tags):", re.MULTILINE)
+
 
 class LineError(Exception):
     """A line that is longer than any can be."""
 
 
-def read(path: Path, limit: int) -> Owners:
-    """The owners in an address book of at most `limit` addresses. Raises ConfigError."""
+def read(paths: Sequence[str], limit: int) -> Owners:
+    """The owners in the files of an address book, of at most `limit` addresses together. Raises BookError.
+
+    Faults of a file name the place of its path in the list (`detection.address_book[1]`) if there are several.
+    """
+    reading = Reading(limit)
+    for index, path in enumerate(paths):
+        _add(Path(path), reading, f"{KEY}[{index}]" if len(paths) > 1 else KEY)
+    return reading.owners()
+
+
+def _add(path: Path, reading: Reading, key: str) -> None:
+    """Read one file. Raises BookError."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError((Fault(KEY, f"{path} is no regular file"),))
-        return owners.parse(lambda: _lines(path), str(path), limit=limit)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError((Fault(KEY, f"cannot read {path}: {error}"),)) from error
+            raise _refused(key, f"{path} is no regular file", BookFailure.UNREADABLE)
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            encoding = _encoding(key, path, file.read(HEAD_BYTES))
+            has_content = reading.add(str(path), _lines(path, encoding))
+            after = os.fstat(file.fileno())
+    except (OSError, UnicodeError) as error:
+        raise _refused(key, f"cannot read {path}: {error}", BookFailure.UNREADABLE) from error
     except LineError as error:
-        raise ConfigError((Fault(KEY, f"{path}: {error}; expected label,address,type"),)) from error
+        raise _refused(key, f"{path}: {error}; expected label,address,type", BookFailure.NOT_A_BOOK) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise _refused(
+            key,
+            f"{path} changed while it was read: write a new file beside it and rename that (mv NEW {path})",
+            BookFailure.UNREADABLE,
+        )
+    if not has_content:
+        raise _refused(
+            key,
+            f"{path} has no address ({before.st_size} bytes): did its download fail? To run without labels set {KEY} "
+            "to null",
+            BookFailure.EMPTY,
+        )
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+def _refused(key: str, problem: str, reason: BookFailure) -> BookError:
+    return BookError((Fault(key, problem),), reason=reason)
+
+
+def _encoding(key: str, path: Path, head: bytes) -> str:
+    """The encoding of a file with these first bytes. Raises BookError for one that is no CSV."""
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    what = next((what for start, what in _MAGIC.items() if text.startswith(start)), None)
+    if what is None and _TAGPACK.search(text):
+        what = f"YAML; {_IMPORT} if it is a GraphSense TagPack"
+    if what is not None:
+        raise _refused(key, f"{path} is no address book but {what}", BookFailure.NOT_A_BOOK)
+    evens, odds = head[0::2].count(0), head[1::2].count(0)
+    if not evens and not odds:
+        return "utf-8-sig"
+    # Without a mark: every second byte of ASCII in UTF-16 is 0.
+    for name, here, there in (("utf-16-le", odds, evens), ("utf-16-be", evens, odds)):
+        if here > len(head) // 3 and there == 0:
+            return name
+    raise _refused(key, f"{path} is no text: it has NUL bytes", BookFailure.NOT_A_BOOK)
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a file that `read` accepts."""
+    with path.open("rb") as file:
+        encoding = _encoding(KEY, path, file.read(HEAD_BYTES))
+    yield from _lines(path, encoding)
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    # What is no UTF-8 is the fault of its line.
+    with path.open(encoding=encoding, errors="surrogateescape" if encoding == "utf-8-sig" else "strict") as file:
         number = 0
         while line := file.readline(MAX_LINE + 1):
             number += 1
@@ -59,7 +152,7 @@ def _lines(path: Path) -> Iterator[str]:
             yield line
 
 
-def main(path: str, limit: str) -> None:
+def main(limit: str, *paths: str) -> None:
     """Read a book and write its table to standard output, or its faults."""
     with contextlib.suppress(OSError):  # the unit's sandbox may not allow it
         os.nice(NICENESS)
@@ -69,31 +162,46 @@ def main(path: str, limit: str) -> None:
     kind = TABLE
     body: bytes | bytearray
     try:
-        body = read(Path(path), int(limit)).to_bytes()
-    except ConfigError as error:
-        faults = [(fault.where, fault.problem, fault.source) for fault in error.faults]
-        kind, body = FAULTS, msgspec.json.encode(faults)
+        body = read(paths, int(limit)).to_bytes()
+    except BookError as error:
+        kind, body = FAULTS, _Refusal.of(error).encoded()
     except MemoryError:
-        problem = f"{path}: reading it takes more memory than detection.max_book_addresses ({limit}) allows for"
-        kind, body = FAULTS, msgspec.json.encode([(KEY, problem, "")])
+        names = ", ".join(paths)
+        problem = f"{names}: reading takes more memory than detection.max_book_addresses ({limit}) allows for"
+        kind, body = FAULTS, _Refusal.of(_refused(KEY, problem, BookFailure.TOO_LARGE)).encoded()
     with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
         sys.stdout.buffer.write(HEAD.pack(kind, len(body)))
         sys.stdout.buffer.write(body)
         sys.stdout.buffer.flush()
 
 
+class _Refusal(msgspec.Struct, frozen=True):
+    """A BookError between the processes."""
+
+    reason: BookFailure
+    faults: list[tuple[str, str, str]]
+    lines: int
+
+    @classmethod
+    def of(cls, error: BookError) -> "_Refusal":
+        return cls(error.reason, [(fault.where, fault.problem, fault.source) for fault in error.faults], error.lines)
+
+    def encoded(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
 def taken(stream: RawIOBase) -> Owners:
-    """The owners that `main` writes to a stream. Raises ConfigError as `read` does; ValueError for anything else."""
+    """The owners that `main` writes to a stream. Raises BookError as `read` does; ValueError for anything else."""
     kind, size = HEAD.unpack(_exactly(stream, HEAD.size))
     if kind not in {TABLE, FAULTS} or size > MAX_BODY:
         raise ValueError("no answer of this version")
     body = _exactly(stream, size)
     if kind == FAULTS:
         try:
-            faults = msgspec.json.decode(body, type=list[tuple[str, str, str]])
+            refusal = msgspec.json.decode(body, type=_Refusal)
         except msgspec.MsgspecError as error:
             raise ValueError("no answer of this version") from error
-        raise ConfigError(tuple(Fault(*fault) for fault in faults))
+        raise BookError(tuple(Fault(*fault) for fault in refusal.faults), reason=refusal.reason, lines=refusal.lines)
     return Owners(body)
 
 

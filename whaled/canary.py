@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
@@ -86,13 +87,13 @@ _decode = msgspec.json.Decoder(_Alert).decode
 
 
 class Line(asyncio.Protocol):
-    """A client's end of one connection. `hear` gets every text message."""
+    """A client's end of one connection, which asks for compression or not. `hear` gets every text message."""
 
-    def __init__(self, hear: Callable[[bytes], None]) -> None:
+    def __init__(self, hear: Callable[[bytes], None], *, compresses: bool) -> None:
         self.is_up = asyncio.Event()
         self.is_lost = False
         self._hear = hear
-        self._ws = ClientProtocol(parse_uri(URL))
+        self._ws = ClientProtocol(parse_uri(URL), extensions=[ClientPerMessageDeflateFactory()] if compresses else None)
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,6 +133,7 @@ class Subscriber:
         self._door = door
         self._line: Line | None = None
         self._expected = ""
+        self._compresses = False
         self.arrived = asyncio.Event()
 
     @classmethod
@@ -202,7 +204,8 @@ class Subscriber:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
-        line = Line(self._hear)
+        self._compresses = not self._compresses  # by turns, so that both ways are watched
+        line = Line(self._hear, compresses=self._compresses)
         try:
             await asyncio.get_running_loop().create_connection(
                 lambda: line, sock=sock, ssl=tls, server_hostname="canary.invalid" if tls is not None else None

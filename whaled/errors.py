@@ -1,5 +1,6 @@
 """What can go wrong, sorted by whose fault it is, and the catalogue of WebSocket close codes."""
 
+import errno
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
 
@@ -47,6 +48,27 @@ class ConfigError(OperatorError):
         self.faults = faults
 
 
+class BookFailure(StrEnum):
+    """Why an address book was refused (a metric label)."""
+
+    UNREADABLE = "unreadable"
+    NOT_A_BOOK = "not_a_book"
+    EMPTY = "empty"
+    SHRUNK = "shrunk"
+    TOO_LARGE = "too_large"
+    FAULTS = "faults"
+    READER_FAILED = "reader_failed"
+
+
+class BookError(ConfigError):
+    """The address book cannot be used. `lines` is the number of lines with faults, named or not."""
+
+    def __init__(self, faults: tuple[Fault, ...], *, reason: BookFailure, lines: int = 0) -> None:
+        super().__init__(faults)
+        self.reason = reason
+        self.lines = lines
+
+
 class KeyRingError(OperatorError):
     """The signing keys are missing, unreadable, readable by others, or too weak."""
 
@@ -54,10 +76,27 @@ class KeyRingError(OperatorError):
 class ListenError(OperatorError):
     """A listening socket could not be opened; `remedy` says what sets its address."""
 
-    def __init__(self, host: str, port: int, error: OSError, remedy: str) -> None:
-        # The event loop's text names the address a second time, with the reason behind the last colon.
-        reason = (error.strerror or str(error)).rpartition(": ")[2]
-        super().__init__(f"cannot listen on {host} port {port}: {reason}; {remedy}, or stop what uses the port")
+    def __init__(self, host: str, port: int, error: OSError | str, remedy: str) -> None:
+        in_use = ""
+        if isinstance(error, OSError):
+            # The event loop's text names the address a second time, with the reason behind the last colon.
+            reason = (error.strerror or str(error)).rpartition(": ")[2]
+            in_use = ", or stop what uses the port" if error.errno == errno.EADDRINUSE else ""
+        else:
+            reason = error
+        super().__init__(f"cannot listen on {host} port {port}: {reason}; {remedy}{in_use}")
+
+
+class DescriptorsError(OperatorError):
+    """The limit of file descriptors leaves none for clients."""
+
+    def __init__(self, limit: int, least: int) -> None:
+        super().__init__(
+            f"the limit of file descriptors is {limit:,}, and {least:,} are needed for a single client: raise "
+            "LimitNOFILE= of the unit, ulimit -n, or the container's nofile limit"
+        )
+        self.limit = limit
+        self.least = least
 
 
 class EventLogError(WhaledError):
@@ -130,13 +169,16 @@ class TokenRefusal(StrEnum):
 
 
 class TokenError(WhaledError):
-    """A token or API key is not accepted. `claimant` is a short name for who it claims to be, unverified."""
+    """A token or API key is not accepted. `claimant` is a short name for who it claims to be, unverified; `client_id`
+    is given where the signature is right.
+    """
 
-    def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "") -> None:
+    def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "", client_id: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
         self.detail = detail
         self.claimant = claimant
+        self.client_id = client_id
 
 
 class Close(Enum):
@@ -146,6 +188,7 @@ class Close(Enum):
     GOING_AWAY = (1001, "Server is going away", True)
     PROTOCOL_ERROR = (1002, "Protocol error", False)
     NOT_UTF8 = (1007, "Text is not UTF-8", False)
+    BAD_DEFLATE = (1007, "Compressed message is damaged", False)
     AUTH_REQUIRED = (1008, "Authentication required", False)
     TOKEN_EXPIRED = (1008, "Token expired", False)
     TOKEN_REVOKED = (1008, "Token revoked", False)

@@ -4,12 +4,14 @@ import asyncio
 import os
 import ssl
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
 from whaled import bookfile
 from whaled.config.sections import Detection, Tls
-from whaled.errors import ConfigError, Fault
+from whaled.errors import BookError, BookFailure, ConfigError, Fault
 from whaled.whales import watch
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owners
@@ -22,45 +24,110 @@ READ_LIMIT_S = 600.0
 _READER = "import sys; sys.path.append(sys.argv[1]); from whaled.bookfile import main; main(*sys.argv[2:])"
 
 
-def read_address_book(settings: Detection) -> AddressBook:
+# Where each key of the configuration stands, as `config.parse.Loaded.origins`.
+Origins = Mapping[str, str]
+NOWHERE: Origins = {}
+
+
+def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> AddressBook:
     """The operator's address book, empty where none is configured.
 
-    Raises ConfigError, also for a watch rule with a label that is not in the book.
+    Raises BookError, and ConfigError for a watch rule with a label that is not in the book.
     """
-    if settings.address_book is None:
+    if not settings.books:
         return AddressBook()
-    return _fitting(bookfile.read(Path(settings.address_book), settings.max_book_addresses), settings)
+    with _placed(settings, origins):
+        return _fitting(bookfile.read(settings.books, settings.max_book_addresses), settings)
 
 
-async def read_address_book_apart(settings: Detection) -> AddressBook:
-    """The same while the event loop goes on: a process of its own reads a file that is not small."""
-    if settings.address_book is None or _is_small(Path(settings.address_book)):
-        return read_address_book(settings)
-    path, limit = settings.address_book, settings.max_book_addresses
+async def read_address_book_apart(
+    settings: Detection, origins: Origins = NOWHERE, *, in_force: int | None = None
+) -> AddressBook:
+    """The same while the event loop goes on: a process of its own reads what is not small.
+
+    `in_force` is the number of addresses that an earlier reading of the same files found: a book that lost too many of
+    them is refused (`detection.max_book_loss`).
+    """
+    if _is_small(settings.books):
+        book = read_address_book(settings, origins)
+    else:
+        with _placed(settings, origins):
+            book = _fitting(await _read_in_time(settings.books, settings.max_book_addresses), settings)
+    if in_force is not None:
+        with _placed(settings, origins):
+            _require_kept(in_force, len(book.owners), settings)
+    return book
+
+
+def idle_rules(settings: Detection, book: AddressBook, origins: Origins = NOWHERE) -> tuple[Fault, ...]:
+    """Parts of watch rules that match nothing with this book."""
+    found = watch.idle(settings.watch, book, _names(settings.books))
+    return tuple(_at_its_line(fault, origins) for fault in found)
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(paths)
+
+
+async def _read_in_time(paths: Sequence[str], limit: int) -> Owners:
     try:
         async with asyncio.timeout(READ_LIMIT_S):
-            return _fitting(await _read_apart(path, limit), settings)
+            return await _read_apart(paths, limit)
     except TimeoutError:
-        problem = f"{path} could not be read within {READ_LIMIT_S:g} s"
+        problem = f"{_names(paths)} could not be read within {READ_LIMIT_S:g} s"
     except (OSError, ValueError) as error:
-        problem = f"the process that reads {path} failed ({error}); was it ended for want of memory?"
-    raise ConfigError((Fault(bookfile.KEY, problem),))
+        problem = f"the process that reads {_names(paths)} failed ({error}); was it ended for want of memory?"
+    raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.READER_FAILED)
 
 
-def _is_small(path: Path) -> bool:
+def _require_kept(before: int, found: int, settings: Detection) -> None:
+    if not settings.books or found >= before * (1 - settings.max_book_loss):
+        return
+    problem = (
+        f"{_names(settings.books)} {'have' if settings.books[1:] else 'has'} {found:,} addresses, {before:,} are in "
+        f"force: the loss is greater than detection.max_book_loss ({settings.max_book_loss:g}). Was the file cut "
+        "short? If it is right, set that key to 1 and reload, or restart whaled"
+    )
+    raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.SHRUNK)
+
+
+@contextmanager
+def _placed(settings: Detection, origins: Origins) -> Iterator[None]:
+    """Add to faults where the key stands, and the key to faults of lines."""
     try:
-        return path.stat().st_size <= SMALL_BYTES
+        yield
+    except BookError as error:
+        faults = tuple(_at_its_line(fault, origins) for fault in error.faults)
+        if error.lines:
+            what = f"{error.lines:,} lines have faults" if error.lines > 1 else "a line has a fault"
+            head = Fault(bookfile.KEY, f"cannot use {_names(settings.books)}: {what}")
+            faults = (_at_its_line(head, origins), *faults)
+        raise BookError(faults, reason=error.reason, lines=error.lines) from error
+    except ConfigError as error:
+        raise ConfigError(tuple(_at_its_line(fault, origins) for fault in error.faults)) from error
+
+
+def _at_its_line(fault: Fault, origins: Origins) -> Fault:
+    if fault.source or not fault.where:
+        return fault
+    place = origins.get(fault.where) or origins.get(fault.where.rpartition("[")[0]) or ""
+    return Fault(fault.where, fault.problem, place)
+
+
+def _is_small(paths: Sequence[str]) -> bool:
+    try:
+        return sum(Path(path).stat().st_size for path in paths) <= SMALL_BYTES
     except OSError:
         return True  # what is wrong with it is found at once
 
 
-async def _read_apart(path: str, limit: int) -> Owners:
+async def _read_apart(paths: Sequence[str], limit: int) -> Owners:
     out, into = os.pipe()
     stream = FileIO(out, "rb")
     try:
         root = str(Path(bookfile.__file__).parent.parent)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-c", _READER, root, path, str(limit),
+            sys.executable, "-P", "-c", _READER, root, str(limit), *paths,
             stdin=asyncio.subprocess.DEVNULL, stdout=into, start_new_session=True,
         )  # fmt: skip
     except BaseException:
@@ -85,7 +152,7 @@ def _taken(stream: FileIO) -> Owners:
 
 def _fitting(owners: Owners, settings: Detection) -> AddressBook:
     book = AddressBook(owners)
-    unknown = tuple(watch.faults(settings.watch, book, str(settings.address_book)))
+    unknown = tuple(watch.faults(settings.watch, book, _names(settings.books)))
     if unknown:
         raise ConfigError(unknown)
     return book

@@ -163,6 +163,13 @@ class UpstreamState(StrEnum):
     DISCONNECTED = "disconnected"
 
 
+class Ending(StrEnum):
+    """How a run of the daemon ended (a metric label): it was stopped, or anything else."""
+
+    CLEAN = "clean"
+    UNCLEAN = "unclean"
+
+
 class Scan(Struct, frozen=True, kw_only=True):
     """A block that was looked through: how its whales were known before it. `lead_s` is the median time by which those
     `seen` were ahead of the block; the others were alerted after it (`late`), or only because of it.
@@ -265,6 +272,9 @@ class Alert(Struct, frozen=True, gc=False, kw_only=True):
     matched_rules: tuple[str, ...] = ()
     # How much flows as `flow_type` says; None where that is unknown. Alerts of older versions have none.
     flow_sat: int | None = None
+    # Further labels of addresses that have several: `from_labels` and `to_labels` have the first of each address.
+    from_other_labels: tuple[str, ...] = ()
+    to_other_labels: tuple[str, ...] = ()
 
 
 class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

@@ -68,6 +68,11 @@ class Log(Conflicts, Protocol):
 class Publisher(Protocol):
     """Who hears of events."""
 
+    @property
+    def at_once(self) -> int:
+        """How many events to publish before the loop is let go."""
+        ...
+
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver committed events."""
         ...
@@ -212,11 +217,20 @@ class Pipeline:
             return
         events = await self._log.append(drafts)
         committed_s = time.monotonic() - message.received_monotonic
-        self._publisher.publish(events)
+        await self._deliver(events)
         if events:
             self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
         for event in events:
             self._tell(event)
+
+    async def _deliver(self, events: Sequence[Event]) -> None:
+        """Publish what is committed. A block may confirm hundreds of whales, and thousands of filters look at each."""
+        while events:
+            count = self._publisher.at_once
+            self._publisher.publish(events[:count])
+            events = events[count:]
+            if events:
+                await asyncio.sleep(0)
 
     async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
         """Commit and publish what was learned beside the stream, between two of its messages: nothing of it happens
@@ -225,7 +239,7 @@ class Pipeline:
         async with self._hand:
             # Clients' requests go on meanwhile: a backfill may take minutes.
             events = await self._log.append(await linked(await decide(), self._log))
-            self._publisher.publish(events)
+            await self._deliver(events)
         for event in events:
             self._tell(event)
         return events

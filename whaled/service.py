@@ -7,7 +7,7 @@ import shutil
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,24 +21,27 @@ from whaled.canary import Canary, Subscriber
 from whaled.config.parse import not_reloadable
 from whaled.config.rules import redacted
 from whaled.config.sections import Config
-from whaled.errors import ConfigError, ExitStatus, Fault, OperatorError, WhaledError
+from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import certificate_expiry, load_certificate, read_address_book_apart, tls_context
+from whaled.files import certificate_expiry, idle_rules, load_certificate, read_address_book_apart, tls_context
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
-from whaled.ops import descriptors, logs, memory
+from whaled.ops import descriptors, logs, memory, reloads
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
 from whaled.reconcile.work import Reconciler
+from whaled.starts import Starts
 from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, tell_status
 from whaled.upstream.feed import Feed
 from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
 from whaled.upstream.survey import Survey
 from whaled.web import app as web
+from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
+from whaled.whales.labels import AddressBook
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -53,6 +56,8 @@ class Loaded(Struct, frozen=True):
 
     config: Config
     ring: KeyRing | None
+    # Where each key stands that is not a default.
+    origins: dict[str, str] = {}
 
 
 class _Running(NamedTuple):
@@ -78,6 +83,7 @@ class Service:
 
     def __init__(self, loaded: Loaded, *, reread: Callable[[], Loaded], passed: Passed) -> None:
         self.config = loaded.config
+        self._origins = loaded.origins
         self._ring = loaded.ring
         self._passed = passed
         self.metrics = Metrics()
@@ -92,6 +98,11 @@ class Service:
         # Asked for again while one is under way, one more follows it: the files may have changed after they were read.
         self._reload_asked = asyncio.Event()
         self._is_reloading = False
+        # Of the backend, as far as it is known.
+        self._network = ""
+        # Why the last reload was refused, None if it was not.
+        self._reload_problem: str | None = None
+        self._outcome_path = reloads.outcome_path(os.environ, Path(loaded.config.eventlog.path))
 
     def stop(self) -> None:
         """End the run: tell clients, let them go, return from `run`."""
@@ -112,8 +123,10 @@ class Service:
 
     async def _run(self) -> None:
         config = self.config
+        descriptors.check(beside=self._descriptors_beside())
         tls = tls_context(config.gateway.tls)
-        book = await read_address_book_apart(config.detection)
+        book = await read_address_book_apart(config.detection, self._origins)
+        self._book_read(config, book, self._origins)
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as log_,
@@ -136,6 +149,9 @@ class Service:
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,
             )
+            await self._recall(log_, pipeline)
+            reloads.forget(self._outcome_path)
+            starts = await Starts.recalled(log_, self.metrics.starts)  # before anybody reads the metrics
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 reconciler = self._reconciler(rest, log_, pipeline)
@@ -147,17 +163,20 @@ class Service:
                     log_,
                     self.metrics.upstream,
                     is_backfilling=config.backfill.enabled,
+                    on_network=lambda network: self._on_network(network, pipeline.detector.book),
                 )
                 http = self._http_server(gateway, canary, pipeline)
                 running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey, http)
                 async with (
-                    gateway.serving(self._passed.clients, tls) as address,
-                    http.serving(self._passed.metrics) as http_address,
+                    gateway.serving(self._passed.clients, tls),
+                    http.serving(self._passed.metrics),
                 ):
                     self._observe(gateway, log_, pipeline, http)
                     self._observe_keys(self._ring)
-                    self._announce(address, http_address)
+                    await starts.began()
+                    self._announce(gateway.addresses, http.addresses)
                     await self._work(running)
+                await starts.ended()
         log.info("stopped")
 
     async def _work(self, running: "_Running") -> None:
@@ -173,7 +192,7 @@ class Service:
                 tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
-                tasks.create_task(tell_status(self.notifier, lambda: status_text(gateway, log_, pipeline))),
+                tasks.create_task(tell_status(self.notifier, lambda: self._status(gateway, log_, pipeline))),
                 tasks.create_task(self._reload_when_asked(running), name="reload"),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
@@ -196,9 +215,23 @@ class Service:
             for task in until_end:
                 task.cancel()
 
+    async def _recall(self, log_: EventLog, pipeline: Pipeline) -> None:
+        """Take the newest whale of the run before from the log, for the status line and the metric."""
+        newest = await log_.newest_alert()
+        if newest is not None:
+            pipeline.last_whale = (newest.whale.alert, newest.at)
+            self.metrics.detection.last_whale(newest.at)
+
+    def _status(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
+        text = status_text(gateway, log_, pipeline)
+        return text if self._reload_problem is None else f"{text}; the last reload was refused"
+
     def _connections_possible(self) -> int:
-        beside = TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
-        return descriptors.connections_possible(self.config.gateway.max_connections, beside=beside)
+        return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._descriptors_beside())
+
+    def _descriptors_beside(self) -> int:
+        """Descriptors that are neither a client's nor the daemon's own. docs/operations.md has the sum."""
+        return TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
 
     def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
         settings = self.config.backfill
@@ -241,6 +274,7 @@ class Service:
             "gateway.max_connections, or what the limit of descriptors allows.",
             lambda: gateway.connections_limit,
         )
+        gauge("clients_compressed", "Clients that take compressed frames.", lambda: gateway.compressed)
         gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
         gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
         gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
@@ -275,10 +309,12 @@ class Service:
         if certificate is not None:
             self.metrics.keys.certificate(certificate_expiry(certificate))
 
-    def _announce(self, clients: str, http: str | None) -> None:
+    def _announce(self, clients: Sequence[str], http: Sequence[str]) -> None:
         config = self.config
+        scheme = "wss" if config.gateway.tls.certificate else "ws"
+        listen = ", ".join(f"{scheme}://{address}" for address in clients)
         if not config.auth.enabled:
-            log.warning("authentication is off: everybody who can connect reads the alerts", listen=clients)
+            log.warning("authentication is off: everybody who can connect reads the alerts", listen=listen)
         if self._ring is not None:
             log.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
         for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
@@ -287,8 +323,8 @@ class Service:
         log.info(
             "ready",
             version=__version__,
-            listen=f"{'wss' if config.gateway.tls.certificate else 'ws'}://{clients}",
-            metrics=f"http://{http}/metrics" if http else None,
+            listen=listen,
+            metrics=", ".join(f"http://{address}/metrics" for address in http) or None,
             upstream=redacted(config.upstream.url),
             threshold_btc=config.detection.threshold_btc,
         )
@@ -336,8 +372,10 @@ class Service:
         Everything is read before anything is applied, and away from the event loop; what applies it does not wait.
         """
         pipeline, tls = running.pipeline, running.tls
+        began_s = time.monotonic()
         self.notifier.reloading()
         log.info("reloading")
+        self._reload_problem = None
         try:
             loaded = await asyncio.to_thread(self._reread)
             moved = not_reloadable(self.config, loaded.config)
@@ -345,20 +383,79 @@ class Service:
                 raise ConfigError(
                     tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
                 )
-            book = await read_address_book_apart(loaded.config.detection)
+            book = await self._read_book(loaded, pipeline.detector.book)
             detector = pipeline.detector.with_rules(Rules.of(loaded.config.detection), book)
             if tls is not None:
                 load_certificate(tls, loaded.config.gateway.tls)
+        except BookError as error:
+            in_force = len(pipeline.detector.book.owners)
+            log.error(  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+                "reload refused, the old configuration stays",
+                problem=str(error),
+                address_book=error.reason,
+                addresses_in_force=in_force,
+            )
+            self._reload_problem = str(error)
+            self.metrics.config.book_refused(error.reason)
+            self.metrics.config.reloaded(time.time(), success=False)
         except OperatorError as error:
             log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            self._reload_problem = str(error)
             self.metrics.config.reloaded(time.time(), success=False)
-        except Exception:
+        except Exception as error:
             # A bug. Nothing is applied yet, and systemd waits for `ready`.
             log.exception("reload failed, the old configuration stays")
+            self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
             self.metrics.config.reloaded(time.time(), success=False)
         else:
             self._apply(loaded, detector, running)
+        await asyncio.to_thread(self._leave_outcome, began_s)
         self.notifier.ready()
+
+    async def _read_book(self, loaded: Loaded, in_force: AddressBook) -> AddressBook:
+        """The book of a new configuration. Raises ConfigError, also for one that lost too much of the old one."""
+        is_same = loaded.config.detection.books == self.config.detection.books
+        return await read_address_book_apart(
+            loaded.config.detection, loaded.origins, in_force=len(in_force.owners) if is_same else None
+        )
+
+    def _book_read(self, config: Config, book: AddressBook, origins: dict[str, str]) -> None:
+        if not config.detection.books:
+            return
+        self.metrics.config.book_read(time.time())
+        log.info(
+            "address book read",
+            files=config.detection.books,
+            addresses=len(book.owners),
+            owners=book.owners.labels,
+            addresses_with_several=book.owners.several,
+        )
+        for note in book.owners.notes:
+            log.warning("the address book may not be as meant", problem=note)
+        for fault in idle_rules(config.detection, book, origins):
+            log.warning("a watch rule matches nothing", problem=str(fault))
+
+    def _on_network(self, network: str, book: AddressBook) -> None:
+        if network != self._network:
+            self._network = network
+            self._compare_networks(book)
+
+    def _compare_networks(self, book: AddressBook) -> None:
+        """Log whether the book has addresses that the backend never shows."""
+        elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
+        if elsewhere:
+            log.warning("the address book has addresses of another network", backend=self._network, addresses=elsewhere)
+
+    def _leave_outcome(self, began_s: float) -> None:
+        """Answer whoever asked for the reload and waits."""
+        try:
+            reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
+        except OSError as error:
+            log.warning(
+                "what came of the reload cannot be stored; `systemctl reload` and `whaled reload` wait for it in vain",
+                path=str(self._outcome_path),
+                problem=error.strerror,
+            )
 
     def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
         """Exchange the old for the new, in one step."""
@@ -374,6 +471,8 @@ class Service:
         running.http.reconfigure(self.config.http)
         self._observe_keys(loaded.ring)
         self.metrics.config.reloaded(time.time(), success=True)
+        self._book_read(loaded.config, detector.book, loaded.origins)
+        self._compare_networks(detector.book)
         log.info("reloaded", addresses=len(detector.book.owners))
 
 

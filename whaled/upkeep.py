@@ -16,6 +16,7 @@ from whaled.model import SAT_PER_BTC
 from whaled.ops import memory
 from whaled.ops.systemd import Notifier
 from whaled.pipeline import Pipeline
+from whaled.whales.owners import summary
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -146,7 +147,7 @@ class MemoryWatch:
 
 def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
     """How the daemon is, in one line."""
-    whale = "none yet"
+    whale = "none yet" if log_.head == 0 else "none in the log"
     if pipeline.last_whale is not None:
         alert, at = pipeline.last_whale
         when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -156,7 +157,11 @@ def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
         f"{gateway.connections} clients",
         f"last whale {whale}",
         f"offset {log_.head}",
+        f"clients connect to {', '.join(gateway.addresses)}",
     ]
+    owners = pipeline.detector.book.owners
+    if owners:
+        parts.append(f"address book: {summary(owners)}")
     if gateway.is_short_of_memory:
         parts.append("memory short, shedding load")
     return "; ".join(parts)

@@ -19,7 +19,7 @@ from bench.attack import history, sizes
 from bench.attack.assaults import Did
 from bench.attack.catalogue import ATTACKS, Attack
 from bench.attack.rig import VICTIMS, Place, Rig, prepare, rig, settle_priorities
-from bench.attack.verdict import GENEROUS, HEADER, STRICT, Bounds, Outcome, Used, rows
+from bench.attack.verdict import GENEROUS, HEADER, STRICT, Bounds, Outcome, Used, rows, total
 from bench.programs import BrokenError
 from bench.report import table
 
@@ -31,6 +31,9 @@ QUIET_S, QUICK_QUIET_S = 5.0, 3.0
 # The long log, and as much again.
 FREE_BYTES = 3 * 2**30
 EVENTS, QUICK_EVENTS = 1_000_000, 100_000
+# To start and stop a daemon and its clients, and until memory is back, as a rule; and to write a long log.
+AROUND_S = 8.0
+EVENTS_PER_SECOND = 15_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,6 +103,7 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     if options.calm:
         bounds = replace(bounds, calm_s=options.calm)
     place = prepare(directory, victims=options.victims)
+    print(f"expected duration: {duration(expected_s(options, chosen))}, more on a machine that is busy", flush=True)
     if options.sizes:
         print(table(sizes.HEADER, await sizes.measure(place)))
         return 0
@@ -108,8 +112,7 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
     outcomes: list[Outcome] = []
     for number, attack in enumerate(chosen, 1):
         began = time.monotonic()
-        seconds = options.seconds or ((options.quick and attack.quick_s) or attack.seconds)
-        quiet_s = options.quiet_seconds or (QUICK_QUIET_S if options.quick else QUIET_S)
+        seconds, quiet_s = times_of(options, attack)
         try:
             outcome = await attacked(place, attack, seconds, quiet_s, bounds)
         except* BrokenError as broken:
@@ -121,7 +124,32 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
         took = time.monotonic() - began
         print(f"[{number}/{len(chosen)}] {attack.name}: {verdict} ({took:.0f} s; {'; '.join(outcome.did)})", flush=True)
     print(f"\n{table(HEADER, rows(outcomes, bounds))}\n\nload average after: {machine.busy()}", flush=True)
+    print(total(outcomes, bounds), flush=True)
     return 1 if any(outcome.broken(bounds) for outcome in outcomes) else 0
+
+
+def times_of(options: argparse.Namespace, attack: Attack) -> tuple[float, float]:
+    """Seconds of an attack, and of the quiet before it and after it."""
+    seconds = options.seconds or ((options.quick and attack.quick_s) or attack.seconds)
+    return seconds, options.quiet_seconds or (QUICK_QUIET_S if options.quick else QUIET_S)
+
+
+def expected_s(options: argparse.Namespace, chosen: Sequence[Attack]) -> float:
+    """About how long it takes on a machine that does nothing else."""
+    if options.sizes:
+        return sizes.expected_s()
+    spent_s = 0.0
+    for attack in chosen:
+        seconds, quiet_s = times_of(options, attack)
+        spent_s += AROUND_S + WARM_UP_S + 2 * quiet_s + seconds
+    if any(attack.around.history for attack in chosen):
+        spent_s += (options.events or (QUICK_EVENTS if options.quick else EVENTS)) / EVENTS_PER_SECOND
+    return spent_s
+
+
+def duration(seconds: float) -> str:
+    """For people: seconds below two minutes, else minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def causes(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:

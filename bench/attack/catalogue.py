@@ -89,6 +89,9 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("pings by clients", [clients(200, "pings", every_s=0)], quick_s=5),
     Attack("pings by clients, wss", [clients(200, "pings", every_s=0, tls=True)], WSS),
     Attack("fragments", [clients(200, "fragments", every_s=0.1)]),
+    Attack("compressed messages of 16 KiB", [clients(200, "compressed", every_s=0.1)], quick_s=5),
+    Attack("compressed messages of 16 KiB without a token", times(2, strangers(
+        500, "compressed, 16 KiB of empty blocks", rate=50, addresses=MANY))),
     Attack("wrong tokens, many addresses", _TOKENS, is_flood=True),
     Attack("wrong tokens, one address", [strangers(64, "wrong token", finish="refused", addresses=1)], is_flood=True),
     Attack("wrong tokens in messages", times(2, strangers(

@@ -5,18 +5,20 @@ import json
 import random
 import ssl
 import struct
+import zlib
 from collections.abc import Callable
 from functools import cache
 
 LOOPBACK = "127.0.0.1"
 
 
-def request(token: str = "", path: str = "/") -> bytes:
-    """A WebSocket handshake."""
+def request(token: str = "", path: str = "/", *, deflates: bool = False) -> bytes:
+    """A WebSocket handshake, which asks for compression or not."""
+    extensions = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflates else ""
     credential = f"Authorization: Bearer {token}\r\n" if token else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {LOOPBACK}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{credential}\r\n"
+        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{extensions}{credential}\r\n"
     ).encode()
 
 
@@ -30,6 +32,30 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
     else:
         head = struct.pack("!BBQ", first, 0x80 | 127, size)
     return head + bytes(4) + payload
+
+
+def compressed(payload: bytes) -> bytes:
+    """A message that is compressed to this payload, as a client's frame."""
+    plain = frame(payload)
+    return bytes((plain[0] | 0x40,)) + plain[1:]
+
+
+# An empty block that brings Huffman codes of its own: no bytes make more work for whoever inflates them.
+EMPTY_BLOCK, EMPTY_BLOCK_BITS = 0x6BFF90000000000081C004, 90
+
+
+def empty_blocks(size: int) -> bytes:
+    """A compressed form of nothing, in that many bytes or a few less."""
+    count = (8 * size - 3) // EMPTY_BLOCK_BITS  # and the first 3 bits of the block whose rest the sender leaves out
+    blocks = sum(EMPTY_BLOCK << number * EMPTY_BLOCK_BITS for number in range(count))
+    return blocks.to_bytes((count * EMPTY_BLOCK_BITS + 10) // 8, "little")
+
+
+def long_ping(size: int) -> bytes:
+    """A ping of so many bytes, compressed."""
+    deflate = zlib.compressobj(wbits=-15)
+    ping = b'{"type":"ping","x":"%s"}' % (b"x" * (size - 22))
+    return (deflate.compress(ping) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def message(**fields: object) -> bytes:
@@ -59,6 +85,7 @@ PAYLOADS: dict[str, Callable[[str], bytes]] = {
     "half a request of 15 KiB": lambda _token: b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 1_900,
     "80 KiB of pings": lambda _token: request() + EMPTY_PING * 13_600,
     "close, then 80 KiB of pings": lambda _token: request() + frame(b"\x03\xe8", 8) + EMPTY_PING * 13_600,
+    "compressed, 16 KiB of empty blocks": lambda _token: request(deflates=True) + compressed(empty_blocks(16_000)),
     "hello": lambda _token: hello(),
     "rubbish": lambda _token: random.Random(1).randbytes(2_000),
     "scrape": lambda _token: b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
@@ -86,11 +113,13 @@ def whole_log(**filters: object) -> bytes:
     return message(type="subscribe", filters=filters, since={"last": 1_000_000})
 
 
+BOMBS = (compressed(long_ping(16_000)), compressed(empty_blocks(16_000)))
 LARGE_FILTERS = 64
 # By name: number of the client and of the turn -> what it sends.
 FRAMES: dict[str, Callable[[int, int], bytes]] = {
     "": lambda _client, _turn: b"",
     "pings": lambda _client, _turn: EMPTY_PING * 8,
+    "compressed": lambda _client, turn: BOMBS[turn % 2],
     "fragments": lambda _client, turn: frame(b"" if turn else b"{", 0 if turn else 1, fin=False),
     "large filter": lambda client, turn: large_filter((client + turn) % LARGE_FILTERS),
     "own filter": lambda client, _turn: own_filter(client),

@@ -11,6 +11,8 @@ from bench.report import Row
 COUNT = 800
 LOOK_S, SETTLE_S = 0.05, 0.5
 SECONDS = 4.0
+# For each number: a daemon's start, its clients, its end.
+AROUND_S = 10.0
 HEADER: Row = ("connection", "KiB, ws", "KiB, wss")
 
 
@@ -40,6 +42,11 @@ SIZES = (
         Order("clients", count=COUNT, addresses=COUNT, every_s=0.5, seconds=SECONDS, tls=True),
     ),
 )
+
+
+def expected_s() -> float:
+    """About how long `measure` takes: it starts a daemon for each number."""
+    return AROUND_S * sum((size.plain is not None) + (size.tls is not None) for size in SIZES)
 
 
 async def measure(place: Place) -> list[Row]:

@@ -1,5 +1,6 @@
 """The outcome of an attack, and the bounds it is held to."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -9,6 +10,8 @@ from bench.report import Row
 
 MEMORY_LIMIT_MIB = 1024.0
 IN_TIME_MS = 1000.0
+# A daemon that waited longer for a core than this part of the time was slowed by the machine: its times say little.
+WAITED_PART = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ class Outcome:
         return sum(each <= IN_TIME_MS for each in took), len(took), median(took), max(took)
 
     def broken(self, bounds: Bounds) -> list[str]:
-        """The bounds that do not hold, in words."""
+        """The bounds that do not hold, in words: what was measured, and what is allowed."""
         found = list(self.complaints)
         if not self.is_alive:
             found.append("it ended")
@@ -128,24 +131,27 @@ class Outcome:
         allowed = bounds.flood_ratio if self.is_flood else bounds.ratio
         for window, ratio, when in ((self.attacked, self.ratio, ""), (self.after, self.ratio_after, " afterwards")):
             is_fast = bool(window.received) and window.p99_ms <= bounds.p99_ms
-            if (ratio > allowed and not is_fast) or window.p99_ms > bounds.most_ms:
-                yield f"p99 {ratio:.1f} times{when}"
+            if window.p99_ms > bounds.most_ms:
+                yield f"p99 {window.p99_ms:.0f} ms{when}, bound {bounds.most_ms:.0f} ms"
+            elif ratio > allowed and not is_fast:
+                or_fast = f" or {bounds.p99_ms:.0f} ms" if bounds.p99_ms else ""
+                yield f"p99 {_above(ratio, allowed)} times{when}, bound {allowed:g} times{or_fast}"
         counts = {"lost": self.lost, "doubled": self.doubled, "cut off": self.cut, "not sent": self.unsent}
         yield from (f"{count} {what}" for what, count in counts.items() if count)
 
     def _memory(self, bounds: Bounds) -> Iterator[str]:
         memory = self.memory_mib
         if memory.after > memory.before * (1 + bounds.memory_part):
-            yield f"memory {memory.after / memory.before - 1:+.0%}"
+            yield f"memory {memory.after / memory.before - 1:+.0%}, bound {bounds.memory_part:+.0%}"
         if memory.peak > MEMORY_LIMIT_MIB:
-            yield f"{memory.peak:.0f} MiB"
+            yield f"{memory.peak:.0f} MiB, bound {MEMORY_LIMIT_MIB:.0f} MiB"
 
     def _arrivals(self, bounds: Bounds) -> Iterator[str]:
         for in_header, way in ((True, "header"), (False, "message")):
             in_time, count, _, _ = self.newcomers(in_header=in_header)
             part = bounds.flood_newcomers_part if self.is_flood else bounds.newcomers_part
             if in_time < count * part:
-                yield f"{count - in_time} of {count} newcomers late ({way})"
+                yield f"{count - in_time} of {count} newcomers late ({way}), bound {math.floor(count * (1 - part))}"
 
     def row(self, bounds: Bounds) -> Row:
         """For the table."""
@@ -163,6 +169,22 @@ class Outcome:
             f"{100 * self.waited_part:.0f}",
             "; ".join(self.broken(bounds)) or "holds",
         )
+
+
+def _above(ratio: float, allowed: float) -> str:
+    """A ratio that is above what is allowed, with as many digits as show it."""
+    return f"{ratio:.1f}" if float(f"{ratio:.1f}") > allowed else f"{ratio:.3f}"
+
+
+def total(outcomes: Sequence[Outcome], bounds: Bounds) -> str:
+    """The last line: how many missed a bound, and how many the machine slowed."""
+    missed = sum(bool(outcome.broken(bounds)) for outcome in outcomes)
+    waited = sum(outcome.waited_part > WAITED_PART for outcome in outcomes)
+    line = f"{missed} of {len(outcomes)} missed a bound"
+    if not waited:
+        return line
+    where = "1 row" if waited == 1 else f"{waited} rows"
+    return f"{line}; in {where} the daemon waited for a core more than {100 * WAITED_PART:g} %: times there say little"
 
 
 HEADER: Row = (

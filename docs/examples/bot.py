@@ -37,7 +37,7 @@ async def trade(url: str, db: sqlite3.Connection) -> None:
     """Follow the stream until it is stopped."""
     async with WhaleStream(
         url,
-        token=os.environ.get("WHALED_TOKEN"),
+        token=os.environ.get("WHALED_TOKEN") or None,
         filters={"min_btc": 100},
         since=saved_position(db),
         link_events=True,  # for Progress: on a quiet day the position moves on without an event

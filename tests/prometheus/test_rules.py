@@ -142,7 +142,7 @@ def test_an_alert_says_how_urgent_what_and_where_to_read_on(rule: dict[str, Any]
     assert texts.keys() == {"summary", "description", "runbook_url"}
     assert len(texts["summary"]) < 110
     assert "$labels.instance" in texts["summary"] or rule["alert"] == "WhaledAbsent"
-    assert texts["runbook_url"] == f"https://whaled.example/docs/runbook.md#{rule['alert'].lower()}"
+    assert texts["runbook_url"] == f"file:///opt/whaled/share/docs/runbook.md#{rule['alert'].lower()}"
     # 0.9328193832599119 means nothing to anybody at night.
     assert "{{ $value }}" not in texts["description"] or rule["alert"] == "WhaledRestarting"
 

@@ -402,6 +402,21 @@ def test_without_a_network_whales_still_arrive_and_reload_works(stopped: Lab, na
             before = float(metric(stopped, "whaled_config_last_reload_success_timestamp_seconds"))
             stopped.systemctl("reload", "whaled")
             assert float(metric(stopped, "whaled_config_last_reload_success_timestamp_seconds")) > before
+            stopped.write(CONFIG, f"upstream: {{unix_socket: {EGRESS}}}\nbackfill: {{enabled: false}}\n")
+            assert stopped.systemctl("reload", "whaled", check=False).returncode == 1
+            journal = [str(line["MESSAGE"]) for line in stopped.journal("whaled.service", "--lines", "30")]
+            assert any("whaled: reload refused, the old configuration stays: " in text for text in journal), journal
+            stopped.systemctl("stop", "split-backend")
+            stopped.until(
+                lambda: any(
+                    f"connected to {EGRESS} (upstream.unix_socket), and the connection ended without an answer"
+                    in str(line)
+                    for line in stopped.journal("whaled.service", "--lines", "30")
+                ),
+                what="a dead backend behind the socket",
+            )
+            proxy = [str(line["MESSAGE"]) for line in stopped.journal("whaled-egress.service", "--lines", "10")]
+            assert any("Failed to connect to remote host" in text for text in proxy), proxy
             stopped.systemctl("stop", *OURS)
     finally:
         stopped.systemctl("stop", *OURS, "split-backend", check=False)
@@ -426,6 +441,8 @@ def test_a_certificate_only_root_can_read_is_served_and_renewed_by_a_reload(stop
         with dropped_in(stopped, "30-tls.conf"):
             stopped.systemctl("start", "whaled")
             assert "first" in served()
+            checked = stopped.run(WHALED, "check-config").stdout
+            assert "clients at ws://127.0.0.1:8765. as whaled.service clients at wss://127.0.0.1:8765 (" in checked
             issue("renewed")
             stopped.systemctl("reload", "whaled")
             if systemd_version(stopped) != 252:
@@ -511,6 +528,9 @@ def test_a_package_knows_nothing_of_where_it_was_built(installed: Lab) -> None:
         'head -qn1 "$1"/usr/lib/whaled/venvs/*/bin/whaled "$1"/usr/lib/whaled/venvs/*/bin/pip', place
     ).stdout
     assert re.fullmatch(r"(#!/usr/lib/whaled/venvs/[^/]+/bin/python[\d.]*\n){2}", scripts)
+    rules = installed.path(f"{place}/usr/lib/whaled/share/prometheus/whaled.alerts.rules.yml").read_text()
+    assert "runbook_url: file:///usr/lib/whaled/share/docs/runbook.md#whaleddown" in rules
+    assert installed.path(f"{place}/usr/lib/whaled/share/docs/runbook.md").exists()
     unit = installed.path(f"{place}/usr/lib/systemd/system/whaled.service").read_text()
     assert "/opt/whaled" not in unit
     assert re.search(r"^ExecStart=/usr/lib/whaled/venvs/[^/]+/bin/python ", unit, re.MULTILINE)

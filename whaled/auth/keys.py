@@ -18,15 +18,17 @@ import msgspec
 from dotenv import dotenv_values
 from msgspec import Meta, Struct
 
+from whaled.auth.private_files import check_directories, check_privacy, keep_group, opened, read_bounded
 from whaled.auth.signature import ALGORITHM
 from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import Auth
 from whaled.errors import KeyRingError
 
 SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
+# Names a file that holds the secret.
+SECRET_FILE_VARIABLE = f"{SECRET_VARIABLE}_FILE"
 # The name of the systemd credential: LoadCredential=keys.json:/etc/whaled/keys.json
 CREDENTIAL_NAME = "keys.json"
-MAX_FILE_BYTES = 1024 * 1024
 SECRET_BYTES = 32
 # A secret that somebody made up, or one letter repeated, has fewer.
 MIN_DISTINCT_BYTES = 16
@@ -78,7 +80,8 @@ class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> KeyRing:
-    """The ring of this process: the systemd credential, else WEBSOCKET_SECRET_KEY, else the file of `auth.key_ring`.
+    """The ring of this process: the systemd credential, else WEBSOCKET_SECRET_KEY or the file that
+    WEBSOCKET_SECRET_KEY_FILE names, else the file of `auth.key_ring`.
 
     `directory` is where a `.env` may stand. A secret that is set and cannot be used is refused, not passed over: the
     operator meant it. Raises KeyRingError.
@@ -88,6 +91,10 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
         ring = ring_of(read(Path(credentials) / CREDENTIAL_NAME, is_credential=True), Path(CREDENTIAL_NAME))
         return msgspec.structs.replace(ring, source=f"the systemd credential {CREDENTIAL_NAME}")
     secret, source = environ.get(SECRET_VARIABLE), "the environment"
+    if (secret_file := environ.get(SECRET_FILE_VARIABLE)) is not None:
+        if secret is not None:
+            raise KeyRingError(f"{SECRET_VARIABLE} and {SECRET_FILE_VARIABLE} are both set: unset one of them")
+        secret, source = _secret_in_file(Path(secret_file)), f"the file {secret_file}"
     if secret is None:
         secret, source = _dotenv_secret(directory / ".env"), str(directory / ".env")
     if secret is not None:
@@ -113,22 +120,41 @@ def _exists(path: Path) -> bool:
     return True
 
 
+def _secret_in_file(path: Path) -> str:
+    """The secret in a file of its own, without line ends behind it. Raises KeyRingError."""
+    name = f"{path} ({SECRET_FILE_VARIABLE})"
+    if path == Path():
+        raise KeyRingError(f"{SECRET_FILE_VARIABLE} names no file")
+    try:
+        with opened(path) as (descriptor, info):
+            check_privacy(path, info, name)
+            raw = read_bounded(descriptor, path, "secret")
+    except OSError as error:
+        raise KeyRingError(f"cannot read {name}: {error.strerror or error}") from error
+    raw = raw.rstrip(b"\r\n")
+    if b"\n" in raw or b"\0" in raw:
+        raise KeyRingError(f"{name} holds several lines or a zero byte: expected the secret alone")
+    return os.fsdecode(raw)
+
+
 def _dotenv_secret(path: Path) -> str | None:
     """The secret in a `.env`, None where there is no such file or it holds none. Raises KeyRingError.
 
     A file that holds one is as secret as a key ring. One without belongs to another program, and may have any mode.
     """
     try:
-        with _opened(path) as (descriptor, info):
+        with opened(path) as (descriptor, info):
             if not stat.S_ISREG(info.st_mode):
                 return None
-            text = _read(descriptor, path, "`.env`").decode()
+            text = read_bounded(descriptor, path, "`.env`").decode()
             secret = dotenv_values(stream=io.StringIO(text), interpolate=False).get(SECRET_VARIABLE)
             if secret is not None:
-                _check_privacy(path, info, f"{SECRET_VARIABLE} in {path}")
+                check_privacy(path, info, f"{SECRET_VARIABLE} in {path}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
+        if not os.access(path.parent, os.X_OK, effective_ids=True):
+            return None  # this user may not enter the directory: nothing in it is meant for this user
         raise KeyRingError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:
         raise KeyRingError(f"cannot read {path}: it is not UTF-8") from None  # the chained error would quote a secret
@@ -194,9 +220,9 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     """The key ring in a file that nobody else can read. Raises KeyRingError."""
     name = f"the key ring {path}"
     try:
-        with _opened(path) as (descriptor, info):
-            _check_privacy(path, info, name, is_credential=is_credential)
-            raw = _read(descriptor, path, "key ring")
+        with opened(path) as (descriptor, info):
+            check_privacy(path, info, name, is_credential=is_credential)
+            raw = read_bounded(descriptor, path, "key ring")
     except OSError as error:
         raise KeyRingError(f"cannot read {name}: {error.strerror or error}") from error
     try:
@@ -212,53 +238,6 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     return parsed
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
-    """A file to read, and what the open file is: the path could stand for another one by the time it is asked."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        yield descriptor, os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read(descriptor: int, path: Path, sort: str) -> bytes:
-    with os.fdopen(descriptor, "rb", closefd=False) as file:
-        raw = file.read(MAX_FILE_BYTES + 1)
-    if len(raw) > MAX_FILE_BYTES:
-        raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: no {sort}")
-    return raw
-
-
-def _check_privacy(path: Path, info: os.stat_result, name: str, *, is_credential: bool = False) -> None:
-    """Raise KeyRingError unless nobody but its owner, and root, can read or replace a file that holds a secret."""
-    if not stat.S_ISREG(info.st_mode):
-        raise KeyRingError(f"{name} is not a regular file")
-    mode = stat.S_IMODE(info.st_mode)
-    # systemd 257 hands a credential over as 0440 root:root with an ACL for the service: only "others" tells there.
-    forbidden = 0o007 if is_credential else 0o077
-    if mode & forbidden:
-        raise KeyRingError(f"others can read {name} (mode {mode:04o}); run: chmod 600 {path}")
-    if is_credential:
-        return  # its directory is systemd's
-    if info.st_uid not in {0, os.geteuid()}:
-        raise KeyRingError(f"{name} belongs to user {info.st_uid}, not to root or to who runs this")
-    # A link stands in one directory and its file in another: whoever may write to either can put another file there.
-    _check_directories(path, name)
-    _check_directories(path.resolve(), name)
-
-
-def _check_directories(path: Path, name: str) -> None:
-    """Raise KeyRingError where everyone may write to a directory on the way, unless it is sticky like /tmp."""
-    for directory in path.absolute().parents:
-        mode = stat.S_IMODE(directory.stat().st_mode)
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            raise KeyRingError(
-                f"anybody can replace {name}: everyone may write to {directory} (mode {mode:04o}); "
-                f"run: chmod o-w {directory}"
-            )
-
-
 def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
     """Add a new key, which signs from now on. Makes the file if there is none. Raises KeyRingError.
 
@@ -266,7 +245,7 @@ def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> 
     """
     with _locked(path, patience_s) as file:
         old = read(file) if _exists(file) else KeyFile(version=1, keys=())
-        _check_directories(file, f"a key ring {path}")
+        check_directories(file, f"a key ring {path}")
         secret = base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=").decode()
         key = StoredKey(kid=f"k{secrets.token_hex(6)}", secret=secret, created_at=int(now))
         _write(file, KeyFile(version=1, keys=(*old.keys, key)))
@@ -327,10 +306,11 @@ def _write(path: Path, file: KeyFile) -> None:
     """Replace the file at once: a crash leaves the old ring or the new one, never half of it."""
     body = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
     try:
-        # mkstemp makes it 0600 whatever the umask.
+        # mkstemp makes it 0600 whatever the umask; a group that could read the old file reads the new one.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as handle:
+                keep_group(descriptor, path)
                 handle.write(body)
                 handle.flush()
                 os.fsync(handle.fileno())

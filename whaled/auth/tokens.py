@@ -16,7 +16,7 @@ from msgspec import Struct
 from whaled.auth.families import Families
 from whaled.auth.signature import ALGORITHM, claimant, open_token
 from whaled.config import units
-from whaled.config.sections import Auth
+from whaled.config.sections import MAX_LEEWAY_S, Auth
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
 
@@ -26,8 +26,6 @@ MIN_SECRET_BYTES = 32
 MAX_CLIENT_ID = 256
 # `jti` and `family`: ours have 22 characters, a UUID 36. They are kept while a family lives.
 MAX_NAME = 128
-# The clock of whoever issues tokens may be ahead of ours by this much.
-MAX_SKEW_S = 60.0
 FAMILY_ENDED = "a token of its family was refreshed twice"
 # Times beyond it (the year 5138) are no times, and what follows can compute with them safely.
 LATEST_TIME = 1e11
@@ -158,13 +156,16 @@ def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Gra
     Refusals take the same steps whatever the reason: without claims to trust, those of a stand-in are judged.
     """
     opened = open_token(token, ring.secret_of)
+    grant = None
     try:
         claims = _claims(opened.claims)
         grant = _grant(claims, ring.find(opened.kid))
         _judge(grant, claims, now, settings)
     except TokenError as error:
-        reason, detail = (error.reason, error.detail) if opened.problem is None else (opened.problem, opened.detail)
-        raise TokenError(reason, detail, claimant=claimant(token)) from None
+        reason, detail, client_id = error.reason, error.detail, grant.client_id if grant is not None else ""
+        if opened.problem is not None:
+            reason, detail, client_id = opened.problem, opened.detail, ""
+        raise TokenError(reason, detail, claimant=claimant(token), client_id=client_id) from None
     if opened.problem is not None:  # never so while the stand-in's claims have ended
         raise TokenError(opened.problem, opened.detail, claimant=claimant(token))
     return grant, claims
@@ -173,15 +174,17 @@ def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Gra
 def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: Auth) -> None:
     """Raise TokenError where a grant is not valid now, or not for this server."""
     assert grant.expires_at is not None
-    if now >= grant.expires_at:
-        raise TokenError(TokenRefusal.EXPIRED)
-    not_before = _time(claims, "nbf")
-    if not_before is not None and now < not_before:
-        raise TokenError(TokenRefusal.NOT_YET_VALID)
+    over_s = now - grant.expires_at
+    if over_s >= settings.leeway:
+        raise TokenError(TokenRefusal.EXPIRED, f"`exp` was {over_s:.0f} s ago")
+    for name in ("nbf", "iat"):
+        ahead_s = (_time(claims, name) or 0.0) - now
+        if ahead_s > settings.leeway:
+            raise TokenError(TokenRefusal.NOT_YET_VALID, f"`{name}` is {ahead_s:.0f} s ahead of this clock")
     # Lives are whole seconds, rounded up (`issue`).
     longest_s = math.ceil(settings.max_token_ttl)
     lives_s = grant.expires_at - grant.issued_at if grant.issued_at is not None else 0.0
-    if lives_s > longest_s or grant.expires_at - now > longest_s + MAX_SKEW_S:
+    if lives_s > longest_s or grant.expires_at - now > longest_s + settings.leeway:
         raise TokenError(TokenRefusal.TOO_LONG, f"it lives longer than {units.show_duration(settings.max_token_ttl)}")
     for name, expected in (("iss", settings.issuer), ("aud", settings.audience)):
         if expected is not None and not _holds(claims.get(name), expected):
@@ -279,7 +282,9 @@ class TokenAuthenticator:
         """Who this is and what it may do. Raises TokenError."""
         grant, claims = _checked(self._ring, credential, now, self._settings)
         if self._families.is_ended(_family_of(grant), now):
-            raise TokenError(TokenRefusal.REVOKED, FAMILY_ENDED, claimant=claimant(credential))
+            raise TokenError(
+                TokenRefusal.REVOKED, FAMILY_ENDED, claimant=claimant(credential), client_id=grant.client_id
+            )
         _confirm(self._ring, credential, grant, claims)
         return grant
 
@@ -298,12 +303,13 @@ class TokenAuthenticator:
         """
         settings = self._settings
         family, until = _family_of(grant), (grant.expires_at or 0.0) + settings.expiry_grace
+        remembered = _remembered_until(grant, settings)
         if not self.is_in_force(grant, now):
             raise TokenError(TokenRefusal.UNKNOWN_KEY, f"key id {grant.key_id!r}, or its family has ended")
         if now >= until:
             raise TokenError(TokenRefusal.EXPIRED)
         if not self._families.may_refresh(family, _id_of(grant)):
-            self._families.end(family, until=until)
+            self._families.end(family, until=remembered)
             raise TokenError(TokenRefusal.REVOKED, FAMILY_ENDED)
         began = min(grant.authenticated_at, now) if grant.authenticated_at is not None else now
         ttl_s = min(settings.token_ttl, math.floor(began + settings.max_token_ttl - now))
@@ -321,13 +327,18 @@ class TokenAuthenticator:
             settings=settings,
             chain=Chain(began, grant.family or _id_of(grant)),
         )
-        ends = max(until, (refreshed.expires_at or 0.0) + settings.expiry_grace)
+        ends = max(remembered, _remembered_until(refreshed, settings))
         self._families.refreshed(_family_of(refreshed), _id_of(refreshed), until=ends)
         return token, refreshed
 
     def answer_lost(self, parent: Grant, child: Grant) -> None:
         """The link broke right after a refresh: a client that has the old token only may refresh it once more."""
         self._families.answer_lost(_family_of(child), _id_of(parent), _id_of(child))
+
+
+def _remembered_until(grant: Grant, settings: Auth) -> float:
+    """When a token is certain to be refused for its time: no leeway that a reload may set lets it in after it."""
+    return (grant.expires_at or 0.0) + max(settings.expiry_grace, MAX_LEEWAY_S)
 
 
 def _id_of(grant: Grant) -> str:

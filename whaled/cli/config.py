@@ -1,19 +1,25 @@
 """`whaled check-config`: says everything that is wrong with a configuration, before a daemon would."""
 
 import argparse
+import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from whaled.auth.keys import load_ring
 from whaled.auth.tokens import KeyRing
-from whaled.cli.settings import Subparsers, load_for
+from whaled.cli import unit
+from whaled.cli.settings import Subparsers, load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
-from whaled.config.sections import Config, Detection
+from whaled.config.sections import Detection
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
-from whaled.files import read_address_book, tls_context
+from whaled.files import idle_rules, read_address_book, tls_context
+from whaled.listening import missing_hosts
+from whaled.whales.labels import AddressBook
+from whaled.whales.owners import summary
 
 
 def register(subparsers: Subparsers) -> None:
@@ -22,7 +28,8 @@ def register(subparsers: Subparsers) -> None:
         "check-config",
         help="check a configuration file and what it names",
         description="Check a configuration file, and the key ring, address book and certificate it names. Exit status "
-        "0 if all of that is fine, 78 and every fault if not. The event log and the ports are not opened.",
+        "0 if all of that is fine, 78 and every fault if not. The event log and the ports are not opened. Of the file "
+        "of whaled.service, what its unit sets and where whaled.socket listens are checked and shown as well.",
     )
     parser.add_argument(
         "config", type=Path, nargs="?", metavar="FILE", help="default: /etc/whaled/whaled.yaml if it exists"
@@ -34,31 +41,66 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check. Raises ConfigError with every fault."""
     loaded = load_for(arguments)
-    faults, ring = faults_of_files(loaded.config)
+    faults, ring, book = faults_of_files(loaded)
+    served = _served(loaded)
+    if served is not None:
+        faults += tuple(fault for fault in served.faults if fault not in faults)
+    for warning in (*loaded.warnings, *asyncio.run(_warnings_of_hosts(loaded))):
+        print(f"whaled: warning: {warning}", file=sys.stderr)
     if faults:
         raise ConfigError(faults)
+    deviation = unit.sentence(served, unit.clients(loaded.config)) if served is not None else ""
     if arguments.print:
-        sys.stdout.write(render(loaded))
+        sys.stdout.write(render(loaded) + (f"# {deviation}\n" if deviation else ""))
     else:
-        print(_summary(loaded, ring))
+        print(_summary(loaded, ring, book, deviation))
+        for warning in idle_rules(loaded.config.detection, book, loaded.origins):
+            print(f"whaled: warning: {warning}", file=sys.stderr)
+        for note in book.owners.notes:
+            print(f"whaled: warning: {note}", file=sys.stderr)
     return ExitStatus.STOPPED
 
 
-def faults_of_files(config: Config) -> tuple[tuple[Fault, ...], KeyRing | None]:
-    """What is wrong with the files a configuration names, and the key ring in force."""
+def _served(loaded: Loaded) -> unit.Served | None:
+    """What whaled.service does with this file, where systemd has it."""
+    found = unit.installed() if loaded.path is not None else None
+    return unit.served(found, Path(loaded.path), loaded.config) if found is not None and loaded.path else None
+
+
+def faults_of_files(loaded: Loaded) -> tuple[tuple[Fault, ...], KeyRing | None, AddressBook]:
+    """What is wrong with the files a configuration names, the key ring in force, and the address book."""
+    config = loaded.config
     faults: list[Fault] = []
     ring = None
+    book = AddressBook()
     if config.auth.enabled:
         try:
-            ring = load_ring(config.auth, os.environ, Path.cwd())
+            ring = load_ring(config.auth, os.environ, working_directory())
         except KeyRingError as error:
             faults.append(Fault("auth", str(error)))
-    for check in (lambda: read_address_book(config.detection), lambda: tls_context(config.gateway.tls)):
-        try:
-            check()
-        except ConfigError as error:
-            faults.extend(error.faults)
-    return tuple(faults), ring
+    try:
+        book = read_address_book(config.detection, loaded.origins)
+    except ConfigError as error:
+        faults.extend(error.faults)
+    try:
+        tls_context(config.gateway.tls)
+    except ConfigError as error:
+        faults.extend(error.faults)
+    return tuple(faults), ring, book
+
+
+async def _warnings_of_hosts(loaded: Loaded) -> list[Fault]:
+    """Hosts that are missing on this machine. No fault: whaled listens on the others, or on sockets of systemd."""
+    config = loaded.config
+    sections = [
+        ("gateway.host", config.gateway.host),
+        *([("http.host", config.http.host)] if config.http.enabled else []),
+    ]
+    return [
+        Fault(key, f"nobody can connect to {missing.host}: {missing.reason}", loaded.origins.get(key, ""))
+        for key, hosts in sections
+        for missing in await missing_hosts(hosts)
+    ]
 
 
 def _rules(detection: Detection) -> str:
@@ -72,16 +114,22 @@ def _rules(detection: Detection) -> str:
     )
 
 
-def _summary(loaded: Loaded, ring: KeyRing | None) -> str:
+def _labels(paths: Sequence[str], book: AddressBook) -> str:
+    if not paths:
+        return "no address book"
+    return f"address book: {summary(book.owners)} in {', '.join(paths)}"
+
+
+def _summary(loaded: Loaded, ring: KeyRing | None, book: AddressBook, deviation: str) -> str:
     config = loaded.config
-    gateway = config.gateway
-    scheme = "wss" if gateway.tls.certificate else "ws"
     return ". ".join(
         (
-            f"{loaded.path or 'the defaults'}: fine, {len(loaded.origins)} keys set",
+            f"{loaded.path or 'the defaults'}: fine, {loaded.keys_set} keys set",
             f"whales {_rules(config.detection)}",
+            _labels(config.detection.books, book),
             f"upstream {redacted(config.upstream.url)}",
-            f"clients at {scheme}://{gateway.host}:{gateway.port}",
+            f"clients at {', '.join(unit.clients(config))}",
+            *([deviation] if deviation else []),
             f"authentication {'OFF' if ring is None else f'on, keys: {ring.source}'}",
         )
     )

@@ -48,8 +48,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     path = _path(arguments)
     key = keys.generate(path, time.time())
     print(f"key {key.kid} made in {path}; it signs once whaled is started or reloaded", file=sys.stderr)
-    if keys.SECRET_VARIABLE in os.environ:
-        print(f"note: {keys.SECRET_VARIABLE} is set and comes before the key ring where it is set", file=sys.stderr)
+    for variable in (keys.SECRET_VARIABLE, keys.SECRET_FILE_VARIABLE):
+        if variable in os.environ:
+            print(f"note: {variable} is set and comes before the key ring where it is set", file=sys.stderr)
     print(_json(key, "signs") if arguments.json else key.kid)
     return ExitStatus.STOPPED
 

@@ -23,9 +23,11 @@ class Command(NamedTuple):
 # Only the module of the command that is asked for is imported: `token issue` must not wait for a web server.
 COMMANDS = {
     "run": Command("whaled.cli.run", "run the daemon"),
+    "reload": Command("whaled.cli.reload", "let a running daemon read its configuration again"),
     "check-config": Command("whaled.cli.config", "check a configuration file and what it names"),
     "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
+    "labels": Command("whaled.cli.labels", "import, check and count address books"),
     "coverage": Command("whaled.cli.coverage", "which whales of each block were known before it"),
     "accuracy": Command("whaled.cli.accuracy", "how good urgencies and predicted blocks were"),
     "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),
@@ -52,6 +54,8 @@ examples:
 
 def entry() -> None:
     """Console script."""
+    if sys.argv[1:2] == ["run"]:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload asked for during the start: the file is read anyway
     sys.exit(main(sys.argv[1:]))
 
 
@@ -63,10 +67,16 @@ def main(argv: Sequence[str]) -> int:
         if sys.stdout is not None:  # started without one
             sys.stdout.flush()
     except WhaledError as error:
-        lines = str(error).splitlines()
+        lines = [*str(error).splitlines(), *_about_working_directory()]
         _complain([f"whaled: {line}" for line in lines])
         _tell_systemd(lines)
         return ExitStatus.CONFIG if isinstance(error, OperatorError) else ExitStatus.FAILED
+    except FileNotFoundError:
+        lines = _about_working_directory()
+        if not lines:
+            raise
+        _complain([f"whaled: {line}" for line in lines])
+        return ExitStatus.CONFIG
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
@@ -74,6 +84,18 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
+
+
+def _about_working_directory() -> list[str]:
+    """A line if relative paths lead nowhere, which errors about files leave out."""
+    remedy = "so relative paths lead nowhere: write whole paths"
+    try:
+        place = os.getcwd()  # noqa: PTH109 - pathlib would only wrap it
+    except OSError:
+        return [f"note: the working directory is gone, {remedy}"]
+    if os.access(".", os.X_OK, effective_ids=True):
+        return []
+    return [f"note: user {os.geteuid()} may not enter the working directory {place}, {remedy}"]
 
 
 def _complain(lines: Sequence[str]) -> None:

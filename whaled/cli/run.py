@@ -6,18 +6,19 @@ import os
 import signal
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
+from msgspec import structs
 
 from whaled.auth.keys import load_ring
-from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for
+from whaled.cli import demo
+from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
 from whaled.service import Loaded, Service
 from whaled.simulator.server import Simulator
-from whaled.simulator.settings import SimulatorSettings
+from whaled.simulator.settings import DEMO
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -35,7 +36,10 @@ def register(subparsers: Subparsers) -> None:
     add_config_option(parser)
     add_run_options(parser)
     parser.add_argument(
-        "--simulate", action="store_true", help="use the bundled simulated mempool backend: whales within seconds"
+        "--simulate",
+        action="store_true",
+        help="use the bundled simulated mempool backend: whales within seconds, owners' names invented; the event log "
+        "must be the demo's own, and begins anew each time",
     )
     parser.set_defaults(run=run)
 
@@ -48,7 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=len(loaded.origins))
+    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
+    for warning in loaded.warnings:
+        log.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))
@@ -63,13 +69,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Loaded:
-        config = load_for(arguments).config
-        ring = load_ring(config.auth, os.environ, Path.cwd()) if config.auth.enabled else None
-        return Loaded(config, ring)
+        loaded = load_for(arguments)
+        config = demo.with_owners(loaded.config) if arguments.simulate else loaded.config
+        ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
+        return Loaded(config, ring, loaded.origins)
 
+    world = structs.replace(DEMO, port=0, seed=time.time_ns())
     async with AsyncExitStack() as stack:
         if arguments.simulate:
-            simulator = await stack.enter_async_context(Simulator(SimulatorSettings(port=0, seed=time.time_ns())))
+            simulator = await stack.enter_async_context(Simulator(world))
             arguments.mempool_url = simulator.url
             log.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
-        await Service(load(), reread=load, passed=passed).run()
+        loaded = load()
+        if arguments.simulate:
+            await demo.begin_log(loaded.config.eventlog, str(world.seed))
+        await Service(loaded, reread=load, passed=passed).run()

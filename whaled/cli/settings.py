@@ -2,13 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from whaled.config import units
-from whaled.config.keys import OPTIONS
+from whaled.config.keys import OPTIONS, Key, keys, value_at
 from whaled.config.parse import Loaded, load
+from whaled.errors import ConfigError, Fault
 
 
 class Subparsers(Protocol):
@@ -30,7 +31,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options that lay over file and environment."""
     add = parser.add_argument
     add("--db-path", metavar="FILE", help="event log (eventlog.path)")
-    add("--ws-host", metavar="HOST", help="address clients connect to (gateway.host)")
+    add("--ws-host", metavar="HOST", help="address clients connect to, or several with commas (gateway.host)")
     add("--ws-port", metavar="PORT", help="port clients connect to (gateway.port)")
     add("--mempool-url", metavar="URL", help="WebSocket of the mempool backend (upstream.url)")
     add("--whale-threshold", metavar="BTC", help="smallest whale (detection.threshold_btc)")
@@ -56,4 +57,35 @@ def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.envi
     }
     if getattr(arguments, "no_auth", False):
         flags["auth.enabled"] = False
-    return load(arguments.config, environ=environ, flags=flags)
+    loaded = load(arguments.config, environ=environ, flags=flags)
+    _check_paths(loaded)
+    return loaded
+
+
+def working_directory() -> Path:
+    """The directory that this process was started in, `.` if it is gone: nothing is found in it then."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
+
+
+def _check_paths(loaded: Loaded) -> None:
+    """Raise ConfigError for relative paths if the directory that they count from is gone."""
+    if working_directory().is_absolute():
+        return
+    problem = "the working directory is gone, and this path counts from it: write the whole path"
+    faults = [
+        Fault(path, f"found {value!r}: {problem}", loaded.origins.get(path, ""))
+        for path, key in keys().items()
+        for value in _paths(key, value_at(loaded.config, path))
+        if not Path(value).is_absolute()
+    ]
+    if faults:
+        raise ConfigError(tuple(faults))
+
+
+def _paths(key: Key, value: object) -> Iterable[str]:
+    if "path" not in {key.unit, key.element.unit if key.element is not None else None}:
+        return ()
+    return map(str, value) if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()

@@ -7,11 +7,12 @@ import time
 from typing import Any, Protocol
 
 from whaled.errors import ExitStatus
+from whaled.simulator.owners import BOOK
 from whaled.simulator.scripts import Network
 from whaled.simulator.server import Simulator
-from whaled.simulator.settings import Mode, SimulatorSettings
+from whaled.simulator.settings import DEMO, Mode, SimulatorSettings
 
-DEFAULTS = SimulatorSettings()
+DEFAULTS = DEMO
 
 
 class Subparsers(Protocol):
@@ -45,6 +46,8 @@ def register(subparsers: Subparsers) -> None:
     add("--network", type=Network, choices=list(Network), default=DEFAULTS.network, help="decides address prefixes")
     add("--rate", type=float, default=DEFAULTS.rate, help="transactions per second")
     add("--whale-share", type=float, default=DEFAULTS.whale_share, help="part of them that is a whale, 0 to 1")
+    add("--owner-share", type=float, default=DEFAULTS.owner_share, help="how often an invented owner pays or is paid")
+    add("--backlog", type=int, default=DEFAULTS.backlog, help="transactions always waiting: a fee market; 0 for none")
     add("--whale-btc", type=float, default=DEFAULTS.whale_btc, help="least outputs of a whale, in BTC")
     add("--events", type=float, default=DEFAULTS.events, help="how often transactions are replaced and blocks surprise")
     add("--block-interval", type=float, default=DEFAULTS.block_interval, help="mean seconds between blocks, 0 for none")
@@ -72,7 +75,8 @@ async def _serve(settings: SimulatorSettings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with Simulator(settings) as simulator:
         print(
-            f"simulated mempool backend: {simulator.url} rest {simulator.rest_url} control {simulator.control_url}",
+            f"simulated mempool backend: {simulator.url} rest {simulator.rest_url} control {simulator.control_url}\n"
+            f"its owners, all invented, for detection.address_book: {BOOK}",
             flush=True,
         )
         await stop.wait()

@@ -18,6 +18,9 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from whaled import times
+from whaled.auth import tokenfile
+from whaled.auth.tokentext import token_in
 from whaled.cli import tail_lines as lines
 from whaled.client import (
     AuthenticationFailed,
@@ -35,15 +38,16 @@ from whaled.client import (
     WhaleUpdate,
     parse_since,
 )
+from whaled.client.credentials import TokenProvider
 from whaled.errors import ExitStatus
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 URL_VARIABLE = "WHALED_URL"
+# Of a terminal that gives no width.
+FALLBACK_WIDTH = 80
 TOKEN_VARIABLE = "WHALED_TOKEN"  # noqa: S105 - the name of a variable
 # What a terminal shows at the start, so that it is not empty until the next whale.
 TERMINAL_SINCE = Last(10)
-# No token is longer than what the server reads as one message.
-TOKEN_LIMIT_BYTES = 16 * 1024
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -63,6 +67,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add("--url", help=f"the server, ws:// or wss:// (default: {URL_VARIABLE} of the environment, else {DEFAULT_URL})")
     add("--token-file", type=Path, metavar="FILE", help="file with a token or an API key")
     add("--ca-file", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's, for wss://")
+    add("--proxy", metavar="URL", help="HTTP proxy to connect through, http://[user:password@]host:port")
     add("--min-btc", type=_amount, metavar="X", help="only whales of at least so many BTC")
     add("--min-flow-btc", type=_amount, metavar="X", help="only whales of which at least so many BTC flow")
     add(
@@ -77,6 +82,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="WHEN",
         help="start at `last:20`, an ISO 8601 time (UTC if it names no zone), a position `epoch:offset`, or `now` "
         "(default: last:10 on a terminal, else now)",
+    )
+    add(
+        "--compression",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="ask the server to compress alerts (default: yes, unless it is on this machine)",
     )
     add("--count", type=_count, metavar="N", help="end after N alerts and updates")
     add("--json", action="store_true", help="JSON lines on a terminal too")
@@ -100,6 +111,8 @@ async def _run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"whaled tail: {error}", file=sys.stderr)
         return ExitStatus.USAGE
+    if arguments.since is not None and arguments.since.note is not None:
+        print(arguments.since.note, file=sys.stderr)
     screen: Screen = Table(sys.stdout) if is_terminal else JsonLines(sys.stdout.buffer)
     with _stopping(stream):
         return await follow(stream, screen, sys.stderr, count=arguments.count)
@@ -117,37 +130,43 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
     since: Since | None = TERMINAL_SINCE if is_terminal else None
     if arguments.since is not None:
         since = arguments.since.since
-    token_file: Path | None = arguments.token_file
-    if token_file is not None:
-        read_token(token_file)  # a wrong file is told at once, not retried
-
-    async def provide() -> str:
-        assert token_file is not None
-        return read_token(token_file)
-
+    token, provider = _credentials(arguments.token_file, environ)
     return WhaleStream(
         arguments.url or environ.get(URL_VARIABLE) or DEFAULT_URL,
-        token=None if token_file is not None else environ.get(TOKEN_VARIABLE, "").strip() or None,
-        token_provider=provide if token_file is not None else None,
+        token=token,
+        token_provider=provider,
         filters=filters,
         since=since,
         link_events=True,
         reconnect=not arguments.no_retry,
+        compression=arguments.compression,
         ssl=None if arguments.ca_file is None else _trust(arguments.ca_file),
+        proxy=arguments.proxy,
     )
 
 
-def read_token(path: Path) -> str:
-    """The token in a file; a job that renews it there is noticed. Raises ValueError or OSError."""
-    with path.open("rb") as file:
-        content = file.read(TOKEN_LIMIT_BYTES + 1)
-    try:
-        token = content.decode("ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if not token or len(content) > TOKEN_LIMIT_BYTES or not token.isprintable() or " " in token:
-        raise ValueError(f"{path} holds no token: expected one line with a JWT or an API key")
-    return token
+def _credentials(path: Path | None, environ: Mapping[str, str]) -> tuple[str | None, TokenProvider | None]:
+    """A token, or what reads one from a file again and again. Raises ValueError or OSError."""
+    if path is None:
+        text = environ.get(TOKEN_VARIABLE, "").strip()
+        try:
+            return (token_in(text) if text else None), None
+        except ValueError as error:
+            raise ValueError(f"{TOKEN_VARIABLE} {error}") from None
+    found = tokenfile.read(path)
+    if found.warning is not None:
+        print(f"whaled tail: warning: {found.warning}", file=sys.stderr)
+    if not found.is_lasting:
+        return found.token, None
+
+    async def provide() -> str:
+        """A job that renews the token is noticed. While it writes, the file may be empty: that is tried again."""
+        try:
+            return tokenfile.read(path).token
+        except ValueError as error:
+            raise OSError(str(error)) from error
+
+    return None, provide
 
 
 def _trust(path: Path) -> ssl.SSLContext:
@@ -177,7 +196,8 @@ async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count
     except AuthenticationFailed as error:
         _tell(
             notes,
-            f"{error.message}; give a valid token with --token-file or {TOKEN_VARIABLE} (`whaled token` makes one)",
+            f"{error}. Give a valid token with --token-file or {TOKEN_VARIABLE}; on the server, "
+            "`whaled token issue` makes one",
         )
         return ExitStatus.FAILED
     except StreamError as error:
@@ -233,6 +253,8 @@ class Table:
 
     def __init__(self, out: TextIO, *, width: int | None = None) -> None:
         self._console = _Console(file=out, highlight=False, width=width)
+        if self._console.width < 1:  # COLUMNS=0: some shells and containers
+            self._console.width = FALLBACK_WIDTH
         self._columns: tuple[lines.Column, ...] = ()
 
     def show(self, event: StreamEvent) -> int:
@@ -314,18 +336,22 @@ def _stopping(stream: WhaleStream) -> Iterator[None]:
 
 
 class _Start(msgspec.Struct, frozen=True):
-    """A --since that was given; `since` is None for `now`."""
+    """A --since that was given; `since` is None for `now`. `note` is how it was read, where that is not certain."""
 
     since: Since | None
+    note: str | None = None
 
 
 def _since(text: str) -> _Start:
     if text == "now":
         return _Start(None)
     try:
-        return _Start(parse_since(text))
+        since = parse_since(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, or `now`") from None
+    if isinstance(since, datetime) and not times.names_zone(text):
+        return _Start(since, f"starting at {since.isoformat()}: --since names no zone, and is read as UTC")
+    return _Start(since)
 
 
 def _amount(text: str) -> float:

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import jwt
 
-from whaled.auth import keys, tokens
-from whaled.auth.signature import MAX_TOKEN_BYTES
-from whaled.cli.settings import Subparsers, add_config_option, duration, load_for
+from whaled.auth import keys, tokenfile, tokens, tokentext
+from whaled.cli.settings import Subparsers, add_config_option, duration, load_for, working_directory
 from whaled.config.sections import Auth
 from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
@@ -46,9 +45,14 @@ def register(subparsers: Subparsers) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="show what a token says and whether it is accepted",
-        description="Show what a token says, and whether this configuration's keys accept it: exit status 0 or 1.",
+        description="Show what a token says, and whether this configuration's keys accept it: exit status 0 or 1. The "
+        "signature is not shown: what is shown lets nobody in.",
     )
-    inspect.add_argument("token", nargs="?", default="-", help="the token, or - to read it from standard input")
+    inspect.add_argument(
+        "token", nargs="?", default="-", metavar="FILE",
+        help="a file with the token, as `issue --output` writes it; - for standard input (default); or the token "
+        "itself, which other users of this machine can see",
+    )  # fmt: skip
     inspect.set_defaults(run=_inspect)
     for command in (issue, inspect):
         add_config_option(command)
@@ -67,7 +71,7 @@ def _ring(arguments: argparse.Namespace, settings: Auth) -> tokens.KeyRing:
     path = arguments.key_ring
     if path is not None:  # it is meant, whatever the environment holds
         return keys.ring_of(keys.read(path), path)
-    return keys.load_ring(settings, os.environ, Path.cwd())
+    return keys.load_ring(settings, os.environ, working_directory())
 
 
 def _key(kid: str | None) -> str:
@@ -138,14 +142,18 @@ def _fill(descriptor: int, token: str) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    # No token is longer; what is cut off makes it malformed.
-    token = sys.stdin.read(2 * MAX_TOKEN_BYTES) if arguments.token == "-" else arguments.token  # noqa: S105
-    token = token.strip()
+    try:
+        name, token = _unwrapped(arguments.token)
+    except (OSError, ValueError) as error:
+        reason = f"{arguments.token}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"whaled: {_ascii(reason)}", file=sys.stderr)
+        return ExitStatus.FAILED
     try:
         header = jwt.get_unverified_header(token)
         claims = jwt.decode(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError, RecursionError) as error:
-        print(f"whaled: this is no token: {str(error)[:200]!a}", file=sys.stderr)
+        problem = _flaw(token) or f"holds no token: {str(error)[:200]}"
+        print(f"whaled: {_ascii(name)} {_ascii(problem)}", file=sys.stderr)
         return ExitStatus.FAILED
     # ASCII, escaped: whoever made the token must not write to this terminal.
     print(json.dumps({"header": header, "claims": claims}, indent=2))
@@ -153,13 +161,35 @@ def _inspect(arguments: argparse.Namespace) -> int:
     try:
         grant = tokens.verify(_ring(arguments, settings), token, time.time(), settings)
     except TokenError as error:
-        print(f"not accepted: {_ascii(str(error))}", file=sys.stderr)
+        flaw = _flaw(token)
+        print(f"not accepted: {_ascii(str(error))}" + (f"; it {_ascii(flaw)}" if flaw else ""), file=sys.stderr)
         return ExitStatus.FAILED
     except KeyRingError as error:
         print(f"not verified: {error}", file=sys.stderr)
         return ExitStatus.FAILED
     print(_summary("accepted:", grant), file=sys.stderr)
     return ExitStatus.STOPPED
+
+
+def _unwrapped(argument: str) -> tuple[str, str]:
+    """Where a token was looked for, and what stands there in its place. Raises ValueError or OSError."""
+    if argument == "-":
+        return "standard input", tokenfile.unwrapped(sys.stdin.buffer, "standard input")
+    if os.sep in argument or os.path.lexists(argument):
+        found = tokenfile.read_unchecked(Path(argument))
+        if found.warning is not None:
+            print(f"whaled: warning: {_ascii(found.warning)}", file=sys.stderr)
+        return argument, found.token
+    return "the argument, which names no file,", tokentext.unwrapped(argument)
+
+
+def _flaw(token: str) -> str | None:
+    """Why a text is refused whatever the key is, None if it may be a token."""
+    try:
+        tokentext.check(token)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _summary(before: str, grant: Grant) -> str:

@@ -11,6 +11,7 @@
 Everything not named here is an implementation detail.
 """
 
+from whaled.client.credentials import read_token
 from whaled.client.dial import Limits
 from whaled.client.events import (
     AlertData,
@@ -60,4 +61,5 @@ __all__ = [
     "WhaleStream",
     "WhaleUpdate",
     "parse_since",
+    "read_token",
 ]

@@ -1,8 +1,6 @@
 """Opening a connection to the server and closing one, and what it means when the first does not work."""
 
 import asyncio
-import email.utils
-import os
 import socket
 import ssl
 import time
@@ -10,16 +8,16 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidMessage, InvalidProxy, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 
+from whaled.client import probe
 from whaled.client.failures import LinkLostError, UnusableServerError
+from whaled.client.reasons import Place, is_passing, reason_of, retry_after
 
-# Statuses that a server or a proxy before it answers with while it cannot serve for the moment.
-PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 # The longest a server may ask this client to stay away: a slip of its clock or its unit must not be for ever.
 RETRY_AFTER_MAX_S = 600.0
-# How much of a refusal's text an error message quotes.
-QUOTED_CHARACTERS = 200
+# How the answer to a handshake begins.
+HTTP = b"HTTP/"
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -41,10 +39,11 @@ class Dial(Struct, frozen=True, kw_only=True):
     """Whom to call, how, and for what. `tls` True is the verifying default context."""
 
     url: str
-    place: str  # host and port, for messages: a URL may carry a password
+    place: Place  # for messages: a URL may carry a password
     filters: Mapping[str, object]
     tls: ssl.SSLContext | bool | None
     proxy: str | None
+    compresses: bool  # ask for permessage-deflate
     limits: Limits
 
 
@@ -53,6 +52,23 @@ class _Connect(connect):
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
+
+
+class _Connection(ClientConnection):
+    """A connection that is cut as soon as the other side speaks anything but HTTP: it may wait for a client of its own.
+
+    websockets would wait for the end of the connection, or of `open_timeout_s`.
+    """
+
+    _begin = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        super().data_received(data)
+        if len(self._begin) < len(HTTP):
+            self._begin += data[: len(HTTP)]
+            if not HTTP.startswith(self._begin[: len(HTTP)]):
+                self.transport.abort()
 
 
 async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
@@ -65,8 +81,9 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
     try:
         return await _Connect(
             dial.url,
+            create_connection=_Connection,
             proxy=dial.proxy,
-            compression=None,  # whaled encodes a frame once for all clients, which rules out compressing
+            compression="deflate" if dial.compresses else None,
             open_timeout=limits.open_timeout_s,
             close_timeout=limits.close_timeout_s,
             ping_interval=limits.ping_interval_s,
@@ -75,10 +92,53 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
             ssl=dial.tls,
         )
     except (OSError, UnicodeError, WebSocketException) as error:
-        reason = _reason(error, dial)
-        if not _is_passing(error) and (is_first or isinstance(error, InvalidProxy)):
+        found = await _look(error, dial) if is_first else None
+        reason = reason_of(error, dial.place, timeout_s=limits.open_timeout_s) if found is None else found.reason
+        if is_first and (not is_passing(error) if found is None else found.is_mistake):
             raise UnusableServerError(reason) from error
-        raise LinkLostError(reason, retry_after_s=_retry_after(error)) from error
+        raise LinkLostError(reason, retry_after_s=bounded(retry_after(error, time.time()))) from error
+
+
+class _Found(Struct, frozen=True):
+    """What a second look at the port found, and whether it is a mistake in the URL, which no waiting mends."""
+
+    reason: str
+    is_mistake: bool = True
+
+
+async def _look(error: Exception, dial: Dial) -> _Found | None:
+    """Whether the port speaks something else than the URL says; None if that is not so, or cannot be found out.
+
+    A proxy is in the way of finding it out, and what has a certificate or a status speaks what it should. But a status
+    400 is also how some servers answer plain HTTP on a port that speaks TLS.
+    """
+    place = dial.place
+    is_clear = isinstance(error, ssl.SSLCertVerificationError | socket.gaierror)
+    if isinstance(error, InvalidStatus):
+        is_clear = place.is_secure or error.response.status_code != 400
+    if dial.proxy is not None or is_clear or not _is_open(error):
+        return None
+    if not place.is_secure and await probe.speaks_tls(place.host, place.port):
+        return _Found(f"{place}: this port speaks TLS: use wss://{place}")
+    if isinstance(error, InvalidStatus):
+        return None
+    heard = await probe.listen(place.host, place.port)
+    if heard.service is not None:
+        return _Found(f"{place} speaks {heard.service}, not WebSocket: is the port right?")
+    if heard.is_http and place.is_secure:
+        return _Found(f"{place}: this port speaks no TLS: use ws://{place}")
+    if isinstance(error, TimeoutError) and not heard.said:
+        waited = f"within {dial.limits.open_timeout_s:g} s"
+        if heard.is_open:
+            return _Found(f"{place} accepts connections and answers nothing {waited}: is it a whaled server?", False)
+        reason = reason_of(error, place, timeout_s=dial.limits.open_timeout_s)
+        return _Found(f"{reason}: is the address right, does a firewall drop packets?", False)
+    return None
+
+
+def _is_open(error: Exception) -> bool:
+    """Whether something may listen at the port, or did."""
+    return not isinstance(error, OSError) or isinstance(error, ssl.SSLError | TimeoutError | ConnectionResetError)
 
 
 async def hang_up(ws: ClientConnection, timeout_s: float) -> None:
@@ -95,50 +155,3 @@ async def hang_up(ws: ClientConnection, timeout_s: float) -> None:
 def bounded(retry_after_s: float | None) -> float | None:
     """How long to stay away, within reason."""
     return None if retry_after_s is None else min(max(0.0, retry_after_s), RETRY_AFTER_MAX_S)
-
-
-def _is_passing(error: Exception) -> bool:
-    """Whether trying the same again may work."""
-    if isinstance(error, InvalidStatus):
-        return error.response.status_code in PASSING_STATUSES
-    if isinstance(error, InvalidMessage):
-        return isinstance(error.__cause__, EOFError)  # hung up before it answered
-    return isinstance(error, OSError) and not isinstance(error, ssl.SSLCertVerificationError)
-
-
-def _reason(error: Exception, dial: Dial) -> str:
-    place = dial.place
-    match error:
-        case InvalidStatus(response=response):
-            return f"{place} answered HTTP {response.status_code}{_quoted(response.body)}"
-        case ssl.SSLCertVerificationError(verify_message=message):
-            return f"the certificate of {place} is not accepted: {message}"
-        case TimeoutError():
-            return f"no answer from {place} within {dial.limits.open_timeout_s:g} s"
-        case InvalidMessage() if _is_passing(error):
-            return f"{place} hung up during the handshake"
-        case socket.gaierror() | ssl.SSLError():
-            return f"cannot connect to {place}: {error.strerror or error}"
-        case OSError(errno=int(number)) if number > 0:
-            return f"cannot connect to {place}: {os.strerror(number)}"  # asyncio words its own
-        case InvalidProxy() | OSError() | UnicodeError():
-            return f"cannot connect to {place}: {error}"
-        case _:
-            return f"{place} is no WebSocket server: {error}"
-
-
-def _quoted(body: bytes | bytearray | None) -> str:
-    """What the server said with its refusal, where it is short plain text."""
-    text = bytes(body or b"").decode(errors="replace").strip()
-    return f": {text}" if 0 < len(text) <= QUOTED_CHARACTERS and text.isprintable() else ""
-
-
-def _retry_after(error: Exception) -> float | None:
-    """Retry-After in seconds: a number or a date (RFC 9110, 10.2.3). None where it is neither."""
-    if not isinstance(error, InvalidStatus):
-        return None
-    value = error.response.headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return bounded(float(value))
-    date = email.utils.parsedate_tz(value)
-    return bounded(email.utils.mktime_tz(date) - time.time()) if date is not None else None

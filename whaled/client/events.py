@@ -49,6 +49,8 @@ class AlertData(Struct, frozen=True, kw_only=True):
     replaces: str | None = None
     price_timestamp: datetime | None = None
     matched_rules: tuple[str, ...] = ()
+    from_other_labels: tuple[str, ...] = ()
+    to_other_labels: tuple[str, ...] = ()
 
 
 class UpdateData(Struct, frozen=True, kw_only=True):
@@ -69,21 +71,29 @@ class UpdateData(Struct, frozen=True, kw_only=True):
 
 
 class WhaleAlert(Struct, frozen=True, kw_only=True):
-    """A whale was seen. `raw` is the frame as it came, with fields this client does not know."""
+    """A whale was seen. `raw` is the frame as it came, with fields this client does not know.
+
+    `matched_addresses` are the addresses of the stream's filter that the transaction spends from or pays to.
+    """
 
     data: AlertData
     timestamp: datetime
     position: Position
     raw: bytes
+    matched_addresses: tuple[str, ...] = ()
 
 
 class WhaleUpdate(Struct, frozen=True, kw_only=True):
-    """A whale was confirmed, replaced, dropped, or is pending again. `raw` is the frame as it came."""
+    """A whale was confirmed, replaced, dropped, or is pending again. `raw` is the frame as it came.
+
+    `matched_addresses` as in the whale's alert.
+    """
 
     data: UpdateData
     timestamp: datetime
     position: Position
     raw: bytes
+    matched_addresses: tuple[str, ...] = ()
 
 
 class UpstreamStatus(Struct, frozen=True, kw_only=True, tag="status"):
@@ -190,12 +200,14 @@ class _Alert(Struct, frozen=True, tag="whale_alert"):
     data: AlertData
     timestamp: datetime
     position: Position
+    matched_addresses: tuple[str, ...] = ()
 
 
 class _Update(Struct, frozen=True, tag="whale_update"):
     data: UpdateData
     timestamp: datetime
     position: Position
+    matched_addresses: tuple[str, ...] = ()
 
 
 Frame = (
@@ -230,10 +242,22 @@ def decode(raw: bytes) -> Frame | None:
         kind = _head.decode(raw).type
         if kind == "whale_alert":
             alert = _alert.decode(raw)
-            return WhaleAlert(data=alert.data, timestamp=alert.timestamp, position=alert.position, raw=raw)
+            return WhaleAlert(
+                data=alert.data,
+                timestamp=alert.timestamp,
+                position=alert.position,
+                raw=raw,
+                matched_addresses=alert.matched_addresses,
+            )
         if kind == "whale_update":
             update = _update.decode(raw)
-            return WhaleUpdate(data=update.data, timestamp=update.timestamp, position=update.position, raw=raw)
+            return WhaleUpdate(
+                data=update.data,
+                timestamp=update.timestamp,
+                position=update.position,
+                raw=raw,
+                matched_addresses=update.matched_addresses,
+            )
         return _plain.decode(raw) if kind in _PLAIN else None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         quoted = ascii(raw[:QUOTED_BYTES].decode(errors="replace"))

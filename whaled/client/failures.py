@@ -10,12 +10,14 @@ class StreamError(WhaledError):
 class AuthenticationFailed(StreamError):  # noqa: N818 - the public name says what happened, not what class it is
     """The server does not accept the credential, or wants one and none was given. Coming back with the same is useless.
 
-    `message` is what the server said; it never says why a token was refused (the server's log does).
+    `message` is what the server said, or would say; it never says why a token was refused (the server's log does).
+    `advice` is what can be seen from here, and what to do.
     """
 
     def __init__(self, message: str, advice: str = "") -> None:
         super().__init__(f"{message}: {advice}" if advice else message)
         self.message = message
+        self.advice = advice
 
 
 class SubscriptionError(StreamError):

@@ -1,11 +1,12 @@
 """Where a stream starts: a position, so many events back, or a time."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from whaled import times
 from whaled.model import Position
 
 
@@ -18,21 +19,18 @@ class Last(Struct, frozen=True):
 Since = Position | Last | datetime
 
 _LAST = re.compile(r"last:(\d{1,12})")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+# What is meant as a time, right or wrong: a clock alone (10:00) has the form of a position too.
+_LIKE_TIME = re.compile(r"\d{4}-|\d{8}T|\d{1,2}:\d{2}(?!\d)|\d{8,}(\.|$)|\d{1,4}[./]\d", re.ASCII)
 _POSITION = re.compile(r"([^\s:]+):(\d{1,18})")
 
 
 def parse_since(text: str) -> Since:
-    """`last:20`, an ISO 8601 time (UTC where it names no zone) or `epoch:offset`. Raises ValueError."""
+    """`last:20`, a time as `times.parse` reads it (UTC where it names no zone) or `epoch:offset`. Raises ValueError."""
     text = text.strip()
     if found := _LAST.fullmatch(text):
         return Last(int(found[1]))
-    if _DATE.match(text):
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError as error:
-            raise ValueError(f"{text!r} is not an ISO 8601 time: {error}") from None
-        return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    if _LIKE_TIME.match(text):
+        return times.parse(text)
     if found := _POSITION.fullmatch(text):
         return Position(found[1], int(found[2]))
     raise ValueError(
@@ -41,8 +39,19 @@ def parse_since(text: str) -> Since:
     )
 
 
+def checked(since: Since | str | None) -> Since | None:
+    """Where a stream starts, from what its user gave. Raises ValueError."""
+    if isinstance(since, str):
+        return parse_since(since)
+    if isinstance(since, datetime) and since.utcoffset() is None:
+        raise ValueError(
+            f"`since` {since.isoformat()} has no time zone: give it one, as datetime.now(UTC) and astimezone() do"
+        )
+    return since
+
+
 def to_wire(since: Since) -> object:
     """The `since` of a subscribe message."""
     if isinstance(since, datetime):
-        return {"time": (since if since.tzinfo is not None else since.replace(tzinfo=UTC)).isoformat()}
+        return {"time": since.isoformat()}
     return since

@@ -1,7 +1,9 @@
 """WhaleStream: connects, comes back, hands over."""
 
 import asyncio
+import importlib.util
 import logging
+import os
 import ssl as ssl_module
 from collections import deque
 from collections.abc import Mapping
@@ -10,7 +12,8 @@ from typing import Self
 
 from msgspec import Struct
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
-from websockets.exceptions import InvalidURI
+from websockets.exceptions import InvalidProxy, InvalidURI
+from websockets.proxy import parse_proxy
 from websockets.uri import parse_uri
 
 from whaled.client.credentials import Credentials, TokenProvider
@@ -26,12 +29,17 @@ from whaled.client.events import (
     WhaleUpdate,
 )
 from whaled.client.failures import LinkLostError
-from whaled.client.since import Since, parse_since
+from whaled.client.reasons import Place
+from whaled.client.since import Since, checked
 from whaled.client.visit import Visit
+from whaled.config.rules import is_loopback, redacted
 from whaled.model import Position
 
 # Plain logging, not structlog: a bot that has configured neither still sees warnings, on stderr.
 log = logging.getLogger("whaled.client")
+
+# They are not used, and named where no connection can be made without a proxy.
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
 class Retry(Struct, frozen=True, kw_only=True):
@@ -51,10 +59,11 @@ class WhaleStream:
     `url` is `ws://` or `wss://`; `ssl` replaces the verifying default context of the latter. `token` is a JWT or an API
     key. `token_provider` is awaited for a token when there is none, when it was refused and before it expires; an
     OSError or TimeoutError from it is tried again, anything else ends the stream. `filters` are those of
-    docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime,
-    or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and Progress;
-    without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of coming back.
-    `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
+    docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime
+    with its zone, or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and
+    Progress; without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of
+    coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used. `compression` asks the server to
+    compress alerts; None is yes, unless the server is on this machine, where it costs time and saves nothing.
 
     Iterate in one task. Raises ValueError for an impossible argument; iterating raises StreamError (see
     whaled.client.failures), or what `token_provider` raised.
@@ -72,11 +81,14 @@ class WhaleStream:
         reconnect: bool = True,
         ssl: ssl_module.SSLContext | None = None,
         proxy: str | None = None,
+        compression: bool | None = None,
         retry: Retry | None = None,
         limits: Limits | None = None,
     ) -> None:
-        start = parse_since(since) if isinstance(since, str) else since
-        self._dial = _dial(url, ssl, filters=dict(filters or {}), proxy=proxy, limits=limits or Limits())
+        start = checked(since)
+        self._dial = _dial(
+            url, ssl, filters=dict(filters or {}), proxy=proxy, compression=compression, limits=limits or Limits()
+        )
         self._link_events = link_events
         self._reconnect = reconnect
         self._retry = retry or Retry()
@@ -233,16 +245,62 @@ def _lost(state: RetryCallState) -> LinkLostError:
 
 
 def _dial(
-    url: str, ssl: ssl_module.SSLContext | None, *, filters: Mapping[str, object], proxy: str | None, limits: Limits
+    url: str,
+    ssl: ssl_module.SSLContext | None,
+    *,
+    filters: Mapping[str, object],
+    proxy: str | None,
+    compression: bool | None,
+    limits: Limits,
 ) -> Dial:
     """Raises ValueError."""
     try:
         uri = parse_uri(url)
     except (InvalidURI, ValueError) as error:
         problem = error.msg if isinstance(error, InvalidURI) else error
-        raise ValueError(f"{url!r} is not a WebSocket URL such as ws://127.0.0.1:8765: {problem}") from None
+        hint = _url_hint(url)
+        raise ValueError(
+            f"{redacted(url)!r} is not a WebSocket URL such as ws://127.0.0.1:8765: {problem}"
+            + (f"; {hint}" if hint else "")
+        ) from None
     if ssl is not None and not uri.secure:
-        raise ValueError(f"{url!r} is not encrypted: a TLS context goes with wss://")
-    host = f"[{uri.host}]" if ":" in uri.host else uri.host
+        raise ValueError(f"{redacted(url)!r} is not encrypted: a TLS context goes with wss://")
     tls = ssl if ssl is not None else True if uri.secure else None
-    return Dial(url=url, place=f"{host}:{uri.port}", filters=filters, tls=tls, proxy=proxy, limits=limits)
+    place = Place(
+        host=uri.host,
+        port=uri.port,
+        is_secure=uri.secure,
+        proxy=None if proxy is None else _proxy_place(proxy),
+        unused_proxy=None
+        if proxy is not None
+        else next((name for name in PROXY_VARIABLES if os.environ.get(name)), None),
+    )
+    return Dial(
+        url=url,
+        place=place,
+        filters=filters,
+        tls=tls,
+        proxy=proxy,
+        compresses=not is_loopback(uri.host) if compression is None else compression,
+        limits=limits,
+    )
+
+
+def _url_hint(url: str) -> str | None:
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return "begin it with ws:// or wss://"
+    scheme = {"http": "ws", "https": "wss"}.get(scheme.lower(), "")
+    return f"use {scheme}://{redacted('x://' + rest).removeprefix('x://')}" if scheme else None
+
+
+def _proxy_place(proxy: str) -> str:
+    """Host and port of a proxy. Raises ValueError for one that cannot be used."""
+    try:
+        parsed = parse_proxy(proxy)
+    except (InvalidProxy, ValueError) as error:
+        problem = error.msg if isinstance(error, InvalidProxy) else error
+        raise ValueError(f"{redacted(proxy)!r} is not a proxy such as http://127.0.0.1:3128: {problem}") from None
+    if parsed.scheme.startswith("socks") and importlib.util.find_spec("python_socks") is None:
+        raise ValueError(f"{redacted(proxy)!r} is a SOCKS proxy, which needs the package python-socks[asyncio]")
+    return f"[{parsed.host}]:{parsed.port}" if ":" in parsed.host else f"{parsed.host}:{parsed.port}"

@@ -18,6 +18,8 @@ from whaled.client.since import Since, to_wire
 
 # What is said before a close 1008 when the token was not even looked at: the same one may come again.
 NOT_JUDGED = {"Rate limit exceeded", "Authentication timeout"}
+# A server that wants no token sends `welcome` at once; one that wants a token waits for it (`gateway.auth_timeout`).
+WELCOME_S = 0.5
 # What a close means where the server gives no reason.
 CLOSES = {
     1000: "closed by the server",
@@ -73,16 +75,26 @@ class Visit:
             async with asyncio.timeout(timeout_s):
                 if self._token is not None:
                     await self._send(auth_message(self._token))
+                frame = await (self._receive() if self._token is not None else self._first())
                 while True:
-                    frame = await self._receive()
                     if isinstance(frame, events.Subscribed) and self._welcome is not None:
                         return frame
                     await self._prepare(frame)
+                    frame = await self._receive()
         except TimeoutError as error:
             awaited = "welcome" if self._welcome is None else "subscribed"
             raise LinkLostError(
                 f"no `{awaited}` from {self._dial.place} within {timeout_s:g} s: is it a whaled server?"
             ) from error
+
+    async def _first(self) -> events.Frame | None:
+        """The first frame of a server that was sent no token. One that wants a token waits for it: ask, it refuses."""
+        try:
+            async with asyncio.timeout(WELCOME_S):
+                return await self._receive()
+        except TimeoutError:
+            await self._send({"type": "auth"})
+            return await self._receive()
 
     async def _receive(self) -> events.Frame | None:
         return events.decode(await self._ws.recv(decode=False))

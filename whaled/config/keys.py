@@ -8,24 +8,25 @@ import msgspec
 from msgspec import Meta, Struct
 
 from whaled.config import units
-from whaled.config.sections import MAX_WATCH_RULES, RULE_NAME, Config
+from whaled.config.sections import MAX_BOOKS, MAX_HOSTS, MAX_WATCH_RULES, RULE_NAME, Config
 
 # What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
 RELOADABLE = frozenset(
     {
         "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
         "detection.price_max_age", "detection.address_book", "detection.max_book_addresses",
+        "detection.max_book_loss",
         "detection.min_flow_share",
         "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
         "gateway.max_unauthenticated", "gateway.max_failed_connects", "gateway.handshake_timeout",
-        "gateway.auth_timeout", "gateway.max_frame",
+        "gateway.auth_timeout", "gateway.max_frame", "gateway.compression",
         "gateway.max_connections_per_client", "gateway.client_messages_per_second", "gateway.client_message_burst",
         "gateway.max_addresses", "gateway.messages_per_second", "gateway.message_burst", "gateway.max_unsent",
         "gateway.slow_timeout", "gateway.replay_page", "gateway.ping_interval", "gateway.ping_timeout",
         "gateway.close_timeout", "gateway.position_interval", "gateway.drain_window",
         "gateway.tls.certificate", "gateway.tls.private_key",
-        "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.failures_per_second",
-        "auth.failure_burst", "auth.issuer", "auth.audience",
+        "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.leeway",
+        "auth.failures_per_second", "auth.failure_burst", "auth.issuer", "auth.audience",
         "http.allowed_hosts", "http.max_connections", "http.max_connections_per_address", "http.header_timeout",
         "http.idle_timeout", "http.write_timeout", "http.max_request", "http.requests_per_second",
         "http.render_interval",
@@ -35,6 +36,8 @@ RELOADABLE = frozenset(
 )  # fmt: skip
 
 
+# Texts, by their unit.
+SORTS = {"path": "a path", "url": "a URL", "host": "an address or a host name", "origin": "an origin"}
 # Of every list of sections; there is one.
 MAX_SECTIONS = MAX_WATCH_RULES
 # The options of `whaled run` that set a key. `--no-auth` sets `auth.enabled` to false.
@@ -54,7 +57,8 @@ class Key(Struct, frozen=True):
     """One key: its path, the annotation msgspec checks, the unit it is written in (None: as it is), its default.
 
     `base` is the plain type: str, int, float, bool, tuple. `default` is msgspec.NODEFAULT where there is none. A list
-    of plain values holds `element`, a list of sections `section`.
+    of plain values holds `element`, a list of sections `section`; a key of base str with an `element` takes either one
+    text or a list of them.
     """
 
     path: str
@@ -73,8 +77,20 @@ class Key(Struct, frozen=True):
         return self.base is str
 
     @property
+    def is_number(self) -> bool:
+        """Whether it is a bare number, without a unit."""
+        return self.base in {int, float} and self.unit is None
+
+    @property
+    def takes_single(self) -> bool:
+        """Whether one element may stand for a list of one."""
+        return self.unit == "hosts"
+
+    @property
     def allowed(self) -> str:
         """What may stand there, in words."""
+        if self.element is not None and self.base is str and self.is_optional:
+            return f"{self.element.allowed}, a list of at most {MAX_BOOKS} of them, or null"
         return self._wanted + (" or null" if self.is_optional else "")
 
     @property
@@ -86,17 +102,22 @@ class Key(Struct, frozen=True):
         if self.section is not None:
             names = ", ".join(self.section.__struct_fields__)
             return f"a list of at most {MAX_SECTIONS} sections with {names}; in the file only"
+        if self.takes_single:
+            return f"an address or a host name, or a list of at most {MAX_HOSTS}"
         if self.element is not None:
-            return f"a list, each element {self.element.allowed}" if self.element.choices else "a list of texts"
+            if self.element.choices:
+                return f"a list, each element {self.element.allowed}"
+            return f"a list of {'origins' if self.element.unit == 'origin' else 'texts'}"
         if self.base is str:
-            return _text(self.annotation, {"path": "a path", "url": "a URL"}.get(self.unit or "", "a text"))
+            return _text(self.annotation, SORTS.get(self.unit or "", "a text"))
         meta = next(part for part in _parts(self.annotation) if isinstance(part, Meta))
         low, high = meta.ge or 0, meta.le or 0
         if self.unit == "duration":
             return f'a duration with its unit, from "{units.show_duration(low)}" to "{units.show_duration(high)}"'
         if self.unit == "size":
             return f'a size with its unit, from "{units.show_size(int(low))}" to "{units.show_size(int(high))}"'
-        return f"{'a whole number' if self.base is int else 'a number'} from {_plain(low)} to {_plain(high)}"
+        sort = "a whole number" if self.base is int else "a number"
+        return f"{sort} from {plain_number(low)} to {plain_number(high)}"
 
     @property
     def variable(self) -> str:
@@ -116,7 +137,7 @@ def _keys(section: Struct, prefix: str) -> Iterator[Key]:
 
 def _key(path: str, annotation: Any, default: object) -> Key:
     base = _base(annotation)
-    held = get_args(annotation)[0] if base is tuple else None
+    held = next((get_args(part)[0] for part in _parts(annotation) if get_origin(part) is tuple), None)
     is_section = isinstance(held, type) and issubclass(held, Struct)
     return Key(
         path,
@@ -166,7 +187,8 @@ def _text(annotation: Any, sort: str) -> str:
     return f"{sort} of {meta.min_length or 0} to {meta.max_length} {letters}"
 
 
-def _plain(value: float) -> str:
+def plain_number(value: float) -> str:
+    """A number without an exponent."""
     return f"{value:.8f}".rstrip("0").rstrip(".")
 
 

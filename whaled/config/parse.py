@@ -1,9 +1,7 @@
 """From YAML text, environment and command line to a Config. Every fault is found at once, with where it stands."""
 
 import difflib
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,13 @@ import yaml
 from msgspec import Struct
 
 from whaled.config import units
+from whaled.config.environment import from_environment
+from whaled.config.given import Element, Given, Layer
 from whaled.config.keys import MAX_SECTIONS, OPTIONS, RELOADABLE, Key, keys, section_keys, value_at
-from whaled.config.rules import conflicts, is_loopback, redacted
+from whaled.config.rules import conflicts, is_loopback
+from whaled.config.scalars import Scalar
 from whaled.config.sections import Config
+from whaled.config.values import elements_of, faults_of_elements, plain_value, quoted, value_of
 from whaled.errors import ConfigError, Fault
 
 SYSTEM_FILE = Path("/etc/whaled/whaled.yaml")
@@ -22,39 +24,24 @@ SYSTEM_FILE = Path("/etc/whaled/whaled.yaml")
 MAX_FILE_BYTES = 256 * 1024
 # A list in a section of a list of sections needs 6. The time the YAML library takes grows with the square of the depth.
 MAX_DEPTH = 16
-# A fault quotes what was found; more than this does not help to find it.
-MAX_QUOTED = 80
-# Variables of other commands of whaled.
-RESERVED_VARIABLES = frozenset({"WHALED_TOKEN", "WHALED_URL"})
 LOOPBACK = "127.0.0.1"
 
 
-class Layer(IntEnum):
-    """Where values come from; the higher one counts."""
-
-    FILE = 1
-    ENVIRONMENT = 2
-    COMMAND_LINE = 3
-
-
-class Given(Struct, frozen=True):
-    """A value as it was written, and where; `elements` is where each element of a list stands.
-
-    A list of sections is given as their number; each section and each of its keys is given by its own path.
-    """
-
-    value: object
-    source: str
-    layer: Layer
-    elements: tuple[str, ...] = ()
-
-
 class Loaded(Struct, frozen=True):
-    """The configuration, and where each value that is not a default came from."""
+    """The configuration, and where each value that is not a default came from, each element of a list too.
+
+    `warnings` do not prevent a start.
+    """
 
     config: Config
     origins: dict[str, str]
     path: str | None = None
+    warnings: tuple[Fault, ...] = ()
+
+    @property
+    def keys_set(self) -> int:
+        """How many keys are not left at their defaults."""
+        return sum(not path.endswith("]") for path in self.origins)
 
 
 def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
@@ -81,7 +68,7 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, o
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError((Fault("", "not UTF-8", f"{path}:{line}"),)) from error
     loaded = parse(text, source=str(path), environ=environ, flags=flags)
-    return Loaded(loaded.config, loaded.origins, str(path))
+    return msgspec.structs.replace(loaded, path=str(path))
 
 
 def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
@@ -89,19 +76,24 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
     schema = keys()
     faults: list[Fault] = []
     given = _from_file(text, source, schema, faults)
-    given |= _from_environment(environ, schema, faults)
+    warnings: list[Fault] = []
+    given |= from_environment(environ, schema, faults, warnings)
     given |= _from_flags(flags, schema, given)
     wrong: set[str] = set()
     config = _build(Config(), "", _values(schema, given, faults, wrong))
     for conflict in conflicts(config):
         if wrong.isdisjoint({conflict.path, *conflict.others}):
             named = next((given[path] for path in (conflict.path, *conflict.others) if path in given), None)
-            faults.append(Fault(conflict.path, conflict.problem, named.source if named else ""))
+            is_shown = conflict.found is not None and not (named is not None and named.is_hidden)
+            found = f"found {conflict.found!r}, " if is_shown else ""
+            faults.append(Fault(conflict.path, found + conflict.problem, named.source if named else ""))
     faults.extend(_opened(config, given))
     if faults:
         raise ConfigError(tuple(faults))
     origins = {path: found.source for path, found in given.items() if not path.endswith("]")}
-    return Loaded(config, origins)
+    for path, value in given.items():
+        origins |= {f"{path}[{index}]": element.source for index, element in enumerate(value.elements)}
+    return Loaded(config, origins, warnings=tuple(warnings))
 
 
 def diff(old: Config, new: Config) -> tuple[str, ...]:
@@ -138,7 +130,7 @@ def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[F
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if mark is not None else source
-        faults.append(Fault("", f"not valid YAML: {error.problem or error.context}", where))
+        faults.append(Fault("", f"not valid YAML: {error.problem or error.context}{_unquoted(text, error)}", where))
         return {}
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -148,6 +140,17 @@ def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[F
     if root is not None:
         _walk(root, "", source, schema, given, faults)
     return given
+
+
+def _unquoted(text: str, error: yaml.MarkedYAMLError) -> str:
+    """What needs quotes, where YAML takes the sign for its own: a star names an alias, a colon ends a key."""
+    mark = error.problem_mark or error.context_mark
+    if error.context == "while scanning an alias":
+        return '; to write a star, put it in quotes: "*"'
+    lines = text.splitlines()
+    if mark is not None and mark.line < len(lines) and "::" in lines[mark.line]:
+        return '; an address with two colons needs quotes: "::1"'
+    return ""
 
 
 def _walk(
@@ -189,9 +192,9 @@ def _walk(
                 what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
                 faults.append(Fault(path, f"not a value YAML knows: {what}", _at(source, value_node)))
                 continue
-            elements = value_node.value if isinstance(value_node, yaml.SequenceNode) else ()
-            places = tuple(_at(source, element) for element in elements)
-            found[path] = Given(value, _at(source, value_node), Layer.FILE, places)
+            nodes = value_node.value if isinstance(value_node, yaml.SequenceNode) else ()
+            elements = tuple(Element(_at(source, node), _written(node)) for node in nodes)
+            found[path] = Given(value, _at(source, value_node), Layer.FILE, _written(value_node), elements)
 
 
 def _walk_sections(key: Key, node: yaml.Node, source: str, given: dict[str, Given], faults: list[Fault]) -> None:
@@ -212,6 +215,10 @@ def _walk_sections(key: Key, node: yaml.Node, source: str, given: dict[str, Give
         _walk(item, f"{path}.", source, section_keys(key, index), given, faults)
 
 
+def _written(node: yaml.Node) -> Scalar | None:
+    return Scalar(node.value, node.style is None) if isinstance(node, yaml.ScalarNode) else None
+
+
 def _at(source: str, node: Any) -> str:
     return f"{source}:{node.start_mark.line + 1}"
 
@@ -230,61 +237,25 @@ def _meant(path: str, known: Iterable[str]) -> str:
     return f"; known here are {', '.join(sorted(siblings))}" if siblings else ""
 
 
-# --- environment and command line -------------------------------------------------------------------------------------
-
-
-def _from_environment(environ: Mapping[str, str], schema: Mapping[str, Key], faults: list[Fault]) -> dict[str, Given]:
-    variables = {key.variable: key for key in schema.values()}
-    given = {}
-    for name, text in environ.items():
-        if not name.startswith("WHALED_") or name in RESERVED_VARIABLES:
-            continue
-        key = variables.get(name)
-        if key is None:
-            near = difflib.get_close_matches(name, variables, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            faults.append(Fault("", f"no such setting{hint}", f"environment variable {name}"))
-            continue
-        if key.section is not None:
-            problem = "a list of sections cannot stand in a variable: write it in the file"
-            faults.append(Fault(key.path, problem, f"environment variable {name}"))
-            continue
-        given[key.path] = Given(_plain_value(key, text), f"environment variable {name}", Layer.ENVIRONMENT)
-    return given
+# --- command line -----------------------------------------------------------------------------------------------------
 
 
 def _from_flags(flags: Mapping[str, object], schema: Mapping[str, Key], below: Mapping[str, Given]) -> dict[str, Given]:
     given = {
         path: Given(
-            _plain_value(schema[path], value) if isinstance(value, str) else value,
+            plain_value(schema[path], value) if isinstance(value, str) else value,
             f"option {OPTIONS[path]}",
             Layer.COMMAND_LINE,
+            Scalar(value.strip(), True) if isinstance(value, str) and schema[path].base is not tuple else None,
         )
         for path, value in flags.items()
     }
     if flags.get("auth.enabled") is False and "gateway.host" not in flags:
         # A host in the file was given for a server that asks who comes.
-        host = below["gateway.host"].value if "gateway.host" in below else LOOPBACK
-        if isinstance(host, str) and not is_loopback(host):
+        hosts = elements_of(schema["gateway.host"], below["gateway.host"]).value if "gateway.host" in below else ()
+        if isinstance(hosts, list) and not all(is_loopback(str(host)) for host in hosts):
             given["gateway.host"] = Given(LOOPBACK, "option --no-auth", Layer.COMMAND_LINE)
     return given
-
-
-def _plain_value(key: Key, text: str) -> object:
-    """A text from outside the file, read as the file would read it; a list is separated by commas."""
-    if key.base is tuple:
-        inner = text.strip().removeprefix("[").removesuffix("]")
-        return [item.strip().strip("'\"") for item in inner.split(",") if item.strip()]
-    if key.is_text or key.unit is not None:
-        return text
-    loader = yaml.SafeLoader("")
-    text = text.strip()
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    try:
-        value: object = loader.construct_object(yaml.ScalarNode(tag, text))
-    except (yaml.YAMLError, ValueError):
-        return text
-    return value
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -300,18 +271,18 @@ def _values(
         try:
             if key.section is not None:
                 values[path] = _sections(key, given, faults, wrong)
-            elif path in given and (problems := _faults_of_elements(key, given[path])):
+            elif path in given and (problems := faults_of_elements(key, given[path])):
                 faults.extend(problems)
                 wrong.add(path)
             elif path in given:
-                values[path] = _value(key, given[path].value)
+                found = elements_of(key, given[path])
+                values[path] = value_of(key, found.value, found.written)
             elif key.default is msgspec.NODEFAULT:
                 section = given[path.rpartition(".")[0]]
                 faults.append(Fault(path, f"missing, expected {key.allowed}", section.source))
                 wrong.add(path)
         except ValueError as error:
-            found = given[path]
-            faults.append(Fault(path, f"found {_quoted(key, found.value)}, {error}", found.source))
+            faults.append(Fault(path, f"found {quoted(key, given[path])}, {error}", given[path].source))
             wrong.add(path)
     return values
 
@@ -333,74 +304,6 @@ def _sections(key: Key, given: Mapping[str, Given], faults: list[Fault], wrong: 
     return () if key.path in wrong else tuple(built)
 
 
-def _faults_of_elements(key: Key, given: Given) -> list[Fault]:
-    """What is wrong with the elements of a list, each with its place."""
-    if key.element is None or not isinstance(given.value, list):
-        return []
-    faults = []
-    for index, found in enumerate(given.value):
-        try:
-            _value(key.element, found)
-        except ValueError as error:
-            source = given.elements[index] if given.elements else given.source
-            faults.append(Fault(f"{key.path}[{index}]", f"found {_quoted(key.element, found)}, {error}", source))
-    return faults
-
-
-def _value(key: Key, found: object) -> object:
-    """The value of a key. Raises ValueError that says what is allowed."""
-    if isinstance(found, str) and any(ord(letter) < 32 for letter in found):
-        raise ValueError(f"expected {key.allowed}, without control characters")
-    if key.unit == "path" and isinstance(found, str) and found.startswith("~"):
-        raise ValueError("expected a path; ~ is not expanded, write the whole path")
-    value = found
-    expected = f"expected {key.allowed}{_near(key, found)}"
-    try:
-        if found is None and key.is_optional:
-            pass
-        elif key.unit == "duration":
-            value = units.duration(found)
-        elif key.unit == "size":
-            value = units.size(found)
-    except ValueError as error:
-        raise ValueError(str(error) if "whole bytes" in str(error) else expected) from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(expected)
-    try:
-        return msgspec.convert(value, key.annotation)
-    except msgspec.ValidationError as error:
-        raise ValueError(expected) from error
-
-
-def _near(key: Key, found: object) -> str:
-    """What was probably meant."""
-    is_number = isinstance(found, int | float) and not isinstance(found, bool) and found > 0
-    if key.unit == "duration" and is_number:
-        return f'; did you mean "{found}s"?'
-    if key.unit == "size" and is_number:
-        return f'; did you mean "{found}B"?'
-    if key.choices and isinstance(found, str):
-        near = difflib.get_close_matches(found.lower(), key.choices, n=1)
-        return f"; did you mean `{near[0]}`?" if near else ""
-    if key.base is str and not key.choices and is_number:
-        return f"; did you mean '{found}', in quotes?"
-    if key.base in {int, float} and key.unit is None and isinstance(found, str):
-        try:
-            return f"; did you mean {msgspec.convert(found, key.annotation, strict=False):g}, without quotes?"
-        except msgspec.ValidationError:
-            return ""
-    return ""
-
-
-def _quoted(key: Key, found: object) -> str:
-    if key.unit == "url" and isinstance(found, str):
-        found = redacted(found)
-    if found is None:
-        return "null"
-    text = str(found).lower() if isinstance(found, bool) else repr(found)
-    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
-
-
 def _build(section: Struct, prefix: str, values: Mapping[str, object]) -> Any:
     fields: dict[str, object] = {}
     for name in section.__struct_fields__:
@@ -413,12 +316,13 @@ def _build(section: Struct, prefix: str, values: Mapping[str, object]) -> Any:
 def _opened(config: Config, given: Mapping[str, Given]) -> Iterator[Fault]:
     """Authentication turned off over a host that was given, further below, for it being on."""
     enabled, host = given.get("auth.enabled"), given.get("gateway.host")
-    if config.auth.enabled or is_loopback(config.gateway.host) or enabled is None or host is None:
+    hosts = config.gateway.host
+    if config.auth.enabled or all(map(is_loopback, hosts)) or enabled is None or host is None:
         return
     if host.layer < enabled.layer:
         yield Fault(
             "auth.enabled",
-            f"turned off here while gateway.host {config.gateway.host} ({host.source}) lets others connect: give the "
+            f"turned off here while gateway.host {', '.join(hosts)} ({host.source}) lets others connect: give the "
             "host here too (WHALED_GATEWAY_HOST)",
             enabled.source,
         )

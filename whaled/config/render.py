@@ -53,6 +53,8 @@ def written(key: Key, value: object) -> str:
         return units.show_duration(value)
     if key.unit == "size" and isinstance(value, int):
         return units.show_size(value)
+    if key.takes_single and isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
     plain = msgspec.to_builtins(value)
     if key.unit == "url" and isinstance(plain, str):
         plain = redacted(plain)

@@ -13,6 +13,9 @@ from whaled.model import OwnerType
 
 # The upper bounds are far beyond sense: they keep what follows from overflowing.
 Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
+# How far the clocks of who issues tokens and of this machine may differ: more would keep dead tokens alive.
+MAX_LEEWAY_S = 30.0
+Leeway = Annotated[float, Meta(ge=0, le=MAX_LEEWAY_S, extra={"unit": "duration"})]
 Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
@@ -22,7 +25,13 @@ Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
 # The name of a rule stands in log lines and filters, where it needs no quotes then.
 RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
 MAX_WATCH_RULES = 100
+MAX_BOOKS = 16
 Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
+# A machine serves one or two networks; each address is a listening socket.
+MAX_HOSTS = 16
+Host = Annotated[str, Meta(extra={"unit": "host"})]
+Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
+Origin = Annotated[str, Meta(extra={"unit": "origin"})]
 
 
 class Basis(StrEnum):
@@ -90,9 +99,17 @@ class Detection(Struct, frozen=True, kw_only=True):
     min_flow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
     fetch_inputs: bool = True
     inputs_wait: Seconds = 2.0
-    address_book: Path | None = None
+    address_book: Path | Annotated[tuple[Path, ...], Meta(max_length=MAX_BOOKS)] | None = None
     max_book_addresses: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    max_book_loss: Annotated[float, Meta(ge=0, le=1)] = 0.5
     seen_limit: Count = 200_000
+
+    @property
+    def books(self) -> tuple[str, ...]:
+        """The files of the address book, the most important first."""
+        if self.address_book is None:
+            return ()
+        return (self.address_book,) if isinstance(self.address_book, str) else self.address_book
 
 
 class Backfill(Struct, frozen=True, kw_only=True):
@@ -126,10 +143,10 @@ class Tls(Struct, frozen=True, kw_only=True):
 class Gateway(Struct, frozen=True, kw_only=True):
     """The WebSocket server clients connect to."""
 
-    host: Text = "127.0.0.1"
+    host: Hosts = ("127.0.0.1",)
     port: Port = 8765
     backlog: Count = 4096
-    origins: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
     max_connections: Count = 10_000
     max_connections_per_address: Count = 200
     max_connections_per_client: Count = 1_000
@@ -138,6 +155,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     handshake_timeout: Seconds = 5.0
     auth_timeout: Seconds = 5.0
     max_frame: Bytes = 16 * 1024
+    compression: bool = True
     max_addresses: Count = 1_000
     messages_per_second: Rate = 10.0
     message_burst: Count = 40
@@ -162,6 +180,7 @@ class Auth(Struct, frozen=True, kw_only=True):
     token_ttl: Seconds = 86400.0
     max_token_ttl: Seconds = 90 * 86400.0
     expiry_grace: Seconds = 25.0
+    leeway: Leeway = 30.0
     failures_per_second: Rate = 0.2
     failure_burst: Count = 20
     issuer: Text | None = None
@@ -172,7 +191,7 @@ class Http(Struct, frozen=True, kw_only=True):
     """The plain HTTP server with /metrics and /healthz."""
 
     enabled: bool = True
-    host: Text = "127.0.0.1"
+    host: Hosts = ("127.0.0.1",)
     port: Port = 9108
     allowed_hosts: tuple[str, ...] = ()
     max_connections: Count = 64

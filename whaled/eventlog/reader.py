@@ -107,6 +107,10 @@ class Reader(Rows):
             f"WHERE e.offset > ? AND e.kind IN ('alert', 'pending') AND {IS_NEWEST} ORDER BY e.offset", (after,), limit
         )
 
+    def newest_alert(self) -> Event | None:
+        """See EventLog.newest_alert."""
+        return next(iter(self._events("WHERE e.kind = 'alert' ORDER BY e.offset DESC", (), 1)), None)
+
     def confirmed_in(self, block_hash: str) -> list[Whale]:
         """See EventLog.confirmed_in."""
         events = self._events(

@@ -28,6 +28,7 @@ EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
 # Keys of `state`.
 CANARY_MARK = "canary"
 COPY_MARK = "copy"
+STARTS_MARK = "starts"
 PRUNED_MARK = "pruned_offset"  # retention has removed all events up to this offset: others that are missing are lost
 VERIFIED_MARK = "verified_offset"  # the backfill has looked at all events up to this offset: they were there
 
@@ -278,7 +279,8 @@ def mark_copy(db: sqlite3.Connection, now: float) -> None:
     of may have gone on, and given the same offsets to other events.
     """
     with _transaction(db):
-        db.execute("DELETE FROM state WHERE key IN (?, ?)", (COPY_MARK, CANARY_MARK))
+        # A copy is no running daemon's: started from, it must not look like one that crashed.
+        db.execute("DELETE FROM state WHERE key IN (?, ?, ?)", (COPY_MARK, CANARY_MARK, STARTS_MARK))
         db.execute("INSERT INTO state (key, value) VALUES (?, ?)", (COPY_MARK, str(now)))
 
 

@@ -285,6 +285,10 @@ class EventLog:
             found.update(await self._look_up(self._threads.lookups.histories, chunk))
         return found
 
+    async def newest_alert(self) -> Event | None:
+        """The alert that was stored last, None if none is held."""
+        return await self._search(self._threads.searches.newest_alert)
+
     async def confirmed_in(self, block_hash: str) -> list[Whale]:
         """The whales of which the newest word is that they are in this block. Looks through every event."""
         return await self._search(self._threads.searches.confirmed_in, block_hash)

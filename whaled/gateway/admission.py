@@ -1,8 +1,8 @@
 """Who may hold a connection: counts in all and per address, and makes room for newcomers at the cost of strangers.
 
-A stranger is a connection that has not authenticated. Strangers are not refused when their places are taken: the oldest
-stranger of the busiest network gives way. A client that means business authenticates within a round trip or two, long
-before that is it; one that connects and waits makes room, and a network that connects a lot displaces itself.
+A stranger is a connection that has not authenticated. When all places for strangers are taken a newcomer is still let
+in: the stranger that had time to authenticate and did not goes, or else the oldest of a network that connects a lot. A
+client that means business authenticates within a round trip or two, long before that is it.
 
 While more connect than can be accepted, a network from which nearly all connections fail is reset at the accept, before
 anything is built for it: resets are cheap, and so the queue in the kernel, in which clients wait as well, stays short.
@@ -20,10 +20,16 @@ from whaled.listening import source_of
 # Connections beyond the limits that wait for their refusal. They are descriptors too: further ones displace the oldest.
 TURNED_AWAY = 256
 TURNED_AWAY_PER_ADDRESS = 16
+# From the accept to the credential, through TLS and handshake: some round trips around the world.
+TIME_TO_BEGIN_S = 2.0
+# A network connects a lot if it has one in so many of all strangers.
+BUSY_PART = 10
 # Failed connects count for one to two of these.
 FAILURE_WINDOW_S = 1.0
 # Until the queue is empty, connections of more and more networks are reset: after each such time the limit is halved.
 HALVED_AFTER_S = 0.25
+# It is halved no further than to one in so many.
+LEAST_PART = 4
 # A network is no flood while one in so many of its connections is a client's: a proxy may serve some broken clients.
 CLIENT_PART = 10
 
@@ -63,6 +69,7 @@ class Strangers:
         self._by_size: dict[int, dict[str, None]] = {}
         self._largest = 0
         self._sources: dict[Hashable, Source] = {}
+        self._arrived: dict[Hashable, float] = {}
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -70,9 +77,10 @@ class Strangers:
     def __contains__(self, member: Hashable) -> bool:
         return member in self._sources
 
-    def add(self, member: Hashable, source: Source) -> None:
+    def add(self, member: Hashable, source: Source, now: float = 0.0) -> None:
         """Add a newcomer."""
         self._sources[member] = source
+        self._arrived[member] = now
         self._networks.setdefault(source.network, {}).setdefault(source.address, {})[member] = None
         self._resize(source.network, 1)
 
@@ -81,6 +89,7 @@ class Strangers:
         source = self._sources.pop(member, None)
         if source is None:
             return
+        del self._arrived[member]
         addresses = self._networks[source.network]
         members = addresses[source.address]
         del members[member]
@@ -112,6 +121,19 @@ class Strangers:
         network = next(iter(self._by_size[self._largest]))
         busiest = max(self._networks[network].items(), key=lambda address: len(address[1]))
         return next(iter(busiest[1]))
+
+    def oldest(self) -> Hashable:
+        """The oldest member of all. Raises StopIteration if empty."""
+        return next(iter(self._sources))
+
+    def arrived_at(self, member: Hashable) -> float:
+        """When a member was added."""
+        return self._arrived[member]
+
+    @property
+    def is_one_busy(self) -> bool:
+        """Whether one network has a large part of all members."""
+        return self._largest * BUSY_PART >= len(self._sources)
 
     def network_of(self, member: Hashable) -> str:
         """The network of a member."""
@@ -149,14 +171,15 @@ class FailedConnects:
         """A connection authenticated."""
         self._count(network)[1] += 1
 
-    def is_flood(self, network: str, behind_s: float) -> bool:
-        """Whether nearly all of many connections failed. More have come than can be accepted for `behind_s`."""
+    def is_flood(self, network: str, behind_s: float, clients_here: int = 0) -> bool:
+        """Whether nearly all of many connections failed. `behind_s`: for how long more have come than can be accepted;
+        `clients_here`: how many of the network are connected.
+        """
         self._turn()
         failed, clients = self._now.get(network, (0, 0))
         failed_before, clients_before = self._before.get(network, (0, 0))
-        return failed + failed_before > max(
-            self.limit >> int(behind_s / HALVED_AFTER_S), CLIENT_PART * (clients + clients_before)
-        )
+        limit = max(self.limit // LEAST_PART, self.limit >> int(behind_s / HALVED_AFTER_S))
+        return failed + failed_before > max(limit, CLIENT_PART * (clients + clients_before + clients_here))
 
     def _count(self, network: str) -> list[int]:
         self._turn()
@@ -203,6 +226,12 @@ class Admission:
         self.strangers = Strangers()
         self.failures = FailedConnects(failed_connects, clock)
         self._by_address: dict[str, int] = {}
+        self._clients: dict[str, int] = {}  # by network
+        self._clock = clock
+
+    def is_flood(self, source: Source, behind_s: float) -> bool:
+        """Whether nearly all of many connections of a newcomer's network fail. See `FailedConnects.is_flood`."""
+        return self.failures.is_flood(source.network, behind_s, self._clients.get(source.network, 0))
 
     def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
         """Count a newcomer as a stranger. `leave` must be called for it once, and for the displaced one too.
@@ -221,18 +250,26 @@ class Admission:
         elif self.total - strangers >= self.total_limit:
             refusal = Refusal.GLOBAL_CAP
             if strangers >= TURNED_AWAY:
-                displaced = self.strangers.oldest_of_busiest()
+                displaced = self._gives_way()
         elif here >= self.per_address_limit:
             displaced = self.strangers.oldest_of(source)
         elif self.total >= self.total_limit or strangers >= self.unauthenticated_limit:
-            displaced = self.strangers.oldest_of_busiest()
+            displaced = self._gives_way()
         is_own = displaced is not None and self.strangers.network_of(displaced) == source.network
         if is_own and not may_displace(displaced):
             return Verdict(is_admitted=False)
         self.total += 1
         self._by_address[source.address] = here + 1
-        self.strangers.add(member, source)
+        self.strangers.add(member, source, self._clock())
         return Verdict(refusal, displaced)
+
+    def _gives_way(self) -> Hashable:
+        """The stranger to displace. If all of them came just now, from many networks, their age is all there is to tell
+        them apart; the network that has most of them may be a proxy with clients in mid-handshake.
+        """
+        oldest = self.strangers.oldest()
+        had_time = self._clock() - self.strangers.arrived_at(oldest) > TIME_TO_BEGIN_S
+        return oldest if had_time or not self.strangers.is_one_busy else self.strangers.oldest_of_busiest()
 
     @property
     def unauthenticated(self) -> int:
@@ -242,14 +279,23 @@ class Admission:
     def known(self, member: Hashable) -> None:
         """A stranger has authenticated, or need not."""
         if member in self.strangers:
-            self.failures.succeeded(self.strangers.network_of(member))
+            network = self.strangers.network_of(member)
+            self.failures.succeeded(network)
             self.strangers.discard(member)
+            self._clients[network] = self._clients.get(network, 0) + 1
 
-    def leave(self, member: Hashable, source: Source) -> None:
-        """A connection is gone, or is on its way out."""
+    def leave(self, member: Hashable, source: Source, *, has_failed: bool = True) -> None:
+        """A connection is gone, or is on its way out. A stranger may have gone for no fault of its own."""
         if member in self.strangers:
-            self.failures.failed(source.network)
+            if has_failed:
+                self.failures.failed(source.network)
             self.strangers.discard(member)
+        else:
+            clients = self._clients[source.network] - 1
+            if clients:
+                self._clients[source.network] = clients
+            else:
+                del self._clients[source.network]
         self.total -= 1
         left = self._by_address[source.address] - 1
         if left:

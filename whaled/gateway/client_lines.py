@@ -1,11 +1,12 @@
 """The gateway's log lines about clients. Each can be caused at will from outside, so each has a bound."""
 
 import asyncio
+from collections import Counter
 from typing import Self
 
 import structlog
 
-from whaled.summaries import Summary
+from whaled.summaries import MAX_SOURCES, PERIOD_S, Summary
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -22,11 +23,18 @@ class ClientLines:
 
     def __init__(self) -> None:
         self._refused = Summary(log, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
+        self._origin = Summary(
+            log, "a page may not connect: its origin is not in gateway.origins", per_source=STRANGER, in_all=STRANGERS
+        )
         self._connected = Summary(log, "client connected", per_source=CLIENT, in_all=CLIENTS)
         self._left = Summary(log, "client left", per_source=CLIENT, in_all=CLIENTS)
         self._stranger_left = Summary(log, "client left", per_source=STRANGER, in_all=STRANGERS)
         self._shed = Summary(log, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
         self._failed = Summary(log, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
+        # Connections that became no session since the last line about them, by reason and by network.
+        self._turned_away: Counter[str] = Counter()
+        self._networks: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -35,9 +43,31 @@ class ClientLines:
         await asyncio.sleep(0)  # connections that were just aborted report it in the next turn of the loop
         self.flush()
 
-    def refused(self, address: str, reason: str) -> None:
-        """A credential was refused."""
-        self._refused.line(address, address=address, reason=reason)
+    def refused(self, address: str, reason: str, client_id: str | None) -> None:
+        """A credential was refused. `client_id` is known where it was right once; a proxy has one address for all."""
+        self._refused.line(client_id or address, address=address, reason=reason, client_id=client_id)
+
+    def turned_away(self, reason: str, network: str) -> None:
+        """A connection did not become a session. Floods of them make one line with counts every ten seconds."""
+        self._turned_away[reason] += 1
+        if network in self._networks or len(self._networks) < MAX_SOURCES:
+            self._networks[network] += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PERIOD_S, self._count_turned_away)
+
+    def _count_turned_away(self) -> None:
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = None
+        (busiest, of_busiest), *_ = self._networks.most_common(1)
+        log.info("connections refused", **self._turned_away, busiest=busiest, of_busiest=of_busiest)
+        self._turned_away.clear()
+        self._networks.clear()
+
+    def origin_refused(self, address: str, origin: str) -> None:
+        """A browser page of an origin that is not allowed."""
+        self._origin.line(address, address=address, origin=origin)
 
     def connected(self, address: str, client_id: str | None) -> None:
         """A client may be served: it has authenticated, or need not."""
@@ -59,6 +89,7 @@ class ClientLines:
     def flush(self) -> None:
         """Log the counts of what was left out up to now."""
         for summary in (
-            self._refused, self._connected, self._left, self._stranger_left, self._shed, self._failed,
+            self._refused, self._origin, self._connected, self._left, self._stranger_left, self._shed, self._failed,
         ):  # fmt: skip
             summary.flush()
+        self._count_turned_away()

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from whaled.gateway.limits import TokenBucket
+from whaled.gateway.limits import LostTime, TokenBucket
 
 # Clients without a connection whose budget is remembered, so that coming back does not fill it. Beyond it the longest
 # absent is forgotten: client ids are not for the client to choose.
@@ -25,6 +25,7 @@ class Clients:
 
     def __init__(self, *, max_connections: int, rate: float, burst: float) -> None:
         self.max_connections = max_connections
+        self.lost = LostTime()
         self._rate = rate
         self._burst = burst
         self._present: dict[str, Client] = {}
@@ -42,12 +43,15 @@ class Clients:
         """Count a connection of a client; None if it has as many as it may. One that is counted must leave once."""
         client = self._present.get(client_id)
         if client is None:
-            client = self._absent.pop(client_id, None) or Client(client_id, TokenBucket(self._rate, self._burst, now))
+            client = self._absent.pop(client_id, None) or self._newcomer(client_id, now)
             self._present[client_id] = client
         elif client.connections >= self.max_connections:
             return None
         client.connections += 1
         return client
+
+    def _newcomer(self, client_id: str, now: float) -> Client:
+        return Client(client_id, TokenBucket(self._rate, self._burst, now, self.lost))
 
     def leave(self, client: Client) -> None:
         """A connection of a client is gone."""

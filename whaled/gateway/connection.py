@@ -12,14 +12,15 @@ from typing import Protocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
-from websockets.typing import Origin
 
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
-from whaled.gateway.admission import Source
+from whaled.gateway.admission import TIME_TO_BEGIN_S, Source
+from whaled.gateway.deflate import DeflatedFrame, DeflateError, InflatedTooBigError, inflate
 from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
+from whaled.gateway.origins import Origins, shown
 from whaled.gateway.session import (
     Action,
     Admit,
@@ -46,9 +47,13 @@ END_OF_REQUEST = b"\r\n\r\n"
 # a flood is left unread.
 CLOSING_BYTES = 1024
 DROPPED_BYTES = 64 * 1024
-# From the accept to the credential, through TLS and handshake: some round trips around the world. A network that floods
-# the listener has its strangers replaced no faster, so that serving them leaves time to accept the others.
-TIME_TO_BEGIN_S = 2.0
+# Refusals that a client could not help.
+NO_FAULTS = {
+    Refusal.GLOBAL_CAP, Refusal.ADDRESS_CAP, Refusal.CLIENT_CAP, Refusal.MEMORY, Refusal.DRAINING, Refusal.NO_UPGRADE,
+}  # fmt: skip
+# When a client's time is over while its bytes wait to be read, it is looked at again after so long, for so many times
+# the time that it has for handshake and token.
+LATER_S, PATIENCE = 0.5, 3
 # How a TLS connection begins (its first record is a handshake, and there has never been a major version but 3).
 TLS_BEGINS = b"\x16\x03"
 
@@ -57,16 +62,20 @@ class ConnectionOwner(Protocol):
     """The gateway, as a connection sees it."""
 
     settings: GatewaySettings
-    allowed_origins: list[Origin | None] | None
+    origins: Origins
     retry_after_s: int
     is_draining: bool
 
-    def refused(self, reason: Refusal) -> None:
+    def refused(self, connection: "Connection", reason: Refusal) -> None:
         """A handshake did not lead to a session."""
         ...
 
     def tls_failed(self, reason: str) -> None:
         """A TLS handshake failed."""
+        ...
+
+    def origin_refused(self, connection: "Connection", origin: str) -> None:
+        """A page of an origin that is not allowed tried to connect."""
         ...
 
     def new_session(self, connection: "Connection") -> Session:
@@ -114,9 +123,10 @@ class Connection:
     """A client's connection from accept to close."""
 
     __slots__ = (
-        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted", "_is_text",
-        "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address", "arrived_at", "close_code", "closing",
-        "connected_at", "delivery", "fd", "is_admitted", "is_ready", "pinged_at", "session", "slot", "source",
+        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted",
+        "_is_deflated", "_is_text", "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address",
+        "arrived_at", "close_code", "closing", "connected_at", "delivery", "fd", "is_admitted", "is_ready",
+        "pinged_at", "session", "slot", "source", "takes_deflate",
     )  # fmt: skip
 
     def __init__(self, gateway: ConnectionOwner, address: str, source: Source, slot: int) -> None:
@@ -131,6 +141,7 @@ class Connection:
         self._drained: asyncio.Future[None] | None = None
         self._fragments: bytearray | None = None
         self._is_text = True
+        self._is_deflated = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
@@ -138,6 +149,7 @@ class Connection:
         self._request = bytearray()
         self._closing_bytes = 0
         self.fd = -1
+        self.takes_deflate = False
         self.session: Session | None = None
         self.is_admitted = True
         self.is_ready = False
@@ -163,9 +175,10 @@ class Connection:
             self._direct_fd = self._socket.fd
 
     def tls_failed(self, reason: str) -> None:
-        """It was no TLS, or none that both sides speak."""
+        """It was no TLS, none that both sides speak, or nothing but TLS."""
         self._gateway.tls_failed(reason)
-        self._refuse(Refusal.TLS)
+        if self.session is None:
+            self._refuse(Refusal.TLS)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes from the client."""
@@ -194,7 +207,8 @@ class Connection:
         elif end >= 0:
             request, rest = bytes(self._request[:size]), bytes(self._request[size:])
             self._request = bytearray()
-            self._ws = Server(origins=self._gateway.allowed_origins, max_size=self._gateway.settings.max_frame)
+            settings = self._gateway.settings
+            self._ws = Server(max_size=settings.max_frame, compresses=settings.compression)
             self._read(request)
             return rest
         return b""
@@ -272,10 +286,11 @@ class Connection:
             response = self._ws.accept(request)
         self._ws.send_response(response)
         if self._ws.state is not OPEN:
-            self._refuse(Refusal.ORIGIN if response.status_code == 403 else Refusal.BAD_HANDSHAKE)
+            self._refuse(Refusal.BAD_HANDSHAKE)
             return
         self._cancel_timer()
         self._flush()
+        self.takes_deflate = bool(self._ws.extensions)
         self.session = self._gateway.new_session(self)
         self.connected_at = self._gateway.now()
         self.fd = -1 if self._paused else self._direct_fd
@@ -284,18 +299,26 @@ class Connection:
         if self._gateway.is_draining:
             self._gateway.send_away(self)
         if self.session.state is State.AUTHENTICATING:
+            self._socket.favour(1)
             self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
 
     def _judge(self, request: Request) -> Response | None:
         """The answer to a request that opens no WebSocket; None if it may."""
         assert self._ws is not None
-        if self._refusal is not None:
+        gateway = self._gateway
+        refusal, response = judge(
+            self._ws, request, gateway.origins, is_draining=gateway.is_draining, is_tls=not self._socket.is_plain
+        )
+        # A health check has its answer however many clients there are.
+        if self._refusal is not None and refusal is not Refusal.NO_UPGRADE:
             # Counted now, not at the accept: a client that has its answer is refused, one that leaves before is not.
             self._count_refusal()
-            return refuse(self._ws, self._refusal, self._gateway.retry_after_s)
-        refusal, response = judge(self._ws, request, is_draining=self._gateway.is_draining)
+            return refuse(self._ws, self._refusal, gateway.retry_after_s)
         if refusal is not None:
+            self._refusal = None
             self._refuse(refusal)
+        if refusal is Refusal.ORIGIN:
+            gateway.origin_refused(self, shown(", ".join(request.headers.get_all("Origin"))))
         return response
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -307,11 +330,21 @@ class Connection:
     def _count_refusal(self) -> None:
         if self._refusal is not None and not self._is_counted:
             self._is_counted = True
-            self._gateway.refused(self._refusal)
+            self._gateway.refused(self, self._refusal)
 
     def is_idle(self, now: float) -> bool:
         """Whether the client had time to begin, and sends nothing that waits to be read. `now` is monotonic."""
-        return now - self.arrived_at > TIME_TO_BEGIN_S and not self._socket.is_waiting
+        return now - self.arrived_at > TIME_TO_BEGIN_S and not self.is_waiting
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether bytes of the client wait to be read."""
+        return self._socket.is_waiting
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a connection that ends without having authenticated failed by its own doing."""
+        return self._refusal not in NO_FAULTS and not self.is_waiting
 
     def displace(self) -> None:
         """Give way to a newcomer, without having authenticated."""
@@ -320,6 +353,9 @@ class Connection:
         self.abort()
 
     def _handshake_timed_out(self) -> None:
+        if self._is_late_itself():
+            self._call_later(LATER_S, self._handshake_timed_out)
+            return
         self._refuse(Refusal.HANDSHAKE_TIMEOUT)
         self.abort()
 
@@ -336,22 +372,54 @@ class Connection:
             return
         if frame.opcode is not Opcode.CONT:
             self._is_text = frame.opcode is Opcode.TEXT
+            self._is_deflated = isinstance(frame, DeflatedFrame)
             self._fragments = bytearray()
         assert self._fragments is not None  # ServerProtocol refuses a continuation of nothing
         self._fragments += frame.data
         if not frame.fin:
             self.perform(session.received_control(self._gateway.now()))
             return
-        message, self._fragments = self._fragments, None
-        if self._is_text and not _is_utf8(message):
-            self.close(Close.NOT_UTF8)
-            return
+        data, self._fragments = bytes(self._fragments), None
         now = self._gateway.now()
-        actions = session.received(bytes(message), now) if self._is_text else session.received_binary(now)
+        message = self._message(session, data, now)
+        if message is None:
+            return
+        actions = session.received(message, now, len(data)) if self._is_text else session.received_binary(now)
         self._gateway.received(session.last_message, len(message))
         self.perform(actions)
 
+    def _message(self, session: Session, data: bytes, now: float) -> bytes | None:
+        """The message in what arrived; None if that closes the connection. What nobody looks at stays as it is."""
+        if not self._is_text:
+            return data
+        if self._is_deflated:
+            if not session.looks_at_messages(now):
+                return data
+            assert self._ws is not None
+            assert self._ws.max_message_size is not None  # the one it began with, as for plain messages
+            try:
+                data = inflate(data, self._ws.max_message_size)
+            except InflatedTooBigError:
+                self.close(Close.FRAME_TOO_BIG)
+                return None
+            except DeflateError:
+                self.close(Close.BAD_DEFLATE)
+                return None
+        if not _is_utf8(data):
+            self.close(Close.NOT_UTF8)
+            return None
+        return data
+
+    def _is_late_itself(self) -> bool:
+        """Whether bytes that the client sent in time wait to be read. Not for ever: it might send one now and then."""
+        settings = self._gateway.settings
+        patience_s = PATIENCE * (settings.handshake_timeout + settings.auth_timeout)
+        return self._socket.is_waiting and time.monotonic() - self.arrived_at < patience_s
+
     def _auth_timed_out(self) -> None:
+        if self._is_late_itself():
+            self._call_later(LATER_S, self._auth_timed_out)
+            return
         if self.session is not None:
             self.perform(self.session.auth_deadline())
 
@@ -521,7 +589,7 @@ class Connection:
             self._timer = None
 
 
-def _is_utf8(text: bytearray) -> bool:
+def _is_utf8(text: bytes) -> bool:
     try:
         text.decode()
     except UnicodeDecodeError:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Protocol
 
 from whaled.config.sections import Gateway as GatewaySettings
@@ -12,7 +13,7 @@ from whaled.gateway.hub import Hub, HubMeter
 from whaled.gateway.pages import LogReader, LostError, Pages
 from whaled.gateway.replay import Replay, TooSlowError
 from whaled.gateway.session import Resume, resume
-from whaled.gateway.share import LoopShare
+from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter
 
@@ -50,7 +51,13 @@ class Deliveries:
     ) -> None:
         self._log = log_
         self._meter = meter
-        self.hub = Hub(epoch=log_.epoch, head=log_.head, meter=meter, slice_bytes=settings.max_unsent)
+        self.hub = Hub(
+            epoch=log_.epoch,
+            head=log_.head,
+            meter=meter,
+            slice_bytes=settings.max_unsent,
+            later=partial(share.add, Lane.KNOWN, source="filters"),
+        )
         self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, now)
         self._filters: dict[Connection, Filter] = {}
         self._tasks: asyncio.TaskGroup | None = None

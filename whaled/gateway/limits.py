@@ -1,5 +1,6 @@
 """What one client, one address and all together may take. Pure: `now` is monotonic seconds."""
 
+import math
 from collections import OrderedDict
 from enum import StrEnum
 
@@ -22,22 +23,48 @@ EVENTS_PER_TOKEN = 20_000
 REPLAY_COST = 4.0
 
 
+# The most that is forgiven of the time in which whaled stood still, and for how long: by then everything that came
+# meanwhile has been read.
+FORGIVEN_S = 60.0
+
+
+class LostTime:
+    """Time in which nothing was read, because this process stood still. Messages that came in it are read all at once,
+    and are charged as if they had been read when they came.
+    """
+
+    __slots__ = ("ends_at", "total_s")
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self.ends_at = -math.inf  # from then on nothing is forgiven
+
+    def add(self, seconds: float, now: float) -> None:
+        """Nothing was read for so long, until now."""
+        self.total_s += min(seconds, FORGIVEN_S)
+        self.ends_at = now + FORGIVEN_S
+
+
 class TokenBucket:
     """A rate with a burst, for work of different cost.
 
     A message passes while there is one token, and then its whole cost is taken: what turns out to be expensive is paid
     afterwards, by waiting. The debt ends at minus one burst. What is tried without a token is added up
-    (`is_exhausted`), so that a client that goes on after it was asked to slow down is recognised.
+    (`is_exhausted`), so that a client that goes on after it was asked to slow down is recognised. Tokens of lost time
+    are kept beyond the burst for a while.
     """
 
-    __slots__ = ("_burst", "_level", "_overrun", "_rate", "_updated")
+    __slots__ = ("_burst", "_extra", "_level", "_lost", "_lost_s", "_overrun", "_rate", "_updated")
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
+    def __init__(self, rate: float, burst: float, now: float, lost: LostTime | None = None) -> None:
         self._rate = rate
         self._burst = burst
         self._level = burst
         self._overrun = 0.0
         self._updated = now
+        self._lost = lost
+        self._lost_s = 0.0 if lost is None else lost.total_s
+        self._extra = 0.0
 
     def reconfigure(self, rate: float, burst: float) -> None:
         """Take another rate and burst from now on; what was taken stays taken."""
@@ -47,13 +74,17 @@ class TokenBucket:
 
     def take(self, now: float, cost: float = 1.0) -> float:
         """Take `cost` tokens. Returns 0 if the message may pass, else the seconds until the debt is paid."""
-        self._refill(now)
-        passes = self._level >= 1.0 - 1e-9
+        passes = self.may_pass(now)
         self.charge(cost)
         if passes:
             return 0.0
         self._overrun += cost
         return max(-self._level, 1e-6) / self._rate
+
+    def may_pass(self, now: float) -> bool:
+        """Whether a message would pass."""
+        self._refill(now)
+        return self._level + self._extra >= 1.0 - 1e-9
 
     @property
     def retry_after_s(self) -> float:
@@ -62,7 +93,9 @@ class TokenBucket:
 
     def charge(self, cost: float) -> None:
         """Take tokens for work that is done already, or is certain."""
-        self._level = max(self._level - cost, -self._burst)
+        extra = min(self._extra, cost)
+        self._extra -= extra
+        self._level = max(self._level - (cost - extra), -self._burst)
 
     def fine(self, now: float, cost: float) -> None:
         """Charge for work that should not have been asked for."""
@@ -72,9 +105,22 @@ class TokenBucket:
 
     def _refill(self, now: float) -> None:
         elapsed = max(0.0, now - self._updated)  # a clock that steps back must not take tokens away
-        self._level = min(self._burst, self._level + elapsed * self._rate)
         self._overrun = max(0.0, self._overrun - elapsed * self._rate)
         self._updated = now
+        lost_s = 0.0 if self._lost is None else self._lost_before(self._lost, now)
+        self._level = min(self._burst, self._level + max(0.0, elapsed - lost_s) * self._rate)
+        if lost_s:
+            tokens = self._level + lost_s * self._rate
+            self._level = min(self._burst, tokens)
+            self._extra = min(self._extra + tokens - self._level, FORGIVEN_S * self._rate)
+
+    def _lost_before(self, lost: LostTime, now: float) -> float:
+        """The time that was lost since this was asked last, unless it is forgiven no more."""
+        lost_s, self._lost_s = lost.total_s - self._lost_s, lost.total_s
+        if now <= lost.ends_at:
+            return lost_s
+        self._extra = 0.0
+        return 0.0
 
     @property
     def is_full(self) -> bool:

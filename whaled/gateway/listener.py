@@ -19,8 +19,12 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ACCEPTS = 4
 # More arrive than can be accepted when there has been one waiting for so long.
 BEHIND_S = 0.1
+# Fewer than so many a second are no flood: whaled is slow for another reason.
+FLOOD_RATE = 500
 # How long to leave connections in the kernel when there is no descriptor for them.
 SHORT_WAIT_S = 0.25
+# Accepting goes on when no attempt has failed for so long.
+RESUMED_AFTER_S = 1.0
 
 
 class ListenerMeter(Protocol):
@@ -49,9 +53,15 @@ class Listener:
         self._meter = meter
         self._reserve = reserve
         self._is_open = False
-        self._busy_since: float | None = None
+        # Of sockets whose queue has not been empty: since when, and how many were accepted meanwhile.
+        self._busy: dict[socket.socket, tuple[float, int]] = {}
+        self._short_since: float | None = None
+        self._resumed: asyncio.TimerHandle | None = None
         self._shortages = Summary(
             logger, "no new connections are accepted for now", level="error", per_source=1, in_all=1
+        )
+        self._recoveries = Summary(
+            logger, "new connections are accepted again", level="warning", per_source=1, in_all=1
         )
 
     def start(self, backlog: int) -> None:
@@ -76,17 +86,19 @@ class Listener:
     def close(self) -> None:
         """Stop, and close the sockets."""
         self.stop()
+        self._await_no_recovery()
         self._shortages.flush()
+        self._recoveries.flush()
         for sock in self.sockets:
             sock.close()
 
     @property
     def behind_s(self) -> float:
-        """For how long more connections have arrived than can be accepted; 0 if there were none to accept lately."""
-        if self._busy_since is None:
-            return 0.0
-        busy_s = time.monotonic() - self._busy_since
-        return busy_s if busy_s > BEHIND_S else 0.0
+        """For how long more connections have arrived than can be accepted. 0 if the queue was empty lately, or if they
+        were few: then it is not their number that keeps them waiting.
+        """
+        now = time.monotonic()
+        return max((now - since for since, count in self._busy.values() if _is_behind(now - since, count)), default=0.0)
 
     def _wait(self, sock: socket.socket) -> None:
         if self._is_open:
@@ -94,8 +106,7 @@ class Listener:
 
     def _ready(self, sock: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(sock)
-        if self._busy_since is None:
-            self._busy_since = time.monotonic()
+        self._busy[sock] = (time.monotonic(), 0)
         self._share.add(Lane.ACCEPT, partial(self._accept, sock), sock)
 
     def _accept(self, sock: socket.socket) -> bool:
@@ -105,7 +116,7 @@ class Listener:
             try:
                 accepted, peer = sock.accept()
             except (BlockingIOError, InterruptedError):
-                self._busy_since = None
+                self._busy.pop(sock, None)
                 self._wait(sock)
                 return False
             except OSError as error:
@@ -113,12 +124,18 @@ class Listener:
                     continue  # it concerns one connection that its peer has given up already (accept(2))
                 self._short(sock, error)
                 return False
+            since, count = self._busy[sock]
+            self._busy[sock] = (since, count + 1)
             self._arrive(accepted, peer_address(peer))
         return True
 
     def _short(self, sock: socket.socket, error: OSError) -> None:
+        self._busy.pop(sock, None)
         self._reserve.release()
         self._meter.accept_failed()
+        self._await_no_recovery()
+        if self._short_since is None:
+            self._short_since = time.monotonic()
         self._shortages.line(
             "accept", problem=error.strerror, what_to_do="raise LimitNOFILE=, or lower gateway.max_connections"
         )
@@ -132,8 +149,26 @@ class Listener:
             return
         if self._reserve.take():
             self._wait(sock)
+            self._await_no_recovery()
+            self._resumed = asyncio.get_running_loop().call_later(RESUMED_AFTER_S, self._is_over)
         else:
             self._try_later(sock)
+
+    def _await_no_recovery(self) -> None:
+        if self._resumed is not None:
+            self._resumed.cancel()
+            self._resumed = None
+
+    def _is_over(self) -> None:
+        self._resumed = None
+        if self._short_since is not None:
+            after_s = time.monotonic() - self._short_since
+            self._short_since = None
+            self._recoveries.line("accept", after_s=round(after_s, 1))
+
+
+def _is_behind(busy_s: float, count: int) -> bool:
+    return busy_s > BEHIND_S and count > FLOOD_RATE * busy_s
 
 
 class Reserve:

@@ -15,6 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from whaled.gateway import wire
+from whaled.gateway.deflate import Deflater
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Event
 
@@ -39,24 +40,37 @@ class LostError(Exception):
 
 
 class Page(Struct):
-    """Events in the order of their offsets, each with its frame once somebody wants it."""
+    """Events in the order of their offsets, each with its frame, plain and compressed, once somebody wants it."""
 
     events: list[Event]
     frames: list[bytes | None]
+    smaller: list[bytes | None]
     size_bytes: int
 
     @classmethod
     def of(cls, events: list[Event]) -> "Page":
         """A page of these events."""
         addresses = sum([len(event.whale.addresses) for event in events])
-        return cls(events, [None] * len(events), EVENT_BYTES * len(events) + ADDRESS_BYTES * addresses)
+        count = len(events)
+        return cls(events, [None] * count, [None] * count, EVENT_BYTES * count + ADDRESS_BYTES * addresses)
 
-    def frame(self, index: int, epoch: str) -> bytes:
-        """The frame of an event, encoded once for all clients."""
+    def frame(self, index: int, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
+        """The frame of an event, encoded once for all clients but those whose filter names its addresses."""
+        if matched_addresses:
+            return wire.event_frame(self.events[index], epoch, matched_addresses)
         frame = self.frames[index]
         if frame is None:
             frame = self.frames[index] = wire.event_frame(self.events[index], epoch)
         return frame
+
+    def compressed(self, index: int, frame: bytes, deflater: Deflater, *, is_shared: bool) -> bytes:
+        """The compressed form of an event's frame, made once for all clients with the same frame."""
+        if not is_shared:
+            return deflater.frame(frame)
+        smaller = self.smaller[index]
+        if smaller is None:
+            smaller = self.smaller[index] = deflater.frame(frame)
+        return smaller
 
     @property
     def newest(self) -> int:

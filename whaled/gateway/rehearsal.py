@@ -3,10 +3,8 @@
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from websockets.typing import Origin
 
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.gateway import wire
@@ -15,6 +13,7 @@ from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Hub
 from whaled.gateway.limits import FailureLimit, Refusal
+from whaled.gateway.origins import Origins
 from whaled.gateway.session import Action, Admit, Session, SessionLimits
 from whaled.gateway.share import LoopShare
 from whaled.gateway.transport import ClientSocket
@@ -36,15 +35,18 @@ class Rehearsal:
         self.tls: ssl.SSLContext | None = None
         self.place: tuple[socket.AddressFamily, Any] | None = None
         self.settings = settings
-        self.allowed_origins: list[Origin | None] | None = None
+        self.origins = Origins.of(("*",), needs_token=False)
         self.retry_after_s = 1
         self.is_draining = False  # canaries fly until the end of a drain, which is watched too
         self._hub = hub
         self._share = share
         self._clock = clock
 
-    def listens_at(self, sock: socket.socket) -> None:
-        """Clients connect to this socket."""
+    def listens_at(self, sockets: Sequence[socket.socket]) -> None:
+        """Clients connect to these sockets. Canaries take one of IPv4 if there is one: `::` can be listened on, and
+        `::1` be missing.
+        """
+        sock = min(sockets, key=lambda sock: sock.family != socket.AF_INET)
         name = sock.getsockname()
         if sock.family in (socket.AF_INET, socket.AF_INET6) and ipaddress.ip_address(name[0]).is_unspecified:
             name = ("127.0.0.1" if sock.family == socket.AF_INET else "::1", *name[1:])
@@ -97,11 +99,14 @@ class Rehearsal:
         """Nothing: canaries do not ask."""
         return wire.Counters(0, 0, 0, 0)
 
-    def refused(self, reason: Refusal) -> None:
+    def refused(self, connection: Connection, reason: Refusal) -> None:
         """Not counted: the canary notices."""
 
     def tls_failed(self, reason: str) -> None:
         """Not counted: the canary notices."""
+
+    def origin_refused(self, connection: Connection, origin: str) -> None:
+        """Never: canaries come from no page."""
 
     def received(self, kind: wire.MessageType, size_bytes: int) -> None:
         """Not counted."""

@@ -16,6 +16,10 @@ from whaled.whales.filters import Filter
 
 # What is written at once where it is not known how much the kernel takes (TLS): this much may stay unsent.
 UNKNOWN_ROOM_BYTES = 16 * 1024
+# One job walks so many addresses of events, at some 0.1 us each for a filter that wants exchanges.
+ADDRESSES_AT_ONCE = 5_000
+# Compressing an event takes 25 us: so many make a millisecond, which is what a job may take.
+COMPRESSED_AT_ONCE = 40
 
 
 class Receiver(Member, Protocol):
@@ -53,11 +57,15 @@ class TooSlowError(Exception):
 
 
 class _Part(NamedTuple):
-    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames."""
+    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames, and
+    whether the client took less than it could have (`is_slow`), or the job ended for the loop's sake (`is_cut`).
+    """
 
     cursor: int
     told: int
     frames: int
+    is_slow: bool = False
+    is_cut: bool = False
 
 
 class Replay:
@@ -79,10 +87,13 @@ class Replay:
         """
         sent = 0
         told = cursor
+        # Compressing an event for one client takes longer than sending it: it is done where the link is what is slow.
+        is_slow = receiver.unsent > 0
         await self._drain(receiver)
         with self._pages.replaying():
             while cursor < self._hub.head:
-                part = await self._pass_on(receiver, payer, chosen, cursor)
+                part = await self._pass_on(receiver, payer, chosen, cursor, compresses=is_slow)
+                is_slow = is_slow or part.is_slow
                 payer.charge_replay(part.cursor - cursor)
                 cursor = part.cursor
                 told = part.told or told
@@ -95,32 +106,55 @@ class Replay:
         self._hub.join(receiver, chosen)
         return sent
 
-    async def _pass_on(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> _Part:
+    async def _pass_on(
+        self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int, *, compresses: bool
+    ) -> _Part:
         """Send what passes of the page behind `cursor`. A function of its own: when it returns, it holds no page."""
         page = self._pages.kept(cursor) or await self._pages.read(cursor, payer.source)
-        return await self._share.run(Lane.REPLAY, partial(self._send, receiver, chosen, page, cursor), payer.source)
+        whole = _Part(cursor, 0, 0, is_cut=True)
+        compresses = compresses and receiver.takes_deflate
+        while whole.is_cut:
+            send = partial(self._send, receiver, chosen, page, whole.cursor, compresses=compresses)
+            part = await self._share.run(Lane.REPLAY, send, payer.source)
+            whole = part._replace(told=part.told or whole.told, frames=whole.frames + part.frames)
+        return whole
 
-    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int) -> _Part:
+    def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int, *, compresses: bool) -> _Part:
         """Write what passes of a page after `cursor`, as far as the kernel takes it."""
         events = page.events
         first = bisect_right(events, cursor, key=_offset)
         end = _end_of_row(events, first)
         if first == end or events[first].offset != cursor + 1:
             raise LostError
+        end_of_row, end = end, _end_of_job(events, first, end)
+        is_cut = end < end_of_row
         cursor = events[end - 1].offset
         matches = chosen.matches
         indices = [index for index in range(first, end) if matches(events[index])]
         if not indices:
-            return _Part(cursor, 0, 0)
-        epoch = self._hub.epoch
-        frames = [page.frame(index, epoch) for index in indices]
+            return _Part(cursor, 0, 0, is_cut=is_cut)
+        epoch, deflater = self._hub.epoch, self._hub.deflater
+        if compresses and len(indices) > COMPRESSED_AT_ONCE:
+            indices = indices[:COMPRESSED_AT_ONCE]
+            cursor = events[indices[-1]].offset
+            is_cut = True
+        matched = [chosen.matched_addresses(events[index]) for index in indices]
+        plain = [page.frame(index, epoch, addresses) for index, addresses in zip(indices, matched, strict=True)]
+        frames = plain if not compresses else [
+            page.compressed(index, frame, deflater, is_shared=not addresses)
+            for index, frame, addresses in zip(indices, plain, matched, strict=True)
+        ]  # fmt: skip
         taken = _write(receiver, frames)
         told = events[indices[taken - 1]].offset
         if taken < len(frames):
-            cursor = told
+            cursor, is_cut = told, False
         alerts = sum(events[index].kind is Kind.ALERT for index in indices[:taken])
-        self._hub.delivered(alerts, taken - alerts, sum(map(len, frames[:taken])))
-        return _Part(cursor, told, taken)
+        size_bytes = sum(map(len, frames[:taken]))
+        saved_bytes = None
+        if compresses:
+            saved_bytes = sum(map(len, plain[:taken])) - size_bytes
+        self._hub.delivered(alerts, taken - alerts, size_bytes, saved_bytes)
+        return _Part(cursor, told, taken, is_slow=taken < len(frames), is_cut=is_cut and not receiver.unsent)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:
@@ -140,6 +174,16 @@ def _end_of_row(events: Sequence[Event], first: int) -> int:
     if first < end and events[-1].offset - events[first].offset != end - 1 - first:
         start = events[first].offset
         end = next(index for index in range(first, end) if events[index].offset - start != index - first)
+    return end
+
+
+def _end_of_job(events: Sequence[Event], first: int, end: int) -> int:
+    """The index behind the last event that one job looks at; at least one of any."""
+    addresses = 0
+    for index in range(first, end):
+        addresses += len(events[index].whale.addresses)
+        if addresses > ADDRESSES_AT_ONCE:
+            return max(index, first + 1)
     return end
 
 

@@ -13,19 +13,19 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 import structlog
-from websockets.typing import Origin
 
 from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
-from whaled.errors import ClientErrorCode, Close, ListenError, TokenRefusal
+from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import wire
-from whaled.gateway.admission import Admission, source
+from whaled.gateway.admission import Admission, Source, source
 from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import FailureLimit, Limit, Refusal
 from whaled.gateway.listener import Listener, ListenerMeter, Reserve
+from whaled.gateway.origins import Origins
 from whaled.gateway.rehearsal import Rehearsal
 from whaled.gateway.session import (
     Action,
@@ -42,8 +42,9 @@ from whaled.gateway.session import (
     SessionLimits,
 )
 from whaled.gateway.share import Lane, LoopShare, ShareMeter
+from whaled.gateway.stalls import watched
 from whaled.gateway.transport import ClientSocket
-from whaled.listening import address_of, open_sockets
+from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -142,6 +143,7 @@ class Gateway:
         self.rehearsal = Rehearsal(self.hub, self.share, settings, clock)
         self.auth_failures = 0
         self.authenticated = 0
+        self.compressed = 0  # clients that take compressed frames
         self.clock_steps = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
@@ -174,9 +176,7 @@ class Gateway:
         """Take other limits and keys from now on. Open sessions keep the limits they started with."""
         self.settings = self.rehearsal.settings = settings
         self.authenticator = authenticator
-        self.allowed_origins: list[Origin | None] | None = (
-            None if "*" in settings.origins else [None, *map(Origin, settings.origins)]
-        )
+        self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
         self._limits = SessionLimits.of(settings, auth)
         self._failures.reconfigure(auth.failures_per_second, auth.failure_burst)
         self._recheck.set()
@@ -202,7 +202,7 @@ class Gateway:
         `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
         Raises ListenError.
         """
-        async with self._lines, asyncio.TaskGroup() as tasks:
+        async with self._lines, watched(self.clients.lost, self.now), asyncio.TaskGroup() as tasks:
             self.deliveries.run_in(tasks)
             settings = self.settings
             self._tls = self.rehearsal.tls = tls
@@ -216,7 +216,7 @@ class Gateway:
             )
             self.reserve.take()
             listener.start(settings.backlog)
-            self.rehearsal.listens_at(listener.sockets[0])
+            self.rehearsal.listens_at(listener.sockets)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
             credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
@@ -233,12 +233,17 @@ class Gateway:
                     connection.abort()
                 self.deliveries.cancel()
 
-    async def _open_sockets(self) -> list[socket.socket]:
+    async def _open_sockets(self) -> tuple[socket.socket, ...]:
         settings = self.settings
-        try:
-            return await open_sockets(settings.host, settings.port, settings.backlog)
-        except OSError as error:
-            raise ListenError(settings.host, settings.port, error, "set gateway.host and gateway.port") from error
+        opened = await open_sockets(settings.host, settings.port, settings.backlog, section="gateway")
+        for missing in opened.missing:
+            log.warning(NOT_LISTENING, key="gateway.host", address=missing.host, reason=missing.reason)
+        return opened.sockets
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where clients connect."""
+        return tuple(map(address_of, self._listener.sockets)) if self._listener is not None else ()
 
     def arrive(self, sock: socket.socket, address: str) -> None:
         """Take an accepted socket: count it, before TLS is prepared for it or anything is read from it."""
@@ -247,13 +252,13 @@ class Gateway:
             return
         origin = source(address)
         behind_s = self._behind_s()
-        if behind_s and self._admission.failures.is_flood(origin.network, behind_s):
-            self._reset(sock)
+        if behind_s and self._admission.is_flood(origin, behind_s):
+            self._reset(sock, origin)
             return
         connection = Connection(self, address, origin, self._next_slot)
         refusal, displaced, is_admitted = self._admission.admit(connection, origin, self._may_displace)
         if not is_admitted:
-            self._reset(sock)
+            self._reset(sock, origin)
             return
         if isinstance(displaced, Connection):
             self._leave(displaced)
@@ -274,9 +279,9 @@ class Gateway:
         self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
         connection.start(client, refusal)
 
-    def _reset(self, sock: socket.socket) -> None:
+    def _reset(self, sock: socket.socket, origin: Source) -> None:
         """Close an accepted socket. One that is closed in good order would stay in the kernel for a minute."""
-        self._meter.refused(Refusal.CONNECT_RATE)
+        self._turned_away(Refusal.CONNECT_RATE, origin)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
 
@@ -365,17 +370,16 @@ class Gateway:
     def _may_displace(self, stranger: Hashable) -> bool:
         """Whether a stranger gives way to a newcomer of its own network. While more connect than can be accepted, only
         those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
-        those of clients beside it, before it is read.
+        those of clients beside it, before it is read. One whose bytes wait to be read has done its part.
         """
-        if not self._behind_s():
-            return True
-        return isinstance(stranger, Connection) and stranger.is_idle(time.monotonic())
+        assert isinstance(stranger, Connection)
+        return stranger.is_idle(time.monotonic()) if self._behind_s() else not stranger.is_waiting
 
     def _leave(self, connection: Connection) -> None:
         """Take a connection out of the counts, as soon as it is on its way out."""
         if connection.is_admitted:
             connection.is_admitted = False
-            self._admission.leave(connection, connection.source)
+            self._admission.leave(connection, connection.source, has_failed=connection.has_failed)
 
     # --- memory ---
 
@@ -435,6 +439,11 @@ class Gateway:
 
     # --- what the daemon tells clients ---
 
+    @property
+    def at_once(self) -> int:
+        """How many events to publish before the loop is let go."""
+        return self.hub.at_once
+
     def publish(self, events: Sequence[Event]) -> None:
         """Deliver committed events."""
         self.hub.publish(events)
@@ -484,17 +493,27 @@ class Gateway:
 
     # --- what connections report (ConnectionOwner) ---
 
-    def refused(self, reason: Refusal) -> None:
+    def refused(self, connection: Connection, reason: Refusal) -> None:
         """A handshake did not lead to a session."""
+        self._turned_away(reason, connection.source)
+
+    def _turned_away(self, reason: Refusal, origin: Source) -> None:
         self._meter.refused(reason)
+        if reason is not Refusal.NO_UPGRADE:  # health checks
+            self._lines.turned_away(reason.value, origin.network)
 
     def tls_failed(self, reason: str) -> None:
         """A TLS handshake failed."""
         self._meter.tls_failed(reason)
 
+    def origin_refused(self, connection: Connection, origin: str) -> None:
+        """A page of an origin that is not allowed tried to connect."""
+        self._lines.origin_refused(connection.address, origin)
+
     def new_session(self, connection: Connection) -> Session:
         """The rules for a connection whose handshake is done."""
         self._meter.opened()
+        self.compressed += connection.takes_deflate
         return Session(
             limits=self._limits,
             authenticator=self.authenticator,
@@ -527,11 +546,11 @@ class Gateway:
                 self.deliveries.attach(connection, chosen, since)
             case Detach():
                 self.deliveries.detach(connection)
-            case Refused(message=message, reason=reason):
+            case Refused(message=message, reason=reason, client_id=client_id):
                 self.auth_failures += 1
                 is_limited = message is wire.AuthMessage.RATE_LIMITED
                 self._meter.authenticated(message if is_limited or reason is None else reason)
-                self._lines.refused(connection.address, str(reason or message))
+                self._lines.refused(connection.address, str(reason or message), client_id or None)
             case FamilyEnded(grant=grant):
                 self._recheck.set()
                 self._meter.family_ended()
@@ -545,7 +564,7 @@ class Gateway:
                 self._meter.limited(limit)
             case Crowded():
                 self._meter.rejected(ClientErrorCode.TOO_MANY_CONNECTIONS)
-                self._meter.refused(Refusal.CLIENT_CAP)
+                self._turned_away(Refusal.CLIENT_CAP, connection.source)
             case Rejected(code=code):
                 self._meter.rejected(code)
 
@@ -575,6 +594,7 @@ class Gateway:
         if session is None:
             return
         self._meter.closed(connection.close_code)
+        self.compressed -= connection.takes_deflate
         if session.client is not None:
             self.clients.leave(session.client)
         if connection.close_code == 1006:

@@ -98,10 +98,13 @@ class Detach(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """An authentication failed: count it. `reason` is None where there was no credential to judge."""
+    """An authentication failed: count it. `reason` is None where there was no credential to judge; `client_id` is known
+    where the credential was right once.
+    """
 
     message: wire.AuthMessage
     reason: TokenRefusal | None = None
+    client_id: str = ""
 
 
 class FamilyEnded(Struct, frozen=True):
@@ -174,8 +177,8 @@ class Session:
     """The rules for one connection."""
 
     __slots__ = (
-        "_address", "_authenticator", "_bucket", "_clients", "_failures", "_house", "_limits", "_refreshed", "_warned",
-        "client", "grant", "last_message", "state",
+        "_address", "_authenticator", "_bucket", "_clients", "_failures", "_house", "_is_late", "_limits", "_refreshed",
+        "_warned", "client", "grant", "last_message", "state",
     )  # fmt: skip
 
     def __init__(
@@ -195,8 +198,9 @@ class Session:
         self._failures = failures
         self._clients = clients
         self._address = address
-        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now)
+        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now, clients.lost)
         self._warned = False
+        self._is_late = False  # the token had ended already when it came
         self._refreshed: tuple[Grant, float] | None = None  # the last parent, and when
         self.grant: Grant | None = None
         self.client: Client | None = None
@@ -228,12 +232,21 @@ class Session:
             return self._authenticate(wire.Auth(credential), now)
         return []
 
-    def received(self, raw: bytes | bytearray, now: float) -> list[Action]:
-        """A text message. One over the rate is not parsed, unless it is the first one, whose answer depends on it."""
+    def looks_at_messages(self, now: float) -> bool:
+        """Whether `received` would look at a text message now. If not, its content does not matter."""
+        if self.state is not State.READY:
+            return self.state is State.AUTHENTICATING
+        return self._bucket.may_pass(now) and (self.client is None or self.client.bucket.may_pass(now))
+
+    def received(self, raw: bytes | bytearray, now: float, arrived_bytes: int = 0) -> list[Action]:
+        """A text message. One over the rate is not parsed, unless it is the first one, whose answer depends on it.
+
+        `arrived_bytes` is its size when it was compressed: it costs by the larger of the two.
+        """
         if self.state is State.CLOSED:
             return []
         self.last_message = wire.MessageType.INVALID
-        limited = self._take(now, 1.0 + len(raw) // BYTES_PER_TOKEN)
+        limited = self._take(now, 1.0 + max(len(raw), arrived_bytes) // BYTES_PER_TOKEN)
         if limited and self.state is State.READY:
             return limited
         try:
@@ -285,7 +298,7 @@ class Session:
         if not self._warned:
             life_s = grant.expires_at - grant.issued_at if grant.issued_at is not None else WARN_BEFORE_EXPIRY_S
             return grant.expires_at - min(WARN_BEFORE_EXPIRY_S, max(0.0, life_s) * WARN_BEFORE_EXPIRY_PART)
-        return grant.expires_at + self._limits.expiry_grace_s
+        return grant.expires_at + (self._limits.leeway_s if self._is_late else self._limits.expiry_grace_s)
 
     def tick(self, now: float) -> list[Action]:
         """The credential may be about to end, or have ended."""
@@ -336,12 +349,12 @@ class Session:
         except TokenError as error:
             wait_s = self._failures.failed(self._address, error.claimant, now)
             if wait_s > 0:
-                return self._refuse_for_now(wait_s, error.reason)
-            return self._refuse(wire.AuthMessage.INVALID, error.reason)
+                return self._refuse_for_now(wait_s, error)
+            return self._refuse(wire.AuthMessage.INVALID, error)
         self.client = self._clients.enter(grant.client_id, now)
         if self.client is None:
             return self._crowded()
-        self.grant = grant
+        self._rest_on(grant, now)
         self.state = State.READY
         return [
             Send(wire.auth_success_frame(grant)),
@@ -362,12 +375,21 @@ class Session:
         except TokenError as error:
             return self._refuse_again(error, now)
         could_read = self.may_read
-        self.grant = grant
-        self._warned = False
+        self._rest_on(grant, now)
         actions: list[Action] = [Send(wire.auth_success_frame(grant))]
         if could_read and not self.may_read:
             actions.append(Detach())
         return actions
+
+    def _rest_on(self, grant: Grant, now: float) -> None:
+        """The connection rests on this token from now on.
+
+        One that had ended when it came was let in for clocks that differ. It ends when no new connection would be let
+        in with it any more, and it cannot be refreshed: the leeway is no second grace.
+        """
+        self.grant = grant
+        self._warned = False
+        self._is_late = grant.expires_at is not None and now >= grant.expires_at
 
     def _refuse_again(self, error: TokenError, now: float) -> list[Action]:
         """A wrong credential on an open connection, which stays unless its client goes on, on this or another one."""
@@ -376,9 +398,9 @@ class Session:
         wait_s, is_exhausted = self._failures.failed_as(self.grant.client_id, now)
         if wait_s <= 0:
             refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.INVALID)
-            return [Refused(wire.AuthMessage.INVALID, error.reason), *self.rejected(refusal, now)]
+            return [Refused(wire.AuthMessage.INVALID, error.reason, error.client_id), *self.rejected(refusal, now)]
         actions: list[Action] = [
-            Refused(wire.AuthMessage.RATE_LIMITED, error.reason),
+            Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
         ]
         return [*actions, *self._stop(Close.RATE_LIMITED)] if is_exhausted else actions
@@ -405,6 +427,8 @@ class Session:
     def _refresh(self, _command: wire.Command, now: float) -> list[Action]:
         if self._authenticator is None or self.grant is None:
             raise ClientError(ClientErrorCode.INVALID_MESSAGE, "this server has no authentication: nothing to refresh")
+        if self._is_late:
+            raise ClientError(ClientErrorCode.FORBIDDEN, "this token has ended: ask for a new one")
         try:
             token, grant = self._authenticator.refresh(self.grant, now)
         except TokenError as error:
@@ -412,8 +436,7 @@ class Session:
                 return [FamilyEnded(self.grant), *self._stop(Close.TOKEN_REVOKED)]
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token cannot be refreshed; ask for a new one") from None
         self._refreshed = (self.grant, now)
-        self.grant = grant
-        self._warned = False
+        self._rest_on(grant, now)
         return [Send(wire.token_frame(token, grant))]
 
     _TABLE: ClassVar[
@@ -430,17 +453,17 @@ class Session:
 
     # --- endings ---
 
-    def _refuse(self, message: wire.AuthMessage, reason: TokenRefusal | None = None) -> list[Action]:
+    def _refuse(self, message: wire.AuthMessage, error: TokenError | None = None) -> list[Action]:
         return [
-            Refused(message, reason),
+            Refused(message) if error is None else Refused(message, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.UNAUTHENTICATED, message)),
             *self._stop(Close.AUTH_REQUIRED),
         ]
 
-    def _refuse_for_now(self, wait_s: float, reason: TokenRefusal) -> list[Action]:
+    def _refuse_for_now(self, wait_s: float, error: TokenError) -> list[Action]:
         """Too many credentials of this claimant were refused: whether this one is any good may be asked later."""
         return [
-            Refused(wire.AuthMessage.RATE_LIMITED, reason),
+            Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
             *self._stop(Close.AUTH_LIMITED),
         ]
@@ -490,6 +513,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
     message_burst: float
     max_addresses: int
     expiry_grace_s: float
+    leeway_s: float = 0.0
 
     @classmethod
     def of(cls, gateway: GatewaySettings, auth: AuthSettings) -> "SessionLimits":
@@ -499,4 +523,5 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
             message_burst=float(gateway.message_burst),
             max_addresses=gateway.max_addresses,
             expiry_grace_s=auth.expiry_grace,
+            leeway_s=auth.leeway,
         )

@@ -69,11 +69,14 @@ class _Queue:
     def __len__(self) -> int:
         return len(self._by_source)
 
-    def add(self, source: Hashable, job: Job) -> None:
+    def add(self, source: Hashable, job: Job, *, is_next: bool = False) -> None:
         jobs = self._by_source.get(source)
         if jobs is None:
             jobs = self._by_source[source] = deque()
-        jobs.append(job)
+        if is_next:
+            jobs.appendleft(job)
+        else:
+            jobs.append(job)
 
     def run_one(self) -> None:
         """Run the first job of the first source. The source goes to the end."""
@@ -108,13 +111,13 @@ class LoopShare:
         self._is_resting = False
         self._scheduled: asyncio.Handle | None = None
 
-    def add(self, lane: Lane, job: Job, source: Hashable = None) -> None:
-        """Run a job when it is its turn. Jobs of one source run in order; sources of a lane take turns."""
+    def add(self, lane: Lane, job: Job, source: Hashable = None, *, is_next: bool = False) -> None:
+        """Run a job when it is its turn: sources take turns, jobs of one source run in order, one `is_next` first."""
         queue = self._lanes[lane]
         if not queue:
             # What it did not use while it had nothing to do is not saved up.
             queue.used = max(queue.used, min((each.used for each in self._lanes.values() if each), default=0.0))
-        queue.add(source, job)
+        queue.add(source, job, is_next=is_next)
         self._schedule()
 
     async def run(self, lane: Lane, work: Callable[[], T], source: Hashable = None) -> T:

@@ -7,28 +7,19 @@ OpenSSL keeps, 20 KiB or so.
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 from collections.abc import Hashable
 from typing import Protocol
 
 from whaled.gateway.share import Lane, LoopShare
+from whaled.gateway.tls import CONNECTION_LOST, EXPECTED, HANDSHAKE_RECORD, READ_BYTES, TOO_MANY_BYTES, Tls, TlsError
 
-# One job reads so much: a hundred empty frames of a flood, which take 2 ms to parse.
-READ_BYTES = 512
-# SSL_write makes records of at most this size.
-RECORD_BYTES = 16 * 1024
-# OpenSSL's reasons (SSLError.reason) that are counted under their own name; everything else is `other`.
-TLS_REASONS = frozenset({
-    "HTTPS_PROXY_REQUEST", "HTTP_REQUEST", "NO_SHARED_CIPHER", "NO_SUITABLE_SIGNATURE_ALGORITHM",
-    "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_EXPIRED", "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE", "TLSV1_ALERT_PROTOCOL_VERSION", "TLSV1_ALERT_UNKNOWN_CA",
-    "UNEXPECTED_EOF_WHILE_READING", "UNEXPECTED_MESSAGE", "UNSUPPORTED_PROTOCOL", "WRONG_VERSION_NUMBER",
-})  # fmt: skip
-TLS_EXPECTED = (
-    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n\r\n"
-    b"this port speaks TLS: connect with wss://\n"
-)
+# After the first part of a TLS handshake: its last part, and the request, which may be in two parts.
+JOBS_TO_REQUEST = 3
+# Answers to TLS key updates that wait to be sent: a client that asks for them and does not read is given up.
+REPLIES_BYTES = 16 * 1024
 
 
 class SocketOwner(Protocol):
@@ -39,7 +30,7 @@ class SocketOwner(Protocol):
         ...
 
     def tls_failed(self, reason: str) -> None:
-        """The TLS handshake failed; `connection_lost` follows."""
+        """TLS failed; `connection_lost` follows."""
         ...
 
     def data_received(self, data: bytes) -> None:
@@ -67,18 +58,16 @@ class ClientSocket:
     """One accepted socket. `lane` and `source` say whose time its jobs take; they may be changed at any time."""
 
     __slots__ = (
-        "_ends", "_has_ended", "_is_agreed", "_is_closed", "_is_paused", "_is_queued", "_is_reading", "_is_writing",
-        "_loop", "_owner", "_share", "_sock", "_unsent", "fd", "lane", "source",
+        "_ends", "_favoured", "_has_ended", "_is_closed", "_is_paused", "_is_queued", "_is_reading", "_is_writing",
+        "_loop", "_owner", "_replies_bytes", "_share", "_sock", "_tls", "_unsent", "fd", "lane", "source",
     )  # fmt: skip
 
     def __init__(
         self, sock: socket.socket, owner: SocketOwner, share: LoopShare, source: Hashable, tls: ssl.SSLContext | None
     ) -> None:
-        """Raises OSError if the client is gone already."""
         sock.setblocking(False)
-        self._sock = sock if tls is None else tls.wrap_socket(
-            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
-        )  # fmt: skip
+        self._sock = sock
+        self._tls = None if tls is None else Tls(tls)
         self._loop = asyncio.get_running_loop()
         self._owner = owner
         self._share = share
@@ -86,25 +75,25 @@ class ClientSocket:
         self.source = source
         self.fd = self._sock.fileno()
         self._unsent = bytearray()
-        self._is_agreed = tls is None
         self._is_closed = self._is_paused = self._is_queued = self._is_reading = self._is_writing = False
         self._ends = self._has_ended = False
+        self._favoured = self._replies_bytes = 0
 
     def start(self) -> None:
         """Begin to read."""
-        if self._is_agreed:
+        if self._tls is None:
             self._owner.connection_made()
         self._read_on()
 
     @property
     def is_plain(self) -> bool:
         """Whether frames may be written to `fd` as they are."""
-        return not isinstance(self._sock, ssl.SSLSocket)
+        return self._tls is None
 
     @property
     def is_agreed(self) -> bool:
         """Whether the TLS handshake, if there is one, is over."""
-        return self._is_agreed
+        return self._tls is None or self._tls.is_agreed
 
     @property
     def is_waiting(self) -> bool:
@@ -131,63 +120,111 @@ class ClientSocket:
     def _queue(self) -> None:
         if not self._is_queued:
             self._is_queued = True
-            self._share.add(self.lane, self._job, self.source)
+            self._share.add(self.lane, self._job, self.source, is_next=self._favoured > 0)
+            self._favoured = max(0, self._favoured - 1)
+
+    def favour(self, jobs: int) -> None:
+        """Let the next jobs come before those of others from its source: what has begun is finished first. Else all of
+        2,000 clients that come at once would be in the middle of their handshake when its time is over.
+        """
+        self._favoured = jobs
 
     def _job(self) -> bool:
         self._is_queued = False
         if self._is_closed or self._is_paused:
             return False
-        if self._is_agreed:
-            self._read()
-        else:
-            self._agree()
+        try:
+            if self._tls is None:
+                self._read()
+            else:
+                self._read_tls(self._tls)
+        except (BlockingIOError, InterruptedError):
+            self._read_on()
+        except OSError:
+            self._fail(CONNECTION_LOST if not self.is_agreed else None)
+        except TlsError as failure:
+            self._fail(failure.reason)
         return False
 
-    def _agree(self) -> None:
-        assert isinstance(self._sock, ssl.SSLSocket)
-        try:
-            self._sock.do_handshake()
-        except ssl.SSLWantReadError:
-            self._read_on()
-        except ssl.SSLWantWriteError:
-            self._write_on()
-        except ssl.SSLError as error:
-            if error.reason == "HTTP_REQUEST":
-                # What the client sent is no TLS, so the answer is none either.
-                with contextlib.suppress(OSError):
-                    socket.socket.send(self._sock, TLS_EXPECTED)
-            self._owner.tls_failed(error.reason if error.reason in TLS_REASONS else "other")
-            self.abort()
-        except OSError:
-            self._owner.tls_failed("connection_lost")
-            self.abort()
-        else:
-            self._is_agreed = True
-            self._owner.connection_made()
-            self._queue()  # what came with the last part of the handshake is in OpenSSL, not in the kernel
-
     def _read(self) -> None:
-        try:
-            data = self._sock.recv(READ_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            self._read_on()
-            return
-        except ssl.SSLWantWriteError:
-            self._write_on()  # OpenSSL answers a key update first
-            return
-        except OSError:
-            self.abort()
-            return
+        data = self._sock.recv(READ_BYTES)
         if not data:
-            self._has_ended = self._is_paused = True  # the end of the stream stays readable
-            self._owner.eof_received()
-            self.end()
+            self._end_of_stream()
             return
         self._owner.data_received(data)
-        if len(data) == READ_BYTES or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()):
+        if len(data) == READ_BYTES:
             self._queue()
         else:
             self._read_on()
+
+    def _read_tls(self, tls: Tls) -> None:
+        if not tls.has_more:
+            received = self._sock.recv(READ_BYTES)
+            if not received:
+                self._end_of_stream()
+                return
+            tls.feed(received)
+            if not tls.is_agreed and not self._agree(tls, received):
+                self._read_on()
+                return
+        data = tls.read()
+        self._reply(tls)
+        if data is None:
+            self._read_on()
+            return
+        if not data:
+            self._end_of_stream()
+            return
+        self._owner.data_received(data)
+        if tls.has_more:
+            self._queue()
+        else:
+            self._read_on()
+
+    def _agree(self, tls: Tls, received: bytes) -> bool:
+        """Go on with the handshake; True once it is over. Raises TlsError."""
+        if received[0] == HANDSHAKE_RECORD and self._has_left():
+            raise TlsError(CONNECTION_LOST)  # while it waited: it is not worth half a millisecond of computing
+        try:
+            is_agreed = tls.agree()
+        except TlsError as failure:
+            answer = tls.output()  # an alert
+            # What the client sent is no TLS, so the answer is none either.
+            self._put(EXPECTED if failure.reason == "HTTP_REQUEST" else answer)
+            raise
+        self._reply(tls)
+        if is_agreed:
+            self._owner.connection_made()
+        else:
+            self.favour(JOBS_TO_REQUEST)
+        return is_agreed
+
+    def _has_left(self) -> bool:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def _reply(self, tls: Tls) -> None:
+        """Send what TLS itself has to say."""
+        reply = tls.output()
+        if reply and self._unsent:
+            self._replies_bytes += len(reply)
+            if self._replies_bytes > REPLIES_BYTES:
+                raise TlsError(TOO_MANY_BYTES)
+        self._put(reply)
+
+    def _end_of_stream(self) -> None:
+        if self._tls is not None and not self._tls.is_agreed:
+            raise TlsError(CONNECTION_LOST)
+        self._has_ended = self._is_paused = True  # the end of the stream stays readable
+        self._owner.eof_received()
+        self.end()
+
+    def _fail(self, reason: str | None) -> None:
+        """Give the socket up, because of TLS if there is a reason."""
+        if reason is not None:
+            self._owner.tls_failed(reason)
+        self.abort()
 
     def pause_reading(self) -> None:
         """Leave what the client sends in the kernel, for good."""
@@ -210,6 +247,19 @@ class ClientSocket:
         """Send, or queue what the kernel does not take now."""
         if self._is_closed or self._ends or not data:
             return
+        if self._tls is not None:
+            if not self._tls.is_agreed:
+                return
+            try:
+                data = self._tls.encrypt(data)
+            except TlsError as failure:
+                self._fail(failure.reason)
+                return
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        if self._is_closed or not data:
+            return
         if self._unsent:
             self._unsent += data
             return
@@ -221,20 +271,14 @@ class ClientSocket:
 
     def _send(self, data: bytes | bytearray) -> int:
         """How much was sent. Closes the socket if it is broken."""
-        sent = 0
-        view = memoryview(data)
-        try:
-            if self.is_plain:
+        with memoryview(data) as view:
+            try:
                 return self._sock.send(view)
-            while sent < len(view):
-                sent += self._sock.send(view[sent : sent + RECORD_BYTES])
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
-        except OSError:
-            self.abort()
-        finally:
-            view.release()
-        return sent
+            except (BlockingIOError, InterruptedError):
+                return 0
+            except OSError:
+                self.abort()
+                return 0
 
     def _write_on(self) -> None:
         if not (self._is_writing or self._is_closed):
@@ -242,10 +286,6 @@ class ClientSocket:
             self._loop.add_writer(self.fd, self._writable)
 
     def _writable(self) -> None:
-        if not self._is_agreed:
-            self._stop_writing()
-            self._queue()
-            return
         if self._unsent:
             sent = self._send(self._unsent)
             del self._unsent[:sent]
@@ -253,12 +293,11 @@ class ClientSocket:
             return
         self._stop_writing()
         self._unsent = bytearray()  # the old one keeps its size
+        self._replies_bytes = 0
         if self._ends:
             self._end()
         else:
             self._owner.resume_writing()
-        if not self.is_plain:
-            self._read_on()
 
     def _stop_writing(self) -> None:
         if self._is_writing:
@@ -275,14 +314,13 @@ class ClientSocket:
             self._end()
 
     def _end(self) -> None:
-        if self._has_ended or not self._is_agreed:
+        if self._has_ended or not self.is_agreed:
             self.abort()
             return
-        with contextlib.suppress(OSError, ValueError):
-            if isinstance(self._sock, ssl.SSLSocket):
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    self._sock.unwrap()  # sends close_notify; the client's is not waited for
-            socket.socket.shutdown(self._sock, socket.SHUT_WR)
+        if self._tls is not None:
+            self._send(self._tls.end())
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
         """Close now. What is unsent is lost."""
@@ -315,6 +353,7 @@ class NoSocket:
     def write(self, data: bytes) -> None: ...
     def end(self) -> None: ...
     def abort(self) -> None: ...
+    def favour(self, jobs: int) -> None: ...
     def pause_reading(self) -> None: ...
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from whaled import times
 from whaled.errors import ClientError, ClientErrorCode, Close
 from whaled.model import Event, Grant, Position, UpstreamState
 
@@ -61,10 +62,16 @@ class Last(Struct, frozen=True, forbid_unknown_fields=True):
     last: Annotated[int, Meta(ge=0)]
 
 
-class At(Struct, frozen=True, forbid_unknown_fields=True):
-    """Start at a time."""
+class At(Struct, frozen=True):
+    """Start at a time, which has a zone."""
 
     time: datetime
+
+
+class _At(Struct, frozen=True, forbid_unknown_fields=True):
+    """`At` as it is sent."""
+
+    time: object
 
 
 Since = Position | Last | At
@@ -169,23 +176,30 @@ def _ping_id(message: dict[str, Any]) -> str | int | float | None:
 def _since(value: object) -> Since | None:
     if value is None:
         return None
-    shapes: tuple[tuple[str, type[Since]], ...] = (("offset", Position), ("last", Last), ("time", At))
+    shapes: tuple[tuple[str, type[Position | Last | _At]], ...] = (("offset", Position), ("last", Last), ("time", _At))
     try:
         if isinstance(value, dict):
             for key, shape in shapes:
                 if key in value:
-                    since: Since = msgspec.convert(value, shape)
-                    if isinstance(since, At) and since.time.tzinfo is None:
-                        return At(since.time.replace(tzinfo=UTC))
-                    return since
+                    since: Position | Last | _At = msgspec.convert(value, shape)
+                    return At(_time(since.time)) if isinstance(since, _At) else since
         problem = f"found {_kind(value)}"
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ValueError) as error:
         problem = str(error)
     raise ClientError(
         ClientErrorCode.INVALID_POSITION,
         '`since` must be {"epoch":..,"offset":n}, {"last":n} or {"time":"ISO 8601"}: ' + problem,
         path="since",
     )
+
+
+def _time(value: object) -> datetime:
+    """Raises ValueError."""
+    if isinstance(value, str):
+        return times.parse(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(times.problem_of_number(value))  # noqa: TRY004 - the value of a message, not a type of ours
+    raise ValueError(f"`time` must be a string, found {_kind(value)}")
 
 
 _KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
@@ -198,14 +212,20 @@ def _kind(value: object) -> str:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def text_frame(payload: bytes) -> bytes:
+def text_frame(payload: bytes, *, is_compressed: bool = False) -> bytes:
     """A final, unmasked text frame around a payload (RFC 6455, 5.2)."""
+    first = 0xC1 if is_compressed else 0x81
     size = len(payload)
     if size < 126:
-        return bytes((0x81, size)) + payload
+        return bytes((first, size)) + payload
     if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2) + payload
-    return b"\x81\x7f" + size.to_bytes(8) + payload
+        return bytes((first, 126)) + size.to_bytes(2) + payload
+    return bytes((first, 127)) + size.to_bytes(8) + payload
+
+
+def payload_of(frame: bytes) -> memoryview:
+    """The payload of a frame that `text_frame` made."""
+    return memoryview(frame)[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def iso(at: float) -> str:
@@ -220,12 +240,18 @@ class _EventFrame(Struct):
     position: Position
 
 
-def event_frame(event: Event, epoch: str) -> bytes:
-    """A whale_alert or whale_update."""
+class _MatchedEventFrame(_EventFrame):
+    matched_addresses: tuple[str, ...]
+
+
+def event_frame(event: Event, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
+    """A whale_alert or whale_update. `matched_addresses` are those of the client's filter that the transaction has."""
     position = Position(epoch, event.offset)
-    if event.update is None:
-        return text_frame(_encode(_EventFrame("whale_alert", event.whale.alert, iso(event.at), position)))
-    return text_frame(_encode(_EventFrame("whale_update", event.update, iso(event.at), position)))
+    kind: Literal["whale_alert", "whale_update"] = "whale_alert" if event.update is None else "whale_update"
+    data = event.whale.alert if event.update is None else event.update
+    if matched_addresses:
+        return text_frame(_encode(_MatchedEventFrame(kind, data, iso(event.at), position, matched_addresses)))
+    return text_frame(_encode(_EventFrame(kind, data, iso(event.at), position)))
 
 
 def _object(**fields: object) -> bytes:

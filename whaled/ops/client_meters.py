@@ -3,7 +3,7 @@
 from whaled.errors import ClientErrorCode, TokenRefusal
 from whaled.gateway.limits import Limit, Refusal
 from whaled.gateway.share import Lane
-from whaled.gateway.transport import TLS_REASONS
+from whaled.gateway.tls import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.ops.registry import Component, Registry
 
@@ -23,9 +23,9 @@ class GatewayMeter:
         self._refused = {reason: refused.labels(reason) for reason in Refusal}
         self._tls_failures = registry.counter(
             "tls_failures",
-            "TLS handshakes that failed, by OpenSSL's reason.",
+            "TLS that failed, by OpenSSL's reason.",
             "reason",
-            (reason.lower() for reason in (*TLS_REASONS, "connection_lost", "other")),
+            (reason.lower() for reason in TLS_REASONS),
         )
         self._unaccepted = registry.counter(
             "accepts_failed", "Times no connection could be accepted for want of descriptors or memory."
@@ -51,6 +51,10 @@ class GatewayMeter:
         )
         self._sent_of = {kind: self._sent.labels(kind) for kind in Sent}
         self._sent_bytes = registry.counter("sent_bytes", "Bytes of these frames.")
+        self._compressed_bytes = registry.counter(
+            "compressed_bytes", "Bytes of alerts and updates sent to clients with compression."
+        )
+        self._saved_bytes = registry.counter("compression_saved_bytes", "Bytes that compression saved.")
         self._published = registry.counter("events_published", "Events published to the hub.")
         self._alerts = registry.counter("alerts_published", "Alerts published to the hub.")
         self._lagging = registry.counter("clients_lagged", "Times a client fell behind and was switched to replay.")
@@ -118,6 +122,11 @@ class GatewayMeter:
         self._sent_of[Sent.WHALE_ALERT].inc(alerts)
         self._sent_of[Sent.WHALE_UPDATE].inc(updates)
         self._sent_bytes.inc(size_bytes)
+
+    def compressed(self, size_bytes: int, saved_bytes: int) -> None:
+        """The part of these bytes that went to members that take compressed frames, and what that saved."""
+        self._compressed_bytes.inc(size_bytes)
+        self._saved_bytes.inc(saved_bytes)
 
     def sent(self, kind: Sent, frames: int, size_bytes: int) -> None:
         """Other frames, for all who got them together."""

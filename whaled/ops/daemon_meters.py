@@ -2,7 +2,8 @@
 
 import math
 
-from whaled.errors import CanaryFailure, LogFailure
+from whaled.errors import BookFailure, CanaryFailure, LogFailure
+from whaled.model import Ending
 from whaled.ops.registry import Component, Registry
 
 
@@ -51,6 +52,13 @@ class ConfigMeter:
         self._successful = registry.gauge("config_last_reload_successful", "1 if the last reload was applied.")
         self._successful.set(1)
         self._at = registry.gauge("config_last_reload_success_timestamp_seconds", "When a configuration was applied.")
+        self._at.set_to_current_time()
+        self._books_refused = registry.counter(
+            "address_books_refused", "Reloads that the address book was the reason to refuse.", "reason", BookFailure
+        )
+        self._book_at = registry.gauge(
+            "address_book_read_timestamp_seconds", "When the address book in force was read; 0 without one."
+        )
 
     def reloaded(self, now: float, *, success: bool) -> None:
         """A reload was applied or refused."""
@@ -59,6 +67,27 @@ class ConfigMeter:
             self._at.set(now)
         else:
             self._errors.inc()
+
+    def book_refused(self, reason: BookFailure) -> None:
+        """A reload was refused for its address book."""
+        self._books_refused.labels(reason).inc()
+
+    def book_read(self, now: float) -> None:
+        """An address book came into force."""
+        self._book_at.set(now)
+
+
+class StartMeter:
+    """Starts of the daemon, those of earlier runs included."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._starts = registry.counter(
+            "starts", "Starts since the event log was made, by how the run before ended.", "after", Ending
+        )
+
+    def started(self, ending: Ending, count: int = 1) -> None:
+        """A start after a run that ended so; more than one are those of earlier runs."""
+        self._starts.labels(ending).inc(count)
 
 
 class CanaryMeter:

@@ -11,7 +11,15 @@ from prometheus_client.process_collector import ProcessCollector
 
 from whaled import __version__
 from whaled.ops.client_meters import GatewayMeter
-from whaled.ops.daemon_meters import CanaryMeter, ConfigMeter, EventLogMeter, KeyMeter, LoopMeter, MemoryMeter
+from whaled.ops.daemon_meters import (
+    CanaryMeter,
+    ConfigMeter,
+    EventLogMeter,
+    KeyMeter,
+    LoopMeter,
+    MemoryMeter,
+    StartMeter,
+)
 from whaled.ops.http_meters import HttpMeter
 from whaled.ops.registry import Registry
 from whaled.ops.upstream_meters import DetectionMeter, ReconcileMeter, UpstreamMeter
@@ -40,6 +48,7 @@ class Metrics:
         self.eventlog = EventLogMeter(registry)
         self.gateway = GatewayMeter(registry)
         self.config = ConfigMeter(registry)
+        self.starts = StartMeter(registry)
         self.canary = CanaryMeter(registry)
         self.loop = LoopMeter(registry)
         self.memory = MemoryMeter(registry)

@@ -183,6 +183,10 @@ class DetectionMeter:
             self._rules.labels(rule).inc()
         if alert.flow_sat is not None:
             self._flows.labels(alert.flow_type).inc(alert.flow_sat / SAT_PER_BTC)
+        self.last_whale(at)
+
+    def last_whale(self, at: float) -> None:
+        """When the newest whale was committed; one of an earlier run counts as no new one."""
         self._last_whale.set(at)
 
     def inputs_unknown(self) -> None:

@@ -4,10 +4,12 @@ Events lie in a heap by time, and chance is drawn when one happens: how often `a
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count
 
 from whaled.model import SAT_PER_BTC
+from whaled.simulator.market import Fees
 from whaled.simulator.transactions import ImpossibleError, Tx, TxKind
 from whaled.simulator.world import World
 
@@ -33,6 +35,10 @@ USUAL_BTC = 0.03
 USUAL_SPREAD = 1.8
 # Longest wait for a block, in block intervals. Chance alone would allow any.
 LONGEST_WAIT = 5.0
+# A look at the recommended fees serves so long: to compute them takes a millisecond for each thousand transactions.
+FEES_LAST_S = 5.0
+# How many whales pay the minimum, and how many for economy, an hour, half an hour, the next block, and twice that.
+HURRY = (1, 1, 2, 3, 3, 2)
 
 
 class Life:
@@ -45,6 +51,11 @@ class Life:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._threshold = round(self._settings.whale_btc * SAT_PER_BTC)
+        self._fees: Fees | None = None
+        self._fees_until = 0.0
+        for _ in range(self._settings.backlog):
+            with suppress(ImpossibleError):
+                self._other()
         if self._settings.rate > 0:
             self._later(self._rng.expovariate(self._settings.rate), self._arrive)
         if self._settings.block_interval > 0:
@@ -86,7 +97,17 @@ class Life:
         if self._rng.random() < 0.02:
             return self._world.pay(self._threshold)
         least = int(self._threshold * (1 + min(200.0, self._rng.lognormvariate(-0.7, 1.3))))
-        return self._world.transact(self._any_kind(), least, at_most=least * 5 // 4)
+        return self._world.transact(self._any_kind(), least, at_most=least * 5 // 4, rate=self._rate_in_a_hurry())
+
+    def _rate_in_a_hurry(self) -> float | None:
+        """What is recommended for one of several degrees of hurry, where there is a fee market; None for any rate."""
+        if not self._settings.backlog:
+            return None
+        if self._fees is None or self._world.now >= self._fees_until:
+            self._fees, self._fees_until = self._world.recommended(), self._world.now + FEES_LAST_S
+        fees = self._fees
+        aims = (fees.minimum, fees.economy, fees.hour, fees.half_hour, fees.fastest, fees.fastest * 2)
+        return self._rng.choices(aims, HURRY)[0] * self._rng.uniform(1.0, 1.15)
 
     def _other(self) -> Tx:
         if self._rng.random() < 0.002:

@@ -23,7 +23,8 @@ class Mode(StrEnum):
 
 
 class SimulatorSettings(Struct, frozen=True, kw_only=True):
-    """Settings of a `Simulator`. The defaults are the demo: a whale every few seconds, a block a minute.
+    """Settings of a `Simulator`. The defaults are a whale every few seconds and a block a minute; `DEMO` adds owners of
+    an address book and a fee market.
 
     `rate` is transactions per second, `whale_share` the part of them that is a whale (at least `whale_btc` in
     outputs). `events` scales how often replacements, children and surprises in blocks happen; 0 turns them off.
@@ -38,6 +39,10 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
     Bounds on memory: `keep_blocks` blocks with their transactions, `mempool_limit` transactions (the cheapest are
     evicted beyond), and `truth_limit` whales, and as many other transactions, in the ground truth. With `mempool_floor`
     blocks leave as many transactions waiting, the cheapest: a mempool of one size.
+
+    `owner_share` is how often a payer, and how often a payee, is one of the invented owners (`owners.OWNERS`).
+    `backlog` makes a fee market: so many transactions wait from the start on and after every block, none of them a
+    whale at the start, and whales pay what is recommended for the hurry they are in.
     """
 
     host: str = "127.0.0.1"
@@ -65,6 +70,8 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
     keep_blocks: int = 40
     mempool_limit: int = 30_000
     mempool_floor: int = 0
+    owner_share: float = 0.0
+    backlog: int = 0
     truth_limit: int = 50_000
 
     def __post_init__(self) -> None:
@@ -85,6 +92,8 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
             "keep_blocks": 17 <= self.keep_blocks <= 10_000,
             "mempool_limit": self.mempool_limit >= 100,
             "mempool_floor": 0 <= self.mempool_floor <= self.mempool_limit // 2,
+            "owner_share": 0 <= self.owner_share <= 1,
+            "backlog": 0 <= self.backlog <= self.mempool_limit // 2,
             "truth_limit": self.truth_limit >= 100,
         }
         faults = tuple(
@@ -127,5 +136,10 @@ RANGES = {
     "keep_blocks": "use 17 to 10000: a backend looks at 16 blocks at once",
     "mempool_limit": "use at least 100",
     "mempool_floor": "use 0 to half of mempool_limit",
+    "owner_share": "use 0 (none) to 1",
+    "backlog": "use 0 (none) to half of mempool_limit",
     "truth_limit": "use at least 100",
 }
+
+# What `whaled run --simulate` and `whaled simulate` show: flows, and a fee market in which urgency differs.
+DEMO = SimulatorSettings(owner_share=0.6, backlog=700)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import ceil
 from random import Random
 
+from whaled.simulator.owners import Owners
 from whaled.simulator.scripts import Script, Scripts, ScriptType
 from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import REPLACEABLE, Coin, Ids, ImpossibleError, Payment, Tx, TxKind, measure
@@ -37,8 +38,11 @@ Plan = tuple[list[Coin], list[Payment], Script]
 class Wallets:
     """Everybody's coins. Recipes take coins worth `gross` satoshi and return (coins, payments, script of the rest)."""
 
-    def __init__(self, scripts: Scripts, ids: Ids, rng: Random, is_spendable: Callable[[Coin], bool]) -> None:
+    def __init__(
+        self, scripts: Scripts, ids: Ids, rng: Random, is_spendable: Callable[[Coin], bool], owners: Owners
+    ) -> None:
         self._scripts = scripts
+        self._owners = owners
         self._ids = ids
         self._rng = rng
         self._is_spendable = is_spendable
@@ -67,9 +71,12 @@ class Wallets:
             self._coins.setdefault(coin.value.bit_length(), []).append(coin)
             self._count += 1
 
-    def mint(self, value: int, kind: ScriptType | None = None) -> Coin:
+    def mint(self, value: int, kind: ScriptType | None = None, script: Script | None = None) -> Coin:
         """A coin from long ago, of exactly this value; its transaction is older than anything kept."""
-        return Coin(self._ids.next(), self._rng.randrange(4), value, self._scripts.make(kind or self._any_type()))
+        txid, vout = self._ids.next(), self._rng.randrange(4)
+        if script is None and kind is None:
+            script = self._owners.draw()
+        return Coin(txid, vout, value, script or self._scripts.make(kind or self._any_type()))
 
     def take(self, at_least: int, at_most: int) -> Coin:
         """A coin of a value between these: one received before if there is one, else one from long ago."""
@@ -189,7 +196,14 @@ class Wallets:
     def _any_type(self) -> ScriptType:
         return self._rng.choices(_OWN_TYPES, _OWN_SHARES)[0]
 
+    def _change(self, coin: Coin) -> Script:
+        """Where change of this coin goes: to its owner."""
+        return self._owners.sibling(coin.script) or self._scripts.make(coin.script.type)
+
     def _payee(self) -> Script:
+        owner = self._owners.draw()
+        if owner is not None:
+            return owner
         if self._rng.random() < 0.6:
             return self._rng.choice(self._contacts)
         return self._scripts.make(self._any_type())
@@ -206,9 +220,10 @@ class Wallets:
         coins = [coin]
         if self._rng.random() < 0.15:
             # The small second input is what makes a later cancellation small.
-            coins.append(self.mint(max(FEW_PARTS_SAT // 5, gross // 1000), coin.script.type))
+            small = max(FEW_PARTS_SAT // 5, gross // 1000)
+            coins.append(self.mint(small, coin.script.type, self._owners.sibling(coin.script)))
         paid = int(coin.value * self._rng.uniform(0.1, 0.8))
-        return coins, [Payment(paid, self._payee())], self._scripts.make(coin.script.type)
+        return coins, [Payment(paid, self._payee())], self._change(coin)
 
     def _change_to_self(self, gross: int, at_most: int) -> Plan:
         coins, payments, _ = self._payment(gross, at_most)
@@ -217,7 +232,7 @@ class Wallets:
     def _tiny_payment(self, gross: int, at_most: int) -> Plan:
         coin = self.take(gross, at_most)
         paid = max(DUST_SAT, int(coin.value * self._rng.uniform(0.0001, 0.005)))
-        return [coin], [Payment(paid, self._payee())], self._scripts.make(coin.script.type)
+        return [coin], [Payment(paid, self._payee())], self._change(coin)
 
     def _self_transfer(self, gross: int, at_most: int) -> Plan:
         coin = self.take(gross, at_most)
@@ -228,6 +243,13 @@ class Wallets:
         total = self._rng.randint(gross, at_most)
         # Mostly a handful of inputs, now and then many.
         parts = min(60, 4 + int(self._rng.expovariate(1 / 8)))
+        owner = self._owners.draw()
+        if owner is not None:
+            return (
+                [self.mint(value, script=owner) for value in self._split(total, parts)],
+                [],
+                self._owners.sibling(owner) or owner,
+            )
         coins = [self.mint(value, kind) for value in self._split(total, parts)]
         return coins, [], self._scripts.make(kind)
 
@@ -236,7 +258,7 @@ class Wallets:
         parts = min(100, 8 + int(self._rng.expovariate(1 / 10)))
         paid = int(coin.value * self._rng.uniform(0.3, 0.8))
         payments = [Payment(value, self._payee()) for value in self._split(paid, parts)]
-        rest = coin.script if self._rng.random() < 0.5 else self._scripts.make(coin.script.type)
+        rest = coin.script if self._rng.random() < 0.5 else self._change(coin)
         return [coin], payments, rest
 
     def _coinjoin(self, gross: int, at_most: int) -> Plan:
@@ -261,4 +283,4 @@ class Wallets:
         payments = [Payment(value, self._scripts.make(kind)) for value, kind in zip(values, kinds, strict=True)]
         payments.append(Payment(0, self._scripts.make(ScriptType.OP_RETURN)))
         payments.append(Payment(240, self._scripts.make(ScriptType.ANCHOR)))
-        return [coin], payments, self._scripts.make(coin.script.type)
+        return [coin], payments, self._change(coin)

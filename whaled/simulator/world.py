@@ -10,6 +10,8 @@ from statistics import median
 
 from whaled.model import SAT_PER_BTC
 from whaled.simulator.chain import Block, Chain, Leaving
+from whaled.simulator.market import Fees, Seen, project, recommend
+from whaled.simulator.owners import Owners
 from whaled.simulator.scripts import Network, Scripts, ScriptType
 from whaled.simulator.serial import assemble, header, merkle_root, twice
 from whaled.simulator.settings import SimulatorSettings
@@ -21,6 +23,11 @@ from whaled.simulator.wallets import FEE_BUDGET, MAX_RATE, Wallets
 FIRST_BLOCKS = 12
 # A reorganisation leaves this many blocks untouched below it, so that a backend can find where branches part.
 UNTOUCHED_BLOCKS = 9
+# Logarithm of the median fee rate: 4.5 sat/vB, and 20 where transactions always wait. What waits for long is what pays
+# least, so the rates have to begin well above the minimum for the recommended fees to stay apart.
+QUIET_RATE, BUSY_RATE = 1.5, 3.0
+# Of the blocks to come, as many decide the recommended fees.
+PRICED_BLOCKS = 3
 # Targets: the easiest possible on regtest, an ordinary day's on mainnet.
 BITS = {Network.REGTEST: 0x207FFFFF, Network.MAINNET: 0x1702905C}
 
@@ -37,7 +44,8 @@ class World:
         self._scripts = Scripts(settings.network, self.rng)
         self.chain = Chain(settings.keep_blocks, settings.mempool_limit, self._on_leave)
         self.truth = Truth(round(settings.whale_btc * SAT_PER_BTC), settings.truth_limit)
-        self.wallets = Wallets(self._scripts, self._ids, self.rng, self.chain.is_spendable)
+        owners = Owners(settings.network, self.rng, settings.owner_share)
+        self.wallets = Wallets(self._scripts, self._ids, self.rng, self.chain.is_spendable, owners)
         pace = settings.block_interval or 600.0
         for place in range(FIRST_BLOCKS):
             self.now = now - pace * (FIRST_BLOCKS - place)
@@ -134,7 +142,15 @@ class World:
 
     def usual_rate(self) -> float:
         """A fee rate as people choose them, sat/vB."""
-        return min(MAX_RATE, max(1.0, self.rng.lognormvariate(1.5, 0.8)))
+        level = BUSY_RATE if self.settings.backlog else QUIET_RATE
+        return min(MAX_RATE, max(1.0, self.rng.lognormvariate(level, 0.8)))
+
+    def recommended(self) -> Fees:
+        """Fee rates that a wallet would recommend by this mempool, as a backend computes them."""
+        entries = self.chain.mempool.values()
+        waiting = [Seen(entry.tx, entry.tx.fee, None, None, entry.score) for entry in entries]
+        limit = self.settings.weight_of_block
+        return recommend(project(waiting, limit, PRICED_BLOCKS), limit, whole=False)
 
     def _pending(self, txid: str) -> Tx:
         entry = self.chain.mempool.get(txid)
@@ -158,7 +174,7 @@ class World:
         gone = {coin.outpoint for tx in chosen for coin in tx.inputs}
         included: set[str] = set()
         room = self.settings.weight_of_block - sum(tx.weight for tx in chosen)
-        most = len(self.chain.mempool) - self.settings.mempool_floor
+        most = len(self.chain.mempool) - max(self.settings.mempool_floor, self.settings.backlog)
         for tx in self.chain.template(room):
             if only is None and len(included) >= most:
                 break

@@ -43,7 +43,12 @@ def esplora_base(settings: Upstream) -> str | None:
 
 
 def through(settings: Upstream) -> str:
-    """What a message about an answer that did not come adds about the proxy."""
+    """What a message about an answer that did not come adds about the way: the proxy, or the Unix socket."""
+    if settings.unix_socket is not None:
+        return (
+            f" through {settings.unix_socket} (upstream.unix_socket); "
+            "is the backend running, and does what serves the socket reach it?"
+        )
     if settings.proxy is None:
         return ""
     scheme = urlsplit(settings.proxy).scheme

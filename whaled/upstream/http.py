@@ -120,6 +120,7 @@ class Http:
         self.routes = Routes.of(settings)
         self.shown_base = shown(self.routes.base)
         self._through = through(settings)
+        self._is_through_socket = settings.unix_socket is not None
         self.meter = meter
         self._session = session
         self._limit_bytes = response_limit_bytes
@@ -240,7 +241,9 @@ class Http:
         except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
             raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            raise RestError(RestFailure.UNREACHABLE, f"{what}: {str(exc) or type(exc).__name__}") from exc
+            # Through a proxy the reason was a ProxyError; a Unix socket may be served while nothing is behind it.
+            way = self._through if self._is_through_socket else ""
+            raise RestError(RestFailure.UNREACHABLE, f"{what}: {str(exc) or type(exc).__name__}{way}") from exc
 
     def _compare_clocks(self, date: str | None) -> None:
         """Tokens end by this machine's clock and alerts are stamped with it: a wrong one is worth a line."""

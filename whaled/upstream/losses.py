@@ -6,7 +6,13 @@ import ssl
 import time
 from enum import StrEnum
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+    WebSocketException,
+)
 from websockets.frames import CloseCode
 
 from whaled.config.sections import Upstream
@@ -65,7 +71,21 @@ def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
         return LinkLostError(
             LossReason.REFUSED, f"cannot connect through {way} (upstream.unix_socket): {error.strerror}; is it served?"
         )
+    if way is not None and _is_unanswered(error):
+        return LinkLostError(
+            LossReason.REFUSED,
+            f"connected to {way} (upstream.unix_socket), and the connection ended without an answer: what serves the "
+            "socket did not reach the mempool backend. Is the backend running? In the egress split, "
+            "`journalctl -u whaled-egress` has the reason, and `systemctl cat whaled-egress` the host and port",
+        )
     return _diagnosed(error, settings)
+
+
+def _is_unanswered(error: Exception) -> bool:
+    """Whether a new connection ended before the server answered: it is there, and nothing is behind it."""
+    if isinstance(error, InvalidMessage):
+        return isinstance(error.__cause__, EOFError)
+    return isinstance(error, ConnectionError | ssl.SSLEOFError)
 
 
 def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:

@@ -89,7 +89,10 @@ class _Noted(Struct, frozen=True):
 
 
 class Survey:
-    """One for the life of the daemon. Without a backfill only the stream is needed."""
+    """One for the life of the daemon. Without a backfill only the stream is needed.
+
+    `on_network` is called with the network of the backend each time that it is accepted.
+    """
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class Survey:
         meter: SurveyMeter,
         *,
         is_backfilling: bool = True,
+        on_network: Callable[[str], None] = lambda _: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -106,6 +110,7 @@ class Survey:
         self._log = log_
         self._meter = meter
         self._needs = set(NEEDED) if is_backfilling else {Capability.STREAM}
+        self._on_network = on_network
         self._monotonic = monotonic
         self._blocks: Sequence[Block] = ()
         self._version = ""
@@ -226,6 +231,7 @@ class Survey:
             await self._log.set_state(NETWORK_KEY, msgspec.json.encode(new).decode())
         if noted is None:
             log.info("the network of the event log is noted", network=str(network), genesis=network.genesis)
+        self._on_network(str(network))
 
     async def _without_network(self) -> None:
         noted = await self._noted()

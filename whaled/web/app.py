@@ -2,25 +2,25 @@
 so that an answer also proves the loop is alive.
 """
 
-import ipaddress
-import re
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import structlog
 from aiohttp import hdrs, web
 from msgspec import Struct
 from msgspec.json import encode
 
 from whaled.config.sections import Http
-from whaled.errors import ListenError
-from whaled.listening import address_of, open_sockets
+from whaled.hosts import is_address_or_localhost, split_authority
+from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
 from whaled.web.listener import BACKLOG, Connection, HttpMeter, Listener
 
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]*)?")
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 MISDIRECTED = "this server does not answer to the name in the Host header: add it to http.allowed_hosts\n"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -56,6 +56,7 @@ class HttpServer:
         self._meter = meter
         self._exposition = Exposition(metrics, meter, clock=time.monotonic)
         self._listener: Listener | None = None
+        self.addresses: tuple[str, ...] = ()
 
     def reconfigure(self, settings: Http) -> None:
         """Apply other limits from now on."""
@@ -85,12 +86,13 @@ class HttpServer:
         listening: Sequence[socket.socket] = sockets
         try:
             if not sockets:
-                try:
-                    listening = await open_sockets(settings.host, settings.port, BACKLOG)
-                except OSError as error:
-                    raise ListenError(settings.host, settings.port, error, "set http.host and http.port") from error
+                opened = await open_sockets(settings.host, settings.port, BACKLOG, section="http")
+                listening = opened.sockets
+                for missing in opened.missing:
+                    log.warning(NOT_LISTENING, key="http.host", address=missing.host, reason=missing.reason)
+            self.addresses = tuple(map(address_of, listening))
             async with self._listener.accepting(listening):
-                yield address_of(listening[0])
+                yield self.addresses[0]
         finally:
             for sock in listening:
                 sock.close()
@@ -139,14 +141,5 @@ def is_allowed(host: str, names: Sequence[str]) -> bool:
 
     A page of somebody else can make a browser connect here under the page's own name, never under an address.
     """
-    match = HOST.fullmatch(host.strip())
-    if match is None:
-        return False
-    name = match[1].lower().rstrip(".")
-    if name == "localhost" or "*" in names or name in names:
-        return True
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
+    found = split_authority(host.strip())
+    return found is not None and ("*" in names or found[0] in names or is_address_or_localhost(found[0]))

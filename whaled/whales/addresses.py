@@ -1,5 +1,6 @@
 """Addresses that people give: whether they are written correctly, and in the form a backend writes. Pure."""
 
+import unicodedata
 from hashlib import sha256
 
 from whaled.addresses import (
@@ -15,6 +16,35 @@ from whaled.addresses import polymod as _polymod
 
 # In place of a character that an alphabet does not have.
 NONE = 255
+# What people take for Bitcoin addresses: the start of it in small letters, and what it is.
+_FOREIGN_STARTS = {
+    "bitcoin:": "is a payment link (BIP 21): write the address alone, without bitcoin:",
+    "ltc1": "is an address of Litecoin",
+    "bitcoincash:": "is an address of Bitcoin Cash",
+    "0x": "is an address of Ethereum or another EVM chain",
+    "lq1": "is an address of Liquid",
+    "ex1": "is an address of Liquid",
+    "ert1": "is an address of Liquid",
+    "lnbc": "is a Lightning invoice",
+    "lntb": "is a Lightning invoice",
+    "xpub": "is an extended public key: a book has the addresses derived from it",
+    "ypub": "is an extended public key: a book has the addresses derived from it",
+    "zpub": "is an extended public key: a book has the addresses derived from it",
+    "sp1": "is a silent payment address (BIP 352): it never appears in the chain",
+    "t1": "is an address of Zcash",
+}
+# Base58 version bytes of other chains.
+_FOREIGN_VERSIONS = {
+    0x30: "Litecoin",
+    0x32: "Litecoin",
+    0x1E: "Dogecoin",
+    0x16: "Dogecoin",
+    0x4C: "Dash",
+    0x10: "Dash",
+    0x41: "Tron",
+    0x27: "Liquid",
+    0x39: "Liquid",
+}
 
 
 def _values(alphabet: str) -> bytes:
@@ -36,13 +66,24 @@ def canonical(address: str) -> str:
 
 def fault_in(address: str) -> str | None:
     """What is wrong with an address of any Bitcoin network, None if nothing is (BIP 173, BIP 350, base58check)."""
+    problem = _fault_in(address)
+    if problem is None or address.isascii():
+        return problem
+    odd = next(letter for letter in address if not letter.isascii())
+    return f"has a character that no address has: U+{ord(odd):04X} {unicodedata.name(odd, 'without a name')}"
+
+
+def _fault_in(address: str) -> str | None:
     lower = address.lower()
     for prefix in SEGWIT_PREFIXES:
         if lower.startswith(f"{prefix}1"):
             if address not in (lower, address.upper()):
                 return "mixes capital and small letters"
             return _segwit_fault(prefix, lower[len(prefix) + 1 :])
-    return _base58_fault(address)
+    problem = _base58_fault(address)
+    if problem is None:
+        return None
+    return next((what for start, what in _FOREIGN_STARTS.items() if lower.startswith(start)), problem)
 
 
 def _segwit_fault(prefix: str, data: str) -> str | None:
@@ -77,5 +118,6 @@ def _base58_fault(address: str) -> str | None:
     if sha256(sha256(payload[:21]).digest()).digest()[:4] != payload[21:]:
         return "has a wrong checksum: a character is mistyped"
     if payload[0] not in BASE58_VERSIONS:
-        return "is of no Bitcoin network"
+        other = _FOREIGN_VERSIONS.get(payload[0])
+        return f"is an address of {other}" if other is not None else "is of no Bitcoin network"
     return None

@@ -229,7 +229,11 @@ def assess(
     if shape is Shape.COINJOIN:
         # Its inputs belong to many: who pays whom cannot be told.
         involved = Involved(
-            from_labels=involved.from_labels, to_labels=involved.to_labels, addresses=involved.addresses
+            from_labels=involved.from_labels,
+            to_labels=involved.to_labels,
+            from_other_labels=involved.from_other_labels,
+            to_other_labels=involved.to_other_labels,
+            addresses=involved.addresses,
         )
     moved_sat = amounts.moved_sat(transaction)
     facts = _Facts(transaction.value_sat, moved_sat, shape, reasons, matched, price, involved)
@@ -274,6 +278,8 @@ def _alert(
         replaces=replaces,
         price_timestamp=_iso(price.at) if price is not None else None,
         matched_rules=facts.matched_rules,
+        from_other_labels=involved.from_other_labels,
+        to_other_labels=involved.to_other_labels,
     )
 
 

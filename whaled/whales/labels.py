@@ -1,11 +1,12 @@
 """The operator's address book, and what it says about where a transaction's money goes. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from msgspec import Struct, field
 
 from whaled.model import Flow, Output, OwnerType, Transaction
-from whaled.whales import owners
+from whaled.whales import bookkeys, books
 from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
 from whaled.whales.owners import Owner, Owners
 
@@ -17,6 +18,8 @@ MIN_FLOW_SHARE = 0.1
 WHOLE_SHARE = 0.1
 
 
+# A batch pays thousands of addresses, each with up to `owners.MAX_LABELS` labels.
+MAX_OTHER_LABELS = 32
 # Coins that arrive there can be sold at once: arriving is inflow, leaving is outflow.
 EXCHANGE_LIKE = frozenset({OwnerType.EXCHANGE, OwnerType.CUSTODIAN})
 
@@ -31,6 +34,8 @@ class Involved(Struct, frozen=True, kw_only=True):
     confidence: float | None = None
     from_labels: tuple[str, ...] = ()
     to_labels: tuple[str, ...] = ()
+    from_other_labels: tuple[str, ...] = ()
+    to_other_labels: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
 
 
@@ -53,13 +58,34 @@ class AddressBook(Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str, source: str) -> "AddressBook":
-        """The book in CSV text of three columns, `label,address,type` (`owners.parse`). Raises ConfigError."""
-        lines = text.splitlines()
-        return cls(owners.parse(lambda: lines, source))
+        """The book in CSV text of three columns, `label,address,type` (`books.parse`). Raises BookError."""
+        return cls(books.parse(text.splitlines(keepends=True), source))
 
     def owner(self, output: Output | None) -> Owner | None:
         """Whose this output is, None if nobody in the book."""
-        return self.owners.get(output.address) if output is not None and output.address is not None else None
+        if output is None:
+            return None
+        if output.address is not None:
+            owner = self.owners.get(output.address)
+            if owner is not None:
+                return owner
+        return self.owners.get(bookkeys.of_script(output.script)) if self.owners.has_scripts else None
+
+    def owners_of(self, output: Output | None) -> tuple[Owner, ...]:
+        """All owners of this output, the first one first."""
+        owner = self.owner(output)
+        if owner is None or output is None or not self.owners.several:
+            return () if owner is None else (owner,)
+        found = self.owners.all(output.address) if output.address is not None else ()
+        return found or self.owners.all(bookkeys.of_script(output.script))
+
+    def _other_labels(self, outputs: Sequence[Output | None]) -> tuple[str, ...]:
+        """Labels beside the first ones, at most MAX_OTHER_LABELS."""
+        if not self.owners.several:
+            return ()
+        first = {owner.label for owner in self._owners_of(outputs)}
+        labels = (owner.label for output in outputs for owner in self.owners_of(output) if owner.label not in first)
+        return tuple(islice(dict.fromkeys(labels), MAX_OTHER_LABELS))
 
     def is_one_payer(self, transaction: Transaction) -> bool:
         """Whether all inputs are known to be of one label."""
@@ -102,6 +128,8 @@ class AddressBook(Struct, frozen=True):
             confidence=round(found.confidence, 4) if found.confidence is not None else None,
             from_labels=_labels(from_owners),
             to_labels=_labels(self._owners_of(paid)),
+            from_other_labels=self._other_labels(payers),
+            to_other_labels=self._other_labels(paid),
             addresses=tuple(dict.fromkeys(address for address in labelled if address is not None)),
         )
 

@@ -76,7 +76,16 @@ def faults(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterat
                 yield Fault(f"detection.watch[{index}].labels[{place}]", f"no label {label!r} in {source}{hint}")
 
 
+def idle(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterator[Fault]:
+    """Types that no address of the book has: these match nothing, which may change with the next book."""
+    for index, rule in enumerate(rules):
+        missing = [str(kind) for kind in rule.types if not book.owners.has_type(kind)]
+        if missing:
+            problem = (
+                f"no address in {source} has the type {' or '.join(missing)}: that part of the rule matches nothing"
+            )
+            yield Fault(f"detection.watch[{index}].types", problem)
+
+
 def _owned(outputs: Iterable[Output | None], book: AddressBook) -> list[tuple[Owner, int]]:
-    return [
-        (owner, output.value) for output in outputs if output is not None and (owner := book.owner(output)) is not None
-    ]
+    return [(owner, output.value) for output in outputs if output is not None for owner in book.owners_of(output)]

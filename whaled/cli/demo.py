@@ -1,0 +1,63 @@
+"""What `whaled run --simulate` needs besides a backend: an event log for its world alone, and its address book."""
+
+from pathlib import Path
+
+import structlog
+from msgspec import structs
+
+from whaled.config.sections import Config
+from whaled.config.sections import EventLog as EventLogSettings
+from whaled.errors import OperatorError
+from whaled.eventlog.files import DaemonLock
+from whaled.eventlog.store import EventLog
+from whaled.ops.metrics import Metrics
+from whaled.simulator.owners import BOOK
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# In the log's state: its events are those of a simulated world, which ended with the process that made it.
+WORLD_KEY = "simulated_world"
+DATABASE_FILES = ("", "-wal", "-shm")
+
+
+def with_owners(config: Config) -> Config:
+    """The configuration with the address book of the invented owners, unless it names a book of its own."""
+    if config.detection.address_book is not None:
+        return config
+    return structs.replace(config, detection=structs.replace(config.detection, address_book=str(BOOK)))
+
+
+async def begin_log(settings: EventLogSettings, world: str) -> None:
+    """Begin an event log for a new simulated world; one of an earlier world is removed.
+
+    Every world is another chain: in the log of an earlier one each whale would become pending and then dropped, as
+    after a reorganisation of everything. Raises OperatorError for a log that holds something else, and EventLogError as
+    `EventLog.open` does.
+    """
+    path = Path(settings.path).resolve()  # noqa: ASYNC240 - nothing else runs yet
+    if path.exists():
+        async with EventLog.open(settings, Metrics().eventlog) as old:
+            is_simulated = await old.state(WORLD_KEY) is not None
+            events, is_used = old.head, old.head > 0 or bool(await old.newest_scans(1))
+        if is_used and not is_simulated:
+            raise OperatorError(
+                f"{path}: this event log holds what came from another backend; --simulate begins a world of its own, "
+                "and needs a log of its own: name a file that does not exist yet with --db-path"
+            )
+        if is_simulated:
+            _remove(path)
+            log.info("the log of an earlier simulated world was removed", path=str(path), events=events)
+    async with EventLog.open(settings, Metrics().eventlog) as new:
+        await new.set_state(WORLD_KEY, world)
+
+
+def _remove(path: Path) -> None:
+    lock = DaemonLock(path)
+    lock.take()
+    try:
+        for suffix in DATABASE_FILES:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise OperatorError(f"{path}: cannot remove the log of an earlier simulated world: {error.strerror}") from error
+    finally:
+        lock.release()

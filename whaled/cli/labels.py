@@ -1,0 +1,264 @@
+"""`whaled labels`: address books made of other label files, checked and counted."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+from urllib.parse import urlsplit
+
+import msgspec
+
+from whaled import bookfile
+from whaled.cli.settings import Subparsers
+from whaled.errors import BookError, ExitStatus, WhaledError
+from whaled.labelfiles import reading
+from whaled.labelfiles.reading import Format
+from whaled.labelfiles.rows import HEADING, LabelFileError, Options, Report, line_of
+from whaled.model import OwnerType
+from whaled.whales.booklines import TYPES, LineFaultError, Lines
+from whaled.whales.owners import Owners, summary
+
+MOST_ADDRESSES = 10_000_000  # detection.max_book_addresses allows no more
+SHOWN = 20
+# Sources are counted by host, and there may be one for each line all the same.
+MAX_SOURCES = 100_000
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What --json prints: lines with an address by owner, type, source and network."""
+
+    addresses: int
+    owners: int
+    addresses_with_several: int
+    entries: int
+    by_type: dict[str, int]
+    by_owner: dict[str, int]
+    by_source: dict[str, int]
+    by_network: dict[str, int]
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "labels",
+        help="import, check and count address books",
+        description="Address books (detection.address_book): make one of other label files, check it, count it. "
+        "docs/labels.md describes the formats.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _register_import(commands)
+    check = commands.add_parser(
+        "check",
+        help="print what is wrong with an address book",
+        description="Read address books as the daemon does, the first file first, and print what is wrong: the first "
+        "20 lines with file and line.",
+        epilog="exit status: 0 it can be used, 1 it cannot",
+    )
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.set_defaults(run=_check)
+    stats = commands.add_parser(
+        "stats",
+        help="count an address book by owner, type and source",
+        description="Count the lines of address books by type, network, source and owner. Sources that are URLs are "
+        "counted by host.",
+        epilog="exit status: 0 it can be used, 1 it cannot",
+    )
+    stats.add_argument("files", nargs="+", metavar="FILE")
+    stats.add_argument("--all", action="store_true", help=f"every owner and source, not only the first {SHOWN}")
+    stats.add_argument("--json", action="store_true", help="one JSON object, with everything")
+    stats.set_defaults(run=_stats)
+
+
+def _register_import(commands: Subparsers) -> None:
+    parser = commands.add_parser(
+        "import",
+        help="make an address book of BIP 329, GraphSense TagPacks or WalletExplorer",
+        description="Make an address book of label files: BIP 329 (JSON lines of wallets), GraphSense TagPacks (YAML), "
+        "WalletExplorer (CSV of a wallet's addresses). Lines that cannot be used are named and left out.",
+        epilog="exit status: 0 something was imported; 1 nothing was, a file cannot be read, or --strict and a line "
+        "cannot be used: nothing is written then",
+    )
+    add = parser.add_argument
+    add("files", type=Path, nargs="+", metavar="FILE")
+    add("--output", type=Path, metavar="FILE", help="the address book (default: standard output)")
+    add("--force", action="store_true", help="replace the output if it exists")
+    add("--format", choices=[str(form) for form in Format], help="default: by the first lines of each file")
+    add(
+        "--type",
+        choices=[str(kind) for kind in OwnerType],
+        help="type of owners that the file gives none (default: own for BIP 329, other for TagPacks)",
+    )
+    add("--label", metavar="TEXT", help="one label for all addresses")
+    add("--source", metavar="TEXT", help="source of all addresses, instead of the file's own")
+    add("--strict", action="store_true", help="write nothing if any line cannot be used")
+    parser.set_defaults(run=_import)
+
+
+# --- import ---
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    """Convert and report. Raises WhaledError."""
+    kind = OwnerType(arguments.type) if arguments.type is not None else None
+    options = Options(kind, arguments.label, arguments.source)
+    written = faults = 0
+    with _output(arguments.output, force=arguments.force) as out:
+        out.write(f"{HEADING}\n")
+        for path in arguments.files:
+            report = Report()
+            try:
+                form = Format(arguments.format) if arguments.format else reading.format_of(path)
+                for row in reading.rows(path, form, options, report):
+                    out.write(line_of(row))
+                    report.written += 1
+            except LabelFileError as error:
+                raise WhaledError(f"{path}: {error}") from error
+            except (OSError, UnicodeError) as error:
+                raise WhaledError(f"cannot read {path}: {error}") from error
+            _tell(path, form, report)
+            written += report.written
+            faults += report.fault_count
+        if arguments.strict and faults:
+            raise WhaledError(f"{_lines(faults)} cannot be used: nothing is written (--strict)")
+        if not written:
+            raise WhaledError("no address was found: nothing is written")
+    return ExitStatus.STOPPED
+
+
+@contextlib.contextmanager
+def _output(path: Path | None, *, force: bool) -> Iterator[TextIO]:
+    """Where the book is written: it appears whole, or not at all. Raises WhaledError."""
+    try:
+        if path is None:
+            # A line that cannot be used with --strict may come last.
+            with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
+                yield file
+                file.seek(0)
+                while text := file.read(1024 * 1024):
+                    sys.stdout.write(text)
+            return
+        if path.exists() and not force:
+            raise WhaledError(f"{path} exists: --force replaces it")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("x", encoding="utf-8", newline="") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WhaledError(f"cannot write {path or 'the book'}: {error.strerror or error}") from error
+
+
+def _tell(path: Path, form: Format, report: Report) -> None:
+    for line, problem in report.faults:
+        print(f"whaled: {path}: line {line}: {problem}", file=sys.stderr)
+    if report.fault_count > len(report.faults):
+        more = report.fault_count - len(report.faults)
+        print(f"whaled: {path}: and {_lines(more, 'more ')} cannot be used", file=sys.stderr)
+    parts = [f"{report.read:,} read, {report.written:,} written"]
+    if report.fault_count:
+        parts.append(f"{report.fault_count:,} cannot be used")
+    if report.left_out:
+        parts.append("left out: " + ", ".join(f"{count:,} {what}" for what, count in report.left_out))
+    if report.cut:
+        parts.append(f"{report.cut:,} labels cut to 64 characters")
+    print(f"whaled: {path} ({form.shown}): {'; '.join(parts)}", file=sys.stderr)
+
+
+def _lines(count: int, more: str = "") -> str:
+    return f"{count:,} {more}line{'s' * (count != 1)}"
+
+
+# --- check and stats ---
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    owners = _read(arguments.files)
+    if owners is None:
+        return ExitStatus.FAILED
+    print(f"fine: {summary(owners)}")
+    return ExitStatus.STOPPED
+
+
+def _read(paths: Sequence[str]) -> Owners | None:
+    """The book, None if it cannot be used; faults and remarks are printed."""
+    try:
+        owners = bookfile.read(paths, MOST_ADDRESSES)
+    except BookError as error:
+        for fault in error.faults:
+            # The command has files, no configuration.
+            print(str(fault).removeprefix(f"{fault.where}: ") if fault.where.startswith(bookfile.KEY) else fault)
+        if error.lines:
+            print(f"{_lines(error.lines)} cannot be used")
+        return None
+    for note in owners.notes:
+        print(f"warning: {note}")
+    return owners
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    owners = _read(arguments.files)
+    if owners is None:
+        return ExitStatus.FAILED
+    counts = _counted(arguments.files, owners)
+    if arguments.json:
+        sys.stdout.write(msgspec.json.encode(counts).decode() + "\n")
+        return ExitStatus.STOPPED
+    print(f"{summary(owners)}; {_lines(counts.entries)} with an address")
+    for title, found in (
+        ("type", counts.by_type),
+        ("network", counts.by_network),
+        ("source", counts.by_source),
+        ("owner", counts.by_owner),
+    ):
+        print(f"\n{title}")
+        shown = list(found.items())[: None if arguments.all else SHOWN]
+        for name, count in shown:
+            print(f"{count:>12,}  {name}")
+        if len(found) > len(shown):
+            print(f"{'':>12}  and {len(found) - len(shown):,} more; --all shows them")
+    return ExitStatus.STOPPED
+
+
+def _counted(paths: Sequence[str], owners: Owners) -> Counts:
+    types: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    for path in paths:
+        book = Lines()
+        for line in bookfile.lines(Path(path)):
+            with contextlib.suppress(LineFaultError):  # the file changed since it was read
+                entry = book.entry(line)
+                if entry is not None:
+                    types[str(TYPES[entry.type])] += 1
+                    labels[entry.label] += 1
+                    source = _host(book.source(line))
+                    sources[source if source in sources or len(sources) < MAX_SOURCES else "others"] += 1
+    networks = {network.title: count for network, count in owners.networks.items() if count}
+    return Counts(
+        addresses=len(owners),
+        owners=owners.labels,
+        addresses_with_several=owners.several,
+        entries=types.total(),
+        by_type=dict(types.most_common()),
+        by_owner=dict(labels.most_common()),
+        by_source=dict(sources.most_common()),
+        by_network=networks,
+    )
+
+
+def _host(source: str) -> str:
+    if "://" in source:
+        with contextlib.suppress(ValueError):
+            return urlsplit(source).hostname or source
+    return source or "(none)"

@@ -1,0 +1,163 @@
+"""What whaled.service and whaled.socket put in the place of the configuration, for `check-config` outside the unit.
+
+systemd is asked, with a limit on time; without it, or without these units, there is nothing to tell.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+from msgspec import Struct, structs
+
+from whaled.config.keys import keys
+from whaled.config.parse import diff, load
+from whaled.config.sections import Config, Tls
+from whaled.errors import ConfigError, Fault
+from whaled.files import tls_context
+from whaled.listening import host_port
+
+SERVICE, SOCKET = "whaled.service", "whaled.socket"
+LIMIT_S = 5.0
+PREFIX = "WHALED_"
+CREDENTIALS = f"/run/credentials/{SERVICE}/"
+STREAM = " (Stream)"
+
+
+class Unit(Struct, frozen=True):
+    """The units as systemd has loaded them: the variables for whaled, and the file of each credential by its name."""
+
+    config: str
+    variables: dict[str, str]
+    credentials: dict[str, str]
+    listens: tuple[str, ...]
+
+
+class Served(Struct, frozen=True):
+    """What the service will do with a configuration file: where clients connect, and which keys the unit sets."""
+
+    urls: tuple[str, ...]
+    keys: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+
+
+def installed() -> Unit | None:
+    """The units of this machine; None if there are none, or nobody tells."""
+    shown = _systemctl("show", SERVICE, "--property=LoadState,Environment,EnvironmentFiles,ExecStart")
+    text = _systemctl("cat", SERVICE)
+    sockets = _systemctl("show", SOCKET, "--property=LoadState,Listen")
+    if shown is None or text is None or "LoadState=loaded" not in shown.splitlines():
+        return None
+    try:
+        return _parsed(shown, text, sockets or "")
+    except ValueError:  # quotes that do not match
+        return None
+
+
+def served(unit: Unit, path: Path, own: Config) -> Served | None:
+    """What the service does with the file at `path`, of which this process makes `own`; None for another file."""
+    if not _is_same(path, Path(unit.config)):
+        return None
+    try:
+        config = load(path, environ=unit.variables, flags={}).config
+        tls_context(_outside(config.gateway.tls, unit.credentials))
+    except ConfigError as error:
+        return Served((), (), tuple(Fault(each.where, each.problem, each.source or SERVICE) for each in error.faults))
+    urls = tuple(f"{_scheme(config)}{listen}" for listen in unit.listens) or clients(config)
+    return Served(urls, tuple(_keys(unit.variables, own, config)))
+
+
+def clients(config: Config) -> tuple[str, ...]:
+    """Where clients connect by the configuration alone."""
+    return tuple(f"{_scheme(config)}{host_port(host, config.gateway.port)}" for host in config.gateway.host)
+
+
+def _scheme(config: Config) -> str:
+    return "ws://" if config.gateway.tls.certificate is None else "wss://"
+
+
+def sentence(found: Served, own: tuple[str, ...]) -> str:
+    """What `check-config` adds to `own`, where clients connect by the configuration alone; empty if that is all."""
+    if found.urls == own and not found.keys:
+        return ""
+    because = [f"set by the unit: {', '.join(found.keys)}"] if found.keys else []
+    if [url.partition("://")[2] for url in found.urls] != [url.partition("://")[2] for url in own]:
+        because.append(f"{SOCKET} listens")
+    return f"as {SERVICE} clients at {', '.join(found.urls)} ({'; '.join(because)})"
+
+
+def _keys(variables: Mapping[str, str], own: Config, config: Config) -> list[str]:
+    """Keys that variables of the unit change."""
+    variable_of = {path: key.variable for path, key in keys().items()}
+    return [path for path in diff(own, config) if {variable_of[path], f"{variable_of[path]}_FILE"} & variables.keys()]
+
+
+def _parsed(shown: str, text: str, sockets: str) -> Unit:
+    lines = [line.partition("=")[::2] for line in shown.splitlines()]
+    properties = dict(lines)
+    argv = re.search(r"argv\[\]=(.*?) ; ", properties.get("ExecStart", ""))
+    words = shlex.split(argv[1]) if argv is not None else []
+    config = words[words.index("--config") + 1] if "--config" in words[:-1] else ""
+    variables = dict(word.partition("=")[::2] for word in shlex.split(properties.get("Environment", "")))
+    for name, value in lines:
+        if name == "EnvironmentFiles":
+            variables |= _variables_in(Path(value.rpartition(" (")[0]))
+    credentials: dict[str, str] = {}
+    for line in text.splitlines():
+        name, has_value, value = line.strip().partition("LoadCredential=")
+        if not name and has_value:
+            credential, _, source = value.strip().partition(":")
+            credentials = {**credentials, credential: source} if value.strip() else {}
+    listens = tuple(
+        line.removeprefix("Listen=").removesuffix(STREAM)
+        for line in sockets.splitlines()
+        if line.startswith("Listen=") and line.endswith(STREAM)
+    )
+    return Unit(
+        config=config,
+        variables={name: value for name, value in variables.items() if name.startswith(PREFIX)},
+        credentials=credentials,
+        listens=listens,
+    )
+
+
+def _variables_in(path: Path) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return {name: value for name, value in dotenv_values(stream=stream).items() if value is not None}
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def _outside(tls: Tls, credentials: Mapping[str, str]) -> Tls:
+    """The files that the credentials are made of: these exist while the unit runs only."""
+
+    def source(path: str | None) -> str | None:
+        if path is None or not path.startswith(CREDENTIALS):
+            return path
+        return credentials.get(path.removeprefix(CREDENTIALS), path)
+
+    return structs.replace(tls, certificate=source(tls.certificate), private_key=source(tls.private_key))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _systemctl(*words: str) -> str | None:
+    # With NOTIFY_SOCKET, systemctl would report its own failure as that of the unit that this process belongs to.
+    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    try:
+        done = subprocess.run(  # noqa: S603 - constants
+            ["systemctl", "--no-pager", *words],  # noqa: S607 - wherever this system has it
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False, env=environment,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):  # no systemd here, or inside the unit's own sandbox
+        return None
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

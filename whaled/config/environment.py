@@ -1,0 +1,138 @@
+"""Values from environment variables, from files that variables name, and variables that are not meant for whaled."""
+
+import difflib
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+
+from whaled.config import units
+from whaled.config.given import Given, Layer
+from whaled.config.keys import Key
+from whaled.config.scalars import Scalar
+from whaled.config.values import plain_value
+from whaled.errors import Fault
+
+PREFIX = "WHALED_"
+# A variable of this name names a file that holds the value: secrets of Docker and Kubernetes are files.
+FILE_SUFFIX = "_FILE"
+# Variables of other commands of whaled.
+RESERVED_VARIABLES = frozenset({"WHALED_TOKEN", "WHALED_URL"})
+# A list of 1,000 origins has 32 KiB. A wrong file (a database, /dev/zero) is named instead of read.
+MAX_VALUE_BYTES = 64 * 1024
+MAX_NAMED = 4
+
+# Kubernetes describes each Service of the namespace to every container: for one named `whaled`, or `whaled-gateway`
+# (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+_URL = re.compile(r"(tcp|udp|sctp)://(\[[0-9A-Fa-f:.]+\]|[^:/]+):[0-9]{1,5}")
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_url(value: str) -> bool:
+    return _URL.fullmatch(value) is not None
+
+
+_SERVICE_LINKS: tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...] = tuple(
+    (re.compile(rf"WHALED(_[A-Z0-9_]+)?_{ending}"), check)
+    for ending, check in (
+        ("SERVICE_HOST", _is_address),
+        ("SERVICE_PORT(_[A-Z0-9_]+)?", str.isdecimal),
+        ("PORT", _is_url),
+        ("PORT_[0-9]{1,5}_(TCP|UDP|SCTP)", _is_url),
+        ("PORT_[0-9]{1,5}_(TCP|UDP|SCTP)_PROTO", frozenset({"tcp", "udp", "sctp"}).__contains__),
+        ("PORT_[0-9]{1,5}_(TCP|UDP|SCTP)_PORT", str.isdecimal),
+        ("PORT_[0-9]{1,5}_(TCP|UDP|SCTP)_ADDR", _is_address),
+    )
+)
+
+
+def from_environment(
+    environ: Mapping[str, str], schema: Mapping[str, Key], faults: list[Fault], warnings: list[Fault]
+) -> dict[str, Given]:
+    """The values that variables give, by path; files that variables name are read."""
+    variables = {key.variable: key for key in schema.values()}
+    files = {name + FILE_SUFFIX: key for name, key in variables.items() if name + FILE_SUFFIX not in variables}
+    given: dict[str, Given] = {}
+    links: list[str] = []
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or name in RESERVED_VARIABLES:
+            continue
+        if is_service_link(name, text):
+            links.append(name)
+            continue
+        source = f"environment variable {name}"
+        key = variables.get(name) or files.get(name)
+        if key is None:
+            faults.append(Fault("", f"no such setting{_meant(name, variables, files)}", source))
+        elif key.section is not None:
+            faults.append(
+                Fault(key.path, "a list of sections cannot stand in a variable: write it in the file", source)
+            )
+        elif name in variables:
+            given[key.path] = _given(key, text, source)
+        elif key.variable in environ and not is_service_link(key.variable, environ[key.variable]):
+            faults.append(Fault(key.path, f"{key.variable} is set too: unset one of them", source))
+        else:
+            try:
+                given[key.path] = _given(key, read_value(text), f"{source} ({text})", is_hidden=True)
+            except ValueError as error:
+                faults.append(Fault(key.path, str(error), source))
+    if links:
+        warnings.append(_about_links(links))
+    return given
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes made a variable for a Service whose name begins with `whaled`."""
+    return any(pattern.fullmatch(name) and check(value) for pattern, check in _SERVICE_LINKS)
+
+
+def read_value(path: str) -> str:
+    """The text in a file, without line ends behind it. Raises ValueError that says what is wrong."""
+    if not path:
+        raise ValueError("names no file")
+    try:
+        # Not through a pipe: the configuration is read more than once, and a pipe that nobody writes to would hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"{path} is not a regular file")
+            raw = os.read(descriptor, MAX_VALUE_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(raw) > MAX_VALUE_BYTES:
+        raise ValueError(f"{path} is larger than {units.show_size(MAX_VALUE_BYTES)}: this is no value of a key")
+    try:
+        return raw.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start + 1})") from None  # it may hold a secret
+
+
+def _given(key: Key, text: str, source: str, *, is_hidden: bool = False) -> Given:
+    written = Scalar(text.strip(), True) if key.base is not tuple else None
+    return Given(plain_value(key, text), source, Layer.ENVIRONMENT, written, is_hidden=is_hidden)
+
+
+def _meant(name: str, variables: Mapping[str, Key], files: Mapping[str, Key]) -> str:
+    near = difflib.get_close_matches(name, files if name.endswith(FILE_SUFFIX) else variables, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def _about_links(links: list[str]) -> Fault:
+    names = ", ".join(links[:MAX_NAMED]) + (f" and {len(links) - MAX_NAMED} more" if len(links) > MAX_NAMED else "")
+    return Fault(
+        "",
+        f"{names}: passed over, Kubernetes sets them for a Service whose name begins with `whaled`; "
+        "`enableServiceLinks: false` in the pod's spec keeps them out",
+        "environment",
+    )

@@ -1,0 +1,58 @@
+"""Labels that wallets export: BIP 329, one JSON object a line. Pure."""
+
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from whaled.labelfiles.rows import Lines, Options, Report, Row
+from whaled.model import OwnerType
+
+# Of the specification; others are to be ignored.
+WITHOUT_ADDRESS = frozenset({"tx", "input", "output", "xpub"})
+X_ONLY_DIGITS = 64
+
+
+class _Record(Struct):
+    type: str
+    ref: str
+    label: str | None = None
+    origin: str | None = None
+    spendable: object = None
+
+
+def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
+    """Records of addresses and public keys. They have no type of owner: `own` unless the options say otherwise."""
+    decoder = msgspec.json.Decoder(_Record)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        report.read += 1
+        try:
+            record = decoder.decode(line.encode("utf-8", "surrogateescape"))
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            report.blame(number, f"no record of BIP 329: {error}")
+            continue
+        if record.type not in {"addr", "pubkey"}:
+            report.leave_out(_reason(record))
+            continue
+        if record.type == "pubkey" and len(record.ref) == X_ONLY_DIGITS:
+            report.leave_out("pubkey records of 32 bytes")
+            continue
+        row = report.row(
+            number,
+            label=options.label or record.label,
+            key=record.ref,
+            type=options.type or OwnerType.OWN,
+            source=options.source or record.origin,
+        )
+        if row is not None:
+            yield row
+
+
+def _reason(record: _Record) -> str:
+    if record.type not in WITHOUT_ADDRESS:
+        return "records of other types"
+    if record.spendable is False:
+        return f"{record.type} records that are not spendable"
+    return f"{record.type} records"

@@ -1,0 +1,81 @@
+"""Files of labels: which format one has, and its rows."""
+
+import codecs
+import itertools
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TextIO
+
+from whaled.labelfiles import bip329, tagpack, walletexplorer
+from whaled.labelfiles.rows import LabelFileError, Options, Report, Row
+
+HEAD_BYTES = 4_096
+# A record of BIP 329 may list the heights of all its transactions. Longer lines are not held in memory.
+MAX_LINE = 1024 * 1024
+
+
+class Format(StrEnum):
+    """A format of label files."""
+
+    BIP329 = "bip329"
+    TAGPACK = "tagpack"
+    WALLETEXPLORER = "walletexplorer"
+
+    @property
+    def shown(self) -> str:
+        """For people."""
+        return {"bip329": "BIP 329", "tagpack": "GraphSense TagPack", "walletexplorer": "WalletExplorer"}[self]
+
+
+_TAGPACK = re.compile(r"^(title|creator|header|tags|label|currency|description)\s*:", re.MULTILINE)
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file by its first lines. Raises LabelFileError, OSError."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    text = head.decode(_encoding(head), "replace").lstrip()
+    if text.startswith("{"):
+        return Format.BIP329
+    lower = text.lower()
+    if lower.startswith(('"#', "#wallet", "# wallet", "address,balance")):
+        return Format.WALLETEXPLORER
+    if _TAGPACK.search(text) is not None:
+        return Format.TAGPACK
+    what = "a page in HTML" if text.startswith("<") else "an unknown format"
+    raise LabelFileError(f"{what}: expected {', '.join(each.shown for each in Format)}; name it with --format")
+
+
+def rows(path: Path, form: Format, options: Options, report: Report) -> Iterator[Row]:
+    """The rows of a file, read as they are asked for. Raises LabelFileError, OSError."""
+    if form is Format.TAGPACK:
+        yield from tagpack.rows(lambda: _opened(path, errors="strict"), options, report)
+        return
+    with _opened(path, errors="surrogateescape") as file:
+        importer = bip329.rows if form is Format.BIP329 else walletexplorer.rows
+        yield from importer(_lines(file, report), options, report)
+
+
+def _encoding(head: bytes) -> str:
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def _opened(path: Path, *, errors: str) -> TextIO:
+    with path.open("rb") as file:
+        encoding = _encoding(file.read(2))
+    return path.open(encoding=encoding, errors="strict" if encoding == "utf-16" else errors)
+
+
+def _lines(file: TextIO, report: Report) -> Iterator[tuple[int, str]]:
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE)
+        if not line:
+            return
+        if len(line) == MAX_LINE and not line.endswith("\n"):
+            report.blame(number, f"more than {MAX_LINE:,} characters")
+            while line and not line.endswith("\n"):
+                line = file.readline(MAX_LINE)
+            continue
+        yield number, line

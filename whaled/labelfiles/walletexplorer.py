@@ -1,0 +1,71 @@
+"""Addresses of a wallet as WalletExplorer exports them in CSV. Pure.
+
+A line like `"#Wallet Huobi.com. Updated to block 523401"`, the columns `address,balance,incoming txs,last used in
+block`, an address a line. The export comes in pages; pages put one after another repeat the first two lines.
+"""
+
+import re
+from collections.abc import Iterator
+
+from whaled.labelfiles.rows import LabelFileError, Lines, Options, Report, Row
+from whaled.whales.booklines import LineFaultError, split
+
+_WALLET = re.compile(r"#\s*Wallet\s+(?P<name>\S+?)[.,;:]?(?=\s|$)(?P<rest>.*)", re.IGNORECASE)
+_UPDATED = re.compile(
+    r"updated to block (?P<block>\d{1,9})(?:\s*\((?P<date>\d{4}-\d\d-\d\d[ T0-9:Z+-]*)\))?", re.IGNORECASE
+)
+
+
+def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
+    """An address a row. Its date is that of the export, or the block up to which it was made.
+
+    Raises LabelFileError for a file of another kind, or without a name or a type.
+    """
+    if options.type is None:
+        raise LabelFileError("WalletExplorer does not say what a wallet is: give the type, like --type exchange")
+    name, date, place = options.label, "", None
+    for number, line in lines:
+        text = line.strip()
+        if not text:
+            continue
+        wallet = _WALLET.match(text.strip('"'))
+        if wallet is not None:
+            name, date = options.label or wallet["name"], _date(wallet["rest"])
+            continue
+        try:
+            cells = split(text, ",")
+        except LineFaultError as error:
+            report.blame(number, str(error))
+            continue
+        names = [cell.lower() for cell in cells]
+        if "address" in names:
+            place = names.index("address")
+            continue
+        if place is None:
+            raise LabelFileError(_no_addresses(number, names))
+        if name is None:
+            raise LabelFileError("no line `#Wallet NAME` before the addresses: give the label with --label")
+        report.read += 1
+        row = report.row(
+            number,
+            label=name,
+            key=cells[place] if place < len(cells) else None,
+            type=options.type,
+            source=options.source or f"https://www.walletexplorer.com/wallet/{name}",
+            date=date,
+        )
+        if row is not None:
+            yield row
+
+
+def _date(rest: str) -> str:
+    updated = _UPDATED.search(rest)
+    if updated is None:
+        return ""
+    return updated["date"].strip() if updated["date"] else f"block {updated['block']}"
+
+
+def _no_addresses(number: int, names: list[str]) -> str:
+    if "transaction" in names or "received from" in names:
+        return f"line {number}: these are the transactions of a wallet; download its addresses"
+    return f"line {number}: expected the columns address,balance,incoming txs,last used in block"

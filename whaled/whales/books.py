@@ -1,0 +1,112 @@
+"""An address book of one or several files: their lines, with every fault, and the table of owners. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+from whaled.errors import BookError, BookFailure, Fault
+from whaled.whales.bookkeys import Network
+from whaled.whales.booklines import LineFaultError, Lines
+from whaled.whales.owners import MAX_LABELS, Owners, Packer
+
+# Of lines that cannot be used, the first are named and the others counted: the whole text becomes one log line.
+MAX_FAULTS = 20
+CUT_SHORT = "; the file ends here, amid a line: was it cut short?"
+_TESTS = {Network.TESTNET, Network.REGTEST, Network.ANY_TEST}
+
+
+class Reading:
+    """Files of one book, one after another. An address that several of them have belongs first to the earliest owner.
+
+    More than `limit` entries are counted and not kept; None is no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.entries = 0
+        self._limit = limit
+        self._packer = Packer()
+        self._faults: list[Fault] = []
+        self._wrong_lines = 0
+        # The file and line of the first address of each network.
+        self._first: dict[Network, tuple[str, int]] = {}
+        self._counts = dict.fromkeys(Network, 0)
+        self._names: list[str] = []
+
+    def add(self, name: str, lines: Iterable[str]) -> bool:
+        """Read a file. Returns whether anything was in it: an entry, or a line that cannot be used."""
+        self._names.append(name)
+        before = self.entries + self._wrong_lines
+        book = Lines()
+        ends_lines = False
+        for number, line in enumerate(lines, start=1):
+            is_whole = line.endswith("\n")
+            try:
+                entry = book.entry(line)
+            except LineFaultError as error:
+                problem = f"{error}{CUT_SHORT}" if ends_lines and not is_whole else str(error)
+                self._blame(Fault(f"line {number}", problem, name))
+                continue
+            finally:
+                ends_lines = is_whole
+            if entry is None:
+                continue
+            self.entries += 1
+            if self._limit is not None and self.entries > self._limit:
+                continue
+            self._packer.add(self.entries, entry)
+            self._counts[entry.network] += 1
+            if entry.network not in self._first:
+                self._first[entry.network] = (name, number)
+        return self.entries + self._wrong_lines > before
+
+    def owners(self) -> Owners:
+        """The table of all that was read, which ends the reading.
+
+        Raises BookError with a fault for each line that cannot be used, the first `MAX_FAULTS` of them, or for more
+        entries than the limit.
+        """
+        if self._limit is not None and self.entries > self._limit:
+            problem = (
+                f"{', '.join(self._names)} {'have' if self._names[1:] else 'has'} {self.entries} addresses, "
+                f"{self._limit} are allowed: split the book or raise the limit"
+            )
+            raise BookError((Fault("detection.max_book_addresses", problem),), reason=BookFailure.TOO_LARGE)
+        if self._faults:
+            faults = list(self._faults)
+            more = self._wrong_lines - len(faults)
+            if more:
+                last = faults[-1].source if len(self._names) == 1 else ""
+                faults.append(Fault("", f"and {more} more lines cannot be used", last))
+            raise BookError(tuple(faults), reason=BookFailure.FAULTS, lines=self._wrong_lines)
+        return self._packer.packed(self._notes)
+
+    def _blame(self, fault: Fault) -> None:
+        self._wrong_lines += 1
+        if len(self._faults) < MAX_FAULTS:
+            self._faults.append(fault)
+
+    def _notes(self, packer: Packer) -> Sequence[str]:
+        notes = []
+        if packer.left_out:
+            notes.append(f"{packer.left_out:,} labels are left out: an address has the first {MAX_LABELS}")
+        if packer.contradictions:
+            notes.append(
+                f"{packer.contradictions:,} lines give an address its label again with another type: the first counts"
+            )
+        tests = sum(self._counts[network] for network in _TESTS)
+        mains = self._counts[Network.MAINNET]
+        if tests and mains:
+            fewer = _TESTS if tests <= mains else {Network.MAINNET}
+            for network in sorted(fewer & self._first.keys()):
+                name, number = self._first[network]
+                notes.append(
+                    f"{name}: line {number}: the first of {self._counts[network]:,} addresses of {network.title}, "
+                    f"among {max(tests, mains):,} of {'mainnet' if mains >= tests else 'test networks'}: a backend "
+                    "shows those of its own network"
+                )
+        return notes
+
+
+def parse(lines: Iterable[str], source: str, *, limit: int | None = None) -> Owners:
+    """The owners in the lines of one file; `source` is its name. Raises BookError."""
+    reading = Reading(limit)
+    reading.add(source, lines)
+    return reading.owners()
