@@ -314,6 +314,22 @@ async def test_a_damaged_first_page_is_named_by_every_command_and_a_backup_is_wh
         assert log.head == EVENTS
 
 
+@pytest.mark.parametrize("size", [16, PAGE])
+async def test_a_first_page_that_the_write_ahead_log_has_is_not_damaged(
+    path: Path, size: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As long as SQLite reads it there; a file that it refuses is named as above."""
+    async with open_log(path):
+        edit(path, "CREATE TABLE other (x)")  # a new first page
+        crashed = tmp_path / "crashed.db"
+        write(crashed, read(path))
+        write(crashed.with_name("crashed.db-wal"), read(path.with_name("whaled.db-wal")))
+    overwrite(crashed, 0, bytes(size))
+    status, shown = lines_of(capsys, "check", "--deep", "--db-path", crashed)
+    assert (status, "no damage" in shown) == (0, True) or "first page is damaged" in shown
+    assert (lines_of(capsys, "repair", "--db-path", crashed)[0] == 0) is (status == 0)
+
+
 async def test_a_file_of_something_else_is_not_taken_for_a_damaged_log(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

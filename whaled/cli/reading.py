@@ -28,10 +28,11 @@ def log_path(arguments: argparse.Namespace) -> Path:
     path = Path(load_for(arguments).config.eventlog.path).resolve()
     require_file(path, "name the event log with --db-path or --config")
     with path.open("rb") as file:
-        if file.read(len(MAGIC)) not in {b"", MAGIC}:
-            if firstpage.is_damaged(path):
-                raise firstpage.damaged(path)
-            raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
+        begin = file.read(len(MAGIC))
+    if begin not in {b"", MAGIC} and not firstpage.is_sound(path):
+        if firstpage.is_damaged(path):
+            raise firstpage.damaged(path)
+        raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
     return path
 
 

@@ -5,7 +5,6 @@ another program's file. The pages behind it hold rows with checksums, which no o
 """
 
 import sqlite3
-import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -44,26 +43,21 @@ def damaged(path: Path) -> EventLogError:
 def is_damaged(path: Path) -> bool:
     """Whether this is an event log whose first page SQLite cannot use."""
     try:
-        with path.open("rb") as file:
-            header = file.read(rawfile.HEADER_BYTES)
-        return not _is_sound(path, header) and _holds_a_log(path)
+        return not is_sound(path) and _holds_a_log(path)
     except OSError:
         return False
 
 
-def _is_sound(path: Path, header: bytes) -> bool:
-    if not rawfile.page_bytes_of(header):
-        return False
-    # https://www.sqlite.org/fileformat.html, 1.3: the user version and the application id.
-    version, application = (struct.unpack_from(">I", header, at)[0] for at in (60, 68))
-    if application != schema.APPLICATION_ID or version > len(schema.MIGRATIONS) + VERSIONS_AHEAD:
-        return False
+def is_sound(path: Path) -> bool:
+    """Whether SQLite reads the first page, from the write-ahead log if it is there, and finds that of an event log."""
     try:
         with closing(files.connect(path, "ro", 0.0)) as db:
+            (application,) = db.execute("PRAGMA application_id").fetchone()
+            version = schema.version_of(db)
             db.execute("SELECT count(*), max(sql) FROM sqlite_schema").fetchone()
     except sqlite3.Error as error:
         return not files.is_damage(error)
-    return True
+    return application == schema.APPLICATION_ID and 1 <= version <= len(schema.MIGRATIONS) + VERSIONS_AHEAD
 
 
 def _holds_a_log(path: Path) -> bool:
