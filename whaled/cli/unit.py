@@ -3,6 +3,7 @@
 systemd is asked, with a limit on time; without it, or without these units, there is nothing to tell.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -150,10 +151,12 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _systemctl(*words: str) -> str | None:
+    # With this variable systemctl would tell the manager of our own unit that it failed.
+    env = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     try:
         done = subprocess.run(  # noqa: S603 - constants
             ["systemctl", "--no-pager", *words],  # noqa: S607 - wherever this system has it
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False,
+            env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):  # no systemd here, or inside the unit's own sandbox
         return None
