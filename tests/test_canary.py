@@ -183,9 +183,8 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
         held = socket.create_connection(rig.gateway.rehearsal.place[1][:2])
         with held:
             async with singing(rig) as (_, counted):
-                await counted.until(lambda: len(counted.seconds) >= 5)
+                await counted.until(lambda: min(len(counted.seconds), len(counted.connects)) >= 5)
                 assert counted.failures == []
-                assert len(counted.connects) >= 5
                 assert len(rig.gateway.hub._rehearsal) <= 2  # the last one, and the one before on its way out
                 assert rig.gateway.connections <= 1
                 assert rig.gateway.hub.live_members == 0

@@ -219,9 +219,8 @@ def test_a_large_address_book_is_read_by_a_process_of_the_sandbox(whaled: Instal
 def test_killed_it_is_restarted_and_a_client_misses_nothing(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert", count=10)
-    restarts = whaled.restarts()
     lab.systemctl("restart", "whaled")  # planned
-    unplanned = whaled.metrics()[UNPLANNED]
+    restarts, unplanned = whaled.restarts(), whaled.metrics()[UNPLANNED]
     client.until("connected", count=2)
     whaled.signal("KILL")
     client.until("connected", count=3)

@@ -29,7 +29,7 @@ FAILURE_WINDOW_S = 1.0
 # Until the queue is empty, connections of more and more networks are reset: after each such time the limit is halved.
 HALVED_AFTER_S = 0.25
 # It is halved no further than to one in so many.
-LEAST_PART = 4
+LEAST_PART = 10
 # A network is no flood while one in so many of its connections is a client's: a proxy may serve some broken clients.
 CLIENT_PART = 10
 
