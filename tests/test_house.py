@@ -13,6 +13,7 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
+    "replacing": 1,
     "listening": 2,
     "summaries": 2,
     "addresses": 2,

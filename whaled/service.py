@@ -387,28 +387,21 @@ class Service:
             detector = pipeline.detector.with_rules(Rules.of(loaded.config.detection), book)
             if tls is not None:
                 load_certificate(tls, loaded.config.gateway.tls)
-        except BookError as error:
-            in_force = len(pipeline.detector.book.owners)
-            log.error(  # noqa: TRY400 - the operator's fault, not a bug: no traceback
-                "reload refused, the old configuration stays",
-                problem=str(error),
-                address_book=error.reason,
-                addresses_in_force=in_force,
-            )
-            self._reload_problem = str(error)
-            self.metrics.config.book_refused(error.reason)
-            self.metrics.config.reloaded(time.time(), success=False)
         except OperatorError as error:
-            log.error("reload refused, the old configuration stays", problem=str(error))  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            about: dict[str, object] = {}
+            if isinstance(error, BookError):
+                self.metrics.config.book_refused(error.reason)
+                about = {"address_book": error.reason, "addresses_in_force": len(pipeline.detector.book.owners)}
+            log.error("reload refused, the old configuration stays", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self._reload_problem = str(error)
-            self.metrics.config.reloaded(time.time(), success=False)
         except Exception as error:
             # A bug. Nothing is applied yet, and systemd waits for `ready`.
             log.exception("reload failed, the old configuration stays")
             self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
-            self.metrics.config.reloaded(time.time(), success=False)
         else:
             self._apply(loaded, detector, running)
+        if self._reload_problem is not None:
+            self.metrics.config.reloaded(time.time(), success=False)
         await asyncio.to_thread(self._leave_outcome, began_s)
         self.notifier.ready()
 

@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from whaled.auth.signature import ALGORITHM
 from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import Auth
 from whaled.errors import KeyRingError
+from whaled.replacing import replacing
 
 SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
 # Names a file that holds the secret.
@@ -306,18 +306,9 @@ def _write(path: Path, file: KeyFile) -> None:
     """Replace the file at once: a crash leaves the old ring or the new one, never half of it."""
     body = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
     try:
-        # mkstemp makes it 0600 whatever the umask; a group that could read the old file reads the new one.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as handle:
-                keep_group(descriptor, path)
-                handle.write(body)
-                handle.flush()
-                os.fsync(handle.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path) as handle:
+            keep_group(handle.fileno(), path)  # a group that could read the old file reads the new one
+            handle.write(body)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)

@@ -50,8 +50,9 @@ def check_privacy(path: Path, info: os.stat_result, name: str, *, is_credential:
 
 
 def _is_for_our_group(info: os.stat_result) -> bool:
-    """Whether root gave a file to a group to read, and this process is in that group, or root: so Kubernetes (fsGroup)
-    and Debian (ssl-cert) hand secrets over. A user's own file needs no group, and is for that user alone.
+    """True for a file of root's that a group may read, if this process is in that group or is root's.
+
+    Kubernetes (fsGroup) and Debian (ssl-cert) give secrets to a service in this way. A user's own file needs no group.
     """
     may_only_read = not stat.S_IMODE(info.st_mode) & 0o030
     is_ours = os.geteuid() == 0 or info.st_gid in {os.getegid(), *os.getgroups()}
@@ -59,7 +60,7 @@ def _is_for_our_group(info: os.stat_result) -> bool:
 
 
 def _group_remedy(info: os.stat_result) -> str:
-    """What a file that root gave to a group lacks."""
+    """The remedy for a file that root meant for a group; empty for any other."""
     if info.st_uid != 0 or not info.st_mode & 0o030 or info.st_mode & 0o007:
         return ""
     return f", or to let group {info.st_gid} read it: chmod 640"

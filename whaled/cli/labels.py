@@ -25,6 +25,7 @@ from whaled.whales.owners import Owners, summary
 
 MOST_ADDRESSES = 10_000_000  # detection.max_book_addresses allows no more
 SHOWN = 20
+STATUS = "exit status: 0 it can be used, 1 it cannot"
 # Sources are counted by host, and there may be one for each line all the same.
 MAX_SOURCES = 100_000
 
@@ -57,21 +58,21 @@ def register(subparsers: Subparsers) -> None:
         help="print what is wrong with an address book",
         description="Read address books as the daemon does, the first file first, and print what is wrong: the first "
         "20 lines with file and line.",
-        epilog="exit status: 0 it can be used, 1 it cannot",
+        epilog=STATUS,
     )
-    check.add_argument("files", nargs="+", metavar="FILE")
     check.set_defaults(run=_check)
     stats = commands.add_parser(
         "stats",
         help="count an address book by owner, type and source",
         description="Count the lines of address books by type, network, source and owner. Sources that are URLs are "
         "counted by host.",
-        epilog="exit status: 0 it can be used, 1 it cannot",
+        epilog=STATUS,
     )
-    stats.add_argument("files", nargs="+", metavar="FILE")
     stats.add_argument("--all", action="store_true", help=f"every owner and source, not only the first {SHOWN}")
     stats.add_argument("--json", action="store_true", help="one JSON object, with everything")
     stats.set_defaults(run=_stats)
+    for command in (check, stats):
+        command.add_argument("files", nargs="+", metavar="FILE")
 
 
 def _register_import(commands: Subparsers) -> None:

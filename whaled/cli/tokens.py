@@ -6,7 +6,6 @@ import os
 import secrets
 import stat
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from whaled.cli.settings import Subparsers, add_config_option, duration, load_fo
 from whaled.config.sections import Auth
 from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
+from whaled.replacing import replacing
 
 
 def register(subparsers: Subparsers) -> None:
@@ -110,7 +110,11 @@ def _write(path: Path, token: str, *, overwrite: bool) -> None:
         # Anything of that name is left alone, links too (open(2), O_EXCL).
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            _fill(descriptor, token)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                os.fchmod(file.fileno(), 0o600)  # whatever the umask
+                file.write(token + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -124,21 +128,8 @@ def _replace(path: Path, token: str) -> None:
     """Put a new file in the place of a file or a link; one that was readable for others does not stay so."""
     if not stat.S_ISREG(path.lstat().st_mode) and not path.is_symlink():
         raise OperatorError(f"{path}: exists and is no ordinary file; name a file that a token may have")
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        _fill(descriptor, token)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _fill(descriptor: int, token: str) -> None:
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        os.fchmod(file.fileno(), 0o600)  # whatever the umask
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as file:
+        file.write(f"{token}\n".encode("ascii"))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -68,28 +68,26 @@ class Strangers:
         self._sizes: dict[str, int] = {}
         self._by_size: dict[int, dict[str, None]] = {}
         self._largest = 0
-        self._sources: dict[Hashable, Source] = {}
-        self._arrived: dict[Hashable, float] = {}
+        # Of each member, oldest first: its source, and when it came.
+        self._members: dict[Hashable, tuple[Source, float]] = {}
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._members)
 
     def __contains__(self, member: Hashable) -> bool:
-        return member in self._sources
+        return member in self._members
 
     def add(self, member: Hashable, source: Source, now: float = 0.0) -> None:
         """Add a newcomer."""
-        self._sources[member] = source
-        self._arrived[member] = now
+        self._members[member] = source, now
         self._networks.setdefault(source.network, {}).setdefault(source.address, {})[member] = None
         self._resize(source.network, 1)
 
     def discard(self, member: Hashable) -> None:
         """Forget a member, if it is one."""
-        source = self._sources.pop(member, None)
-        if source is None:
+        if member not in self._members:
             return
-        del self._arrived[member]
+        source, _ = self._members.pop(member)
         addresses = self._networks[source.network]
         members = addresses[source.address]
         del members[member]
@@ -124,20 +122,20 @@ class Strangers:
 
     def oldest(self) -> Hashable:
         """The oldest member of all. Raises StopIteration if empty."""
-        return next(iter(self._sources))
+        return next(iter(self._members))
 
     def arrived_at(self, member: Hashable) -> float:
         """When a member was added."""
-        return self._arrived[member]
+        return self._members[member][1]
 
     @property
     def is_one_busy(self) -> bool:
         """Whether one network has a large part of all members."""
-        return self._largest * BUSY_PART >= len(self._sources)
+        return self._largest * BUSY_PART >= len(self)
 
     def network_of(self, member: Hashable) -> str:
         """The network of a member."""
-        return self._sources[member].network
+        return self._members[member][0].network
 
     def count(self, source: Source) -> int:
         """Members of one address."""

@@ -414,7 +414,7 @@ class Connection:
         """Whether bytes that the client sent in time wait to be read. Not for ever: it might send one now and then."""
         settings = self._gateway.settings
         patience_s = PATIENCE * (settings.handshake_timeout + settings.auth_timeout)
-        return self._socket.is_waiting and time.monotonic() - self.arrived_at < patience_s
+        return self.is_waiting and time.monotonic() - self.arrived_at < patience_s
 
     def _auth_timed_out(self) -> None:
         if self._is_late_itself():

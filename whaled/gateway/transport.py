@@ -141,7 +141,10 @@ class ClientSocket:
         except (BlockingIOError, InterruptedError):
             self._read_on()
         except OSError:
-            self._fail(CONNECTION_LOST if not self.is_agreed else None)
+            if self.is_agreed:
+                self.abort()
+            else:
+                self._fail(CONNECTION_LOST)
         except TlsError as failure:
             self._fail(failure.reason)
         return False
@@ -220,10 +223,9 @@ class ClientSocket:
         self._owner.eof_received()
         self.end()
 
-    def _fail(self, reason: str | None) -> None:
-        """Give the socket up, because of TLS if there is a reason."""
-        if reason is not None:
-            self._owner.tls_failed(reason)
+    def _fail(self, reason: str) -> None:
+        """Give the socket up because of TLS."""
+        self._owner.tls_failed(reason)
         self.abort()
 
     def pause_reading(self) -> None:

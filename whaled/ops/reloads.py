@@ -1,15 +1,16 @@
-"""What came of the last reload, left in a file for who asked for it: a signal has no answer."""
+"""The outcome of the last reload, left in a file for the process that asked for it: a signal has no answer."""
 
 import contextlib
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+
+from whaled.replacing import replacing
 
 # A whole address book of faults makes no longer text; what is beyond helps nobody in a terminal.
 MAX_PROBLEM_CHARS = 16_000
@@ -43,14 +44,8 @@ def write(path: Path, outcome: Outcome) -> None:
     if problem is not None and len(problem) > MAX_PROBLEM_CHARS:
         problem = problem[: MAX_PROBLEM_CHARS - 1] + "\u2026"
     body = msgspec.json.encode(Outcome(outcome.pid, outcome.began_s, problem))
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path, is_durable=False) as file:
+        file.write(body)
 
 
 def forget(path: Path) -> None:
