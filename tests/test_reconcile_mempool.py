@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from reconcile_kit import BTC, Front, watching, world
 
+from whaled.reconcile import mempool
+
 
 async def test_what_is_in_the_mempool_at_the_first_start_is_alerted_once(tmp_path: Path) -> None:
     async with world() as (sim, clock):
@@ -132,9 +134,10 @@ async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_blo
 
 @pytest.mark.parametrize("rate", [50.0, 1.0])
 async def test_what_the_backend_does_not_give_is_asked_for_again_while_it_is_in_the_mempool(
-    tmp_path: Path, rate: float
+    tmp_path: Path, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a projected block, where its value is known, and behind the last of them."""
+    monkeypatch.setattr(mempool, "TAIL_AFTER_S", 1.0)
     front = Front()
     async with world(block_weight=20_000) as (sim, clock), front.before(sim):
         for _ in range(8 * 36):
