@@ -14,8 +14,13 @@ BINDIR ?= /usr/local/bin
 # Where the runbook links of the installed alert rules lead; /runbook.md#alert is appended.
 DOCS_URL ?= file://$(PREFIX)/share/docs
 
+# Most tests wait for something now and then: half as many workers again as cores.
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
+# Otherwise every process that a test starts compiles all of the program, and every worker all of the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install install-share uninstall clean lock
+.PHONY: dashboards picture help run tail test test-long test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install install-share uninstall clean lock
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +40,13 @@ tail: $(STAMP) ## watch the alerts of `make run` in this terminal
 	$(BIN)/whaled tail
 
 check: $(STAMP) lint types ## lint, types and the fast tests
-	$(BIN)/pytest -q -n auto -m 'not slow'
+	$(BIN)/pytest -q -n $(WORKERS) -m 'not slow'
 
-test: $(STAMP) lint types ## the whole suite
-	$(BIN)/pytest -q -n auto
+test: $(STAMP) lint types ## the suite, without what runs for long
+	$(BIN)/pytest -q -n $(WORKERS)
+
+test-long: $(STAMP) ## the tests of the suite that take many seconds each
+	$(BIN)/pytest -q -n $(WORKERS) -m long
 
 test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted in namespaces
 	$(BIN)/pytest -q -m systemd tests/systemd

@@ -271,6 +271,7 @@ def test_strangers_leave_at_the_first_reply() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_small_attack_runs_from_end_to_end(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     process = await asyncio.create_subprocess_exec(

@@ -11,7 +11,7 @@ import pytest
 from whaled.addresses import base58check
 from whaled.model import OwnerType
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 COUNT = 1_000_000
 # A million take 18 s of CPU where one core is free; a machine may be three times as slow.

@@ -336,6 +336,7 @@ async def test_an_esplora_mode_backend_whose_electrs_is_not_found_is_degraded_an
             assert "upstream.esplora_url" in health["shortfall"]
 
 
+@pytest.mark.long
 async def test_an_esplora_mode_backend_is_read_whole_with_electrs_beside_it(tmp_path: Path) -> None:
     async with busy_simulator(mode=Mode.ESPLORA) as simulator:
         config = daemon.write_config(tmp_path, simulator.url)

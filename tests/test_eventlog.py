@@ -628,6 +628,8 @@ async def compare(path: Path, lives: list[list[tuple[str, object]]]) -> None:
 
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(STEPS, max_size=8), min_size=1, max_size=3))
+@pytest.mark.slow
+@pytest.mark.long
 def test_any_history_of_appends_prunes_and_restarts_agrees_with_the_model(
     lives: list[list[tuple[str, object]]],
 ) -> None:

@@ -299,6 +299,7 @@ print(calls)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_repair_that_is_killed_at_any_moment_leaves_a_log(path: Path, tmp_path: Path) -> None:
     epoch = await filled(path)
     edit(path, "UPDATE events SET ref = 'x' WHERE offset = 2")

@@ -250,7 +250,7 @@ DELETIONS = (
 )
 
 
-SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 30))]
+SEEDS = [*range(4), *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.long]) for seed in range(4, 30))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

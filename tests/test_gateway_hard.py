@@ -740,6 +740,7 @@ def open_descriptors() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
     """Polite ones, rude ones, and ones that never say a word."""
     async with running_gateway(tmp_path, replay_page=10) as rig:

@@ -18,7 +18,7 @@ from test_memory import MIB, metric
 import daemon
 from support import ask, receive_type, silent_client
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(120)]
 
 LIMIT_MIB = 256
 CLIENTS = 400

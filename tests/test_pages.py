@@ -164,6 +164,8 @@ async def test_what_nobody_waits_for_any_more_is_not_read() -> None:
         assert len(log.reads) <= 3
 
 
+@pytest.mark.slow
+@pytest.mark.long
 async def test_what_is_kept_is_bounded_even_of_events_with_thousands_of_addresses() -> None:
     log, most = CountingLog(addresses=2_000), 0
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks, reading(log, head=500, at_once=10) as rig:

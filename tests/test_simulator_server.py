@@ -623,6 +623,7 @@ async def test_a_port_that_is_taken_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_twenty_times_mainnet_leaves_most_of_a_core_free() -> None:
     settings = SimulatorSettings(port=0, rate=140, poll_interval=0.5, block_interval=5)
     async with Simulator(settings) as sim, listening(sim) as client:

@@ -15,7 +15,7 @@ from scene import RATE_INTERVAL, Prometheus, acting
 import daemon
 from whaled.simulator.settings import SimulatorSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # All of it takes some 20 s: a restart and a reload must be apart by more than what a rate looks back.
 LIMIT_S = 45

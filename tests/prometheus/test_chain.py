@@ -16,7 +16,7 @@ from prometheus_kit import ALERTS, DEPLOY, RECORDINGS, alertmanager, free_port, 
 
 from daemon import running, write_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 # Scrape, evaluation, `for`, grouping: a second each; and a machine that runs other tests too.
 TOLD_LIMIT_S = 20

@@ -20,7 +20,8 @@ from whaled.ops.metrics import Metrics
 RUNBOOK = ROOT / "docs" / "runbook.md"
 CASES = sorted(Path(__file__).parent.glob("*.test.yml"))
 # These replay hours and days of samples.
-SLOW_CASES = {"clients", "configuration", "days", "delivery", "long", "recording", "upstream"}
+LONG_CASES = {"clients", "configuration", "days", "delivery", "eventlog", "long", "recording", "upstream"}
+LONG = [pytest.mark.slow, pytest.mark.long]
 ALERT_RULES = rules_of(ALERTS)
 RECORDED = {rule["record"] for rule in rules_of(RECORDINGS)}
 SEVERITIES = {"page", "ticket"}
@@ -94,7 +95,7 @@ def test_promtool_accepts_the_configuration(name: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if path.name.split(".")[0] in SLOW_CASES else []) for path in CASES],
+    [pytest.param(path, marks=LONG if path.name.split(".")[0] in LONG_CASES else []) for path in CASES],
     ids=lambda path: path.name.split(".")[0],
 )
 def test_alerts_fire_and_stay_silent_as_the_cases_say(path: Path) -> None:
