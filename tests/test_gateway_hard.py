@@ -27,7 +27,7 @@ from whaled.auth.tokens import KeyRing, SigningKey, verify
 from whaled.config.sections import Auth
 from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener
-from whaled.gateway.admission import TURNED_AWAY
+from whaled.gateway.admission import TURNED_AWAY, source
 from whaled.gateway.connection import Connection
 from whaled.gateway.handshake import CREDENTIAL_PARAMETERS, Server, has_credential
 from whaled.gateway.wire import MessageType
@@ -461,6 +461,26 @@ async def test_while_more_connect_than_can_be_accepted_networks_that_fail_are_re
         assert rig.value("whaled_connections_refused_total", reason="connect_rate") >= 250
         with pytest.raises(ConnectionResetError):
             flood[200].recv(1)
+        for sock in flood:
+            sock.close()
+
+
+async def test_a_flood_is_known_by_its_connections_although_none_of_them_is_ever_read(tmp_path: Path) -> None:
+    """Newcomers of other networks take their places first."""
+    async with running_gateway(
+        tmp_path, authenticator=Tokens(expires_at=4e9), max_unauthenticated=1, max_failed_connects=1
+    ) as rig:
+        flood: list[socket.socket] = []
+        for number in range(8):
+            mine, theirs = socket.socketpair()
+            flood.append(mine)
+            mine.send(request())
+            rig.gateway.arrive(theirs, f"192.0.{number % 2}.{number}")
+            with rig.gateway.share.hold():  # nothing is read meanwhile
+                for _ in range(3):
+                    await asyncio.sleep(0)
+        assert all(rig.gateway._admission.is_flood(source(f"192.0.{network}.99"), 60.0) for network in (0, 1))
+        assert rig.value("whaled_connections_refused_total", reason="displaced") == 7
         for sock in flood:
             sock.close()
 

@@ -343,7 +343,13 @@ class Connection:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a connection that ends without having authenticated failed by its own doing."""
+        """Whether a connection that ends without having authenticated counts as a failure of its network.
+
+        It does not where the client could not help it. It does where it gave way to a newcomer, even before it was
+        read: in a flood from thousands of networks that is all that is ever seen of its connections.
+        """
+        if self._refusal is Refusal.DISPLACED:
+            return True
         return self._refusal not in NO_FAULTS and not self.is_waiting
 
     def displace(self) -> None:

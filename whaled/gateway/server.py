@@ -261,8 +261,8 @@ class Gateway:
             self._reset(sock, origin)
             return
         if isinstance(displaced, Connection):
-            self._leave(displaced)
             displaced.displace()
+            self._leave(displaced)
         try:
             client = ClientSocket(sock, connection, self.share, origin.network, self._tls)
         except OSError:  # it is gone already
