@@ -21,6 +21,9 @@ ACCEPTS = 4
 BEHIND_S = 0.1
 # Fewer than so many a second are no flood: whaled is slow for another reason.
 FLOOD_RATE = 500
+# A flood that comes again soon is met as the last one was left: time of it that is not forgotten at once, and how much
+# of that is forgotten in each second in which the queue is empty.
+REMEMBERED_S, FORGOTTEN_S = 2.0, 0.2
 # How long to leave connections in the kernel when there is no descriptor for them.
 SHORT_WAIT_S = 0.25
 # Accepting goes on when no attempt has failed for so long.
@@ -33,6 +36,42 @@ class ListenerMeter(Protocol):
     def accept_failed(self) -> None:
         """A connection could not be accepted for want of descriptors or memory, and waits in the kernel."""
         ...
+
+
+class Backlog:
+    """For how long more connections have arrived at a socket than can be accepted. `clock` is monotonic."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None  # the queue has not been empty
+        self._count = 0  # accepted since then
+        self._before = 0.0  # for how long it was so until the queue was empty last
+        self._emptied_at = 0.0
+
+    def filled(self) -> None:
+        """There is a connection in the queue, which was empty."""
+        now = self._clock()
+        self._before = max(0.0, self._before - FORGOTTEN_S * (now - self._emptied_at))
+        self._since, self._count = now, 0
+
+    def accepted(self) -> None:
+        """One of the queue was accepted."""
+        self._count += 1
+
+    def emptied(self) -> None:
+        """The queue is empty, or nothing can be accepted from it for now."""
+        self._before = min(REMEMBERED_S, max(self._before, self.behind_s))
+        self._since, self._emptied_at = None, self._clock()
+
+    @property
+    def behind_s(self) -> float:
+        """Seconds; those of a flood that went on until a moment ago are added. 0 if the queue was empty lately, or if
+        few arrived: then it is not their number that keeps them waiting.
+        """
+        if self._since is None:
+            return 0.0
+        busy_s = self._clock() - self._since
+        return self._before + busy_s if busy_s > BEHIND_S and self._count > FLOOD_RATE * busy_s else 0.0
 
 
 class Listener:
@@ -53,8 +92,7 @@ class Listener:
         self._meter = meter
         self._reserve = reserve
         self._is_open = False
-        # Of sockets whose queue has not been empty: since when, and how many were accepted meanwhile.
-        self._busy: dict[socket.socket, tuple[float, int]] = {}
+        self._backlogs = {sock: Backlog() for sock in sockets}
         self._short_since: float | None = None
         self._resumed: asyncio.TimerHandle | None = None
         self._shortages = Summary(
@@ -94,11 +132,8 @@ class Listener:
 
     @property
     def behind_s(self) -> float:
-        """For how long more connections have arrived than can be accepted. 0 if the queue was empty lately, or if they
-        were few: then it is not their number that keeps them waiting.
-        """
-        now = time.monotonic()
-        return max((now - since for since, count in self._busy.values() if _is_behind(now - since, count)), default=0.0)
+        """For how long more connections have arrived than can be accepted; the longest of all sockets."""
+        return max(backlog.behind_s for backlog in self._backlogs.values())
 
     def _wait(self, sock: socket.socket) -> None:
         if self._is_open:
@@ -106,7 +141,7 @@ class Listener:
 
     def _ready(self, sock: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(sock)
-        self._busy[sock] = (time.monotonic(), 0)
+        self._backlogs[sock].filled()
         self._share.add(Lane.ACCEPT, partial(self._accept, sock), sock)
 
     def _accept(self, sock: socket.socket) -> bool:
@@ -116,7 +151,7 @@ class Listener:
             try:
                 accepted, peer = sock.accept()
             except (BlockingIOError, InterruptedError):
-                self._busy.pop(sock, None)
+                self._backlogs[sock].emptied()
                 self._wait(sock)
                 return False
             except OSError as error:
@@ -124,13 +159,12 @@ class Listener:
                     continue  # it concerns one connection that its peer has given up already (accept(2))
                 self._short(sock, error)
                 return False
-            since, count = self._busy[sock]
-            self._busy[sock] = (since, count + 1)
+            self._backlogs[sock].accepted()
             self._arrive(accepted, peer_address(peer))
         return True
 
     def _short(self, sock: socket.socket, error: OSError) -> None:
-        self._busy.pop(sock, None)
+        self._backlogs[sock].emptied()
         self._reserve.release()
         self._meter.accept_failed()
         self._await_no_recovery()
@@ -165,10 +199,6 @@ class Listener:
             after_s = time.monotonic() - self._short_since
             self._short_since = None
             self._recoveries.line("accept", after_s=round(after_s, 1))
-
-
-def _is_behind(busy_s: float, count: int) -> bool:
-    return busy_s > BEHIND_S and count > FLOOD_RATE * busy_s
 
 
 class Reserve:
