@@ -30,6 +30,10 @@ FAILURE_WINDOW_S = 1.0
 HALVED_AFTER_S = 0.25
 # It is halved no further than to one in so many.
 LEAST_PART = 10
+# From then on those that have not authenticated yet count as failures as well: a flood that goes through network after
+# network is gone from each before the first of its connections has failed. Thousands of clients that come at once are
+# accepted by then, or many of them are in.
+UNFINISHED_AFTER_S = 0.5
 # A network is no flood while one in so many of its connections is a client's: a proxy may serve some broken clients.
 CLIENT_PART = 10
 
@@ -137,6 +141,10 @@ class Strangers:
         """The network of a member."""
         return self._members[member][0].network
 
+    def count_in(self, network: str) -> int:
+        """Members of one network."""
+        return self._sizes.get(network, 0)
+
     def count(self, source: Source) -> int:
         """Members of one address."""
         return len(self._networks.get(source.network, {}).get(source.address, ()))
@@ -169,14 +177,16 @@ class FailedConnects:
         """A connection authenticated."""
         self._count(network)[1] += 1
 
-    def is_flood(self, network: str, behind_s: float, clients_here: int = 0) -> bool:
+    def is_flood(self, network: str, behind_s: float, clients_here: int = 0, unfinished: int = 0) -> bool:
         """Whether nearly all of many connections failed. `behind_s`: for how long more have come than can be accepted;
-        `clients_here`: how many of the network are connected.
+        `clients_here`: how many of the network are connected; `unfinished`: how many have not authenticated yet.
         """
         self._turn()
         failed, clients = self._now.get(network, (0, 0))
         failed_before, clients_before = self._before.get(network, (0, 0))
         limit = max(self.limit // LEAST_PART, self.limit >> int(behind_s / HALVED_AFTER_S))
+        if behind_s >= UNFINISHED_AFTER_S:
+            failed += unfinished
         return failed + failed_before > max(limit, CLIENT_PART * (clients + clients_before + clients_here))
 
     def _count(self, network: str) -> list[int]:
@@ -229,7 +239,10 @@ class Admission:
 
     def is_flood(self, source: Source, behind_s: float) -> bool:
         """Whether nearly all of many connections of a newcomer's network fail. See `FailedConnects.is_flood`."""
-        return self.failures.is_flood(source.network, behind_s, self._clients.get(source.network, 0))
+        network = source.network
+        return self.failures.is_flood(
+            network, behind_s, self._clients.get(network, 0), self.strangers.count_in(network)
+        )
 
     def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
         """Count a newcomer as a stranger. `leave` must be called for it once, and for the displaced one too.

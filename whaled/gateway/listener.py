@@ -19,6 +19,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 ACCEPTS = 4
 # More arrive than can be accepted when there has been one waiting for so long.
 BEHIND_S = 0.1
+# The same while a flood is remembered.
+BEHIND_AGAIN_S = 0.01
 # Fewer than so many a second are no flood: whaled is slow for another reason.
 FLOOD_RATE = 500
 # A flood that comes again soon is met as the last one was left: time of it that is not forgotten at once, and how much
@@ -71,7 +73,8 @@ class Backlog:
         if self._since is None:
             return 0.0
         busy_s = self._clock() - self._since
-        return self._before + busy_s if busy_s > BEHIND_S and self._count > FLOOD_RATE * busy_s else 0.0
+        is_behind = busy_s > (BEHIND_AGAIN_S if self._before else BEHIND_S)
+        return self._before + busy_s if is_behind and self._count > FLOOD_RATE * busy_s else 0.0
 
 
 class Listener:
