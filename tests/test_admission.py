@@ -12,6 +12,7 @@ from whaled.gateway.admission import (
     LEAST_PART,
     TIME_TO_BEGIN_S,
     TURNED_AWAY_PER_ADDRESS,
+    UNFINISHED_AFTER_S,
     Admission,
     FailedConnects,
     Source,
@@ -178,6 +179,20 @@ def test_a_network_from_which_nearly_all_connections_fail_is_a_flood_for_two_sec
     assert failures.is_flood("192.0.2.0/24", behind_s=0.1)
     now += FAILURE_WINDOW_S
     assert not failures.is_flood("192.0.2.0/24", behind_s=60.0)
+
+
+def test_connections_that_have_not_authenticated_count_once_a_flood_has_lasted() -> None:
+    """It may come from network after network, and be gone from each before one of its connections has failed."""
+    admission, flood = Admission(total=99, per_address=99, unauthenticated=99, failed_connects=20), source("192.0.2.1")
+    for number in range(30):
+        admission.admit(number, flood)
+    assert not admission.is_flood(flood, behind_s=UNFINISHED_AFTER_S / 2)
+    assert admission.is_flood(flood, behind_s=UNFINISHED_AFTER_S)
+    assert not admission.is_flood(source("198.51.100.1"), behind_s=60.0)
+    # Clients that come all at once are known by those of them that are in.
+    for number in range(3):
+        admission.known(number)
+    assert not admission.is_flood(flood, behind_s=UNFINISHED_AFTER_S)
 
 
 def test_a_few_broken_clients_behind_a_proxy_make_no_flood_of_it() -> None:

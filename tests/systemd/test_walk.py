@@ -190,7 +190,7 @@ def test_a_reload_of_what_cannot_change_is_refused_by_the_daemon(whaled: Install
     refused = lab.systemctl("reload", "whaled", check=False)
     assert refused.returncode == 1
     assert lab.show("whaled", "ReloadResult", "ActiveState") == {"ReloadResult": "exit-code", "ActiveState": "active"}
-    assert whaled.metrics()[RELOADED] == 0
+    lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload in the metrics")
     said = [str(line["MESSAGE"]) for line in lab.journal("whaled", since)]
     assert (
         "whaled: reload refused, the old configuration stays: eventlog.path: cannot change while running: "
