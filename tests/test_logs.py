@@ -246,6 +246,8 @@ async def test_a_daemon_without_stdin_stdout_and_stderr_serves(tmp_path: Path) -
                     continue
                 writer.transport.abort()
                 break
+            held = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)}
+            assert held == {os.devnull}  # no file or socket of the daemon has the number of stderr
             process.terminate()
             assert await process.wait() == 0
     finally:

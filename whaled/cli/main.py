@@ -38,6 +38,7 @@ COMMANDS = {
     "simulate": Command("whaled.cli.simulate", "run a simulated mempool backend"),
 }
 
+STDERR = 2
 # In characters; systemd takes no more than 4096 bytes at a time.
 STATUS_LENGTH = 500
 
@@ -54,9 +55,21 @@ examples:
 
 def entry() -> None:
     """Console script."""
+    _hold_standard_descriptors()
     if sys.argv[1:2] == ["run"]:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload asked for during the start: the file is read anyway
     sys.exit(main(sys.argv[1:]))
+
+
+def _hold_standard_descriptors() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that was closed.
+
+    Else the next file or socket gets its number, and a last message of the interpreter or a library is written to it.
+    """
+    with contextlib.suppress(OSError):  # there is no /dev/null
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+            pass
+        os.close(descriptor)
 
 
 def main(argv: Sequence[str]) -> int:
