@@ -226,6 +226,10 @@ async def test_a_daemon_whose_stderr_nobody_reads_goes_on_and_stops_in_time(tmp_
         os.close(reading)
 
 
+def standard_streams_of(pid: int) -> set[str]:
+    return {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)}
+
+
 @pytest.mark.slow
 async def test_a_daemon_without_stdin_stdout_and_stderr_serves(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -246,7 +250,7 @@ async def test_a_daemon_without_stdin_stdout_and_stderr_serves(tmp_path: Path) -
                     continue
                 writer.transport.abort()
                 break
-            held = {str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)}
+            held = standard_streams_of(process.pid)
             assert held == {os.devnull}  # no file or socket of the daemon has the number of stderr
             process.terminate()
             assert await process.wait() == 0
