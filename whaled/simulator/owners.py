@@ -55,9 +55,7 @@ def scripts_of(owner: InventedOwner, network: Network) -> tuple[Script, ...]:
 def book(network: Network) -> str:
     """The address book of all owners on a network, as CSV for `detection.address_book`."""
     lines = [
-        f"{owner.label},{script.address},{owner.type}\n"
-        for owner in OWNERS
-        for script in scripts_of(owner, network)
+        f"{owner.label},{script.address},{owner.type}\n" for owner in OWNERS for script in scripts_of(owner, network)
     ]
     return HEADER + "".join(lines)
 
