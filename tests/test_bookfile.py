@@ -209,11 +209,11 @@ async def test_of_several_files_the_one_at_fault_is_named(tmp_path: Path, read: 
     head, fault = str(error.value).splitlines()
     assert head == f"w.yaml:2: detection.address_book: cannot use {second}, {first}: a line has a fault"
     assert fault.startswith(f"{first}: line 1: expected 3 columns")
-    first.write_text(f"x,{address(1)},own")
+    first.write_text(f"x,{address(5_000)},own")
     assert await refused(read, second, address_book=(str(first), str(second)), max_book_addresses=1_000) == [
         (
-            f"detection.max_book_addresses: {first}, {second} have 1001 addresses, 1000 are allowed: split the book or "
-            "raise the limit"
+            f"detection.max_book_addresses: {first}, {second} have 1001 addresses, 1000 are allowed: raise the limit, "
+            "or take some out"
         )
     ]
 
@@ -252,7 +252,7 @@ def test_types_that_no_address_has_are_named() -> None:
 async def test_too_many_addresses_are_counted(tmp_path: Path, read: Read) -> None:
     path = written(tmp_path, book(1_000))
     assert await refused(read, path, max_book_addresses=999) == [
-        f"detection.max_book_addresses: {path} has 1000 addresses, 999 are allowed: split the book or raise the limit"
+        f"detection.max_book_addresses: {path} has 1000 addresses, 999 are allowed: raise the limit, or take some out"
     ]
 
 
