@@ -114,6 +114,10 @@ async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding
             b'"#Wallet Huobi.com. Updated to block 523401"\n',
             "an export of WalletExplorer; `whaled labels import` makes",
         ),
+        (b"Not Found", "the answer of a server, 'Not Found': the download failed"),
+        (b"403: Forbidden\n", "the answer of a server, '403: Forbidden': the download failed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a pointer of Git LFS, not the file itself"),
+        (b'[{"label":"x"}]', "JSON"),
     ],
 )
 async def test_a_file_that_is_no_csv_is_named(tmp_path: Path, read: Read, content: bytes, what: str) -> None:
@@ -121,6 +125,22 @@ async def test_a_file_that_is_no_csv_is_named(tmp_path: Path, read: Read, conten
     path.write_bytes(content + b" " * 20_000)
     (problem,) = await refused(read, path)
     assert problem.startswith(f"detection.address_book: {path} is no address book but {what}")
+
+
+@pytest.mark.parametrize("label", ["[Hot] Binance", "<unknown>", "{x}", "{ x", "PKx", "Not Found", "title: x", "[1"])
+async def test_a_label_may_begin_as_other_files_do(tmp_path: Path, read: Read, label: str) -> None:
+    path = written(tmp_path, [f"{label},{address(2_000)},exchange", *book(1_000)])
+    assert (await read(Detection(address_book=str(path)))).owners.get(address(2_000)) == Owner(
+        label, OwnerType.EXCHANGE
+    )
+    path = written(tmp_path, [f"{label},{address(2_000)[:-1]}z,exchange", *book(1_000)])
+    (_, problem) = await refused(read, path)
+    assert problem.startswith(f"{path}: line 1: address ")
+
+
+async def test_a_file_that_is_missing_is_named_in_plain_words(tmp_path: Path, read: Read) -> None:
+    path = tmp_path / "book.csv"
+    assert await refused(read, path) == [f"detection.address_book: cannot read {path}: there is no such file"]
 
 
 async def test_a_binary_file_is_named(tmp_path: Path, read: Read) -> None:
@@ -189,11 +209,11 @@ async def test_of_several_files_the_one_at_fault_is_named(tmp_path: Path, read: 
     head, fault = str(error.value).splitlines()
     assert head == f"w.yaml:2: detection.address_book: cannot use {second}, {first}: a line has a fault"
     assert fault.startswith(f"{first}: line 1: expected 3 columns")
-    first.write_text(f"x,{address(1)},own")
+    first.write_text(f"x,{address(5_000)},own")
     assert await refused(read, second, address_book=(str(first), str(second)), max_book_addresses=1_000) == [
         (
-            f"detection.max_book_addresses: {first}, {second} have 1001 addresses, 1000 are allowed: split the book or "
-            "raise the limit"
+            f"detection.max_book_addresses: {first}, {second} have 1001 addresses, 1000 are allowed: raise the limit, "
+            "or take some out"
         )
     ]
 
@@ -232,7 +252,7 @@ def test_types_that_no_address_has_are_named() -> None:
 async def test_too_many_addresses_are_counted(tmp_path: Path, read: Read) -> None:
     path = written(tmp_path, book(1_000))
     assert await refused(read, path, max_book_addresses=999) == [
-        f"detection.max_book_addresses: {path} has 1000 addresses, 999 are allowed: split the book or raise the limit"
+        f"detection.max_book_addresses: {path} has 1000 addresses, 999 are allowed: raise the limit, or take some out"
     ]
 
 

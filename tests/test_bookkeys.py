@@ -118,6 +118,8 @@ def test_every_key_is_counted_with_its_network(key: str, expected: Network) -> N
         ("signet", {"mainnet": 1}),
         ("a signet with block 1 00aa", {"mainnet": 1}),
         ("regtest", {"mainnet": 1, "testnet or signet": 2}),
+        ("simulated mainnet", {"testnet or signet": 2, "a test network": 4}),
+        ("simulated regtest", {"mainnet": 1, "testnet or signet": 2}),
         ("a network with genesis block 00aa", {}),
         ("", {}),
     ],

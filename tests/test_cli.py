@@ -212,6 +212,21 @@ def test_making_a_key_that_the_environment_outranks_is_told(
     assert "WEBSOCKET_SECRET_KEY is set and comes before" in capsys.readouterr().err
 
 
+def test_what_takes_a_changed_ring_is_told_and_a_directory_that_was_made(
+    tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "etc" / "keys.json"
+    for unit, verb in (("/etc/whaled/keys.json", "reload"), (str(path), "restart")):
+        monkeypatch.setattr("whaled.cli.keys.UNIT_KEY_RING", unit)
+        capsys.readouterr()
+        assert main(["keys", "generate", "--key-ring", str(path)]) == 0
+        out, err = capsys.readouterr()
+        assert (f"the directory {path.parent} was made\n" in err) is (verb == "reload")
+        assert err.endswith(f"it signs once whaled is started, or after: systemctl {verb} whaled\n")
+        assert main(["keys", "retire", "--key-ring", str(path), out.strip(), "--force"]) == 0
+        assert capsys.readouterr().err.endswith(f"after: systemctl {verb} whaled\n")
+
+
 def test_retiring_the_last_key_is_refused(ring: Path, capsys: Output) -> None:
     kid = json.loads(ring.read_text())["keys"][0]["kid"]
     assert main(["keys", "retire", kid, "--key-ring", str(ring)]) == 78

@@ -716,6 +716,13 @@ def test_a_number_that_yaml_reads_as_another_one_is_refused_with_a_suggestion(te
 
 def test_a_number_of_thousands_is_grouped_as_people_group_it() -> None:
     assert faults("detection:\n  threshold_btc: 1,000\n")[0].endswith("or null; write it as 1000")
+    for number, rest in (("1,000", "000"), ("1,000,000", "000")):
+        found = faults(f"detection: {{threshold_btc: {number}}}\n")
+        problems = [each for each in found if f"detection.{rest}: no such key" in each]
+        written = f"no such key; if it belongs to the number of `threshold_btc`, write it as {number.replace(',', '')}"
+        assert problems
+        assert all(problem.endswith(written) for problem in problems)
+    assert "write it as" not in faults("detection: {000: 5}\n")[0]
     assert faults("gateway:\n  port: 08765\n")[0].endswith("; write it as 8765")
 
 

@@ -305,7 +305,7 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
     async with busy_simulator() as simulator:
         config = daemon.write_config(tmp_path, simulator.url)
         async with daemon.running(config) as whaled:
-            await whaled.logged("the network of the event log is noted", network="regtest")
+            await whaled.logged("the network of the event log is noted", network="simulated mainnet")
         with sqlite3.connect(tmp_path / "whaled.db") as log:
             (noted,) = log.execute("SELECT value FROM state WHERE key = 'network'").fetchone()
             mainnet = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"
@@ -315,7 +315,7 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
         log.close()
         async with daemon.running(config) as whaled:
             lost = await whaled.logged("no link to the mempool backend", reason="wrong_network", attempt=2)
-            assert "the backend is on regtest, and the event log holds mainnet" in lost["detail"]
+            assert "the backend is on simulated mainnet, and the event log holds mainnet" in lost["detail"]
             async with aiohttp.ClientSession() as session, session.get(f"{whaled.http}/healthz") as response:
                 assert (await response.json())["upstream"] == "disconnected"
         with sqlite3.connect(tmp_path / "whaled.db") as log:

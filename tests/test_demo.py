@@ -12,7 +12,8 @@ from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog.store import EventLog
 from whaled.ops.metrics import Metrics
-from whaled.simulator.owners import BOOK
+from whaled.simulator.owners import BOOKS
+from whaled.simulator.scripts import Network
 
 
 def settings(directory: Path) -> EventLogSettings:
@@ -51,7 +52,7 @@ async def test_a_log_that_another_whaled_uses_is_not_removed(tmp_path: Path) -> 
 
 
 def test_the_owners_of_the_world_are_known_unless_the_operator_has_a_book() -> None:
-    assert with_owners(Config()).detection.address_book == str(BOOK)
+    assert with_owners(Config()).detection.address_book == str(BOOKS[Network.MAINNET])
     mine = Config(detection=Detection(address_book="mine.csv"))
     assert with_owners(mine) == mine
 

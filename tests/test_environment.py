@@ -77,7 +77,6 @@ def test_a_setting_beside_service_links_counts() -> None:
         ("WHALED_GATEWAY_PROT", "9000", "WHALED_GATEWAY_PORT"),
         ("WHALED_GATEWY_PORT", "9000", "WHALED_GATEWAY_PORT"),
         ("WHALED_PORT", "8765", "WHALED_HTTP_PORT"),
-        ("WHALED_SERVICE_HOST", "whale.example", "WHALED_HTTP_HOST"),
         ("WHALED_GATEWAY_HOSTS", "127.0.0.1", "WHALED_GATEWAY_HOST"),
         ("WHALED_UPSTREAM_PROXI_FILE", "/run/secrets/proxy", "WHALED_UPSTREAM_PROXY_FILE"),
     ],
@@ -142,7 +141,7 @@ def test_a_value_that_is_set_twice_is_refused(secret: Path) -> None:
         (b"a\x80", "is not UTF-8 (byte 2)"),
         (b"ws://h/\n\nx", "without control characters"),
         (b"ws://h/\x00", "without control characters"),
-        (b"", "found 0 characters, expected a URL"),
+        (b"", "is empty"),
         (b"hunter2", ": upstream.url: expected ws://host[:port]/... or wss://"),
         (b"x" * 70_000, "is larger than 64KiB: this is no value of a key"),
     ],
@@ -173,3 +172,19 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 def test_a_list_of_sections_is_written_in_the_file_only(secret: Path) -> None:
     for name in ("WHALED_DETECTION_WATCH", "WHALED_DETECTION_WATCH_FILE"):
         assert fault({name: str(secret)}).endswith("cannot stand in a variable: write it in the file")
+
+
+def test_a_file_without_a_value_or_in_the_place_of_its_path_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "value"
+    path.write_text("\n")
+    for name, key in (("WHALED_GATEWAY_PORT_FILE", "gateway.port"), ("WHALED_UPSTREAM_PROXY_FILE", "upstream.proxy")):
+        assert fault({name: str(path)}) == f"environment variable {name}: {key}: {path} is empty"
+    for text in ('{"version": 1}', "a\nb"):
+        path.write_text(text)
+        found = fault({"WHALED_AUTH_KEY_RING_FILE": str(path)})
+        assert found.endswith(f"{path} has {len(text)} characters that are no path: it must hold the path of a file")
+
+
+def test_a_variable_that_is_near_to_none_gets_no_suggestion() -> None:
+    for name in ("WHALED_BIN", "WHALED_BIN_FILE", "WHALED_HOME", "WHALED_SERVICE_HOST"):
+        assert fault({name: "x"}) == f"environment variable {name}: no such setting"

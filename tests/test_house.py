@@ -48,7 +48,7 @@ PURE = (
     "errors", "model", "config.sections", "config.keys", "config.parse", "config.units", "whales.amounts",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.labels", "whales.lifecycle", "whales.filters",
     "whales.owners", "whales.books", "whales.booklines", "whales.bookkeys", "addresses", "whales.addresses", "tables",
-    "times",
+    "times", "whales.filekinds",
     "upstream.dialect", "upstream.continuity", "upstream.proxy", "upstream.routes", "upstream.identity",
     "upstream.retry_after", "upstream.transactions", "upstream.rehearsal", "auth.tokens", "auth.tokentext",
     "whales.accuracy", "whales.history", "upstream.rawblock", "upstream.surrogates",

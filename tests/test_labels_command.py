@@ -42,7 +42,8 @@ BIP329 = f"""{{ "type": "tx", "ref": "{TXID}", "label": "Transaction", "origin":
 
 {{ "type": "addr", "ref": "{A[:-1]}z", "label": "mistyped" }}
 {{ "type": "addr", "ref": 7, "label": "a number" }}
-{{ "type": "addr", "ref": "{D}", "label": "cut sho"""
+{{ "type": "addr", "ref": "{D}", "label": "no end
+"""
 
 # As packs of the public repository look.
 TAGPACK = f"""title: Example wallets
@@ -222,7 +223,14 @@ def test_walletexplorer_gives_the_wallet_s_name_and_the_export_s_date(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "options", "problem"),
     [
-        (WALLETEXPLORER, {}, "WalletExplorer does not say what a wallet is: give the type, like --type exchange"),
+        (
+            WALLETEXPLORER,
+            {},
+            (
+                "WalletExplorer does not say what a wallet is: give the type, like --type exchange, in a command of "
+                "its own: --type is for all files"
+            ),
+        ),
         (
             f'"#Wallet A"\ndate,received from,received amount,sent amount,sent to,balance,transaction\n1,2,{A}\n',
             {"type": OwnerType.SERVICE},
@@ -241,20 +249,82 @@ def test_what_is_no_list_of_a_wallet_s_addresses_is_named(
     assert str(error.value).startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("x.jsonl", f'{{"type":"addr","ref":"{A}","label":"x"}}\n{{"type":"addr","ref":"{B}","la', 2),
+        ("x.csv", f'"#Wallet X"\naddress,balance,incoming txs\n{A},1,2\n{B[:20]}', 4),
+        ("x.csv", f'"#Wallet X"\naddress,balance,incoming txs\n{A},1,2\n{B},1', 4),
+        ("x.yaml", f"currency: BTC\nlabel: x\ntags:\n- address: {A}\n- address: {B[:20]}", 5),
+        ("x.yaml", f"currency: BTC\nlabel: x\ntags:\n- address: {A}\n- add", 5),
+        ("x.yaml", f"currency: BTC\nlabel: x\ntags:\n- address: {A}\n- address: {B}\n  lab", 7),
+    ],
+)
+def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, capsys: Output, name: str, text: str, line: int) -> None:
+    path, out = written(tmp_path, name, text), tmp_path / "book.csv"
+    whole = written(tmp_path, "whole.jsonl", f'{{"type":"addr","ref":"{A}","label":"x"}}\n')
+    assert run("import", whole, path, "--type", "fund", "--output", out) == 1
+    found = capsys.readouterr().err
+    assert f"whaled: {path}: line {line}: " in found
+    assert "cut short?" in found
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.jsonl", f'{{"type":"addr","ref":"{A}","label":"x"}}\n{{"type":"addr","ref":"{B[:20]}","label":"x"}}'),
+        ("x.jsonl", f'{{"type":"addr","ref":"{A}","label":"x"}}'),
+        ("x.csv", f'"#Wallet X"\naddress,balance,incoming txs\n{A},1,2'),
+        ("x.csv", f'"#Wallet X"\naddress,balance,incoming txs\n{A},1,2\n '),
+        ("x.yaml", f"currency: BTC\nlabel: x\ntags:\n- address: {A}"),
+    ],
+)
+def test_a_last_line_that_is_whole_needs_no_line_break(tmp_path: Path, name: str, text: str) -> None:
+    rows, _ = imported(written(tmp_path, name, text), type=OwnerType.FUND)
+    assert [row.key for row in rows] == [A]
+
+
 def test_a_label_may_be_given_where_the_file_has_none(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", f"address,balance\n{A},0\n")
     rows, _ = imported(path, type=OwnerType.MINER, label="Pool", source="me")
     assert rows == [Row(label="Pool", key=A, type=OwnerType.MINER, source="me")]
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"
+
+
 @pytest.mark.parametrize(
-    ("text", "what"), [("<html>", "a page in HTML: expected BIP 329, "), ("a,b,c\n", "an unknown format: expected BIP")]
+    ("content", "what"),
+    [
+        (b"", "the file is empty (0 bytes)"),
+        (b"a,b,c\n", "an unknown format: expected BIP 329, GraphSense TagPack, WalletExplorer; name it with --format"),
+        (b"\x1f\x8b\x08\x00", "this is compressed with gzip: unpack it"),
+        (b"<html>", "this is a page in HTML or XML: the download gave an error or login page; expected BIP 329, "),
+        (b"404: Not Found", "this is the answer of a server, '404: Not Found': the download failed; expected BIP 329"),
+        (LFS.encode(), "this is a pointer of Git LFS, not the file itself"),
+        (b'[{"type":"addr"}]', "this is JSON; expected BIP 329, "),
+        (f"label,address,type\nA,{A},own\n".encode(), "this is an address book already: "),
+        (f"# mine\naddress;type;label\n{A};own;A\n".encode(), "this is an address book already: "),
+        (f"[Hot] A,{A},own\n".encode(), "this is an address book already: "),
+        (f"A,{A},owner\n".encode(), "this is an address book already: "),
+    ],
 )
-def test_an_unknown_format_is_named_with_the_known_ones(tmp_path: Path, text: str, what: str) -> None:
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
     with pytest.raises(LabelFileError) as error:
-        reading.format_of(written(tmp_path, "x", text))
+        reading.format_of(path)
     assert str(error.value).startswith(what)
-    assert str(error.value).endswith("BIP 329, GraphSense TagPack, WalletExplorer; name it with --format")
+
+
+def test_a_type_for_all_files_that_takes_own_from_a_wallet_is_warned_of(tmp_path: Path, capsys: Output) -> None:
+    wallet = written(tmp_path, "x.jsonl", f'{{"type":"addr","ref":"{A}","label":"x"}}\n')
+    assert run("import", wallet, written(tmp_path, "x.csv", WALLETEXPLORER), "--type", "exchange") == 0
+    assert f"whaled: warning: {wallet} (BIP 329): --type exchange is for all files: " in capsys.readouterr().err
+    for options in ((), ("--type", "own")):
+        assert run("import", wallet, *options) == 0
+        assert "warning" not in capsys.readouterr().err
 
 
 @relaxed

@@ -14,7 +14,7 @@ from whaled.errors import BookError, ConfigError
 from whaled.model import OwnerType
 from whaled.whales import owners
 from whaled.whales.books import MAX_FAULTS, Reading, parse
-from whaled.whales.owners import BUCKET, HEADER, MAX_LABELS, Owner, Owners
+from whaled.whales.owners import BUCKET, HEADER, MAX_LABELS, RECORD, Owner, Owners
 
 
 def read(lines: Sequence[str], limit: int | None = None) -> Owners:
@@ -172,8 +172,39 @@ def test_more_addresses_than_allowed_are_refused_with_their_number() -> None:
     lines = ["label,address,type", "# mine", *book(120), ""]
     assert len(read(lines, 120)) == 120
     assert refused(lines, 119) == [
-        "detection.max_book_addresses: book.csv has 120 addresses, 119 are allowed: split the book or raise the limit"
+        "detection.max_book_addresses: book.csv has 120 addresses, 119 are allowed: raise the limit, or take some out"
     ]
+    assert refused(lines, 50) == [
+        (
+            "detection.max_book_addresses: book.csv has at least 57 addresses, 50 are allowed: raise the limit, or "
+            "take some out"
+        )
+    ]
+
+
+def test_lines_of_one_address_count_as_one() -> None:
+    several = [f"Label {number},{address(0)},own" for number in range(3)]
+    assert len(read(several, 1)) == 1
+    assert len(read([*several, *book(2)], 2)) == 2
+    assert len(read([line for line in book(100) for _ in range(8)], 100)) == 100
+    assert refused([*several, *book(3)], 2)[0].startswith("detection.max_book_addresses: book.csv has 3 addresses, 2 ")
+    # In any order, and wherever the count falls.
+    lines = [line for line in book(40) for _ in range(5)]
+    for limit in range(30, 45):
+        for order in (lines, lines[::-1], sorted(lines, key=lambda line: line[-9:])):
+            assert (len(read(order, limit)) == 40) if limit >= 40 else refused(order, limit)
+
+
+def test_lines_are_not_kept_without_end() -> None:
+    reading = Reading(10)
+    reading.add("book.csv", (f"A,{address(0)},own\n" for _ in range(1_000)))
+    with pytest.raises(BookError) as error:
+        reading.owners()
+    assert str(error.value) == (
+        "detection.max_book_addresses: book.csv has 1000 lines with an address, at most 80 are allowed, 8 for each of "
+        "10 addresses: raise the limit, or take repeated lines out"
+    )
+    assert sum(map(len, reading._packer._buckets)) == 80 * RECORD.size
 
 
 def test_the_order_of_the_lines_makes_no_difference() -> None:

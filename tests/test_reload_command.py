@@ -93,6 +93,22 @@ async def test_a_daemon_that_does_not_answer_or_ends_is_no_success(tmp_path: Pat
         assert (status, err) == (1, f"whaled: process {pid} did not reload: there is no such process\n")
 
 
+async def test_a_process_that_is_no_whaled_is_sent_nothing(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    for words in (["sleep", "60"], [sys.executable, "-c", "input()", "whaled"]):
+        other = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE)
+        try:
+            status, _, err = await reload("--pid", str(other.pid), "--config", str(config))
+            assert status == 78
+            shown = " ".join(words)[:100]
+            assert err == f"whaled: --pid {other.pid} is no `whaled run` but {shown!r}: it was sent nothing\n"
+            assert other.returncode is None
+        finally:
+            other.kill()
+            await other.wait()
+        assert other.returncode == -signal.SIGKILL
+
+
 def test_only_the_outcome_of_this_reload_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last-reload.json"
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
@@ -106,6 +122,7 @@ def test_only_the_outcome_of_this_reload_counts(tmp_path: Path, monkeypatch: pyt
         reloads.write(path, others[min(len(sent), len(others)) - 1])
 
     monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr("whaled.cli.reload._require_daemon", lambda _pid: None)
     assert main(["reload", "--pid", "7", "--timeout", "20s"]) == 78
     assert sent == [signal.SIGHUP, 0, 0, 0]
 

@@ -7,12 +7,15 @@ from msgspec.structs import replace
 
 from whaled.cli.tail_lines import bar
 from whaled.model import FeeMarket, Flow, Input, Output, Transaction
+from whaled.simulator.answers import GENESIS
 from whaled.simulator.life import Life
-from whaled.simulator.owners import BOOK, OWNERS, book, scripts_of
+from whaled.simulator.owners import BOOKS, OWNERS, book, scripts_of
 from whaled.simulator.scripts import Network
 from whaled.simulator.settings import DEMO, SimulatorSettings
 from whaled.simulator.transactions import Payment, Tx, TxKind
 from whaled.simulator.world import World
+from whaled.upstream import identity
+from whaled.whales.bookkeys import elsewhere
 from whaled.whales.fees import urgency
 from whaled.whales.labels import AddressBook
 
@@ -37,20 +40,32 @@ def as_sent(tx: Tx) -> Transaction:
     )
 
 
-def shipped() -> AddressBook:
-    return AddressBook.parse(BOOK.read_text(), BOOK.name)
+def shipped(network: Network) -> AddressBook:
+    return AddressBook.parse(BOOKS[network].read_text(), BOOKS[network].name)
 
 
-def test_the_book_that_is_shipped_lists_the_owners_of_the_world_and_calls_them_invented() -> None:
-    assert BOOK.read_text() == book()
-    assert book().startswith("# Invented. ")
+@pytest.mark.parametrize("network", Network)
+def test_the_book_that_is_shipped_lists_the_owners_of_the_world_and_calls_them_invented(network: Network) -> None:
+    assert BOOKS[network].read_text() == book(network)
+    assert book(network).startswith("# Invented. ")
     assert all(owner.label.startswith("Invented ") for owner in OWNERS)
-    known = shipped()
-    for network in Network:
-        for owner in OWNERS:
-            for script in scripts_of(owner, network):
-                assert known.owner(Output(1, script.hex, script.address)) is not None
-    assert len(known.owners) == len(Network) * sum(len(scripts_of(owner, Network.MAINNET)) for owner in OWNERS)
+    known = shipped(network)
+    for owner in OWNERS:
+        for script in scripts_of(owner, network):
+            assert known.owner(Output(1, script.hex, script.address)) is not None
+    assert len(known.owners) == sum(len(scripts_of(owner, network)) for owner in OWNERS)
+
+
+@pytest.mark.parametrize("network", Network)
+def test_the_book_that_is_shipped_fits_the_network_that_the_simulator_names(network: Network) -> None:
+    named = str(identity.Network(GENESIS[network]))
+    owners = shipped(network).owners
+    assert (named, owners.notes) == (f"simulated {network}", ())
+    assert elsewhere(owners.networks, named) == {}
+    for real in ("mainnet", "regtest"):
+        assert not identity.Network(GENESIS[network]).same_as(
+            identity.Network(next(key for key, name in identity.NETWORKS.items() if name == real))
+        )
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -58,7 +73,7 @@ def test_the_book_that_is_shipped_lists_the_owners_of_the_world_and_calls_them_i
 def test_whales_of_every_flow_and_degree_of_urgency_turn_up_in_the_demo(seed: int, network: Network) -> None:
     world = World(replace(DEMO, seed=seed, network=network), START)
     life = Life(world)
-    known = shipped()
+    known = shipped(network)
     flows: Counter[Flow] = Counter()
     bars: Counter[str] = Counter()
     judged: set[str] = set()
@@ -92,7 +107,7 @@ def test_a_backlog_waits_from_the_start_and_after_every_block_and_holds_no_whale
 def test_change_of_an_owner_returns_to_it() -> None:
     world = World(SimulatorSettings(owner_share=1.0, events=0, block_interval=0), START)
     Life(world).advance(START + 120)
-    known = shipped()
+    known = shipped(Network.MAINNET)
     payments = [entry.tx for entry in world.chain.mempool.values() if entry.tx.kind is TxKind.PAYMENT]
     assert len(payments) > 100
     for tx in payments:

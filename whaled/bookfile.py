@@ -7,7 +7,6 @@ interpreter. The process hands the finished table back through its standard outp
 import codecs
 import contextlib
 import os
-import re
 import resource
 import stat
 import struct
@@ -19,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from whaled.errors import BookError, BookFailure, Fault
+from whaled.whales import filekinds
 from whaled.whales.books import Reading
 from whaled.whales.owners import Owners
 
@@ -44,25 +44,6 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_IMPORT = "`whaled labels import` makes an address book of it"
-_MAGIC = {
-    b"\x1f\x8b": "compressed with gzip: unpack it",
-    b"BZh": "compressed with bzip2: unpack it",
-    b"\xfd7zXZ": "compressed with xz: unpack it",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
-    b"PK\x03\x04": "a ZIP archive or a workbook (xlsx, ods): unpack it, or save the sheet as CSV UTF-8",
-    b"\xd0\xcf\x11\xe0": "a workbook (xls): save the sheet as CSV UTF-8",
-    b"%PDF": "a PDF",
-    b"SQLite format 3": "an SQLite database",
-    b"<": "a page in HTML or XML: the download gave an error or login page",
-    b'{"': f"JSON; {_IMPORT} if it is BIP 329",
-    b"{ ": f"JSON; {_IMPORT} if it is BIP 329",
-    b"[": "JSON",
-    b'"#Wallet': f"an export of WalletExplorer; {_IMPORT}",
-    b"#Wallet": f"an export of WalletExplorer; {_IMPORT}",
-    b"address,balance": f"an export of WalletExplorer; {_IMPORT}",
-}
-_TAGPACK = re.compile(rb"^(title|creator|header|tags):", re.MULTILINE)
 
 
 class LineError(Exception):
@@ -90,7 +71,11 @@ def _add(path: Path, reading: Reading, key: str) -> None:
             encoding = _encoding(key, path, file.read(HEAD_BYTES))
             has_content = reading.add(str(path), _lines(path, encoding))
             after = os.fstat(file.fileno())
-    except (OSError, UnicodeError) as error:
+    except FileNotFoundError as error:
+        raise _refused(key, f"cannot read {path}: there is no such file", BookFailure.UNREADABLE) from error
+    except OSError as error:
+        raise _refused(key, f"cannot read {path}: {error.strerror or error}", BookFailure.UNREADABLE) from error
+    except UnicodeError as error:
         raise _refused(key, f"cannot read {path}: {error}", BookFailure.UNREADABLE) from error
     except LineError as error:
         raise _refused(key, f"{path}: {error}; expected label,address,type", BookFailure.NOT_A_BOOK) from error
@@ -118,10 +103,7 @@ def _encoding(key: str, path: Path, head: bytes) -> str:
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return encoding
-    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    what = next((what for start, what in _MAGIC.items() if text.startswith(start)), None)
-    if what is None and _TAGPACK.search(text):
-        what = f"YAML; {_IMPORT} if it is a GraphSense TagPack"
+    what = filekinds.binary(head) or filekinds.text(head.decode("utf-8", "replace"))
     if what is not None:
         raise _refused(key, f"{path} is no address book but {what}", BookFailure.NOT_A_BOOK)
     evens, odds = head[0::2].count(0), head[1::2].count(0)

@@ -11,7 +11,8 @@ from whaled.errors import OperatorError
 from whaled.eventlog.files import DaemonLock
 from whaled.eventlog.store import EventLog
 from whaled.ops.metrics import Metrics
-from whaled.simulator.owners import BOOK
+from whaled.simulator.owners import BOOKS
+from whaled.simulator.settings import DEMO
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -24,7 +25,7 @@ def with_owners(config: Config) -> Config:
     """The configuration with the address book of the invented owners, unless it names a book of its own."""
     if config.detection.address_book is not None:
         return config
-    return structs.replace(config, detection=structs.replace(config.detection, address_book=str(BOOK)))
+    return structs.replace(config, detection=structs.replace(config.detection, address_book=str(BOOKS[DEMO.network])))
 
 
 async def begin_log(settings: EventLogSettings, world: str) -> None:

@@ -119,9 +119,19 @@ def _import(arguments: argparse.Namespace) -> int:
                     report.written += 1
             except LabelFileError as error:
                 raise WhaledError(f"{path}: {error}") from error
-            except (OSError, UnicodeError) as error:
+            except FileNotFoundError as error:
+                raise WhaledError(f"cannot read {path}: there is no such file") from error
+            except OSError as error:
+                raise WhaledError(f"cannot read {path}: {error.strerror or error}") from error
+            except UnicodeError as error:
                 raise WhaledError(f"cannot read {path}: {error}") from error
             _tell(path, form, report)
+            if form is Format.BIP329 and kind not in {None, OwnerType.OWN} and report.written:
+                print(
+                    f"whaled: warning: {path} (BIP 329): --type {kind} is for all files: labels of a wallet of one's "
+                    "own would be `own` without it",
+                    file=sys.stderr,
+                )
             written += report.written
             faults += report.fault_count
         if arguments.strict and faults:

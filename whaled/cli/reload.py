@@ -15,6 +15,8 @@ from whaled.ops import reloads
 DEFAULT_TIMEOUT_S = 80.0
 LOOK_S = 0.05
 MAX_LOCK_BYTES = 20
+MAX_SHOWN = 100
+_MAIN = "whaled/__main__.py"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -42,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     # A refused reload is no state of the daemon: systemd's status line stays its own.
     os.environ.pop("NOTIFY_SOCKET", None)
     log_path = Path() if _is_told_all(arguments) else Path(load_for(arguments).config.eventlog.path).resolve()
+    if arguments.pid is not None:
+        _require_daemon(arguments.pid)
     pid = arguments.pid if arguments.pid is not None else _holder(log_path)
     outcome = _ask(pid, reloads.outcome_path(os.environ, log_path), arguments.timeout)
     if outcome.problem is not None:
@@ -53,6 +57,19 @@ def run(arguments: argparse.Namespace) -> int:
 def _is_told_all(arguments: argparse.Namespace) -> bool:
     """Under systemd: the configuration may name another event log by now."""
     return arguments.pid is not None and bool(os.environ.get("STATE_DIRECTORY"))
+
+
+def _require_daemon(pid: int) -> None:
+    """Refuse a process that is no `whaled run`: SIGHUP ends most programs. One that cannot be seen is let through."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return
+    names = [Path(word).name for word in words]
+    places = [place for place, word in enumerate(words) if names[place] == "whaled" or word.endswith(_MAIN)]
+    if not (names[0].startswith(("python", "whaled")) and places and "run" in words[places[0] + 1 :]):
+        shown = " ".join(words).strip()[:MAX_SHOWN] or "a process without a command line"
+        raise OperatorError(f"--pid {pid} is no `whaled run` but {shown!r}: it was sent nothing")
 
 
 def _holder(log_path: Path) -> int:

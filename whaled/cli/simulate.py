@@ -7,7 +7,7 @@ import time
 from typing import Any, Protocol
 
 from whaled.errors import ExitStatus
-from whaled.simulator.owners import BOOK
+from whaled.simulator.owners import BOOKS
 from whaled.simulator.scripts import Network
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import DEMO, Mode, SimulatorSettings
@@ -76,7 +76,7 @@ async def _serve(settings: SimulatorSettings) -> None:
     async with Simulator(settings) as simulator:
         print(
             f"simulated mempool backend: {simulator.url} rest {simulator.rest_url} control {simulator.control_url}\n"
-            f"its owners, all invented, for detection.address_book: {BOOK}",
+            f"its owners, all invented, for detection.address_book: {BOOKS[settings.network]}",
             flush=True,
         )
         await stop.wait()

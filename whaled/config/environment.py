@@ -82,7 +82,8 @@ def from_environment(
             faults.append(Fault(key.path, f"{key.variable} is set too: unset one of them", source))
         else:
             try:
-                given[key.path] = _given(key, read_value(text), f"{source} ({text})", is_hidden=True)
+                value = _fitting(key, read_value(text), text)
+                given[key.path] = _given(key, value, f"{source} ({text})", is_hidden=True)
             except ValueError as error:
                 faults.append(Fault(key.path, str(error), source))
     if links:
@@ -118,14 +119,26 @@ def read_value(path: str) -> str:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start + 1})") from None  # it may hold a secret
 
 
+def _fitting(key: Key, value: str, path: str) -> str:
+    """The value that a file holds. Raises ValueError for none, and for a file that stands where its path belongs."""
+    if not value.strip() and key.base is not tuple:
+        raise ValueError(f"{path} is empty")
+    if key.unit == "path" and ("\n" in value or value.lstrip().startswith("{")):
+        raise ValueError(f"{path} has {len(value)} characters that are no path: it must hold the path of a file")
+    return value
+
+
 def _given(key: Key, text: str, source: str, *, is_hidden: bool = False) -> Given:
     written = Scalar(text.strip(), True) if key.base is not tuple else None
     return Given(plain_value(key, text), source, Layer.ENVIRONMENT, written, is_hidden=is_hidden)
 
 
 def _meant(name: str, variables: Mapping[str, Key], files: Mapping[str, Key]) -> str:
-    near = difflib.get_close_matches(name, files if name.endswith(FILE_SUFFIX) else variables, n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
+    # What all have alike would make everything near.
+    suffix = FILE_SUFFIX if name.endswith(FILE_SUFFIX) else ""
+    known = {each.removeprefix(PREFIX).removesuffix(suffix): each for each in (files if suffix else variables)}
+    near = difflib.get_close_matches(name.removeprefix(PREFIX).removesuffix(suffix), known, n=1)
+    return f"; did you mean `{known[near[0]]}`?" if near else ""
 
 
 def _about_links(links: list[str]) -> Fault:

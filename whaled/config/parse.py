@@ -169,7 +169,7 @@ def _walk(
         return
     sections = {path[: index + 1] for path in schema for index, letter in enumerate(path) if letter == "."}
     seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
+    for index, (key_node, value_node) in enumerate(node.value):
         if not isinstance(key_node, yaml.ScalarNode):
             faults.append(Fault(prefix.removesuffix("."), "a key must be a plain word", _at(source, key_node)))
             continue
@@ -182,7 +182,8 @@ def _walk(
         if f"{path}." in sections:
             _walk(value_node, f"{path}.", source, schema, found, faults)
         elif path not in schema:
-            faults.append(Fault(path, "no such key" + _meant(path, [*schema, *sections]), _at(source, key_node)))
+            meant = _split_number(node, index) or _meant(path, [*schema, *sections])
+            faults.append(Fault(path, f"no such key{meant}", _at(source, key_node)))
         elif schema[path].section is not None:
             _walk_sections(schema[path], value_node, source, found, faults)
         else:
@@ -221,6 +222,20 @@ def _written(node: yaml.Node) -> Scalar | None:
 
 def _at(source: str, node: Any) -> str:
     return f"{source}:{node.start_mark.line + 1}"
+
+
+def _split_number(node: yaml.MappingNode, index: int) -> str:
+    """What a key of digits means behind a number in braces: `{key: 1,000}`."""
+    is_group = [str(key.value).isdecimal() and len(key.value) == 3 and not value.value for key, value in node.value]
+    if not node.flow_style or not is_group[index]:
+        return ""
+    first = next((place for place in range(index, -1, -1) if not is_group[place]), None)
+    if first is None or not str(node.value[first][1].value).isdecimal():
+        return ""
+    end = next((place for place in range(index, len(is_group)) if not is_group[place]), len(is_group))
+    groups = "".join(key.value for key, _ in node.value[first + 1 : end])
+    name, number = node.value[first]
+    return f"; if it belongs to the number of `{name.value}`, write it as {number.value}{groups}"
 
 
 def _meant(path: str, known: Iterable[str]) -> str:

@@ -22,8 +22,12 @@ class _Record(Struct):
 
 
 def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
-    """Records of addresses and public keys. They have no type of owner: `own` unless the options say otherwise."""
+    """Records of addresses and public keys. They have no type of owner: `own` unless the options say otherwise.
+
+    Raises LabelFileError for a file that ends amid a record.
+    """
     decoder = msgspec.json.Decoder(_Record)
+    number, line = 0, "\n"
     for number, line in lines:
         if not line.strip():
             continue
@@ -48,6 +52,8 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
         )
         if row is not None:
             yield row
+    if not line.endswith(("\n", "}")):
+        report.require_usable(number)
 
 
 def _reason(record: _Record) -> str:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from whaled.labelfiles import bip329, tagpack, walletexplorer
 from whaled.labelfiles.rows import LabelFileError, Options, Report, Row
+from whaled.whales import filekinds
 
 HEAD_BYTES = 4_096
 # A record of BIP 329 may list the heights of all its transactions. Longer lines are not held in memory.
@@ -36,7 +37,14 @@ def format_of(path: Path) -> Format:
     """The format of a file by its first lines. Raises LabelFileError, OSError."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
+    if not head:
+        raise LabelFileError("the file is empty (0 bytes): did its download fail?")
+    what = filekinds.binary(head)
+    if what is not None:
+        raise LabelFileError(f"this is {what}")
     text = head.decode(_encoding(head), "replace").lstrip()
+    if filekinds.is_book(text):
+        raise LabelFileError("this is an address book already: detection.address_book takes it as it is")
     if text.startswith("{"):
         return Format.BIP329
     lower = text.lower()
@@ -44,14 +52,17 @@ def format_of(path: Path) -> Format:
         return Format.WALLETEXPLORER
     if _TAGPACK.search(text) is not None:
         return Format.TAGPACK
-    what = "a page in HTML" if text.startswith("<") else "an unknown format"
-    raise LabelFileError(f"{what}: expected {', '.join(each.shown for each in Format)}; name it with --format")
+    formats = ", ".join(each.shown for each in Format)
+    what = filekinds.text(text)
+    if what is not None:
+        raise LabelFileError(f"this is {what}; expected {formats}")
+    raise LabelFileError(f"an unknown format: expected {formats}; name it with --format")
 
 
 def rows(path: Path, form: Format, options: Options, report: Report) -> Iterator[Row]:
     """The rows of a file, read as they are asked for. Raises LabelFileError, OSError."""
     if form is Format.TAGPACK:
-        yield from tagpack.rows(lambda: _opened(path, errors="strict"), options, report)
+        yield from tagpack.rows(lambda: _opened(path, errors="strict"), options, report, is_whole=_ends_line(path))
         return
     with _opened(path, errors="surrogateescape") as file:
         importer = bip329.rows if form is Format.BIP329 else walletexplorer.rows
@@ -66,6 +77,13 @@ def _opened(path: Path, *, errors: str) -> TextIO:
     with path.open("rb") as file:
         encoding = _encoding(file.read(2))
     return path.open(encoding=encoding, errors="strict" if encoding == "utf-16" else errors)
+
+
+def _ends_line(path: Path) -> bool:
+    """Whether the last line of a file has its line break."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2))
+        return bool(set(file.read()) & set(b"\r\n"))
 
 
 def _lines(file: TextIO, report: Report) -> Iterator[tuple[int, str]]:

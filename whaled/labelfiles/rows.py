@@ -8,6 +8,7 @@ from msgspec import Struct
 from whaled.model import OwnerType
 from whaled.whales import bookkeys
 from whaled.whales.booklines import COLUMNS, MAX_LABEL, NOTES
+from whaled.whales.books import CUT_SHORT
 
 MAX_FAULTS = 20
 MAX_SOURCE = 200
@@ -49,6 +50,7 @@ class Report:
         self.cut = 0
         self.faults: list[tuple[int, str]] = []
         self.fault_count = 0
+        self._latest_fault = (0, "")
         self._left_out: Counter[str] = Counter()
 
     def leave_out(self, what: str) -> None:
@@ -59,8 +61,18 @@ class Report:
     def blame(self, line: int, problem: str) -> None:
         """Note a fault; the first are kept."""
         self.fault_count += 1
+        self._latest_fault = (line, problem)
         if len(self.faults) < MAX_FAULTS:
             self.faults.append((line, problem))
+
+    def require_usable(self, line: int) -> None:
+        """Refuse a file that ends without a line break if its last thing, which begins at this line, has a fault.
+
+        Raises LabelFileError.
+        """
+        at, problem = self._latest_fault
+        if line and at == line:
+            raise LabelFileError(f"line {line}: {problem}{CUT_SHORT}")
 
     @property
     def left_out(self) -> list[tuple[str, int]]:

@@ -32,13 +32,14 @@ _NULLS = {"", "~", "null", "Null", "NULL"}
 Fields = dict[str, Any]
 
 
-def rows(opened: Callable[[], TextIO], options: Options, report: Report) -> Iterator[Row]:
-    """Tags of Bitcoin addresses. `opened` opens the file; it is called twice.
+def rows(opened: Callable[[], TextIO], options: Options, report: Report, *, is_whole: bool = True) -> Iterator[Row]:
+    """Tags of Bitcoin addresses. `opened` opens the file; it is called twice. `is_whole`: its last line has an end.
 
-    Raises LabelFileError for what is no TagPack, or no YAML from some line on.
+    Raises LabelFileError for what is no TagPack, no YAML from some line on, or ends amid a tag.
     """
     with opened() as file:
         header = _header(_Events(file))
+    line = 0
     with opened() as file:
         for line, tag in _tags(_Events(file)):
             report.read += 1
@@ -48,6 +49,8 @@ def rows(opened: Callable[[], TextIO], options: Options, report: Report) -> Iter
             row = _row(line, {**header, **tag}, options, report)
             if row is not None:
                 yield row
+    if not is_whole:
+        report.require_usable(line)
 
 
 def _row(line: int, fields: Fields, options: Options, report: Report) -> Row | None:

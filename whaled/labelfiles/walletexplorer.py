@@ -19,11 +19,15 @@ _UPDATED = re.compile(
 def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
     """An address a row. Its date is that of the export, or the block up to which it was made.
 
-    Raises LabelFileError for a file of another kind, or without a name or a type.
+    Raises LabelFileError for a file of another kind, without a name or a type, or that ends amid a line.
     """
     if options.type is None:
-        raise LabelFileError("WalletExplorer does not say what a wallet is: give the type, like --type exchange")
-    name, date, place = options.label, "", None
+        raise LabelFileError(
+            "WalletExplorer does not say what a wallet is: give the type, like --type exchange, in a command of its "
+            "own: --type is for all files"
+        )
+    name, date, place, width = options.label, "", None, 0
+    number, line = 0, "\n"
     for number, line in lines:
         text = line.strip()
         if not text:
@@ -39,7 +43,7 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
             continue
         names = [cell.lower() for cell in cells]
         if "address" in names:
-            place = names.index("address")
+            place, width = names.index("address"), len(names)
             continue
         if place is None:
             raise LabelFileError(_no_addresses(number, names))
@@ -56,6 +60,17 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
         )
         if row is not None:
             yield row
+    _require_whole(number, line, width, report)
+
+
+def _require_whole(number: int, line: str, width: int, report: Report) -> None:
+    """Refuse a file whose last line has no end and lacks columns, or cannot be used. Raises LabelFileError."""
+    if line.endswith("\n") or line.isspace():
+        return
+    found = line.count(",") + 1
+    if found < width:
+        report.blame(number, f"expected {width} columns, found {found}")
+    report.require_usable(number)
 
 
 def _date(rest: str) -> str:

@@ -14,7 +14,7 @@ from whaled.simulator.backend import Backend, Indicators, Update
 from whaled.simulator.chain import Block
 from whaled.simulator.market import Seen, recommend
 from whaled.simulator.messages import Messages, join
-from whaled.simulator.scripts import ScriptType
+from whaled.simulator.scripts import Network, ScriptType
 from whaled.simulator.serial import block_bytes, header_of, parts_of
 from whaled.simulator.transactions import Tx
 from whaled.simulator.world import World
@@ -23,7 +23,11 @@ MAX_PREVOUTS = 100
 BLOCKS_SHOWN = 15
 RECENT_SHOWN = 10
 TXS_PER_PAGE = 10
-GENESIS = "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206"
+# Of no real network: an event log of one must never take in what is simulated.
+GENESIS = {
+    Network.MAINNET: "ce862c50e818f74b7f996fd9e8f0cda7638feb1f9bf49bb8702cb48c69bb8dae",
+    Network.REGTEST: "3ff0a93a9b1f064168ef0e093cc6172563d08d49b9894cff3982fa4b2ec2f1c8",
+}
 
 
 JSON, TEXT, HTML = (f"{kind}; charset=utf-8" for kind in ("application/json", "text/plain", "text/html"))
@@ -229,7 +233,7 @@ class Answers:
     def block_height(self, height: str) -> Answer:
         """`block-height/:h`: an unknown height is a 500. Below the world lies the genesis block only."""
         if height == "0":
-            return text(GENESIS)
+            return text(GENESIS[self._world.settings.network])
         block = self._chain.block_at(int(height)) if height.isdecimal() else None
         return error(500, "Failed to get block at height") if block is None else text(block.hash, kind=HTML)
 

@@ -150,7 +150,7 @@ class Electrs:
         if not height.isdecimal():
             return text("Invalid number", 400)
         if height == "0":
-            return text(GENESIS)
+            return text(GENESIS[self._network])
         block = self._chain.block_at(int(height))
         return _no_block(None) if block is None else text(block.hash)
 

@@ -1,6 +1,7 @@
 """Owners of addresses in the simulated world, all invented, and the address book that lists them.
 
-Their addresses are the same in every world, whatever its seed: one book fits all. `BOOK` is what `book` gives.
+Their addresses are the same in every world, whatever its seed: one book of each
+network fits all. `BOOKS` has what `book` gives.
 """
 
 from pathlib import Path
@@ -11,10 +12,13 @@ from msgspec import Struct
 from whaled.model import OwnerType
 from whaled.simulator.scripts import Network, Script, Scripts, ScriptType
 
-BOOK = Path(__file__).with_name("owners.csv")
+BOOKS = {
+    Network.MAINNET: Path(__file__).with_name("owners.csv"),
+    Network.REGTEST: Path(__file__).with_name("owners-regtest.csv"),
+}
 HEADER = """\
 # Invented. These owners exist in the world of `whaled simulate` and `whaled run --simulate` only, and nobody has keys
-# to their addresses: a book for trying whaled out. Mainnet addresses come first, then those of regtest.
+# to their addresses: a book for trying whaled out.
 label,address,type
 """
 ADDRESSES_EACH = 6
@@ -48,13 +52,10 @@ def scripts_of(owner: InventedOwner, network: Network) -> tuple[Script, ...]:
     return tuple(scripts.make(_TYPES[index % len(_TYPES)]) for index in range(ADDRESSES_EACH))
 
 
-def book() -> str:
-    """The address book of all owners, as CSV for `detection.address_book`."""
+def book(network: Network) -> str:
+    """The address book of all owners on a network, as CSV for `detection.address_book`."""
     lines = [
-        f"{owner.label},{script.address},{owner.type}\n"
-        for network in Network
-        for owner in OWNERS
-        for script in scripts_of(owner, network)
+        f"{owner.label},{script.address},{owner.type}\n" for owner in OWNERS for script in scripts_of(owner, network)
     ]
     return HEADER + "".join(lines)
 

@@ -14,6 +14,8 @@ NETWORKS = {
     "000000000933ea01ad0ee984209779baaec3ced90fa3f408719526f8d77f4943": "testnet3",
     "00000000da84f2bafbbc53dee25a72ae507ff4914b867c565be350b0da8bf043": "testnet4",
     "0f9188f13cb7b2c71f2a335e3a4fc328bf5beb436012afca590b1a11466e2206": "regtest",
+    "ce862c50e818f74b7f996fd9e8f0cda7638feb1f9bf49bb8702cb48c69bb8dae": "simulated mainnet",
+    "3ff0a93a9b1f064168ef0e093cc6172563d08d49b9894cff3982fa4b2ec2f1c8": "simulated regtest",
 }
 LIQUID = {
     "1466275836220db2944ca059a3a10ef6fd2ea684b0688d2c379296888a206003": "Liquid",

@@ -67,8 +67,10 @@ def canonical(key: str) -> tuple[str, Network]:
 def elsewhere(counts: Mapping[Network, int], backend: str) -> dict[str, int]:
     """How many keys cannot be met on the network of a backend, by their own; `backend` as `upstream.identity` names it.
 
-    Nothing for a backend on a network that it has no name for.
+    A simulated network has the addresses of the one it simulates. Nothing for a backend on a network that it has no
+    name for.
     """
+    backend = backend.removeprefix("simulated ")
     if backend == "mainnet":
         here = {Network.MAINNET}
     elif backend == "regtest":

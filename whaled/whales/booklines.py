@@ -77,6 +77,8 @@ class Lines:
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self._separators: Sequence[str] = tuple(SEPARATORS)
+        # Whether the first line with content names the columns.
+        self.has_names = False
 
     def entry(self, line: str) -> Entry | None:
         """The entry in a line, None for one without: empty, a comment, the names of the columns.
@@ -95,8 +97,8 @@ class Lines:
             if match is not None:
                 self._separators = (match[1],)
                 return None
-            self._layout, is_header = _layout(line, self._separators)
-            if is_header:
+            self._layout, self.has_names = _layout(line, self._separators)
+            if self.has_names:
                 return None
         layout = self._layout
         cells = split(line, layout.separator)

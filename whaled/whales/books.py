@@ -9,6 +9,8 @@ from whaled.whales.owners import MAX_LABELS, Owners, Packer
 
 # Of lines that cannot be used, the first are named and the others counted: the whole text becomes one log line.
 MAX_FAULTS = 20
+# Lines for each address allowed, on average: memory must not depend on how often a file repeats an address.
+MAX_LINES_EACH = 8
 CUT_SHORT = "; the file ends here, amid a line: was it cut short?"
 _TESTS = {Network.TESTNET, Network.REGTEST, Network.ANY_TEST}
 
@@ -16,12 +18,16 @@ _TESTS = {Network.TESTNET, Network.REGTEST, Network.ANY_TEST}
 class Reading:
     """Files of one book, one after another. An address that several of them have belongs first to the earliest owner.
 
-    More than `limit` entries are counted and not kept; None is no limit.
+    `limit` is the number of addresses allowed, None for any. What comes beyond it, or beyond `MAX_LINES_EACH` lines for
+    each address allowed, is counted and not kept.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.entries = 0
         self._limit = limit
+        self._is_full = False
+        # With how many entries the addresses are counted next.
+        self._count_at = (limit or 0) + 1
         self._packer = Packer()
         self._faults: list[Fault] = []
         self._wrong_lines = 0
@@ -49,7 +55,7 @@ class Reading:
             if entry is None:
                 continue
             self.entries += 1
-            if self._limit is not None and self.entries > self._limit:
+            if self._limit is not None and self.entries > self._limit and not self._has_room(self._limit):
                 continue
             self._packer.add(self.entries, entry)
             self._counts[entry.network] += 1
@@ -61,14 +67,10 @@ class Reading:
         """The table of all that was read, which ends the reading.
 
         Raises BookError with a fault for each line that cannot be used, the first `MAX_FAULTS` of them, or for more
-        entries than the limit.
+        addresses than the limit.
         """
         if self._limit is not None and self.entries > self._limit:
-            problem = (
-                f"{', '.join(self._names)} {'have' if self._names[1:] else 'has'} {self.entries} addresses, "
-                f"{self._limit} are allowed: split the book or raise the limit"
-            )
-            raise BookError((Fault("detection.max_book_addresses", problem),), reason=BookFailure.TOO_LARGE)
+            self._require_fitting(self._limit)
         if self._faults:
             faults = list(self._faults)
             more = self._wrong_lines - len(faults)
@@ -77,6 +79,32 @@ class Reading:
                 faults.append(Fault("", f"and {more} more lines cannot be used", last))
             raise BookError(tuple(faults), reason=BookFailure.FAULTS, lines=self._wrong_lines)
         return self._packer.packed(self._notes)
+
+    def _has_room(self, limit: int) -> bool:
+        """Whether one more entry may be kept. Addresses are counted now and then: at most an eighth more are kept."""
+        if self.entries > MAX_LINES_EACH * limit:
+            self._is_full = True
+        elif not self._is_full and self.entries >= self._count_at:
+            addresses = self._packer.addresses()
+            self._is_full = addresses > limit
+            self._count_at = self.entries + max(limit - addresses, limit // 8) + 1
+        return not self._is_full
+
+    def _require_fitting(self, limit: int) -> None:
+        """Raise BookError for more addresses than the limit, or more lines than there may be for them."""
+        addresses = self._packer.addresses()
+        names = f"{', '.join(self._names)} {'have' if self._names[1:] else 'has'}"
+        if addresses > limit:
+            least = "at least " if self._is_full else ""
+            problem = f"{names} {least}{addresses} addresses, {limit} are allowed: raise the limit, or take some out"
+        elif self._is_full:
+            problem = (
+                f"{names} {self.entries} lines with an address, at most {MAX_LINES_EACH * limit} are allowed, "
+                f"{MAX_LINES_EACH} for each of {limit} addresses: raise the limit, or take repeated lines out"
+            )
+        else:
+            return
+        raise BookError((Fault("detection.max_book_addresses", problem),), reason=BookFailure.TOO_LARGE)
 
     def _blame(self, fault: Fault) -> None:
         self._wrong_lines += 1

@@ -209,6 +209,13 @@ class Packer:
         self._buckets[record[0]] += record
         self._networks[entry.network] += 1
 
+    def addresses(self) -> int:
+        """How many addresses were added, each counted once."""
+        size, key = RECORD.size, RECORD.size - 8
+        return sum(
+            len({bytes(bucket[at : at + key]) for at in range(0, len(bucket), size)}) for bucket in self._buckets
+        )
+
     def packed(self, notes: Callable[["Packer"], Sequence[str]] = lambda _: ()) -> Owners:
         """The table, which ends the use of this. `notes` is called when all else is known."""
         names = sorted(self._owners)
