@@ -153,6 +153,7 @@ async def test_no_note_that_cannot_be_read_ends_a_start(tmp_path: Path, value: s
         whale = sim.world.pay(150 * BTC).txid
         await sim.poll()
         sim.world.mine()
+        await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
             assert rig.told(whale) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(first)

@@ -82,7 +82,8 @@ class Inspected(Struct, kw_only=True):
 
     `structure` are SQLite's findings in the file. `damages` are those in rows, the first FINDINGS_LIMIT of them;
     `damaged` counts all. `unverified` counts events without a checksum. `rows` is 0 if rows were not looked at.
-    `wrong_gaps` are rows of `gaps` that no repair wrote. `unknown` are the tables that may have lost rows of which nothing is left, not even a key.
+    `wrong_gaps` are rows of `gaps` that no repair wrote. `unknown` are the tables that may have lost rows of which
+    nothing is left, not even a key.
     """
 
     path: Path
