@@ -362,6 +362,109 @@ async def test_damaged_notes_and_block_scans_are_as_if_there_were_none(path: Pat
         assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("1", 2)
 
 
+# Values that no reader of a note can use, by its key.
+UNREADABLE_NOTES = [
+    (key, value)
+    for key in ("first_block", "began_at", "canary", "told_blocks", "verified_offset", "starts")
+    for value in ("90000q", "[1,2]", "null", "NaN", "1e400", "9" * 24, "9" * 5_000, "")
+]
+
+
+@pytest.mark.parametrize("has_checksum", [True, False], ids=["checksum", "none"])
+@pytest.mark.parametrize(("key", "value"), UNREADABLE_NOTES, ids=lambda text: text[:12])
+async def test_a_note_that_cannot_be_read_is_as_if_there_were_none(
+    path: Path, key: str, value: str, has_checksum: bool
+) -> None:
+    await filled(path)
+    async with open_log(path) as log:
+        await log.set_state(key, value)
+    if not has_checksum:
+        edit(path, f"UPDATE state SET checksum = NULL WHERE key = '{key}'")
+    meter = Meter()
+    with structlog.testing.capture_logs() as lines:
+        async with open_log(path, meter) as log:
+            assert await log.state(key) is None
+            assert await log.state(key) is None
+            assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+            assert meter.damaged_rows == 1
+    named = [line for line in lines if line.get("table") == "state"]
+    assert [line["row"] for line in named] == [key]
+
+
+@pytest.mark.parametrize("value", ["90000q", "null", "9" * 5_000])
+async def test_a_note_of_what_was_pruned_that_cannot_be_read_is_written_again(path: Path, value: str) -> None:
+    await filled(path)
+    async with open_log(path) as log:
+        await log.set_state("pruned_offset", value)
+    async with open_log(path) as log:
+        assert (await log.state("pruned_offset"), await offsets(log)) == ("0", [1, 2, 3, 4, 5, 6])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("first_block", "900000"), ("began_at", str(START)), ("canary", str(1e9)), ("verified_offset", "0"),
+        ("told_blocks", '[{"height":1,"hash":"00","previous_hash":null,"timestamp":1760000000}]'),
+        ("starts", '{"clean":1,"unclean":0,"is_running":true}'), ("any other", "x"),
+    ],
+)  # fmt: skip
+async def test_a_note_that_can_be_read_is_given(path: Path, key: str, value: str) -> None:
+    async with open_log(path) as log:
+        await log.set_state(key, value)
+        assert await log.state(key) == value
+
+
+def spending(n: int, outpoint: str) -> Draft:
+    return Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), (outpoint,)))
+
+
+NEWEST_WHALE = "DELETE FROM whales WHERE id = (SELECT max(id) FROM whales)"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        NEWEST_WHALE,
+        f"{NEWEST_WHALE}; DELETE FROM events WHERE whale NOT IN (SELECT id FROM whales)",
+        "DELETE FROM whales",
+        "DELETE FROM whales; DELETE FROM spends",
+        f"{NEWEST_WHALE}; UPDATE events SET whale = {2**63 - 1} WHERE whale = 9",
+        f"UPDATE whales SET id = {2**63 - 1} WHERE id = 9",
+    ],
+)
+async def test_a_new_whale_gets_no_number_that_a_lost_one_had(path: Path, change: str) -> None:
+    """Else its alert would be taken for one that is stored, and it would spend what the lost one spent."""
+    async with open_log(path) as log:
+        await log.append([spending(n, f"{n:064x}:0") for n in range(1, 10)])
+    edit(path, "PRAGMA foreign_keys = OFF", *change.split("; "))
+    async with open_log(path) as log:
+        event = await log.rehearse(alert(99))
+        assert event.whale.alert.transaction_id == txid(99)
+        [first] = await log.append([spending(10, f"{10:064x}:0")])
+        [second] = await log.append([alert(11)])
+        assert (first.offset, second.offset) == (10, 11)
+        assert [each.whale.alert.transaction_id for each in await log.between(9, 11, 9)] == [txid(10), txid(11)]
+        assert await log.outpoints([txid(10), txid(11)]) == {txid(10): [f"{10:064x}:0"]}
+        assert await log.append([alert(10), alert(11)]) == []
+        assert len(await log.append([update(10), update(11)])) == 2
+    async with open_log(path) as log:
+        assert [each.offset for each in await log.between(9, 13, 9)] == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(
+    "row", [(1, 2**63 - 1), (-5, 0), (-(2**63), 3), (0, 3), (5, 3), (2, 4), (7, 7), (6, 7), (2**63 - 1, 2**63 - 1)]
+)
+async def test_a_gap_that_no_repair_made_is_ignored(path: Path, row: tuple[int, int]) -> None:
+    epoch = await filled(path)
+    edit(path, "PRAGMA ignore_check_constraints = ON", f"INSERT INTO gaps VALUES ({row[0]}, {row[1]}, 0)")
+    meter = Meter()
+    with structlog.testing.capture_logs() as lines:
+        async with open_log(path, meter) as log:
+            assert (log.epoch, log.oldest, log.whole_from, meter.damaged_rows) == (epoch, 1, 1, 1)
+            assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+    assert [line["row"] for line in lines if line.get("table") == "gaps"] == [f"offsets {row[0]} to {row[1]}"]
+
+
 async def test_what_whales_spend_is_not_taken_for_what_another_spends(path: Path) -> None:
     def spending(n: int, *outpoints: str) -> Draft:
         return Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), outpoints))

@@ -168,6 +168,56 @@ async def test_damaged_notes_scans_and_outpoints_are_taken_out(path: Path) -> No
         assert await log.outpoints([txid(1)]) == {txid(1): ["b:0"]}
 
 
+@pytest.mark.parametrize("has_checksum", [True, False], ids=["checksum", "none"])
+async def test_a_note_that_cannot_be_read_is_named_and_taken_out(
+    path: Path, has_checksum: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await filled(path)
+    async with open_log(path) as log:
+        await log.set_state("first_block", "90000q")
+    if not has_checksum:
+        edit(path, "UPDATE state SET checksum = NULL WHERE key = 'first_block'")
+    status, found = answer(path, capsys, "--deep")
+    assert (status, [(each["table"], each["row"]) for each in found["damages"]]) == (1, [("state", "first_block")])
+    repaired(path)
+    assert answer(path, capsys, "--deep")[0] == 0
+    [line] = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"] == {"key": "first_block", "value": "90000q"}
+    async with open_log(path) as log:
+        assert (await log.state("first_block"), await log.state("height")) == (None, "800001")
+
+
+@pytest.mark.parametrize("row", [(1, 2**63 - 1), (-5, 0), (2, 4), (6, 7)])
+async def test_a_gap_that_no_repair_made_is_named_and_taken_out(
+    path: Path, row: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    epoch = await filled(path)
+    edit(path, f"INSERT INTO gaps VALUES ({row[0]}, {row[1]}, 0)")
+    for options in ([], ["--deep"]):
+        status, found = answer(path, capsys, *options)
+        named = [(each["table"], each["row"]) for each in found["damages"]]
+        assert (status, found["gaps"], named) == (1, [], [("gaps", f"offsets {row[0]} to {row[1]}")])
+    assert main(["repair", "--dry-run", "--db-path", str(path)]) == 1
+    assert "gaps: 1 rows before, 0 saved, 1 lost\n" in capsys.readouterr().out
+    repaired(path)
+    assert answer(path, capsys, "--deep")[0] == 0
+    [line] = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"] == {"first": row[0], "through": row[1]}
+    async with open_log(path) as log:
+        assert (log.epoch, log.whole_from, await offsets(log)) == (epoch, 1, [1, 2, 3, 4, 5, 6])
+
+
+async def test_what_a_lost_whale_spends_is_named_and_taken_out(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with open_log(path) as log:
+        drafts = [Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), (f"{n}:0",))) for n in (1, 2)]
+        await log.append(drafts)
+    edit(path, "DELETE FROM whales WHERE id = 2")
+    _, found = answer(path, capsys, "--deep")
+    assert [(each["table"], each["row"]) for each in found["damages"]] == [("events", "offset 2"), ("spends", "2:0")]
+    repaired(path)
+    assert answer(path, capsys, "--deep")[0] == 0
+
+
 async def test_what_a_damaged_page_leaves_is_saved(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
         epoch = log.epoch

@@ -314,6 +314,21 @@ async def test_a_damaged_first_page_is_named_by_every_command_and_a_backup_is_wh
         assert log.head == EVENTS
 
 
+@pytest.mark.parametrize("byte", [b"\xf9", b"\xff", b"\x80"])
+async def test_a_schema_that_is_no_utf8_is_a_damaged_first_page(
+    path: Path, byte: bytes, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """SQLite quotes the byte in its message."""
+    overwrite(path, read(path).index(b"CHECK (id = 1)"), byte)
+    for command in (["check"], ["check", "--deep"], ["repair"], ["repair", "--dry-run"], ["backup", tmp_path / "copy"]):
+        status, shown = lines_of(capsys, *command, "--db-path", path)
+        assert (status, f"{path}: its first page is damaged" in shown) == (1, True), command
+    with pytest.raises(EventLogError, match="its first page is damaged; repair cannot read it") as caught:
+        async with open_log(path):
+            pass
+    assert caught.value.reason is LogFailure.CORRUPT
+
+
 @pytest.mark.parametrize("size", [16, PAGE])
 async def test_a_first_page_that_the_write_ahead_log_has_is_not_damaged(
     path: Path, size: int, capsys: pytest.CaptureFixture[str], tmp_path: Path

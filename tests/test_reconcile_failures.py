@@ -1,8 +1,9 @@
 """Whatever the backend answers, what is known stays, the failure is counted, and it comes right once answers do."""
 
 import gc
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,25 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_
             assert rig.told(gone.txid) == []
             assert rig.tally.unread_whales == 1
             assert rig.told(mined.txid) == ["alert", "confirmed"]
+
+
+@pytest.mark.parametrize("value", ["90000q", "{}", "[1,2]", "null", "9" * 24])
+async def test_no_note_that_cannot_be_read_ends_a_start(tmp_path: Path, value: str) -> None:
+    async with world() as (sim, clock):
+        async with watching(sim, clock, tmp_path) as rig:
+            first = sim.world.chain.tip.height + 1
+            sim.world.mine()
+            await rig.settled()
+        with closing(sqlite3.connect(tmp_path / "whaled.db", isolation_level=None)) as db:
+            db.execute("UPDATE state SET value = ?, checksum = NULL", (value,))
+            db.execute("INSERT OR IGNORE INTO state VALUES ('canary', ?, NULL)", (value,))
+        whale = sim.world.pay(150 * BTC).txid
+        await sim.poll()
+        sim.world.mine()
+        await sim.poll()
+        async with watching(sim, clock, tmp_path) as rig:
+            assert rig.told(whale) == ["alert", "confirmed"]
+            assert await rig.chain_is_scanned(first)
 
 
 async def test_one_absurd_tip_passes_over_no_block(tmp_path: Path) -> None:

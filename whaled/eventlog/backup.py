@@ -134,9 +134,8 @@ def checked(db: sqlite3.Connection, source: Path) -> Contents:
     ).fetchone()
     taken_out = 0
     if schema.has_checksums(db):
-        (taken_out,) = db.execute(
-            "SELECT coalesce(sum(through - first + 1), 0) FROM gaps WHERE first > ?", (oldest or 0,)
-        ).fetchone()
+        gaps, _ = schema.gaps(db, head)
+        taken_out = sum(through - first + 1 for first, through in gaps if first > (oldest or 0))
     missing = head - oldest + 1 - events - taken_out if events else 0
     return Contents(epoch, head, events, max(0, missing))
 

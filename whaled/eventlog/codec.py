@@ -8,16 +8,15 @@ from typing import Any
 
 import msgspec
 
-from whaled.eventlog import checksums
+from whaled.eventlog import checksums, notes
 from whaled.eventlog.checksums import of_event, of_whale
 from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
+from whaled.eventlog.notes import EARLIEST_S, LATEST_S
 from whaled.model import Alert, Event, Kind, Scan, Update, Whale
 
 # Text columns as bytes: what is no UTF-8 must be the fault of one row, not of the statement.
 Row = tuple[Any, ...]
 
-# Seconds since 1970 that a datetime can hold (years 1 to 9999): beyond it, no frame can be written.
-EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799
 MAX_SAT = 21_000_000 * 100_000_000
 
 # What decoding raises for a row that is not what was written.
@@ -117,6 +116,8 @@ class Codec:
         Raises DamagedRowError.
         """
         txid, outpoint, whale, checksum = row
+        if txid is None:
+            raise DamagedRowError(NO_WHALE)
         try:
             if checksum is not None and checksum != checksums.of_spend(outpoint, whale):
                 raise DamagedRowError(MISMATCH)
@@ -131,6 +132,7 @@ class Codec:
             if checksum is not None and checksum != checksums.of_values(key, value):
                 raise DamagedRowError(MISMATCH)
             text: str = value.decode()
+            notes.require_readable(key.decode(), text)
         except UNREADABLE as error:
             raise _unreadable(error) from error
         return text

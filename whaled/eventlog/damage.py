@@ -18,12 +18,14 @@ class Table(StrEnum):
     SPENDS = "spends"
     BLOCKS = "blocks"
     STATE = "state"
+    GAPS = "gaps"
 
 
 MISSING = "it is missing"
 UNREADABLE = "its page of the file is damaged"
 MISMATCH = "its checksum does not match"
 NO_WHALE = "its whale is missing"
+NO_GAP = "it cannot be what a repair took out"
 COUNTER = "the row with epoch and newest offset"
 PLURAL = {
     UNREADABLE: "their pages of the file are damaged",
@@ -156,6 +158,11 @@ def outside(damage: Damage, gaps: Gaps) -> list[Damage]:
     if first <= damage.through:
         parts.append(of_events(first, damage.through, damage.problem))
     return parts
+
+
+def of_gap(first: int, through: int) -> Damage:
+    """The damage of a row of `gaps`."""
+    return Damage(table=Table.GAPS, row=f"offsets {first} to {through}", problem=NO_GAP)
 
 
 def lost_before(oldest: int, pruned: int | None, gaps: Gaps) -> list[Damage]:

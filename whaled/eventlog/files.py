@@ -58,6 +58,10 @@ def explained(path: Path, doing: str, advice: Mapping[LogFailure, str] = ADVICE)
     """Turn SQLite's failures into EventLogError with a reason and what to do. Bugs of ours stay what they are."""
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite quotes damaged text of the schema in its message
+        raise EventLogError(
+            f"{path}: cannot {doing}: text in it is no UTF-8. {advice[LogFailure.CORRUPT]}", reason=LogFailure.CORRUPT
+        ) from error
     except sqlite3.Error as error:
         code = _code_of(error)
         if code is None:
@@ -310,6 +314,12 @@ def connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection:
     try:
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
         db.execute("PRAGMA temp_store = MEMORY")  # no files outside the log's directory; what is sorted is small
+    except UnicodeDecodeError as error:
+        db.close()
+        # SQLite reads the schema here, and quotes what it cannot read: the module fails to decode the message.
+        damage = sqlite3.DatabaseError("malformed database schema: text that is no UTF-8")
+        damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damage from error
     except BaseException:
         db.close()
         raise

@@ -26,6 +26,7 @@ from whaled.eventlog.damage import (
     lost_before,
     merged,
     of_events,
+    of_gap,
     outside,
 )
 from whaled.eventlog.pages import Pages, Reading
@@ -81,7 +82,8 @@ class Inspected(Struct, kw_only=True):
 
     `structure` are SQLite's findings in the file. `damages` are those in rows, the first FINDINGS_LIMIT of them;
     `damaged` counts all. `unverified` counts events without a checksum. `rows` is 0 if rows were not looked at.
-    `unknown` are the tables that may have lost rows of which nothing is left, not even a key.
+    `wrong_gaps` are rows of `gaps` that no repair wrote. `unknown` are the tables that may have lost rows of which
+    nothing is left, not even a key.
     """
 
     path: Path
@@ -89,6 +91,7 @@ class Inspected(Struct, kw_only=True):
     counter: Counter
     oldest: int
     gaps: Gaps
+    wrong_gaps: Gaps
     structure: list[str] = []
     damages: list[Damage] = []
     damaged: int = 0
@@ -157,9 +160,7 @@ class Inspection(Pages):
                 raise EventLogError(f"{self._path}: this database is empty, no event log", reason=LogFailure.FOREIGN)
             self._usable = schema.usable_tables(self._db, version)
         counter = self._counter()
-        gaps: Gaps = []
-        if version >= schema.CHECKSUMS_VERSION:
-            gaps = self._try("SELECT first, through FROM gaps ORDER BY first", (), "gaps")
+        gaps, wrong = self._gaps(counter.head) if version >= schema.CHECKSUMS_VERSION else ([], [])
         oldest = self._try("SELECT min(offset) FROM events WHERE offset > 0", (), "events")
         pruned = self._noted(schema.PRUNED_MARK)
         if not oldest and "events" in self._usable:  # to be looked for one by one
@@ -170,12 +171,25 @@ class Inspection(Pages):
             counter=counter,
             oldest=(oldest[0][0] if oldest else 0) or counter.head + 1,
             gaps=gaps,
+            wrong_gaps=wrong,
         )
         if not counter.is_sound:
             problem = counter_problem(counter.problem, counter.newest, counter.head)
             self._found(Damage(table=Table.LOG, row=COUNTER, problem=problem))
+        for row in wrong:
+            self._found(of_gap(*row))
         for damage in lost_before(self._inspected.oldest, pruned, gaps):
             self._found(damage)
+
+    def _gaps(self, head: int) -> tuple[Gaps, Gaps]:
+        if self._usable.issuperset({"gaps", "events"}):
+            try:
+                return schema.gaps(self._db, head)
+            except sqlite3.DatabaseError as error:
+                if not files.is_damage(error):
+                    raise
+            self._note_unread("gaps")
+        return [], []
 
     def structure(self, *, with_indexes: bool) -> None:
         """Let SQLite look through the file; with indexes that takes several times as long."""
@@ -265,9 +279,8 @@ class Inspection(Pages):
 
     def _spends(self, progress: Callable[[int], None]) -> None:
         # Compared as text, but bound as bytes: it may be no UTF-8.
-        query = (
-            f"{self._queries.spends} WHERE (s.outpoint, s.whale) > (CAST(? AS TEXT), ?) ORDER BY s.outpoint, s.whale"
-        )
+        behind = "(s.outpoint, s.whale) > (CAST(? AS TEXT), ?)"
+        query = f"{self._queries.all_spends} WHERE {behind} ORDER BY s.outpoint, s.whale"
         last: tuple[bytes, int] = (b"", 0)
         rows = 0
         while page := self._try(f"{query} LIMIT {PAGE_ROWS}", last, "spends", "whales"):

@@ -34,6 +34,8 @@ class Queries:
             f"SELECT w.txid, s.outpoint, s.whale, {of.format('s')} "  # noqa: S608 - constants
             "FROM spends AS s JOIN whales AS w ON w.id = s.whale"
         )
+        # Also those whose whale is missing: for who reads all of them.
+        self.all_spends = self.spends.replace(" JOIN ", " LEFT JOIN ")
         self.blocks = f"SELECT {', '.join(Scan.__struct_fields__)}, {of.format('b')} FROM blocks AS b"  # noqa: S608 - constants
         self.state = f"SELECT s.key, s.value, {of.format('s')} FROM state AS s"  # noqa: S608 - constants
 

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from whaled.eventlog import checksums, schema
 from whaled.eventlog.codec import Codec, shown
-from whaled.eventlog.damage import MISSING, UNREADABLE, DamagedRowError, Gaps, Table, of_events, outside
+from whaled.eventlog.damage import MISSING, NO_GAP, UNREADABLE, DamagedRowError, Gaps, Table, of_events, outside
 from whaled.eventlog.inspection import NO_EVENT, Inspected, Progress, unread
 from whaled.eventlog.lost import Lost, bounded, spend_key
 from whaled.eventlog.rawfile import RawFile, Record
@@ -341,6 +341,8 @@ class Salvage:
         self._list_missing(holes)
         self.lost.add_whales()
         self.lost.remove_saved()
+        for row in self._inspected.wrong_gaps:
+            self.lost.add(Table.GAPS, row[0], NO_GAP, dict(zip(("first", "through"), row, strict=True)))
         for table in self._inspected.unknown:
             self.lost.add(Table(table), "", NOT_KNOWN, {}, rows=0)
         db.execute(
@@ -350,7 +352,8 @@ class Salvage:
         db.executemany("INSERT INTO gaps (first, through, found_at) VALUES (?, ?, ?)", ((*hole, now) for hole in holes))
         schema.put_state(db, schema.PRUNED_MARK, str(first - 1))
         db.execute("COMMIT")
-        return Salvaged(epoch, head, is_renewed, [self._outcome(table) for table in TABLES])
+        tables = (*TABLES, Table.GAPS) if self._inspected.wrong_gaps else TABLES
+        return Salvaged(epoch, head, is_renewed, [self._outcome(table) for table in tables])
 
     def _outcome(self, table: Table) -> Outcome:
         (saved,) = self._db.execute(f"SELECT count(*) FROM {table.value}").fetchone()  # noqa: S608 - a constant

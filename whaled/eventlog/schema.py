@@ -266,7 +266,31 @@ def noted_offset(db: sqlite3.Connection, key: str) -> int | None:
     if row is None or not isinstance(row[0], bytes) or row[1] != checksums.of_values(key, row[0]):
         return None
     text = row[0]
-    return int(text) if text.isdigit() and int(text) <= MAX_OFFSET else None
+    return int(text) if text.isdigit() and len(text) < 17 and int(text) <= MAX_OFFSET else None
+
+
+def gaps(db: sqlite3.Connection, head: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """First and last offsets of what `whaled repair` took out, ascending, and those of rows that cannot be that:
+    the table has no checksums. A gap lies between 1 and the newest offset, behind the one before, and holds no event.
+    """
+    sound: list[tuple[int, int]] = []
+    wrong: list[tuple[int, int]] = []
+    for first, through in db.execute("SELECT first, through FROM gaps ORDER BY first").fetchall():
+        behind = sound[-1][1] if sound else 0
+        is_gap = behind < first <= through <= head and not _holds(db, first, through)
+        (sound if is_gap else wrong).append((first, through))
+    return sound, wrong
+
+
+def _holds(db: sqlite3.Connection, first: int, through: int) -> bool:
+    """Whether an event with one of these offsets can be read."""
+    try:
+        query = "SELECT 1 FROM events WHERE offset BETWEEN ? AND ?"
+        return db.execute(query, (first, through)).fetchone() is not None
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        return False
 
 
 def version_of(db: sqlite3.Connection) -> int:

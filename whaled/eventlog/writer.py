@@ -20,10 +20,12 @@ from whaled.eventlog.damage import (
     MISSING,
     Damage,
     DamagedRowError,
+    Gaps,
     Report,
     Table,
     counter_problem,
     lost_before,
+    of_gap,
 )
 from whaled.eventlog.rows import Queries, damaged_event
 from whaled.model import Draft, Event, Kind, Scan, Whale
@@ -37,6 +39,13 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 AUTOCHECKPOINT_PAGES = 16_384
 
 LONG_AGO = -9e99  # `high_at` before the first event
+# The three are ends of indexes: microseconds. Beyond 2^62 there are only damaged numbers.
+NEXT_WHALE = """
+    SELECT 1 + max(
+        coalesce((SELECT max(id) FROM whales WHERE id < 1 << 62), 0),
+        coalesce((SELECT max(whale) FROM events WHERE whale < 1 << 62), 0),
+        coalesce((SELECT max(whale) FROM spends WHERE whale < 1 << 62), 0)
+    )"""
 NEWEST_ROWS = 1_000  # how far back an intact event is searched for, for its `high_at`
 
 
@@ -98,8 +107,10 @@ class Writer:
             (oldest,) = db.execute(
                 "SELECT coalesce(min(offset), ?) FROM events WHERE offset > 0", (head + 1,)
             ).fetchone()
-            self._look_before(oldest)
-            gaps = tuple(db.execute("SELECT first, through FROM gaps WHERE through >= ? ORDER BY first", (oldest,)))
+            gaps, wrong = schema.gaps(db, head)
+            for row in wrong:
+                self._report(of_gap(*row))
+            self._look_before(oldest, gaps)
         if before == 0:
             log.info("event log made", path=str(self._path), epoch=epoch)
         elif before < after:
@@ -111,9 +122,10 @@ class Writer:
                 epoch=epoch,
                 head=head,
             )
-        return Opened(epoch, head, oldest, gaps, files.size_bytes(self._path))
+        held = tuple(gap for gap in gaps if gap[1] >= oldest)
+        return Opened(epoch, head, oldest, held, files.size_bytes(self._path))
 
-    def _look_before(self, oldest: int) -> None:
+    def _look_before(self, oldest: int, gaps: Gaps) -> None:
         """Report events that are missing before the oldest one although retention did not remove them."""
         with self._transaction("look for what retention removed") as db:
             pruned = schema.pruned_offset(db)
@@ -121,7 +133,6 @@ class Writer:
                 # Older versions did not note it: what is there is where it begins.
                 schema.put_state(db, schema.PRUNED_MARK, str(oldest - 1))
                 return
-            gaps = db.execute("SELECT first, through FROM gaps ORDER BY first").fetchall()
         for damage in lost_before(oldest, pruned, gaps):
             self._report(damage)
 
@@ -194,8 +205,9 @@ class Writer:
             event = self._insert(db, draft, head + 1, draft.at)
             db.execute("ROLLBACK TO rehearsal")
             db.execute("RELEASE rehearsal")
+            if event is None:
+                raise self._corrupt(f"it has the whale {draft.whale.alert.transaction_id}, which nobody sent")
             schema.put_state(db, schema.CANARY_MARK, str(draft.at))
-        assert event is not None, "a canary's txid is its own"
         return event, files.wal_bytes(self._path) > CHECKPOINT_BYTES
 
     def prune(self, before: int) -> tuple[int, int]:
@@ -314,23 +326,31 @@ class Writer:
             (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, text, checksum),
         ).rowcount
         if not inserted:
+            if known is None:  # a new whale: the event that is in its way is another one's
+                raise self._corrupt(f"an index of events names whale {whale_id}, which was not there")
             return None
         return Event(offset=offset, kind=draft.kind, at=draft.at, whale=whale, ref=draft.ref, update=draft.update)
 
     def _insert_whale(self, db: sqlite3.Connection, txid: bytes, whale: Whale) -> int:
-        """The number of the new row."""
+        """The number of the new row: one that no event and no outpoint names, also of whales that are lost."""
         alert, addresses = self._codec.json(whale.alert), self._codec.json(whale.addresses)
-        number = db.execute(
-            "INSERT INTO whales (txid, alert, addresses, checksum) VALUES (?, ?, ?, ?)",
-            (txid.decode(), alert.decode(), addresses.decode(), checksums.of_whale(txid, alert, addresses)),
-        ).lastrowid
-        assert number is not None
+        number = int(db.execute(NEXT_WHALE).fetchone()[0])
+        db.execute(
+            "INSERT INTO whales (id, txid, alert, addresses, checksum) VALUES (?, ?, ?, ?, ?)",
+            (number, txid.decode(), alert.decode(), addresses.decode(), checksums.of_whale(txid, alert, addresses)),
+        )
         # OR IGNORE: a backend that names an outpoint twice must not end the daemon.
         db.executemany(
             "INSERT OR IGNORE INTO spends (outpoint, whale, checksum) VALUES (?, ?, ?)",
             ((outpoint, number, checksums.of_spend(outpoint.encode(), number)) for outpoint in whale.outpoints),
         )
         return number
+
+    def _corrupt(self, problem: str) -> EventLogError:
+        return EventLogError(
+            f"{self._path}: the event log is damaged: {problem}. {files.ADVICE[LogFailure.CORRUPT]}",
+            reason=LogFailure.CORRUPT,
+        )
 
     def _high_at_of(self, db: sqlite3.Connection, head: int) -> float:
         """`high_at` of the newest event held that is intact. Known from the last commit, as long as that was ours."""

@@ -161,8 +161,13 @@ class Blocks:
         await self._start.keep()
         told = await blocks_at_start(self._tools.log)
         first = min(tip, told[-1].height if told else tip) + 1
+        scans = await self._tools.log.newest_scans(self._tools.settings.max_blocks)
+        if scans:  # the note is lost: what came since they were scanned is not to be missed
+            first = min(first, scans[-1].height)
+            log.warning("the note of the first block to scan is lost: blocks are scanned from here on", height=first)
+        else:
+            log.info("first start: blocks are scanned from here on", height=first)
         await self._tools.log.set_state(FIRST_KEY, str(first))
-        log.info("first start: blocks are scanned from here on", height=first)
         return first
 
     async def _bounded(self, first: int, tip: int, tip_hash: str) -> int:
