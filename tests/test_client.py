@@ -905,6 +905,7 @@ async def test_abuse_is_not_repeated() -> None:
         '{"type":"whale_alert","data":{"transaction_id":"a","btc_value":1},"timestamp":"2026-01-01T00:00:00Z"}',
         '{"type":"position","position":{"epoch":"e","offset":-1}}',
         b"\xff\xfe",
+        '{"type":"tomorrow","field":' + "[" * 5000 + "]" * 5000 + "}",
     ],
 )
 async def test_a_frame_that_cannot_be_understood_is_raised_not_skipped(frame: str | bytes) -> None:

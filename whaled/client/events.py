@@ -259,7 +259,7 @@ def decode(raw: bytes) -> Frame | None:
                 matched_addresses=update.matched_addresses,
             )
         return _plain.decode(raw) if kind in _PLAIN else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         quoted = ascii(raw[:QUOTED_BYTES].decode(errors="replace"))
         raise ProtocolError(
             f"the server sent what no frame of protocol 1 looks like ({error}): {quoted}; is this a whaled server, "
