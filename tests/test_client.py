@@ -1,6 +1,7 @@
 """The client against a server that follows a script. tests/test_client_gateway.py has it against the real one."""
 
 import asyncio
+import io
 import logging
 import random
 import socket
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from scripted_server import EPOCH, Peer, alert, jwt, position, scripted, txid, update
 from whaled import client as public
@@ -35,6 +37,7 @@ from whaled.client import (
     Retry,
     StreamError,
     SubscriptionError,
+    TokenRenewed,
     UnusableServerError,
     UpdateData,
     UpstreamStatus,
@@ -785,6 +788,132 @@ async def test_an_expiring_token_is_refreshed_and_kept_for_the_next_connection()
         assert source.token == jwt("new")
 
 
+RENEWED = {"type": "token", "token": jwt("new"), "expires_at": "2026-01-02T00:00:00Z"}
+
+
+async def renew(peer: Peer, name: str, *frames: dict[str, Any]) -> None:
+    """Tell that the token ends, and give the one of this name when the client asks."""
+    await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
+    await peer.hear("refresh")
+    await peer.say({**RENEWED, "token": jwt(name)}, *frames)
+
+
+async def test_a_renewed_token_is_told_and_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("old")
+        await peer.subscribe(0)
+        await renew(peer, "new", alert(1))
+        await peer.ws.close(1012)
+
+    caplog.set_level(logging.DEBUG, "whaled")
+    async with scripted(script) as server, stream(server.url, token=jwt("old"), link_events=True) as source:
+        told = await next_of(source, TokenRenewed)
+        assert source.token == jwt("new")
+    assert (told.token, told.expires_at) == (jwt("new"), datetime(2026, 1, 2, tzinfo=UTC))
+    shown = io.StringIO()
+    Console(file=shown).print(told)
+    assert jwt("new") not in repr(told) + str(told) + f"{told}" + shown.getvalue()
+    assert "expires_at=datetime.datetime(2026, 1, 2" in repr(told)
+    async with scripted(script) as server, stream(server.url, token=jwt("old")) as source:
+        assert await offsets(source, 1) == [1]
+        assert source.token == jwt("new")
+    assert "the server renewed the token" in caplog.text
+    assert jwt("new") not in caplog.text
+
+
+async def test_a_token_renewed_before_the_subscription_stands_is_told_though_that_never_does() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("old")
+        await peer.hear("subscribe")
+        await renew(peer, "new")
+        await peer.ws.close(1012)
+
+    async with scripted(script) as server, stream(server.url, token=jwt("old"), link_events=True) as source:
+        first = await anext(source)
+        assert isinstance(first, TokenRenewed)
+        assert isinstance(await anext(source), Disconnected)
+
+
+async def test_a_renewed_token_overtakes_what_waits_and_takes_the_place_of_an_older_one() -> None:
+    sent = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("old")
+        await peer.subscribe(0)
+        await peer.say(alert(1), alert(2))
+        await renew(peer, "newer")
+        await renew(peer, "newer still")
+        await peer.say(alert(3))
+        await renew(peer, "newest")  # it is asked for when what came before was read
+        sent.set()
+        await peer.linger()
+
+    limits = Limits(buffered_events=10)
+    async with (
+        scripted(script) as server,
+        stream(server.url, token=jwt("old"), link_events=True, limits=limits) as source,
+    ):
+        await sent.wait()
+        events = [await anext(source) for _ in range(6)]
+    assert isinstance(events[0], TokenRenewed)
+    assert events[0].token in {jwt("newer still"), jwt("newest")}  # the newest may still be on its way
+    assert [type(event) for event in events[1:]] == [Connected, Progress, WhaleAlert, WhaleAlert, WhaleAlert]
+
+
+async def test_a_frame_with_a_token_that_cannot_be_read_is_not_quoted() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("old")
+        await peer.subscribe(0)
+        await peer.say({**RENEWED, "expires_at": "99999-01-01"})
+        await peer.linger()
+
+    async with scripted(script) as server, stream(server.url, token=jwt("old")) as source:
+        with pytest.raises(ProtocolError, match=r"\(not shown\)") as caught:
+            await anext(source)
+    assert jwt("new") not in str(caught.value)
+
+
+async def test_a_provider_that_gives_the_renewed_token_again_gets_the_newest_renewed_once_more() -> None:
+    async def first(peer: Peer) -> None:
+        await peer.authenticate("file")
+        await peer.subscribe(0)
+        await renew(peer, "second")
+        await renew(peer, "third", alert(1))
+        await peer.ws.close(1012)
+
+    async def second(peer: Peer) -> None:
+        await peer.authenticate("third")
+        await peer.subscribe(1)
+        await peer.ws.close(1012)
+
+    async def last(peer: Peer) -> None:
+        await peer.authenticate("third")
+        await peer.subscribe(1)
+        await peer.say(alert(2))
+        await peer.linger()
+
+    async with (
+        scripted(first, second, limited, last) as server,
+        stream(server.url, token_provider=always(jwt("file"))) as source,
+    ):
+        assert await offsets(source, 2) == [1, 2]
+
+
+async def test_without_reconnect_a_refused_token_is_named_with_its_advice_whatever_it_came_from() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear("auth")
+        await peer.refuse("Invalid or expired token")
+
+    said = set()
+    for options in ({"token": jwt("a")}, {"token_provider": always(jwt("a"))}):
+        for reconnect in (True, False):
+            async with scripted(script) as server, stream(server.url, reconnect=reconnect, **options) as source:
+                with pytest.raises(AuthenticationFailed) as caught:
+                    await anext(source)
+            said.add(str(caught.value).replace("the same token was given again; ", ""))
+    assert said == {"Invalid or expired token: get a new token; the server's log says why this one was refused"}
+
+
 async def test_an_expiring_token_is_replaced_in_place_by_the_provider() -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("old")
@@ -905,6 +1034,7 @@ async def test_abuse_is_not_repeated() -> None:
         '{"type":"whale_alert","data":{"transaction_id":"a","btc_value":1},"timestamp":"2026-01-01T00:00:00Z"}',
         '{"type":"position","position":{"epoch":"e","offset":-1}}',
         b"\xff\xfe",
+        '{"type":"tomorrow","field":' + "[" * 5000 + "]" * 5000 + "}",
     ],
 )
 async def test_a_frame_that_cannot_be_understood_is_raised_not_skipped(frame: str | bytes) -> None:

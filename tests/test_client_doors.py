@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
+from odd_answers import ODD, answering
 from scripted_server import Peer, alert, scripted
 from support import running_gateway
 from test_session import Tokens
@@ -24,12 +26,15 @@ from whaled.client import (
     Connected,
     Disconnected,
     Limits,
+    LinkLostError,
     Retry,
     UnusableServerError,
     WhaleAlert,
     WhaleStream,
+    probe,
     reasons,
 )
+from whaled.client.dial import call
 from whaled.client.probe import Heard
 from whaled.client.reasons import Place, reason_of
 
@@ -172,6 +177,52 @@ def test_a_status_is_explained_and_only_plain_text_is_quoted(error: InvalidStatu
 )
 def test_retry_after_may_have_decimals(value: str, seconds: float | None) -> None:
     assert reasons.retry_after(InvalidStatus(Response(503, "x", Headers({"Retry-After": value}))), 0.0) == seconds
+
+
+@pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
+async def test_an_odd_answer_is_a_failure_of_the_stream_and_nothing_else(
+    head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that works goes on trying; one that never did may call it a mistake in the URL."""
+    monkeypatch.setattr(probe, "GREETING_S", 0.01)
+    async with answering(head) as place, scripted(Peer.open_and_linger) as server:
+        async with stream(f"ws://{place}", compression=True, reconnect=False) as source:
+            with pytest.raises((LinkLostError, UnusableServerError)) as caught:
+                await anext(source)
+        dial = stream(f"ws://{place}", compression=True)._dial
+        with pytest.raises(LinkLostError) as lost:
+            await call(dial, is_first=False)
+        assert str(caught.value)
+        assert lost.value.retry_after_s is None or 0 <= lost.value.retry_after_s <= 600
+        async with stream(server.url) as source:  # nothing is left behind that disturbs the next
+            assert isinstance(await anext(source), Connected)
+
+
+@pytest.mark.parametrize(
+    ("head", "says", "wait_s"),
+    [
+        ("two times to wait", "HTTP 503", 9.0),
+        ("two times to wait, limited", "HTTP 429 (too many connections of this address)", 9.0),
+        ("a time to wait and nonsense", "HTTP 503", 3.0),
+        ("no time to wait, twice", "HTTP 429", None),
+        ("a year that there is not", "HTTP 503", None),
+        ("a zone that there is not", "HTTP 429", None),
+        ("two places", "a redirect to 'http://a.example/', which is not followed", None),
+        ("no place, twice", "a redirect, which is not followed", None),
+    ],
+)
+async def test_of_a_header_that_comes_twice_what_can_be_read_counts(head: str, says: str, wait_s: float | None) -> None:
+    async with answering(ODD[head]) as place:
+        with pytest.raises(LinkLostError, match=re.escape(says)) as lost:
+            await call(stream(f"ws://{place}")._dial, is_first=False)
+    assert lost.value.retry_after_s == wait_s
+
+
+async def test_a_busy_server_that_says_so_twice_is_tried_again() -> None:
+    async with answering(ODD["two times to wait"]) as place, stream(f"ws://{place}") as source:
+        lost = await anext(source)
+        assert isinstance(lost, Disconnected)
+        assert 9 <= lost.retry_in_s < 9.1
 
 
 # --- the wrong port, the wrong scheme ---------------------------------------------------------------------------------

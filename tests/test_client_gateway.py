@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import sqlite3
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from scripted_server import jwt
+from scripted_server import AT, Peer, Script, jwt, scripted
 from support import alert_draft, confirmed_draft, running_gateway, txid
 from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
@@ -348,9 +349,10 @@ async def test_a_consumer_that_lags_behind_the_servers_bound_still_gets_everythi
 
 
 @asynccontextmanager
-async def running_bot(url: str, database: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running_bot(url: str, database: Path, token: str | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+    environ = {**os.environ, **({"WHALED_TOKEN": token} if token is not None else {})}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(BOT), url, str(database), stderr=asyncio.subprocess.PIPE
+        sys.executable, str(BOT), url, str(database), stderr=asyncio.subprocess.PIPE, env=environ
     )
     try:
         yield process
@@ -391,6 +393,55 @@ async def test_the_example_bot_acts_on_every_whale_once_though_it_is_killed(tmp_
     with contextlib.closing(sqlite3.connect(database)) as db:
         found = [row[0] for row in db.execute("SELECT txid FROM ledger")]
     assert sorted(found) == sorted(txid(number) for number in range(1, 151))
+
+
+@pytest.mark.slow
+async def test_the_example_bot_goes_on_with_the_token_that_was_renewed(tmp_path: Path) -> None:
+    """It is killed after a renewal and started with the old token, then with another one."""
+    database = tmp_path / "bot.db"
+    came: asyncio.Queue[int] = asyncio.Queue()
+
+    async def first(peer: Peer) -> None:
+        await peer.authenticate("given")
+        await peer.subscribe(0)
+        await peer.say({"type": "token_expiring", "expires_at": AT})
+        await peer.hear("refresh")
+        await peer.say({"type": "token", "token": jwt("renewed"), "expires_at": AT})
+        await peer.linger()
+
+    def expects(name: str) -> Script:
+        async def script(peer: Peer) -> None:
+            await peer.authenticate(name)
+            await peer.subscribe(0)
+            came.put_nowait(1)
+            await peer.linger()
+
+        return script
+
+    async with scripted(first, expects("renewed"), expects("another")) as server:
+        async with running_bot(server.url, database, jwt("given")):
+            await counted(database, "renewed", 1)
+        for token in ("given", "another"):
+            async with running_bot(server.url, database, jwt(token)) as process:
+                await came.get()
+                process.terminate()
+                assert await process.wait() == 0
+    assert database.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [((), b"usage: "), (("http://x", "b.db"), b"is not a WebSocket URL"), (("ws://x", "no/b.db"), b"unable")],
+)
+async def test_the_example_bot_names_what_cannot_be(tmp_path: Path, arguments: tuple[str, ...], said: bytes) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(BOT), *arguments, stderr=asyncio.subprocess.PIPE, cwd=tmp_path
+    )
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert said in errors
+    assert errors.splitlines()[-1].startswith(b"usage: python bot.py URL DATABASE")
 
 
 @pytest.mark.slow

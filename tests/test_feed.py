@@ -21,6 +21,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from odd_answers import ODD, answering
 from whaled.config.sections import Upstream
 from whaled.errors import ConfigError
 from whaled.model import UpstreamState
@@ -663,6 +664,34 @@ async def test_a_web_server_without_a_websocket_is_told_by_its_status(
         reason, detail = await lost_at(f"ws://127.0.0.1:{port}/x", meter)
     assert reason is LossReason.HANDSHAKE
     assert re.search(says, detail)
+
+
+@pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
+async def test_an_odd_answer_is_one_more_lost_link_and_tried_again(meter: Recorder, head: bytes) -> None:
+    async with answering(head) as place, feed(f"ws://{place}", meter, connect_timeout=5.0) as stream:
+        lost = await until(stream, Lost)
+        assert lost.reason in {LossReason.BUSY, LossReason.HANDSHAKE, LossReason.CLOSED}
+        assert meter.losses == [lost.reason]
+        if lost.reason is not LossReason.BUSY:  # it asks to be left alone
+            assert (await until(stream, Lost)).reason is lost.reason
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ("two times to wait", "HTTP 503: not at the moment; Retry-After of 9 s"),
+        ("two times to wait, limited", "HTTP 429: too many requests or connections from here; Retry-After of 9 s"),
+        ("a time to wait and nonsense", "HTTP 503: not at the moment; Retry-After of 3 s"),
+        ("no time to wait, twice", "no Retry-After, so the usual delays apply"),
+        ("a year that there is not", "HTTP 503: a proxy answered, the mempool backend behind it did not"),
+        ("two places", "HTTP 302, redirected to http://a.example/; set upstream.url to ws://a.example/"),
+        ("no place, twice", "HTTP 302 for ws://"),
+    ],
+)
+async def test_of_a_header_that_comes_twice_what_can_be_read_is_told(meter: Recorder, head: str, says: str) -> None:
+    async with answering(ODD[head]) as place:
+        _, detail = await lost_at(f"ws://{place}", meter)
+    assert says in detail
 
 
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x00\x01\x02\r\n\r\n", b"HTTP/1.1 101\r\n\r\n"])

@@ -18,8 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
+from odd_answers import ODD, answering
 from whaled.config.sections import Upstream
 from whaled.errors import ConfigError
 from whaled.model import FeeMarket, Input, Output, Transaction
@@ -301,6 +303,22 @@ async def test_429_is_asked_again_after_retry_after(backend: Backend, meter: Rec
     async with client(backend.url, meter) as rest:
         assert await rest.tip_height() == 263
     assert meter.requests == [RestFailure.RATE_LIMITED, RestFailure.RATE_LIMITED, None]
+
+
+async def test_a_retry_after_that_comes_twice_is_the_longer_one(backend: Backend, meter: Recorder) -> None:
+    headers = CIMultiDict([("Retry-After", "3600"), ("Retry-After", "soon"), ("Retry-After", "7200")])
+    backend.says("blocks/tip/height", web.Response(status=429, headers=headers))
+    async with client(backend.url, meter) as rest:
+        with pytest.raises(RestError) as caught:
+            await rest.tip_height()
+    assert caught.value.retry_after_s == 7200
+
+
+@pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
+async def test_an_odd_answer_is_a_failed_question(meter: Recorder, head: bytes) -> None:
+    async with answering(head) as place, client(f"ws://{place}", meter, rest_timeout=1.0) as rest:
+        with pytest.raises(RestError):
+            await rest.tip_height()
 
 
 @pytest.mark.parametrize("seconds", ["3600", "9" * 400])

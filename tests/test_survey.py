@@ -26,6 +26,7 @@ from whaled.upstream.losses import RETRY_AFTER_LIMIT_S, LinkLostError, diagnose
 from whaled.upstream.news import Shortfall
 from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
+from whaled.upstream.retry_after import retry_after_s
 from whaled.upstream.routes import ELECTRS_PORTS, Routes, candidates
 from whaled.upstream.survey import NETWORK_KEY, Capability, Survey
 
@@ -507,7 +508,7 @@ def refused(status: int, **headers: str) -> LinkLostError:
         (429, "9" * 400, RETRY_AFTER_LIMIT_S, "of which 300 s are waited for"),
         (429, "soon", 0.0, "no Retry-After, so the usual delays apply"),
         (429, "-5", 0.0, "no Retry-After"),
-        (429, "1.5", 0.0, "no Retry-After"),
+        (429, "1.5", 1.5, "Retry-After of 1.5 s"),
     ],
 )
 def test_what_the_server_asks_for_is_waited_for_up_to_a_limit(
@@ -522,6 +523,14 @@ def test_a_date_to_come_back_at_is_understood() -> None:
     lost = refused(503, Retry_After=formatdate(time.time() + 100, usegmt=True))
     assert lost.reason is LossReason.BUSY
     assert 95 < lost.wait_s <= 100
+
+
+def test_a_date_without_a_zone_is_gmt_wherever_this_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "XXX-9")
+        time.tzset()
+        assert retry_after_s(["Sat, 01 Jan 2000 00:00:00"], 946_684_790.0) == 10.0
+    time.tzset()
 
 
 def test_a_503_without_a_time_is_an_absent_backend() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from scripted_server import EPOCH, Peer, alert, jwt, position, scripted, txid, update
+from scripted_server import AT, EPOCH, Peer, alert, jwt, position, scripted, txid, update
 from support import running_gateway
 from test_session import Tokens
 from whaled.cli import tail
@@ -198,6 +198,20 @@ def test_an_impossible_option_ends_with_status_2_and_names_it(
     assert options[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "ending"),
+    [
+        ("yesterday", "or a position as epoch:offset, or `now`\n"),
+        ("1795880000", "as seconds it would be 2026-11-28T15:33:20+00:00\n"),
+        ("10:00", "the date is missing\n"),
+    ],
+)
+def test_now_is_named_where_the_forms_are(text: str, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--since", text)
+    assert capsys.readouterr().err.endswith(ending)
+
+
 def opened(*options: str, environ: dict[str, str] | None = None, is_terminal: bool = False) -> WhaleStream:
     return tail.open_stream(parse(*options), environ or {}, is_terminal=is_terminal)
 
@@ -362,6 +376,42 @@ async def test_a_refused_token_ends_with_status_1_and_advice() -> None:
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
     assert jwt("t0psecret") not in errors
+
+
+async def test_without_retry_a_refused_token_of_a_file_ends_with_the_same_advice(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear("auth")
+        await peer.refuse("Invalid or expired token")
+
+    file = tmp_path / "token"
+    file.write_text(jwt("t0psecret"))
+    async with scripted(script) as server:
+        options = ("--url", server.url, "--token-file", str(file), "--no-retry")
+        status, out, errors = await follow(opened(*options))
+    assert (status, out) == (1, [])
+    assert errors == (
+        "whaled tail: Invalid or expired token: get a new token; the server's log says why this one was refused. "
+        "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
+    )
+
+
+async def test_a_renewed_token_is_told_and_the_file_left_alone(tmp_path: Path) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.authenticate("t0psecret")
+        await peer.subscribe(0)
+        await peer.say({"type": "token_expiring", "expires_at": AT})
+        await peer.hear("refresh")
+        await peer.say({"type": "token", "token": jwt("renewed"), "expires_at": AT}, alert(1))
+        await peer.linger()
+
+    file = tmp_path / "token"
+    file.write_text(jwt("t0psecret"))
+    async with scripted(script) as server:
+        status, out, errors = await follow(opened("--url", server.url, "--token-file", str(file)), count=1)
+    assert (status, [line["type"] for line in out]) == (0, ["whale_alert"])
+    assert f"the server renewed the token until {AT}, for this run only: the next one needs a new token" in errors
+    assert jwt("renewed") not in errors
+    assert file.read_text() == jwt("t0psecret")
 
 
 async def test_without_retry_an_unreachable_server_ends_with_status_1() -> None:

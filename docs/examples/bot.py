@@ -4,20 +4,41 @@
 
 What it does about a whale (here: a row in `ledger`) and the position it has reached are committed in one transaction.
 If it dies before the commit, neither happened, and the server tells the event again; if it dies after, both did.
+
+The server renews a token before it ends, and does so once: the new one is kept in the database, which is therefore as
+secret as the token. It is used by the next run as long as WHALED_TOKEN is the one that it was made from. For a wss://
+server with a certificate of one's own authority, SSL_CERT_FILE names the authority's certificate.
 """
 
 import asyncio
+import hashlib
 import os
 import signal
 import sqlite3
 import sys
+from pathlib import Path
 
-from whaled.client import Disconnected, Missed, Position, Progress, StreamError, WhaleAlert, WhaleStream, WhaleUpdate
+from whaled.client import (
+    Disconnected,
+    Missed,
+    Position,
+    Progress,
+    StreamError,
+    TokenRenewed,
+    WhaleAlert,
+    WhaleStream,
+    WhaleUpdate,
+)
+
+USAGE = "usage: python bot.py URL DATABASE    (such as ws://127.0.0.1:8765 bot.db; the token in WHALED_TOKEN)"
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (txid TEXT PRIMARY KEY, btc REAL NOT NULL, status TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS progress (
     id INTEGER PRIMARY KEY CHECK (id = 1), epoch TEXT NOT NULL, "offset" INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS renewed (
+    id INTEGER PRIMARY KEY CHECK (id = 1), given_sha256 TEXT NOT NULL, token TEXT NOT NULL
 ) STRICT;
 """
 
@@ -33,15 +54,39 @@ def save_position(db: sqlite3.Connection, position: Position) -> None:
     db.execute("INSERT OR REPLACE INTO progress VALUES (1, ?, ?)", (position.epoch, position.offset))
 
 
-async def trade(url: str, db: sqlite3.Connection) -> None:
-    """Follow the stream until it is stopped."""
-    async with WhaleStream(
+def newest_token(db: sqlite3.Connection, given: str | None) -> str | None:
+    """What the server made of the token that was given, if it did: the given one must not be renewed again."""
+    if given is None:
+        return None
+    row = db.execute("SELECT token FROM renewed WHERE given_sha256 = ?", (sha256(given),)).fetchone()
+    return str(row[0]) if row else given
+
+
+def save_token(db: sqlite3.Connection, given: str | None, token: str) -> None:
+    """Keep a renewed token, with the hash of the one that was given."""
+    if given is not None and token != given:
+        db.execute("INSERT OR REPLACE INTO renewed VALUES (1, ?, ?)", (sha256(given), token))
+
+
+def sha256(token: str) -> str:
+    """A name for a token that does not tell it."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def open_stream(url: str, db: sqlite3.Connection, given: str | None) -> WhaleStream:
+    """A stream that goes on where the last run came to. Raises ValueError for an impossible URL or token."""
+    return WhaleStream(
         url,
-        token=os.environ.get("WHALED_TOKEN") or None,
+        token=newest_token(db, given),
         filters={"min_btc": 100},
         since=saved_position(db),
-        link_events=True,  # for Progress: on a quiet day the position moves on without an event
-    ) as stream:
+        link_events=True,  # for Progress (on a quiet day the position moves on without an event) and TokenRenewed
+    )
+
+
+async def trade(stream: WhaleStream, db: sqlite3.Connection, given: str | None) -> None:
+    """Follow the stream until it is stopped."""
+    async with stream:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stream.stop)
@@ -60,21 +105,38 @@ async def trade(url: str, db: sqlite3.Connection) -> None:
                         print(f"missed events between {event.since} and {event.position}", file=sys.stderr)
                     case Progress():
                         pass
+                    case TokenRenewed():
+                        save_token(db, given, event.token)
+                        continue
                     case Disconnected():
                         print(f"{event.reason}; trying again in {event.retry_in_s:.1f} s", file=sys.stderr)
                         continue
                     case _:
                         continue
                 save_position(db, event.position)
+        if stream.token is not None:
+            with db:  # a stop drops what was not handed over: it may have been a TokenRenewed
+                save_token(db, given, stream.token)
 
 
 def main() -> int:
-    """Exit status: 0 stopped, 1 the server does not let the bot in."""
-    url, path = sys.argv[1:3]
-    db = sqlite3.connect(path)
-    db.executescript(SCHEMA)
+    """Exit status: 0 stopped, 1 the server does not let the bot in, 2 an argument that cannot be."""
+    if len(sys.argv) != 3:
+        print(USAGE, file=sys.stderr)
+        return 2
+    url, path = sys.argv[1:]
+    given = os.environ.get("WHALED_TOKEN", "").strip() or None
+    os.umask(0o077)
     try:
-        asyncio.run(trade(url, db))
+        db = sqlite3.connect(path)
+        db.executescript(SCHEMA)
+        Path(path).chmod(0o600)  # it may hold a token, and be older than this run
+        stream = open_stream(url, db, given)
+    except (ValueError, OSError, sqlite3.Error) as error:
+        print(f"{error}\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(trade(stream, db, given))
     except StreamError as error:
         print(error, file=sys.stderr)
         return 1

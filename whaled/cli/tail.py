@@ -32,6 +32,7 @@ from whaled.client import (
     Since,
     StreamError,
     StreamEvent,
+    TokenRenewed,
     UpstreamStatus,
     WhaleAlert,
     WhaleStream,
@@ -39,6 +40,7 @@ from whaled.client import (
     parse_since,
 )
 from whaled.client.credentials import TokenProvider
+from whaled.client.since import NoStartError
 from whaled.errors import ExitStatus
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
@@ -222,6 +224,8 @@ def _note(event: StreamEvent) -> str | None:
             return lines.upstream_line(event)
         case Missed():
             return lines.missed_line(event)
+        case TokenRenewed():
+            return lines.renewed_line(event)
         case _:
             return None
 
@@ -295,7 +299,7 @@ class JsonLines:
                 gap = {"type": "missed", "since": event.since, "position": event.position, "oldest": event.oldest}
                 self._write(msgspec.json.encode(gap))
                 return 0
-            case UpstreamStatus() | Connected() | Disconnected() | Progress():
+            case UpstreamStatus() | Connected() | Disconnected() | Progress() | TokenRenewed():
                 return 0
 
     def _write(self, line: bytes) -> None:
@@ -347,8 +351,10 @@ def _since(text: str) -> _Start:
         return _Start(None)
     try:
         since = parse_since(text)
-    except ValueError as error:
+    except NoStartError as error:
         raise argparse.ArgumentTypeError(f"{error}, or `now`") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if isinstance(since, datetime) and not times.names_zone(text):
         return _Start(since, f"starting at {since.isoformat()}: --since names no zone, and is read as UTC")
     return _Start(since)

@@ -6,7 +6,7 @@ from datetime import datetime
 from msgspec import Struct
 from rich.text import Text
 
-from whaled.client import Missed, Position, UpstreamStatus, WhaleAlert, WhaleUpdate
+from whaled.client import Missed, Position, TokenRenewed, UpstreamStatus, WhaleAlert, WhaleUpdate
 
 # (at least so many BTC, style)
 SIZES = ((10_000.0, "bold red"), (1_000.0, "bold yellow"), (500.0, "yellow"), (0.0, "cyan"))
@@ -133,6 +133,12 @@ def upstream_line(event: UpstreamStatus) -> str:
     """The state of the server's backend, in words."""
     since = f" since {event.since.astimezone():%H:%M:%S}" if event.since is not None else ""
     return f"mempool backend {clean(event.state)}{since}"
+
+
+def renewed_line(event: TokenRenewed) -> str:
+    """A new token, in words. It is kept nowhere: a file belongs to its owner."""
+    until = f" until {event.expires_at.isoformat()}" if event.expires_at is not None else ""
+    return f"the server renewed the token{until}, for this run only: the next one needs a new token"
 
 
 def at(position: Position) -> str:

@@ -25,12 +25,17 @@ MAX_REFUSED_IN_A_ROW = 3
 class Credentials:
     """At most one token at a time. `provider` is asked when there is none, or the one there was is refused or ends."""
 
-    def __init__(self, token: str | None, provider: TokenProvider | None, timeout_s: float) -> None:
+    def __init__(
+        self, token: str | None, provider: TokenProvider | None, timeout_s: float, *, comes_back: bool = True
+    ) -> None:
         self.token = None if token is None else _read("`token`", token)
         self._was_accepted = False
         self._named: str | None = None  # an odd token that was logged
         self._provider = provider
         self._timeout_s = timeout_s
+        self._comes_back = comes_back  # with another token of the provider
+        self._given = self.token
+        self._descendant: str | None = None  # what the server made of the token that was given
         self._refused: str | None = None
         self._refused_in_a_row = 0
 
@@ -79,9 +84,17 @@ class Credentials:
         async with asyncio.timeout(self._timeout_s):
             text = await provider()
         try:
-            return _read("what the token provider gave", text)
+            token = _read("what the token provider gave", text)
         except ValueError as error:
             raise AuthenticationFailed("Invalid or expired token", str(error)) from None
+        if token == self._given and self._descendant is not None:
+            return self._descendant  # a token that was refreshed must not be refreshed again
+        self._given, self._descendant = token, None
+        return token
+
+    def refreshed(self, token: str) -> None:
+        """The server gave this token in place of the one in use."""
+        self.token = self._descendant = token
 
     def accepted(self) -> None:
         """The server let this stream in."""
@@ -101,7 +114,7 @@ class Credentials:
         self._refused, self.token = token, None
         if token is None:
             raise AuthenticationFailed(message, "this server wants a token, and this stream has none")
-        if self._provider is None:
+        if self._provider is None or not self._comes_back:
             raise AuthenticationFailed(message, _advice(token))
         if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
             raise AuthenticationFailed(

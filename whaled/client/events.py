@@ -6,6 +6,7 @@ list may grow; they compare equal to the enums of whaled.model.
 """
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
@@ -141,7 +142,24 @@ class Progress(Struct, frozen=True, kw_only=True):
     position: Position
 
 
-StreamEvent = WhaleAlert | WhaleUpdate | UpstreamStatus | Missed | Connected | Disconnected | Progress
+class TokenRenewed(Struct, frozen=True, kw_only=True):
+    """The server gave a new token in place of the stream's. Save it: coming back with an older one may end them all.
+
+    Told before the events that wait. `expires_at` is its end, where the server says so. The token is not in the repr.
+    """
+
+    token: str
+    expires_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(token=..., expires_at={self.expires_at!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """The fields that rich shows."""
+        return [("expires_at", self.expires_at)]
+
+
+StreamEvent = WhaleAlert | WhaleUpdate | UpstreamStatus | Missed | Connected | Disconnected | Progress | TokenRenewed
 
 
 # --- other frames -----------------------------------------------------------------------------------------------------
@@ -188,6 +206,7 @@ class Token(Struct, frozen=True, tag="token"):
     """A new token of the same client."""
 
     token: str
+    expires_at: datetime | None = None
 
 
 class Moved(Struct, frozen=True, tag="position"):
@@ -259,8 +278,9 @@ def decode(raw: bytes) -> Frame | None:
                 matched_addresses=update.matched_addresses,
             )
         return _plain.decode(raw) if kind in _PLAIN else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        quoted = ascii(raw[:QUOTED_BYTES].decode(errors="replace"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # A frame that may hold a token is not quoted.
+        quoted = "(not shown)" if b'"token"' in raw else ascii(raw[:QUOTED_BYTES].decode(errors="replace"))
         raise ProtocolError(
             f"the server sent what no frame of protocol 1 looks like ({error}): {quoted}; is this a whaled server, "
             "and is this client new enough for it?"

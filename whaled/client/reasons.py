@@ -1,6 +1,5 @@
 """Why a connection could not be made, in words, and whether trying again may help. Pure."""
 
-import email.utils
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ from websockets.exceptions import (
 from websockets.http11 import Response
 
 from whaled.config.rules import redacted
+from whaled.upstream.retry_after import retry_after_s
 
 # Statuses below 500 that pass.
 PASSING_STATUSES = {408, 425, 429}
@@ -113,14 +113,10 @@ def reason_of(error: Exception, place: Place, *, timeout_s: float) -> str:
 
 
 def retry_after(error: Exception, now: float) -> float | None:
-    """Retry-After in seconds: a number, with decimals too, or a date (RFC 9110, 10.2.3). None where it is neither."""
+    """Retry-After of the answer in seconds, None where there is none that can be read."""
     if not isinstance(error, InvalidStatus):
         return None
-    value = error.response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,15}(\.\d{0,15})?", value, re.ASCII):
-        return float(value)
-    date = email.utils.parsedate_tz(value)
-    return email.utils.mktime_tz(date) - now if date is not None else None
+    return retry_after_s(error.response.headers.get_all("Retry-After"), now)
 
 
 def _status(response: Response) -> str:
@@ -129,7 +125,9 @@ def _status(response: Response) -> str:
     text = bytes(response.body or b"").decode(errors="replace").strip()
     is_quotable = 0 < len(text) <= QUOTED_CHARACTERS and text.isprintable() and not text.startswith("<")
     if 300 <= status < 400:
-        to = redacted(response.headers.get("Location", "")[:QUOTED_CHARACTERS])
+        # `get` raises where a header comes twice.
+        location = next(filter(None, response.headers.get_all("Location")), "")
+        to = redacted(location[:QUOTED_CHARACTERS])
         leads = f" to {to!a}" if to else ""
         meaning = f"a redirect{leads}, which is not followed, since the token goes to nobody else"
     elif 200 <= status < 300:

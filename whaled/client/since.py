@@ -24,6 +24,10 @@ _LIKE_TIME = re.compile(r"\d{4}-|\d{8}T|\d{1,2}:\d{2}(?!\d)|\d{8,}(\.|$)|\d{1,4}
 _POSITION = re.compile(r"([^\s:]+):(\d{1,18})")
 
 
+class NoStartError(ValueError):
+    """A text that has the form of no starting point."""
+
+
 def parse_since(text: str) -> Since:
     """`last:20`, a time as `times.parse` reads it (UTC where it names no zone) or `epoch:offset`. Raises ValueError."""
     text = text.strip()
@@ -33,7 +37,7 @@ def parse_since(text: str) -> Since:
         return times.parse(text)
     if found := _POSITION.fullmatch(text):
         return Position(found[1], int(found[2]))
-    raise ValueError(
+    raise NoStartError(
         f"{text!r} is no starting point; give `last:20`, a time such as 2026-01-31T12:00:00Z, "
         "or a position as epoch:offset"
     )

@@ -25,6 +25,7 @@ from whaled.client.events import (
     Missed,
     Progress,
     StreamEvent,
+    TokenRenewed,
     WhaleAlert,
     WhaleUpdate,
 )
@@ -38,6 +39,8 @@ from whaled.model import Position
 # Plain logging, not structlog: a bot that has configured neither still sees warnings, on stderr.
 log = logging.getLogger("whaled.client")
 
+# Told only where they are asked for.
+LINK_EVENTS = (Connected, Disconnected, Progress, TokenRenewed)
 # They are not used, and named where no connection can be made without a proxy.
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
@@ -60,10 +63,11 @@ class WhaleStream:
     key. `token_provider` is awaited for a token when there is none, when it was refused and before it expires; an
     OSError or TimeoutError from it is tried again, anything else ends the stream. `filters` are those of
     docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime
-    with its zone, or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected and
-    Progress; without it connections are logged (`whaled.client`). `reconnect=False` raises LinkLostError instead of
-    coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used. `compression` asks the server to
-    compress alerts; None is yes, unless the server is on this machine, where it costs time and saves nothing.
+    with its zone, or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected,
+    Progress and TokenRenewed; without it connections are logged (`whaled.client`). `reconnect=False` raises
+    LinkLostError instead of coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
+    `compression` asks the server to compress alerts; None is yes, unless the server is on this machine, where it costs
+    time and saves nothing.
 
     Iterate in one task. Raises ValueError for an impossible argument; iterating raises StreamError (see
     whaled.client.failures), or what `token_provider` raised.
@@ -92,7 +96,7 @@ class WhaleStream:
         self._link_events = link_events
         self._reconnect = reconnect
         self._retry = retry or Retry()
-        self._credentials = Credentials(token, token_provider, self._dial.limits.open_timeout_s)
+        self._credentials = Credentials(token, token_provider, self._dial.limits.open_timeout_s, comes_back=reconnect)
         self._cursor = Cursor(start)
         self._position = self._cursor.received
         self._buffer = _Buffer(self._dial.limits.buffered_events)
@@ -109,7 +113,7 @@ class WhaleStream:
 
     @property
     def token(self) -> str | None:
-        """The token in use, which the server may have renewed. A process that outlives its first token saves it."""
+        """The token in use. Save it whenever it changes (TokenRenewed): coming back with an older one may end both."""
         return self._credentials.token
 
     async def __aenter__(self) -> Self:
@@ -144,7 +148,7 @@ class WhaleStream:
                 raise StopAsyncIteration
             if isinstance(event, WhaleAlert | WhaleUpdate | Missed | Progress):
                 self._position = event.position
-            if self._link_events or not isinstance(event, Connected | Disconnected | Progress):
+            if self._link_events or not isinstance(event, LINK_EVENTS):
                 return event
 
     # --- the task behind it ---
@@ -172,6 +176,12 @@ class WhaleStream:
             await hang_up(ws, self._dial.limits.close_timeout_s)
 
     async def _take_delivery(self, event: StreamEvent) -> None:
+        if isinstance(event, TokenRenewed):
+            if self._link_events:
+                self._buffer.put_first(event)
+            else:
+                log.info("the server renewed the token")
+            return
         if isinstance(event, Connected):
             self._was_connected = True
             if not self._link_events:
@@ -213,6 +223,15 @@ class _Buffer:
         if not self._is_ended:
             self._events.append(event)
             self._changed.set()
+
+    def put_first(self, event: TokenRenewed) -> None:
+        """Add an event before those that wait, in place of one like it: it is the newer one. Needs no room."""
+        if self._is_ended:
+            return
+        if self._events and isinstance(self._events[0], TokenRenewed):
+            self._events.popleft()
+        self._events.appendleft(event)
+        self._changed.set()
 
     async def get(self) -> StreamEvent | None:
         """The next event; None at the end, or the error that made the end. Safe to cancel."""

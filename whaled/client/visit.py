@@ -12,7 +12,15 @@ from whaled.client import events
 from whaled.client.credentials import Credentials, auth_message
 from whaled.client.cursor import Cursor
 from whaled.client.dial import Dial, bounded
-from whaled.client.events import Connected, Progress, StreamEvent, UpstreamStatus, WhaleAlert, WhaleUpdate
+from whaled.client.events import (
+    Connected,
+    Progress,
+    StreamEvent,
+    TokenRenewed,
+    UpstreamStatus,
+    WhaleAlert,
+    WhaleUpdate,
+)
 from whaled.client.failures import LinkLostError, ProtocolError, SubscriptionError, UnusableServerError
 from whaled.client.since import Since, to_wire
 
@@ -69,7 +77,7 @@ class Visit:
             raise self._ended(closed) from closed
 
     async def _enter(self) -> events.Subscribed:
-        """Authenticate and subscribe. Nothing is delivered here: a slow consumer is not a slow server."""
+        """Authenticate and subscribe. No delivery here waits for the consumer: a slow one is not a slow server."""
         timeout_s = self._dial.limits.open_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -172,7 +180,9 @@ class Visit:
             case events.Closing():
                 self._retry_after_s = bounded(frame.retry_after)
             case events.Token():
-                self._token = self._credentials.token = frame.token
+                self._token = frame.token
+                self._credentials.refreshed(frame.token)
+                await self._deliver(TokenRenewed(token=frame.token, expires_at=frame.expires_at))
             case events.TokenExpiring():
                 token = await self._credentials.renewed()
                 if token is None:

@@ -293,7 +293,7 @@ class Http:
             reason = RestFailure.RATE_LIMITED
         elif status >= 500:
             reason = RestFailure.SERVER_ERROR
-        asked_s = retry_after_s(response.headers.get("Retry-After"), self._clock())
+        asked_s = retry_after_s(response.headers.getall("Retry-After", ()), self._clock())
         return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=asked_s)
 
     def _decoded(self, path: str, kind: type[T], raw: bytes | None) -> T | None:

@@ -157,7 +157,7 @@ def _closed(error: ConnectionClosed, settings: Upstream) -> LinkLostError:
 def _busy(error: InvalidStatus) -> LinkLostError | None:
     """The server names a time to come back after, or a limit on requests; None if it does neither."""
     status = error.response.status_code
-    asked_s = retry_after_s(error.response.headers.get("Retry-After"), time.time())
+    asked_s = retry_after_s(error.response.headers.get_all("Retry-After"), time.time())
     if status != 429 and (status != 503 or asked_s is None):
         return None
     limited = "too many requests or connections from here" if status == 429 else "not at the moment"
@@ -172,7 +172,8 @@ def _busy(error: InvalidStatus) -> LinkLostError | None:
 
 def _status(error: InvalidStatus, settings: Upstream) -> str:
     status = error.response.status_code
-    location = error.response.headers.get("Location")
+    # `get` raises where a header comes twice.
+    location = next(filter(None, error.response.headers.get_all("Location")), None)
     if 300 <= status < 400 and location is not None:
         to = shown(location).replace("https://", "wss://", 1).replace("http://", "ws://", 1)
         return f"HTTP {status}, redirected to {shown(location)}; set upstream.url to {to} if that is the backend"

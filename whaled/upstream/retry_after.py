@@ -1,21 +1,36 @@
 """The Retry-After header of HTTP, in seconds (RFC 9110, 10.2.3)."""
 
+import re
+from collections.abc import Iterable
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+# Decimals are not in the RFC, and clear.
+_SECONDS = re.compile(r"\d+(\.\d*)?", re.ASCII)
 
-def retry_after_s(header: str | None, now: float) -> float | None:
-    """Seconds from `now` on; None if the header is absent, or neither a number nor an HTTP date."""
-    if header is None:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
-    at = http_date(header)
-    return None if at is None else max(0.0, at - now)
+
+def retry_after_s(values: Iterable[str], now: float) -> float | None:
+    """Seconds from `now` on, the most that one of the header's values asks for.
+
+    A header may come twice, as where a proxy adds its own. None if none of them is a number or an HTTP date.
+    """
+    return max((asked for value in values if (asked := _asked_s(value, now)) is not None), default=None)
 
 
 def http_date(header: str | None) -> float | None:
     """Unix seconds of an HTTP date, None if it is none."""
     try:
-        return parsedate_to_datetime(header).timestamp() if header else None
+        at = parsedate_to_datetime(header) if header else None
+        if at is not None and at.tzinfo is None:
+            at = at.replace(tzinfo=UTC)  # RFC 9110, 5.6.7: it is GMT, also where it does not say so
+        return None if at is None else at.timestamp()
     except (ValueError, OverflowError):  # a year, or a zone, that there is not
         return None
+
+
+def _asked_s(value: str, now: float) -> float | None:
+    value = value.strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    at = http_date(value)
+    return None if at is None else max(0.0, at - now)
