@@ -104,6 +104,7 @@ def test_a_whale_that_was_mined_before_it_was_known_does_not_look_like_one_that_
 
 def test_an_event_of_another_day_shows_its_date() -> None:
     assert lines.clock(datetime(2025, 12, 30, 12, 30, tzinfo=UTC), NOW) == "12-30 14:30"
+    assert lines.clock(datetime.max.replace(tzinfo=UTC), NOW) == "12-31 23:59"  # an hour that NOW's zone does not have
 
 
 @pytest.mark.parametrize(

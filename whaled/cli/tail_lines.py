@@ -1,7 +1,7 @@
 """How `whaled tail` shows events to a person: one line each, fitted to the width. Pure."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, tzinfo
 
 from msgspec import Struct
 from rich.text import Text
@@ -131,7 +131,7 @@ def missed_line(event: Missed) -> str:
 
 def upstream_line(event: UpstreamStatus) -> str:
     """The state of the server's backend, in words."""
-    since = f" since {event.since.astimezone():%H:%M:%S}" if event.since is not None else ""
+    since = f" since {_local(event.since):%H:%M:%S}" if event.since is not None else ""
     return f"mempool backend {clean(event.state)}{since}"
 
 
@@ -151,8 +151,16 @@ def at(position: Position) -> str:
 
 def clock(moment: datetime, now: datetime) -> str:
     """Local time of day, with the date if that is not today."""
-    local = moment.astimezone(now.tzinfo)
+    local = _local(moment, now.tzinfo)
     return f"{local:%H:%M:%S}" if local.date() == now.date() else f"{local:%m-%d %H:%M}"
+
+
+def _local(moment: datetime, zone: tzinfo | None = None) -> datetime:
+    """Local time, or that of `zone`; a moment at an end of the calendar, which a server may send, as it came."""
+    try:
+        return moment.astimezone(zone)
+    except OverflowError:
+        return moment
 
 
 def dollars(value: float | None) -> str:
