@@ -17,7 +17,7 @@ from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Source
-from whaled.gateway.deflate import DeflatedFrame, DeflateError, InflatedTooBigError, inflate
+from whaled.gateway.deflate import DeflatedFrame, DeflateError, InflatedTooBigError, Inflater
 from whaled.gateway.handshake import Server, credential, judge, refuse
 from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins, shown
@@ -124,8 +124,8 @@ class Connection:
 
     __slots__ = (
         "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted",
-        "_is_deflated", "_is_text", "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address",
-        "arrived_at", "close_code", "closing", "connected_at", "delivery", "fd", "is_admitted", "is_ready",
+        "_inflater", "_is_deflated", "_is_limited", "_is_text", "_paused", "_refusal", "_request", "_socket", "_timer",
+        "_ws", "address", "arrived_at", "close_code", "closing", "connected_at", "delivery", "fd", "is_admitted", "is_ready",
         "pinged_at", "session", "slot", "source", "takes_deflate",
     )  # fmt: skip
 
@@ -142,6 +142,8 @@ class Connection:
         self._fragments: bytearray | None = None
         self._is_text = True
         self._is_deflated = False
+        self._is_limited = False  # a compressed message was over the rate
+        self._inflater: Inflater | None = None  # for a client that compresses
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
@@ -396,21 +398,26 @@ class Connection:
 
     def _message(self, session: Session, data: bytes, now: float) -> bytes | None:
         """The message in what arrived; None if that closes the connection. What nobody looks at stays as it is."""
-        if not self._is_text:
-            return data
         if self._is_deflated:
-            if not session.looks_at_messages(now):
+            if self._inflater is None:
+                self._inflater = Inflater()
+            if not self._is_text or not session.looks_at_messages(now):
+                self._inflater.skip()
+                self._is_limited = self._is_limited or self._is_text
                 return data
             assert self._ws is not None
             assert self._ws.max_message_size is not None  # the one it began with, as for plain messages
             try:
-                data = inflate(data, self._ws.max_message_size)
+                data = self._inflater.inflate(data, self._ws.max_message_size)
             except InflatedTooBigError:
                 self.close(Close.FRAME_TOO_BIG)
                 return None
             except DeflateError:
-                self.close(Close.BAD_DEFLATE)
+                # It may refer to a message over the rate, which it was not to.
+                self.close(Close.RATE_LIMITED if self._is_limited else Close.BAD_DEFLATE)
                 return None
+        if not self._is_text:
+            return data
         if not _is_utf8(data):
             self.close(Close.NOT_UTF8)
             return None
@@ -553,6 +560,7 @@ class Connection:
             return
         self.closing = close
         self.fd = -1
+        self._inflater = None
         if self._ws is None:
             self.abort()
             return
@@ -575,6 +583,7 @@ class Connection:
             # The protocol itself ends: a refusal, an answer to the client's close or to its silence, a broken rule.
             self.closing = Close.NORMAL
             self.fd = -1
+            self._inflater = None
             self._call_later(self._gateway.settings.close_timeout, self.abort)
         if frames:
             self._socket.write(b"".join(frames))
