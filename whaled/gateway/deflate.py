@@ -2,8 +2,9 @@
 
 So the compressed frame of an event is the same for every client, and is made once. Some clients (Tornado, Mojolicious)
 refer to their earlier messages although they were told not to: what a client compressed is remembered for that, up to
-32 KiB, until it turns out to keep the agreement. Only events are compressed. Answers to one client are not: they may hold a token beside text of
-the client's choosing, and the size of both compressed together would give the token away, piece by piece.
+32 KiB, until it turns out to keep the agreement. Only events are compressed. Answers to one client are not: they may
+hold a token beside text of the client's choosing, and the size of both compressed together would give the token away,
+piece by piece.
 """
 
 import zlib
