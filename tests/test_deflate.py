@@ -8,11 +8,13 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fuzz_kit import scaling
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reconcile_kit import Clock
 from test_gateway import offsets, until
 from test_gateway_hard import CLOSE, CONTINUATION, PING, PONG, TEXT, Raw, masked, raw, request
 from websockets.asyncio.client import connect
@@ -24,14 +26,17 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.gateway import wire
 from whaled.gateway.deflate import (
+    ALONE_MESSAGES,
     LARGEST_BYTES,
     MAX_FINAL_BLOCKS,
+    MAX_WINDOW_BYTES,
     SMALLEST_BYTES,
     TAIL,
     WINDOW_BITS,
     DeflateError,
     Deflater,
     InflatedTooBigError,
+    Inflater,
     inflate,
 )
 from whaled.gateway.handshake import MAX_SEPARATORS
@@ -502,3 +507,147 @@ async def test_a_stranger_s_bomb_ends_it(tmp_path: Path) -> None:
         async with raw(rig, asking()) as other:
             other.send(compressed(TEXT, deflated(b'{"type":"ping"}')))
             assert await other.closed() == (1008, "Authentication required")
+
+
+# --- clients that refer to their earlier messages, although they were told not to -------------------------------------
+
+
+class Kept:
+    """A compressor that is kept over messages, as in Tornado 6.6 and Mojolicious, whatever the answer said."""
+
+    def __init__(self, level: int = 6, wbits: int = -15) -> None:
+        self._zlib = zlib.compressobj(level, zlib.DEFLATED, wbits, 8)
+
+    def data(self, message: bytes) -> bytes:
+        data = self._zlib.compress(message) + self._zlib.flush(zlib.Z_SYNC_FLUSH)
+        assert data.endswith(TAIL)
+        return data[: -len(TAIL)]
+
+    def command(self, **message: object) -> bytes:
+        return compressed(TEXT, self.data(json.dumps(message).encode()))
+
+
+@pytest.mark.parametrize("level", [1, 6, 9])
+@pytest.mark.parametrize("wbits", [-9, -12, -15])
+async def test_a_client_that_keeps_its_compressor_is_understood(tmp_path: Path, level: int, wbits: int) -> None:
+    kept = Kept(level, wbits)
+    async with running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig, raw(rig, asking()) as client:
+        client.send(kept.command(type="auth", token="good"))
+        await client.told("welcome")
+        exchanges = [f"exchange number {number}" for number in range(40)]
+        client.send(kept.command(type="subscribe", filters={"exchanges": exchanges}))
+        assert sorted((await client.told("subscribed"))["filters"]["exchanges"]) == sorted(exchanges)
+        for number in range(30):
+            client.send(kept.command(type="ping", id=number))
+            assert (await client.told("pong"))["id"] == number
+
+
+async def test_a_kept_compressor_goes_with_messages_that_are_not_compressed_and_with_fragments(tmp_path: Path) -> None:
+    kept = Kept()
+    async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
+        client.send(kept.command(type="ping", id=1) + masked(TEXT, b'{"type":"ping","id":2}'))
+        data = kept.data(b'{"type": "ping", "id": 3}')
+        client.send(compressed(TEXT, data[:4], fin=False) + masked(PING) + masked(CONTINUATION, data[4:]))
+        client.send(kept.command(type="ping", id=4))
+        assert [(await client.told("pong"))["id"] for _ in range(4)] == [1, 2, 3, 4]
+
+
+def test_what_is_remembered_is_the_window_and_nothing_once_a_client_keeps_the_agreement() -> None:
+    kept, chance = Kept(9), random.Random(3)
+    client, message = Inflater(), b""
+    for _ in range(20):
+        message = message[: len(message) // 2] + chance.randbytes(9_000)
+        assert client.inflate(kept.data(message), MIB) == message
+        assert len(client._before) <= MAX_WINDOW_BYTES
+    assert len(client._before) == MAX_WINDOW_BYTES
+    good = Inflater()
+    for number in range(ALONE_MESSAGES - 1):
+        good.inflate(deflated(b'{"type":"ping"}'), MIB)
+        assert len(good._before) == 15 * (number + 1)
+    for _ in range(3):
+        good.inflate(deflated(b'{"type":"ping"}'), MIB)
+        assert good._before == b""
+
+
+def test_a_reference_to_what_was_left_out_is_noticed_and_one_to_what_came_after_it_is_read() -> None:
+    for keeps in (False, True):
+        kept, client = Kept(9), Inflater()
+        client.inflate(kept.data(NOISE[:100]), MIB)
+        if keeps:
+            client.inflate(kept.data(NOISE[:90]), MIB)
+        kept.data(NOISE[100:200])
+        client.skip()
+        assert client.inflate(kept.data(NOISE[200:300]), MIB) == NOISE[200:300]
+        assert client.inflate(kept.data(NOISE[210:290]), MIB) == NOISE[210:290]
+        for lost in (NOISE[110:190], NOISE[10:90]):
+            with pytest.raises(DeflateError):
+                client.inflate(kept.data(lost), MIB)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["send", "skip", "reset"]), st.integers(0, 90), st.integers(0, 400))))
+def test_every_message_is_read_as_it_was_sent_or_not_at_all(steps: list[tuple[str, int, int]]) -> None:
+    kept, client, has_skipped = Kept(9), Inflater(), False
+    for step, start, size in steps:
+        message = NOISE[start : start + size]
+        if step == "reset":
+            kept = Kept(9)
+        data = kept.data(message)
+        if step == "skip":
+            client.skip()
+            has_skipped = True
+            continue
+        try:
+            assert client.inflate(data, MIB) == message
+        except DeflateError:
+            assert has_skipped
+            return
+
+
+def test_the_bounds_hold_with_a_kept_compressor_too() -> None:
+    kept, client = Kept(9), Inflater()
+    client.inflate(kept.data(NOISE), 16_384)
+    client.inflate(kept.data(NOISE), 16_384)
+    with pytest.raises(InflatedTooBigError):
+        client.inflate(kept.data(NOISE * 40), 16_384)
+
+
+async def test_what_is_damaged_closes_a_client_with_a_kept_compressor_too(tmp_path: Path) -> None:
+    kept = Kept()
+    async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
+        client.send(kept.command(type="ping") + kept.command(type="ping") + compressed(TEXT, b"\x07" + GARBAGE))
+        assert await client.closed() == (1007, "Compressed message is damaged")
+
+
+async def test_a_reference_to_a_message_over_the_rate_is_closed_with_that_reason(tmp_path: Path) -> None:
+    clock, kept = Clock(), Kept()
+    limits: dict[str, Any] = {"messages_per_second": 10.0, "message_burst": 5}
+    async with running_gateway(tmp_path, clock=clock, **limits) as rig, raw(rig, asking()) as client:
+        client.send(b"".join(kept.command(type="ping", id=number) for number in range(6)))
+        assert (await client.told("error"))["code"] == "rate_limited"
+        clock.ahead_s = 5.0
+        client.send(kept.command(type="subscribe", filters={"min_btc": 1}) + kept.command(type="ping", id=5))
+        assert await client.closed() == (1008, "Rate limit exceeded")
+
+
+async def test_a_client_that_keeps_the_agreement_goes_on_after_messages_over_the_rate(tmp_path: Path) -> None:
+    clock = Clock()
+    limits: dict[str, Any] = {"messages_per_second": 10.0, "message_burst": 5}
+    async with running_gateway(tmp_path, clock=clock, **limits) as rig, raw(rig, asking()) as client:
+        client.send(b"".join(command(type="ping", id=number) for number in range(6)))
+        assert (await client.told("error"))["code"] == "rate_limited"
+        clock.ahead_s = 5.0
+        client.send(command(type="ping", id=7))
+        assert (await client.told("pong"))["id"] == 7
+
+
+async def test_a_closing_connection_remembers_nothing(tmp_path: Path) -> None:
+    kept = Kept()
+    async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
+        client.send(kept.command(type="ping"))
+        await client.told("pong")
+        (connection,) = rig.gateway._all()
+        assert connection._inflater is not None
+        client.send(masked(CLOSE, b"\x03\xe8"))
+        assert (await client.closed())[0] == 1000
+        assert connection._inflater is None

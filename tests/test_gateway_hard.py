@@ -241,6 +241,15 @@ async def test_the_bytes_of_a_request_are_bounded(tmp_path: Path) -> None:
         ("/", ("Sec-WebSocket-Protocol: " + "a," * 49 + "whaled.v1",), 101, b""),
         ("/", ("Sec-WebSocket-Protocol: " + "a," * 4000 + "a",), 400, b"Sec-WebSocket-Protocol has more than 50 items"),
         ("/", ("Connection: " + "a," * 4000 + "a",), 400, b"Connection has more than 50 items"),
+        ("/" + "a" * 9_000, (), 414, b"the path and query have more than 2048 bytes"),
+        ("/" + "a" * 20_000, (), 414, b"the path and query have more than 2048 bytes"),
+        ("/", ("Authorization: Bearer " + "a" * 8_192,), 101, b""),
+        ("/", ("Sec-WebSocket-Protocol: whaled.v1, bearer." + "a" * 8_192,), 101, b""),
+        ("/", ("Cookie: " + "a" * 9_216,), 101, b""),
+        ("/", ("Cookie: " + "a" * 17_000,), 431, b"the request has more than 16384 bytes"),
+        ("/", ("X: y",) * 123, 101, b""),
+        ("/", ("X: y",) * 124, 431, b"the request has more than 128 headers"),
+        ("/", ("X: y",) * 200, 431, b"the request has more than 128 headers"),
         ("/", ("Upgrade: a/b",) * 50, 400, b"Upgrade has more than 50 items"),
         ("/", ("Sec-WebSocket-Extensions: a" + ";b" * 4000,), 400, b"Sec-WebSocket-Extensions has more than 50 items"),
     ],
@@ -383,6 +392,58 @@ async def test_health_checks_are_answered(tmp_path: Path, method: str, path: str
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.endswith(b"\r\n\r\n") is (method == "HEAD")
         await until(lambda: rig.value("whaled_connections_refused_total", reason="no_upgrade") == 1)
+
+
+@pytest.mark.parametrize("offer", ["h2c", "h2c, TLS/1.0", "", "H2C\r\nUpgrade: foo"])
+async def test_an_upgrade_to_something_else_is_ignored(tmp_path: Path, offer: str) -> None:
+    headers = f"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {offer}\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    for path, status in (("/", 200), ("/healthz", 200), ("/other", 426)):
+        async with (
+            running_gateway(tmp_path) as rig,
+            raw(rig, f"GET {path} HTTP/1.1\r\n{headers}".encode()) as client,
+        ):
+            assert await client.status() == status
+
+
+@pytest.mark.parametrize("offer", ["h2c, websocket", "WebSocket", "websocket\r\nUpgrade: h2c", "websocket,"])
+async def test_of_several_upgrades_that_to_a_websocket_is_taken(tmp_path: Path, offer: str) -> None:
+    first = request().replace(b"Upgrade: websocket", f"Upgrade: {offer}".encode())
+    async with running_gateway(tmp_path) as rig, raw(rig, first) as client:
+        assert await client.status() == 101
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"GET / HTTP/1.1\nHost: x\n\n"],
+        [b"GET / HTTP/1.1\r\nHost: x\n"],
+        [b"GET / HTTP/1.1\r\nHost: x\r\n", b"\n"],
+        [b"GET / HTTP/1.1", b"\n"],
+        [request().replace(b"Host: x\r\n", b"Host: x\n")],
+        [b"\n"],
+    ],
+)
+async def test_a_line_without_cr_is_answered_at_once(tmp_path: Path, parts: list[bytes]) -> None:
+    async with running_gateway(tmp_path) as rig, raw(rig) as client:
+        for part in parts:
+            client.send(part)
+            await client.writer.drain()
+            await asyncio.sleep(0)
+        assert b"ends with LF alone" in await client.rest()
+        await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 100_000])
+async def test_a_line_feed_behind_the_request_or_a_cr_that_came_before_it_is_no_fault(
+    tmp_path: Path, size: int
+) -> None:
+    data = request() + masked(TEXT, b'{"type":"ping",\n"id":1}')
+    async with running_gateway(tmp_path) as rig, raw(rig) as client:
+        for start in range(0, len(data), size):
+            client.send(data[start : start + size])
+            await client.writer.drain()
+            await asyncio.sleep(0)
+        await client.told("pong")
 
 
 @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"GET\r\n\r\n"])

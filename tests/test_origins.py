@@ -3,6 +3,7 @@
 import pytest
 from websockets.datastructures import Headers
 
+from whaled.config.origins import origin_fault
 from whaled.gateway.origins import Origins, is_own, shown
 
 OPEN = Origins.of((), needs_token=False)
@@ -58,7 +59,29 @@ def test_a_page_of_another_host_port_or_scheme_is_refused(origin: str, host: str
     assert not is_own(origin, host, is_tls=is_tls)
     problem = GUARDED.refusal(Headers({"Origin": origin, "Host": host}), is_tls=is_tls)
     assert problem is not None
-    assert "gateway.origins" in problem
+    assert ("gateway.origins" in problem) is (origin_fault(origin) is None)
+
+
+@pytest.mark.parametrize(
+    ("origins", "told"),
+    [
+        ([""], "the Origin header is empty"),
+        (["https://a.example", "https://b.example"], "the Origin header came 2 times"),
+        (["", "", ""], "the Origin header came 3 times"),
+        (["*"], "is no origin as browsers send it"),
+        (["https://a.example/page"], "is no origin as browsers send it"),
+        (["https://" + "a" * 16_000], "is no origin as browsers send it"),
+        (["HTTPS://B.example"], "can add it to gateway.origins"),
+        (["null"], "can add it to gateway.origins"),
+    ],
+)
+def test_only_what_can_be_added_to_the_configuration_is_said_to_be(origins: list[str], told: str) -> None:
+    headers = Headers([("Host", "a.example"), *(("Origin", origin) for origin in origins)])
+    problem = GUARDED.refusal(headers, is_tls=True)
+    assert problem is not None
+    assert told in problem
+    assert ("gateway.origins" in problem) is ("can add" in told)
+    assert len(problem) < 350
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "[::1]:8765", "localhost:8765", "10.0.0.5", "localhost"])

@@ -17,8 +17,17 @@ from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Source
-from whaled.gateway.deflate import DeflatedFrame, DeflateError, InflatedTooBigError, inflate
-from whaled.gateway.handshake import Server, credential, judge, refuse
+from whaled.gateway.deflate import DeflatedFrame, DeflateError, InflatedTooBigError, Inflater
+from whaled.gateway.handshake import (
+    MAX_REQUEST_BYTES,
+    Server,
+    credential,
+    fault,
+    has_bare_line_feed,
+    judge,
+    refuse,
+    too_large,
+)
 from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins, shown
 from whaled.gateway.session import (
@@ -39,8 +48,6 @@ from whaled.gateway.session import (
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
 
-# What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
-MAX_REQUEST_BYTES = 16 * 1024
 END_OF_REQUEST = b"\r\n\r\n"
 # Once the connection is closing the client's own close is looked for in so many bytes. What comes after them is read
 # and dropped, since unread bytes turn the close of a socket into a reset, which the client sees instead of the reason;
@@ -123,9 +130,9 @@ class Connection:
     """A client's connection from accept to close."""
 
     __slots__ = (
-        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_is_counted",
-        "_is_deflated", "_is_text", "_paused", "_refusal", "_request", "_socket", "_timer", "_ws", "address",
-        "arrived_at", "close_code", "closing", "connected_at", "delivery", "fd", "is_admitted", "is_ready",
+        "_closing_bytes", "_deadline", "_direct_fd", "_drained", "_fragments", "_gateway", "_inflater", "_is_counted",
+        "_is_deflated", "_is_limited", "_is_text", "_paused", "_refusal", "_request", "_socket", "_timer", "_ws",
+        "address", "arrived_at", "close_code", "closing", "connected_at", "delivery", "fd", "is_admitted", "is_ready",
         "pinged_at", "session", "slot", "source", "takes_deflate",
     )  # fmt: skip
 
@@ -142,6 +149,8 @@ class Connection:
         self._fragments: bytearray | None = None
         self._is_text = True
         self._is_deflated = False
+        self._is_limited = False  # a compressed message was over the rate
+        self._inflater: Inflater | None = None  # for a client that compresses
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
@@ -201,9 +210,11 @@ class Connection:
         end = self._request.find(END_OF_REQUEST, max(0, seen - len(END_OF_REQUEST) + 1))
         size = end + len(END_OF_REQUEST) if end >= 0 else len(self._request)
         if size > MAX_REQUEST_BYTES:
-            self._answer_plainly(431, f"the request has more than {MAX_REQUEST_BYTES} bytes\n")
+            self._answer_plainly(*too_large(self._request))
         elif self._request.startswith(TLS_BEGINS):
             self._answer_plainly(400, "this port speaks no TLS: connect with ws://\n")
+        elif has_bare_line_feed(self._request, seen, size):
+            self._answer_plainly(400, "a line of the request ends with LF alone: HTTP/1.1 has CR LF\n")
         elif end >= 0:
             request, rest = bytes(self._request[:size]), bytes(self._request[size:])
             self._request = bytearray()
@@ -220,7 +231,10 @@ class Connection:
         if self._ws is not None:
             self._ws.end()
         self._ws = Server()
-        self._ws.send_response(self._ws.reject(status, text))
+        response = self._ws.reject(status, text)
+        if status == 405:
+            response.headers["Allow"] = "GET"
+        self._ws.send_response(response)
         self._flush()
 
     def _read(self, data: bytes) -> None:
@@ -239,7 +253,7 @@ class Connection:
             elif isinstance(event, Frame):
                 self._frame(event)
         if self._ws.handshake_exc is not None and self._refusal is None:
-            self._answer_plainly(400, "this is no HTTP/1.1 request that opens a WebSocket\n")
+            self._answer_plainly(*fault(data, self._ws.handshake_exc))
         self._flush()
 
     def eof_received(self) -> None:
@@ -396,21 +410,26 @@ class Connection:
 
     def _message(self, session: Session, data: bytes, now: float) -> bytes | None:
         """The message in what arrived; None if that closes the connection. What nobody looks at stays as it is."""
-        if not self._is_text:
-            return data
         if self._is_deflated:
-            if not session.looks_at_messages(now):
+            if self._inflater is None:
+                self._inflater = Inflater()
+            if not self._is_text or not session.looks_at_messages(now):
+                self._inflater.skip()
+                self._is_limited = self._is_limited or self._is_text
                 return data
             assert self._ws is not None
             assert self._ws.max_message_size is not None  # the one it began with, as for plain messages
             try:
-                data = inflate(data, self._ws.max_message_size)
+                data = self._inflater.inflate(data, self._ws.max_message_size)
             except InflatedTooBigError:
                 self.close(Close.FRAME_TOO_BIG)
                 return None
             except DeflateError:
-                self.close(Close.BAD_DEFLATE)
+                # It may refer to a message over the rate, which it was not to.
+                self.close(Close.RATE_LIMITED if self._is_limited else Close.BAD_DEFLATE)
                 return None
+        if not self._is_text:
+            return data
         if not _is_utf8(data):
             self.close(Close.NOT_UTF8)
             return None
@@ -553,6 +572,7 @@ class Connection:
             return
         self.closing = close
         self.fd = -1
+        self._inflater = None
         if self._ws is None:
             self.abort()
             return
@@ -575,6 +595,7 @@ class Connection:
             # The protocol itself ends: a refusal, an answer to the client's close or to its silence, a broken rule.
             self.closing = Close.NORMAL
             self.fd = -1
+            self._inflater = None
             self._call_later(self._gateway.settings.close_timeout, self.abort)
         if frames:
             self._socket.write(b"".join(frames))

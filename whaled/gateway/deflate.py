@@ -1,8 +1,10 @@
 """permessage-deflate (RFC 7692) without context takeover: no message refers to one before it.
 
-So the compressed frame of an event is the same for every client, and is made once; and nothing is kept for a client
-between its messages. Only events are compressed. Answers to one client are not: they may hold a token beside text of
-the client's choosing, and the size of both compressed together would give the token away, piece by piece.
+So the compressed frame of an event is the same for every client, and is made once. Some clients (Tornado, Mojolicious)
+refer to their earlier messages although they were told not to: what a client compressed is remembered for that, up to
+32 KiB, until it turns out to keep the agreement. Only events are compressed. Answers to one client are not: they may
+hold a token beside text of the client's choosing, and the size of both compressed together would give the token away,
+piece by piece.
 """
 
 import zlib
@@ -37,6 +39,8 @@ MAX_FINAL_BLOCKS = 16
 # A client may use any window.
 MAX_WINDOW_BITS = 15
 MAX_WINDOW_BYTES = 1 << MAX_WINDOW_BITS
+# A compressor that is kept finds something of `{"type":"` again in its second message.
+ALONE_MESSAGES = 16
 
 
 class DeflateError(Exception):
@@ -64,8 +68,8 @@ class Deflater:
         return frame if len(frame) < len(plain) else plain
 
 
-def inflate(data: bytes | bytearray, limit_bytes: int) -> bytes:
-    """The message that a client compressed to `data`.
+def inflate(data: bytes | bytearray, limit_bytes: int, before: bytes = b"") -> bytes:
+    """The message that a client compressed to `data`, having compressed `before`.
 
     Raises InflatedTooBigError, having made no more than a byte too many, and DeflateError.
     """
@@ -73,7 +77,8 @@ def inflate(data: bytes | bytearray, limit_bytes: int) -> bytes:
     message = b""
     for _ in range(MAX_FINAL_BLOCKS):
         # A block may refer to what came before a final one, too.
-        inflater = zlib.decompressobj(-MAX_WINDOW_BITS, message[-MAX_WINDOW_BYTES:]) if message else _new()
+        known = (before + message)[-MAX_WINDOW_BYTES:]
+        inflater = zlib.decompressobj(-MAX_WINDOW_BITS, known) if known else zlib.decompressobj(-MAX_WINDOW_BITS)
         try:
             message += inflater.decompress(rest, limit_bytes + 1 - len(message))
         except zlib.error as error:
@@ -88,8 +93,41 @@ def inflate(data: bytes | bytearray, limit_bytes: int) -> bytes:
     raise DeflateError(f"more than {MAX_FINAL_BLOCKS} final blocks")
 
 
-def _new() -> "zlib._Decompress":
-    return zlib.decompressobj(-MAX_WINDOW_BITS)
+class Inflater:
+    """Inflates the messages of one client, each by itself if that can be: only what refers to a message before needs
+    that. zlib notices every such reference, so that nothing wrong is read where a message was left out (`skip`).
+    """
+
+    __slots__ = ("_alone", "_before")
+
+    def __init__(self) -> None:
+        self._before = b""
+        self._alone = 0  # messages in a row that needed none before; -1 once one did
+
+    def inflate(self, data: bytes, limit_bytes: int) -> bytes:
+        """The next message. Raises InflatedTooBigError, DeflateError."""
+        if self._alone < 0:
+            message = inflate(data, limit_bytes, self._before)
+        else:
+            try:
+                message = inflate(data, limit_bytes)
+            except DeflateError:
+                if not self._before:
+                    raise
+                message = inflate(data, limit_bytes, self._before)
+                self._alone = -1
+            else:
+                self._alone += 1
+        if self._alone < ALONE_MESSAGES:
+            self._before = (self._before + message)[-MAX_WINDOW_BYTES:]
+        else:
+            self._alone = ALONE_MESSAGES
+            self._before = b""
+        return message
+
+    def skip(self) -> None:
+        """A message is not inflated. What came before it is out of reach."""
+        self._before = b""
 
 
 class DeflatedFrame(Frame):

@@ -5,8 +5,8 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Final
 
 from websockets.datastructures import Headers
-from websockets.exceptions import ProtocolError
-from websockets.http11 import Request, Response
+from websockets.exceptions import ProtocolError, TooManyHeaders
+from websockets.http11 import MAX_NUM_HEADERS, Request, Response
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
@@ -18,6 +18,8 @@ from whaled.gateway.origins import Origins
 
 # Query parameters that carry a credential in other products. URLs end up in logs and histories.
 CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization")
+# What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
+MAX_REQUEST_BYTES = 16 * 1024
 # Longer than any that a client or a balancer asks for. All of it is searched.
 MAX_PATH_BYTES = 2048
 
@@ -40,12 +42,17 @@ MAX_SEPARATORS = 50
 
 
 class _Reader(StreamReader):
-    """Reads frames for the library, and refuses lengths written in more bytes than they need (RFC 6455, 5.2).
+    """Reads lines and frames for the library: lines as long as the request may be (a token alone may have the 8 KiB
+    that the library gives a line), and no lengths written in more bytes than they need (RFC 6455, 5.2).
 
     The library reads a frame as 2 bytes, then 2 or 8 of a longer length, then 4 of the mask, then the payload.
     """
 
     _at = 0  # 0: a frame begins; 1: its length follows; 2: its mask; 3: its payload
+
+    def read_line(self, m: int, too_long_exc_type: type[Exception] = RuntimeError) -> Generator[None, None, bytearray]:
+        """Read a line. Raises EOFError, and `too_long_exc_type`."""
+        return super().read_line(max(m, MAX_REQUEST_BYTES), too_long_exc_type)
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
         """Read n bytes. Raises EOFError, ProtocolError."""
@@ -71,8 +78,11 @@ class Server(ServerProtocol):
 
     def __init__(self, *, max_size: int | None = None, compresses: bool = False) -> None:
         super().__init__(max_size=max_size, extensions=EXTENSIONS if compresses else None)
-        # The library makes its reader itself, and its parser has hold of it already.
+
+    def parse(self) -> Generator[None]:
+        """The library's parser. It begins in the library's constructor, which makes the reader itself."""
         self.reader.__class__ = _Reader
+        return super().parse()
 
     def end(self) -> None:
         """Read nothing more. The parser refers to this object, and exceptions to its frames: without this, the cycles
@@ -96,6 +106,10 @@ def refuse(ws: ServerProtocol, refusal: Refusal, retry_after_s: int) -> Response
     return response
 
 
+REQUEST_LINE: Final = re.compile(rb"([A-Za-z]{1,32}) [!-~]+ HTTP/1\.[01]")
+LONG_REQUEST_LINE: Final = re.compile(rb"[A-Za-z]{1,32} [!-~]{%d}" % (MAX_PATH_BYTES + 1))
+BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
+BODY: Final = re.compile(rb"content-length:(?![ \t]*0[ \t]*$)|transfer-encoding:", re.IGNORECASE)
 # Paths that load balancers and people ask for without wanting a WebSocket.
 PLAIN_PATHS = {"/", "/healthz"}
 PLAIN_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -111,8 +125,10 @@ def judge(
         return Refusal.BAD_HANDSHAKE, ws.reject(414, f"the path and query have more than {MAX_PATH_BYTES} bytes\n")
     if has_credential(request.path):
         return Refusal.TOKEN_IN_URL, refuse(ws, Refusal.TOKEN_IN_URL, 0)
-    if len(headers.get_all("Host")) != 1:
+    hosts = len(headers.get_all("Host"))
+    if hosts != 1 and not (hosts == 0 and request.protocol == "HTTP/1.0"):
         return Refusal.BAD_HANDSHAKE, ws.reject(400, "a request has one Host header\n")
+    _ignore_other_upgrades(headers)
     if "Upgrade" not in headers and request.method in PLAIN_METHODS and request.path.partition("?")[0] in PLAIN_PATHS:
         return Refusal.NO_UPGRADE, _plain(ws, request, is_draining=is_draining)
     if headers.get_all("Sec-WebSocket-Version") not in ([], ["13"]):
@@ -121,12 +137,30 @@ def judge(
         response.headers["Sec-WebSocket-Version"] = "13"
         return Refusal.BAD_HANDSHAKE, response
     for name in LISTS:
-        if sum(1 + value.count(",") + value.count(";") for value in headers.get_all(name)) > MAX_SEPARATORS:
+        if _items(headers.get_all(name)) > MAX_SEPARATORS:
             return Refusal.BAD_HANDSHAKE, ws.reject(400, f"{name} has more than {MAX_SEPARATORS} items\n")
     problem = origins.refusal(headers, is_tls=is_tls)
     if problem is not None:
         return Refusal.ORIGIN, ws.reject(403, problem + "\n")
     return None, None
+
+
+def _items(values: Sequence[str]) -> int:
+    return sum(1 + value.count(",") + value.count(";") for value in values)
+
+
+def _ignore_other_upgrades(headers: Headers) -> None:
+    """Leave of an Upgrade what asks for a WebSocket. Some clients offer h2c with every request, and a server that does
+    not take an offer answers as if there were none (RFC 9110, 7.8).
+    """
+    offered = headers.get_all("Upgrade")
+    if not offered or _items(offered) > MAX_SEPARATORS:
+        return  # it is refused for that
+    names = [name.strip().lower() for value in offered for name in value.split(",")]
+    if names != ["websocket"]:
+        del headers["Upgrade"]
+        if "websocket" in names:
+            headers["Upgrade"] = "websocket"
 
 
 def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Response:
@@ -137,6 +171,34 @@ def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Respon
     if request.method == "HEAD":
         response.body = b""
     return response
+
+
+def too_large(request: bytes | bytearray) -> tuple[int, str]:
+    """Status and text of the answer to a request of more than MAX_REQUEST_BYTES, of which the beginning is here."""
+    if LONG_REQUEST_LINE.match(request):
+        return 414, f"the path and query have more than {MAX_PATH_BYTES} bytes\n"
+    return 431, f"the request has more than {MAX_REQUEST_BYTES} bytes\n"
+
+
+def has_bare_line_feed(request: bytes | bytearray, start: int, end: int) -> bool:
+    """Whether a line of a request ends without CR, from `start` on."""
+    return BARE_LINE_FEED.search(request, start, end) is not None
+
+
+def fault(request: bytes, error: BaseException | None) -> tuple[int, str]:
+    """Status and text of the answer to a request that the library cannot read, or does not want to. `error` is its."""
+    if isinstance(error, TooManyHeaders):
+        return 431, f"the request has more than {MAX_NUM_HEADERS} headers\n"
+    lines = request.split(b"\r\n")
+    found = REQUEST_LINE.fullmatch(lines[0])
+    if found is None:
+        return 400, "this is no HTTP/1.1 request that opens a WebSocket\n"
+    method = found[1].decode()
+    if any(BODY.match(line) for line in lines[1:]):
+        if method not in PLAIN_METHODS:
+            return 405, f"a WebSocket is opened with GET, not with {method}\n"
+        return 400, "a request that opens a WebSocket has no body (Content-Length, Transfer-Encoding)\n"
+    return 400, "this is no HTTP/1.1 request that opens a WebSocket\n"
 
 
 def credential(headers: Headers) -> str | None:

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from msgspec import Struct
 from websockets.datastructures import Headers
 
+from whaled.config.origins import origin_fault
 from whaled.hosts import is_address_or_localhost, split_authority
 
 SCHEMES = {"http": "80", "https": "443"}
 # Of a refused origin this much is answered and logged: whoever sent it chose it.
 MAX_SHOWN = 200
 KEY = "gateway.origins"
+# A host name has 253 bytes at most.
+MAX_ORIGIN = 300
 
 
 class Origins(Struct, frozen=True):
@@ -35,10 +38,12 @@ class Origins(Struct, frozen=True):
         found = headers.get_all("Origin")
         if not found or self.allows_all:
             return None
+        if len(found) > 1:
+            return f"the Origin header came {len(found)} times: a page has one origin"
         origin = found[0]
-        if len(found) == 1 and self._is_listed(origin):
+        if self._is_listed(origin):
             return None
-        own = len(found) == 1 and is_own(origin, headers.get("Host", ""), is_tls=is_tls)
+        own = is_own(origin, headers.get("Host", ""), is_tls=is_tls)
         if own and (self.allows_named_own or is_address_or_localhost(_host(origin))):
             return None
         if own:
@@ -46,6 +51,10 @@ class Origins(Struct, frozen=True):
                 f"pages of {shown(origin)} may not connect: without authentication a name is not let in by its own "
                 f"Host header (DNS rebinding). The operator of this whaled can add it to {KEY}"
             )
+        if not origin:
+            return "the Origin header is empty: a page sends its origin, and a program may leave the header out"
+        if not _can_be_listed(origin):
+            return f"the Origin header is no origin as browsers send it, like https://example.org: {shown(origin)}"
         return f"pages of {shown(origin)} may not connect: the operator of this whaled can add it to {KEY}"
 
     def _is_listed(self, origin: str) -> bool:
@@ -67,6 +76,10 @@ def is_own(origin: str, host: str, *, is_tls: bool) -> bool:
         return False
     default = SCHEMES[scheme]
     return (theirs[0], theirs[1] or default) == (ours[0], ours[1] or default)
+
+
+def _can_be_listed(origin: str) -> bool:
+    return len(origin) <= MAX_ORIGIN and origin != "*" and origin_fault(origin.lower()) is None
 
 
 def shown(origin: str) -> str:
