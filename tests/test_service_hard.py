@@ -159,7 +159,7 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
             "empty": ("", "has no address (0 bytes): did its download fail?"),
             "not_a_book": ("<html>403</html>", "is no address book but a page in HTML or XML"),
             "shrunk": ("\n".join(book(400)), "has 400 addresses, 1,000 are in force: the loss is greater than"),
-            "faults": ("Too many requests\n", "line 1: expected 3 columns, label,address,type, found 1"),
+            "faults": ("Too many,columns\n", "line 1: expected 3 columns, label,address,type, found 2"),
         }
         for reason, (text, problem) in failures.items():
             path.write_text(text)
