@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 import daemon
@@ -60,6 +61,18 @@ async def test_the_command_ends_as_the_reload_did(tmp_path: Path) -> None:
         assert status == 78
         assert "reload refused, the old configuration stays: " in err
         assert "did you mean `threshold_btc`?" in err
+
+
+@pytest.mark.slow
+async def test_the_metrics_show_the_outcome_however_long_a_page_of_them_is_kept(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", http={"render_interval": "10s"})
+    good = config.read_text()
+    async with daemon.running(config) as whaled, aiohttp.ClientSession(trust_env=False) as session:
+        for text, status, value in (good, 0, 1.0), (good + "no: such section\n", 78, 0.0), (good, 0, 1.0):
+            config.write_text(text)
+            assert (await reload("--db-path", str(tmp_path / "whaled.db")))[0] == status
+            async with session.get(whaled.http + "/metrics") as response:
+                assert f"whaled_config_last_reload_successful {value}\n" in await response.text()
 
 
 @pytest.mark.slow

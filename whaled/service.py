@@ -402,6 +402,7 @@ class Service:
             self._apply(loaded, detector, running)
         if self._reload_problem is not None:
             self.metrics.config.reloaded(time.time(), success=False)
+        running.http.render_anew()
         await asyncio.to_thread(self._leave_outcome, began_s)
         self.notifier.ready()
 

@@ -98,6 +98,10 @@ class HttpServer:
                 sock.close()
             await runner.cleanup()
 
+    def render_anew(self) -> None:
+        """Show the metrics as they are to whoever asks next: a reload ends with its outcome in them."""
+        self._exposition.render_anew()
+
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/metrics", self._get_metrics)

@@ -56,6 +56,10 @@ class Exposition:
             latest.compressed = gzip.compress(latest.body, GZIP_LEVEL, mtime=0)
         return latest.compressed
 
+    def render_anew(self) -> None:
+        """Show the metrics as they are to whoever asks next."""
+        self._latest.clear()
+
 
 def accepted_format(accept: str) -> Format:
     """The format for an Accept header (RFC 9110, 12.5.1): OpenMetrics 1.0.0 unless text is preferred to it."""
