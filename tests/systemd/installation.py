@@ -110,11 +110,16 @@ class Installation:
             self.lab.run("rm", "-f", DROP_IN)
         self.lab.systemctl("daemon-reload")
 
+    def undo_drop_in(self) -> None:
+        """The units as installed. A whaled that has what was dropped in is stopped."""
+        if self._dropped_in:
+            self.drop_in("")
+            self.lab.systemctl("stop", "whaled.service", check=False)
+
     def reset(self) -> None:
         """Everything as at the beginning of every test: the usual configuration, units running, the backend too."""
         before = (self._written, self._dropped_in)
-        if self._dropped_in:
-            self.drop_in("")
+        self.undo_drop_in()
         self.configure()
         if not self.is_active("simulator.service"):
             self.start_simulator()

@@ -45,10 +45,11 @@ def installation(installed: Lab) -> Iterator[Installation]:
 
 
 @pytest.fixture
-def whaled(installation: Installation) -> Installation:
+def whaled(installation: Installation) -> Iterator[Installation]:
     """whaled, running with the usual configuration, connected to a backend with a whale every moment."""
     installation.reset()
-    return installation
+    yield installation
+    installation.undo_drop_in()
 
 
 def offsets(lines: list[dict[str, Any]]) -> list[int]:
