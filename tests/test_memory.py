@@ -276,7 +276,10 @@ async def is_let_in(whaled: daemon.Daemon) -> bool:
 async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
-    limits = {"port": 0, "max_connections": 8000, "max_connections_per_address": 8000, "max_unauthenticated": 8000}
+    limits = {
+        "port": 0, "max_connections": 8000, "max_connections_per_address": 8000, "max_unauthenticated": 8000,
+        "max_failed_connects": 8000,  # else the flood is reset before memory is short
+    }  # fmt: skip
     async with busy_simulator() as simulator:
         config = daemon.write_config(tmp_path, simulator.url, gateway=limits)
         async with daemon.running(config) as whaled, whaled.connect(max_queue=None) as client:
