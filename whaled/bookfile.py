@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from whaled.errors import BookError, BookFailure, Fault
+from whaled.errors import BookError, BookFailure, Fault, why_unreadable
 from whaled.whales import filekinds
 from whaled.whales.books import Reading
 from whaled.whales.owners import Owners
@@ -71,12 +71,8 @@ def _add(path: Path, reading: Reading, key: str) -> None:
             encoding = _encoding(key, path, file.read(HEAD_BYTES))
             has_content = reading.add(str(path), _lines(path, encoding))
             after = os.fstat(file.fileno())
-    except FileNotFoundError as error:
-        raise _refused(key, f"cannot read {path}: there is no such file", BookFailure.UNREADABLE) from error
-    except OSError as error:
-        raise _refused(key, f"cannot read {path}: {error.strerror or error}", BookFailure.UNREADABLE) from error
-    except UnicodeError as error:
-        raise _refused(key, f"cannot read {path}: {error}", BookFailure.UNREADABLE) from error
+    except (OSError, UnicodeError) as error:
+        raise _refused(key, f"cannot read {path}: {why_unreadable(error)}", BookFailure.UNREADABLE) from error
     except LineError as error:
         raise _refused(key, f"{path}: {error}; expected label,address,type", BookFailure.NOT_A_BOOK) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

@@ -205,3 +205,10 @@ class Close(Enum):
         self.code = code
         self.reason = reason
         self.retry = retry
+
+
+def why_unreadable(error: OSError | UnicodeError) -> str:
+    """The reason why a file cannot be read, in words and without its path."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

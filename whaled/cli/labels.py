@@ -15,7 +15,7 @@ import msgspec
 
 from whaled import bookfile
 from whaled.cli.settings import Subparsers
-from whaled.errors import BookError, ExitStatus, WhaledError
+from whaled.errors import BookError, ExitStatus, WhaledError, why_unreadable
 from whaled.labelfiles import reading
 from whaled.labelfiles.reading import Format
 from whaled.labelfiles.rows import HEADING, LabelFileError, Options, Report, line_of
@@ -119,12 +119,8 @@ def _import(arguments: argparse.Namespace) -> int:
                     report.written += 1
             except LabelFileError as error:
                 raise WhaledError(f"{path}: {error}") from error
-            except FileNotFoundError as error:
-                raise WhaledError(f"cannot read {path}: there is no such file") from error
-            except OSError as error:
-                raise WhaledError(f"cannot read {path}: {error.strerror or error}") from error
-            except UnicodeError as error:
-                raise WhaledError(f"cannot read {path}: {error}") from error
+            except (OSError, UnicodeError) as error:
+                raise WhaledError(f"cannot read {path}: {why_unreadable(error)}") from error
             _tell(path, form, report)
             if form is Format.BIP329 and kind not in {None, OwnerType.OWN} and report.written:
                 print(

@@ -225,7 +225,7 @@ def _at(source: str, node: Any) -> str:
 
 
 def _split_number(node: yaml.MappingNode, index: int) -> str:
-    """What a key of digits means behind a number in braces: `{key: 1,000}`."""
+    """A hint for a key of three digits behind a number in braces, which YAML makes of `{key: 1,000}`; else empty."""
     is_group = [str(key.value).isdecimal() and len(key.value) == 3 and not value.value for key, value in node.value]
     if not node.flow_style or not is_group[index]:
         return ""

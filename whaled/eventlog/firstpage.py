@@ -49,7 +49,7 @@ def is_damaged(path: Path) -> bool:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether SQLite reads the first page, from the write-ahead log if it is there, and finds that of an event log."""
+    """True if SQLite reads the first page, of the write-ahead log if it is there, and it is that of an event log."""
     try:
         with closing(files.connect(path, "ro", 0.0)) as db:
             (application,) = db.execute("PRAGMA application_id").fetchone()

@@ -283,7 +283,7 @@ def gaps(db: sqlite3.Connection, head: int) -> tuple[list[tuple[int, int]], list
 
 
 def _holds(db: sqlite3.Connection, first: int, through: int) -> bool:
-    """Whether an event with one of these offsets can be read."""
+    """True if an event with one of these offsets can be read."""
     try:
         query = "SELECT 1 FROM events WHERE offset BETWEEN ? AND ?"
         return db.execute(query, (first, through)).fetchone() is not None

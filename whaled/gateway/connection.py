@@ -357,7 +357,7 @@ class Connection:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a connection that ends without having authenticated counts as a failure of its network.
+        """True if a connection that ends without having authenticated counts as a failure of its network.
 
         It does not where the client could not help it. It does where it gave way to a newcomer, even before it was
         read: in a flood from thousands of networks that is all that is ever seen of its connections.

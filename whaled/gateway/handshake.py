@@ -181,7 +181,7 @@ def too_large(request: bytes | bytearray) -> tuple[int, str]:
 
 
 def has_bare_line_feed(request: bytes | bytearray, start: int, end: int) -> bool:
-    """Whether a line of a request ends without CR, from `start` on."""
+    """True if a line of a request ends without CR, from `start` on."""
     return BARE_LINE_FEED.search(request, start, end) is not None
 
 
