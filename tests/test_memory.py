@@ -7,6 +7,7 @@ import math
 import platform
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -291,7 +292,7 @@ async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(
             config.write_text(yaml.safe_dump(settings))
             whaled.signal(signal.SIGHUP)
             await whaled.logged("reloaded")
-            flood = []
+            flood: list[socket.socket] = []
             try:
                 async with asyncio.timeout(40):
                     while not await metric(whaled.http, "whaled_memory_shedding"):

@@ -132,8 +132,10 @@ async def test_a_whale_is_committed_then_published_and_its_fates_follow(tmp_path
                 await step()
                 second = simulator.world.replace(first.txid)
                 await step()
+                assert running.detector.seen_count == 1  # the one that was replaced has left
                 simulator.world.mine()
                 await step()
+                assert running.detector.seen_count == 0
         kinds = [(event.kind, event.whale.alert.transaction_id) for event in published.events]
         assert kinds == [
             (Kind.ALERT, first.txid),

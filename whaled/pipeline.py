@@ -33,6 +33,8 @@ from whaled.whales.history import next_event
 # Of one frame at most so many transactions are asked for inputs that only a watch rule needs: a backend that restarted
 # brings its whole mempool at once.
 OPEN_LIMIT = 500
+# After these the stream rarely brings a whale again.
+SETTLED = {Kind.CONFIRMED, Kind.REPLACED}
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -210,6 +212,8 @@ class Pipeline:
             completed = await self._completed_open(open_)
             with self._priority.hold():
                 await self._publish(message, self._drafts_of_open(completed, delta, block, now))
+        for txid in delta.mined:  # the log knows the whales among them, and the stream does not bring them again
+            self.detector.forget(txid)
 
     async def _publish(self, message: Received, drafts: Sequence[Draft]) -> None:
         drafts = await linked(drafts, self._log)
@@ -396,6 +400,8 @@ class Pipeline:
 
     def _tell(self, event: Event) -> None:
         if event.update is not None:
+            if event.kind in SETTLED:
+                self.detector.forget(event.whale.alert.transaction_id)
             self._meter.updated(event.kind, event.update.blocks_off)
             log.info(
                 "whale update",

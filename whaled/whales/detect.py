@@ -71,8 +71,8 @@ class Rules(Struct, frozen=True):
 class Detector:
     """Applies the rules, and remembers which transactions it has been asked about.
 
-    The memory is bounded: beyond `seen_limit` the oldest is forgotten. The event log refuses a second alert anyway, so
-    forgetting costs time and never doubles an alert.
+    The memory is bounded: beyond `seen_limit` the oldest is forgotten, and `forget` is for those that have left the
+    mempool. The event log refuses a second alert anyway, so forgetting costs time and never doubles an alert.
 
     `minimum_sat` is the least sum of outputs and fee (0 where it is unknown) that is worth looking at, at the price
     that `priced` was given last.
