@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import aiohttp
@@ -61,6 +62,7 @@ class Kernel:
 
 LARGE_BLOCKS = """
 import sys
+import weakref
 from pathlib import Path
 from whaled.ops.memory import keep_large_apart
 
@@ -130,6 +132,29 @@ print(len(gc.get_objects()))
 """
 
 
+FULL_COLLECTIONS = """
+import gc, sys
+from whaled.ops.memory import collect_all_seldom
+
+if sys.argv[1] == "seldom":
+    collect_all_seldom()
+before = gc.get_stats()[2]["collections"]
+kept = [[] for _ in range(300_000)]
+print(gc.get_stats()[2]["collections"] - before, gc.get_stats()[1]["collections"] > 0)
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="it collects a part at a time")
+@pytest.mark.parametrize(("how", "is_full"), [("as it is", True), ("seldom", False)])
+def test_what_lives_long_is_not_looked_through_whenever_more_comes(how: str, is_full: bool) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", FULL_COLLECTIONS, how], check=True, capture_output=True, text=True, timeout=30
+    )
+    full, young = child.stdout.split()
+    assert (int(full) > 0) is is_full
+    assert young == "True"
+
+
 def test_a_garbage_collection_looks_through_no_modules() -> None:
     looked_at = {}
     for how in ("as it is", "apart"):
@@ -191,6 +216,29 @@ async def test_what_is_free_goes_back_to_the_kernel_by_itself(tmp_path: Path, mo
                 await asyncio.sleep(0.01)
         running.cancel()
     assert len(blocks) == 4_000
+
+
+async def test_garbage_is_collected_before_load_is_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    kernel = Kernel(tmp_path)
+    async with running_gateway(tmp_path) as rig:
+        seen = Seen()
+        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
+        kernel.resident(101 * MIB)
+        garbage = Cycle()
+        gc.collect()  # it is among the oldest now
+        weakref.finalize(garbage, kernel.resident, 90 * MIB)
+        del garbage
+        monkeypatch.setattr("whaled.upkeep.COLLECT_AGAIN_S", 0.0)
+        watch.look()
+        assert not seen.is_shedding
+        kernel.resident(101 * MIB)
+        monkeypatch.setattr("whaled.upkeep.COLLECT_AGAIN_S", 60.0)
+        watch.look()
+        assert seen.is_shedding
 
 
 async def test_shedding_begins_at_its_share_of_the_limit_and_ends_below_it(tmp_path: Path) -> None:

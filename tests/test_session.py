@@ -372,6 +372,19 @@ def test_all_connections_of_a_client_have_one_budget_and_none_is_closed_for_anot
     assert sent(say(back, 2.0, type="ping"))[0]["type"] == "pong"
 
 
+def test_the_budget_of_a_client_that_left_is_remembered_until_it_is_full() -> None:
+    clients = Clients(max_connections=100, rate=1.0, burst=30.0)
+    session = admitted(clients=clients)
+    for _ in range(10):
+        say(session, 1.0, type="ping")
+    assert session.client is not None
+    clients.leave(session.client)
+    clients.forget_absent(10.0)
+    assert (clients.present, clients.absent) == (0, 1)
+    clients.forget_absent(11.0)
+    assert clients.absent == 0
+
+
 def test_a_client_with_too_many_connections_is_told_so_and_asked_to_stay_away() -> None:
     clients = Clients(max_connections=2, rate=1.0, burst=30.0)
     first, _second = admitted(clients=clients), admitted(clients=clients)

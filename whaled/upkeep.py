@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
@@ -25,6 +26,9 @@ LOOK_S = 0.25
 # What the C library holds free is returned this often: large frames leave holes behind. That takes 5 ms for 40 MB,
 # during which no other thread can allocate, and a tenth of a millisecond for none.
 GIVE_BACK_S = 60.0
+# Everything is looked through for garbage this often, and before load is shed, unless that was a minute ago.
+COLLECT_S = 600.0
+COLLECT_AGAIN_S = 60.0
 # Shedding ends when so much of what started it is used, or so many of the clients there were then are left.
 RELIEF_USED = 0.98
 RELIEF_CLIENTS = 0.9
@@ -109,6 +113,7 @@ class MemoryWatch:
         self._gauge = gauge
         self._clients_when_full = 0
         self._used_when_full = 0.0
+        self._collected_at = time.monotonic()
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -118,15 +123,20 @@ class MemoryWatch:
             self.look()
             if loop.time() >= give_back_at:
                 give_back_at = loop.time() + GIVE_BACK_S
+                self._collect(COLLECT_S)
                 await asyncio.to_thread(memory.give_back)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
         """Compare with the limit and act."""
         gateway, found = self._gateway, self._gauge.read(self.settings.limit)
-        used, limit = found.used_bytes, found.limit_bytes
+        limit = found.limit_bytes
         start = limit * self.settings.shed_at
         urgent = start + (limit - start) * URGENT
+        if found.used_bytes > start and self._collect(COLLECT_AGAIN_S):
+            memory.give_back()
+            found = self._gauge.read(self.settings.limit)
+        used = found.used_bytes
         clients = gateway.connections
         if gateway.is_short_of_memory:
             self._used_when_full = max(self._used_when_full, used)
@@ -143,6 +153,15 @@ class MemoryWatch:
             gateway.relieve(math.ceil(used - start), is_urgent=is_urgent)
             memory.give_back()
         self._meter.observed(used, limit, is_shedding=gateway.is_short_of_memory)
+
+    def _collect(self, unless_since_s: float) -> bool:
+        """Look through everything for garbage unless that was done within this time. Returns whether it was."""
+        now = time.monotonic()
+        if now - self._collected_at < unless_since_s:
+            return False
+        memory.collect_all()
+        self._collected_at = time.monotonic()
+        return True
 
 
 def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:

@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     for warning in loaded.warnings:
         log.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
+    memory.collect_all_seldom()
     try:
         asyncio.run(_run(arguments, passed_sockets(os.environ)))
     except WhaledError:

@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 from whaled.gateway.limits import LostTime, TokenBucket
 
-# Clients without a connection whose budget is remembered, so that coming back does not fill it. Beyond it the longest
-# absent is forgotten: client ids are not for the client to choose.
+# Clients without a connection whose budget is remembered until it is full, so that coming back does not fill it. Beyond
+# it the longest absent is forgotten: client ids are not for the client to choose.
 ABSENT_REMEMBERED = 10_000
 
 
@@ -59,12 +59,26 @@ class Clients:
         if client.connections:
             return
         del self._present[client.client_id]
-        if not client.bucket.is_full:
-            self._absent[client.client_id] = client
-            while len(self._absent) > ABSENT_REMEMBERED:
-                self._absent.popitem(last=False)
+        self._absent[client.client_id] = client
+        while len(self._absent) > ABSENT_REMEMBERED:
+            self._absent.popitem(last=False)
+
+    def forget_absent(self, now: float) -> None:
+        """Forget the longest absent as far as their budget is full again. Each lies in the way of memory that others
+        left: Python gives back none of which a part is used.
+        """
+        while self._absent:
+            client_id, client = next(iter(self._absent.items()))
+            if not client.bucket.is_full(now):
+                return
+            del self._absent[client_id]
 
     @property
     def present(self) -> int:
         """Clients with a connection."""
         return len(self._present)
+
+    @property
+    def absent(self) -> int:
+        """Clients without one whose budget is remembered."""
+        return len(self._absent)

@@ -122,10 +122,10 @@ class TokenBucket:
         self._extra = 0.0
         return 0.0
 
-    @property
-    def is_full(self) -> bool:
-        """Nothing is owed as of the last `take`."""
-        return self._level >= self._burst
+    def is_full(self, now: float) -> bool:
+        """Whether nothing is owed."""
+        self._refill(now)
+        return self._level >= self._burst and not self._overrun
 
     @property
     def is_exhausted(self) -> bool:

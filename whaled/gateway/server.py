@@ -63,6 +63,8 @@ SHED_AWAY_S = 10.0
 SHED_CLOSE_S = 0.5
 # SO_LINGER: a close discards what is unsent and resets the connection.
 RESET = struct.pack("ii", 1, 0)
+# How often clients that are gone are looked at: whether their budget has to be remembered.
+ABSENT_LOOK_S = 1.0
 # How often the wall clock is compared with the monotonic one, and the difference that is a step: clocks that are slewed
 # (at most 500 ppm) come to it in half an hour, and that does no harm.
 CLOCK_LOOK_S = 1.0
@@ -220,12 +222,14 @@ class Gateway:
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
             positions = tasks.create_task(self._tell_positions(), name="gateway positions")
             credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
+            absent = tasks.create_task(self._forget_absent(), name="gateway absent clients")
             try:
                 yield address_of(listener.sockets[0])
             finally:
                 keepalive.cancel()
                 positions.cancel()
                 credentials.cancel()
+                absent.cancel()
                 listener.close()
                 self.reserve.release()
                 for connection in self._all():
@@ -299,6 +303,11 @@ class Gateway:
         while True:
             await asyncio.sleep(self.settings.position_interval)
             self.hub.tell_positions()
+
+    async def _forget_absent(self) -> None:
+        while True:
+            await asyncio.sleep(ABSENT_LOOK_S)
+            self.clients.forget_absent(self.now())
 
     async def _watch_credentials(self) -> None:
         """End sessions whose key was retired, whose family ended, or whose token ended by a step of the clock.

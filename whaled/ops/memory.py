@@ -17,6 +17,7 @@ from msgspec import Struct
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 M_MMAP_THRESHOLD = -3  # of malloc.h
 M_ARENA_MAX = -8
+NEVER = 1_000_000_000
 LARGE_BYTES = 128 * 1024  # what glibc begins with
 
 
@@ -96,6 +97,20 @@ def set_modules_apart() -> None:
     event loop stands still.
     """
     gc.freeze()
+
+
+def collect_all_seldom() -> None:
+    """Have the interpreter look by itself only through what is young for garbage; `collect_all` is for the rest.
+
+    It looks through everything whenever that has grown by a quarter. With 9,000 clients that takes 170 ms, in which the
+    event loop stands still, and happened four times while they came. It found next to nothing.
+    """
+    gc.set_threshold(*gc.get_threshold()[:2], NEVER)
+
+
+def collect_all() -> None:
+    """Look through everything for garbage."""
+    gc.collect()
 
 
 def _cgroup(file: Path, cgroups: Path) -> Path | None:
