@@ -246,6 +246,7 @@ def test_equal_values_to_one_script_are_no_coinjoin() -> None:
     assert shape(transaction([output(BTC)] * 5, coins(5)))[0] is Shape.TRANSFER
 
 
+@pytest.mark.slow
 @relaxed
 @given(OUTPUTS, INPUTS)
 def test_every_transaction_has_a_shape_and_only_decided_ones_have_rules(

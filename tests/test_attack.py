@@ -253,6 +253,7 @@ def listener(reply: bytes) -> Iterator[int]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_strangers_who_are_hung_up_on_come_again_and_keep_to_their_rate() -> None:
     with listener(b"HTTP/1.1 503 Service Unavailable\r\n\r\n") as port:
         attacker = Strangers(Order("strangers", port, 0.5, count=4, payload="handshake", rate=100), [])

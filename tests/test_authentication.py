@@ -187,6 +187,7 @@ async def test_a_client_that_lost_the_answer_to_its_refresh_may_ask_again(tmp_pa
             assert (await receive_type(client, "token"))["token"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_s", [2700.0, 90 * 86400.0])
 async def test_a_token_that_a_step_of_the_clock_ended_is_not_served_on(tmp_path: Path, step_s: float) -> None:
     tokens, ahead_s = Tokens(NEW), [0.0]
@@ -205,6 +206,7 @@ async def test_a_token_that_a_step_of_the_clock_ended_is_not_served_on(tmp_path:
         )[0])  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_clock_that_is_set_back_ends_nothing_and_the_end_comes_later(tmp_path: Path) -> None:
     tokens, ahead_s = Tokens(NEW), [3600.0]
     async with running_gateway(
@@ -223,6 +225,7 @@ async def test_a_clock_that_is_set_back_ends_nothing_and_the_end_comes_later(tmp
         assert await closed_with(client) == (1008, "Token expired")
 
 
+@pytest.mark.slow
 async def test_a_clock_that_is_ahead_lets_in_for_the_leeway_and_not_beyond_it(tmp_path: Path) -> None:
     tokens, ahead_s = Tokens(NEW), [0.0]
     token = tokens.token(ttl_s=600)

@@ -391,6 +391,7 @@ class Doubt:
     says: str
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "doubt",
     [

@@ -46,6 +46,7 @@ async def refused(read: Read, path: Path, **settings: object) -> list[str]:
     return [str(fault) for fault in error.value.faults]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
 async def test_a_large_book_is_read_whole(tmp_path: Path, read: Read, ending: str) -> None:
     path = written(tmp_path, book(1_000), ending)
@@ -91,6 +92,7 @@ async def test_the_line_of_the_key_that_names_the_file_is_named(tmp_path: Path, 
     assert str(error.value.faults[0]).startswith("w.yaml:3: detection.watch[0].labels[0]: no label 'Owner 9' in ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding: str) -> None:
     path = tmp_path / "book.csv"
@@ -99,6 +101,7 @@ async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding
     assert (len(found), found.get(address(2_000))) == (1_001, Owner("Börse", OwnerType.EXCHANGE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "what"),
     [
@@ -127,6 +130,7 @@ async def test_a_file_that_is_no_csv_is_named(tmp_path: Path, read: Read, conten
     assert problem.startswith(f"detection.address_book: {path} is no address book but {what}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["[Hot] Binance", "<unknown>", "{x}", "{ x", "PKx", "Not Found", "title: x", "[1"])
 async def test_a_label_may_begin_as_other_files_do(tmp_path: Path, read: Read, label: str) -> None:
     path = written(tmp_path, [f"{label},{address(2_000)},exchange", *book(1_000)])

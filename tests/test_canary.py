@@ -89,6 +89,7 @@ async def singing(
             await asyncio.wait([task])
 
 
+@pytest.mark.slow
 async def test_canaries_arrive_and_no_client_hears_of_them(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as client, singing(rig) as (canary, counted):
         await rig.alerts(1)
@@ -127,6 +128,7 @@ async def test_a_writer_thread_that_hangs_is_noticed_and_nothing_piles_up_behind
         assert counted.sent_count > sent
 
 
+@pytest.mark.slow
 async def test_a_hub_that_delivers_nothing_is_noticed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
@@ -139,6 +141,7 @@ async def test_a_hub_that_delivers_nothing_is_noticed(tmp_path: Path) -> None:
         await counted.until(lambda: len(counted.seconds) > arrived)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [EventLogError("disk full", reason=LogFailure.DISK_FULL), RuntimeError("a bug")])
 async def test_what_breaks_a_canary_is_counted_and_the_next_one_tries_again(tmp_path: Path, error: Exception) -> None:
     calls = 0
@@ -228,6 +231,7 @@ async def test_canaries_that_cannot_connect_say_so_and_go_without(tmp_path: Path
         ]
 
 
+@pytest.mark.slow
 async def test_a_listener_that_accepts_nobody_is_noticed_and_alerts_are_still_watched(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
@@ -254,6 +258,7 @@ async def test_a_late_canary_is_counted_and_is_a_sign_of_life_all_the_same(tmp_p
         await counted.until(lambda: len(counted.seconds) > arrived)
 
 
+@pytest.mark.slow
 async def test_a_loop_that_clients_keep_busy_delays_canaries_too(tmp_path: Path) -> None:
     """What the share of the loop cannot bound, here jobs of 30 ms, a canary feels."""
     async with running_gateway(tmp_path) as rig, singing(rig) as (_, counted):

@@ -55,6 +55,7 @@ def test_the_list_of_commands_says_what_each_commands_help_says(capsys: Output) 
         assert list(subparsers.choices) == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["token", "issue", "--help"], ["keys", "list", "--help"]])
 def test_a_quick_command_loads_no_web_server(arguments: list[str]) -> None:
     ask = (

@@ -339,6 +339,7 @@ async def test_without_link_events_a_lost_connection_is_logged(caplog: pytest.Lo
     assert jwt("t0psecret") not in caplog.text
 
 
+@pytest.mark.slow
 async def test_the_wait_grows_while_it_fails_and_starts_anew_after_a_good_connection() -> None:
     async def fail(peer: Peer) -> None:
         await peer.open()
@@ -1086,12 +1087,14 @@ async def raw_server(answer: bytes) -> Any:
         yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+@pytest.mark.slow
 async def test_a_port_that_speaks_something_else_is_said_to() -> None:
     async with raw_server(b"220 smtp ready\r\n") as url, stream(url) as source:
         with pytest.raises(UnusableServerError, match=r"speaks SMTP or FTP, not WebSocket: is the port right\?"):
             await anext(source)
 
 
+@pytest.mark.slow
 async def test_a_port_that_hangs_up_is_tried_again() -> None:
     async with raw_server(b"") as url, stream(url, link_events=True) as source:
         for _ in range(2):

@@ -179,6 +179,7 @@ def test_retry_after_may_have_decimals(value: str, seconds: float | None) -> Non
     assert reasons.retry_after(InvalidStatus(Response(503, "x", Headers({"Retry-After": value}))), 0.0) == seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
 async def test_an_odd_answer_is_a_failure_of_the_stream_and_nothing_else(
     head: bytes, monkeypatch: pytest.MonkeyPatch
@@ -228,6 +229,7 @@ async def test_a_busy_server_that_says_so_twice_is_tried_again() -> None:
 # --- the wrong port, the wrong scheme ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_wss_on_a_port_without_tls_is_named() -> None:
     async with scripted() as server:
         place = server.url.removeprefix("ws://")
@@ -243,6 +245,7 @@ async def test_ws_on_a_port_with_tls_is_named(certificate: Certificate) -> None:
         assert await ended(f"ws://{place}") == f"{place}: this port speaks TLS: use wss://{place}"
 
 
+@pytest.mark.slow
 async def test_both_are_named_at_the_real_gateway(tmp_path: Path, certificate: Certificate) -> None:
     chain, key, _ = certificate
     async with running_gateway(tmp_path) as rig:
@@ -269,12 +272,14 @@ async def test_a_service_that_greets_is_named(scheme: str, line: bytes, name: st
     assert reason == f"{place} speaks {name}, not WebSocket: is the port right?"
 
 
+@pytest.mark.slow
 async def test_a_proxy_that_speaks_http_1_0_is_named() -> None:
     async with port(answers(b"HTTP/1.0 400 Bad Request\r\n\r\n")) as place:
         reason = await ended(f"ws://{place}")
     assert reason.startswith(f"{place} speaks HTTP/1.0, which has no WebSocket (a proxy must use HTTP/1.1), not Web")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 async def test_a_port_that_answers_nothing_is_named_and_tried_again(
     scheme: str, monkeypatch: pytest.MonkeyPatch
@@ -484,6 +489,7 @@ async def test_a_certificate_error_says_what_to_do(tmp_path: Path) -> None:
     assert early.endswith("not yet valid; is the clock of this machine right?")
 
 
+@pytest.mark.slow
 async def test_a_server_that_hangs_up_amid_the_tls_handshake_is_said_to(certificate: Certificate) -> None:
     chain, key, _ = certificate
     context = server_context(chain, key)
@@ -512,6 +518,7 @@ def test_a_failed_tls_handshake_is_said_in_words(name: str, words: str) -> None:
 # --- no token ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_server_that_wants_a_token_is_found_out_within_a_second(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     async with running_gateway(tmp_path, authenticator=Tokens()) as rig, stream(rig.url) as source:

@@ -223,6 +223,7 @@ async def gateway_at(directory: Path, port: int) -> AsyncIterator[tuple[EventLog
             yield log, gateway, f"ws://{address}"
 
 
+@pytest.mark.slow
 async def test_a_restart_of_the_server_is_ridden_out(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         async with gateway_at(tmp_path, 0) as (log, gateway, url):

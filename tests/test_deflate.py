@@ -85,6 +85,7 @@ async def answered(client: Raw) -> str | None:
 # --- what is agreed ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("offer", "answer"),
     [
@@ -284,6 +285,7 @@ async def test_a_replay_is_compressed_once_the_link_turns_out_to_be_slow(tmp_pat
             assert inflate((await client.frame())[1], MIB) == (await plain.frame())[1]
 
 
+@pytest.mark.slow
 async def test_a_client_with_compression_that_lags_misses_nothing(tmp_path: Path) -> None:
     async with (
         running_gateway(tmp_path, max_unsent=4_000, slow_timeout=30.0) as rig,
@@ -427,6 +429,7 @@ async def test_compressed_messages_are_answered_whole_or_in_fragments(tmp_path: 
 GARBAGE = NOISE[:3] + b"\xff" * 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "closed"),
     [

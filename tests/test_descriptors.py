@@ -58,6 +58,7 @@ def limited(descriptors_: int) -> tuple[str, ...]:
     return ("sh", "-c", f'ulimit -n {descriptors_} && exec "$@"', "sh")
 
 
+@pytest.mark.slow
 async def test_a_start_without_descriptors_for_clients_is_refused(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1/")
     async with daemon.starting(config, launcher=limited(464)) as whaled:
@@ -66,6 +67,7 @@ async def test_a_start_without_descriptors_for_clients_is_refused(tmp_path: Path
     assert "limit of file descriptors is 464, and 465 are needed for a single client" in whaled.raw[-1]
 
 
+@pytest.mark.slow
 async def test_a_start_with_few_descriptors_says_how_many_clients_they_are_for(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1/")
     async with daemon.running(config, launcher=limited(470)) as whaled:
@@ -74,6 +76,7 @@ async def test_a_start_with_few_descriptors_says_how_many_clients_they_are_for(t
         assert "\nwhaled_connections_limit 6.0\n" in await get(whaled.http + "/metrics")
 
 
+@pytest.mark.slow
 async def test_without_descriptors_clients_wait_in_the_kernel_and_those_connected_go_on(tmp_path: Path) -> None:
     async with busy_simulator() as simulator:
         config = daemon.write_config(

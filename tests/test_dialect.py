@@ -506,6 +506,7 @@ json_values = st.recursive(
 PART_NAMES = [DELTA, "block", "blocks", "fees", "mempool-blocks", "conversions", "da", "backendInfo", "pong", "new"]
 
 
+@pytest.mark.slow
 @relaxed
 @given(
     parts=st.dictionaries(st.sampled_from(PART_NAMES), json_values, max_size=5),

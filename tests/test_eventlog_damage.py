@@ -138,6 +138,7 @@ async def requires_skipping(path: Path, lost: set[int]) -> None:
         assert log.head >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "lost", "_"), ROWS.values(), ids=ROWS)
 async def test_a_damaged_row_is_skipped_and_all_others_are_served(
     path: Path, change: str, lost: set[int], _: bool
@@ -149,6 +150,7 @@ async def test_a_damaged_row_is_skipped_and_all_others_are_served(
         assert log.epoch == epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "lost", "_"), OLD_ROWS.values(), ids=OLD_ROWS)
 async def test_damage_of_rows_that_older_versions_stored_is_found_where_it_shows(
     path: Path, change: str, lost: set[int], _: bool
@@ -159,6 +161,7 @@ async def test_damage_of_rows_that_older_versions_stored_is_found_where_it_shows
     await requires_skipping(path, lost)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "old", "new", "change", "lost"),
     [
@@ -301,6 +304,7 @@ async def test_an_update_of_a_whale_whose_alert_is_damaged_is_stored_and_sent(pa
         assert await log.append([alert(3)]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -370,6 +374,7 @@ UNREADABLE_NOTES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_checksum", [True, False], ids=["checksum", "none"])
 @pytest.mark.parametrize(("key", "value"), UNREADABLE_NOTES, ids=lambda text: text[:12])
 async def test_a_note_that_cannot_be_read_is_as_if_there_were_none(
@@ -497,12 +502,14 @@ SEARCHES: dict[str, Callable[[EventLog], object]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [*LOOKUPS.values(), *SEARCHES.values()], ids=[*LOOKUPS, *SEARCHES])
 async def test_nothing_waits_for_a_page_of_a_replay(path: Path, call: Callable[[EventLog], object]) -> None:
     await filled(path)
     await requires_no_waiting(path, "page_thread", call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [*LOOKUPS.values(), lambda log: log.between(0, 9, 9)], ids=[*LOOKUPS, "between"])
 async def test_nothing_waits_for_a_search_through_all_events(path: Path, call: Callable[[EventLog], object]) -> None:
     await filled(path)

@@ -63,6 +63,7 @@ async def held(path: Path) -> list[Event]:
         return await log.between(0, log.head, 100_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "lost", "_"), ROWS.values(), ids=ROWS)
 async def test_what_is_damaged_is_listed_taken_out_and_a_gap_from_then_on(
     path: Path, change: str, lost: set[int], _: bool, capsys: pytest.CaptureFixture[str]
@@ -187,6 +188,7 @@ async def test_a_note_that_cannot_be_read_is_named_and_taken_out(
         assert (await log.state("first_block"), await log.state("height")) == (None, "800001")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [(1, 2**63 - 1), (-5, 0), (2, 4), (6, 7)])
 async def test_a_gap_that_no_repair_made_is_named_and_taken_out(
     path: Path, row: tuple[int, int], capsys: pytest.CaptureFixture[str]
@@ -218,6 +220,7 @@ async def test_what_a_lost_whale_spends_is_named_and_taken_out(path: Path, capsy
     assert answer(path, capsys, "--deep")[0] == 0
 
 
+@pytest.mark.slow
 async def test_what_a_damaged_page_leaves_is_saved(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
@@ -242,6 +245,7 @@ async def test_what_a_damaged_page_leaves_is_saved(path: Path, capsys: pytest.Ca
     assert saved > 12 * 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 async def test_flipped_bits_are_found_and_repaired_or_the_file_is_refused(
     path: Path, seed: int, capsys: pytest.CaptureFixture[str]

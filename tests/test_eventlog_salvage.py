@@ -253,6 +253,7 @@ DELETIONS = (
 SEEDS = [*range(4), *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.long]) for seed in range(4, 30))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda each: each.__name__)
 async def test_random_damage_is_reported_repaired_and_never_a_wrong_row(
@@ -266,6 +267,7 @@ async def test_random_damage_is_reported_repaired_and_never_a_wrong_row(
     await require_repaired(path, before, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", DELETIONS)
 async def test_rows_and_tables_that_were_deleted_are_reported(
     path: Path, statement: str, capsys: pytest.CaptureFixture[str]
@@ -276,6 +278,7 @@ async def test_rows_and_tables_that_were_deleted_are_reported(
     assert await require_repaired(path, before, capsys) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_several_kinds_of_damage_at_once(path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = rows_of(path)
@@ -291,6 +294,7 @@ async def test_several_kinds_of_damage_at_once(path: Path, seed: int, capsys: py
 # --- one fault at a time ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "size"), [(0, 16), (0, PAGE), (16, 2), (60, 4), (68, 4), (44, 4), (100, 8), (103, 2), (200, PAGE - 200)]
 )
@@ -358,6 +362,7 @@ async def test_a_file_of_something_else_is_not_taken_for_a_damaged_log(
     assert "was not made by whaled" in lines_of(capsys, "check", "--db-path", path)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "kind", "loses"),
     [
@@ -473,6 +478,7 @@ async def test_what_retention_removed_is_no_loss(path: Path, capsys: pytest.Capt
     assert "events: offsets 51 to 53 are missing" in lines_of(capsys, "check", "--db-path", path)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["events", "whales", "spends", "blocks", "state", "log", "gaps"])
 async def test_a_missing_table_is_named_and_made_again(
     path: Path, table: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -578,6 +584,7 @@ def test_sentences(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "gap: offset 5 was taken out by an earlier repair\n" in lines_of(capsys, "check", "--db-path", path)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2, 3])
 async def test_a_wrong_schema_version_costs_no_row(
     path: Path, version: int, capsys: pytest.CaptureFixture[str]

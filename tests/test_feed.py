@@ -880,6 +880,7 @@ async def test_cancelling_while_connected_closes_politely(backend: Backend, mete
     assert peer.connection.close_code == 1000
 
 
+@pytest.mark.slow
 async def test_cancelling_against_a_peer_that_stopped_reading_ends_within_bound(
     backend: Backend, meter: Recorder
 ) -> None:

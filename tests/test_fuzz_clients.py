@@ -165,6 +165,7 @@ def test_every_seed_passes_the_check_that_mutations_have_to_pass() -> None:
         check(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_no_mutation_of_a_message_gets_more_than_a_client_error() -> None:
     hunt("clients", check, seeds(), WORDS)

@@ -286,11 +286,13 @@ def test_every_seed_passes_the_check_that_mutations_have_to_pass() -> None:
         check(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_no_mutation_of_a_frame_gets_more_than_the_one_error_out_of_the_parser() -> None:
     hunt("upstream", check, seeds(), WORDS)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_no_mutation_of_a_transaction_from_rest_gets_more_than_a_decode_error() -> None:
     def check_rest(raw: bytes) -> None:
@@ -351,12 +353,14 @@ def read_all(raw: bytes) -> None:
             delta.predecessor(found.txid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eight_times_the_frame_takes_about_eight_times_as_long(family: str) -> None:
     # 64 times would be quadratic.
     assert scaling(FAMILIES[family], read_all, 400) < 28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_memory_stays_in_proportion_to_the_frame(family: str) -> None:
     raw = FAMILIES[family](1_000)

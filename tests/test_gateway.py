@@ -320,6 +320,7 @@ async def test_a_position_of_another_epoch_is_not_recovered_and_says_what_is_hel
             assert await offsets(client, 1) == [3]
 
 
+@pytest.mark.slow
 async def test_a_client_joining_amid_broadcasts_disturbs_nobody_and_misses_nothing(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as steady:
         await receive(steady)
@@ -368,6 +369,7 @@ async def test_an_enormous_frame_closes_1009(tmp_path: Path) -> None:
         await until(lambda: rig.value("whaled_connections_closed_total", code="1009") == 1)
 
 
+@pytest.mark.slow
 async def test_a_flood_is_told_and_closed_1008(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as client:
         await receive(client)
@@ -401,6 +403,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.slow
 async def test_a_client_that_reads_nothing_is_bounded_and_cut_off_while_others_go_on(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, max_unsent=20_000, slow_timeout=0.3, close_timeout=0.2) as rig:
         stuck = stuffed_client(rig)
@@ -513,6 +516,7 @@ async def test_the_stats_are_counted(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 async def test_tls_delivers_the_same_and_bounds_a_slow_client_too(
     tmp_path: Path, certificate: tuple[Path, Path, ssl.SSLContext]
 ) -> None:
@@ -534,6 +538,7 @@ async def test_tls_delivers_the_same_and_bounds_a_slow_client_too(
         assert await offsets(slow, count) == list(range(1, count + 1))
 
 
+@pytest.mark.slow
 async def test_a_client_that_asks_and_never_reads_is_bounded(tmp_path: Path) -> None:
     async with running_gateway(
         tmp_path, max_unsent=10_000, messages_per_second=1e9, message_burst=10**9, close_timeout=0.2

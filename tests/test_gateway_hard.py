@@ -140,6 +140,7 @@ async def told(value: Callable[[], T | None]) -> T:
 # --- a client that stops sending -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_client_that_half_closes_with_bytes_unsent_disturbs_no_publication(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, max_unsent=10_000_000, close_timeout=0.2) as rig:
         stuck = stuffed_client(rig)
@@ -232,6 +233,7 @@ async def test_the_bytes_of_a_request_are_bounded(tmp_path: Path) -> None:
         await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "headers", "status", "told"),
     [
@@ -676,6 +678,7 @@ async def test_what_comes_behind_a_close_is_not_answered(tmp_path: Path) -> None
 # --- a lagging client -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, max_unsent=2_000, slow_timeout=20.0) as rig:
         rig.gateway.tell_upstream(UpstreamState.CONNECTED)

@@ -47,6 +47,7 @@ def ends(certificate: Certificate) -> tuple[Client, Tls]:
     return Client(certificate[2]), Tls(server_context(certificate))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("piece", [1, 7, READ_BYTES])
 def test_bytes_come_in_pieces_of_any_size(certificate: Certificate, version: ssl.TLSVersion, piece: int) -> None:

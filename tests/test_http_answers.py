@@ -114,6 +114,7 @@ def test_every_clause_of_the_table_is_tried_and_nothing_else() -> None:
             assert any(words in clause for of, words in tried if of == status) or status in (502, 504), (status, clause)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "words", "requests"), CASES, ids=[f"{case[0]} {case[1]}" for case in CASES])
 async def test_a_request_is_answered_as_the_table_says(
     tmp_path: Path, status: int, words: str, requests: list[bytes]

@@ -293,6 +293,7 @@ async def test_a_head_without_end_is_refused_431() -> None:
         assert rig.cut("request_too_large") == 1
 
 
+@pytest.mark.slow
 async def test_connections_without_a_request_are_cut_off_and_so_is_a_head_that_drips() -> None:
     async with serving(header_timeout=0.3) as rig, rig.visitor() as silent, rig.visitor() as dripping:
         dripping.writer.write(b"GET /met")
@@ -302,6 +303,7 @@ async def test_connections_without_a_request_are_cut_off_and_so_is_a_head_that_d
         assert rig.server.connections == 0
 
 
+@pytest.mark.slow
 async def test_idle_connections_are_cut_off_later_and_a_half_request_on_them_soon() -> None:
     async with serving(header_timeout=0.3, idle_timeout=0.6) as rig, rig.visitor() as idle:
         await idle.ask("/healthz")
@@ -315,6 +317,7 @@ async def test_idle_connections_are_cut_off_later_and_a_half_request_on_them_soo
         assert rig.cut("header_timeout") == 1
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_is_cut_off() -> None:
     large = b"x" * 8_000_000  # more than the kernel takes for a reader that stands still
     async with serving(lambda _: large, write_timeout=0.3) as rig, rig.visitor(receive_buffer=4096) as slow:
@@ -344,6 +347,7 @@ async def test_requests_beyond_the_rate_wait_for_their_turn() -> None:
         assert rig.value("whaled_http_requests_delayed_total") > 0
 
 
+@pytest.mark.slow
 async def test_requests_of_connections_that_are_gone_take_no_turn() -> None:
     async with serving(requests_per_second=5.0) as rig:
         for _ in range(500):
@@ -405,6 +409,7 @@ async def test_where_every_connection_is_in_use_a_further_one_is_closed_at_once(
         assert (rig.cut("address_full"), rig.cut("full")) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_without_descriptors_arrivals_wait_in_the_kernel_and_the_log_has_one_line() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with capture_logs() as lines:

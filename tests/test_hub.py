@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -183,6 +184,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @relaxed
 @given(STEPS, st.booleans())
 def test_each_client_gets_what_its_filter_passes_in_order_and_once(steps: list[Any], removes_later: bool) -> None:

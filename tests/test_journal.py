@@ -258,6 +258,7 @@ def test_a_full_queue_does_not_wait_and_nothing_is_lost(journald: Journald, stde
     assert [*taken, *(line.removeprefix("<6>") for line in lines)] == [f"n n={number}" for number in range(total)]
 
 
+@pytest.mark.slow
 def test_what_nobody_takes_is_counted_and_reported_before_the_next_entry(journald: Journald) -> None:
     mine, stuck = socket.socketpair()  # as systemd connects stderr
     with mine, stuck, mine.makefile("w") as stream:
@@ -283,6 +284,7 @@ def test_what_nobody_takes_is_counted_and_reported_before_the_next_entry(journal
         assert logs.lost_entries() == lost
 
 
+@pytest.mark.slow
 def test_a_reader_of_stderr_that_comes_back_finds_the_number_of_lost_entries(tmp_path: Path) -> None:
     mine, stuck = socket.socketpair()
     with mine, stuck, mine.makefile("w") as stream:

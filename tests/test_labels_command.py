@@ -481,6 +481,7 @@ def test_stats_count_by_type_owner_source_and_network(tmp_path: Path, capsys: Ou
     assert run("stats", written(tmp_path, "x.csv", "")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(Format))
 def test_huge_files_are_not_held_in_memory(tmp_path: Path, form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the file's size is more than any buffer, and less than the file."""

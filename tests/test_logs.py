@@ -75,6 +75,7 @@ def test_lines_keep_their_order_and_are_all_written(tmp_path: Path) -> None:
         assert [json.loads(line)["n"] for line in stream] == list(range(3000))
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_holds_nobody_up_and_learns_how_much_it_missed(pipe: tuple[int, TextIO]) -> None:
     reading, stream = pipe
     log = log_to(stream)

@@ -218,6 +218,7 @@ async def test_what_is_free_goes_back_to_the_kernel_by_itself(tmp_path: Path, mo
     assert len(blocks) == 4_000
 
 
+@pytest.mark.slow
 async def test_garbage_is_collected_before_load_is_shed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cycle:
         def __init__(self) -> None:

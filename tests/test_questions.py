@@ -147,6 +147,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("call", CALLS)
 async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call: str, garbage: str) -> None:

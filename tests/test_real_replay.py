@@ -92,6 +92,7 @@ TXIDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", TXIDS)
 async def test_a_transaction_of_rest_is_read_whole(label: str) -> None:
     async with replaying("none") as (questions, found):

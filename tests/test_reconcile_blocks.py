@@ -131,6 +131,7 @@ async def test_catching_up_begins_with_the_newest_and_ends_at_the_bound(tmp_path
             assert rig.events == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scanned", "page"), [(True, 2_000), (True, 2), (False, 2_000)])
 async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: bool, page: int
@@ -165,6 +166,7 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
             assert await rig.nothing_dead_is_scanned()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bound", "missing"), [(1, 1), (2, 2), (2, 3)])
 async def test_a_reorganisation_below_as_many_blocks_as_are_scanned_is_noticed(
     tmp_path: Path, bound: int, missing: int
@@ -187,6 +189,7 @@ async def test_a_reorganisation_below_as_many_blocks_as_are_scanned_is_noticed(
         assert await rig.nothing_dead_is_scanned()
 
 
+@pytest.mark.slow
 async def test_a_block_from_before_is_asked_for_until_it_is_answered(tmp_path: Path) -> None:
     """Also by the next start, and before anything is scanned above it."""
     front = Front()
@@ -241,6 +244,7 @@ async def test_a_block_between_the_first_connection_and_the_first_answer_is_scan
             await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
 
 
+@pytest.mark.slow
 async def test_a_block_between_a_first_start_that_was_killed_and_the_next_one_is_scanned(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         hidden = [sim.world.pay(150 * BTC, relay=False) for _ in range(2)]
@@ -276,6 +280,7 @@ async def test_a_first_start_that_is_killed_in_its_first_question_has_kept_what_
             assert await rig.chain_is_scanned(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_killed", [False, True])
 async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_scanned(
     tmp_path: Path, is_killed: bool
@@ -326,6 +331,7 @@ async def test_of_the_blocks_before_the_first_start_those_that_were_told_are_hel
         assert await rig.chain_is_scanned(start - 7)
 
 
+@pytest.mark.slow
 async def test_a_block_that_does_not_stand_upon_what_was_there_at_the_start_lays_that_bare(tmp_path: Path) -> None:
     """The chain is replaced between the question whether it was and the scan."""
     front = Front()
@@ -353,6 +359,7 @@ async def test_a_block_that_does_not_stand_upon_what_was_there_at_the_start_lays
             assert await rig.chain_is_scanned(start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", [False, True])
 @pytest.mark.parametrize("depth", [1, 3, 9])
 async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_new_branch(
@@ -454,6 +461,7 @@ async def test_a_block_that_died_between_the_commit_and_its_row_is_undone_after_
             await rig.until(lambda: rig.told(whale) == ["pending"])
 
 
+@pytest.mark.slow
 async def test_a_node_that_is_only_behind_undoes_nothing(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         whale = sim.world.pay(150 * BTC).txid

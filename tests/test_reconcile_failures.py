@@ -58,6 +58,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_right(
     tmp_path: Path, answer: str
@@ -107,6 +108,7 @@ async def test_a_snapshot_that_is_taken_while_the_one_before_is_worked_on_is_wor
         await rig.until(lambda: front.times(question) > asked)
 
 
+@pytest.mark.slow
 async def test_a_whale_that_comes_back_holds_up_no_other(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):
@@ -140,6 +142,7 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_
             assert rig.told(mined.txid) == ["alert", "confirmed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["90000q", "{}", "[1,2]", "null", "9" * 24])
 async def test_no_note_that_cannot_be_read_ends_a_start(tmp_path: Path, value: str) -> None:
     async with world() as (sim, clock):
@@ -176,6 +179,7 @@ async def test_one_absurd_tip_passes_over_no_block(tmp_path: Path) -> None:
         assert len(await rig.scans()) == 1
 
 
+@pytest.mark.slow
 async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(tmp_path: Path) -> None:
     front = Front()
     async with (
@@ -194,6 +198,7 @@ async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(t
         assert rig.tally.rounds <= rounds + 3
 
 
+@pytest.mark.slow
 async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_pending_once_it_can(
     tmp_path: Path,
 ) -> None:
@@ -252,6 +257,7 @@ async def test_one_call_that_fails_does_not_hold_up_the_others(tmp_path: Path, p
             assert rig.told(there) == ["alert"]
 
 
+@pytest.mark.slow
 async def test_a_whale_that_cannot_be_fetched_does_not_hold_up_the_others(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):
@@ -271,6 +277,7 @@ async def test_a_whale_that_cannot_be_fetched_does_not_hold_up_the_others(tmp_pa
             assert rig.told(stuck) == ["alert"]
 
 
+@pytest.mark.slow
 async def test_a_block_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):

@@ -83,6 +83,7 @@ async def test_a_whale_replaced_by_a_transaction_that_only_a_block_shows_is_repl
         assert front.times("block/.*/raw") <= 4
 
 
+@pytest.mark.slow
 async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path) -> None:
     """After a reorganisation the backend may name the block that a transaction was in before."""
     front = Front()
@@ -105,6 +106,7 @@ async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path)
         await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
 
 
+@pytest.mark.slow
 async def test_a_whale_whose_question_is_to_wait_is_not_due_before(tmp_path: Path) -> None:
     """Else the rounds follow each other without a pause for as long as the server asked to wait."""
     front = Front()
@@ -150,6 +152,7 @@ async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
         assert front.times(f"tx/{tx.txid}/status") == 1
 
 
+@pytest.mark.slow
 async def test_blocks_that_are_searched_for_what_replaced_a_whale_hold_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +279,7 @@ async def test_a_clock_that_was_ahead_at_the_first_start_hides_no_whale_that_was
             assert rig.told(new) == ["alert"]
 
 
+@pytest.mark.slow
 async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was_asked(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0) as rig:
         whale = sim.world.pay(150 * BTC).txid
@@ -294,6 +298,7 @@ async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was
         assert rig.tally.open["fates"] == 0
 
 
+@pytest.mark.slow
 async def test_a_whale_that_comes_back_while_the_backend_answers_is_not_dropped(tmp_path: Path) -> None:
     front = Front()
     async with (
@@ -378,6 +383,7 @@ async def test_a_stream_behind_its_node_does_not_take_back_what_was_mined_after_
         assert rig.told(whale.txid)[-1] == "confirmed"
 
 
+@pytest.mark.slow
 async def test_a_whale_told_in_a_block_that_died_before_it_was_scanned_has_a_fate(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
@@ -479,6 +485,7 @@ async def test_a_node_that_loses_its_mempool_costs_no_whale(tmp_path: Path, forg
         assert rig.told(tx.txid) == ["alert"]
 
 
+@pytest.mark.slow
 async def test_whales_beyond_those_that_are_followed_at_a_time_have_their_turn_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_blo
             assert rig.told(whale) == ["alert", "confirmed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [50.0, 1.0])
 async def test_what_the_backend_does_not_give_is_asked_for_again_while_it_is_in_the_mempool(
     tmp_path: Path, rate: float, monkeypatch: pytest.MonkeyPatch

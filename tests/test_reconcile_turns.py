@@ -34,6 +34,7 @@ def test_the_newest_and_the_best_paying_come_in_turn() -> None:
     assert list(perishable_first({}, 10)) == []
 
 
+@pytest.mark.slow
 async def test_whales_of_the_mempool_do_not_wait_for_blocks(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
@@ -53,6 +54,7 @@ async def test_whales_of_the_mempool_do_not_wait_for_blocks(tmp_path: Path) -> N
             assert len(front.asked) < 50 + 5 * 20 + 20
 
 
+@pytest.mark.slow
 async def test_a_whale_that_takes_long_holds_up_no_other(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
@@ -91,6 +93,7 @@ async def test_a_whale_of_a_thousand_inputs_is_asked_for_without_what_each_of_th
             assert {output.script.address for output in whale.outputs} <= set(rig.events[0].whale.addresses)
 
 
+@pytest.mark.slow
 async def test_the_backlog_is_there_while_the_questions_are_open(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
@@ -107,6 +110,7 @@ async def test_the_backlog_is_there_while_the_questions_are_open(tmp_path: Path)
             assert rig.tally.open == dict.fromkeys(("blocks", "block_whales", "candidates", "tail", "fates"), 0)
 
 
+@pytest.mark.slow
 async def test_whales_of_a_block_are_asked_for_by_the_page(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
@@ -122,6 +126,7 @@ async def test_whales_of_a_block_are_asked_for_by_the_page(tmp_path: Path) -> No
 # --- turns ---
 
 
+@pytest.mark.slow
 async def test_several_failures_in_a_row_end_a_turn_and_wait(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
@@ -138,6 +143,7 @@ async def test_several_failures_in_a_row_end_a_turn_and_wait(tmp_path: Path) -> 
         assert len(rig.sources()) == len(blocks)
 
 
+@pytest.mark.slow
 async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +171,7 @@ async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(
         assert asked[-1] == "slow"
 
 
+@pytest.mark.slow
 async def test_what_failed_and_is_being_asked_is_not_due(tmp_path: Path) -> None:
     """Else the rounds follow each other without a pause until the answer is there, and ask for the tip each time."""
     front = Front()
@@ -352,6 +359,7 @@ async def test_a_transaction_that_spends_what_a_missing_whale_spent_has_replaced
         assert [event.ref for event in rig.events if event.ref] == ["dd" * 32]
 
 
+@pytest.mark.slow
 async def test_an_answer_about_a_block_that_left_the_chain_meanwhile_confirms_nothing(tmp_path: Path) -> None:
     front = Front()
     async with (

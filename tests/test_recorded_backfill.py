@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import WSMsgType, web
 from reconcile_kit import Clock, Rig, watching
 
@@ -298,6 +299,7 @@ def genesis() -> Json:
     return {"id": tip, "height": 263, "timestamp": 1_795_376_000, "coinbase": "00" * 32, "txids": []}
 
 
+@pytest.mark.slow
 async def test_every_whale_that_was_in_the_mempool_or_in_a_block_is_in_the_log_once_with_its_fate(
     tmp_path: Path,
 ) -> None:

@@ -241,6 +241,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.sampled_from(["client_id", "exp", "iat", "nbf", "permissions", "jti", "family", "auth_time"]), JSON

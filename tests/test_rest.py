@@ -314,6 +314,7 @@ async def test_a_retry_after_that_comes_twice_is_the_longer_one(backend: Backend
     assert caught.value.retry_after_s == 7200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
 async def test_an_odd_answer_is_a_failed_question(meter: Recorder, head: bytes) -> None:
     async with answering(head) as place, client(f"ws://{place}", meter, rest_timeout=1.0) as rest:
@@ -526,6 +527,7 @@ async def test_a_wrong_answer_leaves_the_inputs_unknown(
     assert meter.unknown == [failure]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "failure"),
     [

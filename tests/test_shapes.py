@@ -44,6 +44,7 @@ def test_real_transactions_have_their_right_shape_with_and_without_inputs(name: 
     assert reasons[-1:] == ("inputs_unknown",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [shapes.SEED, 77])
 def test_precision_and_recall_hold_for_the_printed_seed_and_another(seed: int) -> None:
     known, unknown = shapes.measure(samples(seed, 60))

@@ -165,6 +165,7 @@ def differences(path: str) -> Iterator[str]:
             yield f"{path} has {extra} too many"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind_of_frame",
     ["init", "want", "delta", "block", "loadingIndicators", "starting init", "starting want"],
@@ -182,6 +183,7 @@ def test_no_other_kind_of_frame_or_part_is_sent() -> None:
     assert {path for path in extra if not path.startswith(tuple(f"{path}[]" for path in EMPTY_THERE))} == set()
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_written_as_javascript_writes_them() -> None:
     for frame in told():
         text = msgspec.json.encode(frame["fees"]) if "fees" in frame else b""

@@ -68,6 +68,7 @@ def test_the_book_that_is_shipped_fits_the_network_that_the_simulator_names(netw
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("network", Network)
 def test_whales_of_every_flow_and_degree_of_urgency_turn_up_in_the_demo(seed: int, network: Network) -> None:

@@ -470,6 +470,7 @@ async def test_garbage_goes_out_as_it_is(kind: Garbage) -> None:
         assert await client.recv(decode=False) == PAYLOADS[kind]
 
 
+@pytest.mark.slow
 async def test_a_burst_comes_in_one_message() -> None:
     async with Simulator(QUIET) as sim, listening(sim) as client:
         sim.burst(2_000)
@@ -634,6 +635,7 @@ async def test_twenty_times_mainnet_leaves_most_of_a_core_free() -> None:
         assert (time.process_time() - used) / seconds < 0.3
 
 
+@pytest.mark.slow
 async def test_two_thousand_transactions_are_made_and_encoded_within_a_second() -> None:
     async with Simulator(QUIET) as sim, listening(sim) as client:
         begun = time.process_time()

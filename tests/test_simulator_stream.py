@@ -46,6 +46,7 @@ def left_before_it_was_fetched(record: Record) -> bool:
     return record.turns[1].at <= NOW + 2 * first_poll
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_stream_tells_the_truth_and_leaves_out_what_polls_cannot_see(seed: int) -> None:
     world, frames = busy(seed)
@@ -72,6 +73,7 @@ def test_the_stream_tells_the_truth_and_leaves_out_what_polls_cannot_see(seed: i
     assert unheard, "no whale was replaced within a poll: this seed tests nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_replacement_that_polls_can_see_is_told_but_for_winners_mined_before_they_were_fetched(seed: int) -> None:
     world, frames = busy(seed)

@@ -39,6 +39,7 @@ def all_txs(world: World) -> list[Tx]:
     ]
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_world_however_often_time_is_looked_at() -> None:
     once, often = lived(120, step=120), lived(120, step=0.7)
     assert msgspec.json.encode(once.truth.records()) == msgspec.json.encode(often.truth.records())
@@ -49,6 +50,7 @@ def test_another_seed_makes_another_world() -> None:
     assert lived(30).truth.records()[-1].txid != lived(30, seed=2).truth.records()[-1].txid
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), share=st.sampled_from([0.0, 0.1, 1.0]))
 @settings(max_examples=6, deadline=None)
 def test_inputs_are_outputs_plus_fee_and_nothing_is_spent_twice(seed: int, share: float) -> None:
@@ -68,6 +70,7 @@ def test_inputs_are_outputs_plus_fee_and_nothing_is_spent_twice(seed: int, share
                 assert (coin.value, coin.script) == (outputs[coin.outpoint].value, outputs[coin.outpoint].script)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=5, deadline=None)
 def test_the_truth_agrees_with_mempool_and_chain(seed: int) -> None:
@@ -86,6 +89,7 @@ def test_the_truth_agrees_with_mempool_and_chain(seed: int) -> None:
     assert mined.keys() <= {record.txid for record in world.truth.records()}
 
 
+@pytest.mark.slow
 def test_every_kind_and_every_script_type_and_every_fate_turns_up() -> None:
     world = lived(500, events=5)
     records = world.truth.records()
@@ -100,12 +104,14 @@ def arrived(world: World) -> list[Record]:
     return [record for record in world.truth.records() if record.kind not in late | {TxKind.COINBASE}]
 
 
+@pytest.mark.slow
 def test_the_whale_share_is_kept() -> None:
     world = lived(200, whale_share=0.25, block_interval=0)
     whales = Counter(record.whale for record in arrived(world))
     assert 0.2 < whales[True] / whales.total() < 0.3
 
 
+@pytest.mark.slow
 def test_there_is_no_whale_where_none_is_wanted() -> None:
     world = lived(200, whale_share=0.0, events=0)
     assert not [record for record in world.truth.whales() if record.kind is not TxKind.UNRELAYED]
@@ -224,6 +230,7 @@ def test_what_cannot_be_is_refused_with_a_reason() -> None:
         world.send(mined)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded() -> None:
     world = lived(500, keep_blocks=17, truth_limit=300, mempool_limit=200, block_interval=20, block_weight=60_000)
     assert len(world.chain.blocks) == 17
@@ -233,6 +240,7 @@ def test_memory_is_bounded() -> None:
     assert world.chain.confirmed.keys() == kept
 
 
+@pytest.mark.slow
 def test_a_mempool_with_a_floor_keeps_its_size() -> None:
     world = lived(300, mempool_floor=200, block_interval=10, block_weight=4_000_000, events=0)
     assert len(world.chain.blocks) > 10

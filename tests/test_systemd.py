@@ -125,6 +125,7 @@ async def test_a_ping_that_was_not_taken_in_time_is_dropped(
     notifier.close()
 
 
+@pytest.mark.slow
 async def test_what_waits_is_bounded(manager: socket.socket) -> None:
     fill(manager)
     notifier = Notifier()

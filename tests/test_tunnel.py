@@ -171,6 +171,7 @@ async def test_a_proxy_that_wants_a_login_is_named(kind: str, scheme: str) -> No
                 assert f"write {scheme}://user:password@host:port" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "scheme"), KINDS)
 async def test_a_target_that_the_proxy_cannot_reach_is_named_with_its_key(kind: str, scheme: str) -> None:
     async with stand_in(kind) as proxy:
@@ -184,6 +185,7 @@ async def test_a_target_that_the_proxy_cannot_reach_is_named_with_its_key(kind: 
     assert proxy.asked == ["unknown.invalid:81", *["other.invalid:82"] * 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "scheme", "answer", "says"),
     [
@@ -229,6 +231,7 @@ async def test_a_proxy_that_is_not_there_is_named() -> None:
     assert error.reason is RestFailure.PROXY
 
 
+@pytest.mark.slow
 async def test_a_proxy_without_tls_is_named() -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\n")

@@ -93,6 +93,7 @@ def test_promtool_accepts_the_configuration(name: str) -> None:
     checked("promtool", "check", "config", DEPLOY / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=LONG if path.name.split(".")[0] in LONG_CASES else []) for path in CASES],
@@ -110,6 +111,7 @@ def test_amtool_accepts_the_example() -> None:
     checked("amtool", "check-config", DEPLOY / "alertmanager.example.yml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ALERT_RULES, ids=lambda rule: rule["alert"])
 def test_the_severity_decides_who_is_told(rule: dict[str, Any]) -> None:
     example = f"--config.file={DEPLOY / 'alertmanager.example.yml'}"
@@ -121,6 +123,7 @@ def test_the_severity_decides_who_is_told(rule: dict[str, Any]) -> None:
 # --- rules, cases and runbook belong together ---
 
 
+@pytest.mark.slow
 def test_every_alert_has_a_case_that_fires_and_one_that_stays_silent() -> None:
     alerts = {rule["alert"] for rule in ALERT_RULES}
     assert len(alerts) == len(ALERT_RULES)
