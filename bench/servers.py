@@ -91,8 +91,8 @@ async def gateway() -> None:
         compression=True,  # for clients that ask
     )
     log = MemoryLog()
-    server = Gateway(settings, Auth(enabled=False), log_=log, authenticator=None, meter=Metrics().gateway)
-    server.tell_upstream(UpstreamState.CONNECTED)
+    server = Gateway(settings, Auth(enabled=False), event_log=log, authenticator=None, meter=Metrics().gateway)
+    server.publish_upstream_state(UpstreamState.CONNECTED)
     filler = messages.padding(EPOCH)
 
     def publish(number: int) -> None:

@@ -150,7 +150,7 @@ async def running_gateway(
         gateway = Gateway(
             GatewaySettings(port=0, **settings),
             auth or AuthSettings(),
-            log_=log,
+            event_log=log,
             authenticator=authenticator,
             meter=metrics.gateway,
             clock=clock,

@@ -71,7 +71,7 @@ async def singing(
 ) -> AsyncIterator[tuple[Canary, Counted]]:
     pipeline = Pipeline(
         detector=Detector(Rules.of(sections.Detection())),
-        log_=rig.log,
+        event_log=rig.log,
         publisher=rig.gateway,
         priority=rig.gateway.share,
         meter=rig.metrics.detection,

@@ -35,7 +35,7 @@ from whaled.client import (
     reasons,
 )
 from whaled.client.dial import call
-from whaled.client.probe import Heard
+from whaled.client.probe import Greeting
 from whaled.client.reasons import Place, reason_of
 
 Certificate = tuple[Path, Path, ssl.SSLContext]
@@ -291,9 +291,9 @@ async def test_a_port_that_answers_nothing_is_named_and_tried_again(
 
 
 def test_what_a_port_says_is_quoted_in_part_and_without_control_characters() -> None:
-    assert Heard(is_open=True).service is None
-    assert Heard(is_open=True, said=b"HTTP/1.1 200 OK\r\n").service is None
-    service = Heard(is_open=True, said=b"\x1b[31m" + b"x" * 200).service
+    assert Greeting(is_open=True).service is None
+    assert Greeting(is_open=True, received=b"HTTP/1.1 200 OK\r\n").service is None
+    service = Greeting(is_open=True, received=b"\x1b[31m" + b"x" * 200).service
     assert service is not None
     assert service.isprintable()
     assert len(service) < 80

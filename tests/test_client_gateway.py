@@ -131,7 +131,7 @@ async def test_the_state_of_the_backend_arrives(tmp_path: Path) -> None:
             states.append(event.state)
             if len(states) == 2:
                 break
-            rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+            rig.gateway.publish_upstream_state(UpstreamState.CONNECTED)
         assert states == ["disconnected", "connected"]
 
 
@@ -218,7 +218,7 @@ async def gateway_at(directory: Path, port: int) -> AsyncIterator[tuple[EventLog
     metrics = Metrics()
     async with EventLog.open(EventLogSettings(path=str(directory / "whaled.db")), metrics.eventlog) as log:
         settings = GatewaySettings(port=port)
-        gateway = Gateway(settings, AuthSettings(), log_=log, authenticator=None, meter=metrics.gateway)
+        gateway = Gateway(settings, AuthSettings(), event_log=log, authenticator=None, meter=metrics.gateway)
         async with gateway.serving() as address:
             yield log, gateway, f"ws://{address}"
 

@@ -16,7 +16,7 @@ from whaled.config.sections import Detection
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline
 from whaled.upstream.dialect import decode
-from whaled.upstream.news import Received
+from whaled.upstream.messages import Received
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import linked
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backfill_kit import Clock
 from fuzz_kit import scaling
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reconcile_kit import Clock
 from test_gateway import offsets, until
 from test_gateway_hard import CLOSE, CONTINUATION, PING, PONG, TEXT, Raw, masked, raw, request
 from websockets.asyncio.client import connect
@@ -192,7 +192,7 @@ async def test_clients_with_and_without_compression_get_the_same_messages(tmp_pa
         expected = [await plain.recv() for _ in range(50)]
         for client in (one, two):
             assert [await client.recv() for _ in range(50)] == expected
-        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        rig.gateway.publish_upstream_state(UpstreamState.CONNECTED)
         for client in (one, two, plain):
             assert (await receive(client))["type"] == "status"
         sent, saved = rig.value("whaled_compressed_bytes_total"), rig.value("whaled_compression_saved_bytes_total")

@@ -15,13 +15,13 @@ import pytest
 import structlog
 
 from eventlog_kit import START, Meter, alert, open_log, scan, txid, update, whale
+from whaled.backfill.blocks import VERIFIED_KEY
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import rawfile, schema
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import repair
 from whaled.model import Draft, Kind, Whale
-from whaled.reconcile.blocks import VERIFIED_KEY
 
 PAGE = 4096
 WHALES, UPDATES, BLOCKS = 120, 40, 30

@@ -43,7 +43,7 @@ from whaled.upstream.feed import (
 )
 from whaled.upstream.http import RestFailure
 from whaled.upstream.link import CLOSE_TIMEOUT_S
-from whaled.upstream.losses import diagnose
+from whaled.upstream.link_errors import diagnose
 from whaled.upstream.rest import Rest
 from whaled.upstream.sampling import Sampler
 

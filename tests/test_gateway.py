@@ -450,7 +450,7 @@ async def test_clients_hear_of_the_upstream_and_of_the_head(tmp_path: Path) -> N
     async with running_gateway(tmp_path, position_interval=0.05) as rig, rig.connect() as client:
         await ask(client, type="subscribe", filters={"min_btc": 1000})
         await receive_type(client, "subscribed")
-        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        rig.gateway.publish_upstream_state(UpstreamState.CONNECTED)
         assert (await receive(client))["upstream"] == "connected"
         await rig.alerts(1)
         assert (await receive(client)) == {"type": "position", "position": {"epoch": rig.log.epoch, "offset": 1}}

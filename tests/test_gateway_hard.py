@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import pytest
+from backfill_kit import Clock
 from hypothesis import given
 from hypothesis import strategies as st
-from reconcile_kit import Clock
 from test_gateway import closed_with, offsets, stuffed_client, until
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request
@@ -171,7 +171,7 @@ async def test_a_publication_in_the_moment_of_a_half_close_is_disturbed_neither(
         connection.eof_received()  # what asyncio calls; connection_lost follows in the next turn of the loop only
         rig.gateway.publish(events)
         connection.keepalive(1.0)
-        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        rig.gateway.publish_upstream_state(UpstreamState.CONNECTED)
         await client.rest()
         connection.abort()
         await until(lambda: not rig.gateway.connections)
@@ -681,7 +681,7 @@ async def test_what_comes_behind_a_close_is_not_answered(tmp_path: Path) -> None
 @pytest.mark.slow
 async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, max_unsent=2_000, slow_timeout=20.0) as rig:
-        rig.gateway.tell_upstream(UpstreamState.CONNECTED)
+        rig.gateway.publish_upstream_state(UpstreamState.CONNECTED)
         stuck = stuffed_client(rig)
         stuck.setblocking(False)
         try:
@@ -694,7 +694,7 @@ async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_pat
             state = UpstreamState.CONNECTED
             while rig.gateway.hub.live_members:
                 state = UpstreamState.DEGRADED if state is UpstreamState.CONNECTED else UpstreamState.CONNECTED
-                rig.gateway.tell_upstream(state)
+                rig.gateway.publish_upstream_state(state)
             loop, seen = asyncio.get_running_loop(), bytearray()
             async with asyncio.timeout(20):
                 while rig.gateway.replaying:
@@ -866,7 +866,7 @@ async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
         assert (gateway.unauthenticated, gateway.replaying, gateway.hub.live_members, gateway.hub.filter_groups) == (
             0, 0, 0, 0,
         )  # fmt: skip
-        assert gateway.deliveries._filters == {}
+        assert gateway.subscriptions._filters == {}
         assert len(asyncio.all_tasks()) < 10
         assert open_descriptors() <= descriptors + 2
 

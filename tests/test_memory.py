@@ -411,7 +411,7 @@ async def test_a_client_that_takes_its_time_over_a_replay_costs_what_is_unsent_a
         finally:
             tracemalloc.stop()
         assert rig.gateway.replaying == 4
-        kept = rig.gateway.deliveries._pages.kept_bytes
+        kept = rig.gateway.subscriptions._pages.kept_bytes
         assert kept <= KEPT_BYTES  # pages are kept for all clients together, not for each
         assert (held - kept) / 4 < 100 * 1024  # the slice that was written is 256 KiB, its page 2 MiB
         for sock in clients:

@@ -1,4 +1,4 @@
-"""A backend that reads its node and one beside electrs, recorded over one chain: the same questions, the same answers.
+"""A backend that reads its node and one beside electrs, recorded over one chain: the same backend, the same answers.
 
 `data/modes.json.gz` holds answers of two real backends (3.4-dev) over one regtest node: mode none, and mode esplora
 behind a front that joins it with an electrs, as nginx does. The electrs is a stand-in after mempool/electrs.
@@ -18,7 +18,7 @@ from aiohttp import web
 from whaled.config.sections import Upstream
 from whaled.model import Transaction
 from whaled.ops.metrics import Metrics
-from whaled.upstream.questions import Confirmation, Questions, Summary
+from whaled.upstream.backend import Backend, Confirmation, Summary
 from whaled.upstream.rest import Rest
 
 MODES = ("none", "esplora")
@@ -36,8 +36,8 @@ def about(name: str) -> Any:
 
 
 @asynccontextmanager
-async def asking(mode: str) -> AsyncIterator[Questions]:
-    """Questions to the recorded answers of a mode; a path that was not recorded fails the test by its status."""
+async def asking(mode: str) -> AsyncIterator[Backend]:
+    """Requests to the recorded answers of a mode; a path that was not recorded fails the test by its status."""
     answers = recording()["modes"][mode]
 
     async def answer(request: web.Request) -> web.Response:
@@ -55,7 +55,7 @@ async def asking(mode: str) -> AsyncIterator[Questions]:
         async with Rest.open(Upstream(url=f"ws://127.0.0.1:{port}/api/v1/ws"), Metrics().upstream) as rest:
             rest.routes.mode = mode
             rest.routes.esplora = f"http://127.0.0.1:{port}/api/" if mode == "esplora" else None
-            yield Questions(rest, 10_000.0)
+            yield Backend(rest, 10_000.0)
     finally:
         await runner.cleanup()
 
@@ -63,32 +63,32 @@ async def asking(mode: str) -> AsyncIterator[Questions]:
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_chain_is_read(mode: str) -> None:
     block_hash, height = about("block"), about("height")
-    async with asking(mode) as questions:
-        assert await questions.tip_height() == height
-        assert await questions.block_hash(height) == block_hash
-        assert await questions.block_hash(height + 9) is None
-        assert (await questions.block(block_hash)).height == height
+    async with asking(mode) as backend:
+        assert await backend.tip_height() == height
+        assert await backend.block_hash(height) == block_hash
+        assert await backend.block_hash(height + 9) is None
+        assert (await backend.block(block_hash)).height == height
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_the_mempool_and_the_outcome_of_whales_are_read(mode: str) -> None:
     whale, memory, replaced = about("whale"), about("memory"), about("replaced")
-    async with asking(mode) as questions:
-        assert set(await questions.mempool()) == {memory, about("by")}
-        assert await questions.confirmation(whale) == Confirmation(about("block"), about("height"))
+    async with asking(mode) as backend:
+        assert set(await backend.mempool()) == {memory, about("by")}
+        assert await backend.confirmation(whale) == Confirmation(about("block"), about("height"))
         for gone in (memory, replaced, about("unknown")):
-            assert await questions.confirmation(gone) is None
-        assert await questions.transaction(about("unknown")) is None
-        assert await questions.transaction(replaced) is None
-        assert await questions.replacer(replaced) == about("by")
-        assert (await questions.latest_families())[0][0].txid == about("by")
+            assert await backend.confirmation(gone) is None
+        assert await backend.transaction(about("unknown")) is None
+        assert await backend.transaction(replaced) is None
+        assert await backend.replacer(replaced) == about("by")
+        assert (await backend.latest_families())[0][0].txid == about("by")
 
 
 async def in_both(name: str) -> list[Transaction]:
     found = []
     for mode in MODES:
-        async with asking(mode) as questions:
-            transaction = await questions.transaction(about(name))
+        async with asking(mode) as backend:
+            transaction = await backend.transaction(about(name))
             assert transaction is not None
             found.append(transaction)
     return found
@@ -107,11 +107,11 @@ async def test_every_transaction_of_a_block_is_the_same_by_pages_of_either_size(
     block_hash = about("block")
     blocks = []
     for mode in MODES:
-        async with asking(mode) as questions:
-            summary = await questions.summary(block_hash)
+        async with asking(mode) as backend:
+            summary = await backend.summary(block_hash)
             assert [entry.txid for entry in summary] == about("txids")[1:]
-            pages = questions.pages_of(summary)
-            found = [each for page in pages for each in await questions.page(block_hash, page)]
+            pages = backend.pages_of(summary)
+            found = [each for page in pages for each in await backend.page(block_hash, page)]
             blocks.append((pages, found))
     (none_pages, none), (esplora_pages, esplora) = blocks
     assert [page[0].index for page in none_pages] == [1, 11, 21]
@@ -130,8 +130,8 @@ async def test_every_transaction_of_a_block_is_the_same_by_pages_of_either_size(
 
 
 async def test_a_place_in_a_page_of_electrs_counts_from_its_own_first_transaction() -> None:
-    async with asking("esplora") as questions:
+    async with asking("esplora") as backend:
         entry = Summary(None, None, None, 0.0, 7)  # of which the summary knows nothing but the place
-        (found,) = await questions.page(about("block"), [entry])
+        (found,) = await backend.page(about("block"), [entry])
     assert found is not None
     assert found.txid == about("txids")[7]

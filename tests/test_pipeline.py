@@ -23,10 +23,10 @@ from whaled.ops.metrics import Metrics
 from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
+from whaled.upstream.canary_frame import canary_frame
 from whaled.upstream.dialect import decode
 from whaled.upstream.feed import Feed
-from whaled.upstream.news import FeedMessage, Received, StateChanged
-from whaled.upstream.rehearsal import canary_frame
+from whaled.upstream.messages import FeedMessage, Received, StateChanged
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.history import History
@@ -51,7 +51,7 @@ class Published:
     def rehearse(self, event: Event) -> None:
         self.canaries.append(event)
 
-    def tell_upstream(self, state: UpstreamState) -> None:
+    def publish_upstream_state(self, state: UpstreamState) -> None:
         self.states.append(state)
 
 
@@ -80,7 +80,7 @@ def pipeline(
 ) -> Pipeline:
     return Pipeline(
         detector=Detector(Rules.of(Detection())),
-        log_=log,
+        event_log=log,
         publisher=published,
         priority=priority or Priority(),
         meter=(metrics or Metrics()).detection,
@@ -419,7 +419,7 @@ def timed(
     clock = Time()
     running = Pipeline(
         detector=Detector(Rules.of(detection), book),
-        log_=log,
+        event_log=log,
         publisher=published,
         priority=Priority(),
         meter=(metrics or Metrics()).detection,

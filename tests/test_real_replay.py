@@ -9,9 +9,9 @@ from real_kit import Answer, Frame, Recording, added, recording
 
 from whaled.config.sections import Upstream
 from whaled.ops.metrics import Metrics
+from whaled.upstream.backend import Backend
 from whaled.upstream.dialect import decode
 from whaled.upstream.http import RestError
-from whaled.upstream.questions import Questions
 from whaled.upstream.rawblock import spenders_in
 from whaled.upstream.rest import Rest
 
@@ -51,8 +51,8 @@ def test_a_real_frame_is_read_whole(name: str, frame: Frame) -> None:
 
 
 @asynccontextmanager
-async def replaying(name: str) -> AsyncIterator[tuple[Questions, Recording]]:
-    """Questions to a server that answers what a real backend answered."""
+async def replaying(name: str) -> AsyncIterator[tuple[Backend, Recording]]:
+    """Requests to a server that answers what a real backend answered."""
     found = recording(name)
     by_path = {answer.path: answer for answer in reversed(found.answers) if answer.data is None}
 
@@ -74,7 +74,7 @@ async def replaying(name: str) -> AsyncIterator[tuple[Questions, Recording]]:
         url = f"127.0.0.1:{runner.addresses[0][1]}/api/v1"
         upstream = Upstream(url=f"ws://{url}/ws", rest_url=f"http://{url}", rest_timeout=5.0)
         async with Rest.open(upstream, Metrics().upstream) as rest:
-            yield Questions(rest, 10_000.0), found
+            yield Backend(rest, 10_000.0), found
     finally:
         await runner.cleanup()
 
@@ -95,9 +95,9 @@ TXIDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("label", TXIDS)
 async def test_a_transaction_of_rest_is_read_whole(label: str) -> None:
-    async with replaying("none") as (questions, found):
+    async with replaying("none") as (backend, found):
         answer = found.tx(label)
-        tx = await questions.transaction(found.txids[label])
+        tx = await backend.transaction(found.txids[label])
         if answer.status == 404:
             assert tx is None
             return
@@ -108,24 +108,24 @@ async def test_a_transaction_of_rest_is_read_whole(label: str) -> None:
         assert tx.value_sat == sum(vout["value"] for vout in told["vout"])
         assert all(spent.prevout is not None for spent in tx.inputs)
         assert tx.is_confirmed == told["status"]["confirmed"]
-        place = await questions.confirmation(found.txids[label])
+        place = await backend.confirmation(found.txids[label])
         assert (place.block_hash if place else None) == told["status"].get("block_hash")
 
 
 # Not odd3 of 3.2.1: it leaves out a transaction whose script it cannot write (an output script that ends in a push).
 @pytest.mark.parametrize(("name", "label"), [*(("none", label) for label in BLOCKS), ("none-3.2.1", "fees")])
 async def test_a_block_of_rest_is_read_whole(name: str, label: str) -> None:
-    async with replaying(name) as (questions, found):
+    async with replaying(name) as (backend, found):
         block_hash = found.blocks[label]
-        block = await questions.block(block_hash)
+        block = await backend.block(block_hash)
         assert block.hash == block_hash
         lines = found.block(label, "/summary").json[1:]
-        entries = await questions.summary(block_hash)
+        entries = await backend.summary(block_hash)
         assert [(each.txid, each.value) for each in entries] == [(line["txid"], line["value"]) for line in lines]
         assert [each.fee for each in entries] == [round(line["fee"]) for line in lines]
         assert [each.first_seen for each in entries] == [line.get("time") for line in lines]
-        (page,) = questions.pages_of(entries)
-        whole = await questions.page(block_hash, page)
+        (page,) = backend.pages_of(entries)
+        whole = await backend.page(block_hash, page)
         assert [tx and tx.txid for tx in whole] == [line["txid"] for line in lines]
         assert [tx and tx.fee_sat for tx in whole] == [round(line["fee"]) for line in lines]
         assert [tx and tx.value_sat for tx in whole] == [line["value"] for line in lines]
@@ -133,8 +133,8 @@ async def test_a_block_of_rest_is_read_whole(name: str, label: str) -> None:
 
 @pytest.mark.parametrize("label", BLOCKS)
 async def test_a_raw_block_of_rest_names_who_spends_what(label: str) -> None:
-    async with replaying("none") as (questions, found):
-        raw = await questions.raw_block(found.blocks[label])
+    async with replaying("none") as (backend, found):
+        raw = await backend.raw_block(found.blocks[label])
         assert raw is not None
         wanted = {
             f"{vin['txid']}:{vin['vout']}": tx["txid"]
@@ -145,37 +145,37 @@ async def test_a_raw_block_of_rest_names_who_spends_what(label: str) -> None:
 
 
 async def test_trees_of_replacements_are_read_whole() -> None:
-    async with replaying("none") as (questions, found):
+    async with replaying("none") as (backend, found):
         names = found.txids
-        assert await questions.replacer(names["rbf1_a"]) == names["rbf1_b"]
-        assert await questions.replacer(names["rbf2_b"]) == names["rbf2_c"]
+        assert await backend.replacer(names["rbf1_a"]) == names["rbf1_b"]
+        assert await backend.replacer(names["rbf2_b"]) == names["rbf2_c"]
         # Not named by the backend: a package took its place, and the coin was free again.
-        assert await questions.replacer(names["pkg_old"]) is None
+        assert await backend.replacer(names["pkg_old"]) is None
         told = found.answer("replacements").json
-        assert [family[0].txid for family in await questions.latest_families()] == [tree["tx"]["txid"] for tree in told]
+        assert [family[0].txid for family in await backend.latest_families()] == [tree["tx"]["txid"] for tree in told]
 
 
 async def test_a_replaced_transaction_is_read_whole() -> None:
-    async with replaying("none") as (questions, found):
+    async with replaying("none") as (backend, found):
         for label in ("rbf1_a", "rbf2_b", "ds_loser", "evict_parent"):
             told = found.tx(label, "/cached").json
-            tx = await questions.cached(found.txids[label])
+            tx = await backend.cached(found.txids[label])
             assert tx is not None
             assert (tx.txid, tx.fee_sat) == (told["txid"], told["fee"])
-        assert await questions.cached(found.txids["evict_child"]) is None
+        assert await backend.cached(found.txids["evict_child"]) is None
 
 
 async def test_what_is_unknown_is_unknown() -> None:
-    async with replaying("none") as (questions, _):
-        assert await questions.transaction(UNKNOWN) is None
-        assert await questions.confirmation(UNKNOWN) is None
-        assert await questions.cached(UNKNOWN) is None
-        assert await questions.family(UNKNOWN) == []
+    async with replaying("none") as (backend, _):
+        assert await backend.transaction(UNKNOWN) is None
+        assert await backend.confirmation(UNKNOWN) is None
+        assert await backend.cached(UNKNOWN) is None
+        assert await backend.family(UNKNOWN) == []
         with pytest.raises(RestError):
-            await questions.summary(UNKNOWN)
+            await backend.summary(UNKNOWN)
 
 
 async def test_the_mempool_of_rest_is_read_whole() -> None:
-    async with replaying("none") as (questions, found):
+    async with replaying("none") as (backend, found):
         told = next(each for each in found.answers if each.path == "mempool/txids")
-        assert await questions.mempool() == told.json
+        assert await backend.mempool() == told.json

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import WSMsgType, web
-from reconcile_kit import Clock, Rig, watching
+from backfill_kit import Clock, Rig, watching
 
 from whale_kit import true_transactions, truth
 from whaled.model import Kind, Scan

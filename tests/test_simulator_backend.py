@@ -343,8 +343,8 @@ def test_a_backend_that_projects_four_blocks_has_no_fifth() -> None:
     bench.deltas()
     assert len(backend.projected) == 4
     messages, dialogue = Messages(backend, world), Dialogue()
-    assert dialogue.hear(b'{"track-mempool-block":3}', 0.0, messages)
-    assert dialogue.hear(b'{"track-mempool-block":4}', 0.0, messages) == {}
+    assert dialogue.receive(b'{"track-mempool-block":3}', 0.0, messages)
+    assert dialogue.receive(b'{"track-mempool-block":4}', 0.0, messages) == {}
 
 
 def test_a_tree_says_that_the_one_that_came_back_was_mined() -> None:

@@ -117,7 +117,7 @@ def conversation() -> Iterator[dict[str, Any]]:
             b'{"action":"want","data":["blocks","stats","mempool-blocks"]}',
             b'{"track-mempool":true}',
         ):
-            answer = dialogue.hear(said, now, messages)
+            answer = dialogue.receive(said, now, messages)
             if answer:
                 yield msgspec.json.decode(join(answer))
         for step in range(60):
@@ -125,7 +125,7 @@ def conversation() -> Iterator[dict[str, Any]]:
             life.advance(now)
             for update in backend.poll(now, meanwhile=partial(mine_late, world, step)):
                 messages.changed()
-                yield msgspec.json.decode(join(dialogue.tell(update, messages.update(update), messages)))
+                yield msgspec.json.decode(join(dialogue.push(update, messages.update(update), messages)))
         if process == 0:
             backend = Backend(world.chain, settings, now, usd=settings.usd)
 

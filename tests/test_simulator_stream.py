@@ -29,14 +29,15 @@ def busy(seed: int) -> tuple[World, list[Frame]]:
     life = Life(world)
     backend = Backend(world.chain, settings, NOW, usd=settings.usd)
     messages, dialogue = Messages(backend, world), Dialogue()
-    dialogue.hear(b'{"action":"want","data":["blocks","stats","mempool-blocks"],"track-mempool":true}', NOW, messages)
+    wants = b'{"action":"want","data":["blocks","stats","mempool-blocks"],"track-mempool":true}'
+    dialogue.receive(wants, NOW, messages)
     frames = []
     for poll in range(POLLS):
         now = NOW + 2 * poll
         life.advance(now - LATENCY)
         for update in backend.poll(now, usd=world.usd, meanwhile=partial(life.advance, now)):
             messages.changed()
-            frames.append(decode(join(dialogue.tell(update, messages.update(update), messages))))
+            frames.append(decode(join(dialogue.push(update, messages.update(update), messages))))
     return world, frames
 
 

@@ -18,13 +18,13 @@ from websockets.http11 import Response
 from whaled.config.sections import Upstream
 from whaled.model import Block, UpstreamState
 from whaled.ops.metrics import Metrics
+from whaled.upstream.backend import Backend
 from whaled.upstream.dialect import BackendInfo
 from whaled.upstream.feed import Connected, Feed, FeedMessage, LossReason, Lost, Received
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.identity import LIQUID, NETWORKS, PUBLIC_SIGNET_BLOCK_1, SIGNET, Network, is_too_old
-from whaled.upstream.losses import RETRY_AFTER_LIMIT_S, LinkLostError, diagnose
-from whaled.upstream.news import Shortfall
-from whaled.upstream.questions import Questions
+from whaled.upstream.link_errors import RETRY_AFTER_LIMIT_S, LinkLostError, diagnose
+from whaled.upstream.messages import Shortfall
 from whaled.upstream.rest import Rest
 from whaled.upstream.retry_after import retry_after_s
 from whaled.upstream.routes import ELECTRS_PORTS, Routes, candidates
@@ -363,15 +363,15 @@ async def test_what_nobody_answers_is_an_error_without_a_request() -> None:
 
 
 async def test_a_block_that_electrs_is_still_indexing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whaled.upstream.questions.INDEX_WAIT_S", 0.0)
+    monkeypatch.setattr("whaled.upstream.backend.INDEX_WAIT_S", 0.0)
     async with serving() as server, Rest.open(Upstream(url=server.url), Metrics().upstream) as rest:
         rest.routes.mode, rest.routes.esplora = "esplora", f"http://127.0.0.1:{server.port}/api/"
-        questions = Questions(rest, 10_000.0)
+        backend = Backend(rest, 10_000.0)
         server.answers["/api/v1/blocks/tip/height"] = "201"
         with pytest.raises(RestError, match=r"/api/block-height/201: HTTP 404; is this the electrs of the backend\?"):
-            await questions.block_hash(201)
+            await backend.block_hash(201)
         assert server.asked.count("/api/block-height/201") == 5
-        assert await questions.block_hash(202) is None
+        assert await backend.block_hash(202) is None
 
 
 # --- the link ---

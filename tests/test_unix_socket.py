@@ -17,7 +17,7 @@ from whaled.errors import ConfigError
 from whaled.ops.metrics import Metrics
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.link import Link
-from whaled.upstream.losses import LinkLostError, LossReason
+from whaled.upstream.link_errors import LinkLostError, LossReason
 from whaled.upstream.rest import Rest
 
 pytestmark = pytest.mark.slow

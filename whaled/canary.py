@@ -27,7 +27,7 @@ from websockets.uri import parse_uri
 from whaled.config import sections
 from whaled.errors import CanaryFailure, EventLogError
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The certificate is for the names that clients use, and proves nothing to the process that has its key.
 URL = "ws://canary.invalid/"
@@ -89,10 +89,10 @@ _decode = msgspec.json.Decoder(_Alert).decode
 class Line(asyncio.Protocol):
     """A client's end of one connection, which asks for compression or not. `hear` gets every text message."""
 
-    def __init__(self, hear: Callable[[bytes], None], *, compresses: bool) -> None:
+    def __init__(self, receive: Callable[[bytes], None], *, compresses: bool) -> None:
         self.is_up = asyncio.Event()
         self.is_lost = False
-        self._hear = hear
+        self._receive = receive
         self._ws = ClientProtocol(parse_uri(URL), extensions=[ClientPerMessageDeflateFactory()] if compresses else None)
         self._transport: asyncio.Transport | None = None
 
@@ -109,7 +109,7 @@ class Line(asyncio.Protocol):
         for event in self._ws.events_received():
             if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
                 self.is_up.set()  # the first message is the welcome
-                self._hear(bytes(event.data))
+                self._receive(bytes(event.data))
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the next canary makes another connection
@@ -205,7 +205,7 @@ class Subscriber:
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
         self._compresses = not self._compresses  # by turns, so that both ways are watched
-        line = Line(self._hear, compresses=self._compresses)
+        line = Line(self._receive, compresses=self._compresses)
         try:
             await asyncio.get_running_loop().create_connection(
                 lambda: line, sock=sock, ssl=tls, server_hostname="canary.invalid" if tls is not None else None
@@ -222,7 +222,7 @@ class Subscriber:
         self._expected = txid
         self.arrived.clear()
 
-    def _hear(self, message: bytes) -> None:
+    def _receive(self, message: bytes) -> None:
         try:
             alert = _decode(message)
         except msgspec.DecodeError:
@@ -290,7 +290,7 @@ class Canary:
                 self._meter.unreachable()
             if not self._is_unreachable:
                 self._is_unreachable = True
-                log.warning(
+                logger.warning(
                     "canaries cannot connect as clients do, and go without a new connection",
                     problem=str(error) or f"not within {self.settings.deadline:g} s",
                 )
@@ -298,17 +298,17 @@ class Canary:
             self._meter.connected(self._monotonic() - began)
             if self._is_unreachable:
                 self._is_unreachable = False
-                log.info("canaries connect again")
+                logger.info("canaries connect again")
 
     async def _fly(self, txid: str) -> bool:
         """Whether it is on its way to the subscriber."""
         try:
             await self._send(txid)
         except EventLogError as error:
-            log.error("canary failed", problem=str(error))  # noqa: TRY400 - the message says what to mend
+            logger.error("canary failed", problem=str(error))  # noqa: TRY400 - the message says what to mend
         except Exception:
             # A bug on the way: whales meet it too, and the watchdog is told by silence.
-            log.exception("canary failed")
+            logger.exception("canary failed")
         else:
             return True
         self._meter.failed(CanaryFailure.ERROR)
@@ -334,4 +334,4 @@ class Canary:
 
     def _late(self, began: float) -> None:
         self._meter.failed(CanaryFailure.LATE)
-        log.error("canary late: an alert would be too", seconds=round(self._monotonic() - began, 1))
+        logger.error("canary late: an alert would be too", seconds=round(self._monotonic() - began, 1))

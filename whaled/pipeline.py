@@ -22,9 +22,9 @@ from whaled.model import (
     UpstreamState,
     Whale,
 )
+from whaled.upstream.canary_frame import canary_frame
 from whaled.upstream.dialect import Delta, Frame, decode
-from whaled.upstream.news import FeedMessage, Received, Shortfall, StateChanged, degraded_by
-from whaled.upstream.rehearsal import canary_frame
+from whaled.upstream.messages import FeedMessage, Received, Shortfall, StateChanged, degraded_by
 from whaled.whales import lifecycle, prices
 from whaled.whales.conflicts import Conflicts, linked
 from whaled.whales.detect import Detector, needs_inputs
@@ -36,7 +36,7 @@ OPEN_LIMIT = 500
 # After these the stream rarely brings a whale again.
 SETTLED = {Kind.CONFIRMED, Kind.REPLACED}
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Feed(Protocol):
@@ -83,7 +83,7 @@ class Publisher(Protocol):
         """Deliver the event of a canary to no client."""
         ...
 
-    def tell_upstream(self, state: UpstreamState) -> None:
+    def publish_upstream_state(self, state: UpstreamState) -> None:
         """The link changed."""
         ...
 
@@ -96,10 +96,10 @@ class Priority(Protocol):
         ...
 
 
-class Listener(Protocol):
+class Observer(Protocol):
     """Who hears every message after it was handled."""
 
-    def hear(self, message: FeedMessage) -> None:
+    def observe(self, message: FeedMessage) -> None:
         """Take note; nothing waits here."""
         ...
 
@@ -143,7 +143,7 @@ class Pipeline:
         self,
         *,
         detector: Detector,
-        log_: Log,
+        event_log: Log,
         publisher: Publisher,
         priority: Priority,
         meter: PipelineMeter,
@@ -156,7 +156,7 @@ class Pipeline:
         self.inputs_wait_s = inputs_wait_s
         self.market = Market()
         self.last_whale: tuple[Alert, float] | None = None
-        self._log = log_
+        self._log = event_log
         self._publisher = publisher
         self._priority = priority
         self._meter = meter
@@ -165,7 +165,7 @@ class Pipeline:
         # What the backend cannot give, None if nothing is missing.
         self.shortfall: str | None = None
         self._hand = asyncio.Lock()
-        self.listener: Listener | None = None
+        self.observer: Observer | None = None
         # The start is silent: no price is known before the first frame.
         self._was_usd_rule_blind = False
 
@@ -179,14 +179,14 @@ class Pipeline:
                             await self.handle(message)
                     case StateChanged(state=state):
                         self._link = state
-                        self._publisher.tell_upstream(degraded_by(self.shortfall, state))
+                        self._publisher.publish_upstream_state(degraded_by(self.shortfall, state))
                     case Shortfall(why=why):
                         self.shortfall = why
-                        self._publisher.tell_upstream(degraded_by(why, self._link))
+                        self._publisher.publish_upstream_state(degraded_by(why, self._link))
                     case _:
                         pass
-                if self.listener is not None:
-                    self.listener.hear(message)
+                if self.observer is not None:
+                    self.observer.observe(message)
 
     async def idle(self) -> None:
         """Wait until the message in hand, if any, is committed and published."""
@@ -225,7 +225,7 @@ class Pipeline:
         if events:
             self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
         for event in events:
-            self._tell(event)
+            self._report(event)
 
     async def _deliver(self, events: Sequence[Event]) -> None:
         """Publish what is committed. A block may confirm hundreds of whales, and thousands of filters look at each."""
@@ -245,7 +245,7 @@ class Pipeline:
             events = await self._log.append(await linked(await decide(), self._log))
             await self._deliver(events)
         for event in events:
-            self._tell(event)
+            self._report(event)
         return events
 
     def assess(
@@ -290,9 +290,9 @@ class Pipeline:
             self.detector.priced(price)
         is_blind = self.is_usd_rule_blind
         if is_blind and not self._was_usd_rule_blind:
-            log.warning("the price is unknown or too old: detection.threshold_usd matches nothing until it is known")
+            logger.warning("the price is unknown or too old: detection.threshold_usd matches nothing until it is known")
         elif self._was_usd_rule_blind and not is_blind:
-            log.info("detection.threshold_usd is compared with the price again")
+            logger.info("detection.threshold_usd is compared with the price again")
         self._was_usd_rule_blind = is_blind
 
     def _candidates(self, delta: Delta) -> tuple[list[Transaction], list[Transaction]]:
@@ -323,8 +323,8 @@ class Pipeline:
             return drafts
         known = await self._log.whales(touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
-        told = _fates(known, delta, block, now)
-        return [*drafts, *await self._unnamed(delta, known, now), *await self._not_outdated(told)]
+        outcomes = _outcomes(known, delta, block, now)
+        return [*drafts, *await self._unnamed(delta, known, now), *await self._not_outdated(outcomes)]
 
     async def _not_outdated(self, drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts without replacements of whales that are confirmed.
@@ -359,7 +359,7 @@ class Pipeline:
         """Alerts of those that a rule matches by their inputs, and what the frame tells of their fates."""
         whales = self._whales(completed, delta, now)
         known = {whale.alert.transaction_id: whale for whale in whales}
-        return [lifecycle.alerted(whale, now) for whale in whales] + _fates(known, delta, block, now)
+        return [lifecycle.alerted(whale, now) for whale in whales] + _outcomes(known, delta, block, now)
 
     def _whales(self, transactions: Iterable[Transaction], delta: Delta, now: float) -> list[Whale]:
         return [
@@ -398,12 +398,12 @@ class Pipeline:
         answers = {each.txid: each for each in await inputs.prevouts(wanting, self.inputs_wait_s)} if wanting else {}
         return [answers.get(transaction.txid, transaction) for transaction in transactions]
 
-    def _tell(self, event: Event) -> None:
+    def _report(self, event: Event) -> None:
         if event.update is not None:
             if event.kind in SETTLED:
                 self.detector.forget(event.whale.alert.transaction_id)
             self._meter.updated(event.kind, event.update.blocks_off)
-            log.info(
+            logger.info(
                 "whale update",
                 txid=event.whale.alert.transaction_id,
                 status=event.update.status.value,
@@ -413,7 +413,7 @@ class Pipeline:
         alert = event.whale.alert
         self._meter.whale(alert, event.at)
         self.last_whale = (alert, event.at)
-        log.info(
+        logger.info(
             "whale",
             btc=alert.value_sat / SAT_PER_BTC,
             txid=alert.transaction_id,
@@ -427,7 +427,7 @@ class Pipeline:
         )
 
 
-def _fates(known: Mapping[str, Whale], delta: Delta, block: Block | None, now: float) -> list[Draft]:
+def _outcomes(known: Mapping[str, Whale], delta: Delta, block: Block | None, now: float) -> list[Draft]:
     """The fates that a frame tells of these whales."""
     drafts = [
         lifecycle.replaced(known[replacement.replaced], replacement.by, now)

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from whaled import __version__
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber
 from whaled.config.parse import not_reloadable
 from whaled.config.rules import redacted
@@ -31,11 +32,10 @@ from whaled.ops import descriptors, logs, memory, reloads
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
-from whaled.reconcile.work import Reconciler
 from whaled.starts import Starts
-from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, status_text, tell_status
+from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, report_status, status_text
+from whaled.upstream.backend import Backend
 from whaled.upstream.feed import Feed
-from whaled.upstream.questions import Questions
 from whaled.upstream.rest import Rest
 from whaled.upstream.survey import Survey
 from whaled.web import app as web
@@ -43,7 +43,7 @@ from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # How long the message in hand may take to be committed once a stop was asked for.
 FINISH_HAND_S = 3.0
@@ -65,11 +65,11 @@ class _Running(NamedTuple):
 
     gateway: Gateway
     pipeline: Pipeline
-    log_: EventLog
+    event_log: EventLog
     canary: Canary
     memory_watch: MemoryWatch
     tls: ssl.SSLContext | None
-    reconciler: Reconciler | None
+    backfill: Worker | None
     survey: Survey
     http: web.HttpServer
 
@@ -108,7 +108,7 @@ class Service:
         """End the run: tell clients, let them go, return from `run`."""
         if self._stop.is_set():
             # The operator asks twice: what is committed is safe, everything else may be cut.
-            log.warning("second signal, ending at once")
+            logger.warning("second signal, ending at once")
             logs.flush(LAST_LINES_S)
             os._exit(ExitStatus.FAILED)
         self._stop.set()
@@ -119,7 +119,7 @@ class Service:
             with self._signals():
                 await self._run()
         except BaseExceptionGroup as group:
-            raise _telling(group) from group
+            raise _most_informative(group) from group
 
     async def _run(self) -> None:
         config = self.config
@@ -129,70 +129,70 @@ class Service:
         self._book_read(config, book, self._origins)
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
-            EventLog.open(config.eventlog, self.metrics.eventlog) as log_,
+            EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
             Rest.open(config.upstream, self.metrics.upstream) as rest,
         ):
             gateway = Gateway(
                 config.gateway,
                 config.auth,
-                log_=log_,
+                event_log=event_log,
                 authenticator=self._authenticator,
                 meter=self.metrics.gateway,
                 connections_possible=self._connections_possible(),
             )
             pipeline = Pipeline(
                 detector=detector,
-                log_=log_,
+                event_log=event_log,
                 publisher=gateway,
                 priority=gateway.share,
                 meter=self.metrics.detection,
                 inputs=rest if config.detection.fetch_inputs else None,
                 inputs_wait_s=config.detection.inputs_wait,
             )
-            await self._recall(log_, pipeline)
+            await self._recall(event_log, pipeline)
             reloads.forget(self._outcome_path)
-            starts = await Starts.recalled(log_, self.metrics.starts)  # before anybody reads the metrics
+            starts = await Starts.recalled(event_log, self.metrics.starts)  # before anybody reads the metrics
             del book, detector  # a reload puts others in their place: this frame must not keep them in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
-                reconciler = self._reconciler(rest, log_, pipeline)
+                backfill = self._worker(rest, event_log, pipeline)
                 canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
                 memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())
                 survey = Survey(
                     config.upstream,
                     rest,
-                    log_,
+                    event_log,
                     self.metrics.upstream,
                     is_backfilling=config.backfill.enabled,
                     on_network=lambda network: self._on_network(network, pipeline.detector.book),
                 )
                 http = self._http_server(gateway, canary, pipeline)
-                running = _Running(gateway, pipeline, log_, canary, memory_watch, tls, reconciler, survey, http)
+                running = _Running(gateway, pipeline, event_log, canary, memory_watch, tls, backfill, survey, http)
                 async with (
                     gateway.serving(self._passed.clients, tls),
                     http.serving(self._passed.metrics),
                 ):
-                    self._observe(gateway, log_, pipeline, http)
+                    self._observe(gateway, event_log, pipeline, http)
                     self._observe_keys(self._ring)
                     await starts.began()
                     self._announce(gateway.addresses, http.addresses)
                     await self._work(running)
                 await starts.ended()
-        log.info("stopped")
+        logger.info("stopped")
 
     async def _work(self, running: "_Running") -> None:
-        gateway, pipeline, log_ = running.gateway, running.pipeline, running.log_
-        reconciler = running.reconciler
+        gateway, pipeline, event_log = running.gateway, running.pipeline, running.event_log
+        backfill = running.backfill
         survey = running.survey
         feed = Feed(self.config.upstream, self.metrics.upstream, surveyor=survey)
         loop_watch = LoopWatch(self.metrics.loop)
         async with asyncio.TaskGroup() as tasks:
             until_stop = [
                 tasks.create_task(pipeline.run(feed), name="ingest"),
-                tasks.create_task(self._retain(log_), name="retention"),
+                tasks.create_task(self._retain(event_log), name="retention"),
                 tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
-                *([tasks.create_task(reconciler.run(), name="reconcile")] if reconciler is not None else []),
-                tasks.create_task(tell_status(self.notifier, lambda: self._status(gateway, log_, pipeline))),
+                *([tasks.create_task(backfill.run(), name="backfill")] if backfill is not None else []),
+                tasks.create_task(report_status(self.notifier, lambda: self._status(gateway, event_log, pipeline))),
                 tasks.create_task(self._reload_when_asked(running), name="reload"),
             ]
             # The drain is watched too: a loop that hangs in it is ended by the watchdog.
@@ -203,27 +203,27 @@ class Service:
             ]
             await self._stop.wait()
             self.notifier.stopping()
-            log.info("stopping", clients=gateway.connections)
+            logger.info("stopping", clients=gateway.connections)
             try:
                 async with asyncio.timeout(FINISH_HAND_S):
                     await pipeline.idle()
             except TimeoutError:
-                log.warning("message in hand not finished in time")
+                logger.warning("message in hand not finished in time")
             for task in until_stop:
                 task.cancel()
             await gateway.drain(self.config.gateway.drain_window)
             for task in until_end:
                 task.cancel()
 
-    async def _recall(self, log_: EventLog, pipeline: Pipeline) -> None:
+    async def _recall(self, event_log: EventLog, pipeline: Pipeline) -> None:
         """Take the newest whale of the run before from the log, for the status line and the metric."""
-        newest = await log_.newest_alert()
+        newest = await event_log.newest_alert()
         if newest is not None:
             pipeline.last_whale = (newest.whale.alert, newest.at)
             self.metrics.detection.last_whale(newest.at)
 
-    def _status(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
-        text = status_text(gateway, log_, pipeline)
+    def _status(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
+        text = status_text(gateway, event_log, pipeline)
         return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:
@@ -233,23 +233,23 @@ class Service:
         """Descriptors that are neither a client's nor the daemon's own. docs/operations.md has the sum."""
         return TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
 
-    def _reconciler(self, rest: Rest, log_: EventLog, pipeline: Pipeline) -> Reconciler | None:
+    def _worker(self, rest: Rest, event_log: EventLog, pipeline: Pipeline) -> Worker | None:
         settings = self.config.backfill
         if not settings.enabled:
             return None
-        reconciler = Reconciler(
+        backfill = Worker(
             settings=settings,
-            questions=Questions(rest, settings.requests_per_second, settings.concurrency),
-            log_=log_,
+            backend=Backend(rest, settings.requests_per_second, settings.concurrency),
+            event_log=event_log,
             committer=pipeline,
-            meter=self.metrics.reconcile,
+            meter=self.metrics.backfill,
         )
-        pipeline.listener = reconciler
-        return reconciler
+        pipeline.observer = backfill
+        return backfill
 
-    async def _retain(self, log_: EventLog) -> None:
+    async def _retain(self, event_log: EventLog) -> None:
         while True:
-            await log_.prune(time.time(), follows_blocks=self.config.backfill.enabled)
+            await event_log.prune(time.time(), follows_blocks=self.config.backfill.enabled)
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
     def _http_server(self, gateway: Gateway, canary: Canary, pipeline: Pipeline) -> web.HttpServer:
@@ -265,7 +265,7 @@ class Service:
 
         return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
 
-    def _observe(self, gateway: Gateway, log_: EventLog, pipeline: Pipeline, http: web.HttpServer) -> None:
+    def _observe(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline, http: web.HttpServer) -> None:
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
         gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
@@ -278,8 +278,8 @@ class Service:
         gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
         gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
         gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
-        gauge("eventlog_head_offset", "Newest offset committed.", lambda: log_.head)
-        gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: log_.oldest)
+        gauge("eventlog_head_offset", "Newest offset committed.", lambda: event_log.head)
+        gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: event_log.oldest)
         gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.", lambda: gateway.unsent_bytes)
         place = Path(self.config.eventlog.path).parent
         gauge("eventlog_disk_free_bytes", "Free on the event log's file system.", lambda: shutil.disk_usage(place).free)
@@ -314,13 +314,13 @@ class Service:
         scheme = "wss" if config.gateway.tls.certificate else "ws"
         listen = ", ".join(f"{scheme}://{address}" for address in clients)
         if not config.auth.enabled:
-            log.warning("authentication is off: everybody who can connect reads the alerts", listen=listen)
+            logger.warning("authentication is off: everybody who can connect reads the alerts", listen=listen)
         if self._ring is not None:
-            log.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
+            logger.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
         for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
             if sockets:
-                log.info("listening on sockets of systemd, not on host and port of this section", section=name)
-        log.info(
+                logger.info("listening on sockets of systemd, not on host and port of this section", section=name)
+        logger.info(
             "ready",
             version=__version__,
             listen=listen,
@@ -351,10 +351,10 @@ class Service:
 
     def _hung_up(self) -> None:
         if self._stop.is_set():
-            log.warning("no reload, stopping")
+            logger.warning("no reload, stopping")
             return
         if self._is_reloading:
-            log.info("a reload is under way; another one follows it")
+            logger.info("a reload is under way; another one follows it")
         self._reload_asked.set()
 
     async def _reload_when_asked(self, running: "_Running") -> None:
@@ -374,7 +374,7 @@ class Service:
         pipeline, tls = running.pipeline, running.tls
         began_s = time.monotonic()
         self.notifier.reloading()
-        log.info("reloading")
+        logger.info("reloading")
         self._reload_problem = None
         try:
             loaded = await asyncio.to_thread(self._reread)
@@ -392,11 +392,11 @@ class Service:
             if isinstance(error, BookError):
                 self.metrics.config.book_refused(error.reason)
                 about = {"address_book": error.reason, "addresses_in_force": len(pipeline.detector.book.owners)}
-            log.error("reload refused, the old configuration stays", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            logger.error("reload refused, the old configuration stays", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self._reload_problem = str(error)
         except Exception as error:
             # A bug. Nothing is applied yet, and systemd waits for `ready`.
-            log.exception("reload failed, the old configuration stays")
+            logger.exception("reload failed, the old configuration stays")
             self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
         else:
             self._apply(loaded, detector, running)
@@ -417,7 +417,7 @@ class Service:
         if not config.detection.books:
             return
         self.metrics.config.book_read(time.time())
-        log.info(
+        logger.info(
             "address book read",
             files=config.detection.books,
             addresses=len(book.owners),
@@ -425,9 +425,9 @@ class Service:
             addresses_with_several=book.owners.several,
         )
         for note in book.owners.notes:
-            log.warning("the address book may not be as meant", problem=note)
+            logger.warning("the address book may not be as meant", problem=note)
         for fault in idle_rules(config.detection, book, origins):
-            log.warning("a watch rule matches nothing", problem=str(fault))
+            logger.warning("a watch rule matches nothing", problem=str(fault))
 
     def _on_network(self, network: str, book: AddressBook) -> None:
         if network != self._network:
@@ -438,14 +438,16 @@ class Service:
         """Log whether the book has addresses that the backend never shows."""
         elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
         if elsewhere:
-            log.warning("the address book has addresses of another network", backend=self._network, addresses=elsewhere)
+            logger.warning(
+                "the address book has addresses of another network", backend=self._network, addresses=elsewhere
+            )
 
     def _leave_outcome(self, began_s: float) -> None:
         """Answer whoever asked for the reload and waits."""
         try:
             reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
         except OSError as error:
-            log.warning(
+            logger.warning(
                 "what came of the reload cannot be stored; `systemctl reload` and `whaled reload` wait for it in vain",
                 path=str(self._outcome_path),
                 problem=error.strerror,
@@ -467,10 +469,10 @@ class Service:
         self.metrics.config.reloaded(time.time(), success=True)
         self._book_read(loaded.config, detector.book, loaded.origins)
         self._compare_networks(detector.book)
-        log.info("reloaded", addresses=len(detector.book.owners))
+        logger.info("reloaded", addresses=len(detector.book.owners))
 
 
-def _telling(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _most_informative(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The exception of a group that says most: a dead task takes others with it."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]

@@ -10,7 +10,7 @@ from whaled.errors import EventLogError
 from whaled.eventlog.schema import STARTS_MARK
 from whaled.model import Ending
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class State(Protocol):
@@ -67,7 +67,9 @@ class Starts:
         ending = Ending.UNCLEAN if record.is_running else Ending.CLEAN
         if ending is Ending.UNCLEAN:
             record.unclean += 1
-            log.warning("the run before did not end by a stop: it crashed or was killed", unclean_starts=record.unclean)
+            logger.warning(
+                "the run before did not end by a stop: it crashed or was killed", unclean_starts=record.unclean
+            )
         else:
             record.clean += 1
         self._meter.started(ending)
@@ -83,4 +85,4 @@ class Starts:
         try:
             await self._state.set_state(STARTS_MARK, msgspec.json.encode(self._record).decode())
         except EventLogError as error:
-            log.warning("cannot note in the event log how this run ends", problem=str(error))
+            logger.warning("cannot note in the event log how this run ends", problem=str(error))

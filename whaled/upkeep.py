@@ -19,7 +19,7 @@ from whaled.ops.systemd import Notifier
 from whaled.pipeline import Pipeline
 from whaled.whales.owners import summary
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # How often the loop's lag and the memory are looked at. A flood takes tens of MiB in that time.
 LOOK_S = 0.25
@@ -93,7 +93,9 @@ async def feed_watchdog(notifier: Notifier, canary: Canary, loop_watch: LoopWatc
         if is_well:
             notifier.alive()
         elif was_well:
-            log.error("no ping for the watchdog", canary_arrives=canary.is_alive(), restart_after_s=notifier.watchdog_s)
+            logger.error(
+                "no ping for the watchdog", canary_arrives=canary.is_alive(), restart_after_s=notifier.watchdog_s
+            )
         was_well = is_well
         await asyncio.sleep(period_s)
 
@@ -142,9 +144,9 @@ class MemoryWatch:
             self._used_when_full = max(self._used_when_full, used)
             if used < start * RELIEF_USED or (clients < self._clients_when_full * RELIEF_CLIENTS and used < urgent):
                 gateway.relieved()
-                log.info("load is shed no more", used_bytes=used, limit_bytes=limit, clients=clients)
+                logger.info("load is shed no more", used_bytes=used, limit_bytes=limit, clients=clients)
         elif used > min(max(start, self._used_when_full / RELIEF_USED), urgent):
-            log.warning("memory short, load is shed", used_bytes=used, limit_bytes=limit, clients=clients)
+            logger.warning("memory short, load is shed", used_bytes=used, limit_bytes=limit, clients=clients)
             self._clients_when_full = clients
             self._used_when_full = used
             gateway.short_of_memory()
@@ -164,9 +166,9 @@ class MemoryWatch:
         return True
 
 
-def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
+def status_text(gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
     """How the daemon is, in one line."""
-    whale = "none yet" if log_.head == 0 else "none in the log"
+    whale = "none yet" if event_log.head == 0 else "none in the log"
     if pipeline.last_whale is not None:
         alert, at = pipeline.last_whale
         when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -175,7 +177,7 @@ def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
         f"upstream {gateway.upstream.value}" + (f" ({pipeline.shortfall})" if pipeline.shortfall is not None else ""),
         f"{gateway.connections} clients",
         f"last whale {whale}",
-        f"offset {log_.head}",
+        f"offset {event_log.head}",
         f"clients connect to {', '.join(gateway.addresses)}",
     ]
     owners = pipeline.detector.book.owners
@@ -186,7 +188,7 @@ def status_text(gateway: Gateway, log_: EventLog, pipeline: Pipeline) -> str:
     return "; ".join(parts)
 
 
-async def tell_status(notifier: Notifier, text: Callable[[], str]) -> None:
+async def report_status(notifier: Notifier, text: Callable[[], str]) -> None:
     """Keep the status line of `systemctl status` current until cancelled."""
     while True:
         notifier.status(text())

@@ -57,7 +57,7 @@ WORLD: Mapping[str, Any] = {
     "manual": True, "port": 0, "rate": 30.0, "whale_share": 0.2, "poll_interval": 1.0, "block_interval": 8.0,
     "fetch_latency": 0.0, "keep_blocks": 1000,
 }  # fmt: skip
-# Of a daemon that notices and answers faults within a test's patience.
+# Of a daemon that notices and answers faults within a test's backoff.
 UPSTREAM: Mapping[str, object] = {
     "reconnect_initial": "20ms", "reconnect_max": "100ms", "stable_after": "1s", "connect_timeout": "2s",
     "rest_timeout": "1s", "ping_interval": "500ms", "stale_after": "4s",
@@ -310,11 +310,11 @@ class Rig:
         seen: Metrics | None = None
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(within_s), asyncio.timeout(STUCK_S) as patience:
+            async with asyncio.timeout(within_s), asyncio.timeout(STUCK_S) as backoff:
                 while True:
                     before, seen = seen, await self.metrics()
                     if before is None or before.work != seen.work:
-                        patience.reschedule(loop.time() + STUCK_S)
+                        backoff.reschedule(loop.time() + STUCK_S)
                     if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
                         rows = read(self.database)
                         if any(row.txid == mark for row in rows):

@@ -34,7 +34,7 @@ GROWTH_LIMIT_MB = 60.0
 FLOODS = 12
 # A guard against waiting for ever: thousands at once are slow on a small machine.
 STRANGER_S = 120
-# Whoever misbehaves is found out within a test's patience.
+# Whoever misbehaves is found out within a test's backoff.
 STRICT = {
     "slow_timeout": "2s", "ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "2s", "auth_timeout": "2s",
     "max_unsent": "64KiB", "max_connections_per_address": 1_000_000,

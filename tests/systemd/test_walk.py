@@ -15,7 +15,7 @@ from systemd.lab import Lab
 pytestmark = pytest.mark.timeout(180)
 
 WATCHDOG_S = 3
-# From the last ping that was deserved: until the canary is overdue, then until systemd loses patience, then the start.
+# From the last ping that was deserved: until the canary is overdue, then until systemd loses backoff, then the start.
 WATCHDOG_LIMIT_S = 30
 WARNING = 4
 READ = "import sys; print(open(sys.argv[1]).read())"

@@ -14,7 +14,7 @@ from whaled.ops.metrics import Metrics
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.settings import DEMO
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # In the log's state: its events are those of a simulated world, which ended with the process that made it.
 WORLD_KEY = "simulated_world"
@@ -47,7 +47,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
             )
         if is_simulated:
             _remove(path)
-            log.info("the log of an earlier simulated world was removed", path=str(path), events=events)
+            logger.info("the log of an earlier simulated world was removed", path=str(path), events=events)
     async with EventLog.open(settings, Metrics().eventlog) as new:
         await new.set_state(WORLD_KEY, world)
 

@@ -121,7 +121,7 @@ def _import(arguments: argparse.Namespace) -> int:
                 raise WhaledError(f"{path}: {error}") from error
             except (OSError, UnicodeError) as error:
                 raise WhaledError(f"cannot read {path}: {why_unreadable(error)}") from error
-            _tell(path, form, report)
+            _report(path, form, report)
             if form is Format.BIP329 and kind not in {None, OwnerType.OWN} and report.written:
                 print(
                     f"whaled: warning: {path} (BIP 329): --type {kind} is for all files: labels of a wallet of one's "
@@ -166,7 +166,7 @@ def _output(path: Path | None, *, force: bool) -> Iterator[TextIO]:
         raise WhaledError(f"cannot write {path or 'the book'}: {error.strerror or error}") from error
 
 
-def _tell(path: Path, form: Format, report: Report) -> None:
+def _report(path: Path, form: Format, report: Report) -> None:
     for line, problem in report.faults:
         print(f"whaled: {path}: line {line}: {problem}", file=sys.stderr)
     if report.fault_count > len(report.faults):

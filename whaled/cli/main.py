@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     except WhaledError as error:
         lines = [*str(error).splitlines(), *_about_working_directory()]
         _complain([f"whaled: {line}" for line in lines])
-        _tell_systemd(lines)
+        _report_to_systemd(lines)
         return ExitStatus.CONFIG if isinstance(error, OperatorError) else ExitStatus.FAILED
     except FileNotFoundError:
         lines = _about_working_directory()
@@ -120,7 +120,7 @@ def _complain(lines: Sequence[str]) -> None:
         print(line, file=sys.stderr)
 
 
-def _tell_systemd(lines: Sequence[str]) -> None:
+def _report_to_systemd(lines: Sequence[str]) -> None:
     """The status line: `systemctl status` shows no log lines of a unit that waits for its next start, but this."""
     if "NOTIFY_SOCKET" in os.environ and lines:
         from whaled.ops.systemd import Notifier  # noqa: PLC0415 - no other command needs it

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Reload. Raises OperatorError if it is refused or cannot be asked for, WhaledError if there is no answer."""
     # A refused reload is no state of the daemon: systemd's status line stays its own.
     os.environ.pop("NOTIFY_SOCKET", None)
-    log_path = Path() if _is_told_all(arguments) else Path(load_for(arguments).config.eventlog.path).resolve()
+    log_path = Path() if _is_complete_report(arguments) else Path(load_for(arguments).config.eventlog.path).resolve()
     if arguments.pid is not None:
         _require_daemon(arguments.pid)
     pid = arguments.pid if arguments.pid is not None else _holder(log_path)
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.STOPPED
 
 
-def _is_told_all(arguments: argparse.Namespace) -> bool:
+def _is_complete_report(arguments: argparse.Namespace) -> bool:
     """Under systemd: the configuration may name another event log by now."""
     return arguments.pid is not None and bool(os.environ.get("STATE_DIRECTORY"))
 

@@ -20,7 +20,7 @@ from whaled.service import Loaded, Service
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import DEMO
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 def register(subparsers: Subparsers) -> None:
@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    log.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
+    logger.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
     for warning in loaded.warnings:
-        log.warning("configuration warning", problem=str(warning))
+        logger.warning("configuration warning", problem=str(warning))
     memory.set_modules_apart()
     memory.collect_all_seldom()
     try:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except Exception:
         # Logged rather than printed by the interpreter, which would wait for the reader of stderr.
-        log.critical("ended by a bug", exc_info=True)
+        logger.critical("ended by a bug", exc_info=True)
         return ExitStatus.FAILED
     return ExitStatus.STOPPED
 
@@ -80,7 +80,7 @@ async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
         if arguments.simulate:
             simulator = await stack.enter_async_context(Simulator(world))
             arguments.mempool_url = simulator.url
-            log.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
+            logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
         loaded = load()
         if arguments.simulate:
             await demo.begin_log(loaded.config.eventlog, str(world.seed))

@@ -196,19 +196,19 @@ async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count
         screen.discard()
         return ExitStatus.STOPPED
     except AuthenticationFailed as error:
-        _tell(
+        _print_problem(
             notes,
             f"{error}. Give a valid token with --token-file or {TOKEN_VARIABLE}; on the server, "
             "`whaled token issue` makes one",
         )
         return ExitStatus.FAILED
     except StreamError as error:
-        _tell(notes, str(error))
+        _print_problem(notes, str(error))
         return ExitStatus.FAILED
     return ExitStatus.STOPPED
 
 
-def _tell(notes: Console, problem: str) -> None:
+def _print_problem(notes: Console, problem: str) -> None:
     notes.print(Text(f"whaled tail: {lines.clean(problem)}", style="red"), soft_wrap=True)
 
 

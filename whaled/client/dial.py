@@ -122,14 +122,14 @@ async def _look(error: Exception, dial: Dial) -> _Found | None:
         return _Found(f"{place}: this port speaks TLS: use wss://{place}")
     if isinstance(error, InvalidStatus):
         return None
-    heard = await probe.listen(place.host, place.port)
-    if heard.service is not None:
-        return _Found(f"{place} speaks {heard.service}, not WebSocket: is the port right?")
-    if heard.is_http and place.is_secure:
+    greeting = await probe.listen(place.host, place.port)
+    if greeting.service is not None:
+        return _Found(f"{place} speaks {greeting.service}, not WebSocket: is the port right?")
+    if greeting.is_http and place.is_secure:
         return _Found(f"{place}: this port speaks no TLS: use ws://{place}")
-    if isinstance(error, TimeoutError) and not heard.said:
+    if isinstance(error, TimeoutError) and not greeting.received:
         waited = f"within {dial.limits.open_timeout_s:g} s"
-        if heard.is_open:
+        if greeting.is_open:
             return _Found(f"{place} accepts connections and answers nothing {waited}: is it a whaled server?", False)
         reason = reason_of(error, place, timeout_s=dial.limits.open_timeout_s)
         return _Found(f"{reason}: is the address right, does a firewall drop packets?", False)

@@ -27,42 +27,42 @@ _SERVICES = (
 )
 
 
-class Heard(Struct, frozen=True):
+class Greeting(Struct, frozen=True):
     """What a port said to a client that speaks no TLS: nothing (`is_open`), or these bytes."""
 
     is_open: bool
-    said: bytes = b""
+    received: bytes = b""
 
     @property
     def is_http(self) -> bool:
         """Whether it is a web server, WebSocket or not."""
-        return self.said.startswith(b"HTTP/")
+        return self.received.startswith(b"HTTP/")
 
     @property
     def service(self) -> str | None:
         """The name of what it speaks, None where it said nothing or plain HTTP/1.1."""
         for start, name in _SERVICES:
-            if self.said.startswith(start):
+            if self.received.startswith(start):
                 return name
-        if not self.said or self.is_http:
+        if not self.received or self.is_http:
             return None
-        line = self.said.split(b"\n", maxsplit=1)[0].decode("latin-1").strip()[:QUOTED_CHARACTERS]
+        line = self.received.split(b"\n", maxsplit=1)[0].decode("latin-1").strip()[:QUOTED_CHARACTERS]
         return f"something else ({line!a})"
 
 
-async def listen(host: str, port: int) -> Heard:
+async def listen(host: str, port: int) -> Greeting:
     """What the port says by itself, else to a plain HTTP request."""
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await asyncio.open_connection(host, port)
     except (OSError, UnicodeError):
-        return Heard(is_open=False)
+        return Greeting(is_open=False)
     try:
-        said = await _read(reader, GREETING_S)
-        if not said and not reader.at_eof():
+        received = await _read(reader, GREETING_S)
+        if not received and not reader.at_eof():
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            said = await _read(reader, ANSWER_S)
-        return Heard(is_open=True, said=said)
+            received = await _read(reader, ANSWER_S)
+        return Greeting(is_open=True, received=received)
     finally:
         writer.transport.abort()
 

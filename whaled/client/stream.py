@@ -156,7 +156,10 @@ class WhaleStream:
     async def _read(self) -> None:
         try:
             await AsyncRetrying(
-                retry=retry_if_exception(self._comes_back), wait=self._delay, before_sleep=self._tell_lost, reraise=True
+                retry=retry_if_exception(self._comes_back),
+                wait=self._delay,
+                before_sleep=self._report_lost,
+                reraise=True,
             )(self._visit)
         except asyncio.CancelledError:
             self._buffer.end(None)
@@ -197,7 +200,7 @@ class WhaleStream:
             state.attempt_number = 1
         return self._backoff(state) + (lost.retry_after_s or 0.0)
 
-    async def _tell_lost(self, state: RetryCallState) -> None:
+    async def _report_lost(self, state: RetryCallState) -> None:
         lost = _lost(state)
         if not self._link_events:
             log.warning("%s; trying again in %.1f s", lost, state.upcoming_sleep)

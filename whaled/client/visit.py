@@ -62,7 +62,7 @@ class Visit:
         self._welcome: events.Welcome | None = None
         self._asked: Since | None = None
         self._status: UpstreamStatus | None = None  # what came before `subscribed`; told after it
-        self._told = ""  # the newest error message: a close 1008 follows some of them
+        self._last_error = ""  # the newest error message: a close 1008 follows some of them
         self._retry_after_s: float | None = None
         self._subscribed_at: float | None = None
 
@@ -70,7 +70,7 @@ class Visit:
         """Talk until the connection ends. Raises LinkLostError where the stream should come back, else what ends it."""
         try:
             answer = await self._enter()
-            await self._tell(answer)
+            await self._report(answer)
             while True:
                 await self._take(await self._receive())
         except ConnectionClosed as closed:
@@ -119,7 +119,7 @@ class Visit:
             case UpstreamStatus():
                 self._status = frame
             case events.ErrorFrame():
-                self._told = frame.message
+                self._last_error = frame.message
                 if frame.retry_after is not None:
                     self._retry_after_s = bounded(frame.retry_after)
                 if self._welcome is not None:
@@ -141,7 +141,7 @@ class Visit:
             message["since"] = to_wire(self._asked)
         await self._send(message)
 
-    async def _tell(self, answer: events.Subscribed) -> None:
+    async def _report(self, answer: events.Subscribed) -> None:
         """Deliver what the consumer must know before the first event."""
         assert self._welcome is not None
         self._subscribed_at = asyncio.get_running_loop().time()
@@ -169,7 +169,7 @@ class Visit:
             case UpstreamStatus():
                 await self._deliver(frame)
             case events.ErrorFrame():
-                self._told = frame.message  # about a renewal: the token's end will tell
+                self._last_error = frame.message  # about a renewal: the token's end will tell
             case events.Closing() | events.TokenExpiring() | events.Token():
                 await self._control(frame)
             case _:
@@ -213,7 +213,7 @@ class Visit:
     def _turned_away(self, reason: str) -> Exception:
         """What a close 1008 means."""
         if self._welcome is None:
-            message = self._told or reason
+            message = self._last_error or reason
             if self._token is None or message not in NOT_JUDGED:
                 self._credentials.refused(self._token, message)
             return self._lost(1008, message)

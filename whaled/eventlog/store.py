@@ -37,7 +37,7 @@ from whaled.eventlog.rows import Rows
 from whaled.eventlog.writer import Committed, Opened, Writer
 from whaled.model import Draft, Event, Kind, Position, Scan, Whale
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -169,7 +169,7 @@ class EventLog:
                 raise
             meter.size(opened.size_bytes)
             event_log = cls(threads=threads, opened=opened, retention_s=settings.retention, meter=meter)
-            log.info("event log open", path=settings.path, head=event_log.head, oldest=event_log.oldest)
+            logger.info("event log open", path=settings.path, head=event_log.head, oldest=event_log.oldest)
             event_log._note_damage()
             try:
                 yield event_log
@@ -346,7 +346,7 @@ class EventLog:
         newest = await self._search(self._threads.searches.latest_scan)
         if newest is None or now - newest.mined_at <= AHEAD_LIMIT_S:
             return now
-        log.warning(
+        logger.warning(
             "the clock is far ahead of the newest block scanned: events are kept until one proves them old",
             height=newest.height,
             ahead_s=now - newest.mined_at,
@@ -417,7 +417,7 @@ class EventLog:
         if error is not None:
             # Nothing is lost and the next commit tries again; if the disk is full, an append will say so.
             self._count_failure(error)
-            log.warning("event log not checkpointed", error=str(error))
+            logger.warning("event log not checkpointed", error=str(error))
 
     async def _look_up(self, function: Callable[[*Args], T], *args: *Args) -> T:
         return await self._on(self._threads.lookup_thread, function, *args)
@@ -448,7 +448,7 @@ class EventLog:
         rows = sum(new.values())
         first = next(iter(new))
         self._meter.damaged(self._known_damage.rows)
-        log.error(
+        logger.error(
             "damaged rows in the event log are skipped: clients that ask for them are told that something is missing. "
             "`whaled check --deep` lists them all, `whaled repair` takes them out",
             table=first.table.value,
@@ -514,5 +514,5 @@ async def check_within(limit_s: float, threads: Threads) -> bool:
     finally:
         timer.cancel()
     if not is_complete:
-        log.warning("event log check stopped before the end: the file is large", limit_s=limit_s)
+        logger.warning("event log check stopped before the end: the file is large", limit_s=limit_s)
     return is_complete

@@ -30,7 +30,7 @@ from whaled.eventlog.damage import (
 from whaled.eventlog.rows import Queries, damaged_event
 from whaled.model import Draft, Event, Kind, Scan, Whale
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Above this the write-ahead log is copied into the database once the commit has been answered: SQLite would do it
 # inside the commit (4 MiB is its default too), and make that one event wait.
@@ -112,11 +112,11 @@ class Writer:
                 self._report(of_gap(*row))
             self._look_before(oldest, gaps)
         if before == 0:
-            log.info("event log made", path=str(self._path), epoch=epoch)
+            logger.info("event log made", path=str(self._path), epoch=epoch)
         elif before < after:
-            log.info("event log migrated", path=str(self._path), from_version=before, to_version=after)
+            logger.info("event log migrated", path=str(self._path), from_version=before, to_version=after)
         if is_copy:
-            log.warning(
+            logger.warning(
                 "event log is a backup put in place: it has a new epoch, no position is honoured",
                 path=str(self._path),
                 epoch=epoch,
@@ -267,7 +267,7 @@ class Writer:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Nothing is lost: the write-ahead log stays beside the database and is read at the next start.
-            log.warning("event log not checkpointed at close", path=str(self._path), error=str(error))
+            logger.warning("event log not checkpointed at close", path=str(self._path), error=str(error))
         finally:
             db.close()
 

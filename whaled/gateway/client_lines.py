@@ -8,7 +8,7 @@ import structlog
 
 from whaled.summaries import MAX_SOURCES, PERIOD_S, Summary
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # In ten seconds. Strangers get few lines: metrics count them, and what matters is what they hide.
 STRANGERS = 5
@@ -22,15 +22,18 @@ class ClientLines:
     """Logs what happens to clients; left, it logs the counts of what was left out."""
 
     def __init__(self) -> None:
-        self._refused = Summary(log, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
+        self._refused = Summary(logger, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
         self._origin = Summary(
-            log, "a page may not connect: its origin is not in gateway.origins", per_source=STRANGER, in_all=STRANGERS
+            logger,
+            "a page may not connect: its origin is not in gateway.origins",
+            per_source=STRANGER,
+            in_all=STRANGERS,
         )
-        self._connected = Summary(log, "client connected", per_source=CLIENT, in_all=CLIENTS)
-        self._left = Summary(log, "client left", per_source=CLIENT, in_all=CLIENTS)
-        self._stranger_left = Summary(log, "client left", per_source=STRANGER, in_all=STRANGERS)
-        self._shed = Summary(log, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
-        self._failed = Summary(log, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
+        self._connected = Summary(logger, "client connected", per_source=CLIENT, in_all=CLIENTS)
+        self._left = Summary(logger, "client left", per_source=CLIENT, in_all=CLIENTS)
+        self._stranger_left = Summary(logger, "client left", per_source=STRANGER, in_all=STRANGERS)
+        self._shed = Summary(logger, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
+        self._failed = Summary(logger, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
         # Connections that became no session since the last line about them, by reason and by network.
         self._turned_away: Counter[str] = Counter()
         self._networks: Counter[str] = Counter()
@@ -61,7 +64,7 @@ class ClientLines:
         self._timer.cancel()
         self._timer = None
         (busiest, of_busiest), *_ = self._networks.most_common(1)
-        log.info("connections refused", **self._turned_away, busiest=busiest, of_busiest=of_busiest)
+        logger.info("connections refused", **self._turned_away, busiest=busiest, of_busiest=of_busiest)
         self._turned_away.clear()
         self._networks.clear()
 

@@ -75,15 +75,15 @@ class HubMeter(Protocol):
 
 
 class Group:
-    """The live members of one filter, by the frames they take. `told` is the newest offset all of them know of."""
+    """The live members of one filter, by the frames they take. `announced` is the newest offset sent to all of them."""
 
-    __slots__ = ("compressed", "filter", "plain", "told")
+    __slots__ = ("announced", "compressed", "filter", "plain")
 
-    def __init__(self, chosen: Filter, told: int) -> None:
+    def __init__(self, chosen: Filter, announced: int) -> None:
         self.filter = chosen
         self.plain: dict[Member, None] = {}  # an ordered set
         self.compressed: dict[Member, None] = {}
-        self.told = told
+        self.announced = announced
 
     def __len__(self) -> int:
         return len(self.plain) + len(self.compressed)
@@ -238,7 +238,7 @@ class Hub:
                     if is_shared and frame not in smaller:
                         smaller[frame] = self.deflater.frame(frame)
                 self._pass_on(group.compressed, slices(matching, self.slice_bytes, smaller), cursor, done)
-            group.told = matching[-1][0].offset
+            group.announced = matching[-1][0].offset
         return done
 
     def _frame(self, event: Event, matched: tuple[str, ...], frames: dict[tuple[int, tuple[str, ...]], bytes]) -> bytes:
@@ -266,24 +266,24 @@ class Hub:
             self._let_fall_behind(behind, cursor)
             cursor = part.newest
 
-    def tell_positions(self) -> None:
+    def publish_positions(self) -> None:
         """Send `position` to live members that have not heard of the head, so that their resume point advances."""
-        behind_head = [group for group in self._groups.values() if group.told < self.head]
-        self._tell(behind_head, wire.Sent.POSITION, wire.position_frame(self.position))
+        behind_head = [group for group in self._groups.values() if group.announced < self.head]
+        self._broadcast(behind_head, wire.Sent.POSITION, wire.position_frame(self.position))
         for group in behind_head:
-            group.told = self.head
+            group.announced = self.head
 
-    def tell_upstream(self, state: UpstreamState, since: float) -> None:
+    def publish_upstream_state(self, state: UpstreamState, since: float) -> None:
         """Send `status` to live members. Those who are behind hear the next one."""
-        self._tell(self._groups.values(), wire.Sent.STATUS, wire.status_frame(state, since))
+        self._broadcast(self._groups.values(), wire.Sent.STATUS, wire.status_frame(state, since))
 
-    def _tell(self, groups: Iterable[Group], kind: wire.Sent, frame: bytes) -> None:
+    def _broadcast(self, groups: Iterable[Group], kind: wire.Sent, frame: bytes) -> None:
         behind: list[Member] = []
-        told = 0
+        count = 0
         for group in groups:
-            told += len(group) - self._write(group.plain, frame, behind) - self._write(group.compressed, frame, behind)
+            count += len(group) - self._write(group.plain, frame, behind) - self._write(group.compressed, frame, behind)
         self._let_fall_behind(behind, self.head)
-        self._meter.sent(kind, told, told * len(frame))
+        self._meter.sent(kind, count, count * len(frame))
 
     def delivered(self, alerts: int, updates: int, size_bytes: int, saved_bytes: int | None = None) -> None:
         """Count what a replay wrote to one member. `saved_bytes` is what compression saved, None for plain frames."""

@@ -62,7 +62,7 @@ class _Part(NamedTuple):
     """
 
     cursor: int
-    told: int
+    delivered: int
     frames: int
     is_slow: bool = False
     is_cut: bool = False
@@ -86,7 +86,7 @@ class Replay:
         Raises LostError, TooSlowError.
         """
         sent = 0
-        told = cursor
+        delivered = cursor
         # Compressing an event for one client takes longer than sending it: it is done where the link is what is slow.
         is_slow = receiver.unsent > 0
         await self._drain(receiver)
@@ -96,11 +96,11 @@ class Replay:
                 is_slow = is_slow or part.is_slow
                 payer.charge_replay(part.cursor - cursor)
                 cursor = part.cursor
-                told = part.told or told
+                delivered = part.delivered or delivered
                 sent += part.frames
                 self._pages.used(cursor)
                 await self._drain(receiver)
-        if told < self._hub.head:
+        if delivered < self._hub.head:
             # Nothing matched at the end: without this the next resume would read the same events again.
             receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
@@ -116,7 +116,7 @@ class Replay:
         while whole.is_cut:
             send = partial(self._send, receiver, chosen, page, whole.cursor, compresses=compresses)
             part = await self._share.run(Lane.REPLAY, send, payer.source)
-            whole = part._replace(told=part.told or whole.told, frames=whole.frames + part.frames)
+            whole = part._replace(delivered=part.delivered or whole.delivered, frames=whole.frames + part.frames)
         return whole
 
     def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int, *, compresses: bool) -> _Part:
@@ -145,16 +145,16 @@ class Replay:
             for index, frame, addresses in zip(indices, plain, matched, strict=True)
         ]  # fmt: skip
         taken = _write(receiver, frames)
-        told = events[indices[taken - 1]].offset
+        delivered = events[indices[taken - 1]].offset
         if taken < len(frames):
-            cursor, is_cut = told, False
+            cursor, is_cut = delivered, False
         alerts = sum(events[index].kind is Kind.ALERT for index in indices[:taken])
         size_bytes = sum(map(len, frames[:taken]))
         saved_bytes = None
         if compresses:
             saved_bytes = sum(map(len, plain[:taken])) - size_bytes
         self._hub.delivered(alerts, taken - alerts, size_bytes, saved_bytes)
-        return _Part(cursor, told, taken, is_slow=taken < len(frames), is_cut=is_cut and not receiver.unsent)
+        return _Part(cursor, delivered, taken, is_slow=taken < len(frames), is_cut=is_cut and not receiver.unsent)
 
     async def _drain(self, receiver: Receiver) -> None:
         try:

@@ -22,7 +22,6 @@ from whaled.gateway.admission import Admission, Source, source
 from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
-from whaled.gateway.deliveries import Deliveries, DeliveryMeter, EventLog
 from whaled.gateway.limits import FailureLimit, Limit, Refusal
 from whaled.gateway.listener import Listener, ListenerMeter, Reserve
 from whaled.gateway.origins import Origins
@@ -43,11 +42,12 @@ from whaled.gateway.session import (
 )
 from whaled.gateway.share import Lane, LoopShare, ShareMeter
 from whaled.gateway.stalls import watched
+from whaled.gateway.subscriptions import DeliveryMeter, EventLog, Subscriptions
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # No limit but the configured one.
 MANY = 1_000_000_000
@@ -129,7 +129,7 @@ class Gateway:
         settings: GatewaySettings,
         auth: AuthSettings,
         *,
-        log_: EventLog,
+        event_log: EventLog,
         authenticator: Authenticator | None,
         meter: GatewayMeter,
         connections_possible: int = MANY,
@@ -140,8 +140,8 @@ class Gateway:
         self.connections_possible = connections_possible
         self.now = clock
         self.share = LoopShare(meter)
-        self.deliveries = Deliveries(log_, settings, meter, self.share, clock())
-        self.hub = self.deliveries.hub
+        self.subscriptions = Subscriptions(event_log, settings, meter, self.share, clock())
+        self.hub = self.subscriptions.hub
         self.rehearsal = Rehearsal(self.hub, self.share, settings, clock)
         self.auth_failures = 0
         self.authenticated = 0
@@ -191,7 +191,7 @@ class Gateway:
             rate=settings.client_messages_per_second,
             burst=settings.client_message_burst,
         )
-        self.deliveries.reconfigure(settings)
+        self.subscriptions.reconfigure(settings)
 
     # --- running ---
 
@@ -205,7 +205,7 @@ class Gateway:
         Raises ListenError.
         """
         async with self._lines, watched(self.clients.lost, self.now), asyncio.TaskGroup() as tasks:
-            self.deliveries.run_in(tasks)
+            self.subscriptions.run_in(tasks)
             settings = self.settings
             self._tls = self.rehearsal.tls = tls
             self._is_passed = bool(sockets)
@@ -220,7 +220,7 @@ class Gateway:
             listener.start(settings.backlog)
             self.rehearsal.listens_at(listener.sockets)
             keepalive = tasks.create_task(self._keep_alive(), name="gateway keepalive")
-            positions = tasks.create_task(self._tell_positions(), name="gateway positions")
+            positions = tasks.create_task(self._publish_positions(), name="gateway positions")
             credentials = tasks.create_task(self._watch_credentials(), name="gateway credentials")
             absent = tasks.create_task(self._forget_absent(), name="gateway absent clients")
             try:
@@ -235,13 +235,13 @@ class Gateway:
                 for connection in self._all():
                     connection.close(Close.GOING_AWAY)
                     connection.abort()
-                self.deliveries.cancel()
+                self.subscriptions.cancel()
 
     async def _open_sockets(self) -> tuple[socket.socket, ...]:
         settings = self.settings
         opened = await open_sockets(settings.host, settings.port, settings.backlog, section="gateway")
         for missing in opened.missing:
-            log.warning(NOT_LISTENING, key="gateway.host", address=missing.host, reason=missing.reason)
+            logger.warning(NOT_LISTENING, key="gateway.host", address=missing.host, reason=missing.reason)
         return opened.sockets
 
     @property
@@ -299,10 +299,10 @@ class Gateway:
             for connection in list(slot):
                 connection.keepalive(now)
 
-    async def _tell_positions(self) -> None:
+    async def _publish_positions(self) -> None:
         while True:
             await asyncio.sleep(self.settings.position_interval)
-            self.hub.tell_positions()
+            self.hub.publish_positions()
 
     async def _forget_absent(self) -> None:
         while True:
@@ -323,7 +323,7 @@ class Gateway:
             if abs(moved_s) >= CLOCK_STEP_S:
                 offset += moved_s
                 self.clock_steps += 1
-                log.warning("the clock was set: looking again which tokens have ended", seconds=round(moved_s, 1))
+                logger.warning("the clock was set: looking again which tokens have ended", seconds=round(moved_s, 1))
             elif not self._recheck.is_set():
                 continue
             self._recheck.clear()
@@ -364,7 +364,7 @@ class Gateway:
                     await self._emptied.wait()
         except TimeoutError:
             stragglers = self._all()
-            log.warning("drain window over, cutting off clients", clients=len(stragglers))
+            logger.warning("drain window over, cutting off clients", clients=len(stragglers))
             for connection in stragglers:
                 connection.abort()
 
@@ -400,7 +400,7 @@ class Gateway:
     def short_of_memory(self) -> None:
         """Refuse newcomers, and replay the log slowly, until `relieved`."""
         self.is_short_of_memory = True
-        self.deliveries.short_of_memory(is_short=True)
+        self.subscriptions.short_of_memory(is_short=True)
 
     def relieve(self, excess_bytes: int, *, is_urgent: bool) -> None:
         """Cut off the least known first: those in TLS, those in the HTTP handshake, those that have not authenticated;
@@ -440,7 +440,7 @@ class Gateway:
     def relieved(self) -> None:
         """There is memory for newcomers again."""
         self.is_short_of_memory = False
-        self.deliveries.short_of_memory(is_short=False)
+        self.subscriptions.short_of_memory(is_short=False)
 
     def _shed(self, connection: Connection) -> None:
         self._meter.shed()
@@ -461,9 +461,9 @@ class Gateway:
         """Deliver the event of a canary to no client."""
         self.hub.rehearse(event)
 
-    def tell_upstream(self, state: UpstreamState) -> None:
+    def publish_upstream_state(self, state: UpstreamState) -> None:
         """Tell clients that the link to the backend changed."""
-        self.deliveries.tell_upstream(state, self.now())
+        self.subscriptions.publish_upstream_state(state, self.now())
 
     # --- what sessions ask (Surroundings) ---
 
@@ -478,7 +478,7 @@ class Gateway:
     @property
     def upstream(self) -> UpstreamState:
         """The link to the backend, as clients were told last."""
-        return self.deliveries.upstream
+        return self.subscriptions.upstream
 
     @property
     def connections(self) -> int:
@@ -498,7 +498,7 @@ class Gateway:
     @property
     def replaying(self) -> int:
         """Connections that are being brought up to date from the log."""
-        return self.deliveries.replaying
+        return self.subscriptions.replaying
 
     # --- what connections report (ConnectionOwner) ---
 
@@ -552,9 +552,9 @@ class Gateway:
             case Admit(grant=grant, may_read=may_read):
                 self._admit(connection, authenticated=grant is not None, may_read=may_read)
             case Attach(filter=chosen, since=since):
-                self.deliveries.attach(connection, chosen, since)
+                self.subscriptions.attach(connection, chosen, since)
             case Detach():
-                self.deliveries.detach(connection)
+                self.subscriptions.detach(connection)
             case Refused(message=message, reason=reason, client_id=client_id):
                 self.auth_failures += 1
                 is_limited = message is wire.AuthMessage.RATE_LIMITED
@@ -563,7 +563,7 @@ class Gateway:
             case FamilyEnded(grant=grant):
                 self._recheck.set()
                 self._meter.family_ended()
-                log.warning(
+                logger.warning(
                     "a token was refreshed twice, so its family ended: issue a new one, or one for each client",
                     client_id=grant.client_id,
                     family=grant.family,
@@ -586,15 +586,15 @@ class Gateway:
         client_id = session.grant.client_id if session is not None and session.grant is not None else None
         self._lines.connected(connection.address, client_id)
         if may_read:
-            self.deliveries.join(connection)
+            self.subscriptions.join(connection)
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
         """The connection goes on from the log once it has drained."""
-        self.deliveries.fell_behind(connection, cursor)
+        self.subscriptions.fell_behind(connection, cursor)
 
     def disconnected(self, connection: Connection) -> None:
         """The socket is gone."""
-        self.deliveries.detach(connection)
+        self.subscriptions.detach(connection)
         del self._connections[connection.slot][connection]
         self._leave(connection)
         if not self._admission.total:

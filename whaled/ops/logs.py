@@ -15,7 +15,7 @@ from whaled.ops import journal
 from whaled.ops.output import FLUSH_S, Output, OutputHandler
 from whaled.summaries import Summary
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # In ten seconds, of each message.
 LIBRARY_LINES = 2
@@ -167,7 +167,7 @@ class LibraryLines(logging.Filter):
             event = "lines of libraries"
         if event not in self._summaries:
             self._summaries[event] = Summary(
-                log, event, level="warning", per_source=LIBRARY_LINES, in_all=LIBRARY_LINES
+                logger, event, level="warning", per_source=LIBRARY_LINES, in_all=LIBRARY_LINES
             )
         return self._summaries[event].admits(record.name)
 

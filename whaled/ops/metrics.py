@@ -22,7 +22,7 @@ from whaled.ops.daemon_meters import (
 )
 from whaled.ops.http_meters import HttpMeter
 from whaled.ops.registry import Registry
-from whaled.ops.upstream_meters import DetectionMeter, ReconcileMeter, UpstreamMeter
+from whaled.ops.upstream_meters import BackfillMeter, DetectionMeter, UpstreamMeter
 from whaled.web.exposition import Format
 
 
@@ -53,7 +53,7 @@ class Metrics:
         self.loop = LoopMeter(registry)
         self.memory = MemoryMeter(registry)
         self.keys = KeyMeter(registry)
-        self.reconcile = ReconcileMeter(registry)
+        self.backfill = BackfillMeter(registry)
         self.http = HttpMeter(registry)
 
     def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:

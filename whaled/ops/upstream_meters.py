@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 
+from whaled.backfill.coverage import Cover
 from whaled.model import SAT_PER_BTC, Alert, Flow, Kind, Source, UpstreamState
 from whaled.ops.registry import Component, Registry
-from whaled.reconcile.coverage import Cover
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault
 from whaled.upstream.http import RestFailure
-from whaled.upstream.losses import LossReason
+from whaled.upstream.link_errors import LossReason
 from whaled.upstream.survey import Capability
 from whaled.whales.detect import BY_BTC, BY_USD
 from whaled.whales.watch import WATCH
@@ -144,7 +144,7 @@ class DetectionMeter:
         )  # fmt: skip
         self._satoshi = registry.counter("whales_satoshi", "Sum of the amounts of whales alerted, in satoshi.")
         self._updates = registry.counter(
-            "whale_updates", "Fates of whales, by kind.", "kind", [kind for kind in Kind if kind is not Kind.ALERT]
+            "whale_updates", "Outcomes of whales, by kind.", "kind", [kind for kind in Kind if kind is not Kind.ALERT]
         )
         self._inputs_unknown = registry.counter(
             "whales_inputs_unknown", "Whales alerted without their inputs: the backend did not give them in time."
@@ -213,12 +213,12 @@ class DetectionMeter:
         self._published.observe(published_s)
 
 
-class ReconcileMeter:
+class BackfillMeter:
     """What the backend was asked for because its stream did not tell it."""
 
     def __init__(self, registry: Registry) -> None:
         self._failures = registry.counter(
-            "backfill_failures", "Questions for what the stream did not tell that stay open, by reason.", "reason",
+            "backfill_failures", "Requests of the backfill that failed and will be repeated, by reason.", "reason",
             RestFailure,
         )  # fmt: skip
         self._snapshots = registry.counter("mempool_snapshots", "Times the whole mempool was asked for.")

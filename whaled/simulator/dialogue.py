@@ -32,47 +32,47 @@ class Dialogue:
         self._tracked_block: int | None = None
         self._shown: dict[str, Seen] = {}
         self._rates: dict[str, float] = {}
-        self._heard: deque[float] = deque(maxlen=MAX_MESSAGES)
+        self._received_at: deque[float] = deque(maxlen=MAX_MESSAGES)
 
     @property
     def is_subscribed(self) -> bool:
         """Whether deltas go to this client."""
         return self._tracks_mempool or self._tracks_txids
 
-    def hear(self, text: bytes, now: float, messages: Messages) -> Parts:
+    def receive(self, text: bytes, now: float, messages: Messages) -> Parts:
         """The answer to a message, empty for none. HangUp: close without a code."""
-        if len(self._heard) == MAX_MESSAGES and now - self._heard[0] < WINDOW_S:
+        if len(self._received_at) == MAX_MESSAGES and now - self._received_at[0] < WINDOW_S:
             raise HangUp("too many messages")
-        self._heard.append(now)
+        self._received_at.append(now)
         try:
-            said = msgspec.json.decode(text)
+            message = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HangUp("not JSON") from error
-        if said is None:
+        if message is None:
             raise HangUp("null")
-        return self._obey(said, messages) if isinstance(said, dict) else {}
+        return self._obey(message, messages) if isinstance(message, dict) else {}
 
-    def _obey(self, said: dict[str, Any], messages: Messages) -> Parts:
+    def _obey(self, message: dict[str, Any], messages: Messages) -> Parts:
         parts: Parts = {}
-        match said.get("action"):
+        match message.get("action"):
             case "init":
                 parts |= messages.init()
             case "ping":
                 parts["pong"] = b"true"
-            case "want" if isinstance(said.get("data"), list):
-                wanted = {name for name in said["data"] if isinstance(name, str)}
+            case "want" if isinstance(message.get("data"), list):
+                wanted = {name for name in message["data"] if isinstance(name, str)}
                 for name in sorted(wanted - self._wanted):
                     parts |= messages.parts(_ANSWERS.get(name, ()))
                 self._wanted = wanted
         # Only the JSON booleans count: "yes" is ignored.
-        if isinstance(said.get("track-mempool"), bool):
-            self._tracks_mempool = said["track-mempool"]
-        if isinstance(said.get("track-mempool-txids"), bool):
-            self._tracks_txids = said["track-mempool-txids"]
-        if said.get("refresh-blocks") is True:
+        if isinstance(message.get("track-mempool"), bool):
+            self._tracks_mempool = message["track-mempool"]
+        if isinstance(message.get("track-mempool-txids"), bool):
+            self._tracks_txids = message["track-mempool-txids"]
+        if message.get("refresh-blocks") is True:
             parts |= messages.parts(("blocks",))
-        if "track-mempool-block" in said:
-            parts |= self._track_block(said["track-mempool-block"], messages)
+        if "track-mempool-block" in message:
+            parts |= self._track_block(message["track-mempool-block"], messages)
         return parts
 
     def _track_block(self, index: object, messages: Messages) -> Parts:
@@ -94,7 +94,7 @@ class Dialogue:
         self._shown = {seen.tx.txid: seen for seen in txs}
         self._rates = {seen.tx.txid: seen.rate for seen in txs}
 
-    def tell(self, update: Update, own: Parts, messages: Messages) -> Parts:
+    def push(self, update: Update, own: Parts, messages: Messages) -> Parts:
         """The parts of an update (`own`) this client gets, and what else goes with them."""
         if not isinstance(update, Delta):
             return own

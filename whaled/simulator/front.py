@@ -77,7 +77,7 @@ class Front:
             return
         own = messages.update(update)
         for link in list(self.links):
-            parts = link.dialogue.tell(update, own, messages)
+            parts = link.dialogue.push(update, own, messages)
             if parts:
                 link.send(join(parts))
 
@@ -136,7 +136,7 @@ class Front:
             if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 continue
             try:
-                parts = link.dialogue.hear(message.data, time.monotonic(), self._messages())
+                parts = link.dialogue.receive(message.data, time.monotonic(), self._messages())
             except HangUp:
                 await _hang_up(socket)
                 return

@@ -31,7 +31,7 @@ from whaled.simulator.settings import Mode, SimulatorSettings
 from whaled.simulator.truth import Truth
 from whaled.simulator.world import World
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # A poll in manual mode waits no longer than this for clients to be sent what it gave: some do not read.
 FLUSH_WAIT_S = 0.2
@@ -175,7 +175,7 @@ class Simulator:
         while True:
             await asyncio.sleep(self.settings.fault_every)
             fault = rng.choice(faults.ROUTINE)
-            log.info("simulated fault", **msgspec.to_builtins(fault))
+            logger.info("simulated fault", **msgspec.to_builtins(fault))
             await self.apply(fault)
 
     def _step(self, now: float) -> bool:

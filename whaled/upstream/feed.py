@@ -11,8 +11,8 @@ from whaled.config.sections import Upstream
 from whaled.model import UpstreamState
 from whaled.upstream.address import shown
 from whaled.upstream.link import Link
-from whaled.upstream.losses import LinkLostError, LossReason
-from whaled.upstream.news import (
+from whaled.upstream.link_errors import LinkLostError, LossReason
+from whaled.upstream.messages import (
     Connected,
     FeedMessage,
     FeedMeter,
@@ -27,7 +27,7 @@ __all__ = [
     "Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "SnapshotTaken", "StateChanged",
 ]  # fmt: skip
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 # A delay is at most this part of the time that the link has been down: it is found again soon after a short outage,
@@ -93,8 +93,8 @@ class Feed:
             tries = attempt.retry_state
             connected_at: float | None = None
             try:
-                async with aclosing(link.messages(tries.attempt_number)) as heard:
-                    async for message in heard:
+                async with aclosing(link.messages(tries.attempt_number)) as messages:
+                    async for message in messages:
                         if isinstance(message, Connected):
                             connected_at = self._monotonic()
                         yield message
@@ -118,7 +118,7 @@ class Feed:
 
     def _report(self, lost: LinkLostError, tries: RetryCallState) -> None:
         self._meter.lost(lost.reason)
-        log.warning(
+        logger.warning(
             "no link to the mempool backend",
             url=shown(self._settings.url),
             reason=lost.reason.value,

@@ -30,7 +30,7 @@ from whaled.upstream.sampling import Sampler
 from whaled.upstream.surrogates import repaired
 from whaled.upstream.tunnel import TunnelConnector, tunnel_of
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -253,7 +253,7 @@ class Http:
         skew_s = self._clock() - theirs
         self.meter.clock_skew(skew_s)
         if abs(skew_s) > CLOCK_SKEW_S and (suppressed := self._clock_lines.admit("clock")) is not None:
-            log.warning(
+            logger.warning(
                 "the clocks of this machine and of the backend differ: check the time synchronisation of both; "
                 "tokens and timestamps go by the one here",
                 ahead_s=round(skew_s, 1),

@@ -16,8 +16,8 @@ from whaled.model import UpstreamState
 from whaled.upstream.address import shown, unusable
 from whaled.upstream.continuity import Continuity, SequenceTracker
 from whaled.upstream.dialect import PING, DialectError, Frame, decode, subscribe_frames
-from whaled.upstream.losses import LINK_ERRORS, diagnose, not_mempool, stale
-from whaled.upstream.news import (
+from whaled.upstream.link_errors import LINK_ERRORS, diagnose, not_mempool, stale
+from whaled.upstream.messages import (
     Connected,
     FeedMessage,
     FeedMeter,
@@ -33,7 +33,7 @@ from whaled.upstream.sampling import Sampler
 from whaled.upstream.snapshot import SnapshotRound
 from whaled.upstream.tunnel import Tunnel, tunnel_of
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Messages read ahead of the consumer; beyond it, reading from the socket pauses. Small, because a message can be as
 # big as max_message, and nothing is lost by it: the kernel holds ~3 MB and the backend another 10 MB (minutes of
@@ -139,10 +139,10 @@ class Link:
             if self._surveyor is not None:
                 await self._surveyor.connected(first.frame.backend, first.frame.blocks or ())
             self._meter.connected()
-            log.info("connected to the mempool backend", attempt=attempt, **self._described(first.frame))
+            logger.info("connected to the mempool backend", attempt=attempt, **self._described(first.frame))
             yield Connected(attempt)
-            async with aclosing(self._listen(connection, first)) as heard:
-                async for message in heard:
+            async with aclosing(self._listen(connection, first)) as messages:
+                async for message in messages:
                     yield message
         except LINK_ERRORS as exc:
             raise diagnose(exc, self._settings) from exc
@@ -158,7 +158,7 @@ class Link:
                 proxy=None,  # keeps websockets from reading the environment; ours is the tunnel
                 compression=None,  # the backend does not accept it
                 open_timeout=settings.connect_timeout,
-                ping_interval=None,  # _hear pings in the dialect's own way, which goes through the backend's own code
+                ping_interval=None,  # the backend knows pings of its own dialect, which go through its own code
                 close_timeout=CLOSE_TIMEOUT_S,
                 max_size=settings.max_message,
                 max_queue=READ_AHEAD,
@@ -178,19 +178,19 @@ class Link:
 
         Other frames before it are passed over: what goes to every client unasked is in the init object as well.
         """
-        said: str | None = None
+        first_text: str | None = None
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
                 for frame in subscribe_frames():
                     await connection.send(frame)
                 while True:
                     raw = await connection.recv(decode=False)
-                    said = raw[:SAMPLE_CHARS].decode("utf-8", "replace")
+                    first_text = raw[:SAMPLE_CHARS].decode("utf-8", "replace")
                     received = self._received(raw)
                     if received is not None and _is_from_mempool(received.frame):
                         return received
         except TimeoutError:
-            raise not_mempool(said, self._settings) from None
+            raise not_mempool(first_text, self._settings) from None
 
     async def _listen(self, connection: ClientConnection, first: Received) -> AsyncGenerator[FeedMessage, None]:
         silence = _Silence(self._settings)
@@ -215,7 +215,7 @@ class Link:
                 await self._send(connection, ask)
                 if snapshot.is_over:
                     yield SnapshotTaken()
-            raw = await self._hear(connection, silence, snapshot.due)
+            raw = await self._receive(connection, silence, snapshot.due)
             received = self._received(raw) if raw is not None else None
             del raw  # may be 100 MB, and the next frame may be long in coming
 
@@ -248,14 +248,14 @@ class Link:
             ask = snapshot.answered(frame.snapshot, now)
         if ask is None and snapshot.due is not None and now >= snapshot.due:
             self._meter.snapshot_incomplete()
-            log.warning(
+            logger.warning(
                 "a projected block was not answered: what is in none of those before is asked for one by one",
                 within_s=self._settings.connect_timeout,
             )
             ask = snapshot.end()
         return ask
 
-    async def _hear(self, connection: ClientConnection, silence: _Silence, due: float | None) -> bytes | None:
+    async def _receive(self, connection: ClientConnection, silence: _Silence, due: float | None) -> bytes | None:
         """The next message; None if it is time to look at `silence`, after a ping was sent, or `due`."""
         waited_s = remaining_s = silence.remaining_s()
         if due is not None:
@@ -319,7 +319,7 @@ class Link:
         continuity = self._tracker.observe(frame.delta.sequence)
         self._meter.observed(continuity)
         if continuity in MISSED:
-            log.warning(
+            logger.warning(
                 "messages of the backend were missed",
                 continuity=continuity.name.lower(),
                 expected=None if before is None else before + 1,
@@ -330,7 +330,7 @@ class Link:
     def _complain(self, kind: str, event: str, **fields: object) -> None:
         suppressed = self._sampler.admit(kind)
         if suppressed is not None:
-            log.warning(event, **fields, suppressed=suppressed)
+            logger.warning(event, **fields, suppressed=suppressed)
 
     def _described(self, frame: Frame) -> dict[str, object]:
         backend = frame.backend

@@ -14,7 +14,7 @@ from whaled.upstream.dialect import MAX_USD
 from whaled.upstream.http import Http, RestError, RestFailure
 from whaled.upstream.transactions import Number, Rate, read
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # The backend refuses more in one POST (400).
 PREVOUTS_LIMIT = 100
@@ -180,7 +180,7 @@ class Rest(Http):
         self.meter.inputs_unknown(failure)
         suppressed = self.lines.admit(failure)
         if suppressed is not None:
-            log.warning(
+            logger.warning(
                 "inputs of a whale stay unknown",
                 txid=tx.txid,
                 inputs=len(tx.inputs),

@@ -19,12 +19,12 @@ from whaled.model import Block
 from whaled.upstream.address import shown
 from whaled.upstream.dialect import BackendInfo
 from whaled.upstream.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
-from whaled.upstream.losses import LinkLostError, LossReason
+from whaled.upstream.link_errors import LinkLostError, LossReason
 from whaled.upstream.rest import Rest
 from whaled.upstream.routes import ESPLORA, candidates
 from whaled.upstream.transactions import UNREADABLE
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Of the table `state` in the event log.
 NETWORK_KEY = "network"
@@ -98,7 +98,7 @@ class Survey:
         self,
         settings: Upstream,
         rest: Rest,
-        log_: Log,
+        event_log: Log,
         meter: SurveyMeter,
         *,
         is_backfilling: bool = True,
@@ -107,7 +107,7 @@ class Survey:
     ) -> None:
         self._settings = settings
         self._rest = rest
-        self._log = log_
+        self._log = event_log
         self._meter = meter
         self._needs = set(NEEDED) if is_backfilling else {Capability.STREAM}
         self._on_network = on_network
@@ -128,16 +128,16 @@ class Survey:
         missing = [capability for capability in NEEDED if capability in self._needs and not self._has.get(capability)]
         if not missing:
             return None
-        told = "; ".join(f"{capability.value}: {NEEDED[capability]}" for capability in missing)
+        listed = "; ".join(f"{capability.value}: {NEEDED[capability]}" for capability in missing)
         if Capability.STREAM in missing:
             minimum = ".".join(map(str, MINIMUM_VERSION))
-            told += f" (version {self._version!r}, {minimum} or newer is needed: upgrade the backend)"
+            listed += f" (version {self._version!r}, {minimum} or newer is needed: upgrade the backend)"
         if missing == [Capability.STREAM]:
-            return told
+            return listed
         if self._rest.routes.is_esplora and self._rest.routes.esplora is None:
-            return f"{told} (esplora mode: set upstream.esplora_url to where its electrs answers)"
+            return f"{listed} (esplora mode: set upstream.esplora_url to where its electrs answers)"
         key = "upstream.esplora_url" if self._rest.routes.is_esplora else "upstream.rest_url"
-        return f"{told} (see {key})"
+        return f"{listed} (see {key})"
 
     async def connected(self, info: BackendInfo | None, blocks: Sequence[Block]) -> None:
         """A backend has answered the subscription. Raises LinkLostError if its events must not be taken."""
@@ -230,7 +230,7 @@ class Survey:
         if new != noted:
             await self._log.set_state(NETWORK_KEY, msgspec.json.encode(new).decode())
         if noted is None:
-            log.info("the network of the event log is noted", network=str(network), genesis=network.genesis)
+            logger.info("the network of the event log is noted", network=str(network), genesis=network.genesis)
         self._on_network(str(network))
 
     async def _without_network(self) -> None:
@@ -247,7 +247,7 @@ class Survey:
         try:
             return None if text is None else msgspec.json.decode(text, type=_Noted)
         except msgspec.DecodeError:
-            log.warning("the note about the log's network cannot be read: it is written again", note=text)
+            logger.warning("the note about the log's network cannot be read: it is written again", note=text)
             return None
 
     def _refused(self, reason: LossReason, detail: str) -> LinkLostError:
@@ -319,14 +319,14 @@ class Survey:
             "esplora": shown(routes.esplora) if routes.is_esplora and routes.esplora else None,
         }
         if missing:
-            log.warning(
+            logger.warning(
                 "the backend does not give everything",
                 missing=sorted(capability.value for capability in missing),
                 effect=self.shortfall,
                 **fields,
             )
         elif self._reported or routes.is_esplora:
-            log.info("the backend gives everything that is needed", **fields)
+            logger.info("the backend gives everything that is needed", **fields)
         self._reported = missing
 
 

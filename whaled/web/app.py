@@ -19,7 +19,7 @@ from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
 from whaled.web.listener import BACKLOG, Connection, HttpMeter, Listener
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 MISDIRECTED = "this server does not answer to the name in the Host header: add it to http.allowed_hosts\n"
 
@@ -89,7 +89,7 @@ class HttpServer:
                 opened = await open_sockets(settings.host, settings.port, BACKLOG, section="http")
                 listening = opened.sockets
                 for missing in opened.missing:
-                    log.warning(NOT_LISTENING, key="http.host", address=missing.host, reason=missing.reason)
+                    logger.warning(NOT_LISTENING, key="http.host", address=missing.host, reason=missing.reason)
             self.addresses = tuple(map(address_of, listening))
             async with self._listener.accepting(listening):
                 yield self.addresses[0]

@@ -20,7 +20,7 @@ from whaled.listening import SHORTAGES, peer_address, source_of
 from whaled.summaries import Summary
 from whaled.web.pace import Pace
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Connections the kernel holds until they are accepted: beyond them a newcomer waits a second for its next attempt.
 BACKLOG = 1024
@@ -227,7 +227,7 @@ class Listener:
         self._connections: dict[Connection, None] = {}
         self._by_source: dict[str, int] = {}
         self._shortages = Summary(
-            log, "no descriptor or memory to accept an HTTP connection", level="warning", per_source=1, in_all=1
+            logger, "no descriptor or memory to accept an HTTP connection", level="warning", per_source=1, in_all=1
         )
 
     @property

@@ -2,26 +2,26 @@
 
 from collections.abc import Iterable, Sequence
 
+from whaled.backfill.first_run import began_at
+from whaled.backfill.tools import Tools, commit_valid
+from whaled.backfill.turns import Turns
+from whaled.backoff import Backoff
 from whaled.model import Draft, Source, Whale
-from whaled.reconcile.patience import Patience
-from whaled.reconcile.start import began_at
-from whaled.reconcile.tools import Tools, say
-from whaled.reconcile.turns import Turns
-from whaled.upstream.families import Relative
 from whaled.upstream.http import RestError
+from whaled.upstream.rbf import Relative
 from whaled.whales import lifecycle
 
 
-class Losers:
+class Replacements:
     """Looks through trees of replacements for whales that are not known."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._patience = Patience(tools.monotonic)
+        self._backoff = Backoff(tools.monotonic)
         # By the transaction that nobody replaced. At most what the backend shows: 25.
         self._families: dict[str, list[Relative]] = {}
         self._is_due = False
-        self._turns = Turns(tools, self._patience, tools.settings.concurrency)
+        self._turns = Turns(tools, self._backoff, tools.settings.concurrency)
 
     @property
     def is_due(self) -> bool:
@@ -34,26 +34,26 @@ class Losers:
 
     def next_due(self) -> float | None:
         """When to ask again for what could not be answered (monotonic)."""
-        return self._patience.next_due(self._turns.is_asking)
+        return self._backoff.next_due(self._turns.is_asking)
 
     async def look(self) -> bool:
         """Look through the latest replacements if that is due. False if there is more to do. Raises RestError."""
         if self._is_due:
             self._is_due = False  # a snapshot taken from here on asks again
             try:
-                families = await self._tools.questions.latest_families()
+                families = await self._tools.backend.latest_families()
             except RestError:
                 self._is_due = True
                 raise
             self._families = {family[0].txid: family for family in families}
-            self._patience.keep(self._families)
+            self._backoff.keep(self._families)
 
-        async def tell(root: str) -> None:
-            await say(self._tools, await self.drafts(self._families[root]))
+        async def ask(root: str) -> None:
+            await commit_valid(self._tools, await self.drafts(self._families[root]))
             self._families.pop(root, None)
 
-        due = [root for root in self._families if self._patience.is_due(root)]
-        return await self._turns.take(due, tell) and not self._is_due
+        due = [root for root in self._families if self._backoff.is_due(root)]
+        return await self._turns.take(due, ask) and not self._is_due
 
     async def drafts(self, family: Sequence[Relative]) -> list[Draft]:
         """Alerts of those of a tree that were whales and are not known, and who took their place; the oldest first.
@@ -73,12 +73,12 @@ class Losers:
             return []
         # One that is back in the mempool, or came back and was mined, was not replaced for good: it is found there, or
         # was mined before the first start.
-        mempool = set(await tools.questions.mempool())
-        told: list[Draft] = []
+        mempool = set(await tools.backend.mempool())
+        drafts: list[Draft] = []
         for each in unknown:
             if each.txid not in mempool and not await self._is_mined(each.txid):
-                told += await self._drafts_of(each, family)
-        return told
+                drafts += await self._drafts_of(each, family)
+        return drafts
 
     async def replaced_by(self, whale: Whale, family: Sequence[Relative], now: float) -> tuple[Whale, list[Draft]]:
         """The whale with what it replaced by its tree, a whale of the log if there is one, and the end of those."""
@@ -89,9 +89,9 @@ class Losers:
         return lifecycle.replacing(whale, first), [lifecycle.replaced(loser, txid, now) for loser in known.values()]
 
     async def _is_mined(self, txid: str) -> bool:
-        questions = self._tools.questions
-        place = await questions.confirmation(txid)
-        return place is not None and await questions.is_in_chain(place)
+        backend = self._tools.backend
+        place = await backend.confirmation(txid)
+        return place is not None and await backend.is_in_chain(place)
 
     def _may_be_whale(self, each: Relative) -> bool:
         return (
@@ -100,7 +100,7 @@ class Losers:
 
     async def _drafts_of(self, loser: Relative, family: Iterable[Relative]) -> list[Draft]:
         tools = self._tools
-        transaction = await tools.questions.cached(loser.txid)
+        transaction = await tools.backend.cached(loser.txid)
         if transaction is None or loser.replaced_by is None:
             return []
         now = tools.clock()

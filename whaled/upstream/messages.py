@@ -9,9 +9,9 @@ from msgspec import Struct
 from whaled.model import Block, UpstreamState
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import BackendInfo, DialectFault, Frame
-from whaled.upstream.losses import LinkLostError, LossReason
+from whaled.upstream.link_errors import LinkLostError, LossReason
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Connected(Struct, frozen=True):
@@ -149,7 +149,7 @@ class LinkState:
             return None
         self._meter.state(self.shown)
         if state is UpstreamState.DEGRADED:
-            log.warning("mempool backend degraded", why=why)
+            logger.warning("mempool backend degraded", why=why)
         elif before is UpstreamState.DEGRADED and state is UpstreamState.CONNECTED:
-            log.info("mempool backend recovered", why=why)
+            logger.info("mempool backend recovered", why=why)
         return StateChanged(state, why)

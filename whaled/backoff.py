@@ -11,7 +11,7 @@ MOST_S = 60.0
 ASKED_MOST_S = 3600.0
 
 
-class Patience:
+class Backoff:
     """What failed lately. Keys are remembered until they are forgotten: their owner has them in a bounded queue.
 
     Times are those of `monotonic`: a clock that is set back must not make anything wait.

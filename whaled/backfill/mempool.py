@@ -10,12 +10,12 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
+from whaled.backfill.first_run import began_at
+from whaled.backfill.replacements import Replacements
+from whaled.backfill.tools import LOT, Tools, commit_valid
+from whaled.backfill.turns import Turns
+from whaled.backoff import Backoff
 from whaled.model import Draft, Kind, Source, Transaction
-from whaled.reconcile.losers import Losers
-from whaled.reconcile.patience import Patience
-from whaled.reconcile.start import began_at
-from whaled.reconcile.tools import LOT, Tools, say
-from whaled.reconcile.turns import Turns
 from whaled.tables import Tables
 from whaled.upstream.dialect import Delta, Snapshot, Stripped
 from whaled.upstream.http import RestError
@@ -24,7 +24,7 @@ from whaled.whales import lifecycle
 from whaled.whales.conflicts import rivals_of
 from whaled.whales.history import GONE
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Whales to ask about. A mempool of 300,000 has some hundred; who lowers the threshold to nothing gets the rest later.
 CANDIDATES_LIMIT = 50_000
@@ -41,7 +41,7 @@ LARGE_VSIZE = 57.5 * INPUTS_LIMIT
 TAIL_AFTER_S = 10.0
 
 
-class Judged:
+class SeenTxids:
     """Transactions that have been looked at, by 60 bits of a hash: 32 bytes and a place in the table instead of 64
     letters. Two of a million are alike once in 10^6 mempools.
     """
@@ -142,21 +142,21 @@ class Mempool:
     of them, and was not in the stream either, has to be fetched one by one.
     """
 
-    def __init__(self, tools: Tools, losers: Losers) -> None:
+    def __init__(self, tools: Tools, replacements: Replacements) -> None:
         self._tools = tools
-        self._losers = losers
-        self._patience = Patience(tools.monotonic)
+        self._replacements = replacements
+        self._backoff = Backoff(tools.monotonic)
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
-        self._turns = Turns(tools, self._patience, tools.settings.concurrency)
+        self._turns = Turns(tools, self._backoff, tools.settings.concurrency)
         # With the time (monotonic) from which on they are asked for, in its order.
         self._tail: OrderedDict[str, float] = OrderedDict()
-        self._tail_turns = Turns(tools, self._patience, tools.settings.concurrency)
+        self._tail_turns = Turns(tools, self._backoff, tools.settings.concurrency)
         # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
         self._shown: OrderedDict[str, None] = OrderedDict()
         # Of those that are being asked for, the ones that left the stream's mempool meanwhile.
         self._departed: set[str] = set()
         self._again: dict[str, None] = {}
-        self._judged = Judged()
+        self._judged = SeenTxids()
         self._tables = Tables(self._candidates, self._tail, self._shown)
 
     @property
@@ -207,13 +207,13 @@ class Mempool:
         if self._candidates:
             for txid in delta.mined:
                 if not self._turns.is_asking(txid) and self._candidates.pop(txid, None) is not None:
-                    self._patience.forget(txid)
+                    self._backoff.forget(txid)
         if self._tail:
             replaced = {pair.replaced for pair in delta.replaced}
             for txid in (*delta.mined, *(removed for removed in delta.removed if removed not in replaced)):
                 if not self._tail_turns.is_asking(txid) and txid in self._tail:
                     del self._tail[txid]
-                    self._patience.forget(txid)
+                    self._backoff.forget(txid)
 
     def interrupted(self) -> None:
         """The stream may have left out who left."""
@@ -234,7 +234,7 @@ class Mempool:
         self._candidates[txid] = candidate
         if len(self._candidates) > CANDIDATES_LIMIT:
             dropped, _ = self._candidates.popitem(last=False)
-            self._patience.forget(dropped)
+            self._backoff.forget(dropped)
             self._judged.discard([dropped])
 
     # --- the whole mempool ---
@@ -248,17 +248,17 @@ class Mempool:
 
     def next_due(self) -> float | None:
         """When to ask for what waits (monotonic), None if nothing does."""
-        dues = [self._patience.next_due(self._is_asking)]
-        waiting = (txid for txid in self._tail if self._patience.is_due(txid) and not self._tail_turns.is_asking(txid))
+        dues = [self._backoff.next_due(self._is_asking)]
+        waiting = (txid for txid in self._tail if self._backoff.is_due(txid) and not self._tail_turns.is_asking(txid))
         dues.append(self._tail.get(next(waiting, "")))
         return min((due for due in dues if due is not None), default=None)
 
     def _is_asking(self, txid: str) -> bool:
         return self._turns.is_asking(txid) or self._tail_turns.is_asking(txid)
 
-    # --- the questions ---
+    # --- the backend ---
 
-    async def greet(self) -> bool:
+    async def recheck_gone(self) -> bool:
         """Whales said to be gone that the stream or a snapshot brought again, or an answer called replaced, if they are
         there.
 
@@ -271,7 +271,7 @@ class Mempool:
         gone = {txid: len(history) for txid, history in histories.items() if history[-1][0] in GONE}
         if gone:
             try:
-                mempool = set(await self._tools.questions.mempool())
+                mempool = set(await self._tools.backend.mempool())
             except RestError:
                 self._again |= dict.fromkeys(gone)
                 raise
@@ -283,7 +283,7 @@ class Mempool:
         due = {
             txid: candidate
             for txid, candidate in self._candidates.items()
-            if self._patience.is_due(txid) and not self._turns.is_asking(txid)
+            if self._backoff.is_due(txid) and not self._turns.is_asking(txid)
         }
         lot = list(perishable_first(due, LOT))
         known = await self._tools.log.whales(lot)
@@ -303,14 +303,14 @@ class Mempool:
         """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
         for txid in [txid for txid in self._tail if txid in self._judged]:
             del self._tail[txid]
-            self._patience.forget(txid)
+            self._backoff.forget(txid)
         now = self._tools.monotonic()
         waited = (txid for txid, _ in takewhile(lambda each: each[1] <= now, self._tail.items()))
-        due = list(islice((txid for txid in waited if self._patience.is_due(txid)), LOT + 1))
+        due = list(islice((txid for txid in waited if self._backoff.is_due(txid)), LOT + 1))
 
         async def ask(txid: str) -> None:
             # What is in no projected block pays least: its outputs tell whether it is a whale, without the fee.
-            bare = await self._tools.questions.bare(txid)
+            bare = await self._tools.backend.bare(txid)
             is_known = bare is not None
             if bare is None or bare.value_sat >= self._tools.committer.minimum_sat:
                 is_known = await self._fetch(txid, None, is_large=bare is not None and len(bare.inputs) > INPUTS_LIMIT)
@@ -325,14 +325,14 @@ class Mempool:
         tools = self._tools
         is_replacement = candidate.is_replacement if candidate is not None else None
         if is_large or (candidate is not None and candidate.vsize > LARGE_VSIZE):
-            transaction = await tools.questions.large(txid)
+            transaction = await tools.backend.large(txid)
             if transaction is not None and candidate is not None:
                 transaction = candidate.completing(transaction)
         else:
-            transaction = await tools.questions.transaction(txid)
+            transaction = await tools.backend.transaction(txid)
         is_there = transaction is not None
         if transaction is None:
-            transaction = await tools.questions.cached(txid)
+            transaction = await tools.backend.cached(txid)
         if transaction is None:
             return False
         # Mined meanwhile: then it is in a block that is scanned.
@@ -340,17 +340,17 @@ class Mempool:
             return True
         if tools.settings.first_mempool or not await self._is_older(transaction.first_seen):
             drafts = await self._drafts(transaction, is_replacement, is_there=is_there)
-            await say(tools, drafts, lambda *_: not is_there or txid not in self._departed)
+            await commit_valid(tools, drafts, lambda *_: not is_there or txid not in self._departed)
             if is_there and txid in self._departed:
-                await say(tools, await self._drafts(transaction, is_replacement, is_there=False))
+                await commit_valid(tools, await self._drafts(transaction, is_replacement, is_there=False))
         return True
 
     async def _give_up(self, txid: str) -> None:
         """A whale of a snapshot that nobody has any more. Unless it was mined, it can only be counted."""
         tools = self._tools
-        if await tools.questions.confirmation(txid) is None and txid not in await tools.log.whales([txid]):
+        if await tools.backend.confirmation(txid) is None and txid not in await tools.log.whales([txid]):
             tools.meter.unread()
-            log.warning("a whale of the mempool was gone before the backend gave it", txid=txid)
+            logger.warning("a whale of the mempool was gone before the backend gave it", txid=txid)
             self._judged.discard([txid])  # if a sweep finds it in the mempool, it is asked for once more
 
     async def _drafts(self, transaction: Transaction, is_replacement: bool | None, *, is_there: bool) -> list[Draft]:
@@ -366,16 +366,16 @@ class Mempool:
         if whale is None:
             return []
         has_family = not is_there or is_replacement is not False
-        family = await tools.questions.family(txid) if has_family else []
-        whale, told = await self._losers.replaced_by(whale, family, now)
-        earlier = await self._losers.drafts([each for each in family if each.txid != txid])
+        family = await tools.backend.family(txid) if has_family else []
+        whale, drafts = await self._replacements.replaced_by(whale, family, now)
+        earlier = await self._replacements.drafts([each for each in family if each.txid != txid])
         winner = None
         if not is_there:
             winner = next((each.replaced_by for each in family if each.txid == txid), None)
             winner = winner or await self._rival(transaction)
         if winner is not None:
-            told.append(lifecycle.replaced(whale, winner, now))
-        return [*earlier, lifecycle.alerted(whale, now), *told]
+            drafts.append(lifecycle.replaced(whale, winner, now))
+        return [*earlier, lifecycle.alerted(whale, now), *drafts]
 
     async def _rival(self, transaction: Transaction) -> str | None:
         """A whale that spends what this transaction spends and is not gone, as far as is known; None if there is none.
@@ -399,4 +399,4 @@ class Mempool:
         tools = self._tools
         whales = await tools.log.whales(txid for txid in gone if txid in mempool)
         again = [lifecycle.pending_again(whale, "", tools.clock()) for whale in whales.values()]
-        await say(tools, again, lambda txid, history: len(history) == gone[txid])
+        await commit_valid(tools, again, lambda txid, history: len(history) == gone[txid])

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from reconcile_kit import BTC, Front, watching, world
+from backfill_kit import BTC, Front, watching, world
 
-from whaled.reconcile import mempool
+from whaled.backfill import mempool
 
 
 async def test_what_is_in_the_mempool_at_the_first_start_is_alerted_once(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_what_left_the_mempool_is_no_longer_asked_for_even_while_nothing_c
             await rig.until(lambda: rig.tally.open["tail"] >= 6)
             held = rig.tally.open["tail"]
             pair = {"replaced": cheap[3], "by": {"txid": "ab" * 32, "vin": [], "vout": [], "fee": 1, "vsize": 100}}
-            await rig.hear(removed=[cheap[0], cheap[1], cheap[3]], mined=[cheap[2]], replaced=[pair])
+            await rig.observe(removed=[cheap[0], cheap[1], cheap[3]], mined=[cheap[2]], replaced=[pair])
             # The backend keeps what was replaced for a day, and gives it.
             assert rig.tally.open["tail"] == held - 3
             asked_before = len(front.asked)
@@ -129,7 +129,7 @@ async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_blo
             front.mend()
             await rig.settled()
             assert rig.sources() == {whale: "block"}
-            assert rig.told(whale) == ["alert", "confirmed"]
+            assert rig.statuses(whale) == ["alert", "confirmed"]
 
 
 @pytest.mark.slow

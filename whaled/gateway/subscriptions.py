@@ -43,17 +43,17 @@ class DeliveryMeter(HubMeter, Protocol):
         ...
 
 
-class Deliveries:
+class Subscriptions:
     """Every client that may read is live in the hub, being replayed to, or has unsubscribed."""
 
     def __init__(
-        self, log_: EventLog, settings: GatewaySettings, meter: DeliveryMeter, share: LoopShare, now: float
+        self, event_log: EventLog, settings: GatewaySettings, meter: DeliveryMeter, share: LoopShare, now: float
     ) -> None:
-        self._log = log_
+        self._log = event_log
         self._meter = meter
         self.hub = Hub(
-            epoch=log_.epoch,
-            head=log_.head,
+            epoch=event_log.epoch,
+            head=event_log.head,
             meter=meter,
             slice_bytes=settings.max_unsent,
             later=partial(share.add, Lane.KNOWN, source="filters"),
@@ -62,7 +62,7 @@ class Deliveries:
         self._filters: dict[Connection, Filter] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._pages = Pages(log=log_, share=share, head=lambda: self.hub.head, at_once=settings.replay_page)
+        self._pages = Pages(log=event_log, share=share, head=lambda: self.hub.head, at_once=settings.replay_page)
         self._replay = Replay(pages=self._pages, hub=self.hub, share=share, slow_timeout_s=settings.slow_timeout)
 
     def short_of_memory(self, *, is_short: bool) -> None:
@@ -92,11 +92,11 @@ class Deliveries:
         """Clients that are being brought up to date from the log."""
         return sum(connection.delivery is not None for connection in self._filters)
 
-    def tell_upstream(self, state: UpstreamState, now: float) -> None:
+    def publish_upstream_state(self, state: UpstreamState, now: float) -> None:
         """Tell clients that the link to the backend changed."""
         if state is not self._upstream[0]:
             # Who has no room for it falls behind knowing the old state, and is told when there is room.
-            self.hub.tell_upstream(state, now)
+            self.hub.publish_upstream_state(state, now)
             self._upstream = (state, now)
 
     def join(self, connection: Connection) -> None:
@@ -117,25 +117,27 @@ class Deliveries:
         else:
             self._resume(connection, chosen, since, state)
 
-    async def _attach_at(self, connection: Connection, chosen: Filter, since: wire.At, told: UpstreamState) -> None:
+    async def _attach_at(
+        self, connection: Connection, chosen: Filter, since: wire.At, announced: UpstreamState
+    ) -> None:
         before = await self._log.offset_before(since.time.timestamp())
         # Retention may have removed events after that time, unless an event before it is still held.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
         position = Position(self.hub.epoch, before if is_complete else -1)
-        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), told)
+        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), announced)
 
     def _resume(
         self,
         connection: Connection,
         chosen: Filter,
         since: Position | wire.Last | None,
-        told: UpstreamState,
+        announced: UpstreamState,
     ) -> None:
         cursor = self._answer(connection, chosen, since)
-        if cursor == self.hub.head and told is self.upstream:
+        if cursor == self.hub.head and announced is self.upstream:
             self.hub.join(connection, chosen)
         else:
-            self._deliver(connection, self._replay_from(connection, chosen, cursor, told))
+            self._deliver(connection, self._replay_from(connection, chosen, cursor, announced))
 
     def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
         """Send `subscribed`; returns where delivery starts."""
@@ -165,7 +167,7 @@ class Deliveries:
         assert self._tasks is not None
         connection.delivery = self._tasks.create_task(replay, name="gateway replay")
 
-    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, told: UpstreamState) -> None:
+    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, announced: UpstreamState) -> None:
         try:
             session = connection.session
             assert session is not None  # only a session asks for a replay
@@ -174,12 +176,12 @@ class Deliveries:
             connection.close(Close.TOO_SLOW)
         except LostError:
             connection.delivery = None
-            self._resume(connection, chosen, Position(self.hub.epoch, -1), told)
+            self._resume(connection, chosen, Position(self.hub.epoch, -1), announced)
         else:
             connection.delivery = None
             self._meter.replayed(frames, recovered=True)
-            if self.upstream is not told:
-                # `tell_upstream` reaches live members only.
+            if self.upstream is not announced:
+                # `publish_upstream_state` reaches live members only.
                 connection.answer(wire.status_frame(*self._upstream))
 
     def detach(self, connection: Connection) -> None:

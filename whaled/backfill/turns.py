@@ -1,24 +1,24 @@
-"""Several questions of one sort at a time, for the length of a turn; one that takes long holds up no other."""
+"""Several backend of one sort at a time, for the length of a turn; one that takes long holds up no other."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import GENERAL, Tools
+from whaled.backfill.tools import GENERAL, Tools
+from whaled.backoff import Backoff
 from whaled.upstream.http import RestError
 
 # After so long the next sort of question has its turn. What has not been answered by then goes on meanwhile.
 TURN_S = 2.0
-# Questions that fail one after the other: then it is not the question.
+# Requests that fail one after the other: the cause is not the single request.
 FAILURES_IN_A_ROW = 3
 
 
 class Turns:
-    """At most `limit` questions of one sort are under way, over all turns."""
+    """At most `limit` backend of one sort are under way, over all turns."""
 
-    def __init__(self, tools: Tools, patience: Patience, limit: int) -> None:
+    def __init__(self, tools: Tools, backoff: Backoff, limit: int) -> None:
         self._tools = tools
-        self._patience = patience
+        self._backoff = backoff
         self._limit = limit
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failures = 0
@@ -31,7 +31,7 @@ class Turns:
     async def take(self, keys: Iterable[str], ask: Callable[[str], Awaitable[None]]) -> bool:
         """Ask about each key of which no question is under way, in their order, until the turn is over.
 
-        A question that fails waits (`patience`), unless several did in a row, which ends the turn. False if there are
+        A question that fails waits (`backoff`), unless several did in a row, which ends the turn. False if there are
         keys left. Raises RestError where every other question would fail as well, now or since the last turn.
         """
         loop = asyncio.get_running_loop()
@@ -72,10 +72,10 @@ class Turns:
                 self._problem = error
             else:
                 self._failures += 1
-                self._tools.complain(error, self._patience.failed(key, error.retry_after_s))
+                self._tools.complain(error, self._backoff.failed(key, error.retry_after_s))
         else:
             self._failures = 0
-            self._patience.forget(key)
+            self._backoff.forget(key)
         finally:
             del self._tasks[key]
             self._tools.background.changed()

@@ -6,98 +6,98 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from reconcile_kit import BTC, Front, world
+from backfill_kit import BTC, Front, world
 
 from whaled.config.sections import Upstream
 from whaled.ops.metrics import Metrics
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import Mode
 from whaled.simulator.transactions import TxKind
+from whaled.upstream.backend import Backend, Summary
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.questions import Questions, Summary
 from whaled.upstream.rest import Rest
 
 TXID, HASH = "ab" * 32, "cd" * 32
 
 
 @asynccontextmanager
-async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Questions, Simulator, Front]]:
-    """Questions to a simulated backend behind a proxy."""
+async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Backend, Simulator, Front]]:
+    """Requests to a simulated backend behind a proxy."""
     front = Front()
     async with world() as (sim, _), front.before(sim):
         upstream = Upstream(url=sim.url, rest_url=front.url, rest_timeout=5.0)
         async with Rest.open(upstream, Metrics().upstream) as rest:
-            yield Questions(rest, per_second), sim, front
+            yield Backend(rest, per_second), sim, front
 
 
 async def test_what_is_in_the_mempool_is_told_in_full() -> None:
-    async with asking() as (questions, sim, _):
+    async with asking() as (backend, sim, _):
         tx = sim.world.pay(150 * BTC)
         await sim.poll()
-        assert tx.txid in await questions.mempool()
-        found = await questions.transaction(tx.txid)
+        assert tx.txid in await backend.mempool()
+        found = await backend.transaction(tx.txid)
         assert found is not None
         assert (found.txid, found.value_sat, found.fee_sat) == (tx.txid, 150 * BTC, tx.fee)
         assert all(spent.prevout is not None for spent in found.inputs)
         assert not found.is_confirmed
         assert found.first_seen is not None
-        assert await questions.confirmation(tx.txid) is None
-        assert await questions.family(tx.txid) == []
-        assert await questions.replacer(tx.txid) is None
+        assert await backend.confirmation(tx.txid) is None
+        assert await backend.family(tx.txid) == []
+        assert await backend.replacer(tx.txid) is None
 
 
 async def test_what_is_unknown_is_none() -> None:
-    async with asking() as (questions, sim, _):
-        assert await questions.transaction(TXID) is None
-        assert await questions.cached(TXID) is None
-        assert await questions.confirmation(TXID) is None
-        assert await questions.replacer(TXID) is None
-        assert await questions.latest_families() == []
-        assert await questions.block_hash(sim.world.chain.tip.height + 1) is None
+    async with asking() as (backend, sim, _):
+        assert await backend.transaction(TXID) is None
+        assert await backend.cached(TXID) is None
+        assert await backend.confirmation(TXID) is None
+        assert await backend.replacer(TXID) is None
+        assert await backend.latest_families() == []
+        assert await backend.block_hash(sim.world.chain.tip.height + 1) is None
 
 
 async def test_a_block_is_told_with_its_place_its_values_and_its_transactions() -> None:
-    async with asking() as (questions, sim, _):
+    async with asking() as (backend, sim, _):
         txs = [sim.world.pay(sat * BTC) for sat in (150, 3, 200)]
         await sim.poll()
         before = sim.world.chain.tip
         mined = sim.world.mine()
-        assert await questions.tip_height() == before.height  # the backend's, which has not looked yet
+        assert await backend.tip_height() == before.height  # the backend's, which has not looked yet
         await sim.poll()
-        assert await questions.tip_height() == mined.height
-        assert await questions.block_hash(mined.height) == mined.hash
-        block = await questions.block(mined.hash)
+        assert await backend.tip_height() == mined.height
+        assert await backend.block_hash(mined.height) == mined.hash
+        block = await backend.block(mined.hash)
         assert (block.height, block.hash, block.previous_hash) == (mined.height, mined.hash, before.hash)
-        entries = {entry.txid: entry for entry in await questions.summary(mined.hash)}
+        entries = {entry.txid: entry for entry in await backend.summary(mined.hash)}
         assert entries.keys() == {tx.txid for tx in txs}
         for tx in txs:
             entry = entries[tx.txid]
             assert (entry.value, entry.fee) == (tx.out_sat, tx.fee)
-            (found,) = await questions.page(mined.hash, [entry])
+            (found,) = await backend.page(mined.hash, [entry])
             assert found is not None
             assert (found.txid, found.value_sat, found.fee_sat) == (tx.txid, tx.out_sat, tx.fee)
             assert all(spent.prevout is not None for spent in found.inputs)
-            place = await questions.confirmation(tx.txid)
+            place = await backend.confirmation(tx.txid)
             assert place is not None
             assert (place.block_hash, place.block_height) == (mined.hash, mined.height)
 
 
 async def test_a_transaction_with_many_inputs_is_told_without_asking_for_all_of_them() -> None:
-    async with asking() as (questions, sim, front):
+    async with asking() as (backend, sim, front):
         whale = sim.world.transact(TxKind.CONSOLIDATION, 150 * BTC)
         await sim.poll()
         mined = sim.world.mine()
-        (entry,) = (each for each in await questions.summary(mined.hash) if each.txid == whale.txid)
+        (entry,) = (each for each in await backend.summary(mined.hash) if each.txid == whale.txid)
         front.spoil(f"tx/{whale.txid}", 500)
-        (listed,) = await questions.page(mined.hash, [entry])
+        (listed,) = await backend.page(mined.hash, [entry])
         assert listed is not None
-        found = await questions.completed(listed)
+        found = await backend.completed(listed)
         assert found.value_sat == whale.out_sat
         assert len(found.inputs) == len(whale.inputs)
 
 
 async def test_a_chain_of_replacements_is_told_whole_and_its_losers_in_full() -> None:
-    async with asking() as (questions, sim, _):
+    async with asking() as (backend, sim, _):
         first = sim.world.pay(150 * BTC)
         await sim.poll()
         second = sim.world.replace(first.txid)
@@ -106,21 +106,21 @@ async def test_a_chain_of_replacements_is_told_whole_and_its_losers_in_full() ->
         await sim.poll()
         expected = {third.txid: None, second.txid: third.txid, first.txid: second.txid}
         for txid, winner in expected.items():
-            family = await questions.family(txid)
+            family = await backend.family(txid)
             assert {each.txid: each.replaced_by for each in family} == expected
             assert family[0].txid == third.txid
-            assert await questions.replacer(txid) == winner
-        assert await questions.latest_families() == [await questions.family(first.txid)]
-        loser = await questions.cached(first.txid)
+            assert await backend.replacer(txid) == winner
+        assert await backend.latest_families() == [await backend.family(first.txid)]
+        loser = await backend.cached(first.txid)
         assert loser is not None
         assert loser.value_sat == first.out_sat
-        assert (await questions.cached(third.txid) or loser).txid == third.txid  # whoever replaced is kept too
-        assert await questions.cached("0" * 64) is None
-        values = {each.txid: each.value for each in await questions.family(first.txid)}
+        assert (await backend.cached(third.txid) or loser).txid == third.txid  # whoever replaced is kept too
+        assert await backend.cached("0" * 64) is None
+        values = {each.txid: each.value for each in await backend.family(first.txid)}
         assert values[first.txid] == first.out_sat
 
 
-Ask = Callable[[Questions], Awaitable[object]]
+Ask = Callable[[Backend], Awaitable[object]]
 ENTRY = Summary(TXID, 5, 1, 1.0, 1)
 CALLS: dict[str, tuple[str, Ask]] = {
     "mempool": ("mempool/txids", lambda ask: ask.mempool()),
@@ -152,10 +152,10 @@ GARBAGE = {
 @pytest.mark.parametrize("call", CALLS)
 async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call: str, garbage: str) -> None:
     path, ask = CALLS[call]
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil(path, 200, GARBAGE[garbage])
         with pytest.raises(RestError) as failure:
-            await ask(questions)
+            await ask(backend)
         assert failure.value.reason is RestFailure.GARBAGE
 
 
@@ -180,29 +180,29 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call:
 )
 async def test_an_answer_about_something_else_is_a_failure(call: str, answer: bytes) -> None:
     path, ask = CALLS[call]
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil(path, 200, answer)
         with pytest.raises(RestError) as failure:
-            await ask(questions)
+            await ask(backend)
         assert failure.value.reason is RestFailure.GARBAGE
 
 
 @pytest.mark.parametrize("call", ["mempool", "tip", "hash", "block", "summary"])
 async def test_a_route_that_is_missing_is_a_failure_and_not_an_empty_answer(call: str) -> None:
     path, ask = CALLS[call]
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil(path, 404)
         with pytest.raises(RestError) as failure:
-            await ask(questions)
+            await ask(backend)
         assert failure.value.reason is RestFailure.NOT_FOUND
         assert path in str(failure.value)
 
 
 async def test_a_fee_rate_is_not_told_of_a_transaction_smaller_than_there_can_be() -> None:
     """It would be infinite in memory, and null in the log and for clients."""
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil("block/.*/txs/1", 200, b'[{"txid":"%s","vin":[],"vout":[{"value":5}]}]' % TXID.encode())
-        (found,) = await questions.page(HASH, [Summary(TXID, 5, 1_000, 5e-324, 1)])
+        (found,) = await backend.page(HASH, [Summary(TXID, 5, 1_000, 5e-324, 1)])
         assert found is not None
         assert (found.fee_sat, found.fee_rate) == (1_000, None)
 
@@ -228,48 +228,48 @@ COINBASE = b'{"txid":"%s","value":1,"fee":0,"vsize":1}' % (b"00" * 32)
     ],
 )
 async def test_an_odd_field_of_a_summary_costs_that_field(fields: bytes, expected: Summary) -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         other = b'{"txid":"%s","value":7,"fee":1,"vsize":1}' % (b"ee" * 32)
         entry = b'{"txid":"%s",%s}' % (TXID.encode(), fields)
         front.spoil("block/.*/summary", 200, b"[%s,%s,7,%s]" % (COINBASE, entry, other))
-        found = await questions.summary(HASH)
+        found = await backend.summary(HASH)
         assert found[0] == expected
         assert found[1] == Summary(None, None, None, 0.0, 2)
         assert found[2] == Summary("ee" * 32, 7, 1, 1.0, 3)
 
 
 async def test_a_transaction_of_more_than_twelve_inputs_first_seen_in_its_block_is_read() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         raw = b'{"txid":"%s","vin":[],"vout":[{"value":5}],"fee":-1,"effectiveFeePerVsize":-0.0011}' % TXID.encode()
         front.spoil("block/.*/txs/1", 200, b"[%s]" % raw)
-        (found,) = await questions.page(HASH, [Summary(TXID, 5, None, 0.0, 1)])
+        (found,) = await backend.page(HASH, [Summary(TXID, 5, None, 0.0, 1)])
         assert found is not None
         assert (found.value_sat, found.fee_sat, found.fee_rate) == (5, None, None)
 
 
 async def test_the_fee_of_a_mined_transaction_follows_from_its_inputs_once_they_are_known() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         spent = [b'{"txid":"%s","vout":%d,"sequence":0,"prevout":%s}' % (b"cc" * 32, n, b"%s") for n in range(2)]
         known = b",".join(each % b'{"value":5,"scriptpubkey":"51"}' for each in spent)
         unknown = b",".join(each % b"null" for each in spent)
         raw = b'{"txid":"%s","vin":[%s],"vout":[{"value":7}],"fee":-1,"vsize":2}'
         front.spoil("block/.*/txs/1", 200, b"[%s]" % (raw % (TXID.encode(), unknown)))
         front.spoil(f"tx/{TXID}", 200, raw % (TXID.encode(), known))
-        (listed,) = await questions.page(HASH, [Summary(TXID, 7, None, 0.0, 1)])
+        (listed,) = await backend.page(HASH, [Summary(TXID, 7, None, 0.0, 1)])
         assert listed is not None
-        found = await questions.completed(listed)
+        found = await backend.completed(listed)
         assert (found.fee_sat, found.fee_rate) == (3, 1.5)
 
 
 async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         page = b",".join(b'{"txid":"%s","vin":[],"vout":[{"value":%d}]}' % (b"%02d" % n * 32, n) for n in (1, 2))
         front.spoil("block/.*/txs/4", 200, b"[%s]" % page)
         entries = [Summary("01" * 32, 1, 0, 1.0, 4), Summary(None, None, None, 0.0, 5)]
-        assert [found and found.txid for found in await questions.page(HASH, entries)] == ["01" * 32, "02" * 32]
+        assert [found and found.txid for found in await backend.page(HASH, entries)] == ["01" * 32, "02" * 32]
         front.mend()
         front.spoil("block/.*/txs/4", 200, b'[%s,{"txid":7}]' % page.partition(b",{")[0])
-        assert [found and found.txid for found in await questions.page(HASH, entries)] == ["01" * 32, None]
+        assert [found and found.txid for found in await backend.page(HASH, entries)] == ["01" * 32, None]
 
 
 @pytest.mark.parametrize(
@@ -280,48 +280,48 @@ async def test_entries_are_asked_for_in_as_few_pages_as_there_can_be(mode: str, 
     entries = [Summary(f"{index:064x}", 1, 0, 1.0, index) for index in (30, 1, 10, 11, 20, 21)]
     async with Rest.open(upstream, Metrics().upstream) as rest:
         rest.routes.mode = mode
-        found = Questions(rest, 1.0).pages_of(entries)
+        found = Backend(rest, 1.0).pages_of(entries)
     assert [[entry.index for entry in page] for page in found] == pages
 
 
 async def test_one_tree_that_cannot_be_read_costs_itself() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil("replacements", 200, b'[{"tx":{"txid":"%s"}},{"tx":7},null]' % TXID.encode())
-        assert [[each.txid for each in family] for family in await questions.latest_families()] == [[TXID]]
+        assert [[each.txid for each in family] for family in await backend.latest_families()] == [[TXID]]
 
 
 async def test_a_block_without_even_a_coinbase_is_no_answer() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil("block/.*/summary", 200, b"[]")
         with pytest.raises(RestError) as failure:
-            await questions.summary(HASH)
+            await backend.summary(HASH)
         assert failure.value.reason is RestFailure.INCOMPLETE
 
 
 async def test_a_whale_of_a_block_that_nobody_can_show_is_a_failure() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         front.spoil("block/.*/txs/1", 404)
         front.spoil(f"tx/{TXID}", 404)
         with pytest.raises(RestError) as failure:
-            await questions.mined(HASH, ENTRY)
+            await backend.mined(HASH, ENTRY)
         assert failure.value.reason is RestFailure.INCOMPLETE
 
 
 async def test_an_id_that_is_none_stays_within_its_place_in_the_path() -> None:
-    async with asking() as (questions, _, front):
+    async with asking() as (backend, _, front):
         with pytest.raises(RestError, match="Invalid transaction ID"):
-            await questions.transaction("../" * 21 + "?")
+            await backend.transaction("../" * 21 + "?")
         (path,) = front.asked
         assert path.startswith("tx/")
         assert path.count("/") == 1
 
 
 async def test_questions_are_no_faster_than_allowed() -> None:
-    async with asking(per_second=50.0) as (questions, _, _):
+    async with asking(per_second=50.0) as (backend, _, _):
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(10):
-                tasks.create_task(questions.tip_height())
+                tasks.create_task(backend.tip_height())
         assert time.monotonic() - began >= 9 / 50.0
 
 
@@ -331,11 +331,11 @@ async def test_only_electrs_tells_which_transaction_spends_an_output() -> None:
         await sim.poll()
         spent, unspent = spender.inputs[0], f"{spender.txid}:0"
         async with Rest.open(Upstream(url=sim.url), Metrics().upstream) as rest:
-            questions = Questions(rest, 10_000.0)
+            backend = Backend(rest, 10_000.0)
             outpoint = f"{spent.txid}:{spent.vout}"
-            assert await questions.spender(outpoint) is None  # not asked: the mode is not known
+            assert await backend.spender(outpoint) is None  # not asked: the mode is not known
             rest.routes.mode, rest.routes.esplora = "esplora", f"{sim.electrs_url.rstrip('/')}/"
-            assert await questions.spender(outpoint) == spender.txid
-            assert await questions.spender(unspent) is None
-            assert await questions.spender(f"{TXID}:4294967295") is None
-            assert questions.answered == 3
+            assert await backend.spender(outpoint) == spender.txid
+            assert await backend.spender(unspent) is None
+            assert await backend.spender(f"{TXID}:4294967295") is None
+            assert backend.answered == 3

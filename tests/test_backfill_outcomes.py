@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from reconcile_kit import BTC, Front, Rig, watching, world
+from backfill_kit import BTC, Front, Rig, watching, world
 
+from whaled.backfill import outcomes
 from whaled.model import Kind, Status
-from whaled.reconcile import fates
 from whaled.simulator.faults import RestMode
 from whaled.simulator.transactions import TxKind
 
@@ -30,8 +30,8 @@ async def test_a_whale_replaced_while_nobody_listened_is_replaced_and_linked_bot
         new = sim.world.replace(old).txid
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert rig.told(old) == ["replaced"]
-            assert rig.told(new) == ["alert"]
+            assert rig.statuses(old) == ["replaced"]
+            assert rig.statuses(new) == ["alert"]
             by_txid = {event.whale.alert.transaction_id: event for event in rig.events}
             assert by_txid[new].whale.alert.replaces == old
             update = by_txid[old].update
@@ -50,7 +50,7 @@ async def test_a_whale_cancelled_and_buried_while_nobody_listened_is_replaced(tm
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
             await wait(rig, 5)
-            await rig.until(lambda: rig.told(old) == ["replaced"])
+            await rig.until(lambda: rig.statuses(old) == ["replaced"])
             assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by.txid]
 
 
@@ -72,13 +72,13 @@ async def test_a_whale_replaced_by_a_transaction_that_only_a_block_shows_is_repl
         if not mines_first:
             await wait(rig, 5)
             await wait(rig, 40)
-            assert rig.told(old) == ["alert"]
+            assert rig.statuses(old) == ["alert"]
         by = sim.world.wallets.takeback(whale, 100_000, sim.world.now)  # to a miner, not to the mempool
         sim.world.mine([by])
         await rig.poll()
         await wait(rig, 5)
         await wait(rig, 40)
-        await rig.until(lambda: rig.told(old) == ["alert", "replaced"])
+        await rig.until(lambda: rig.statuses(old) == ["alert", "replaced"])
         assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [by.txid]
         assert front.times("block/.*/raw") <= 4
 
@@ -100,10 +100,10 @@ async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path)
         await wait(rig, 5)
         await wait(rig, 5)
         assert front.times(f"tx/{tx.txid}/status") > 0
-        assert rig.told(tx.txid) == ["alert"]
+        assert rig.statuses(tx.txid) == ["alert"]
         for _ in range(2):
             await wait(rig, 40)
-        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped"])
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ async def test_a_whale_whose_question_is_to_wait_is_not_due_before(tmp_path: Pat
         await wait(rig, 5)
         await rig.until(lambda: rig.tally.failures.total() > 0)
         await wait(rig, 40)
-        due = rig.ear._reconciler._fates.next_due()
+        due = rig.ear._worker._outcomes.next_due()
         assert due is not None
         assert due > clock() + 3000
 
@@ -131,7 +131,7 @@ async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backend that always takes so long would never let a whale be dropped."""
-    monkeypatch.setattr("whaled.reconcile.turns.TURN_S", 0.1)
+    monkeypatch.setattr("whaled.backfill.turns.TURN_S", 0.1)
     front = Front()
     async with (
         world() as (sim, clock),
@@ -145,10 +145,10 @@ async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
         await wait(rig, 5)
         await wait(rig, 5)
         await is_there.wait()
-        fates = rig.ear._reconciler._fates
-        assert fates._turns.is_asking(tx.txid)
+        outcomes = rig.ear._worker._outcomes
+        assert outcomes._turns.is_asking(tx.txid)
         let_go.set()
-        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped"])
         assert front.times(f"tx/{tx.txid}/status") == 1
 
 
@@ -156,7 +156,7 @@ async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
 async def test_blocks_that_are_searched_for_what_replaced_a_whale_hold_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whaled.reconcile.turns.TURN_S", 0.1)
+    monkeypatch.setattr("whaled.backfill.turns.TURN_S", 0.1)
     front = Front()
     async with (
         world() as (sim, clock),
@@ -175,19 +175,19 @@ async def test_blocks_that_are_searched_for_what_replaced_a_whale_hold_up_no_oth
         sim.world.mine([missed])
         await rig.poll()
         await rig.until(lambda: missed.txid in rig.sources())
-        assert rig.told(gone.txid) == ["alert"]
+        assert rig.statuses(gone.txid) == ["alert"]
         let_go.set()
-        await rig.until(lambda: rig.told(gone.txid) == ["alert", "dropped"])
+        await rig.until(lambda: rig.statuses(gone.txid) == ["alert", "dropped"])
 
 
 def is_dropped(rig: Rig, txid: str) -> bool:
-    return rig.told(txid) == ["alert", "dropped"]
+    return rig.statuses(txid) == ["alert", "dropped"]
 
 
 async def test_the_whales_dropped_last_are_watched_and_no_more_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whaled.reconcile.fates.WATCHED_LIMIT", 1)
+    monkeypatch.setattr("whaled.backfill.outcomes.WATCHED_LIMIT", 1)
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path, drop_after=1.0, interval=DAY_S) as rig:
             whales = [sim.world.pay(150 * BTC).txid for _ in range(2)]
@@ -197,9 +197,9 @@ async def test_the_whales_dropped_last_are_watched_and_no_more_than_the_limit(
                 for _ in range(2):
                     await wait(rig, 5)
                 await rig.until(partial(is_dropped, rig, txid))
-            assert set(rig.ear._reconciler._fates._watched.values()) == {whales[1]}
+            assert set(rig.ear._worker._outcomes._watched.values()) == {whales[1]}
         async with watching(sim, clock, tmp_path) as rig:
-            assert set(rig.ear._reconciler._fates._watched.values()) == {whales[1]}
+            assert set(rig.ear._worker._outcomes._watched.values()) == {whales[1]}
 
 
 async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told
         third = sim.world.replace(second).txid
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert [rig.told(txid) for txid in (first, second, third)] == [
+            assert [rig.statuses(txid) for txid in (first, second, third)] == [
                 ["alert", "replaced"],
                 ["alert", "replaced"],
                 ["alert"],
@@ -238,7 +238,7 @@ async def test_a_whale_that_came_and_was_cancelled_while_nobody_listened_is_told
         by = sim.world.cancel(whale).txid
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert rig.told(whale) == ["alert", "replaced"]
+            assert rig.statuses(whale) == ["alert", "replaced"]
             (update,) = [event.update for event in rig.events if event.kind is Kind.REPLACED]
             assert update is not None
             assert update.replaced_by == by
@@ -275,8 +275,8 @@ async def test_a_clock_that_was_ahead_at_the_first_start_hides_no_whale_that_was
         new = sim.world.replace(old).txid
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert rig.told(old) == ["alert", "replaced"]
-            assert rig.told(new) == ["alert"]
+            assert rig.statuses(old) == ["alert", "replaced"]
+            assert rig.statuses(new) == ["alert"]
 
 
 @pytest.mark.slow
@@ -286,15 +286,15 @@ async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was
         await rig.settled()
         sim.world.chain.evict(whale)
         await wait(rig, 5)
-        assert rig.told(whale) == ["alert"]
+        assert rig.statuses(whale) == ["alert"]
         assert rig.tally.open["fates"] == 1
         await wait(rig, 40)
-        assert rig.told(whale) == ["alert"]
+        assert rig.statuses(whale) == ["alert"]
         sim.fail_rest(status=503, times=6)
         await wait(rig, 60)
         await wait(rig, 70)
         await wait(rig, 70)
-        await rig.until(lambda: rig.told(whale) == ["alert", "dropped"])
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "dropped"])
         assert rig.tally.open["fates"] == 0
 
 
@@ -319,7 +319,7 @@ async def test_a_whale_that_comes_back_while_the_backend_answers_is_not_dropped(
         await rig.until(lambda: len(rig.ear.brought(tx.txid)) == 2)
         go.set()
         await rig.settled()
-        assert rig.told(tx.txid) == ["alert"]
+        assert rig.statuses(tx.txid) == ["alert"]
 
 
 async def test_a_whale_that_came_back_and_left_again_has_all_of_its_grace_again(tmp_path: Path) -> None:
@@ -335,10 +335,10 @@ async def test_a_whale_that_came_back_and_left_again_has_all_of_its_grace_again(
         await rig.poll(2)
         sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
         await wait(rig, 60)
-        assert rig.told(tx.txid) == ["alert"]
+        assert rig.statuses(tx.txid) == ["alert"]
         await wait(rig, 60)
         await wait(rig, 30)
-        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+        await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped"])
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
@@ -354,15 +354,15 @@ async def test_a_replacement_told_after_the_block_that_decided_otherwise_is_not_
             await rig.settled()
             output = {"value": 150 * BTC, "scriptpubkey": ""}
             by = {"txid": "bb" * 32, "version": 2, "vin": [], "vout": [output]}
-            await rig.hear(removed=[whale], replaced=[{"replaced": whale, "by": by}])
-            assert rig.told(whale) == ["alert", "confirmed"]
+            await rig.observe(removed=[whale], replaced=[{"replaced": whale, "by": by}])
+            assert rig.statuses(whale) == ["alert", "confirmed"]
             if not is_killed:
                 await wait(rig, 5)
-                assert rig.told(whale) == ["alert", "confirmed"]
+                assert rig.statuses(whale) == ["alert", "confirmed"]
         if is_killed:
             async with watching(sim, clock, tmp_path) as rig:
                 await wait(rig, 5)
-                assert rig.told(whale) == []
+                assert rig.statuses(whale) == []
 
 
 async def test_a_stream_behind_its_node_does_not_take_back_what_was_mined_after_it_came_back(tmp_path: Path) -> None:
@@ -374,13 +374,13 @@ async def test_a_stream_behind_its_node_does_not_take_back_what_was_mined_after_
         sim.world.send(whale)
         sim.world.mine([whale], only=())
         await rig.settled()
-        assert rig.told(whale.txid)[-1] == "confirmed"
+        assert rig.statuses(whale.txid)[-1] == "confirmed"
         output = {"value": 150 * BTC, "scriptpubkey": ""}
         by = {"txid": wide.txid, "version": 2, "vin": [], "vout": [output]}
-        await rig.hear(removed=[whale.txid], replaced=[{"replaced": whale.txid, "by": by}])
-        await rig.hear(added=[{"txid": whale.txid, "version": 2, "vin": [], "vout": [output]}])
+        await rig.observe(removed=[whale.txid], replaced=[{"replaced": whale.txid, "by": by}])
+        await rig.observe(added=[{"txid": whale.txid, "version": 2, "vin": [], "vout": [output]}])
         await wait(rig, 5)
-        assert rig.told(whale.txid)[-1] == "confirmed"
+        assert rig.statuses(whale.txid)[-1] == "confirmed"
 
 
 @pytest.mark.slow
@@ -392,9 +392,9 @@ async def test_a_whale_told_in_a_block_that_died_before_it_was_scanned_has_a_fat
             sim.late_block()
             tx = sim.world.pay(150 * BTC)
             await rig.poll(5)
-            await rig.until(lambda: rig.told(tx.txid) != [])
+            await rig.until(lambda: rig.statuses(tx.txid) != [])
             assert rig.events[0].whale.alert.status is Status.CONFIRMED
-            assert rig.told(tx.txid) == ["alert"]
+            assert rig.statuses(tx.txid) == ["alert"]
         sim.world.reorg(1, keep=())
         sim.world.chain.evict(tx.txid)
         sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
@@ -402,7 +402,7 @@ async def test_a_whale_told_in_a_block_that_died_before_it_was_scanned_has_a_fat
         async with watching(sim, clock, tmp_path, drop_after=5.0, interval=1.0) as rig:
             for _ in range(3):
                 await wait(rig, 70)
-            assert rig.told(tx.txid) == ["dropped"]
+            assert rig.statuses(tx.txid) == ["dropped"]
 
 
 async def test_a_dropped_whale_that_comes_back_is_pending_again(tmp_path: Path) -> None:
@@ -413,11 +413,11 @@ async def test_a_dropped_whale_that_comes_back_is_pending_again(tmp_path: Path) 
             sim.world.chain.evict(tx.txid)
             await wait(rig, 5)
             await wait(rig, 20)
-            await rig.until(lambda: rig.told(tx.txid)[-1] == "dropped")
+            await rig.until(lambda: rig.statuses(tx.txid)[-1] == "dropped")
             sim.world.send(tx)
             await rig.settled()
-            await rig.until(lambda: rig.told(tx.txid)[-1] == "pending")
-        assert rig.told(tx.txid) == ["alert", "dropped", "pending", "dropped", "pending"]
+            await rig.until(lambda: rig.statuses(tx.txid)[-1] == "pending")
+        assert rig.statuses(tx.txid) == ["alert", "dropped", "pending", "dropped", "pending"]
         refs = [event.ref for event in rig.events if event.kind is Kind.DROPPED]
         assert refs == ["", "#2"]
 
@@ -430,11 +430,11 @@ async def test_a_dropped_whale_that_came_back_while_nobody_listened_is_pending_a
             sim.world.chain.evict(tx.txid)
             await wait(rig, 5)
             await wait(rig, 20)
-            assert rig.told(tx.txid) == ["alert", "dropped"]
+            assert rig.statuses(tx.txid) == ["alert", "dropped"]
         sim.world.send(tx)
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert rig.told(tx.txid) == ["pending"]
+            assert rig.statuses(tx.txid) == ["pending"]
 
 
 async def test_what_the_stream_said_before_is_no_proof_that_a_whale_came_back(tmp_path: Path) -> None:
@@ -447,9 +447,9 @@ async def test_what_the_stream_said_before_is_no_proof_that_a_whale_came_back(tm
         (brought,) = rig.ear.brought(old)
         sim.world.replace(old)
         await rig.settled()
-        rig.ear.hear(brought)
+        rig.ear.observe(brought)
         await rig.settled()
-        assert rig.told(old) == ["alert", "replaced"]
+        assert rig.statuses(old) == ["alert", "replaced"]
 
 
 async def test_a_whale_that_left_while_nobody_listened_is_looked_for(tmp_path: Path) -> None:
@@ -463,8 +463,8 @@ async def test_a_whale_that_left_while_nobody_listened_is_looked_for(tmp_path: P
         async with watching(sim, clock, tmp_path, drop_after=10.0) as rig:
             await wait(rig, 5)
             await wait(rig, 20)
-            await rig.until(lambda: rig.told(whales[0]) == ["dropped"])
-            assert rig.told(whales[1]) == ["confirmed"]
+            await rig.until(lambda: rig.statuses(whales[0]) == ["dropped"])
+            assert rig.statuses(whales[1]) == ["confirmed"]
 
 
 @pytest.mark.parametrize("forget", [False, True])
@@ -482,15 +482,15 @@ async def test_a_node_that_loses_its_mempool_costs_no_whale(tmp_path: Path, forg
         await rig.settled()
         await wait(rig, 200)
         await wait(rig, 200)
-        assert rig.told(tx.txid) == ["alert"]
+        assert rig.statuses(tx.txid) == ["alert"]
 
 
 @pytest.mark.slow
 async def test_whales_beyond_those_that_are_followed_at_a_time_have_their_turn_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fates, "MISSING_LIMIT", 2)
-    monkeypatch.setattr(fates, "FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr(outcomes, "MISSING_LIMIT", 2)
+    monkeypatch.setattr(outcomes, "FIRST_LOOK_S", 0.01)
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=0.01, interval=0.5) as rig:
         whales = [sim.world.pay(150 * BTC).txid for _ in range(5)]
         await rig.settled()
@@ -502,7 +502,7 @@ async def test_whales_beyond_those_that_are_followed_at_a_time_have_their_turn_l
         def all_dropped() -> bool:
             nonlocal most
             most = max(most, rig.tally.open["fates"])
-            return all(rig.told(txid) == ["alert", "dropped"] for txid in whales)
+            return all(rig.statuses(txid) == ["alert", "dropped"] for txid in whales)
 
         await rig.until(all_dropped)
         assert 0 < most <= 2

@@ -13,6 +13,8 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
+from whaled.backfill.coverage import Cover
+from whaled.backfill.worker import Worker
 from whaled.config.sections import Backfill, Detection, Upstream
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.eventlog.store import EventLog
@@ -20,15 +22,13 @@ from whaled.gateway.share import LoopShare
 from whaled.model import Event, Scan, UpstreamState
 from whaled.ops.metrics import Metrics
 from whaled.pipeline import Pipeline
-from whaled.reconcile.coverage import Cover
-from whaled.reconcile.work import Reconciler
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
+from whaled.upstream.backend import Backend
 from whaled.upstream.dialect import decode
 from whaled.upstream.feed import Feed
 from whaled.upstream.http import RestFailure
-from whaled.upstream.news import FeedMessage, Received
-from whaled.upstream.questions import Questions
+from whaled.upstream.messages import FeedMessage, Received
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
@@ -48,7 +48,7 @@ class Clock:
 
 
 class Tally:
-    """Counts what reconciliation tells its meter."""
+    """Counts what backfill tells its meter."""
 
     def __init__(self) -> None:
         self.failures: Counter[RestFailure] = Counter()
@@ -105,22 +105,22 @@ class Clients:
     def rehearse(self, event: Event) -> None:
         raise AssertionError("no canaries here")
 
-    def tell_upstream(self, state: UpstreamState) -> None:
+    def publish_upstream_state(self, state: UpstreamState) -> None:
         self._changed.set()
 
 
 class Ear:
-    """Hears what the reconciler hears, after it."""
+    """Hears what the worker hears, after it."""
 
-    def __init__(self, reconciler: Reconciler, tally: Tally) -> None:
-        self._reconciler = reconciler
+    def __init__(self, worker: Worker, tally: Tally) -> None:
+        self._worker = worker
         self._tally = tally
         # How many rounds of work had ended when the stream brought a transaction.
         self.rounds: dict[str, int] = {}
         self.messages: list[FeedMessage] = []
 
-    def hear(self, message: FeedMessage) -> None:
-        self._reconciler.hear(message)
+    def observe(self, message: FeedMessage) -> None:
+        self._worker.observe(message)
         self.messages.append(message)
         if isinstance(message, Received) and message.frame.delta is not None:
             self.rounds.update((glance.txid, self._tally.rounds) for glance in message.frame.delta.added)
@@ -155,7 +155,7 @@ class Rig:
         """What clients heard."""
         return self.clients.events
 
-    def told(self, txid: str) -> list[str]:
+    def statuses(self, txid: str) -> list[str]:
         """Kinds of what clients heard of a transaction, in order."""
         return [event.kind.value for event in self.events if event.whale.alert.transaction_id == txid]
 
@@ -177,14 +177,14 @@ class Rig:
             said = [(event.kind.value, event.whale.alert.transaction_id[:8]) for event in self.events]
             raise AssertionError(f"never came: open {self.tally.open}, {self.tally.failures}, said {said}") from None
 
-    async def hear(self, **parts: object) -> None:
+    async def observe(self, **parts: object) -> None:
         """A message about the mempool, beside those of the stream."""
         delta = {"sequence": 0, "added": [], "removed": [], "mined": [], "replaced": [], **parts}
         raw = json.dumps({"mempool-transactions": delta})
         now = self.clock()
         message = Received(frame=decode(raw), received_at=now, received_monotonic=now, raw_bytes=len(raw))
         await self.pipeline.handle(message)
-        self.ear.hear(message)
+        self.ear.observe(message)
 
     async def poll(self, seconds: float = 2.0) -> None:
         """Let time go by, for everybody."""
@@ -323,7 +323,7 @@ async def watching(
         clients = Clients(tally.changed)
         pipeline = Pipeline(
             detector=Detector(Rules.of(rules)),
-            log_=log,
+            event_log=log,
             publisher=clients,
             priority=LoopShare(metrics.gateway),
             meter=metrics.detection,
@@ -331,10 +331,10 @@ async def watching(
             inputs_wait_s=2.0,
             clock=clock,
         )
-        reconciler = Reconciler(
+        worker = Worker(
             settings=backfill,
-            questions=Questions(rest, backfill.requests_per_second),
-            log_=log,
+            backend=Backend(rest, backfill.requests_per_second),
+            event_log=log,
             committer=pipeline,
             meter=tally,
             clock=clock,
@@ -342,10 +342,10 @@ async def watching(
         )
         rig = Rig(sim, clock, log, pipeline, tally)
         rig.clients, rig.metrics = clients, metrics
-        rig.ear = pipeline.listener = Ear(reconciler, tally)
+        rig.ear = pipeline.observer = Ear(worker, tally)
         working = [
             tasks.create_task(pipeline.run(Feed(upstream, metrics.upstream, clock))),
-            tasks.create_task(reconciler.run()),
+            tasks.create_task(worker.run()),
         ]
         try:
             if settled:

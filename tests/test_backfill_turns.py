@@ -6,11 +6,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from reconcile_kit import BTC, Front, watching, world
+from backfill_kit import BTC, Front, watching, world
 
+from whaled.backfill.mempool import Candidate, perishable_first
+from whaled.backfill.turns import FAILURES_IN_A_ROW, Turns
 from whaled.model import SAT_PER_BTC, Kind
-from whaled.reconcile.mempool import Candidate, perishable_first
-from whaled.reconcile.turns import FAILURES_IN_A_ROW, Turns
 from whaled.simulator.scripts import ScriptType
 from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import Payment, Tx, TxKind
@@ -84,7 +84,7 @@ async def test_a_whale_of_a_thousand_inputs_is_asked_for_without_what_each_of_th
         await sim.poll()
         async with watching(sim, clock, tmp_path, front=front) as rig:
             alert = rig.events[0].whale.alert
-            assert rig.told(whale.txid) == ["alert"]
+            assert rig.statuses(whale.txid) == ["alert"]
             assert front.times(f"tx/{whale.txid}") == 0
             assert front.times("prevouts") == 11
             assert (alert.value_sat, alert.fee_sat, alert.input_count) == (whale.out_sat, whale.fee, 1_100)
@@ -147,10 +147,10 @@ async def test_several_failures_in_a_row_end_a_turn_and_wait(tmp_path: Path) -> 
 async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whaled.reconcile.turns.TURN_S", 0.5)
+    monkeypatch.setattr("whaled.backfill.turns.TURN_S", 0.5)
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
-        worker = rig.ear._reconciler
-        turns = Turns(worker._tools, worker._patience, 2)
+        worker = rig.ear._worker
+        turns = Turns(worker._tools, worker._backoff, 2)
         let_go, is_over, asked = asyncio.Event(), asyncio.Event(), []
 
         async def ask(key: str) -> None:
@@ -180,7 +180,7 @@ async def test_what_failed_and_is_being_asked_is_not_due(tmp_path: Path) -> None
         await sim.poll()
         front.spoil(f"tx/{whale.txid}", 500)
         async with watching(sim, clock, tmp_path, front=front, settled=False, interval=DAY_S) as rig:
-            worker = rig.ear._reconciler
+            worker = rig.ear._worker
             await rig.until(lambda: rig.tally.failures.total() > 0)
             assert worker._mempool.next_due() is not None
             front.mend()
@@ -231,7 +231,7 @@ async def test_a_whale_that_came_back_after_its_replacer_was_replaced_is_not_cal
         async with watching(sim, clock, tmp_path, front=front) as rig:
             await rig.poll(70)
             await rig.settled()
-            assert rig.told(back.txid) == ["alert"]
+            assert rig.statuses(back.txid) == ["alert"]
 
 
 @pytest.mark.parametrize("by", ["replace", "replace_by_package"])
@@ -250,8 +250,8 @@ async def test_a_whale_that_is_replaced_while_it_is_fetched_replaces_nothing(tmp
             await rig.until(lambda: new in rig.sources())
             let_go.set()
             await rig.settled()
-            assert rig.told(new) == ["alert"]
-            await rig.until(lambda: rig.told(old) == ["alert", "replaced"])
+            assert rig.statuses(new) == ["alert"]
+            await rig.until(lambda: rig.statuses(old) == ["alert", "replaced"])
             assert [event.ref for event in rig.events if event.ref] == [new]
 
 
@@ -275,7 +275,7 @@ async def test_a_whale_that_came_back_and_was_mined_before_the_first_start_is_le
         async with watching(sim, clock, tmp_path, front=front) as rig:
             await rig.poll(5)
             await rig.settled()
-            assert rig.told(whale.txid) == ([] if is_mined else ["alert", "replaced"])
+            assert rig.statuses(whale.txid) == ([] if is_mined else ["alert", "replaced"])
 
 
 async def test_a_whale_of_the_stream_is_not_dropped_because_another_node_does_not_have_it(tmp_path: Path) -> None:
@@ -292,13 +292,13 @@ async def test_a_whale_of_the_stream_is_not_dropped_because_another_node_does_no
         for _ in range(4):
             await rig.poll(20)
             await rig.settled()
-        assert rig.told(whale) == ["alert"]
+        assert rig.statuses(whale) == ["alert"]
         front.mend()
         sim.world.chain.evict(whale)
         for _ in range(4):
             await rig.poll(20)
             await rig.settled()
-        await rig.until(lambda: rig.told(whale) == ["alert", "dropped"])
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "dropped"])
 
 
 def compact(number: int) -> bytes:
@@ -335,8 +335,8 @@ async def test_a_whale_replaced_by_what_went_straight_to_a_miner_is_not_called_d
         for _ in range(4):
             await rig.poll(40)
             await rig.settled()
-        await rig.until(lambda: rig.told(dropped.txid) == ["alert", "dropped"])
-        assert rig.told(replaced.txid) == ["alert", "replaced"]
+        await rig.until(lambda: rig.statuses(dropped.txid) == ["alert", "dropped"])
+        assert rig.statuses(replaced.txid) == ["alert", "replaced"]
         assert [event.ref for event in rig.events if event.ref] == [by]
 
 
@@ -345,7 +345,7 @@ async def test_a_transaction_that_spends_what_a_missing_whale_spent_has_replaced
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=600.0) as rig:
         whale: Tx = sim.world.pay(150 * BTC)
         await rig.settled()
-        await rig.hear(removed=[whale.txid])
+        await rig.observe(removed=[whale.txid])
         await rig.poll(5)
         await rig.settled()
         spent = whale.inputs[0]
@@ -354,8 +354,8 @@ async def test_a_transaction_that_spends_what_a_missing_whale_spent_has_replaced
             "vin": [{"txid": spent.txid, "vout": spent.vout, "sequence": 0, "prevout": None}],
             "vout": [{"value": 5, "scriptpubkey": "51"}],
         }
-        await rig.hear(added=[small])
-        await rig.until(lambda: rig.told(whale.txid) == ["alert", "replaced"])
+        await rig.observe(added=[small])
+        await rig.until(lambda: rig.statuses(whale.txid) == ["alert", "replaced"])
         assert [event.ref for event in rig.events if event.ref] == ["dd" * 32]
 
 
@@ -378,7 +378,7 @@ async def test_an_answer_about_a_block_that_left_the_chain_meanwhile_confirms_no
         assert tip.hash != dead.hash
         await rig.until(lambda: rig.tally.open["blocks"] == 0)
         let_go.set()
-        await rig.until(lambda: not rig.ear._reconciler._blocks._turns._tasks)
+        await rig.until(lambda: not rig.ear._worker._blocks._turns._tasks)
         confirmed = [event.ref for event in rig.events if event.kind is Kind.CONFIRMED]
         assert dead.hash not in confirmed
         assert await rig.nothing_dead_is_scanned()

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import structlog
-from reconcile_kit import BTC, Clock, Front, Rig, watching, world
+from backfill_kit import BTC, Clock, Front, Rig, watching, world
 
 from whaled.config.sections import Basis, Detection
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.simulator.transactions import Tx
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.news import SnapshotTaken
+from whaled.upstream.messages import SnapshotTaken
 
 
 @asynccontextmanager
@@ -38,7 +38,7 @@ async def dropped_whale(rig: Rig) -> Tx:
     await rig.settled()
     rig.sim.world.chain.evict(tx.txid)
     await later(rig)
-    await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped"])
+    await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped"])
     return tx
 
 
@@ -79,14 +79,14 @@ async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_ri
         for _ in range(3):
             await rig.poll(70)
         assert rig.tally.failures[reason] == rig.tally.failures.total()
-        told = {txid: rig.told(txid) for txid in (mined, gone, kept, hidden.txid)}
+        told = {txid: rig.statuses(txid) for txid in (mined, gone, kept, hidden.txid)}
         assert told == {mined: ["alert", "confirmed"], gone: ["alert"], kept: ["alert"], hidden.txid: []}
         front.mend()
         await later(rig, 3)
-        await rig.until(lambda: rig.told(gone) == ["alert", "dropped"])
-        assert rig.told(hidden.txid) == ["alert", "confirmed"]
-        assert rig.told(mined) == ["alert", "confirmed"]
-        assert rig.told(kept) == ["alert"]
+        await rig.until(lambda: rig.statuses(gone) == ["alert", "dropped"])
+        assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
+        assert rig.statuses(mined) == ["alert", "confirmed"]
+        assert rig.statuses(kept) == ["alert"]
 
 
 @pytest.mark.parametrize("question", ["mempool/txids", "replacements"])
@@ -100,10 +100,10 @@ async def test_a_snapshot_that_is_taken_while_the_one_before_is_worked_on_is_wor
         watching(sim, clock, tmp_path, front=front, interval=86_400.0) as rig,
     ):
         is_there, let_go = front.hold(question)
-        rig.ear.hear(SnapshotTaken())
+        rig.ear.observe(SnapshotTaken())
         await is_there.wait()
         asked = front.times(question)
-        rig.ear.hear(SnapshotTaken())
+        rig.ear.observe(SnapshotTaken())
         let_go.set()
         await rig.until(lambda: front.times(question) > asked)
 
@@ -137,9 +137,9 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_
             await rig.poll()
             front.mend()
             await later(rig)
-            assert rig.told(gone.txid) == []
+            assert rig.statuses(gone.txid) == []
             assert rig.tally.unread_whales == 1
-            assert rig.told(mined.txid) == ["alert", "confirmed"]
+            assert rig.statuses(mined.txid) == ["alert", "confirmed"]
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ async def test_no_note_that_cannot_be_read_ends_a_start(tmp_path: Path, value: s
         sim.world.mine()
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert rig.told(whale) == ["alert", "confirmed"]
+            assert rig.statuses(whale) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(first)
 
 
@@ -213,10 +213,10 @@ async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_
         await rig.poll()
         await rig.until(lambda: rig.tally.failures.total() > 0)
         await rig.poll(70)
-        assert rig.told(tx.txid) == ["alert", "dropped"]
+        assert rig.statuses(tx.txid) == ["alert", "dropped"]
         front.mend()
         await later(rig, 1)
-        await rig.until(lambda: rig.told(tx.txid) == ["alert", "dropped", "pending"])
+        await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped", "pending"])
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ async def test_one_call_that_fails_does_not_hold_up_the_others(tmp_path: Path, p
             for _ in range(3):
                 await rig.poll(70)
                 await rig.heard()
-            await rig.until(lambda: rig.told(known) == ["alert", "confirmed"])
+            await rig.until(lambda: rig.statuses(known) == ["alert", "confirmed"])
             await rig.until(lambda: rig.tally.covers.total() == 1)
             assert block.height in await rig.scans()
             await rig.until(lambda: rig.tally.failures.total() > 0)
             front.mend()
             await later(rig, 4)
-            assert rig.told(known) == ["alert", "confirmed"]
-            assert rig.told(there) == ["alert"]
+            assert rig.statuses(known) == ["alert", "confirmed"]
+            assert rig.statuses(there) == ["alert"]
 
 
 @pytest.mark.slow
@@ -271,10 +271,10 @@ async def test_a_whale_that_cannot_be_fetched_does_not_hold_up_the_others(tmp_pa
             hidden = sim.world.pay(150 * BTC, relay=False)
             sim.world.mine([hidden], only=())
             await rig.poll()
-            await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
+            await rig.until(lambda: rig.statuses(hidden.txid) == ["alert", "confirmed"])
             front.mend()
             await later(rig)
-            assert rig.told(stuck) == ["alert"]
+            assert rig.statuses(stuck) == ["alert"]
 
 
 @pytest.mark.slow
@@ -310,13 +310,13 @@ async def test_a_whale_of_a_block_that_the_backend_does_not_find_is_asked_for_un
         front.spoil(f"tx/{hidden[0].txid}", 404)
         block = sim.world.mine(hidden)
         await rig.poll()
-        await rig.until(lambda: rig.told(hidden[1].txid) == ["alert", "confirmed"])
-        assert rig.told(known) == ["alert", "confirmed"]
+        await rig.until(lambda: rig.statuses(hidden[1].txid) == ["alert", "confirmed"])
+        assert rig.statuses(known) == ["alert", "confirmed"]
         await rig.until(lambda: rig.tally.failures[RestFailure.INCOMPLETE] > 0)
         assert block.height not in await rig.scans()
         front.mend()
         await later(rig)
-        assert rig.told(hidden[0].txid) == ["alert", "confirmed"]
+        assert rig.statuses(hidden[0].txid) == ["alert", "confirmed"]
         assert block.height in await rig.scans()
 
 
@@ -350,7 +350,7 @@ async def test_a_chain_that_answers_nonsense_undoes_nothing(tmp_path: Path) -> N
             before = rig.tally.failures.total()
             await rig.poll(70)
             await rig.until(lambda before=before: rig.tally.failures.total() > before)  # type: ignore[misc]
-        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.statuses(whale) == ["alert", "confirmed"]
         assert rig.tally.reorgs == []
 
 
@@ -370,8 +370,8 @@ async def test_a_backend_without_these_calls_is_told_of_once_and_asked_now_and_t
                     await rig.heard()
                 sim.world.mine()
                 await rig.poll()
-                await rig.until(lambda: rig.told(whale) == ["alert", "confirmed"])
-                assert rig.told(there) == []
+                await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed"])
+                assert rig.statuses(there) == []
                 assert rig.tally.failures.keys() == {RestFailure.NOT_FOUND}
                 assert front.times("block-height/.*") < 10
                 # The block that has the other one is still to be scanned: nothing is given up.
@@ -402,10 +402,10 @@ async def test_ids_from_the_stream_that_are_none_harm_nobody(tmp_path: Path) -> 
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         strange = "../" * 21 + "%"
         added = {"txid": strange, "version": 2, "vin": [], "vout": [{"value": 150 * BTC, "scriptpubkey": ""}]}
-        await rig.hear(removed=[strange], mined=[strange], added=[added])
+        await rig.observe(removed=[strange], mined=[strange], added=[added])
         await rig.settled()
         await later(rig)
-        assert rig.told(strange) == ["alert"]
+        assert rig.statuses(strange) == ["alert"]
 
 
 async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Path) -> None:
@@ -415,10 +415,10 @@ async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Pat
         moved = sim.truth[whale].moved_sat
         detection = Detection(basis=Basis.MOVED, threshold_btc=moved / BTC)
         async with watching(sim, clock, tmp_path, detection=detection) as rig:
-            assert rig.told(whale) == ["alert"]
+            assert rig.statuses(whale) == ["alert"]
         detection = Detection(basis=Basis.MOVED, threshold_btc=(moved + 1) / BTC)
         async with watching(sim, clock, tmp_path / "..", detection=detection) as rig:
-            assert rig.told(whale) == []
+            assert rig.statuses(whale) == []
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ async def test_a_backend_that_takes_too_long_is_asked_again(tmp_path: Path, mode
         sim.world.mine([hidden])
         await rig.poll()
         await rig.until(lambda: rig.tally.failures[RestFailure.TIMEOUT] > 0)
-        assert rig.told(hidden.txid) == []
+        assert rig.statuses(hidden.txid) == []
         await later(rig, 3)
-        await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
-        assert rig.told(known) == ["alert", "confirmed"]
+        await rig.until(lambda: rig.statuses(hidden.txid) == ["alert", "confirmed"])
+        assert rig.statuses(known) == ["alert", "confirmed"]

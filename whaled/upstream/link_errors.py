@@ -118,9 +118,9 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
             return LinkLostError(LossReason.OTHER, f"{type(error).__name__}: {_chain(error)}")
 
 
-def not_mempool(said: str | None, settings: Upstream) -> LinkLostError:
+def not_mempool(text: str | None, settings: Upstream) -> LinkLostError:
     """The server accepted the subscription and never answered as a backend does."""
-    found = f"it said {said!r}" if said is not None else "it said nothing"
+    found = f"it said {text!r}" if text is not None else "it said nothing"
     return LinkLostError(
         LossReason.NOT_MEMPOOL,
         f"no mempool backend: within {settings.connect_timeout:g} s no answer to init, {found}; {_EXPECTED}",

@@ -1,4 +1,4 @@
-"""The pure parts of reconciliation, and what the log answers it."""
+"""The pure parts of backfill, and what the log answers it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,26 +7,26 @@ import msgspec
 import pytest
 
 from support import alert_draft, confirmed_draft, txid, whale
+from whaled.backfill import mempool
+from whaled.backfill.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
+from whaled.backfill.first_run import (
+    BEGAN_KEY,
+    BLOCKS_LIMIT,
+    FIRST_KEY,
+    FirstRun,
+    began_at,
+    blocks_at_start,
+    standing_below,
+)
+from whaled.backfill.mempool import Candidate, SeenTxids
+from whaled.backoff import ASKED_MOST_S, FIRST_S, MOST_S, Backoff
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import EventLogError
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Kind, Scan, Transaction, Whale
 from whaled.ops.metrics import Metrics
-from whaled.reconcile import mempool
-from whaled.reconcile.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
-from whaled.reconcile.mempool import Candidate, Judged
-from whaled.reconcile.patience import ASKED_MOST_S, FIRST_S, MOST_S, Patience
-from whaled.reconcile.start import (
-    BEGAN_KEY,
-    FIRST_KEY,
-    TOLD_LIMIT,
-    Start,
-    began_at,
-    blocks_at_start,
-    standing_below,
-)
 from whaled.upstream.dialect import Stripped
-from whaled.upstream.families import Tree, relatives
+from whaled.upstream.rbf import Tree, relatives
 from whaled.whales import lifecycle
 from whaled.whales.history import AFTER, next_event
 
@@ -52,41 +52,41 @@ class Time:
         return self.now
 
 
-# --- patience ---
+# --- backoff ---
 
 
 def test_what_fails_waits_longer_each_time_and_not_for_ever() -> None:
     time = Time()
-    patience = Patience(time)
-    waits = [patience.failed("x") for _ in range(10)]
+    backoff = Backoff(time)
+    waits = [backoff.failed("x") for _ in range(10)]
     assert waits[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
     assert waits[-1] == MOST_S
-    assert not patience.is_due("x")
-    assert patience.is_due("y")
-    assert patience.next_due() == time.now + MOST_S
+    assert not backoff.is_due("x")
+    assert backoff.is_due("y")
+    assert backoff.next_due() == time.now + MOST_S
     time.now += MOST_S
-    assert patience.is_due("x")
+    assert backoff.is_due("x")
 
 
 def test_a_pause_that_is_asked_for_is_kept_within_reason() -> None:
-    patience = Patience(Time())
-    assert patience.failed("x", 30.0) == 30.0
-    assert patience.failed("x", 1e9) == ASKED_MOST_S
-    assert patience.failed("y", 0.0) == FIRST_S
+    backoff = Backoff(Time())
+    assert backoff.failed("x", 30.0) == 30.0
+    assert backoff.failed("x", 1e9) == ASKED_MOST_S
+    assert backoff.failed("y", 0.0) == FIRST_S
 
 
 def test_what_was_answered_or_is_not_wanted_any_more_is_forgotten() -> None:
-    patience = Patience(Time())
+    backoff = Backoff(Time())
     for key in "xyz":
-        patience.failed(key)
-    assert patience.forget("x")
-    assert not patience.forget("x")
-    patience.keep(["z", "w"])
-    assert patience.is_due("y")
-    assert not patience.is_due("z")
-    patience.keep([])
-    assert patience.next_due() is None
-    assert patience.failed("z") == FIRST_S
+        backoff.failed(key)
+    assert backoff.forget("x")
+    assert not backoff.forget("x")
+    backoff.keep(["z", "w"])
+    assert backoff.is_due("y")
+    assert not backoff.is_due("z")
+    backoff.keep([])
+    assert backoff.next_due() is None
+    assert backoff.failed("z") == FIRST_S
 
 
 # --- coverage ---
@@ -144,7 +144,7 @@ def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> Non
 
 
 def test_what_is_in_the_mempool_and_was_not_looked_at_is_found_and_what_left_is_forgotten() -> None:
-    judged = Judged()
+    judged = SeenTxids()
     judged.add(txid(n) for n in range(4))
     assert judged.compare(txid(n) for n in range(2, 6)) == [txid(4), txid(5)]
     assert [n for n in range(6) if txid(n) in judged] == [2, 3]
@@ -155,14 +155,14 @@ def test_what_is_in_the_mempool_and_was_not_looked_at_is_found_and_what_left_is_
 
 def test_what_was_looked_at_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mempool, "JUDGED_LIMIT", 100)
-    judged = Judged()
+    judged = SeenTxids()
     for n in range(1_000):
         judged.add([txid(n)])
         assert len(judged) <= 100
 
 
 def test_what_is_remembered_of_a_mempool_that_emptied_takes_no_more_than_what_is_left() -> None:
-    judged = Judged()
+    judged = SeenTxids()
     judged.add(txid(n) for n in range(20_000))
     full = judged.table_bytes
     judged.discard(txid(n) for n in range(1_000, 20_000))
@@ -307,9 +307,9 @@ async def test_a_first_start_that_is_yet_to_come_was_after_the_tip_of_that_time(
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
         assert await began_at(log, NOW) == 0
         await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
-        start = Start(log)
+        start = FirstRun(log)
         await start.keep()
-        start.told([block(A, 800_001), block(B)])
+        start.observe([block(A, 800_001), block(B)])
         await start.keep()
         assert await began_at(log, NOW + 41 * 86_400) == NOW + 40 * 86_400  # nothing is wrong with that
         assert await began_at(log, NOW + 600) == NOW
@@ -328,15 +328,15 @@ async def test_the_blocks_of_the_first_start_are_kept_once_and_in_order(tmp_path
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
         told = [block(f"{height:064x}", height) for height in range(20)]
         for blocks in (told[::-1], told[:3]):
-            start = Start(log)
-            start.told(blocks)
-            start.told(told[:1])
+            start = FirstRun(log)
+            start.observe(blocks)
+            start.observe(told[:1])
             await start.keep()
-            assert await blocks_at_start(log) == told[-TOLD_LIMIT:]
+            assert await blocks_at_start(log) == told[-BLOCKS_LIMIT:]
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), Metrics().eventlog) as log:
         await log.set_state(FIRST_KEY, "7")  # the first start is long past
-        start = Start(log)
-        start.told(told)
+        start = FirstRun(log)
+        start.observe(told)
         await start.keep()
         assert await blocks_at_start(log) == []
 

@@ -1,4 +1,4 @@
-"""What every part of the reconciliation works with."""
+"""What every part of the backfill works with."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -7,16 +7,16 @@ from typing import Protocol
 
 import structlog
 
+from whaled.backfill.coverage import Cover
 from whaled.config.sections import Backfill
 from whaled.model import Draft, Event, Kind, Market, Scan, Source, Transaction, Whale
-from whaled.reconcile.coverage import Cover
+from whaled.upstream.backend import Backend
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.questions import Questions
 from whaled.upstream.sampling import Sampler
 from whaled.whales.conflicts import Conflicts
 from whaled.whales.history import History, next_event
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # As many are looked up in the log at a time, and asked about unless the turn is over before.
 LOT = 100
@@ -27,7 +27,7 @@ LOG_INTERVAL_S = 600.0
 
 
 class Log(Conflicts, Protocol):
-    """The event log, as far as reconciliation goes."""
+    """The event log, as far as backfill goes."""
 
     @property
     def head(self) -> int:
@@ -98,8 +98,8 @@ class Committer(Protocol):
         ...
 
 
-class ReconcileMeter(Protocol):
-    """What is counted of reconciliation."""
+class BackfillMeter(Protocol):
+    """What is counted of backfill."""
 
     def failed(self, reason: RestFailure) -> None:
         """The backend could not be asked; it is asked again."""
@@ -135,7 +135,7 @@ class ReconcileMeter(Protocol):
 
 
 class Background:
-    """Where questions go on that take longer than their turn. `changed` is called whenever one ends."""
+    """Where backend go on that take longer than their turn. `changed` is called whenever one ends."""
 
     def __init__(self) -> None:
         self._group: asyncio.TaskGroup | None = None
@@ -164,16 +164,16 @@ class Tools:
         self,
         *,
         settings: Backfill,
-        questions: Questions,
-        log_: Log,
+        backend: Backend,
+        event_log: Log,
         committer: Committer,
-        meter: ReconcileMeter,
+        meter: BackfillMeter,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self.settings = settings
-        self.questions = questions
-        self.log = log_
+        self.backend = backend
+        self.log = event_log
         self.committer = committer
         self.meter = meter
         self.clock = clock
@@ -188,7 +188,7 @@ class Tools:
         self.meter.failed(error.reason)
         suppressed = self._lines.admit(error.reason)
         if suppressed is not None:
-            log.warning(
+            logger.warning(
                 "the backend cannot be asked, gaps stay open",
                 reason=error.reason.value,
                 problem=str(error),
@@ -197,7 +197,9 @@ class Tools:
             )
 
 
-async def say(tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, History], bool] | None = None) -> bool:
+async def commit_valid(
+    tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, History], bool] | None = None
+) -> bool:
     """Commit what of these has not been said yet, all at once, as things stand between two messages of the stream.
 
     `is_so` tells, by txid and history, whether that still holds which was true when the backend was asked: what the
@@ -207,14 +209,14 @@ async def say(tools: Tools, drafts: Sequence[Draft], is_so: Callable[[str, Histo
         return False
 
     async def decide() -> list[Draft]:
-        told: list[Draft] = []
+        valid: list[Draft] = []
         histories = await tools.log.histories({draft.whale.alert.transaction_id for draft in drafts})
         for draft in drafts:
             txid = draft.whale.alert.transaction_id
             history = histories.get(txid, [])
             if is_so is None or is_so(txid, history):
-                told += filter(None, [next_event(draft, history)])
-        return told
+                valid += filter(None, [next_event(draft, history)])
+        return valid
 
     events = await tools.committer.commit(decide)
     tools.replaced.update((each.whale.alert.transaction_id, None) for each in events if each.kind is Kind.REPLACED)

@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from whaled.addresses import address_of, network_of
 from whaled.model import Block, Input, Output, Transaction
-from whaled.upstream.families import Relative, Tree, relatives
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import transaction_in
+from whaled.upstream.rbf import Relative, Tree, relatives
 from whaled.upstream.rest import INPUTS_LIMIT, Rest
 from whaled.upstream.transactions import (
     MAX_SAT,
@@ -121,7 +121,7 @@ _decode_flags = msgspec.json.Decoder(int).decode
 _decode_tree = msgspec.json.Decoder(Tree).decode
 
 
-class Questions:
+class Backend:
     """Asks one backend, no faster than `per_second`, no more than `at_once` at a time. Every call may raise RestError,
     and nothing else.
     """

@@ -54,7 +54,7 @@ class Spans:
             self._since = now
 
     def connected(self, now: float) -> None:
-        """Heard again."""
+        """SeenBlock again."""
         if self._since is not None:
             self.was_down(self._since, now)
             self._since = None

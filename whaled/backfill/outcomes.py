@@ -6,10 +6,10 @@ from itertools import islice
 
 from msgspec import Struct
 
+from whaled.backfill.tools import LOT, Tools, commit_valid
+from whaled.backfill.turns import Turns
+from whaled.backoff import Backoff
 from whaled.model import Draft, Kind, Whale
-from whaled.reconcile.patience import Patience
-from whaled.reconcile.tools import LOT, Tools, say
-from whaled.reconcile.turns import Turns
 from whaled.tables import Tables
 from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
@@ -73,18 +73,18 @@ class Missing(Struct):
         return self.searched is not None and block in self.searched
 
 
-class Fates:
+class Outcomes:
     """Whales whose fate is not known: `MISSING_LIMIT` at most."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._patience = Patience(tools.monotonic)
-        self._turns = Turns(tools, self._patience, tools.settings.concurrency)
+        self._backoff = Backoff(tools.monotonic)
+        self._turns = Turns(tools, self._backoff, tools.settings.concurrency)
         self._missing: dict[str, Missing] = {}
         # Those of which nothing is known when their grace is over. Blocks are searched before they are called dropped,
         # which takes long.
         self._over: dict[str, None] = {}
-        self._searching = Turns(tools, self._patience, 1)
+        self._searching = Turns(tools, self._backoff, 1)
         # Whether the newest blocks are to be searched for what replaced whales that the backend does not know of.
         self._is_search_due = False
         # Which whale spends an outpoint, of those that are missing or were dropped, and the other way round.
@@ -106,13 +106,13 @@ class Fates:
         if self._spent:
             return self._tools.monotonic()
         dues = [
-            max(missing.due, self._patience.due(txid))
+            max(missing.due, self._backoff.due(txid))
             for txid, missing in self._missing.items()
             if txid not in self._over and not self._turns.is_asking(txid)
         ]
         for key, is_due in ((DROP, bool(self._over)), (NEWEST, self._is_search_due)):
             if is_due and not self._searching.is_asking(key):
-                dues.append(max(self._tools.monotonic(), self._patience.due(key)))
+                dues.append(max(self._tools.monotonic(), self._backoff.due(key)))
         return min(dues, default=None)
 
     def streamed(self, delta: Delta) -> None:
@@ -203,7 +203,7 @@ class Fates:
             txid
             for txid, missing in self._missing.items()
             if missing.due <= now
-            and self._patience.is_due(txid)
+            and self._backoff.is_due(txid)
             and txid not in self._over
             and not self._turns.is_asking(txid)
         ]
@@ -214,15 +214,15 @@ class Fates:
             self._forget(txid)  # the stream or a scan has told
             self._unwatch(txid)
         is_done = await self._ask_about(unsettled, now) if unsettled else True
-        if self._is_search_due and self._patience.is_due(NEWEST):
+        if self._is_search_due and self._backoff.is_due(NEWEST):
             await self._searching.take([NEWEST], self._search_newest)
-        if self._over and self._patience.is_due(DROP):
+        if self._over and self._backoff.is_due(DROP):
             await self._searching.take([DROP], self._drop)
         return is_done
 
     async def _ask_about(self, unsettled: list[str], now: float) -> bool:
         tools = self._tools
-        mempool = set(await tools.questions.mempool())
+        mempool = set(await tools.backend.mempool())
 
         async def ask(txid: str) -> None:
             missing = self._missing.get(txid)
@@ -251,7 +251,7 @@ class Fates:
             return
         whales = await self._tools.log.whales(spent)
         now = self._tools.clock()
-        await say(self._tools, [lifecycle.replaced(whale, spent[txid], now) for txid, whale in whales.items()])
+        await commit_valid(self._tools, [lifecycle.replaced(whale, spent[txid], now) for txid, whale in whales.items()])
         for txid in spent:
             self._forget(txid)
             self._unwatch(txid)
@@ -261,13 +261,13 @@ class Fates:
         tools = self._tools
         held = {txid: self._missing[txid] for txid in self._over if txid in self._missing}
         replaced = await self._replaced_in_blocks(held, SEARCHED_BLOCKS)
-        mempool = set(await tools.questions.mempool())
+        mempool = set(await tools.backend.mempool())
         drafts = [
             replaced.get(txid) or lifecycle.dropped(missing.whale, tools.clock())
             for txid, missing in held.items()
             if txid not in mempool
         ]
-        await say(tools, drafts, lambda txid, _: self._missing.get(txid) is held[txid])
+        await commit_valid(tools, drafts, lambda txid, _: self._missing.get(txid) is held[txid])
         for txid, missing in held.items():
             self._over.pop(txid, None)
             if self._missing.get(txid) is missing:
@@ -286,7 +286,7 @@ class Fates:
         except RestError:
             self._is_search_due = True
             raise
-        await say(self._tools, list(replaced.values()), lambda txid, _: self._missing.get(txid) is held[txid])
+        await commit_valid(self._tools, list(replaced.values()), lambda txid, _: self._missing.get(txid) is held[txid])
         for txid in replaced:
             if self._missing.get(txid) is held[txid]:
                 self._forget(txid)
@@ -308,7 +308,7 @@ class Fates:
                 break
             if all(missing.is_searched(scan.hash) for missing in held.values()):
                 continue
-            raw = await tools.questions.raw_block(scan.hash)
+            raw = await tools.backend.raw_block(scan.hash)
             if raw is None:
                 break  # a backend without this call
             spenders = await _spenders_in(scan.hash, raw, wanted)
@@ -324,20 +324,20 @@ class Fates:
     def _forget(self, txid: str) -> None:
         self._missing.pop(txid, None)
         self._over.pop(txid, None)
-        self._patience.forget(txid)
+        self._backoff.forget(txid)
 
     async def _is_settled(self, txid: str, missing: Missing, mempool: Container[str]) -> bool:
         tools = self._tools
         whale = missing.whale
-        place = await tools.questions.confirmation(txid)
-        if place is not None and await tools.questions.is_in_chain(place):
-            block = await tools.questions.block(place.block_hash)
-            await say(tools, [lifecycle.confirmed(whale, block, tools.clock())])
+        place = await tools.backend.confirmation(txid)
+        if place is not None and await tools.backend.is_in_chain(place):
+            block = await tools.backend.block(place.block_hash)
+            await commit_valid(tools, [lifecycle.confirmed(whale, block, tools.clock())])
             return True
-        replacer = await tools.questions.replacer(txid) or await self._rival(txid, mempool) or await self._spender(txid)
+        replacer = await tools.backend.replacer(txid) or await self._rival(txid, mempool) or await self._spender(txid)
         if replacer is not None:
             draft = lifecycle.replaced(whale, replacer, tools.clock())
-            await say(tools, [draft], lambda txid, _: self._missing.get(txid) is missing)
+            await commit_valid(tools, [draft], lambda txid, _: self._missing.get(txid) is missing)
             return True
         missing.due = min(tools.monotonic() + LOOK_AGAIN_S, missing.since + tools.settings.drop_after)
         return False
@@ -351,7 +351,7 @@ class Fates:
     async def _spender(self, txid: str) -> str | None:
         """Another transaction that spends one of the first outpoints, where electrs tells it; None if it does not."""
         for outpoint in islice(self._coins.get(txid, ()), SPENT_LIMIT):
-            by = await self._tools.questions.spender(outpoint)
+            by = await self._tools.backend.spender(outpoint)
             if by is not None and by != txid:
                 return by
         return None

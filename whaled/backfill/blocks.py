@@ -10,18 +10,18 @@ from collections.abc import Sequence
 import structlog
 from msgspec import Struct
 
+from whaled.backfill.coverage import Cover, Sighting, Spans, covers, scan_of
+from whaled.backfill.first_run import FIRST_KEY, FirstRun, blocks_at_start, standing_below
+from whaled.backfill.replacements import Replacements
+from whaled.backfill.tools import GENERAL, Tools, commit_valid
+from whaled.backfill.turns import FAILURES_IN_A_ROW, TURN_S, Turns
+from whaled.backoff import Backoff
 from whaled.model import Block, Draft, Kind, Market, Source, Transaction, Whale
-from whaled.reconcile.coverage import Cover, Sighting, Spans, covers, scan_of
-from whaled.reconcile.losers import Losers
-from whaled.reconcile.patience import Patience
-from whaled.reconcile.start import FIRST_KEY, Start, blocks_at_start, standing_below
-from whaled.reconcile.tools import GENERAL, Tools, say
-from whaled.reconcile.turns import FAILURES_IN_A_ROW, TURN_S, Turns
+from whaled.upstream.backend import Summary
 from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.questions import Summary
 from whaled.whales import lifecycle
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Every confirmation up to this offset was held against the chain.
 VERIFIED_KEY = "verified_offset"
@@ -29,7 +29,7 @@ PAGE = 500
 # Years of blocks are looked through so many at a time.
 PAST_PAGE = 2_000
 # Times of blocks that were heard, remembered until they are scanned.
-HEARD_LIMIT = 200
+SEEN_LIMIT = 200
 # Before a block that has none before it.
 BLOCK_SPACING_S = 600.0
 # Whales of one block that the backend had never seen are asked about one by one up to here, for what they replaced:
@@ -39,7 +39,7 @@ UNSEEN_LIMIT = 50
 OPENED_LIMIT = 4
 
 
-class Heard(Struct, frozen=True):
+class SeenBlock(Struct, frozen=True):
     """When the stream brought a block, and why its whales may be unknown: None if the whole mempool was known."""
 
     at: float
@@ -68,15 +68,15 @@ class Opened(Struct):
 class Blocks:
     """Follows the best chain by asking for it: no backend tells a reorganisation reliably."""
 
-    def __init__(self, tools: Tools, start: Start, spans: Spans, losers: Losers) -> None:
+    def __init__(self, tools: Tools, start: FirstRun, spans: Spans, replacements: Replacements) -> None:
         self._tools = tools
-        self._start = start
+        self._first_run = start
         self._spans = spans
-        self._losers = losers
-        self._patience = Patience(tools.monotonic)
+        self._replacements = replacements
+        self._backoff = Backoff(tools.monotonic)
         # Nothing waits there: a page that fails makes its block wait.
-        self._turns = Turns(tools, Patience(tools.monotonic), tools.settings.concurrency)
-        self._heard: dict[str, Heard] = {}
+        self._turns = Turns(tools, Backoff(tools.monotonic), tools.settings.concurrency)
+        self._seen_blocks: dict[str, SeenBlock] = {}
         self._opened: dict[int, Opened] = {}
         # What was there at the first start, just below the blocks that are followed: held against the chain like those.
         self._base: dict[int, str] = {}
@@ -88,16 +88,16 @@ class Blocks:
         # Whales went from a dead block to nobody knows where. Whoever has looked sets it back.
         self.has_undone = False
 
-    def heard(self, block: Block, now: float) -> None:
+    def observe(self, block: Block, now: float) -> None:
         """The stream brought this block."""
         before = Block(
             height=block.height - 1, hash=block.previous_hash or "", previous_hash=None, timestamp=block.timestamp
         )
-        self._start.told([before])
-        self._heard[block.hash] = Heard(now, self._spans.excuse())
+        self._first_run.observe([before])
+        self._seen_blocks[block.hash] = SeenBlock(now, self._spans.excuse())
         self.behind += 1  # until the next look counts them
-        if len(self._heard) > HEARD_LIMIT:
-            del self._heard[next(iter(self._heard))]
+        if len(self._seen_blocks) > SEEN_LIMIT:
+            del self._seen_blocks[next(iter(self._seen_blocks))]
 
     @property
     def whales(self) -> int:
@@ -111,7 +111,7 @@ class Blocks:
 
     def next_due(self) -> float | None:
         """When to ask again for a block that could not be scanned (monotonic)."""
-        return self._patience.next_due(lambda height: int(height) in self._opened)
+        return self._backoff.next_due(lambda height: int(height) in self._opened)
 
     async def catch_up(self) -> bool:
         """Undo what is dead, then scan what is missing, newest first, until the turn is over. False if there is more to
@@ -120,8 +120,8 @@ class Blocks:
         Raises RestError; everything that was scanned until then is stored.
         """
         tools = self._tools
-        tip = await tools.questions.tip_height()
-        tip_hash = await tools.questions.block_hash(tip)
+        tip = await tools.backend.tip_height()
+        tip_hash = await tools.backend.block_hash(tip)
         if tip_hash is None:
             return True  # the chain got shorter: the next block tells
         low = await self._bounded(await self._first(tip), tip, tip_hash)
@@ -140,15 +140,15 @@ class Blocks:
         missing = [height for height in range(tip, low - 1, -1) if height not in scanned]
         self.behind = len(missing)
         if len(missing) > 1 and not self._caught_up:
-            log.info("catching up with the chain", blocks=len(missing), tip=tip)
-        self._patience.keep(str(height) for height in missing)
+            logger.info("catching up with the chain", blocks=len(missing), tip=tip)
+        self._backoff.keep(str(height) for height in missing)
         self._opened = {height: self._opened[height] for height in missing if height in self._opened}
-        due = [height for height in missing if self._patience.is_due(str(height))]
+        due = [height for height in missing if self._backoff.is_due(str(height))]
         if not await self._fill_all(due, scanned, tip, tip_hash):
             return False
         if not self.behind:
             if self._caught_up > 1:
-                log.info("caught up with the chain", blocks=self._caught_up, whales=self._found, tip=tip)
+                logger.info("caught up with the chain", blocks=self._caught_up, whales=self._found, tip=tip)
             self._caught_up = self._found = 0
         await self._undo_unscanned(low, set(scanned.values()))
         return True
@@ -157,16 +157,16 @@ class Blocks:
         stored = await self._tools.log.state(FIRST_KEY)
         if stored is not None:
             return int(stored)
-        # The tip that was told, maybe to a start that was killed: a block that came since is not to be missed.
-        await self._start.keep()
-        told = await blocks_at_start(self._tools.log)
-        first = min(tip, told[-1].height if told else tip) + 1
+        # The tip that was shown, maybe to a start that was killed: a block that came since is not to be missed.
+        await self._first_run.keep()
+        shown = await blocks_at_start(self._tools.log)
+        first = min(tip, shown[-1].height if shown else tip) + 1
         scans = await self._tools.log.newest_scans(self._tools.settings.max_blocks)
         if scans:  # the note is lost: what came since they were scanned is not to be missed
             first = min(first, scans[-1].height)
-            log.warning("the note of the first block to scan is lost: blocks are scanned from here on", height=first)
+            logger.warning("the note of the first block to scan is lost: blocks are scanned from here on", height=first)
         else:
-            log.info("first start: blocks are scanned from here on", height=first)
+            logger.info("first start: blocks are scanned from here on", height=first)
         await self._tools.log.set_state(FIRST_KEY, str(first))
         return first
 
@@ -177,7 +177,7 @@ class Blocks:
         known = len(await self._tools.log.scans(first, low - 1))
         if low - first > known:
             await self._block_at(tip_hash, tip)  # one answer that is wrong must not pass over all that is to come
-            log.warning(
+            logger.warning(
                 "blocks further back than backfill.max_blocks are not scanned",
                 blocks=low - first - known,
                 first=first,
@@ -198,7 +198,7 @@ class Blocks:
         for height in sorted(scanned, reverse=True):
             there = None
             if height <= tip:
-                there = tip_hash if height == tip else await self._tools.questions.block_hash(height)
+                there = tip_hash if height == tip else await self._tools.backend.block_hash(height)
                 if there is None:
                     return {}  # two nodes that differ answer in turn: nothing is known
             if there == scanned[height]:
@@ -220,7 +220,7 @@ class Blocks:
             for scan in page:
                 height = scan.height
                 if height + 1 != alive:  # else that one stands upon this one
-                    there = await tools.questions.block_hash(height)
+                    there = await tools.backend.block_hash(height)
                     if there is None:
                         return  # the chain got shorter: the next block tells
                     if there != scan.hash:
@@ -236,19 +236,19 @@ class Blocks:
             await self._undo(height, block_hash)
         if dead:
             self._tools.meter.reorganised(len(dead))
-            log.warning("blocks left the chain", depth=len(dead), height=min(dead))
+            logger.warning("blocks left the chain", depth=len(dead), height=min(dead))
 
     async def _undo(self, height: int, block_hash: str) -> None:
         tools = self._tools
         whales = await tools.log.confirmed_in(block_hash)
-        await say(tools, [lifecycle.pending_again(whale, block_hash, tools.clock()) for whale in whales])
+        await commit_valid(tools, [lifecycle.pending_again(whale, block_hash, tools.clock()) for whale in whales])
         await tools.log.forget_scan(height)
         if self._base.pop(height, None) is not None:  # who took its place was mined since
             await tools.log.set_state(FIRST_KEY, str(height))
         self.has_undone = True
 
     async def _undo_unscanned(self, low: int, hashes: set[str]) -> None:
-        """Undo confirmations in blocks that died before they could be scanned: the stream told of them, or a scan was
+        """Undo confirmations in blocks that died before they could be scanned: the stream shown of them, or a scan was
         cut short between its commit and its row.
         """
         tools = self._tools
@@ -266,10 +266,10 @@ class Blocks:
                 if block_hash is None or height is None:
                     continue
                 if block_hash not in alive:
-                    alive[block_hash] = await tools.questions.block_hash(height) in {None, block_hash}
+                    alive[block_hash] = await tools.backend.block_hash(height) in {None, block_hash}
                 if not alive[block_hash]:
                     again = lifecycle.pending_again(event.whale, block_hash, tools.clock())
-                    self.has_undone = await say(tools, [again]) or self.has_undone
+                    self.has_undone = await commit_valid(tools, [again]) or self.has_undone
                 elif verified is None and height >= low:  # to be scanned yet, and looked at again then
                     verified = event.offset - 1
         verified = after if verified is None else verified
@@ -293,11 +293,11 @@ class Blocks:
                 if error.reason in GENERAL:
                     raise
                 failures += 1
-                self._tools.complain(error, self._patience.failed(str(height), error.retry_after_s))
+                self._tools.complain(error, self._backoff.failed(str(height), error.retry_after_s))
                 continue
             failures = 0
             if is_whole:
-                self._patience.forget(str(height))
+                self._backoff.forget(str(height))
             elif not self._is_all_asked(height):
                 return False
             elif len(self._opened) >= OPENED_LIMIT:
@@ -312,9 +312,9 @@ class Blocks:
         if height == tip:
             block_hash: str | None = tip_hash
         elif height + 1 in scanned:
-            block_hash = (await self._tools.questions.block(scanned[height + 1])).previous_hash
+            block_hash = (await self._tools.backend.block(scanned[height + 1])).previous_hash
         else:
-            block_hash = await self._tools.questions.block_hash(height)
+            block_hash = await self._tools.backend.block_hash(height)
         if block_hash is None:
             return True  # the chain got shorter: the next block tells
         block = await self._scan(block_hash, height)
@@ -329,7 +329,7 @@ class Blocks:
         return True
 
     async def _block_at(self, block_hash: str, height: int) -> Block:
-        block = await self._tools.questions.block(block_hash)
+        block = await self._tools.backend.block(block_hash)
         if block.height != height:
             raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {block.height}, expected {height}")
         return block
@@ -368,19 +368,19 @@ class Blocks:
         """What is in a block. The whales that were known are confirmed."""
         tools = self._tools
         block = await self._block_at(block_hash, height)
-        entries = await tools.questions.summary(block_hash)
+        entries = await tools.backend.summary(block_hash)
         known = await tools.log.whales(entry.txid for entry in entries if entry.txid is not None)
-        await say(tools, [lifecycle.confirmed(whale, block, tools.clock()) for whale in known.values()])
+        await commit_valid(tools, [lifecycle.confirmed(whale, block, tools.clock()) for whale in known.values()])
         wanted = [entry for entry in entries if entry.txid not in known and self._may_be_whale(entry)]
-        heard = self._heard.get(block_hash)
-        at = heard.at if heard is not None else float(block.timestamp)
-        if heard is not None:
-            missed = heard.excuse or Cover.NEVER_RELAYED
+        seen = self._seen_blocks.get(block_hash)
+        at = seen.at if seen is not None else float(block.timestamp)
+        if seen is not None:
+            missed = seen.excuse or Cover.NEVER_RELAYED
         elif wanted or any(whale.alert.source is Source.BLOCK for whale in known.values()):
             missed = self._spans.why_missed(await self._before(block), at)
         else:
             missed = Cover.NEVER_RELAYED
-        pages = {f"{block_hash}/{page[0].index}": page for page in tools.questions.pages_of(wanted)}
+        pages = {f"{block_hash}/{page[0].index}": page for page in tools.backend.pages_of(wanted)}
         return Opened(block, at, missed, pages, known)
 
     def _may_be_whale(self, entry: Summary) -> bool:
@@ -395,7 +395,7 @@ class Blocks:
         sightings += [Sighting(None)] * opened.found
         scan = scan_of(block.height, block.hash, float(block.timestamp), tools.clock(), sightings, opened.missed)
         await tools.log.put_scan(scan)
-        self._heard.pop(block.hash, None)
+        self._seen_blocks.pop(block.hash, None)
         self._caught_up += 1
         self._found += sum(seen.lead_s is None for seen in sightings)
         tools.meter.scanned(
@@ -408,7 +408,7 @@ class Blocks:
         where they should be.
         """
         tools = self._tools
-        answers = await tools.questions.page(opened.block.hash, entries)
+        answers = await tools.backend.page(opened.block.hash, entries)
         slow: list[tuple[Transaction, Summary]] = []
         absent: list[Summary] = []
         drafts: list[Draft] = []
@@ -424,12 +424,12 @@ class Blocks:
                 drafts += await self._missed(opened, transaction, entry)
         await self._alert(opened, drafts)
         for transaction, entry in slow:
-            whole = await tools.questions.completed(transaction)
+            whole = await tools.backend.completed(transaction)
             await self._alert(opened, await self._missed(opened, whole, entry))
         problems: list[RestError] = []
         for entry in absent:
             try:
-                transaction = await tools.questions.mined(opened.block.hash, entry)
+                transaction = await tools.backend.mined(opened.block.hash, entry)
                 await self._alert(opened, await self._missed(opened, transaction, entry))
             except RestError as error:
                 if error.reason in GENERAL:
@@ -444,7 +444,7 @@ class Blocks:
     async def _alert(self, opened: Opened, drafts: list[Draft]) -> None:
         if not drafts or await self._is_dead(opened.block):
             return
-        await say(self._tools, drafts)
+        await commit_valid(self._tools, drafts)
         opened.found += sum(draft.kind is Kind.CONFIRMED for draft in drafts)
 
     async def _is_dead(self, block: Block) -> bool:
@@ -464,10 +464,10 @@ class Blocks:
         whale = tools.committer.assess(transaction, source=Source.BLOCK, now=now, market=market)
         if whale is None:
             return []
-        family = await tools.questions.family(transaction.txid) if self._may_have_replaced(opened, entry) else []
-        whale, replaced = await self._losers.replaced_by(whale, family, now)
+        family = await tools.backend.family(transaction.txid) if self._may_have_replaced(opened, entry) else []
+        whale, replaced = await self._replacements.replaced_by(whale, family, now)
         return [
-            *await self._losers.drafts(family),
+            *await self._replacements.drafts(family),
             lifecycle.alerted(whale, now),
             *replaced,
             lifecycle.confirmed(whale, block, now),
@@ -489,7 +489,7 @@ class Blocks:
             return before[0].mined_at
         if block.previous_hash is None:
             return block.timestamp - BLOCK_SPACING_S
-        return float((await self._tools.questions.block(block.previous_hash)).timestamp)
+        return float((await self._tools.backend.block(block.previous_hash)).timestamp)
 
 
 def _sighting(whale: Whale, block_at: float) -> Sighting:

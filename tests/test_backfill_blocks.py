@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import structlog
-from reconcile_kit import BTC, Front, watching, world
+from backfill_kit import BTC, Front, watching, world
 
+from whaled.backfill import blocks
+from whaled.backfill.coverage import Cover
 from whaled.config.sections import Detection, WatchRule
 from whaled.model import Kind, OwnerType, Source
-from whaled.reconcile import blocks
-from whaled.reconcile.coverage import Cover
 from whaled.simulator.faults import RestMode
 from whaled.simulator.scripts import Network
 from whaled.simulator.truth import Fate
@@ -27,7 +27,7 @@ async def test_a_whale_mined_while_the_link_was_away_is_alerted_from_its_block_a
         block = sim.world.mine()
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            assert rig.told(whale) == ["alert", "confirmed"]
+            assert rig.statuses(whale) == ["alert", "confirmed"]
             alert, confirmed = (event for event in rig.events if event.whale.alert.transaction_id == whale)
             assert alert.whale.alert.source is Source.BLOCK
             assert alert.whale.alert.status == "confirmed"
@@ -48,7 +48,7 @@ async def test_a_whale_that_was_never_relayed_is_alerted_from_its_block(tmp_path
         hidden = sim.world.pay(150 * BTC, relay=False)
         block = sim.world.mine([hidden])
         await rig.settled()
-        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
         assert rig.sources() == {hidden.txid: "block"}
         assert rig.tally.covers == {Cover.NEVER_RELAYED: 1}
         scan = (await rig.scans())[block.height]
@@ -64,7 +64,7 @@ async def test_coverage_tells_how_long_before_its_block_a_whale_was_known(tmp_pa
             await rig.poll(20)
         block = sim.world.mine(only=whales)
         await rig.settled()
-        assert [rig.told(whale) for whale in whales] == [["alert", "confirmed"]] * 2
+        assert [rig.statuses(whale) for whale in whales] == [["alert", "confirmed"]] * 2
         scan = (await rig.scans())[block.height]
         assert (scan.seen, scan.late, scan.missed_never_relayed) == (2, 0, 0)
         assert scan.lead_s == pytest.approx(106, abs=8)
@@ -82,7 +82,7 @@ async def test_a_prediction_is_scored_by_the_block_that_came(tmp_path: Path) -> 
         sim.world.mine(only=())
         sim.world.mine()
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.statuses(whale) == ["alert", "confirmed"]
         update = rig.events[-1].update
         assert update is not None
         assert update.blocks_off == 2
@@ -104,7 +104,7 @@ async def test_twenty_blocks_at_once_leave_no_hole(tmp_path: Path) -> None:
         (said,) = [line for line in lines if line["event"] == "caught up with the chain"]
         assert (said["blocks"], said["whales"]) == (20, 20)
         for whale in [*known, *(tx.txid for tx in hidden)]:
-            assert rig.told(whale) == ["alert", "confirmed"]
+            assert rig.statuses(whale) == ["alert", "confirmed"]
         assert await rig.chain_is_scanned(first)
         offsets = [event.offset for event in rig.events]
         assert offsets == list(range(1, len(offsets) + 1))
@@ -148,7 +148,7 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
                     sim.fail_rest(status=503, times=1_000)
                 sim.world.mine()
                 await rig.poll()
-                await rig.until(lambda: rig.told(whales[-1]) == ["alert", "confirmed"])
+                await rig.until(lambda: rig.statuses(whales[-1]) == ["alert", "confirmed"])
                 if scanned:
                     await rig.settled()
         sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
@@ -159,9 +159,9 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
         await sim.poll()
         async with watching(sim, clock, tmp_path, max_blocks=2) as rig:
             assert rig.tally.skipped_blocks > 0
-            await rig.until(lambda: all(rig.told(whale) == ["pending"] for whale in whales[1:]))
+            await rig.until(lambda: all(rig.statuses(whale) == ["pending"] for whale in whales[1:]))
             await rig.poll(5)
-            await rig.until(lambda: rig.told(kept) == ["pending", "confirmed"])
+            await rig.until(lambda: rig.statuses(kept) == ["pending", "confirmed"])
             assert [event.ref for event in rig.events if event.kind == "confirmed"] == [sim.truth[kept].block_hash]
             assert await rig.nothing_dead_is_scanned()
 
@@ -185,7 +185,7 @@ async def test_a_reorganisation_below_as_many_blocks_as_are_scanned_is_noticed(
         sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
         await rig.poll(70)
         await rig.settled()
-        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed", "pending"])
         assert await rig.nothing_dead_is_scanned()
 
 
@@ -209,7 +209,7 @@ async def test_a_block_from_before_is_asked_for_until_it_is_answered(tmp_path: P
         sim.world.mine(only=())
         await sim.poll()
         async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
-            await rig.until(lambda: rig.told(whale) == ["pending"])
+            await rig.until(lambda: rig.statuses(whale) == ["pending"])
 
 
 async def test_blocks_from_before_a_long_time_away_are_asked_for_once(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ async def test_a_block_between_the_first_connection_and_the_first_answer_is_scan
             sim.world.mine([hidden])
             await rig.poll()
             await rig.settled()
-            await rig.until(lambda: rig.told(hidden.txid) == ["alert", "confirmed"])
+            await rig.until(lambda: rig.statuses(hidden.txid) == ["alert", "confirmed"])
 
 
 @pytest.mark.slow
@@ -260,7 +260,7 @@ async def test_a_block_between_a_first_start_that_was_killed_and_the_next_one_is
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
             for tx in hidden:
-                assert rig.told(tx.txid) == ["alert", "confirmed"]
+                assert rig.statuses(tx.txid) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(first)
 
 
@@ -276,7 +276,7 @@ async def test_a_first_start_that_is_killed_in_its_first_question_has_kept_what_
         sim.world.mine([hidden])
         await sim.poll()
         async with watching(sim, clock, tmp_path, front=front) as rig:
-            assert rig.told(hidden.txid) == ["alert", "confirmed"]
+            assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(first)
 
 
@@ -299,14 +299,14 @@ async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_sc
         async with watching(sim, clock, tmp_path, settled=False) as rig:
             known, hidden = (sim.world.pay(150 * BTC, relay=relay) for relay in (True, False))
             await rig.poll()
-            await rig.until(lambda: rig.told(known.txid) == ["alert"])
+            await rig.until(lambda: rig.statuses(known.txid) == ["alert"])
             for _ in range(3):
                 chain.disconnect()
             sim.world.mine([hidden])
             for _ in range(3):
                 sim.world.mine(only=())
             await rig.settled()
-            assert rig.told(known.txid) == rig.told(hidden.txid) == ["alert", "confirmed"]
+            assert rig.statuses(known.txid) == rig.statuses(hidden.txid) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(start - 2)
             for _ in range(5):  # and one more below
                 chain.disconnect()
@@ -314,7 +314,7 @@ async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_sc
                 sim.world.mine(only=())
             await rig.settled()
             for tx in (known, hidden):
-                assert rig.told(tx.txid)[:3] == ["alert", "confirmed", "pending"]
+                assert rig.statuses(tx.txid)[:3] == ["alert", "confirmed", "pending"]
             assert await rig.chain_is_scanned(start - 3)
 
 
@@ -355,7 +355,7 @@ async def test_a_block_that_does_not_stand_upon_what_was_there_at_the_start_lays
             for _ in range(2):
                 await rig.poll(70)
                 await rig.settled()
-            assert rig.told(hidden.txid) == ["alert", "confirmed"]
+            assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(start)
 
 
@@ -377,7 +377,7 @@ async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_ne
         sim.world.reorg(depth, keep=whales)
         await rig.settled()
         for whale in whales:
-            assert rig.told(whale) == ["alert", "confirmed", "pending", "confirmed"]
+            assert rig.statuses(whale) == ["alert", "confirmed", "pending", "confirmed"]
             (latest,) = [event.update for event in rig.events if event.whale.alert.transaction_id == whale][-1:]
             assert latest is not None
             assert latest.block_hash == sim.truth[whale].block_hash
@@ -393,10 +393,10 @@ async def test_a_whale_that_the_new_branch_left_out_is_pending_until_it_is_mined
         await rig.settled()
         sim.world.reorg(1, keep=())
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed", "pending"]
+        assert rig.statuses(whale) == ["alert", "confirmed", "pending"]
         sim.world.mine()
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed", "pending", "confirmed"]
+        assert rig.statuses(whale) == ["alert", "confirmed", "pending", "confirmed"]
 
 
 async def test_a_double_spend_in_the_new_branch_replaces_a_whale(tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ async def test_a_double_spend_in_the_new_branch_replaces_a_whale(tmp_path: Path)
         await rig.settled()
         sim.world.reorg(1, double_spend=[whale], keep=())
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed", "pending", "replaced"]
+        assert rig.statuses(whale) == ["alert", "confirmed", "pending", "replaced"]
         assert sim.truth[whale].fate is not Fate.CONFIRMED
         (winner,) = [event.whale.alert for event in rig.events if event.whale.alert.replaces == whale][:1]
         assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [winner.transaction_id]
@@ -420,14 +420,14 @@ async def test_a_block_that_died_before_it_could_be_scanned_confirms_nothing(tmp
         sim.fail_rest(status=503, times=1_000)
         sim.world.mine()
         await rig.poll()
-        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed"])  # by the stream
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed"])  # by the stream
         sim.world.reorg(1, keep=())
         await rig.poll()
         sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
         await rig.settled()
         await rig.poll(70)
         await rig.settled()
-        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed", "pending"])
 
 
 async def test_a_kill_between_the_commit_and_the_row_of_a_block_is_made_good(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ async def test_a_kill_between_the_commit_and_the_row_of_a_block_is_made_good(tmp
             await rig.settled()
             block = sim.world.mine()
             await rig.settled()
-            assert rig.told(whale) == ["alert", "confirmed"]
+            assert rig.statuses(whale) == ["alert", "confirmed"]
             await rig.log.forget_scan(block.height)  # as if it had never come to it
         async with watching(sim, clock, tmp_path) as rig:
             assert rig.events == []
@@ -458,7 +458,7 @@ async def test_a_block_that_died_between_the_commit_and_its_row_is_undone_after_
         sim.world.reorg(1, keep=())
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
-            await rig.until(lambda: rig.told(whale) == ["pending"])
+            await rig.until(lambda: rig.statuses(whale) == ["pending"])
 
 
 @pytest.mark.slow
@@ -473,11 +473,11 @@ async def test_a_node_that_is_only_behind_undoes_nothing(tmp_path: Path) -> None
         sim.drop_link()
         await rig.until(lambda: rig.tally.snapshots == 2)
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.statuses(whale) == ["alert", "confirmed"]
         for block in reversed(taken):
             sim.world.chain.connect(block)
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.statuses(whale) == ["alert", "confirmed"]
         assert rig.tally.reorgs == []
 
 
@@ -491,13 +491,13 @@ async def test_flip_flop_between_two_branches_is_told_each_time(tmp_path: Path) 
         chain.disconnect()
         others = [sim.world.mine(only=()) for _ in range(2)]
         await rig.settled()
-        assert rig.told(whale.txid) == ["alert", "confirmed", "pending"]
+        assert rig.statuses(whale.txid) == ["alert", "confirmed", "pending"]
         assert [chain.disconnect() for _ in range(2)] == others[::-1]
         chain.connect(there)
         for _ in range(2):
             sim.world.mine(only=())
         await rig.settled()
-        assert rig.told(whale.txid) == ["alert", "confirmed", "pending", "confirmed"]
+        assert rig.statuses(whale.txid) == ["alert", "confirmed", "pending", "confirmed"]
         refs = [event.ref for event in rig.events if event.kind == "confirmed"]
         assert refs == [there.hash, f"{there.hash}#2"]
         drafts = [event.update for event in rig.events if event.kind == "confirmed"]
@@ -511,7 +511,7 @@ async def test_a_whale_alerted_after_its_block_is_late(tmp_path: Path) -> None:
         whale = sim.world.pay(150 * BTC).txid
         await rig.poll(5)
         await rig.settled()
-        assert rig.told(whale) == ["alert", "confirmed"]
+        assert rig.statuses(whale) == ["alert", "confirmed"]
         assert rig.tally.covers.keys() <= {Cover.LATE, Cover.SEEN}
         assert rig.tally.covers.total() == 1
 
@@ -522,7 +522,7 @@ async def test_a_whale_of_a_block_that_shows_a_gap_was_missed_in_it(tmp_path: Pa
         sim.backend.sequence += 3  # messages that never came
         block = sim.world.mine([hidden])
         await rig.settled()
-        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
         assert (await rig.scans())[block.height].missed_gap == 1
 
 
@@ -549,7 +549,7 @@ async def test_a_whale_that_came_after_a_gap_was_closed_is_not_put_down_to_it(tm
         assert rig.tally.snapshots == 2  # the mempool is asked for again
         block = sim.world.mine([hidden])
         await rig.settled()
-        assert rig.told(hidden.txid) == ["alert", "confirmed"]
+        assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
         assert (await rig.scans())[block.height].missed_never_relayed == 1
 
 
@@ -582,13 +582,13 @@ async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp
         await rig.poll()
         sim.world.mine(only=[whale])
         await rig.poll()
-        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed"])  # by the stream
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed"])  # by the stream
         sim.world.reorg(1, keep=())
         for _ in range(3):
             await rig.poll(70)
             await rig.heard()
-        await rig.until(lambda: rig.told(whale) == ["alert", "confirmed", "pending"])
-        assert rig.told(stuck) == ["alert", "confirmed"]
+        await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed", "pending"])
+        assert rig.statuses(stuck) == ["alert", "confirmed"]
 
 
 async def test_without_canaries_the_last_block_scanned_tells_since_when_nobody_listened(tmp_path: Path) -> None:
@@ -643,6 +643,6 @@ async def test_a_watched_owner_that_was_not_heard_of_is_alerted_from_the_block(t
         rig.pipeline.detector = Detector(Rules.of(Detection(watch=(rule,))), book)
         sim.world.mine([paid, other])
         await rig.settled()
-        assert rig.told(paid.txid) == ["alert", "confirmed"]
-        assert rig.told(other.txid) == []
+        assert rig.statuses(paid.txid) == ["alert", "confirmed"]
+        assert rig.statuses(other.txid) == []
         assert rig.events[0].whale.alert.matched_rules == ("watch:mine",)
