@@ -74,6 +74,10 @@ class HubMeter(Protocol):
         ...
 
 
+class OffsetGapError(Exception):
+    """Events were published out of order, a bug: the daemon ends, and its clients resume from the log."""
+
+
 class Group:
     """The live members of one filter, by the frames they take. `announced` is the newest offset sent to all of them."""
 
@@ -181,11 +185,17 @@ class Hub:
             self._interest.discard(group)
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Deliver events that are committed, in order. Several for one client go out in one write, up to the bytes a
-        client may have unsent.
+        """Deliver committed events in the order of their offsets. Several for one client go out in one write, up to the
+        bytes a client may have unsent.
+
+        Raises OffsetGapError unless they follow `head` without a gap: clients would miss events and never learn of it.
         """
         if not events:
             return
+        if events[0].offset != self.head + 1 or events[-1].offset != self.head + len(events):
+            raise OffsetGapError(
+                f"events {events[0].offset} to {events[-1].offset} ({len(events)} of them) cannot follow {self.head}"
+            )
         cursor, self.head = self.head, events[-1].offset
         alerts = sum(event.kind is Kind.ALERT for event in events)
         self.alerts_published += alerts
