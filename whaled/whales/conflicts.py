@@ -1,7 +1,7 @@
-"""Two whales that spend the same output: the one that is in the mempool or in a block has replaced the other.
+"""Conflicts: of two whales that spend the same output, the one in the mempool or in a block has replaced the other.
 
-A backend does not name every replacement: not after a restart, not across a gap, not where the new transaction pays the
-lower fee by itself (package RBF). What both spend always tells.
+A backend does not report every replacement: not after a restart, not across a gap, and not if the new transaction
+itself pays the lower fee (package RBF). A common outpoint always proves the replacement.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,35 +15,37 @@ from whaled.whales.history import GONE, WAITING, History, next_event
 
 
 class Conflicts(Protocol):
-    """The event log, as far as conflicts go."""
+    """The queries of the event log that conflicts need."""
 
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        """The whales that were alerted among these transactions."""
+        """Return the alerted whales among these transactions, by txid."""
         ...
 
     async def histories(self, txids: Iterable[str]) -> dict[str, History]:
-        """Kind and ref of every event about these whales that is held."""
+        """Return the kind and ref of every stored event about these whales, by txid."""
         ...
 
     async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
-        """The whales that spend each of these outpoints."""
+        """Return the txids of the whales that spend these outpoints, by outpoint."""
         ...
 
     async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
-        """The outpoints that each of these whales spends."""
+        """Return the outpoints that these whales spend, by txid."""
         ...
 
 
 async def rivals_of(txid: str, outpoints: Iterable[str], event_log: Conflicts) -> dict[str, Kind]:
-    """The other whales that spend one of these outpoints, and the kind of the newest event about each."""
+    """Return the other whales that spend one of these outpoints, with the kind of the newest event about each."""
     found = await event_log.rivals(outpoints)
     rivals = {rival for each in found.values() for rival in each} - {txid}
     return {rival: history[-1][0] for rival, history in (await event_log.histories(rivals)).items()}
 
 
 async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
-    """The drafts, and what follows from two whales that spend the same output: the one that is here now, in the mempool
-    or in a block, has replaced the other, whoever told of it.
+    """Return the drafts, with `replaces` filled in, and the REPLACED drafts that follow from conflicts.
+
+    Of two whales that spend the same output, the one now in the mempool or in a block has replaced the other,
+    whatever reported it.
     """
     found = list(drafts)
     here = _here(drafts)
@@ -70,8 +72,8 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
         if draft.kind is Kind.ALERT:
             alerts.setdefault(draft.whale.alert.transaction_id, index)
     for txid, others in rivals.items():
-        # What was dropped may be replaced later; who is confirmed is taken back by the death of the block. Retention
-        # may have removed a whale since it was found.
+        # A dropped whale may be replaced later. A confirmed one is excluded: only its block leaving the chain revokes
+        # that. Retention may have removed a whale since it was found.
         beaten = [rival for rival in others if rival in whales and _last(histories, rival)[0] in WAITING | GONE]
         index = alerts.get(txid, -1)
         if index >= 0 and found[index].whale.alert.replaces is None:
@@ -85,14 +87,16 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
 
 
 def _last(histories: Mapping[str, History], txid: str) -> tuple[Kind | None, str]:
-    """Kind and ref of the newest event about a whale, the ref without its number."""
+    """Return kind and ref of the newest event about a whale, the ref without its number."""
     kind, ref = histories[txid][-1] if histories.get(txid) else (None, "")
     return kind, ref.partition("#")[0]
 
 
 def _predecessor(txid: str, beaten: Sequence[str], histories: Mapping[str, History]) -> str | None:
-    """Which of the beaten whales a new one took the place of: one that waited until now, else one that was reported as
-    replaced by it, else one that was dropped. None if all of them were replaced by others before.
+    """Return the whale among `beaten` that a new one replaced.
+
+    That is one that was still waiting, else one already reported as replaced by it, else one that was dropped. None if
+    all of them were replaced by others before.
     """
     last = {rival: _last(histories, rival) for rival in beaten}
     waiting = [rival for rival in beaten if last[rival][0] in WAITING]
@@ -102,7 +106,7 @@ def _predecessor(txid: str, beaten: Sequence[str], histories: Mapping[str, Histo
 
 
 def _here(drafts: Sequence[Draft]) -> dict[str, Whale]:
-    """The whales that are in the mempool or in a block after these drafts, of those that are new or confirmed now."""
+    """Return the whales that these drafts alert or confirm and that are in the mempool or in a block after them."""
     here: dict[str, Whale] = {}
     for draft in drafts:
         txid = draft.whale.alert.transaction_id
