@@ -1,29 +1,29 @@
-"""Host names and addresses as text: what a Host header names, and what can be listened on. Pure."""
+"""Host names and addresses as text: parsing of Host headers, and validation of hosts to listen on. Pure."""
 
 import ipaddress
 import re
 import unicodedata
 
-# The value of a Host header, and the part of a URL behind `//`: a name or an address, and a port.
+# The value of a Host header, and the part of a URL after `//`: a name or an address, and optionally a port.
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/?#@\s]+)(?::([0-9]*))?")
 HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63}){0,31}")
-# A name that the C library reads as an IPv4 address: "0", "127.1", "0x7f000001", "010.0.0.1" (octal).
-# Where the last label is a number, browsers and the C library allow nothing but an address.
+# A name that the C library parses as an IPv4 address: "0", "127.1", "0x7f000001", "010.0.0.1" (octal).
+# If the last label is a number, browsers and the C library accept only an address.
 NUMERIC = re.compile(r"(?:.*\.)?(?:0[xX][0-9A-Fa-f]*|[0-9]+)\.?")
 MAX_NAME = 253
 
 
 def split_authority(text: str) -> tuple[str, str] | None:
-    """The host in small letters without a final dot, and the port as digits ("" where there is none).
+    """Return the host in lower case without a final dot, and the port as digits ("" if there is none).
 
-    None for what is no host and port.
+    None for a text of another form.
     """
     match = AUTHORITY.fullmatch(text)
     return (match[1].lower().rstrip("."), match[2] or "") if match is not None else None
 
 
 def is_address_or_localhost(host: str) -> bool:
-    """Whether no DNS server decides where a host is. An IPv6 address is in brackets."""
+    """Return whether a host resolves without DNS. An IPv6 address is in brackets."""
     if host == "localhost":
         return True
     try:
@@ -34,7 +34,7 @@ def is_address_or_localhost(host: str) -> bool:
 
 
 def listening_fault(host: str) -> str | None:  # noqa: C901 - one return for each mistake
-    """Why nothing can listen on a host, with what was probably meant; None if it is an address or a name."""
+    """Return why a host cannot be listened on, with the probable intention; None if it is an address or a name."""
     try:
         return _address_fault(ipaddress.ip_address(host))
     except ValueError:
@@ -77,7 +77,7 @@ def _address_fault(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> st
 
 
 def _numeric_fault(host: str) -> str:
-    """The address that the C library would make of a number, in the form that everybody reads alike."""
+    """Return a fault that suggests, in dotted form, the address that the C library would parse from a number."""
     parts = []
     for part in host.removesuffix(".").split("."):
         try:
@@ -92,6 +92,9 @@ def _numeric_fault(host: str) -> str:
 
 
 def in_ascii(name: str) -> str:
-    """A host name in Punycode (RFC 3492), as browsers and DNS servers know it. Python's own codec is that of 2003."""
+    """Return a host name in Punycode (RFC 3492), the form of browsers and DNS servers.
+
+    Python's `idna` codec implements the older IDNA 2003.
+    """
     labels = unicodedata.normalize("NFC", name).lower().split(".")
     return ".".join(label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in labels)

@@ -48,7 +48,10 @@ class Families:
         return known is None or parent in (known.newest, known.spare)
 
     def refreshed(self, family: str, child: str, *, until: float) -> None:
-        """Record `child` as the newest token of its family. `until` is the expiry of the family's last token, if later."""
+        """Record `child` as the newest token of its family.
+
+        `until` is the time at which the last token of the family expires, if later than known so far.
+        """
         known = self._open.pop(family, None)
         self._open[family] = _Family(child, max(until, known.until if known is not None else 0.0))
         if len(self._open) > self._limit:

@@ -41,7 +41,7 @@ _STAND_IN = f"{_STAND_IN_HEADER}.{_base64url(STAND_IN_CLAIMS)}.{'A' * MAC_CHARAC
 
 
 class Header(Struct, frozen=True):
-    """The relevant fields of a token's header. `crit` lists extensions that must be understood; whaled supports none."""
+    """The relevant fields of a token's header. `crit` lists mandatory extensions, of which whaled supports none."""
 
     alg: str
     kid: str | None = None
