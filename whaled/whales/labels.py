@@ -102,8 +102,8 @@ class AddressBook(Struct, frozen=True):
         label that also pays, is ignored unless there is no other output.
 
         - inflow: no exchange-like owner pays, and at least one is paid. `flow_sat` is the amount that these receive.
-        - outflow: an exchange-like owner pays, and most of what leaves goes to other owners. `flow_sat` is the amount
-          that those receive, but at most the amount that the exchange-like payers give.
+        - outflow: an exchange-like owner pays, and at least half of what leaves goes to other owners. `flow_sat` is the
+          amount that those receive, but at most the amount that the exchange-like payers give.
         - internal: all but a negligible amount stays with the labels that pay, or most of what leaves an exchange-like
           owner goes to another one. `flow_sat` is the amount that the other receives, or that the payers receive at
           scripts that did not pay.
