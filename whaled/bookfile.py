@@ -66,7 +66,7 @@ def _add(path: Path, reading: Reading, key: str) -> None:
     """Read one file. Raises BookError."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise _refused(key, f"{path} is no regular file", BookFailure.UNREADABLE)
+            raise _refused(key, f"{path} is not a regular file", BookFailure.UNREADABLE)
         with path.open("rb") as file:
             before = os.fstat(file.fileno())
             encoding = _encoding(key, path, file.read(HEAD_BYTES))
@@ -79,7 +79,7 @@ def _add(path: Path, reading: Reading, key: str) -> None:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise _refused(
             key,
-            f"{path} changed while it was read: write a new file beside it and rename that (mv NEW {path})",
+            f"{path} changed while it was read: write a new file next to it and rename that (mv NEW {path})",
             BookFailure.UNREADABLE,
         )
     if not has_content:
@@ -102,7 +102,7 @@ def _encoding(key: str, path: Path, head: bytes) -> str:
             return encoding
     what = filekinds.binary(head) or filekinds.text(head.decode("utf-8", "replace"))
     if what is not None:
-        raise _refused(key, f"{path} is no address book but {what}", BookFailure.NOT_A_BOOK)
+        raise _refused(key, f"{path} is not an address book but {what}", BookFailure.NOT_A_BOOK)
     evens, odds = head[0::2].count(0), head[1::2].count(0)
     if not evens and not odds:
         return "utf-8-sig"
@@ -110,7 +110,7 @@ def _encoding(key: str, path: Path, head: bytes) -> str:
     for name, here, there in (("utf-16-le", odds, evens), ("utf-16-be", evens, odds)):
         if here > len(head) // 3 and there == 0:
             return name
-    raise _refused(key, f"{path} is no text: it has NUL bytes", BookFailure.NOT_A_BOOK)
+    raise _refused(key, f"{path} is not text: it has NUL bytes", BookFailure.NOT_A_BOOK)
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -173,13 +173,13 @@ def taken(stream: RawIOBase) -> Owners:
     """Read the result of `main` from a stream. Raises BookError as `read` does, ValueError for invalid data."""
     kind, size = HEAD.unpack(_exactly(stream, HEAD.size))
     if kind not in {TABLE, FAULTS} or size > MAX_BODY:
-        raise ValueError("no answer of this version")
+        raise ValueError("no result of this version")
     body = _exactly(stream, size)
     if kind == FAULTS:
         try:
             refusal = msgspec.json.decode(body, type=_Refusal)
         except msgspec.MsgspecError as error:
-            raise ValueError("no answer of this version") from error
+            raise ValueError("no result of this version") from error
         raise BookError(tuple(Fault(*fault) for fault in refusal.faults), reason=refusal.reason, lines=refusal.lines)
     return Owners(body)
 
@@ -191,6 +191,6 @@ def _exactly(stream: RawIOBase, size: int) -> bytearray:
     while rest:
         got = stream.readinto(rest)
         if not got:
-            raise ValueError("the answer ended early")
+            raise ValueError("the result ended early")
         rest = rest[got:]
     return body

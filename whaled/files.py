@@ -76,7 +76,7 @@ async def _read_in_time(paths: Sequence[str], limit: int) -> Owners:
     except TimeoutError:
         problem = f"{_names(paths)} could not be read within {READ_LIMIT_S:g} s"
     except (OSError, ValueError) as error:
-        problem = f"the process that reads {_names(paths)} failed ({error}); was it ended for want of memory?"
+        problem = f"the process that reads {_names(paths)} failed ({error}); was it killed for lack of memory?"
     raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.READER_FAILED)
 
 

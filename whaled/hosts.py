@@ -52,16 +52,16 @@ def listening_fault(host: str) -> str | None:  # noqa: C901 - one return for eac
     if host.startswith("["):
         return f"write an IPv6 address without brackets: {host.partition(']')[0][1:]!r}"
     if host.count(":") == 1:
-        return f"expected no port: write {host.partition(':')[0]!r}, the port stands in the key `port`"
+        return f"expected no port: write {host.partition(':')[0]!r}, the port is set by the key `port`"
     if ":" in host:
-        return "this is no IPv6 address"
+        return "this is not an IPv6 address"
     if NUMERIC.fullmatch(host):
         return _numeric_fault(host)
     if not host.isascii():
         meant = in_ascii(host)
-        return f"did you mean {meant!r}?" if HOST_NAME.fullmatch(meant) else "this is no host name"
+        return f"did you mean {meant!r}?" if HOST_NAME.fullmatch(meant) else "this is not a host name"
     if len(host) > MAX_NAME or not HOST_NAME.fullmatch(host.lower().removesuffix(".")):
-        return "this is no host name: letters, digits, hyphens and dots"
+        return "this is not a host name: letters, digits, hyphens and dots"
     return None
 
 
@@ -83,10 +83,10 @@ def _numeric_fault(host: str) -> str:
         try:
             parts.append(int(part, 16) if part[:2].lower() == "0x" else int(part, 8 if part[0] == "0" else 10))
         except ValueError:
-            return "this is no IPv4 address: four numbers from 0 to 255"
+            return "this is not an IPv4 address: four numbers from 0 to 255"
     *first, last = parts
     if len(parts) > 4 or any(part > 255 for part in first) or last >= 256 ** (4 - len(first)):
-        return "this is no IPv4 address: four numbers from 0 to 255"
+        return "this is not an IPv4 address: four numbers from 0 to 255"
     number = sum(part << 8 * (3 - index) for index, part in enumerate(first)) + last
     return f"did you mean {str(ipaddress.IPv4Address(number))!r}?"
 

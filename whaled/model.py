@@ -169,7 +169,7 @@ class UpstreamState(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a run of the daemon ended (a metric label): `clean` if it was stopped, `unclean` in any other case."""
+    """The end of a run of the daemon (a metric label): `clean` if it was stopped, `unclean` in any other case."""
 
     CLEAN = "clean"
     UNCLEAN = "unclean"

@@ -102,7 +102,7 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
     path = Path(settings.key_ring)
     if not _exists(path):
         raise KeyRingError(
-            f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: nobody could authenticate. "
+            f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: no client could authenticate. "
             "If your configuration names another, give it with --config. To make a key: "
             f"whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
         )
@@ -169,7 +169,7 @@ def ring_of(file: KeyFile, path: Path) -> KeyRing:
     """Return the ring of a file's active keys. Raises KeyRingError if there is none, or one is too weak."""
     keys = tuple(SigningKey(key.kid, _secret(key, path), key.created_at) for key in file.active)
     if not keys:
-        raise KeyRingError(f"{path} holds no key that is not retired; make one: whaled keys generate --key-ring {path}")
+        raise KeyRingError(f"{path} has no key that is not retired; make one: whaled keys generate --key-ring {path}")
     return KeyRing(keys[-1], keys, source=str(path))
 
 
@@ -235,7 +235,7 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
             raise KeyRingError(f"{path} is a key ring of version {version}; this whaled knows version 1")
         parsed = msgspec.json.decode(raw, type=KeyFile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise KeyRingError(f"{path} is no key ring: {error}") from None  # the chained error could quote a secret
+        raise KeyRingError(f"{path} is not a key ring: {error}") from None  # the chained error could quote a secret
     names = [key.kid for key in parsed.keys]
     if len(set(names)) != len(names):
         raise KeyRingError(f"{path}: two keys have the same id")
@@ -267,8 +267,8 @@ def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s:
             raise KeyRingError(f"key {kid} is retired already")
         if len(old.active) == 1 and not force:
             raise KeyRingError(
-                f"key {kid} is the last one: without it nobody can connect. Make another first (whaled keys generate), "
-                "or say --force"
+                f"key {kid} is the last one: without it no client can connect. Make another first (whaled keys "
+                "generate) or use --force"
             )
         retired = msgspec.structs.replace(found, retired_at=int(now))
         _write(file, KeyFile(version=1, keys=tuple(retired if key is found else key for key in old.keys)))

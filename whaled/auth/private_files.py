@@ -29,7 +29,7 @@ def read_bounded(descriptor: int, path: Path, sort: str) -> bytes:
     with os.fdopen(descriptor, "rb", closefd=False) as file:
         raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
-        raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: no {sort}")
+        raise KeyRingError(f"{path} is larger than {MAX_FILE_BYTES} bytes: not a {sort}")
     return raw
 
 
@@ -48,7 +48,7 @@ def check_privacy(path: Path, info: os.stat_result, name: str, *, is_credential:
     if is_credential:
         return  # its directory is systemd's
     if info.st_uid not in {0, os.geteuid()}:
-        raise KeyRingError(f"{name} belongs to user {info.st_uid}, not to root or to who runs this")
+        raise KeyRingError(f"{name} belongs to user {info.st_uid}, not to root or to the user that runs this")
     # A symbolic link and its file may be in different directories; write access to either allows replacing the file.
     check_directories(path, name)
     check_directories(path.resolve(), name)

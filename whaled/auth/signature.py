@@ -80,7 +80,7 @@ def open_token(token: str, secret_of: Callable[[str | None], bytes | None]) -> O
     first, _, payload = signed.partition(".")
     header = _header(first)
     if header is None:
-        problem, detail = TokenRefusal.MALFORMED, "the header is no JSON object with `alg`, and a text as `kid`"
+        problem, detail = TokenRefusal.MALFORMED, "the header is not a JSON object with `alg`, and a text as `kid`"
         header = _STAND_IN_PARSED
     secret = secret_of(header.kid)
     if secret is None:

@@ -205,16 +205,16 @@ def _confirm(ring: KeyRing, token: str, grant: Grant, claims: dict[str, Any]) ->
     except (jwt.PyJWTError, ValueError, RecursionError) as error:
         raise TokenError(TokenRefusal.MALFORMED, str(error)) from error
     if read != claims:
-        raise TokenError(TokenRefusal.MALFORMED, "two readers of its claims do not agree")
+        raise TokenError(TokenRefusal.MALFORMED, "two decoders of its claims disagree")
 
 
 def _claims(raw: bytes) -> dict[str, Any]:
     try:
         claims = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise TokenError(TokenRefusal.MALFORMED, "the claims are no JSON") from error
+        raise TokenError(TokenRefusal.MALFORMED, "the claims are not JSON") from error
     if not isinstance(claims, dict):
-        raise TokenError(TokenRefusal.MALFORMED, "the claims are no JSON object")
+        raise TokenError(TokenRefusal.MALFORMED, "the claims are not JSON object")
     return claims
 
 

@@ -36,7 +36,7 @@ NO_TOKEN = "holds no token: expected a JWT (three parts with dots between) or an
 def text_of(raw: bytes) -> str:
     """Decode the bytes of a file.
 
-    Raises ValueError whose text is a predicate, such as `is no text`, to follow the name of the file.
+    Raises ValueError whose text is a predicate, such as `is not text`, to follow the name of the file.
     """
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"  # written by PowerShell
@@ -47,7 +47,7 @@ def text_of(raw: bytes) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError:
-        raise ValueError("is no text: write the token as plain text, UTF-8") from None
+        raise ValueError("is not text: write the token as plain text, UTF-8") from None
 
 
 def token_in(text: str, *, may_be_opaque: bool = False) -> str:
@@ -117,7 +117,7 @@ def _of_json(text: str) -> str:
     try:
         found = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("begins like JSON, and is none") from None
+        raise ValueError("begins like JSON but is not valid JSON") from None
     if "keys" in found:
         raise ValueError(
             "is a key ring, which signs tokens and belongs to the server only; make a token with `whaled token issue`"

@@ -36,7 +36,7 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
         try:
             record = decoder.decode(line.encode("utf-8", "surrogateescape"))
         except (msgspec.MsgspecError, UnicodeError) as error:
-            report.blame(number, f"no record of BIP 329: {error}")
+            report.blame(number, f"not a BIP 329 record: {error}")
             continue
         if record.type not in {"addr", "pubkey"}:
             report.leave_out(_reason(record))

@@ -45,7 +45,7 @@ def format_of(path: Path) -> Format:
         raise LabelFileError(f"this is {what}")
     text = head.decode(_encoding(head), "replace").lstrip()
     if filekinds.is_book(text):
-        raise LabelFileError("this is an address book already: detection.address_book takes it as it is")
+        raise LabelFileError("this is an address book already: detection.address_book accepts it unchanged")
     if text.startswith("{"):
         return Format.BIP329
     lower = text.lower()

@@ -62,7 +62,7 @@ def _row(line: int, fields: Fields, options: Options, report: Report) -> Row | N
     for name in ("currency", "network"):
         chain = fields.get(name) or fields.get("currency") or fields.get("network")
         if not isinstance(chain, str):
-            report.blame(line, "the tag has no `currency`, and neither have the fields in front of the tags")
+            report.blame(line, "the tag has no `currency`, nor do the common fields")
             return None
         if chain.strip().upper() != "BTC":
             report.leave_out(f"tags in {chain.strip().upper()[:20]}")
@@ -97,10 +97,10 @@ class _Events:
             mark = error.problem_mark or error.context_mark
             place = f"line {mark.line + 1}: " if mark is not None else ""
             raise LabelFileError(
-                f"{place}no YAML: {error.problem or error.context}; was the file cut short?"
+                f"{place}not YAML: {error.problem or error.context}; was the file cut short?"
             ) from error
         except (yaml.YAMLError, UnicodeError) as error:
-            raise LabelFileError(f"no YAML: {error}") from error
+            raise LabelFileError(f"not YAML: {error}") from error
 
     def top(self) -> Any:
         """Return the first event of the document's content."""
@@ -149,7 +149,7 @@ def _pairs(events: _Events) -> Iterator[tuple[str, Any]]:
     """Yield the keys of the document, each with the first event of its value, which the caller must consume."""
     top = events.top()
     if not isinstance(top, yaml.MappingStartEvent):
-        raise LabelFileError("no TagPack: expected fields like `title:` and `tags:`")
+        raise LabelFileError("not a TagPack: expected fields like `title:` and `tags:`")
     while not isinstance(event := events.next(), yaml.MappingEndEvent):
         key = events.value(event)
         yield key if isinstance(key, str) else "", events.next()
@@ -174,7 +174,7 @@ def _header(events: _Events) -> Fields:
         if key == "actors":
             raise LabelFileError("this is an ActorPack: it has no addresses")
     if not has_tags:
-        raise LabelFileError("no TagPack: it has no `tags:`")
+        raise LabelFileError("not a TagPack: it has no `tags:`")
     return found
 
 
@@ -190,4 +190,4 @@ def _tags(events: _Events) -> Iterator[tuple[int, Fields | str]]:
                 yield line, events.mapping()
             else:
                 events.skip(start)
-                yield line, "no tag: expected fields like `address:` and `label:`"
+                yield line, "not a tag: expected fields like `address:` and `label:`"

@@ -23,8 +23,8 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
     """
     if options.type is None:
         raise LabelFileError(
-            "WalletExplorer does not say what a wallet is: give the type, like --type exchange, in a command of its "
-            "own: --type is for all files"
+            "WalletExplorer does not state the type of a wallet: give it, like --type exchange, in a separate command, "
+            "because --type applies to all files"
         )
     name, date, place, width = options.label, "", None, 0
     number, line = 0, "\n"

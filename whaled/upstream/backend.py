@@ -193,7 +193,7 @@ class Backend:
         try:
             raw = transaction_in(bytes.fromhex(text))
         except ValueError as error:
-            raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
+            raise RestError(RestFailure.GARBAGE, f"{path}: not a transaction: {error}") from error
         if raw.txid != txid or sum(value for value, _ in raw.outputs) > MAX_SAT:
             raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {raw.txid}")
         return Transaction(
@@ -225,7 +225,7 @@ class Backend:
         return _with_fee(found, fee if fee >= 0 else None)
 
     async def cached(self, txid: str) -> Transaction | None:
-        """Return, in full, a transaction that was replaced within the last day; None if the backend does not know it."""
+        """Return a transaction in full that was replaced within the last day; None if the backend does not know it."""
         path = f"tx/{_quoted(txid)}/cached"
         raw = await self._get(path, msgspec.Raw)
         if raw is None:
@@ -310,7 +310,7 @@ class Backend:
                 return None
             found = self._rest.found(path, await self._when_indexed(path))
         if len(found) != HASH_DIGITS or not set(found) <= set("0123456789abcdef"):
-            raise RestError(RestFailure.GARBAGE, f"{path}: no block hash: {found[:HASH_DIGITS]!r}")
+            raise RestError(RestFailure.GARBAGE, f"{path}: not a block hash: {found[:HASH_DIGITS]!r}")
         return found
 
     async def _when_indexed(self, path: str) -> str | None:
@@ -453,7 +453,7 @@ def _whole(path: str, raw: msgspec.Raw, txid: str | None = None) -> Transaction:
     try:
         found = transaction_of(bytes(raw))
     except UNREADABLE as error:
-        raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
+        raise RestError(RestFailure.GARBAGE, f"{path}: not a transaction: {error}") from error
     if txid is not None and found.txid != txid:
         raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {found.txid[:HASH_DIGITS]}")
     return found

@@ -48,7 +48,7 @@ class SequenceTracker:
 
 
 class ChainStep(Enum):
-    """The relation of a block to the known chain. After JUMP and REORG, verify the chain by REST before relying on it."""
+    """The relation of a block to the known chain. After JUMP and REORG, the chain must be verified by REST."""
 
     FIRST = auto()
     EXTENDS = auto()

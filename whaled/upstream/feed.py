@@ -47,7 +47,7 @@ class Outage:
         self._since = now
 
     def lost(self, now: float, connected_at: float | None) -> float:
-        """Record the loss of a link made at `connected_at`, or (None) a failed attempt. Return the outage in seconds."""
+        """Record the loss of a link made at `connected_at`, or (None) a failed attempt. Return the outage in s."""
         up_since = now if connected_at is None else connected_at
         self._down_s = max(0.0, self._down_s + (up_since - self._since) - (now - up_since))
         self._since = now

@@ -239,7 +239,7 @@ class Http:
             raise RestError(RestFailure.PROXY, f"{what}: {exc}") from exc
         except TimeoutError as exc:
             raise RestError(
-                RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout{self._through}"
+                RestFailure.TIMEOUT, f"{what}: no response within upstream.rest_timeout{self._through}"
             ) from exc
         except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
             raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc

@@ -256,7 +256,7 @@ class Link:
         if ask is None and snapshot.due is not None and now >= snapshot.due:
             self._meter.snapshot_incomplete()
             logger.warning(
-                "a projected block was not answered: what is in none of those before is asked for one by one",
+                "no response for a projected block: transactions in none of the earlier ones are requested one by one",
                 within_s=self._settings.connect_timeout,
             )
             ask = snapshot.end()
@@ -302,13 +302,13 @@ class Link:
             frame = decode(raw)
         except DialectError as exc:
             self._meter.undecodable(exc.reason)
-            self._complain(exc.reason, "unreadable frame passed over", detail=str(exc), sample=exc.sample)
+            self._complain(exc.reason, "unreadable frame skipped", detail=str(exc), sample=exc.sample)
             return None
         self._meter.received(len(raw), self._monotonic() - received_monotonic)
         malformed = len(frame.skipped) + (frame.delta.malformed if frame.delta is not None else 0)
         if malformed:
             self._meter.malformed(malformed)
-            self._complain("malformed", "unreadable parts of a frame passed over", parts=frame.skipped, count=malformed)
+            self._complain("malformed", "unreadable parts of a frame skipped", parts=frame.skipped, count=malformed)
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
             self._complain("unknown", "unknown keys in a frame", keys=_cut(frame.unknown))

@@ -1,4 +1,4 @@
-"""The reasons why a link to the mempool backend ended or could not be made, with what the operator can do about each."""
+"""The reasons why a link to the mempool backend ended or could not be made, each with advice for the operator."""
 
 import errno
 import socket
@@ -96,7 +96,7 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
         case InvalidStatus():
             return _busy(error) or LinkLostError(LossReason.HANDSHAKE, _status(error, settings))
         case InvalidHandshake():
-            return LinkLostError(LossReason.HANDSHAKE, f"no WebSocket server: {_chain(error)}; {_EXPECTED}")
+            return LinkLostError(LossReason.HANDSHAKE, f"not a WebSocket server: {_chain(error)}; {_EXPECTED}")
         case ssl.SSLCertVerificationError():
             return LinkLostError(
                 LossReason.TLS,
@@ -124,10 +124,10 @@ def not_mempool(text: str | None, settings: Upstream) -> LinkLostError:
 
     `text` is the beginning of its first message, None if it sent none.
     """
-    found = f"it said {text!r}" if text is not None else "it said nothing"
+    found = f"it sent {text!r}" if text is not None else "it sent nothing"
     return LinkLostError(
         LossReason.NOT_MEMPOOL,
-        f"no mempool backend: within {settings.connect_timeout:g} s no answer to init, {found}; {_EXPECTED}",
+        f"not a mempool backend: within {settings.connect_timeout:g} s no response to init, {found}; {_EXPECTED}",
     )
 
 
@@ -168,7 +168,7 @@ def _busy(error: InvalidStatus) -> LinkLostError | None:
     if asked_s is None:
         return LinkLostError(LossReason.BUSY, f"HTTP {status}: {limited}; no Retry-After, so the usual delays apply")
     wait_s = min(asked_s, RETRY_AFTER_LIMIT_S)
-    capped = "" if wait_s == asked_s else f", of which {wait_s:g} s are waited for"
+    capped = "" if wait_s == asked_s else f", of which whaled waits {wait_s:g} s"
     return LinkLostError(
         LossReason.BUSY, f"HTTP {status}: {limited}; Retry-After of {asked_s:g} s{capped}", wait_s=wait_s
     )
@@ -182,7 +182,7 @@ def _status(error: InvalidStatus, settings: Upstream) -> str:
         to = shown(location).replace("https://", "wss://", 1).replace("http://", "ws://", 1)
         return f"HTTP {status}, redirected to {shown(location)}; set upstream.url to {to} if that is the backend"
     if status in {401, 403}:
-        return f"HTTP {status}: the server, or a proxy before it, does not let whaled in"
+        return f"HTTP {status}: the server, or a proxy in front of it, refuses access"
     if status in {502, 503, 504}:
         return f"HTTP {status}: a proxy answered, the mempool backend behind it did not; is it running?"
     return f"HTTP {status} for {shown(settings.url)}; {_EXPECTED}"

@@ -34,7 +34,7 @@ def transaction_in(raw: bytes) -> RawTransaction:
     cursor = _Cursor(raw, 0)
     txid, inputs, outputs, stripped = _transaction(cursor)
     if cursor.at != len(raw):
-        raise SerialError(f"{len(raw) - cursor.at} bytes behind a transaction")
+        raise SerialError(f"{len(raw) - cursor.at} bytes after a transaction")
     return RawTransaction(
         txid=txid,
         vsize=(3 * stripped + len(raw)) / 4,

@@ -167,7 +167,7 @@ class Rest(Http):
             count = len(answers)
             answers.clear()  # the error is kept, and its traceback keeps this stack frame
             raise RestError(
-                RestFailure.GARBAGE, f"POST {self.shown('prevouts')}: {count} answers to {len(outpoints)} questions"
+                RestFailure.GARBAGE, f"POST {self.shown('prevouts')}: {count} results for {len(outpoints)} outpoints"
             )
         found = {}
         for outpoint, answer in zip(outpoints, answers, strict=True):
@@ -181,7 +181,7 @@ class Rest(Http):
         suppressed = self.lines.admit(failure)
         if suppressed is not None:
             logger.warning(
-                "inputs of a whale stay unknown",
+                "inputs of a whale remain unknown",
                 txid=tx.txid,
                 inputs=len(tx.inputs),
                 reason=failure.value,

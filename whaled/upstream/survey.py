@@ -50,9 +50,9 @@ class Capability(StrEnum):
 
 # The capabilities without which whales are missed, each with the effect of its absence.
 NEEDED = {
-    Capability.STREAM: "no transactions are sent, whales are found late by asking",
+    Capability.STREAM: "the backend sends no transactions, and whales are found late, by REST",
     Capability.CHAIN: "blocks cannot be scanned and the outcome of whales is unknown",
-    Capability.MEMPOOL: "what was in the mempool before the connect is not compared",
+    Capability.MEMPOOL: "the mempool from before the connect is not compared",
 }
 
 
@@ -239,8 +239,9 @@ class Survey:
         if noted is not None and noted.url != shown(self._settings.url):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
-                f"which network the backend is on cannot be found out by REST, and the event log ({noted.network}) was "
-                f"filled from {noted.url}: make {self._rest.shown_base} answer (upstream.rest_url), or go back",
+                f"the backend's network cannot be determined by REST, and the event log ({noted.network}) was "
+                f"filled from {noted.url}: make {self._rest.shown_base} respond (upstream.rest_url), "
+                "or set upstream.url back",
             )
 
     async def _noted(self) -> _Noted | None:
@@ -248,7 +249,7 @@ class Survey:
         try:
             return None if text is None else msgspec.json.decode(text, type=_Noted)
         except msgspec.DecodeError:
-            logger.warning("the note about the log's network cannot be read: it is written again", note=text)
+            logger.warning("the note of the log's network cannot be read and is written again", note=text)
             return None
 
     def _refused(self, reason: LossReason, detail: str) -> LinkLostError:

@@ -73,7 +73,7 @@ class Tunnel:
         except (OSError, UnicodeError) as error:
             raise self.proxy.error(
                 ProxyFault.TARGET,
-                f"is asked for addresses only, and {target.host} ({target.key}) cannot be resolved here: "
+                f"accepts addresses only, and {target.host} ({target.key}) cannot be resolved here: "
                 f"{_plain(error)}; with socks5h:// the proxy resolves it",
             ) from error
         # The minimum prefers IPv4, which more proxies can reach.
@@ -94,7 +94,7 @@ class Tunnel:
         except ValueError as error:
             raise self.proxy.error(ProxyFault.PROTOCOL, str(error)) from error
         if wire.received:
-            raise self.proxy.error(ProxyFault.PROTOCOL, "sent bytes behind its answer that nobody had asked for")
+            raise self.proxy.error(ProxyFault.PROTOCOL, "sent unexpected bytes after its response")
 
 
 def _plain(error: Exception) -> str:

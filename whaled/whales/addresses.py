@@ -106,7 +106,7 @@ def _segwit_fault(prefix: str, data: str) -> str | None:
 def _base58_fault(address: str) -> str | None:
     number = 0
     if not 26 <= len(address) <= 35:
-        return "is no Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
+        return "is not a Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
     digits = address.encode("ascii", "replace").translate(_BASE58_VALUES)
     if NONE in digits:
         return f"has a character that base58 does not use: {address[digits.index(NONE)]!r}"
@@ -119,5 +119,5 @@ def _base58_fault(address: str) -> str | None:
         return "has a wrong checksum: a character is mistyped"
     if payload[0] not in BASE58_VERSIONS:
         other = _FOREIGN_VERSIONS.get(payload[0])
-        return f"is an address of {other}" if other is not None else "is of no Bitcoin network"
+        return f"is an address of {other}" if other is not None else "is not of a Bitcoin network"
     return None

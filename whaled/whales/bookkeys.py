@@ -110,7 +110,7 @@ def _fault_in_hex(text: str) -> str | None:
     if len(text) % 2:
         return "has an odd number of hex digits"
     if _looks_like_key(text):
-        return None if _is_point(text) else "is no point of the curve: a character is mistyped"
+        return None if _is_point(text) else "is not a point of the curve: a character is mistyped"
     if len(text) == 64:
         return (
             "is 32 bytes: a transaction id, a hash or an x-only key; expected an address, a public key of 33 or 65 "
@@ -121,10 +121,10 @@ def _fault_in_hex(text: str) -> str | None:
     if len(text) > 2 * MAX_SCRIPT_BYTES:
         return f"has more than {MAX_SCRIPT_BYTES} bytes"
     if not _is_whole(bytes.fromhex(text)):
-        return "is no whole scriptPubKey, and no public key of 33 bytes (02, 03) or 65 bytes (04)"
+        return "is not a complete scriptPubKey, and no public key of 33 bytes (02, 03) or 65 bytes (04)"
     key = of_script(text)
     if key != text and not _is_point(text[2:-2]):
-        return "has a public key that is no point of the curve: a character is mistyped"
+        return "has a public key that is not a point of the curve: a character is mistyped"
     return None
 
 

@@ -210,7 +210,7 @@ def _fault_in(label: str, address: str, kind: str) -> str | None:
         return None
     found = f"type must be one of {', '.join(OwnerType)}; found {kind[:MAX_LABEL]!r}"
     if label.lower() in _NUMBERS:
-        return f"{found}; label and type are in each other's place"
+        return f"{found}; label and type are swapped"
     if "#" in kind:
         return f"{found}; a comment has a line of its own"
     meant = next((each for word, each in _MEANT.items() if word in kind.lower()), None)

@@ -51,7 +51,7 @@ def text(head: str) -> str | None:
         return None
     what = next((what for start, what in _TEXTS.items() if head.startswith(start)), None)
     if what is None and _ANSWER.fullmatch(head.strip()):
-        return f"the answer of a server, {first[:60]!r}: the download failed"
+        return f"the response of a server, {first[:60]!r}: the download failed"
     if what is None and _TAGPACK.search(head):
         return f"YAML; {IMPORT} if it is a GraphSense TagPack"
     return what
