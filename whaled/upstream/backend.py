@@ -134,13 +134,13 @@ class Backend:
     ) -> None:
         self._rest = rest
         # One slot fewer than the REST client has, so that the inputs of a live whale never wait for the backfill.
-        self._places = asyncio.Semaphore(max(1, min(at_once, rest.concurrency - 1)))
+        self._slots = asyncio.Semaphore(max(1, min(at_once, rest.concurrency - 1)))
         self._spacing_s = 1.0 / per_second
         self._monotonic = monotonic
         self._next = 0.0
         self.answered = 0
 
-    async def _turn(self) -> None:
+    async def _wait_turn(self) -> None:
         now = self._monotonic()
         at = max(now, self._next)
         self._next = at + self._spacing_s
@@ -148,16 +148,16 @@ class Backend:
             await asyncio.sleep(at - now)
 
     async def _get(self, path: str, kind: Any) -> Any:
-        async with self._place():
+        async with self._slot():
             answer = await self._rest.get(path, kind)
         self.answered += 1
         return answer
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def _slot(self) -> AsyncIterator[None]:
         """Wait for the rate limit and for a free slot, and hold the slot."""
-        await self._turn()
-        async with self._places:
+        await self._wait_turn()
+        async with self._slots:
             yield
 
     async def mempool(self) -> list[str]:
@@ -186,7 +186,7 @@ class Backend:
         It takes one call to the node, however many inputs there are. None if the backend does not know the transaction.
         """
         path = f"tx/{_quoted(txid)}/hex"
-        async with self._place():
+        async with self._slot():
             text = await self._rest.text(path)
         if text is None:
             return None
@@ -288,7 +288,7 @@ class Backend:
 
     async def tip_height(self) -> int:
         """Return the height of the best block that the backend has; its node may be ahead."""
-        async with self._place():
+        async with self._slot():
             return await self._rest.tip_height()
 
     async def block_hash(self, height: int) -> str | None:
@@ -298,7 +298,7 @@ class Backend:
         """
         path = f"block-height/{height}"
         try:
-            async with self._place():
+            async with self._slot():
                 found = await self._rest.text(path)
         except RestError as error:
             if error.reason is RestFailure.SERVER_ERROR and height > await self.tip_height():
@@ -320,7 +320,7 @@ class Backend:
         while found is None and tries > 0:
             tries -= 1
             await asyncio.sleep(INDEX_WAIT_S)
-            await self._turn()
+            await self._wait_turn()
             found = await self._rest.text(path)
         return found
 
@@ -406,7 +406,7 @@ class Backend:
 
     async def raw_block(self, block_hash: str) -> bytes | None:
         """Return a block in its network serialisation; None from a backend without this call."""
-        async with self._place():
+        async with self._slot():
             return await self._rest.raw(f"block/{block_hash}/raw")
 
 

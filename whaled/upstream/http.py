@@ -153,25 +153,25 @@ class Http:
 
         Raises RestError after the last attempt.
         """
-        return self._decoded(path, kind, await self._ask("GET", path))
+        return self._decoded(path, kind, await self._request("GET", path))
 
     async def post(self, path: str, body: object, kind: type[T]) -> T | None:
         """Return the JSON response to a POST of `body` as JSON, decoded as `kind`; None as for `get`.
 
         The call must have no side effects: it may be sent more than once.
         """
-        return self._decoded(path, kind, await self._ask("POST", path, msgspec.json.encode(body)))
+        return self._decoded(path, kind, await self._request("POST", path, msgspec.json.encode(body)))
 
     async def text(self, path: str) -> str | None:
         """Return the plain text response to a GET; None as for `get`."""
-        raw = await self._ask("GET", path)
+        raw = await self._request("GET", path)
         return None if raw is None else raw.decode("utf-8", "replace").strip()
 
     async def raw(self, path: str) -> bytes | None:
         """Return the body of the response to a GET, undecoded; None as for `get`."""
-        return await self._ask("GET", path)
+        return await self._request("GET", path)
 
-    async def _ask(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
+    async def _request(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_transient),
             # A Retry-After that exceeds the total ends the call at once.
@@ -184,8 +184,8 @@ class Http:
 
     def _delay_s(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after_s if isinstance(error, RestError) else None
-        return self._backoff(state) if asked is None else asked
+        requested_s = error.retry_after_s if isinstance(error, RestError) else None
+        return self._backoff(state) if requested_s is None else requested_s
 
     async def _attempt(self, method: str, path: str, body: bytes | None) -> bytes | None:
         async with self._slots:
@@ -234,7 +234,7 @@ class Http:
                 self._compare_clocks(response.headers.get("Date"))
                 if limit_bytes is not None and response.status == 200:
                     return await response.content.read(limit_bytes)
-                return await self._answer(what, response)
+                return await self._body(what, response)
         except ProxyError as exc:
             raise RestError(RestFailure.PROXY, f"{what}: {exc}") from exc
         except TimeoutError as exc:
@@ -263,7 +263,7 @@ class Http:
                 suppressed=suppressed,
             )
 
-    async def _answer(self, what: str, response: aiohttp.ClientResponse) -> bytes | None:
+    async def _body(self, what: str, response: aiohttp.ClientResponse) -> bytes | None:
         status = response.status
         if status in {404, 204}:
             return None
@@ -296,8 +296,8 @@ class Http:
             reason = RestFailure.RATE_LIMITED
         elif status >= 500:
             reason = RestFailure.SERVER_ERROR
-        asked_s = retry_after_s(response.headers.getall("Retry-After", ()), self._clock())
-        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=asked_s)
+        delay_s = retry_after_s(response.headers.getall("Retry-After", ()), self._clock())
+        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=delay_s)
 
     def _decoded(self, path: str, kind: type[T], raw: bytes | None) -> T | None:
         if raw is None:

@@ -86,11 +86,11 @@ class _Silence:
         self._lasted_s = 0.0
         self.pings = 0
 
-    def broken(self) -> None:
+    def reset(self) -> None:
         self._lasted_s = 0.0
         self.pings = 0
 
-    def passed(self, seconds: float) -> None:
+    def add(self, seconds: float) -> None:
         """Add `seconds` of silence that did not last until the next action."""
         self._lasted_s += seconds
 
@@ -101,7 +101,7 @@ class _Silence:
         """Return the time until the next ping is due or the link is stale, in seconds."""
         return self._due_s() - self._lasted_s
 
-    def endured(self) -> bool:
+    def elapsed(self) -> bool:
         """Record that `remaining_s` passed in silence. Return True if the link is now stale, False if a ping is due."""
         self._lasted_s = self._due_s()
         return self.pings > 0 and self._lasted_s >= self._stale_after_s
@@ -157,7 +157,7 @@ class Link:
         try:
             connecting = _Connect(
                 settings.url,
-                **_way(settings),
+                **_connect_arguments(settings),
                 proxy=None,  # keeps websockets from reading the environment; whaled uses its own tunnel
                 compression=None,  # the backend does not accept it
                 open_timeout=settings.connect_timeout,
@@ -210,13 +210,13 @@ class Link:
             elif silence.pings > 1:
                 change = self.state.become(UpstreamState.DEGRADED, "a ping is unanswered")
             is_new = received is not None and in_sync and (not was_in_sync or received.continuity in MISSED)
-            ask = self._next_question(snapshot, received, is_new=is_new)
+            request = self._next_request(snapshot, received, is_new=is_new)
             for each in self._changes(change):
                 yield each
             if received is not None:
                 yield received
-            if ask is not None:
-                await self._send(connection, ask)
+            if request is not None:
+                await self._send(connection, request)
                 if snapshot.is_over:
                     yield SnapshotTaken()
             raw = await self._receive(connection, silence, snapshot.due)
@@ -239,7 +239,7 @@ class Link:
             raise self._surveyor.refusal
         return self.state.lacks(self._surveyor.shortfall)
 
-    def _next_question(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
+    def _next_request(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
         """Return the next frame to send in a snapshot round, if any, after this message.
 
         With `is_new` a new round begins.
@@ -248,19 +248,19 @@ class Link:
         frame = received.frame if received is not None else None
         if frame is not None and frame.projected is not None:
             snapshot.projected(len(frame.projected))
-        ask = None
+        request = None
         if is_new:
-            ask = snapshot.begin(now)
+            request = snapshot.begin(now)
         elif frame is not None and frame.snapshot is not None:
-            ask = snapshot.answered(frame.snapshot, now)
-        if ask is None and snapshot.due is not None and now >= snapshot.due:
+            request = snapshot.answered(frame.snapshot, now)
+        if request is None and snapshot.due is not None and now >= snapshot.due:
             self._meter.snapshot_incomplete()
             logger.warning(
                 "no response for a projected block: transactions in none of the earlier ones are requested one by one",
                 within_s=self._settings.connect_timeout,
             )
-            ask = snapshot.end()
-        return ask
+            request = snapshot.end()
+        return request
 
     async def _receive(self, connection: ClientConnection, silence: _Silence, due: float | None) -> bytes | None:
         """Return the next message; None after a ping was sent, or once `due` has passed."""
@@ -272,14 +272,14 @@ class Link:
                 raw = await connection.recv(decode=False)
         except TimeoutError:
             if waited_s < remaining_s:
-                silence.passed(waited_s)
+                silence.add(waited_s)
                 return None
-            if silence.endured():
+            if silence.elapsed():
                 raise stale(self._settings) from None
             silence.pings += 1
             await self._ping(connection)
             return None
-        silence.broken()
+        silence.reset()
         return raw
 
     async def _ping(self, connection: ClientConnection) -> None:
@@ -302,16 +302,16 @@ class Link:
             frame = decode(raw)
         except DialectError as exc:
             self._meter.undecodable(exc.reason)
-            self._complain(exc.reason, "unreadable frame skipped", detail=str(exc), sample=exc.sample)
+            self._log_fault(exc.reason, "unreadable frame skipped", detail=str(exc), sample=exc.sample)
             return None
         self._meter.received(len(raw), self._monotonic() - received_monotonic)
         malformed = len(frame.skipped) + (frame.delta.malformed if frame.delta is not None else 0)
         if malformed:
             self._meter.malformed(malformed)
-            self._complain("malformed", "unreadable parts of a frame skipped", parts=frame.skipped, count=malformed)
+            self._log_fault("malformed", "unreadable parts of a frame skipped", parts=frame.skipped, count=malformed)
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
-            self._complain("unknown", "unknown keys in a frame", keys=_cut(frame.unknown))
+            self._log_fault("unknown", "unknown keys in a frame", keys=_shortened(frame.unknown))
         return Received(
             frame=frame,
             received_at=received_at,
@@ -335,7 +335,7 @@ class Link:
             )
         return continuity
 
-    def _complain(self, kind: str, event: str, **fields: object) -> None:
+    def _log_fault(self, kind: str, event: str, **fields: object) -> None:
         suppressed = self._sampler.admit(kind)
         if suppressed is not None:
             logger.warning(event, **fields, suppressed=suppressed)
@@ -353,11 +353,11 @@ class Link:
         return {"url": shown(self._settings.url), **known}
 
 
-def _cut(keys: Sequence[str]) -> list[str]:
+def _shortened(keys: Sequence[str]) -> list[str]:
     return [key[:KEY_CHARS] for key in keys[:KEYS_SHOWN]]
 
 
-def _way(settings: Upstream) -> dict[str, Any]:
+def _connect_arguments(settings: Upstream) -> dict[str, Any]:
     """Return the connect arguments for a Unix socket, if one is configured.
 
     The Host header and the TLS check still use the URL's host.

@@ -132,13 +132,13 @@ class Rest(Http):
         chunks = [wanted[start : start + PREVOUTS_LIMIT] for start in range(0, len(wanted), PREVOUTS_LIMIT)]
         failed: dict[_Outpoint, RestError] = {}
 
-        async def ask(chunk: Sequence[_Outpoint]) -> None:
+        async def fetch(chunk: Sequence[_Outpoint]) -> None:
             try:
                 spent.update(await self._spent_chunk(chunk))
             except RestError as error:
                 failed.update(dict.fromkeys(chunk, error))
 
-        async def ask_spender(tx: Transaction) -> None:
+        async def fetch_spender(tx: Transaction) -> None:
             # gettxout does not find an output whose spender is mined; the spending transaction still has its prevouts.
             try:
                 spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _Spender)
@@ -149,7 +149,7 @@ class Rest(Http):
 
         async with asyncio.TaskGroup() as group:
             for chunk in chunks:
-                group.create_task(ask(chunk))
+                group.create_task(fetch(chunk))
         async with asyncio.TaskGroup() as group:
             for tx in transactions:
                 unknown = [outpoint for outpoint in missing[tx.txid] if outpoint not in spent]
@@ -157,7 +157,7 @@ class Rest(Http):
                 if error is not None:
                     problems[tx.txid] = error
                 elif unknown and len(tx.inputs) <= INPUTS_LIMIT:
-                    group.create_task(ask_spender(tx))
+                    group.create_task(fetch_spender(tx))
 
     async def _spent_chunk(self, outpoints: Sequence[_Outpoint]) -> dict[_Outpoint, Output]:
         answers = await self.post("prevouts", outpoints, list[Raw])

@@ -29,7 +29,7 @@ class SnapshotRound:
 
     def begin(self, now: float) -> str:
         """Begin a round. Return the first request."""
-        return self._ask(0, now)
+        return self._request(0, now)
 
     @property
     def is_over(self) -> bool:
@@ -50,14 +50,14 @@ class SnapshotRound:
             return None
         if self._index >= self._count - 1 or not snapshot.transactions:
             return self.end()
-        return self._ask(self._index + 1, now)
+        return self._request(self._index + 1, now)
 
     def end(self) -> str:
         """End the round. Return the frame that ends the tracking."""
         self._index = None
         return track_block_frame(-1)
 
-    def _ask(self, index: int, now: float) -> str:
+    def _request(self, index: int, now: float) -> str:
         self._index = index
         self._due = now + self._timeout_s
         return track_block_frame(index)

@@ -150,7 +150,7 @@ class Survey:
             self._rest.routes.mode = info.backend
         try:
             async with asyncio.timeout(CONNECT_WAIT_S):
-                await self._look()
+                await self._survey()
         except TimeoutError:
             await self._without_network()
         if self.refusal is not None:
@@ -167,25 +167,25 @@ class Survey:
                     await self._link_up.wait()
             except TimeoutError:
                 delay_s = min(delay_s * 2, RECHECK_S)
-                await self._look_again()
+                await self._survey_again()
             else:
                 self._link_up.clear()
                 delay_s = RECHECK_FIRST_S
 
-    async def _look_again(self) -> None:
+    async def _survey_again(self) -> None:
         if self._reported and self.refusal is None:
-            await self._look()
+            await self._survey()
             self._report()
 
-    async def _look(self) -> None:
+    async def _survey(self) -> None:
         if self._rest.routes.mode == ESPLORA:
             await self._find_electrs()
         async with asyncio.TaskGroup() as group:
-            asked = group.create_task(self._network())
-            chain = group.create_task(self._answers_chain())
-            mempool = group.create_task(self._answers_mempool())
+            network_task = group.create_task(self._network())
+            chain = group.create_task(self._provides_chain())
+            mempool = group.create_task(self._provides_mempool())
             prevouts = group.create_task(self._probe("prevouts", b"[]"))
-        network = asked.result()
+        network = network_task.result()
         self._note(Capability.NETWORK, network is not None)
         self._note(Capability.CHAIN, chain.result())
         self._note(Capability.MEMPOOL, mempool.result())
@@ -281,11 +281,11 @@ class Survey:
                 return True
         return False
 
-    async def _answers_chain(self) -> bool:
+    async def _provides_chain(self) -> bool:
         named = self._named()
         return await self._block_hash(named[0][0] if named else 0) is not None
 
-    async def _answers_mempool(self) -> bool:
+    async def _provides_mempool(self) -> bool:
         """Return whether the mempool call is answered. The count is tried first: the list of txids may have 20 MB."""
         if _is_mempool(await self._probe("mempool")):
             return True

@@ -48,7 +48,7 @@ class Reading:
                 entry = book.entry(line)
             except LineFaultError as error:
                 problem = f"{error}{CUT_SHORT}" if ends_lines and not is_whole else str(error)
-                self._blame(Fault(f"line {number}", problem, name))
+                self._add_fault(Fault(f"line {number}", problem, name))
                 continue
             finally:
                 ends_lines = is_whole
@@ -108,7 +108,7 @@ class Reading:
             return
         raise BookError((Fault("detection.max_book_addresses", problem),), reason=BookFailure.TOO_LARGE)
 
-    def _blame(self, fault: Fault) -> None:
+    def _add_fault(self, fault: Fault) -> None:
         self._wrong_lines += 1
         if len(self._faults) < MAX_FAULTS:
             self._faults.append(fault)

@@ -48,16 +48,16 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
     whatever reported it.
     """
     found = list(drafts)
-    here = _here(drafts)
-    if not here:
+    present = _present(drafts)
+    if not present:
         return found
-    spent = {txid: whale.outpoints for txid, whale in here.items() if whale.outpoints}
-    stored = await event_log.outpoints([txid for txid in here if txid not in spent])
+    spent = {txid: whale.outpoints for txid, whale in present.items() if whale.outpoints}
+    stored = await event_log.outpoints([txid for txid in present if txid not in spent])
     spent.update((txid, tuple(outpoints)) for txid, outpoints in stored.items())
     by_outpoint = await event_log.rivals({outpoint for outpoints in spent.values() for outpoint in outpoints})
     rivals = {
         txid: list(
-            dict.fromkeys(rival for each in outpoints for rival in by_outpoint.get(each, ()) if rival not in here)
+            dict.fromkeys(rival for each in outpoints for rival in by_outpoint.get(each, ()) if rival not in present)
         )
         for txid, outpoints in spent.items()
     }
@@ -66,7 +66,7 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
         return found
     histories = await event_log.histories(names)
     whales = await event_log.whales(names)
-    spoken_of = {draft.whale.alert.transaction_id for draft in drafts}
+    mentioned = {draft.whale.alert.transaction_id for draft in drafts}
     alerts: dict[str, int] = {}
     for index, draft in enumerate(drafts):
         if draft.kind is Kind.ALERT:
@@ -74,15 +74,15 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
     for txid, others in rivals.items():
         # A dropped whale may be replaced later. A confirmed one is excluded: only its block leaving the chain revokes
         # that. Retention may have removed a whale since it was found.
-        beaten = [rival for rival in others if rival in whales and _last(histories, rival)[0] in WAITING | GONE]
+        losers = [rival for rival in others if rival in whales and _last(histories, rival)[0] in WAITING | GONE]
         index = alerts.get(txid, -1)
         if index >= 0 and found[index].whale.alert.replaces is None:
-            whale = lifecycle.replacing(found[index].whale, _predecessor(txid, beaten, histories))
+            whale = lifecycle.replacing(found[index].whale, _predecessor(txid, losers, histories))
             found[index] = replace(found[index], whale=whale)
-        for rival in beaten:
+        for rival in losers:
             draft = lifecycle.replaced(whales[rival], txid, drafts[0].at)
-            if rival not in spoken_of and (news := next_event(draft, histories[rival])) is not None:
-                found.append(news)
+            if rival not in mentioned and (event := next_event(draft, histories[rival])) is not None:
+                found.append(event)
     return found
 
 
@@ -92,26 +92,26 @@ def _last(histories: Mapping[str, History], txid: str) -> tuple[Kind | None, str
     return kind, ref.partition("#")[0]
 
 
-def _predecessor(txid: str, beaten: Sequence[str], histories: Mapping[str, History]) -> str | None:
-    """Return the whale among `beaten` that a new one replaced.
+def _predecessor(txid: str, losers: Sequence[str], histories: Mapping[str, History]) -> str | None:
+    """Return the whale among `losers` that a new one replaced.
 
     That is one that was still waiting, else one already reported as replaced by it, else one that was dropped. None if
     all of them were replaced by others before.
     """
-    last = {rival: _last(histories, rival) for rival in beaten}
-    waiting = [rival for rival in beaten if last[rival][0] in WAITING]
-    reported = [rival for rival in beaten if last[rival] == (Kind.REPLACED, txid)]
-    dropped = [rival for rival in beaten if last[rival][0] is Kind.DROPPED]
+    last = {rival: _last(histories, rival) for rival in losers}
+    waiting = [rival for rival in losers if last[rival][0] in WAITING]
+    reported = [rival for rival in losers if last[rival] == (Kind.REPLACED, txid)]
+    dropped = [rival for rival in losers if last[rival][0] is Kind.DROPPED]
     return next(reversed(waiting or reported or dropped), None)
 
 
-def _here(drafts: Sequence[Draft]) -> dict[str, Whale]:
+def _present(drafts: Sequence[Draft]) -> dict[str, Whale]:
     """Return the whales that these drafts alert or confirm and that are in the mempool or in a block after them."""
-    here: dict[str, Whale] = {}
+    present: dict[str, Whale] = {}
     for draft in drafts:
         txid = draft.whale.alert.transaction_id
         if draft.kind in {Kind.ALERT, Kind.CONFIRMED}:
-            here.setdefault(txid, draft.whale)
+            present.setdefault(txid, draft.whale)
         elif draft.kind in GONE:
-            here.pop(txid, None)
-    return here
+            present.pop(txid, None)
+    return present

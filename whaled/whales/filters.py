@@ -235,7 +235,7 @@ def _usd(key: str, value: object) -> float:
     return _number(key, value, 0, 1e15)
 
 
-def _part(key: str, value: object) -> float:
+def _fraction(key: str, value: object) -> float:
     return _number(key, value, 0, 1)
 
 
@@ -290,11 +290,11 @@ def _strings(key: str, value: object, limit: int) -> list[str]:
     if not 1 <= len(value) <= limit:
         raise _invalid(key, f"must have 1 to {limit} entries, found {len(value)}; leave it out to allow any")
     if set(map(type, value)) != {str} or not all(value) or len(max(value, key=len)) > MAX_NAME:
-        _look_at_each(key, value)
+        _check_each(key, value)
     return list(value)
 
 
-def _look_at_each(key: str, values: Sequence[object]) -> None:
+def _check_each(key: str, values: Sequence[object]) -> None:
     for index, entry in enumerate(values):
         if not isinstance(entry, str):
             raise _invalid(f"{key}[{index}]", f"must be a string, found {_kind(entry)}")
@@ -329,8 +329,8 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, object], object]]]] = {
     "min_flow_btc": ("min_flow_sat", _amount),
     "min_usd": ("min_usd", _usd),
     "flow_types": ("flow_types", _flows),
-    "min_urgency": ("min_urgency", _part),
-    "min_confidence": ("min_confidence", _part),
+    "min_urgency": ("min_urgency", _fraction),
+    "min_confidence": ("min_confidence", _fraction),
     "exchanges": ("exchanges", _exchanges),
     "rules": ("rules", _rules),
     "kinds": ("kinds", _kinds),

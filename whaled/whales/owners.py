@@ -246,12 +246,12 @@ class Packer:
         for group in groups:
             members.extend(group)
             group_ends.append(len(members))
-        told = notes(self)
-        remarks = msgspec.json.encode(told) if told else b""
-        sizes = (len(checks), len(names), labels, several, len(groups), len(members), bits, len(text), len(remarks))
+        remarks = notes(self)
+        encoded = msgspec.json.encode(remarks) if remarks else b""
+        sizes = (len(checks), len(names), labels, several, len(groups), len(members), bits, len(text), len(encoded))
         header = HEADER.pack(MAGIC, *sizes, *self._networks)
         kinds = bytes(kind for _, kind in names)
-        parts = (header, starts, checks, owned, ends, group_ends, members, digests, kinds, text, remarks)
+        parts = (header, starts, checks, owned, ends, group_ends, members, digests, kinds, text, encoded)
         return Owners(b"".join(parts))
 
     def _by_key(self) -> Iterator[tuple[tuple[int, bytes], list[int]]]:
