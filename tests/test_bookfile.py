@@ -117,8 +117,8 @@ async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding
             b'"#Wallet Huobi.com. Updated to block 523401"\n',
             "an export of WalletExplorer; `whaled labels import` makes",
         ),
-        (b"Not Found", "the answer of a server, 'Not Found': the download failed"),
-        (b"403: Forbidden\n", "the answer of a server, '403: Forbidden': the download failed"),
+        (b"Not Found", "the response of a server, 'Not Found': the download failed"),
+        (b"403: Forbidden\n", "the response of a server, '403: Forbidden': the download failed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a pointer of Git LFS, not the file itself"),
         (b'[{"label":"x"}]', "JSON"),
     ],
@@ -127,7 +127,7 @@ async def test_a_file_that_is_no_csv_is_named(tmp_path: Path, read: Read, conten
     path = tmp_path / "book.csv"
     path.write_bytes(content + b" " * 20_000)
     (problem,) = await refused(read, path)
-    assert problem.startswith(f"detection.address_book: {path} is no address book but {what}")
+    assert problem.startswith(f"detection.address_book: {path} is not an address book but {what}")
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ async def test_a_file_that_is_missing_is_named_in_plain_words(tmp_path: Path, re
 async def test_a_binary_file_is_named(tmp_path: Path, read: Read) -> None:
     path = tmp_path / "book.csv"
     path.write_bytes(random.Random(1).randbytes(20_000))
-    assert await refused(read, path) == [f"detection.address_book: {path} is no text: it has NUL bytes"]
+    assert await refused(read, path) == [f"detection.address_book: {path} is not text: it has NUL bytes"]
 
 
 @pytest.mark.parametrize("text", ["", "label,address,type\n", "\ufeff# nothing\n\n" + "#\n" * 10_000])
@@ -183,7 +183,7 @@ async def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, mon
     monkeypatch.setattr("whaled.whales.books.Reading.add", growing)
     (problem,) = await refused(here, path)
     assert problem == (
-        f"detection.address_book: {path} changed while it was read: write a new file beside it and rename that "
+        f"detection.address_book: {path} changed while it was read: write a new file next to it and rename that "
         f"(mv NEW {path})"
     )
 
@@ -285,10 +285,10 @@ async def test_a_file_that_is_none_or_cannot_be_read_is_named(tmp_path: Path, re
     assert (await refused(read, tmp_path / "none"))[0].startswith(
         f"detection.address_book: cannot read {tmp_path}/none"
     )
-    assert await refused(read, tmp_path) == [f"detection.address_book: {tmp_path} is no regular file"]
+    assert await refused(read, tmp_path) == [f"detection.address_book: {tmp_path} is not a regular file"]
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    assert await refused(read, fifo) == [f"detection.address_book: {fifo} is no regular file"]
+    assert await refused(read, fifo) == [f"detection.address_book: {fifo} is not a regular file"]
 
 
 async def test_a_process_that_is_killed_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -65,23 +65,26 @@ def test_what_a_public_key_pays_is_labelled_in_alerts_without_an_address() -> No
 @pytest.mark.parametrize(
     ("key", "problem"),
     [
-        (COMPRESSED[:-1] + "1", f"public key '{COMPRESSED[:-1]}1' is no point of the curve: a character is mistyped"),
-        (GENESIS[:-1] + "e", "is no point of the curve: a character is mistyped"),
-        ("02" + f"{FIELD + 1:064x}", "is no point of the curve"),
-        (f"21{COMPRESSED[:-1]}1ac", "has a public key that is no point of the curve: a character is mistyped"),
+        (
+            COMPRESSED[:-1] + "1",
+            f"public key '{COMPRESSED[:-1]}1' is not a point of the curve: a character is mistyped",
+        ),
+        (GENESIS[:-1] + "e", "is not a point of the curve: a character is mistyped"),
+        ("02" + f"{FIELD + 1:064x}", "is not a point of the curve"),
+        (f"21{COMPRESSED[:-1]}1ac", "has a public key that is not a point of the curve: a character is mistyped"),
         (
             COMPRESSED[2:],
             "is 32 bytes: a transaction id, a hash or an x-only key; expected an address, a public key of",
         ),
-        (COMPRESSED[:-4], "is no whole scriptPubKey, and no public key of 33 bytes (02, 03) or 65 bytes (04)"),
+        (COMPRESSED[:-4], "is not a complete scriptPubKey, and no public key of 33 bytes (02, 03) or 65 bytes (04)"),
         (COMPRESSED[:-1], "has an odd number of hex digits"),
         (ADDRESS_SCRIPT[4:], "is a hash of 20 bytes; expected the address that it makes"),
-        (ADDRESS_SCRIPT[:-2], "is no whole scriptPubKey"),
+        (ADDRESS_SCRIPT[:-2], "is not a complete scriptPubKey"),
         ("51" * 401, "has more than 400 bytes"),
         ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "is an address of Ethereum"),
         ("51024e73", None),
         ("4c0161", None),
-        ("4d0100", "is no whole scriptPubKey"),
+        ("4d0100", "is not a complete scriptPubKey"),
     ],
 )
 def test_what_is_wrong_with_a_key_is_named(key: str, problem: str | None) -> None:

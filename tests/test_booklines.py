@@ -110,7 +110,7 @@ def test_separators_orders_and_additions_that_show_are_read(lines: list[str]) ->
             [f"exchange,{HOT},Example"],
             (
                 "type must be one of exchange, custodian, service, miner, fund, government, own, other; found "
-                "'Example'; label and type are in each other's place"
+                "'Example'; label and type are swapped"
             ),
         ),
         ([f"A,{HOT},mining pool"], "government, own, other; found 'mining pool'; the nearest is miner"),

@@ -423,7 +423,7 @@ async def test_a_flood_of_garbage_is_counted_each_and_logged_once(backend: Backe
                 group.create_task(peer.send(*["<html>"] * 50, recorded(FIRST_RUN)[2]))
                 await until(stream, Received, has_delta)
     assert meter.faults == [DialectFault.MALFORMED] * 50
-    (line,) = [line for line in lines if line["event"] == "unreadable frame passed over"]
+    (line,) = [line for line in lines if line["event"] == "unreadable frame skipped"]
     assert line["sample"] == "<html>"
 
 
@@ -650,7 +650,7 @@ async def test_nothing_listening_is_refused_on_every_address_of_a_name(meter: Re
     [
         (HTTPStatus.NOT_FOUND, None, r"HTTP 404 for ws://.*/x; is upstream.url a mempool backend\? .*/api/v1/ws"),
         (HTTPStatus.OK, None, "HTTP 200 .*is upstream.url a mempool backend"),
-        (HTTPStatus.FORBIDDEN, None, "HTTP 403: the server, or a proxy before it, does not let whaled in"),
+        (HTTPStatus.FORBIDDEN, None, "HTTP 403: the server, or a proxy in front of it, refuses access"),
         (HTTPStatus.BAD_GATEWAY, None, "HTTP 502: a proxy answered, the mempool backend behind it did not"),
         (HTTPStatus.FOUND, "https://h/ws", "302, redirected to https://h/ws; set upstream.url to wss://h/ws"),
         (HTTPStatus.MOVED_PERMANENTLY, "https://[::1", "301, redirected to"),
@@ -725,7 +725,7 @@ async def test_a_silent_websocket_is_no_mempool_backend(backend: Backend, meter:
     backend.init = None
     reason, detail = await lost_at(backend.url(), meter, connect_timeout=0.1)
     assert reason is LossReason.NOT_MEMPOOL
-    assert "it said nothing" in detail
+    assert "it sent nothing" in detail
 
 
 async def test_a_broken_websocket_frame_is_a_protocol_error(backend: Backend, meter: Recorder) -> None:

@@ -139,8 +139,8 @@ def test_bip_329_gives_addresses_and_keys_and_counts_the_rest(tmp_path: Path, en
     }
     assert [(line, problem.partition(":")[0]) for line, problem in report.faults] == [
         (14, f"address '{A[:-1]}z' has a wrong checksum"),
-        (15, "no record of BIP 329"),
-        (16, "no record of BIP 329"),
+        (15, "not a BIP 329 record"),
+        (16, "not a BIP 329 record"),
     ]
 
 
@@ -167,9 +167,9 @@ def test_tags_of_a_tagpack_inherit_what_stands_in_front_of_and_behind_them(tmp_p
     assert dict(report.left_out) == {"tags in ETH": 1, "tags of transactions": 1}
     assert report.read == 9
     assert [problem for _, problem in report.faults] == [
-        "the tag has no `currency`, and neither have the fields in front of the tags",
+        "the tag has no `currency`, nor do the common fields",
         f"address '{D[:-1]}z' has a wrong checksum: a character is mistyped",
-        "no tag: expected fields like `address:` and `label:`",
+        "not a tag: expected fields like `address:` and `label:`",
     ]
     assert report.faults[2][0] == 1 + TAGPACK.split("\n").index("- just a text")
 
@@ -188,14 +188,14 @@ def test_concepts_say_what_an_owner_is_where_no_category_does(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (f"title: x\ntags:\n- address: {A}\n  label: 'cut sho", "line 4: no YAML: "),
-        ("title: x\ntags:\n- a: [", "no YAML: "),
-        ("title: x\nlabel: y\n", "no TagPack: it has no `tags:`"),
-        ("- title: x\n", "no TagPack: expected fields like"),
-        ("", "no TagPack: expected fields like"),
+        (f"title: x\ntags:\n- address: {A}\n  label: 'cut sho", "line 4: not YAML: "),
+        ("title: x\ntags:\n- a: [", "not YAML: "),
+        ("title: x\nlabel: y\n", "not a TagPack: it has no `tags:`"),
+        ("- title: x\n", "not a TagPack: expected fields like"),
+        ("", "not a TagPack: expected fields like"),
         ("title: x\nactors:\n- id: y\n", "this is an ActorPack: it has no addresses"),
         ("header: !include header.yaml\ntags: []\n", "line 1: `header` includes another file, which is not followed"),
-        ("title: \x00\ntags: []\n", "no YAML: "),
+        ("title: \x00\ntags: []\n", "not YAML: "),
     ],
 )
 def test_what_is_no_tagpack_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
@@ -227,8 +227,8 @@ def test_walletexplorer_gives_the_wallet_s_name_and_the_export_s_date(tmp_path: 
             WALLETEXPLORER,
             {},
             (
-                "WalletExplorer does not say what a wallet is: give the type, like --type exchange, in a command of "
-                "its own: --type is for all files"
+                "WalletExplorer does not state the type of a wallet: give it, like --type exchange, in a separate "
+                "command, because --type applies to all files"
             ),
         ),
         (
@@ -301,7 +301,10 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize
         (b"a,b,c\n", "an unknown format: expected BIP 329, GraphSense TagPack, WalletExplorer; name it with --format"),
         (b"\x1f\x8b\x08\x00", "this is compressed with gzip: unpack it"),
         (b"<html>", "this is a page in HTML or XML: the download gave an error or login page; expected BIP 329, "),
-        (b"404: Not Found", "this is the answer of a server, '404: Not Found': the download failed; expected BIP 329"),
+        (
+            b"404: Not Found",
+            "this is the response of a server, '404: Not Found': the download failed; expected BIP 329",
+        ),
         (LFS.encode(), "this is a pointer of Git LFS, not the file itself"),
         (b'[{"type":"addr"}]', "this is JSON; expected BIP 329, "),
         (f"label,address,type\nA,{A},own\n".encode(), "this is an address book already: "),
@@ -444,7 +447,10 @@ def test_check_prints_faults_and_fails(tmp_path: Path, capsys: Output) -> None:
         f"{bad}: line 4: expected 3 columns, label,address,type, found 1; separate them by commas, semicolons or tabs"
     )
     assert lines[-2:] == ["and 10 more lines cannot be used", "30 lines cannot be used"]
-    for text, problem in (("", "has no address (0 bytes)"), ("<html>", "is no address book but a page in HTML or XML")):
+    for text, problem in (
+        ("", "has no address (0 bytes)"),
+        ("<html>", "is not an address book but a page in HTML or XML"),
+    ):
         assert run("check", written(tmp_path, "x.csv", text)) == 1
         assert capsys.readouterr().out.startswith(f"{tmp_path}/x.csv {problem}")
     assert run("check", good, written(tmp_path, "x.csv", "A,tb1qw508d6qejxtdg4y5r3zarvary0c5xw7kxpjzsx,own")) == 0

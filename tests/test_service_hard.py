@@ -157,7 +157,7 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
         await whaled.logged("address book read", files=[str(path)], addresses=1_000, owners=7)
         failures = {
             "empty": ("", "has no address (0 bytes): did its download fail?"),
-            "not_a_book": ("<html>403</html>", "is no address book but a page in HTML or XML"),
+            "not_a_book": ("<html>403</html>", "is not an address book but a page in HTML or XML"),
             "shrunk": ("\n".join(book(400)), "has 400 addresses, 1,000 are in force: the loss is greater than"),
             "faults": ("Too many,columns\n", "line 1: expected 3 columns, label,address,type, found 2"),
         }

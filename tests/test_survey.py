@@ -213,7 +213,7 @@ async def test_without_rest_the_log_is_trusted_for_the_url_it_was_checked_with_o
             assert missing(metrics) == {"network", "chain", "mempool", "prevouts"}
         other = json.dumps({"genesis": MAINNET, "url": "ws://other/", "block_1": None})
         async with surveying(server.url, Notes(network=other)) as (survey, _):
-            with pytest.raises(LinkLostError, match=r"cannot be found out by REST, and .*mainnet.* from ws://other/"):
+            with pytest.raises(LinkLostError, match=r"cannot be determined by REST, and .*mainnet.* from ws://other/"):
                 await survey.connected(info(), BLOCKS)
 
 

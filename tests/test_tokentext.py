@@ -98,8 +98,8 @@ HEADER, PAYLOAD, SIGNATURE = TOKEN.split(".")
         ('{"header": {}, "claims": {"client_id": "hunter2"}}', "is what `whaled token inspect` prints"),
         ('{"hunter2": 1}', "is JSON without a field `token`"),
         ('{"token": 7}', "is JSON without a field `token`"),
-        ("{hunter2}", "begins like JSON, and is none"),
-        ('{"a":' + "[" * 5000, "begins like JSON, and is none"),
+        ("{hunter2}", "begins like JSON but is not valid JSON"),
+        ('{"a":' + "[" * 5000, "begins like JSON but is not valid JSON"),
     ],
 )  # fmt: skip
 def test_what_is_no_token_is_refused_with_the_reason_and_not_quoted(text: str, reason: str) -> None:
@@ -113,8 +113,8 @@ def test_what_is_no_token_is_refused_with_the_reason_and_not_quoted(text: str, r
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        (b"\xc3\x28", "is no text"),
-        (b"\xff\xfe\x00", "is no text"),
+        (b"\xc3\x28", "is not text"),
+        (b"\xff\xfe\x00", "is not text"),
         (TOKEN.encode("utf-16-le"), "holds NUL bytes"),
         (b"x" * 70_000, "it has more than 65536 bytes"),
     ],

@@ -1,4 +1,4 @@
-"""How Bitcoin writes addresses: base58check, bech32 (BIP 173), bech32m (BIP 350), and the address of a script. Pure."""
+"""Encoding of Bitcoin addresses: base58check, bech32 (BIP 173), bech32m (BIP 350), addresses of scripts. Pure."""
 
 import re
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from msgspec import Struct
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
-# What the five bits that fall out at the top add, for each of their values.
+# The value to XOR for each value of the five bits that are shifted out at the top.
 _STEPS = tuple(
     reduce(xor, (generator for bit, generator in enumerate(GENERATOR) if top >> bit & 1), 0) for top in range(32)
 )
-# What the checksum of BIP 173 (witness version 0) and of BIP 350 (later versions) leaves.
+# The final values of the checksum of BIP 173 (witness version 0) and of BIP 350 (later versions).
 BECH32_REST = 1
 BECH32M_REST = 0x2BC830A3
 # Human-readable parts and base58 version bytes of mainnet, testnet/signet and regtest.
@@ -24,7 +24,7 @@ BASE58_VERSIONS = frozenset({0x00, 0x05, 0x6F, 0xC4})
 
 
 class Network(Struct, frozen=True):
-    """How a network writes addresses: the prefix of bech32, None where it is not known; base58 versions."""
+    """The address parameters of a network: its bech32 prefix, None if it is unknown, and its base58 versions."""
 
     segwit: str | None
     pubkey_hash: int
@@ -36,7 +36,10 @@ _TEST_VERSIONS = (0x6F, 0xC4)
 
 
 def network_of(address: str) -> Network | None:
-    """The network of an address. Those of test networks written in base58 do not tell testnet from regtest."""
+    """Return the network of an address, None if it has none.
+
+    Base58 addresses of test networks do not distinguish testnet and regtest, so their bech32 prefix is unknown.
+    """
     for prefix in SEGWIT_PREFIXES:
         if address.startswith(f"{prefix}1"):
             return MAIN if prefix == MAIN.segwit else Network(prefix, *_TEST_VERSIONS)
@@ -44,7 +47,7 @@ def network_of(address: str) -> Network | None:
 
 
 def address_of(script: str, network: Network) -> str | None:
-    """The address of a scriptPubKey in hex, None where it has none: bare keys and multisig, data, unknown forms."""
+    """Return the address of a scriptPubKey in hex; None if it has none (bare keys, bare multisig, data, unknown)."""
     match = _SEGWIT.fullmatch(script)
     if match is not None and len(match["program"]) == 2 * int(match["length"], 16):
         opcode = int(match["version"], 16)
@@ -66,7 +69,7 @@ _SCRIPT_HASH = re.compile("a914([0-9a-f]{40})87")
 
 
 def segwit_address(prefix: str, version: int, program: bytes) -> str:
-    """Address of a witness program: bech32 for version 0 (BIP 173), bech32m above (BIP 350)."""
+    """Return the address of a witness program: bech32 for version 0 (BIP 173), bech32m above (BIP 350)."""
     bits = "".join(f"{byte:08b}" for byte in program)
     bits += "0" * (-len(bits) % 5)
     data = [version, *(int(bits[start : start + 5], 2) for start in range(0, len(bits), 5))]
@@ -76,7 +79,7 @@ def segwit_address(prefix: str, version: int, program: bytes) -> str:
 
 
 def base58check(version: int, payload: bytes) -> str:
-    """Base58Check text of a version byte and a payload."""
+    """Return the Base58Check encoding of a version byte and a payload."""
     raw = bytes([version]) + payload
     raw += sha256(sha256(raw).digest()).digest()[:4]
     number, letters = int.from_bytes(raw), ""
@@ -87,12 +90,12 @@ def base58check(version: int, payload: bytes) -> str:
 
 
 def expanded(prefix: str) -> list[int]:
-    """The prefix as the checksum of bech32 takes it."""
+    """Return a prefix in the expanded form that enters the checksum of bech32."""
     return [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
 
 
 def polymod(values: Iterable[int], rest: int = 1) -> int:
-    """The checksum polynomial of bech32 (BIP 173). `rest` is what earlier values left."""
+    """Return the checksum polynomial of bech32 (BIP 173). `rest` is the result for the preceding values."""
     for value in values:
         rest = (rest & 0x1FFFFFF) << 5 ^ value ^ _STEPS[rest >> 25]
     return rest

@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by whose fault it is, and the catalogue of WebSocket close codes."""
+"""The errors that whaled raises, grouped by who has to act on them, and the catalogue of WebSocket close codes."""
 
 import errno
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import Enum, IntEnum, StrEnum
 
 
 class ExitStatus(IntEnum):
-    """How the process ends. systemd and scripts read these."""
+    """Exit codes of the process. systemd and scripts read them."""
 
     STOPPED = 0
     FAILED = 1
@@ -15,19 +15,19 @@ class ExitStatus(IntEnum):
 
 
 class WhaledError(Exception):
-    """Base of all errors whaled raises on purpose."""
+    """Base class of every error that whaled raises on purpose."""
 
 
 class OperatorError(WhaledError):
-    """The operator must change something: a file, a key, a port. The process ends with status 78."""
+    """An error that only the operator can fix, in a file, a key or a port. The process exits with status 78."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing wrong with the configuration.
+    """One fault in the configuration.
 
-    `where` is the key's path (`gateway.port`), `problem` says what was found and what is allowed, `source` names
-    the file and line, the environment variable or the command-line option it came from.
+    `where` is the key's path (`gateway.port`). `problem` states the value found and the values allowed. `source` names
+    the file and line, the environment variable or the command-line option that the value came from.
     """
 
     where: str
@@ -41,7 +41,7 @@ class Fault:
 
 
 class ConfigError(OperatorError):
-    """The configuration cannot be used. Carries every fault found, not only the first."""
+    """An unusable configuration. `faults` has every fault found, not only the first."""
 
     def __init__(self, faults: tuple[Fault, ...]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
@@ -49,7 +49,7 @@ class ConfigError(OperatorError):
 
 
 class BookFailure(StrEnum):
-    """Why an address book was refused (a metric label)."""
+    """The reason an address book was refused (a metric label)."""
 
     UNREADABLE = "unreadable"
     NOT_A_BOOK = "not_a_book"
@@ -61,7 +61,7 @@ class BookFailure(StrEnum):
 
 
 class BookError(ConfigError):
-    """The address book cannot be used. `lines` is the number of lines with faults, named or not."""
+    """An unusable address book. `lines` is the number of lines with faults, including those not listed."""
 
     def __init__(self, faults: tuple[Fault, ...], *, reason: BookFailure, lines: int = 0) -> None:
         super().__init__(faults)
@@ -70,16 +70,16 @@ class BookError(ConfigError):
 
 
 class KeyRingError(OperatorError):
-    """The signing keys are missing, unreadable, readable by others, or too weak."""
+    """Signing keys that are missing, unreadable, readable by other users, or too weak."""
 
 
 class ListenError(OperatorError):
-    """A listening socket could not be opened; `remedy` says what sets its address."""
+    """A listening socket that could not be opened. `remedy` names the setting that determines its address."""
 
     def __init__(self, host: str, port: int, error: OSError | str, remedy: str) -> None:
         in_use = ""
         if isinstance(error, OSError):
-            # The event loop's text names the address a second time, with the reason behind the last colon.
+            # The event loop's message repeats the address; the reason follows its last colon.
             reason = (error.strerror or str(error)).rpartition(": ")[2]
             in_use = ", or stop what uses the port" if error.errno == errno.EADDRINUSE else ""
         else:
@@ -88,7 +88,7 @@ class ListenError(OperatorError):
 
 
 class DescriptorsError(OperatorError):
-    """The limit of file descriptors leaves none for clients."""
+    """A limit on file descriptors that is too low to serve a single client."""
 
     def __init__(self, limit: int, least: int) -> None:
         super().__init__(
@@ -100,7 +100,7 @@ class DescriptorsError(OperatorError):
 
 
 class EventLogError(WhaledError):
-    """The event log cannot be read or written. The daemon stops rather than publish what is not stored."""
+    """A failure to read or write the event log. The daemon stops rather than publish events it has not stored."""
 
     def __init__(self, message: str, *, reason: "LogFailure") -> None:
         super().__init__(message)
@@ -108,7 +108,7 @@ class EventLogError(WhaledError):
 
 
 class LogFailure(StrEnum):
-    """Why the event log failed (a metric label)."""
+    """The reason the event log failed (a metric label)."""
 
     DISK_FULL = "disk_full"
     LOCKED = "locked"
@@ -121,14 +121,14 @@ class LogFailure(StrEnum):
 
 
 class CanaryFailure(StrEnum):
-    """Why a canary did not arrive (a metric label)."""
+    """The reason a canary did not arrive (a metric label)."""
 
     LATE = "late"
     ERROR = "error"
 
 
 class UpstreamError(WhaledError):
-    """The mempool backend did not do what it should; whaled reconnects or asks again."""
+    """A failure of the mempool backend; whaled reconnects or repeats the request."""
 
 
 class ClientErrorCode(StrEnum):
@@ -147,7 +147,7 @@ class ClientErrorCode(StrEnum):
 
 
 class ClientError(WhaledError):
-    """A client sent something that cannot be done; it is answered with an error frame and stays connected."""
+    """A client's message that whaled cannot act on. It replies with an error frame and keeps the connection open."""
 
     def __init__(self, code: ClientErrorCode, message: str, *, path: str | None = None) -> None:
         super().__init__(message)
@@ -156,7 +156,7 @@ class ClientError(WhaledError):
 
 
 class TokenRefusal(StrEnum):
-    """Why a credential was refused. For logs and metrics only: a client is never told."""
+    """The reason a credential was refused. For logs and metrics only: whaled never sends it to a client."""
 
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
@@ -169,8 +169,10 @@ class TokenRefusal(StrEnum):
 
 
 class TokenError(WhaledError):
-    """A token or API key is not accepted. `claimant` is a short name for who it claims to be, unverified; `client_id`
-    is given where the signature is right.
+    """A token or API key that was refused.
+
+    `claimant` is a short form of the identity that the credential claims, unverified. `client_id` is set only if the
+    signature is valid.
     """
 
     def __init__(self, reason: TokenRefusal, detail: str = "", *, claimant: str = "", client_id: str = "") -> None:
@@ -182,7 +184,10 @@ class TokenError(WhaledError):
 
 
 class Close(Enum):
-    """Every way whaled closes a client's connection: (code, reason, may the client come back as it is?)."""
+    """Every way in which whaled closes a client's connection: (close code, reason, retry).
+
+    `retry` is True if the client may reconnect without changing anything.
+    """
 
     NORMAL = (1000, "", True)
     GOING_AWAY = (1001, "Server is going away", True)
@@ -208,7 +213,7 @@ class Close(Enum):
 
 
 def why_unreadable(error: OSError | UnicodeError) -> str:
-    """The reason why a file cannot be read, in words and without its path."""
+    """Return the reason why a file cannot be read, in words and without its path."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,4 +1,4 @@
-"""Files that the configuration names, read and understood. Every fault is the operator's and names the key."""
+"""Loading of the files that the configuration names. Every fault names the key, because the operator must fix it."""
 
 import asyncio
 import os
@@ -16,21 +16,21 @@ from whaled.whales import watch
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owners
 
-# Some 200 lines are read faster than a process starts.
+# Smaller books (about 200 lines) are read in less time than a process takes to start.
 SMALL_BYTES = 16 * 1024
-# A million addresses take half a minute on a slow machine; a file system that hangs must not hold up every reload.
+# A million addresses take half a minute on a slow machine; a file system that hangs must not block reloads forever.
 READ_LIMIT_S = 600.0
-# The whole of the process: `-P` keeps the working directory out of where modules are found.
+# The program of the process. It is started with `-P`, which keeps the working directory out of the module search path.
 _READER = "import sys; sys.path.append(sys.argv[1]); from whaled.bookfile import main; main(*sys.argv[2:])"
 
 
-# Where each key of the configuration stands, as `config.parse.Loaded.origins`.
+# The place at which each key of the configuration is set, as in `config.parse.Loaded.origins`.
 Origins = Mapping[str, str]
 NOWHERE: Origins = {}
 
 
 def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> AddressBook:
-    """The operator's address book, empty where none is configured.
+    """Read the operator's address book; it is empty if none is configured.
 
     Raises BookError, and ConfigError for a watch rule with a label that is not in the book.
     """
@@ -43,10 +43,10 @@ def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> Addres
 async def read_address_book_apart(
     settings: Detection, origins: Origins = NOWHERE, *, in_force: int | None = None
 ) -> AddressBook:
-    """The same while the event loop goes on: a process of its own reads what is not small.
+    """Read the address book without blocking the event loop: a separate process reads files that are not small.
 
-    `in_force` is the number of addresses that an earlier reading of the same files found: a book that lost too many of
-    them is refused (`detection.max_book_loss`).
+    `in_force` is the number of addresses that an earlier reading of the same files found. A book that lost too many of
+    them is refused (`detection.max_book_loss`). Raises as `read_address_book`.
     """
     if _is_small(settings.books):
         book = read_address_book(settings, origins)
@@ -60,7 +60,7 @@ async def read_address_book_apart(
 
 
 def idle_rules(settings: Detection, book: AddressBook, origins: Origins = NOWHERE) -> tuple[Fault, ...]:
-    """Parts of watch rules that match nothing with this book."""
+    """Return a fault for each part of a watch rule that matches nothing with this book."""
     found = watch.idle(settings.watch, book, _names(settings.books))
     return tuple(_at_its_line(fault, origins) for fault in found)
 
@@ -76,7 +76,7 @@ async def _read_in_time(paths: Sequence[str], limit: int) -> Owners:
     except TimeoutError:
         problem = f"{_names(paths)} could not be read within {READ_LIMIT_S:g} s"
     except (OSError, ValueError) as error:
-        problem = f"the process that reads {_names(paths)} failed ({error}); was it ended for want of memory?"
+        problem = f"the process that reads {_names(paths)} failed ({error}); was it killed for lack of memory?"
     raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.READER_FAILED)
 
 
@@ -93,7 +93,7 @@ def _require_kept(before: int, found: int, settings: Detection) -> None:
 
 @contextmanager
 def _placed(settings: Detection, origins: Origins) -> Iterator[None]:
-    """Add to faults where the key stands, and the key to faults of lines."""
+    """Add the place of the key to faults, and the key to faults of lines."""
     try:
         yield
     except BookError as error:
@@ -118,7 +118,7 @@ def _is_small(paths: Sequence[str]) -> bool:
     try:
         return sum(Path(path).stat().st_size for path in paths) <= SMALL_BYTES
     except OSError:
-        return True  # what is wrong with it is found at once
+        return True  # reading it fails at once, so no process is needed
 
 
 async def _read_apart(paths: Sequence[str], limit: int) -> Owners:
@@ -140,7 +140,7 @@ async def _read_apart(paths: Sequence[str], limit: int) -> Owners:
         await process.wait()
     finally:
         if process.returncode is None:
-            process.kill()  # ends the thread that reads as well
+            process.kill()  # this also ends the reading thread
             await process.wait()
     return owners
 
@@ -159,7 +159,7 @@ def _fitting(owners: Owners, settings: Detection) -> AddressBook:
 
 
 def tls_context(settings: Tls) -> ssl.SSLContext | None:
-    """The server's TLS, None where it is off. Raises ConfigError."""
+    """Return the TLS context of the server, None if TLS is off. Raises ConfigError."""
     if settings.certificate is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -169,11 +169,14 @@ def tls_context(settings: Tls) -> ssl.SSLContext | None:
 
 
 def load_certificate(context: ssl.SSLContext, settings: Tls) -> None:
-    """Use this certificate from the next handshake on. Raises ConfigError; the old one stays then."""
+    """Load a certificate into a context, for use from the next handshake on.
+
+    Raises ConfigError; the old certificate then stays in use.
+    """
     if settings.certificate is None or settings.private_key is None:
         raise ConfigError((Fault("gateway.tls", "needs both `certificate` and `private_key`"),))
     try:
-        # Into a context of its own first: loading a key that does not fit leaves a context half changed.
+        # A scratch context comes first: loading a key that does not match leaves a context half changed.
         for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
             target.load_cert_chain(settings.certificate, settings.private_key, password=_no_passphrase)
     except (OSError, ValueError) as error:
@@ -182,10 +185,10 @@ def load_certificate(context: ssl.SSLContext, settings: Tls) -> None:
 
 
 def certificate_expiry(path: str) -> float:
-    """When the first certificate of a PEM file ends (Unix seconds). Raises ConfigError."""
+    """Return the expiry of the first certificate in a PEM file (Unix seconds). Raises ConfigError."""
     try:
-        # The only reader of certificates in the standard library. It is private and as old as ssl itself; its public
-        # way needs a handshake. Without it the operator would hear of an expiry from his clients.
+        # The only certificate parser in the standard library. It is private, but as old as ssl itself; the public way
+        # needs a handshake. Without it, operators would learn of an expiry only from their clients.
         decoded = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]  # noqa: SLF001
         return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
     except (OSError, ValueError, KeyError) as error:
@@ -193,5 +196,5 @@ def certificate_expiry(path: str) -> float:
 
 
 def _no_passphrase() -> str:
-    """Called for an encrypted key, instead of OpenSSL's prompt: a daemon has nobody to ask."""
+    """Raise ValueError for an encrypted key. It replaces OpenSSL's prompt, because a daemon has no terminal."""
     raise ValueError("the private key has a passphrase; whaled needs one without, readable by its user only")

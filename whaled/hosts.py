@@ -1,29 +1,29 @@
-"""Host names and addresses as text: what a Host header names, and what can be listened on. Pure."""
+"""Host names and addresses as text: parsing of Host headers, and validation of hosts to listen on. Pure."""
 
 import ipaddress
 import re
 import unicodedata
 
-# The value of a Host header, and the part of a URL behind `//`: a name or an address, and a port.
+# The value of a Host header, and the part of a URL after `//`: a name or an address, and optionally a port.
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/?#@\s]+)(?::([0-9]*))?")
 HOST_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63}){0,31}")
-# A name that the C library reads as an IPv4 address: "0", "127.1", "0x7f000001", "010.0.0.1" (octal).
-# Where the last label is a number, browsers and the C library allow nothing but an address.
+# A name that the C library parses as an IPv4 address: "0", "127.1", "0x7f000001", "010.0.0.1" (octal).
+# If the last label is a number, browsers and the C library accept only an address.
 NUMERIC = re.compile(r"(?:.*\.)?(?:0[xX][0-9A-Fa-f]*|[0-9]+)\.?")
 MAX_NAME = 253
 
 
 def split_authority(text: str) -> tuple[str, str] | None:
-    """The host in small letters without a final dot, and the port as digits ("" where there is none).
+    """Return the host in lower case without a final dot, and the port as digits ("" if there is none).
 
-    None for what is no host and port.
+    None for a text of another form.
     """
     match = AUTHORITY.fullmatch(text)
     return (match[1].lower().rstrip("."), match[2] or "") if match is not None else None
 
 
 def is_address_or_localhost(host: str) -> bool:
-    """Whether no DNS server decides where a host is. An IPv6 address is in brackets."""
+    """Return whether a host resolves without DNS. An IPv6 address is in brackets."""
     if host == "localhost":
         return True
     try:
@@ -34,7 +34,7 @@ def is_address_or_localhost(host: str) -> bool:
 
 
 def listening_fault(host: str) -> str | None:  # noqa: C901 - one return for each mistake
-    """Why nothing can listen on a host, with what was probably meant; None if it is an address or a name."""
+    """Return why a host cannot be listened on, with the probable intention; None if it is an address or a name."""
     try:
         return _address_fault(ipaddress.ip_address(host))
     except ValueError:
@@ -52,16 +52,16 @@ def listening_fault(host: str) -> str | None:  # noqa: C901 - one return for eac
     if host.startswith("["):
         return f"write an IPv6 address without brackets: {host.partition(']')[0][1:]!r}"
     if host.count(":") == 1:
-        return f"expected no port: write {host.partition(':')[0]!r}, the port stands in the key `port`"
+        return f"expected no port: write {host.partition(':')[0]!r}, the port is set by the key `port`"
     if ":" in host:
-        return "this is no IPv6 address"
+        return "this is not an IPv6 address"
     if NUMERIC.fullmatch(host):
         return _numeric_fault(host)
     if not host.isascii():
         meant = in_ascii(host)
-        return f"did you mean {meant!r}?" if HOST_NAME.fullmatch(meant) else "this is no host name"
+        return f"did you mean {meant!r}?" if HOST_NAME.fullmatch(meant) else "this is not a host name"
     if len(host) > MAX_NAME or not HOST_NAME.fullmatch(host.lower().removesuffix(".")):
-        return "this is no host name: letters, digits, hyphens and dots"
+        return "this is not a host name: letters, digits, hyphens and dots"
     return None
 
 
@@ -77,21 +77,24 @@ def _address_fault(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> st
 
 
 def _numeric_fault(host: str) -> str:
-    """The address that the C library would make of a number, in the form that everybody reads alike."""
+    """Return a fault that suggests, in dotted form, the address that the C library would parse from a number."""
     parts = []
     for part in host.removesuffix(".").split("."):
         try:
             parts.append(int(part, 16) if part[:2].lower() == "0x" else int(part, 8 if part[0] == "0" else 10))
         except ValueError:
-            return "this is no IPv4 address: four numbers from 0 to 255"
+            return "this is not an IPv4 address: four numbers from 0 to 255"
     *first, last = parts
     if len(parts) > 4 or any(part > 255 for part in first) or last >= 256 ** (4 - len(first)):
-        return "this is no IPv4 address: four numbers from 0 to 255"
+        return "this is not an IPv4 address: four numbers from 0 to 255"
     number = sum(part << 8 * (3 - index) for index, part in enumerate(first)) + last
     return f"did you mean {str(ipaddress.IPv4Address(number))!r}?"
 
 
 def in_ascii(name: str) -> str:
-    """A host name in Punycode (RFC 3492), as browsers and DNS servers know it. Python's own codec is that of 2003."""
+    """Return a host name in Punycode (RFC 3492), the form of browsers and DNS servers.
+
+    Python's `idna` codec implements the older IDNA 2003.
+    """
     labels = unicodedata.normalize("NFC", name).lower().split(".")
     return ".".join(label if label.isascii() else f"xn--{label.encode('punycode').decode()}" for label in labels)

@@ -1,4 +1,4 @@
-"""Listening sockets: how they are opened, named to people and programs, and how accepting ends."""
+"""Listening sockets: opening them, naming their addresses, and ending accept without losing a connection."""
 
 import asyncio
 import errno
@@ -11,32 +11,33 @@ from msgspec import Struct
 
 from whaled.errors import ListenError
 
-# accept(2): this process or the machine has no descriptor, or no memory, for another socket.
+# Errors of accept(2): the process or the machine has no descriptor or no memory for another socket.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# So many turns of the loop after asyncio accepted a connection its protocol has it.
+# Number of turns of the event loop after which asyncio has passed an accepted connection to its protocol.
 ACCEPT_TURNS = 3
-# socket(2), bind(2): the machine does not have the address, or no address of its family.
+# Errors of socket(2) and bind(2): the machine lacks the address, or any address of its family.
 ABSENT = {
     errno.EADDRNOTAVAIL: "this machine has no such address",
     errno.EAFNOSUPPORT: "this machine has no {family}, or this process may not use it",
     errno.ENODEV: "this machine has no such interface",
 }
 ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - the operator asked for it
-# A port that is free at one address can be taken at another. There are 28,000 to choose from, so this many are enough.
+# For port 0: a port that is free at one address may be in use at another. With 28,000 ports to choose from, this number
+# of attempts is enough.
 PORT_ATTEMPTS = 16
-# The log's line about each host that is missing.
+# The text of the log line about each missing host.
 NOT_LISTENING = "an address to listen on is missing: nobody can connect there"
 
 
 class Missing(Struct, frozen=True):
-    """A host that nothing could listen on, and why."""
+    """A host that could not be listened on, and the reason."""
 
     host: str
     reason: str
 
 
 class Listening(Struct, frozen=True):
-    """Sockets that listen, all on one port, and what is missing of the hosts that were asked for."""
+    """The listening sockets, all on one port, and the configured hosts that are missing."""
 
     sockets: tuple[socket.socket, ...]
     missing: tuple[Missing, ...]
@@ -48,15 +49,16 @@ class _Place(NamedTuple):
     scope: int
 
     def address(self, port: int) -> tuple[str | int, ...]:
-        """As bind(2) takes it."""
+        """Return the address in the form that bind(2) takes."""
         return (self.host, port) if self.family == socket.AF_INET else (self.host, port, 0, self.scope)
 
 
 async def open_sockets(hosts: Sequence[str], port: int, backlog: int, *, section: str) -> Listening:
-    """Listen on every address of the hosts; `::` stands for all of IPv6 and all of IPv4.
+    """Listen on every address of the hosts; `::` means all IPv6 and all IPv4 addresses.
 
-    What is missing does not keep whaled from listening on the rest. An address that another program uses, or that is
-    not allowed, does: its clients would reach the other program. Raises ListenError, whose remedy names the section.
+    A missing host does not prevent listening on the others. An address that is in use or not permitted does, because
+    its clients would reach another program. Raises ListenError, also if every host is missing; its remedy names the
+    section.
     """
     places, missing = await _places(hosts)
     remedy = f"set {section}.host and {section}.port"
@@ -81,8 +83,9 @@ async def open_sockets(hosts: Sequence[str], port: int, backlog: int, *, section
 
 
 async def missing_hosts(hosts: Sequence[str]) -> tuple[Missing, ...]:
-    """What `open_sockets` would find missing, without listening and without using the port. Nothing where this process
-    may have no sockets of the network at all: then it gets them from systemd.
+    """Return the hosts that `open_sockets` would find missing, without listening and without using the port.
+
+    Empty if this process may not create network sockets at all: systemd then passes them to it.
     """
     try:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
@@ -104,8 +107,9 @@ def _missing(place: _Place, number: int) -> Missing:
 
 
 def _listen(place: _Place, port: int, backlog: int, sockets: list[socket.socket], absent: list[Missing]) -> None:
-    """Add the socket of a place, on the port of those before it, or note that the place is missing. Raises OSError that
-    names it.
+    """Add a listening socket to `sockets`, on the port of the first one, or the place to `absent` if it is missing.
+
+    Raises OSError that names the place.
     """
     port = sockets[0].getsockname()[1] if sockets else port
     try:
@@ -113,7 +117,7 @@ def _listen(place: _Place, port: int, backlog: int, sockets: list[socket.socket]
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if place.family == socket.AF_INET6:
-                # IPv4 has sockets of its own: its clients then have their own address, not one of IPv6 that holds it.
+                # IPv4 has separate sockets, so that its clients appear with their own address, not a mapped IPv6 one.
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(place.address(port))
             sock.listen(backlog)
@@ -129,7 +133,7 @@ def _listen(place: _Place, port: int, backlog: int, sockets: list[socket.socket]
 
 
 async def _places(hosts: Sequence[str]) -> tuple[list[_Place], list[Missing]]:
-    """Where to listen: each address once, and none that is part of another one."""
+    """Return the places to listen on, each once and none covered by a wildcard, and the missing hosts."""
     places: dict[_Place, None] = {}
     missing = []
     for host in hosts:
@@ -137,7 +141,7 @@ async def _places(hosts: Sequence[str]) -> tuple[list[_Place], list[Missing]]:
             places[_Place(socket.AF_INET6, ANY_V6, 0)] = places[_Place(socket.AF_INET, ANY_V4, 0)] = None
             continue
         try:
-            # A plain address needs no resolver, and no thread for one.
+            # A plain address needs no resolver, which would run in a thread.
             address = ipaddress.ip_address(host)
             if address.version == 4 or address.scope_id is None:
                 family = socket.AF_INET if address.version == 4 else socket.AF_INET6
@@ -170,7 +174,7 @@ def _unresolved(host: str, error: OSError | UnicodeError) -> str:
 
 
 def address_of(sock: socket.socket) -> str:
-    """`127.0.0.1:8765`, `[::1]:8765`, or `unix:/run/whaled.sock`."""
+    """Return the address of a socket: `127.0.0.1:8765`, `[::1]:8765`, or `unix:/run/whaled.sock`."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -178,17 +182,17 @@ def address_of(sock: socket.socket) -> str:
 
 
 def host_port(host: str, port: int) -> str:
-    """An address and a port, in brackets where the address has colons."""
+    """Return `host:port`, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def peer_address(peer: Any) -> str:
-    """The address of an accepted connection's peer, by what accept(2) gives; that of a Unix socket has no name."""
+    """Return the peer's address from the result of accept(2); "unix" for a Unix socket, whose peer has no name."""
     return peer[0] if isinstance(peer, tuple) else "unix"
 
 
 def source_of(address: str) -> str:
-    """What counts as one address: an IPv6 host has its /64 to itself, and could come from 2^64 addresses."""
+    """Return the address under which a peer is counted: for IPv6 its /64, because one host can use all of that."""
     if ":" not in address:
         return address
     found = ipaddress.IPv6Address(address)
@@ -196,9 +200,9 @@ def source_of(address: str) -> str:
 
 
 async def stop_accepting(servers: Iterable[asyncio.Server]) -> None:
-    """Close servers without losing a connection that was already accepted: on return its protocol has it.
+    """Close servers without losing an accepted connection: on return every one has been passed to its protocol.
 
-    asyncio drops, without closing it, what it accepted in the turn of the loop in which a server is closed.
+    asyncio drops, without closing it, a connection that it accepted in the turn of the loop in which a server closes.
     """
     servers = list(servers)
     loop = asyncio.get_running_loop()

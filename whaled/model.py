@@ -1,7 +1,7 @@
-"""The values that travel between the rooms of whaled. Frozen; money is integer satoshi, time is Unix seconds.
+"""The values that whaled's packages exchange. They are frozen; money is integer satoshi, time is Unix seconds.
 
-What there are many of is hidden from the garbage collector (`gc=False`): nothing in it can be part of a cycle, and a
-collection that looks at what a replay reads stops the loop for tens of milliseconds.
+The garbage collector does not track the types with many instances (`gc=False`): they cannot be part of a reference
+cycle, and a collection that traverses the events of a replay blocks the event loop for tens of milliseconds.
 """
 
 from enum import StrEnum
@@ -13,7 +13,9 @@ SAT_PER_BTC = 100_000_000
 
 
 class Permission(StrEnum):
-    """What a token allows: `read` alerts and history, `write` state kept on the server, `admin` keys and tokens."""
+    """A permission of a token: `read` for alerts and history, `write` for state kept on the server, `admin` for keys
+    and tokens.
+    """
 
     READ = "read"
     WRITE = "write"
@@ -21,10 +23,10 @@ class Permission(StrEnum):
 
 
 class Grant(Struct, frozen=True, kw_only=True):
-    """Who a client is and what it may do, as proven by its credential.
+    """A client's identity and permissions, as its credential proves them.
 
-    `authenticated_at` is when the first token of a chain of refreshed ones was issued, `family` the name they share.
-    `key_mark` tells the key from another one of the same id.
+    `authenticated_at` is the time of issue of the first token in a chain of refreshed tokens, `family` the identifier
+    that the chain shares. `key_mark` distinguishes the signing key from another key with the same id.
     """
 
     client_id: str
@@ -39,17 +41,17 @@ class Grant(Struct, frozen=True, kw_only=True):
 
 
 class Position(Struct, frozen=True, gc=False):
-    """A place in the event log: `offset` counts 1, 2, 3 ... within one `epoch`."""
+    """A position in the event log: `offset` counts 1, 2, 3 ... within one `epoch`."""
 
     epoch: str
     offset: Annotated[int, Meta(ge=0)]
 
 
-# --- what the mempool backend tells ---------------------------------------------------------------------------------
+# --- what the mempool backend reports -------------------------------------------------------------------------------
 
 
 class Output(Struct, frozen=True, gc=False):
-    """A transaction output. `script` is the scriptPubKey in hex; `address` is None where there is none."""
+    """A transaction output. `script` is the scriptPubKey in hex; `address` is None if the script has no address."""
 
     value: int
     script: str
@@ -57,7 +59,7 @@ class Output(Struct, frozen=True, gc=False):
 
 
 class Input(Struct, frozen=True, gc=False):
-    """A transaction input: the outpoint it spends, its nSequence, and the spent output where the backend gave it."""
+    """A transaction input: the outpoint it spends, its nSequence, and the spent output if the backend sent it."""
 
     txid: str
     vout: int
@@ -66,15 +68,15 @@ class Input(Struct, frozen=True, gc=False):
 
 
 def outpoint(txid: str, vout: int) -> str:
-    """An output of a transaction as text."""
+    """Return the textual form `txid:vout` of a transaction output."""
     return f"{txid}:{vout}"
 
 
 class Transaction(Struct, frozen=True, kw_only=True):
     """A transaction as the mempool backend sends it in full.
 
-    `fee_sat` is None where the backend does not know it (a confirmed transaction is sent with fee 0). `fee_rate` is
-    the effective rate in sat/vB, ancestors included, as of the sending. `first_seen` is the backend's clock.
+    `fee_sat` is None if the backend does not know the fee (it sends a confirmed transaction with fee 0). `fee_rate` is
+    the effective rate in sat/vB, ancestors included, at the time of sending. `first_seen` is by the backend's clock.
     """
 
     txid: str
@@ -88,22 +90,22 @@ class Transaction(Struct, frozen=True, kw_only=True):
 
     @property
     def value_sat(self) -> int:
-        """Sum of all outputs, in satoshi."""
+        """The sum of all outputs, in satoshi."""
         return sum(output.value for output in self.outputs)
 
     @property
     def gross_sat(self) -> int:
-        """Sum of all outputs and the fee, as far as it is known, in satoshi."""
+        """The sum of all outputs, plus the fee if it is known, in satoshi."""
         return self.value_sat + (self.fee_sat or 0)
 
     @property
     def outpoints(self) -> tuple[str, ...]:
-        """What it spends."""
+        """The outpoints that the transaction spends."""
         return tuple(outpoint(spent.txid, spent.vout) for spent in self.inputs)
 
 
 class FeeMarket(Struct, frozen=True):
-    """Recommended fee rates in sat/vB, fractional, as the backend gives them; None is one that cannot be read."""
+    """The backend's recommended fee rates in sat/vB, fractional; None for a rate that could not be read."""
 
     fastest: float | None
     half_hour: float | None
@@ -113,9 +115,10 @@ class FeeMarket(Struct, frozen=True):
 
 
 class ProjectedBlock(Struct, frozen=True):
-    """A block the backend expects: total size in vB and its lowest and highest fee rate in sat/vB.
+    """A block that the backend projects: its total size in vB and its lowest and highest fee rate in sat/vB.
 
-    `min_rate` is None where the backend gives no rates: all of them are 0 for a block that one transaction fills.
+    `min_rate` is None if the backend gives no usable rates: it sends only zeros for a block that a single transaction
+    fills.
     """
 
     vsize: float
@@ -124,8 +127,10 @@ class ProjectedBlock(Struct, frozen=True):
 
 
 class Price(Struct, frozen=True):
-    """US dollars per bitcoin. `at` is the time the price is of, never later than its receipt; `stated_at` is that time
-    by the backend's clock, None where the backend gave none.
+    """US dollars per bitcoin.
+
+    `at` is the time at which the price applied, never later than its receipt. `stated_at` is that time by the backend's
+    clock, None if the backend gave none.
     """
 
     usd: float
@@ -134,9 +139,9 @@ class Price(Struct, frozen=True):
 
 
 class Market(Struct, frozen=True, kw_only=True):
-    """What is known about fees, the chain tip and the price; None is unknown.
+    """The known fees, chain tip and price; None means unknown.
 
-    `moment` is the time of the block for a transaction that is judged by its block: the price must be of that time.
+    `moment` is the block's time if the transaction is evaluated as part of a block: the price must be of that time.
     """
 
     fees: FeeMarket | None = None
@@ -147,7 +152,7 @@ class Market(Struct, frozen=True, kw_only=True):
 
 
 class Block(Struct, frozen=True, kw_only=True):
-    """A block's place in the chain."""
+    """A block's position in the chain."""
 
     height: int
     hash: str
@@ -156,7 +161,7 @@ class Block(Struct, frozen=True, kw_only=True):
 
 
 class UpstreamState(StrEnum):
-    """The link to the mempool backend, as clients are told."""
+    """The state of the link to the mempool backend, as whaled reports it to clients."""
 
     CONNECTED = "connected"
     DEGRADED = "degraded"
@@ -164,15 +169,17 @@ class UpstreamState(StrEnum):
 
 
 class Ending(StrEnum):
-    """How a run of the daemon ended (a metric label): it was stopped, or anything else."""
+    """The end of a run of the daemon (a metric label): `clean` if it was stopped, `unclean` in any other case."""
 
     CLEAN = "clean"
     UNCLEAN = "unclean"
 
 
 class Scan(Struct, frozen=True, kw_only=True):
-    """A block that was looked through: how its whales were known before it. `lead_s` is the median time by which those
-    `seen` were ahead of the block; the others were alerted after it (`late`), or only because of it.
+    """The result of one block scan: how many of the block's whales were alerted before the block, and how many not.
+
+    `seen` whales were alerted before the block, by a median of `lead_s` seconds. `late` ones were alerted after it,
+    the `missed_*` ones only because of the scan.
     """
 
     height: int
@@ -187,11 +194,11 @@ class Scan(Struct, frozen=True, kw_only=True):
     lead_s: float | None = None
 
 
-# --- what whaled says about a whale ----------------------------------------------------------------------------------
+# --- what whaled reports about a whale -------------------------------------------------------------------------------
 
 
 class Shape(StrEnum):
-    """What a transaction looks like."""
+    """The shape of a transaction."""
 
     TRANSFER = "transfer"
     SELF_TRANSFER = "self_transfer"
@@ -201,7 +208,7 @@ class Shape(StrEnum):
 
 
 class Flow(StrEnum):
-    """Where the money goes, seen from the operator's address book."""
+    """The direction of the money, by the operator's address book."""
 
     INFLOW = "inflow"
     OUTFLOW = "outflow"
@@ -210,20 +217,20 @@ class Flow(StrEnum):
 
 
 class OwnerType(StrEnum):
-    """Who an address of the address book belongs to."""
+    """The kind of owner of an address in the address book."""
 
-    EXCHANGE = "exchange"  # trading venue: deposit, hot and cold wallets
-    CUSTODIAN = "custodian"  # holds coins for others: funds' custodians, prime brokers
+    EXCHANGE = "exchange"  # a trading venue: deposit, hot and cold wallets
+    CUSTODIAN = "custodian"  # holds coins for others: custodians of funds, prime brokers
     SERVICE = "service"  # payment processors, bridges, lenders, gambling
-    MINER = "miner"  # pools and miners
-    FUND = "fund"  # funds and companies that hold coins themselves
+    MINER = "miner"  # miners and mining pools
+    FUND = "fund"  # funds and companies that hold their own coins
     GOVERNMENT = "government"
     OWN = "own"  # the operator's wallets
     OTHER = "other"
 
 
 class Status(StrEnum):
-    """Where a whale is in its life."""
+    """The status of a whale: pending, or one of its outcomes."""
 
     PENDING = "pending"
     CONFIRMED = "confirmed"
@@ -232,7 +239,7 @@ class Status(StrEnum):
 
 
 class Source(StrEnum):
-    """How whaled came to know a whale."""
+    """The source from which whaled detected a whale."""
 
     LIVE = "live"
     SNAPSHOT = "snapshot"
@@ -240,7 +247,7 @@ class Source(StrEnum):
 
 
 class Alert(Struct, frozen=True, gc=False, kw_only=True):
-    """`data` of a whale_alert frame, field by field as docs/protocol.md lists them."""
+    """The `data` of a whale_alert frame, with the fields that docs/protocol.md lists."""
 
     transaction_id: str
     btc_value: float
@@ -267,18 +274,18 @@ class Alert(Struct, frozen=True, gc=False, kw_only=True):
     status: Status
     source: Source
     replaces: str | None = None
-    # Rows that older versions stored do not have these.
+    # Rows stored by older versions lack the fields from here on.
     price_timestamp: str | None = None
     matched_rules: tuple[str, ...] = ()
-    # How much flows as `flow_type` says; None where that is unknown. Alerts of older versions have none.
+    # The amount that flows in the direction `flow_type`; None if that is unknown.
     flow_sat: int | None = None
-    # Further labels of addresses that have several: `from_labels` and `to_labels` have the first of each address.
+    # The second and further labels of each address: `from_labels` and `to_labels` have only the first.
     from_other_labels: tuple[str, ...] = ()
     to_other_labels: tuple[str, ...] = ()
 
 
 class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
-    """`data` of a whale_update frame: what became of a whale that was alerted. Absent fields do not apply."""
+    """The `data` of a whale_update frame: the outcome of an alerted whale. Absent fields do not apply."""
 
     transaction_id: str
     status: Status
@@ -292,7 +299,10 @@ class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
 
 class Kind(StrEnum):
-    """What an event in the log says. (txid, kind, ref) is unique: ref is the block hash or the replacing txid."""
+    """The kind of an event in the log.
+
+    (txid, kind, ref) is unique; `ref` is the block hash or the replacing txid.
+    """
 
     ALERT = "alert"
     CONFIRMED = "confirmed"
@@ -302,11 +312,12 @@ class Kind(StrEnum):
 
 
 class Whale(Struct, frozen=True, gc=False):
-    """An alert, and every address in its transaction: filters look at these, frames do not carry them (there may be
-    thousands).
+    """An alert with the addresses and outpoints of its transaction.
 
-    `outpoints` is what the transaction spends, as `outpoint` writes it: another transaction that spends one of them
-    replaces this one. The event log keeps them beside the whale, and does not give them back with it.
+    Filters match against `addresses`, which has every address of the transaction; frames do not carry them, because
+    there may be thousands. `outpoints` has what the transaction spends, in the form that `outpoint` returns: another
+    transaction that spends one of them replaces this one. The event log stores the outpoints separately and does not
+    return them with the whale.
     """
 
     alert: Alert
@@ -315,7 +326,7 @@ class Whale(Struct, frozen=True, gc=False):
 
 
 class Draft(Struct, frozen=True, gc=False, kw_only=True):
-    """An event that is not in the log yet. `whale` is what it is about; `update` is None for the alert itself."""
+    """An event that is not in the log yet. `whale` is its subject; `update` is None for the alert itself."""
 
     kind: Kind
     at: float
@@ -325,7 +336,7 @@ class Draft(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Event(Struct, frozen=True, gc=False, kw_only=True):
-    """An event in the log: a Draft with its offset."""
+    """An event in the log: a Draft and its offset."""
 
     offset: int
     kind: Kind

@@ -1,4 +1,4 @@
-"""Files that are replaced whole: a crash leaves the old one or the new one, never half of either."""
+"""Atomic replacement of files: a crash leaves either the old file or the new one, complete."""
 
 import os
 import tempfile
@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
-    """A new file that only this user can read; it takes the place of `path` when the body ends, unless that raises.
+    """Yield a new file that only this user can read. It replaces `path` when the body ends without an error.
 
-    `is_durable`: it is on the disk before it does. Raises OSError.
+    With `is_durable` it is synced to the disk first. Raises OSError.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,7 +1,7 @@
-"""Bounds log lines that strangers, or one client, can cause at will: the first of each period, then one with a count.
+"""Rate limits for log lines that clients can cause at will: the first of each period, then one line with a count.
 
-journald drops every line of a unit that logs too much (by default 10,000 in 30 s): without a bound here anybody could
-hide what matters.
+journald drops all lines of a unit that logs too much (by default 10,000 in 30 s); without a limit, unauthenticated
+clients could thus suppress important lines.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from structlog.stdlib import BoundLogger
 
 PERIOD_S = 10.0
-# Sources counted one by one in a period; further ones count together.
+# Maximum number of sources counted individually in a period; further ones are counted only in the total.
 MAX_SOURCES = 1000
 
 
 class Summary:
-    """Lines of one event. `in_all` of a period are logged as they are, `per_source` of one source.
+    """The log lines of one event. In a period, at most `in_all` are logged, and at most `per_source` of one source.
 
-    A source is an address, or a client's id. The line with the count has the same level.
+    A source is an address or a client's id. The line with the count of the others has the same level.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Summary:
             getattr(self._logger, self._level)(self._event, **fields)
 
     def admits(self, source: str) -> bool:
-        """Whether a line is to be logged as it is; otherwise it is counted."""
+        """Return whether a line is to be logged now; otherwise it is counted."""
         now = self._clock()
         if self._began is None or not 0 <= now - self._began < PERIOD_S:
             self.flush()
@@ -58,7 +58,7 @@ class Summary:
         shown = self._shown_of.get(source, 0)
         if self._shown < self._in_all and shown < self._per_source:
             self._shown += 1
-            self._shown_of[source] = shown + 1  # no more sources than lines
+            self._shown_of[source] = shown + 1  # bounded: it has at most as many sources as lines were shown
             return True
         self._left_out += 1
         if source in self._left_out_of or len(self._left_out_of) < MAX_SOURCES:
@@ -68,12 +68,12 @@ class Summary:
         return False
 
     def flush(self) -> None:
-        """End the period: log how many lines were left out, if any."""
+        """End the period: log the number of lines left out, if any."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._left_out and self._began is not None:
-            level = "error" if self._level == "exception" else self._level  # no exception is in hand here
+            level = "error" if self._level == "exception" else self._level  # no exception is being handled here
             busiest = max(self._left_out_of, key=self._left_out_of.__getitem__)
             getattr(self._logger, level)(
                 "lines left out",
@@ -93,5 +93,5 @@ class Summary:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return  # the next line, or the owner, flushes
+            return  # without a loop, the next line or the owner flushes
         self._timer = loop.call_later(after_s, self.flush)

@@ -1,24 +1,24 @@
-"""Sets and dicts that live as long as the process. Python enlarges their tables and leaves them large. Pure."""
+"""Shrinking of sets and dicts that live as long as the process: Python enlarges their tables but keeps them. Pure."""
 
 from typing import Any
 
-# Below this many entries a table is at most some tens of KiB.
+# Tables with at most this number of entries are ignored: they have a few tens of KiB.
 LEAST = 1024
-# A table that holds this part of what it held at most, or less, is built anew.
+# A table is rebuilt when its number of entries falls to this fraction of its maximum.
 SPARSE = 0.25
 
 
 class Tables:
-    """Gives back what sets and dicts were grown for and need no more: removing an entry never does.
+    """Releases the unused memory of sets and dicts, which removing entries does not.
 
-    They are built anew in place, so whoever holds one keeps it; not to be called while one is iterated over.
+    The tables are rebuilt in place, so references to them stay valid. They must not be iterated during `shrink`.
     """
 
     def __init__(self, *tables: set[Any] | dict[Any, Any]) -> None:
         self._most: list[tuple[set[Any] | dict[Any, Any], int]] = [(table, 0) for table in tables]
 
     def shrink(self) -> None:
-        """Build those anew that became sparse. Cheap where none did: to be called after each change."""
+        """Rebuild the tables that have become sparse. The check is cheap, so call it after each change."""
         for index, (table, before) in enumerate(self._most):
             held = len(table)
             if held > before:

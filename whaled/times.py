@@ -1,6 +1,6 @@
-"""Times as people and programs write them: ISO 8601 as Java, Go, JavaScript, Python and date(1) print it. Pure.
+"""Parsing of times: ISO 8601 in the forms that Java, Go, JavaScript, Python and date(1) print. Pure.
 
-A time without a zone is UTC. What could be read in two ways (a number, `CET`, `28.11.2026`) is refused with the reason.
+A time without a zone is in UTC. An ambiguous text (a number, `CET`, `28.11.2026`) is refused with the reason.
 """
 
 import re
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 # The longest form is Go's, with nanoseconds and its monotonic clock: about 65 characters.
 MAX_CHARACTERS = 100
-# How much of a text an error message quotes.
+# Maximum length that an error message quotes of a text.
 QUOTED_CHARACTERS = 60
 EXAMPLES = "2026-11-28T10:00:00Z, 2026-11-28 10:00+01:00 or 2026-11-28 10:00 (UTC)"
 
@@ -18,7 +18,7 @@ _ZONE = (
     r"|(?P<sign>[+\-\u2212])(?P<zone_hours>\d\d)(?::?(?P<zone_minutes>\d\d)(?::?(?P<zone_seconds>\d\d))?)?"
     r"(?:\ (?P<zone_name>[A-Z][A-Za-z]{1,5}|[+-]\d{2,4}))?))?"
 )
-# Java adds the zone's name in brackets (RFC 9557), Go the reading of its monotonic clock.
+# Java appends the zone's name in brackets (RFC 9557), Go the reading of its monotonic clock.
 _EXTRA = r"(?P<brackets>(?:\[!?[^\[\]]{1,64}\])*)(?:\ m=[+-]\d{1,20}\.\d{1,20})?"
 _TIME = re.compile(
     r"(?P<year>\d{4})(?P<dash>-?)(?P<month>\d\d)(?P=dash)(?P<day>\d\d)"
@@ -45,9 +45,9 @@ _CAUSES = tuple(
 
 
 def parse(text: str) -> datetime:
-    """The time in a text, with its zone; UTC where it names none. Raises ValueError that says what is wrong with it.
+    """Parse a time. Return it with its zone, UTC if it names none. Raises ValueError with the reason.
 
-    Digits beyond microseconds are cut off. Where a zone's name follows an offset, the offset counts.
+    Digits beyond microseconds are cut off. If a zone's name follows an offset, the offset counts.
     """
     text = text.strip()
     found = _TIME.fullmatch(text) if len(text) <= MAX_CHARACTERS else None
@@ -60,18 +60,18 @@ def parse(text: str) -> datetime:
 
 
 def names_zone(text: str) -> bool:
-    """Whether a text that `parse` reads names its zone."""
+    """Return whether a text that `parse` accepts names its zone."""
     found = _TIME.fullmatch(text.strip())
     return found is not None and (found["utc"] is not None or found["sign"] is not None)
 
 
 def problem_of_number(value: float) -> str:
-    """The reason why a number is no time, with the time that was probably meant."""
+    """Return the reason why a number is not a time, with the time that was probably intended."""
     return f"{str(value)[:QUOTED_CHARACTERS]} is not an ISO 8601 time: {_of_number(value)}"
 
 
 def _is_consistent(found: re.Match[str]) -> bool:
-    """Whether the parts belong together: separators everywhere or nowhere, and a zone that is certain."""
+    """Return whether the parts are consistent: separators everywhere or nowhere, and an unambiguous zone."""
     parts = [name for name in ("hour", "minute", "second") if found[name] is not None]
     if not found["dash"] and (not parts or found["mark"] not in {"T", "t"}):
         return False
@@ -98,7 +98,7 @@ def _moment(found: re.Match[str]) -> datetime:
     fields = {name: int(found[name] or 0) for name in ("year", "month", "day", "hour", "minute", "second")}
     if fields["hour"] == 24:
         raise ValueError("hour 24 is 00:00 of the next day")
-    # RFC 3339, 5.7: a leap second is the 61st of an hour's last minute.
+    # RFC 3339, 5.7: a leap second is the 61st second of an hour's last minute.
     leap = timedelta(seconds=1) if (fields["minute"], fields["second"]) == (59, 60) else timedelta()
     if leap:
         fields["second"] = 59

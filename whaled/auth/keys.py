@@ -1,4 +1,4 @@
-"""The key ring on disk: made, read, rotated. Whoever reads it can sign tokens, so nobody else may."""
+"""The key ring on disk: creation, reading, rotation. Any reader of the file can sign tokens, so it must be private."""
 
 import base64
 import fcntl
@@ -25,27 +25,27 @@ from whaled.errors import KeyRingError
 from whaled.replacing import replacing
 
 SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
-# Names a file that holds the secret.
+# The variable that names a file with the secret.
 SECRET_FILE_VARIABLE = f"{SECRET_VARIABLE}_FILE"
 # The name of the systemd credential: LoadCredential=keys.json:/etc/whaled/keys.json
 CREDENTIAL_NAME = "keys.json"
 SECRET_BYTES = 32
-# A secret that somebody made up, or one letter repeated, has fewer.
+# A secret made up by a person, or one repeated letter, has fewer distinct bytes.
 MIN_DISTINCT_BYTES = 16
 REMEDY = (
     "Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))', or use a key ring: whaled keys generate"
 )
-# Commands hold the lock for milliseconds; one that holds it longer is stopped or dead.
+# Time to wait for the lock. Commands hold it for milliseconds; one that holds it longer is suspended.
 LOCK_PATIENCE_S = 5.0
 LOCK_RETRY_S = 0.02
 
 
-# Whole Unix seconds that are a date.
+# Whole Unix seconds within a plausible range.
 Timestamp = Annotated[int, Meta(ge=0, le=10**11)]
 
 
 class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key as it stands in the file. Times are Unix seconds; `secret` is base64url without padding."""
+    """A key in the file. Times are in Unix seconds; `secret` is base64url without padding."""
 
     kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     alg: str = ALGORITHM
@@ -54,37 +54,37 @@ class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retired_at: Timestamp | None = None
 
     def __repr__(self) -> str:
-        """Without the secret."""
+        """Return a text without the secret."""
         return f"StoredKey(kid={self.kid!r})"
 
 
 class Versioned(Struct, frozen=True):
-    """What the file of every version says."""
+    """The field that the file has in every version."""
 
     version: int
 
 
 class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file, in the order the keys were made."""
+    """The whole file, with the keys in the order of their creation."""
 
     version: int
     keys: tuple[StoredKey, ...]
 
     @property
     def active(self) -> tuple[StoredKey, ...]:
-        """Keys that verify; the last of them signs."""
+        """The keys that verify; the last of them signs."""
         return tuple(key for key in self.keys if key.retired_at is None)
 
 
-# --- which ring a daemon or a command uses ---------------------------------------------------------------------------
+# --- the ring of a daemon or a command -------------------------------------------------------------------------------
 
 
 def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> KeyRing:
-    """The ring of this process: the systemd credential, else WEBSOCKET_SECRET_KEY or the file that
-    WEBSOCKET_SECRET_KEY_FILE names, else the file of `auth.key_ring`.
+    """Load the key ring of this process.
 
-    `directory` is where a `.env` may stand. A secret that is set and cannot be used is refused, not passed over: the
-    operator meant it. Raises KeyRingError.
+    The sources, in order: the systemd credential, WEBSOCKET_SECRET_KEY or the file that WEBSOCKET_SECRET_KEY_FILE
+    names, the `.env` in `directory`, the file of `auth.key_ring`. An unusable secret is an error and not skipped,
+    because the operator intended it. Raises KeyRingError.
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     if credentials is not None and _exists(Path(credentials) / CREDENTIAL_NAME):
@@ -102,7 +102,7 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
     path = Path(settings.key_ring)
     if not _exists(path):
         raise KeyRingError(
-            f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: nobody could authenticate. "
+            f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: no client could authenticate. "
             "If your configuration names another, give it with --config. To make a key: "
             f"whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
         )
@@ -110,7 +110,10 @@ def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> Ke
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is such a file; KeyRingError where that cannot be known, since another would be used instead."""
+    """Return whether a file exists.
+
+    Raises KeyRingError if that cannot be determined, because another source would be used instead.
+    """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -121,7 +124,7 @@ def _exists(path: Path) -> bool:
 
 
 def _secret_in_file(path: Path) -> str:
-    """The secret in a file of its own, without line ends behind it. Raises KeyRingError."""
+    """Return the secret in a file that contains nothing else, without trailing line breaks. Raises KeyRingError."""
     name = f"{path} ({SECRET_FILE_VARIABLE})"
     if path == Path():
         raise KeyRingError(f"{SECRET_FILE_VARIABLE} names no file")
@@ -138,9 +141,10 @@ def _secret_in_file(path: Path) -> str:
 
 
 def _dotenv_secret(path: Path) -> str | None:
-    """The secret in a `.env`, None where there is no such file or it holds none. Raises KeyRingError.
+    """Return the secret in a `.env`, None if there is no such file or it has no secret. Raises KeyRingError.
 
-    A file that holds one is as secret as a key ring. One without belongs to another program, and may have any mode.
+    A file with the secret must be as private as a key ring. One without it belongs to another program and may have any
+    mode.
     """
     try:
         with opened(path) as (descriptor, info):
@@ -154,7 +158,7 @@ def _dotenv_secret(path: Path) -> str | None:
         return None
     except OSError as error:
         if not os.access(path.parent, os.X_OK, effective_ids=True):
-            return None  # this user may not enter the directory: nothing in it is meant for this user
+            return None  # without access to the directory, this user cannot be the intended reader
         raise KeyRingError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:
         raise KeyRingError(f"cannot read {path}: it is not UTF-8") from None  # the chained error would quote a secret
@@ -162,10 +166,10 @@ def _dotenv_secret(path: Path) -> str | None:
 
 
 def ring_of(file: KeyFile, path: Path) -> KeyRing:
-    """The keys of a file that are not retired. Raises KeyRingError where none is, or one is too weak."""
+    """Return the ring of a file's active keys. Raises KeyRingError if there is none, or one is too weak."""
     keys = tuple(SigningKey(key.kid, _secret(key, path), key.created_at) for key in file.active)
     if not keys:
-        raise KeyRingError(f"{path} holds no key that is not retired; make one: whaled keys generate --key-ring {path}")
+        raise KeyRingError(f"{path} has no key that is not retired; make one: whaled keys generate --key-ring {path}")
     return KeyRing(keys[-1], keys, source=str(path))
 
 
@@ -185,9 +189,9 @@ def _ring_of_secret(text: str, source: str) -> KeyRing:
 
 
 def is_weak(secret: bytes) -> bool:
-    """Whether a secret has too few different bytes to be random. 32 random bytes have about 30.
+    """Return whether a secret has too few distinct bytes to be random. 32 random bytes have about 30.
 
-    What is written in hexadecimal is judged by what it stands for: 64 random digits often lack one of the sixteen.
+    A secret in hexadecimal is judged by the bytes that it encodes: 64 random digits often lack one of the sixteen.
     """
     if len(set(secret)) >= MIN_DISTINCT_BYTES:
         return False
@@ -200,7 +204,7 @@ def is_weak(secret: bytes) -> bool:
 def _secret(key: StoredKey, path: Path) -> bytes:
     if key.alg != ALGORITHM:
         raise KeyRingError(f"{path}: key {key.kid}: algorithm {key.alg!r}, only {ALGORITHM} is known")
-    # Of four letters one may not stand alone: it would be six bits.
+    # Base64 encodes in groups of four characters; a single character left over has only six bits and is invalid.
     if not re.fullmatch(r"[A-Za-z0-9_-]+", key.secret) or len(key.secret) % 4 == 1:
         raise KeyRingError(f"{path}: key {key.kid}: the secret is not base64url")
     secret = base64.urlsafe_b64decode(key.secret + "=" * (-len(key.secret) % 4))
@@ -217,7 +221,7 @@ def _secret(key: StoredKey, path: Path) -> bytes:
 
 
 def read(path: Path, *, is_credential: bool = False) -> KeyFile:
-    """The key ring in a file that nobody else can read. Raises KeyRingError."""
+    """Read a key ring from a file, which no other user may be able to read. Raises KeyRingError."""
     name = f"the key ring {path}"
     try:
         with opened(path) as (descriptor, info):
@@ -231,7 +235,7 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
             raise KeyRingError(f"{path} is a key ring of version {version}; this whaled knows version 1")
         parsed = msgspec.json.decode(raw, type=KeyFile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise KeyRingError(f"{path} is no key ring: {error}") from None  # the chained error could quote a secret
+        raise KeyRingError(f"{path} is not a key ring: {error}") from None  # the chained error could quote a secret
     names = [key.kid for key in parsed.keys]
     if len(set(names)) != len(names):
         raise KeyRingError(f"{path}: two keys have the same id")
@@ -239,9 +243,9 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
 
 
 def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
-    """Add a new key, which signs from now on. Makes the file if there is none. Raises KeyRingError.
+    """Add a new key, which signs from then on; create the file if there is none. Raises KeyRingError.
 
-    `patience_s` is how long another command at work on the ring is waited for.
+    `patience_s` is the time to wait for another command that holds the lock.
     """
     with _locked(path, patience_s) as file:
         old = read(file) if _exists(file) else KeyFile(version=1, keys=())
@@ -253,7 +257,7 @@ def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> 
 
 
 def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
-    """Take a key out of use: tokens signed with it are refused after the next reload. Raises KeyRingError."""
+    """Retire a key: tokens signed with it are refused after the next reload. Raises KeyRingError."""
     with _locked(path, patience_s) as file:
         old = read(file)
         found = next((key for key in old.keys if key.kid == kid), None)
@@ -263,8 +267,8 @@ def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s:
             raise KeyRingError(f"key {kid} is retired already")
         if len(old.active) == 1 and not force:
             raise KeyRingError(
-                f"key {kid} is the last one: without it nobody can connect. Make another first (whaled keys generate), "
-                "or say --force"
+                f"key {kid} is the last one: without it no client can connect. Make another first (whaled keys "
+                "generate) or use --force"
             )
         retired = msgspec.structs.replace(found, retired_at=int(now))
         _write(file, KeyFile(version=1, keys=tuple(retired if key is found else key for key in old.keys)))
@@ -273,19 +277,19 @@ def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s:
 
 @contextmanager
 def _locked(path: Path, patience_s: float) -> Iterator[Path]:
-    """One command at a time: two that add a key at once must not lose one. Yields the file behind links."""
+    """Hold the lock of a key ring, so that concurrent commands lose no key. Yield the path with links resolved."""
     try:
         file = path.resolve()
         directory = file.parent
         if directory.parent.is_dir():
-            # One level, like /etc/whaled. More is rather a mistyped path.
+            # Create one level only, like /etc/whaled. If more is missing, the path is probably mistyped.
             directory.mkdir(mode=0o755, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise KeyRingError(
             f"there is no directory {path.parent} for the key ring; make it: mkdir -p {path.parent}"
         ) from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: a cycle of links
         raise KeyRingError(f"cannot use {path.parent} for the key ring: {error}") from error
     try:
         until = time.monotonic() + patience_s
@@ -303,11 +307,11 @@ def _locked(path: Path, patience_s: float) -> Iterator[Path]:
 
 
 def _write(path: Path, file: KeyFile) -> None:
-    """Replace the file at once: a crash leaves the old ring or the new one, never half of it."""
+    """Replace the file atomically: a crash leaves the old ring or the new one."""
     body = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
     try:
         with replacing(path) as handle:
-            keep_group(handle.fileno(), path)  # a group that could read the old file reads the new one
+            keep_group(handle.fileno(), path)  # a group that could read the old file can read the new one
             handle.write(body)
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,7 +1,7 @@
-"""Signed tokens in compact form (RFC 7515) with HMAC-SHA256, refused in the same steps whatever is wrong. Pure.
+"""Signed tokens in compact form (RFC 7515) with HMAC-SHA256, refused in the same steps whatever the reason. Pure.
 
-Every token costs one HMAC and one look at claims. Where a token cannot be read, names an unknown key or has a wrong
-signature, a stand-in takes the place of what is missing: its refusal takes as long as any other.
+Every token costs one HMAC and one evaluation of claims. If a token cannot be read, names an unknown key or has a wrong
+signature, a stand-in replaces the missing part, so that its refusal takes as long as any other.
 """
 
 import base64
@@ -18,12 +18,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from whaled.errors import TokenRefusal
 
 ALGORITHM = "HS256"
-# A token of ours has some 300 bytes; nothing larger is worth parsing.
+# whaled's own tokens have about 300 bytes; a larger token is not parsed.
 MAX_TOKEN_BYTES = 8 * 1024
-# Base64url without padding (RFC 7515, 2). Signatures are compared as texts: there is one way to write each.
+# Base64url without padding (RFC 7515, 2). Signatures are compared as texts, so only their canonical encoding passes.
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\Z")
 MAC_CHARACTERS = 43
-# As long as the tokens `issue` makes. No key of a ring is this one, and its claims have ended in 1970.
+# The stand-in is as long as the tokens that `issue` makes. Its secret is no key of any ring, and its claims expired in
+# 1970.
 STAND_IN_SECRET = b"no key has this name, and this key signs nothing"
 STAND_IN_CLAIMS = (
     b'{"client_id":"stand-in","permissions":["read"],"iat":0,"exp":1,'
@@ -40,7 +41,7 @@ _STAND_IN = f"{_STAND_IN_HEADER}.{_base64url(STAND_IN_CLAIMS)}.{'A' * MAC_CHARAC
 
 
 class Header(Struct, frozen=True):
-    """The header, as far as it decides anything. `crit` names extensions that must be understood: none is."""
+    """The relevant fields of a token's header. `crit` lists mandatory extensions, of which whaled supports none."""
 
     alg: str
     kid: str | None = None
@@ -49,7 +50,7 @@ class Header(Struct, frozen=True):
 
 
 class _Claimed(Struct, frozen=True):
-    """What a payload whose signature was not checked says about its bearer."""
+    """The identity claimed by a payload whose signature was not verified."""
 
     client_id: str = ""
 
@@ -60,7 +61,7 @@ _STAND_IN_PARSED = Header(ALGORITHM, "stand-in-0000")
 
 
 class Opened(NamedTuple):
-    """A token that was looked at. `claims` is its payload if `problem` is None, else that of the stand-in."""
+    """The result of checking a signature. `claims` is the payload if `problem` is None, else that of the stand-in."""
 
     problem: TokenRefusal | None
     detail: str
@@ -69,7 +70,7 @@ class Opened(NamedTuple):
 
 
 def open_token(token: str, secret_of: Callable[[str | None], bytes | None]) -> Opened:
-    """Check a token's signature. `secret_of` gives the secret of a key id, None for an unknown one."""
+    """Check a token's signature. `secret_of` returns the secret of a key id, None for an unknown one."""
     problem, detail = None, ""
     if len(token) > MAX_TOKEN_BYTES or not _SHAPE.match(token):
         problem = TokenRefusal.MALFORMED
@@ -79,7 +80,7 @@ def open_token(token: str, secret_of: Callable[[str | None], bytes | None]) -> O
     first, _, payload = signed.partition(".")
     header = _header(first)
     if header is None:
-        problem, detail = TokenRefusal.MALFORMED, "the header is no JSON object with `alg`, and a text as `kid`"
+        problem, detail = TokenRefusal.MALFORMED, "the header is not a JSON object with `alg`, and a text as `kid`"
         header = _STAND_IN_PARSED
     secret = secret_of(header.kid)
     if secret is None:
@@ -101,12 +102,12 @@ def open_token(token: str, secret_of: Callable[[str | None], bytes | None]) -> O
 
 
 def claimant(token: str) -> str:
-    """A short name for the key and the client that a refused token claims; "" where it claims nothing readable.
+    """Return a short name for the key and the client that a refused token claims; "" if the claims are unreadable.
 
-    Nobody vouches for it: it only keeps the failures of one client apart from those of its neighbours.
+    It is unverified and serves only to count the failures of clients at one address separately.
     """
     is_shaped = len(token) <= MAX_TOKEN_BYTES and _SHAPE.match(token) is not None
-    first, payload, _ = (token if is_shaped else _STAND_IN).split(".")  # the stand-in: for the time it takes
+    first, payload, _ = (token if is_shaped else _STAND_IN).split(".")  # the stand-in takes as long
     header = _header(first)
     try:
         client_id = _decode_claimed(_bytes_of(payload)).client_id
@@ -125,7 +126,7 @@ def _header(text: str) -> Header | None:
 
 
 def _bytes_of(text: str) -> bytes:
-    """The bytes of base64url; none where it cannot be that."""
+    """Decode base64url; return no bytes if it is invalid."""
     try:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:

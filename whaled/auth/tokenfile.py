@@ -1,4 +1,4 @@
-"""Token files: read, with a warning about one that every user of the machine can read."""
+"""Reading of token files, with a warning about a file that every user of the machine can read."""
 
 import os
 import stat
@@ -7,14 +7,15 @@ from typing import BinaryIO, NamedTuple
 
 from whaled.auth import tokentext
 
-# No token is longer than 8 KiB; an environment file around it may be, and UTF-16 takes two bytes a character.
+# A token has at most 8 KiB; the environment file that contains it may be larger, and UTF-16 takes two bytes per
+# character.
 MAX_FILE_BYTES = 64 * 1024
 
 
 class TokenFile(NamedTuple):
-    """The token of a file. `warning` is None if only its owner and its group can read the file.
+    """The token of a file. `warning` is None if only the file's owner and group can read it.
 
-    `is_lasting` is false for a pipe, such as `<(command)` of a shell: it can be read once.
+    `is_lasting` is False for a pipe, such as `<(command)` of a shell, which can be read only once.
     """
 
     token: str
@@ -23,7 +24,7 @@ class TokenFile(NamedTuple):
 
 
 def read(path: Path) -> TokenFile:
-    """The token in a file, in any form that `tokentext` knows. Raises ValueError that names the file, or OSError."""
+    """Return the token in a file, in any form that `tokentext` accepts. Raises ValueError with the path, or OSError."""
     found = read_unchecked(path)
     try:
         tokentext.check(found.token)
@@ -33,7 +34,7 @@ def read(path: Path) -> TokenFile:
 
 
 def read_unchecked(path: Path) -> TokenFile:
-    """What a file has in the place of a token, whether it can be one or not. Raises as `read`."""
+    """Return the text that a file has as its token, without checking that it can be one. Raises as `read`."""
     with path.open("rb") as file:
         info = os.fstat(file.fileno())
         token = unwrapped(file, str(path))
@@ -41,7 +42,7 @@ def read_unchecked(path: Path) -> TokenFile:
 
 
 def unwrapped(file: BinaryIO, name: str) -> str:
-    """What an open file has in the place of a token. Raises ValueError that begins with `name`."""
+    """Return the text that an open file has as its token, unchecked. Raises ValueError that begins with `name`."""
     raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise ValueError(f"{name} holds no token: it has more than {MAX_FILE_BYTES} bytes")

@@ -1,7 +1,7 @@
 """Tokens: JSON Web Tokens (RFC 7519) signed with a key of the ring. Pure: `now` is an argument.
 
-The algorithm belongs to the key and never comes from the token. Checking one that is refused costs about 20 us, always
-the same steps (`signature`); one that is accepted costs PyJWT's check too.
+The algorithm is a property of the key and never comes from the token. Every refusal takes the same steps (`signature`)
+and costs about 20 us; an accepted token is also verified by PyJWT.
 """
 
 import hashlib
@@ -20,17 +20,18 @@ from whaled.config.sections import MAX_LEEWAY_S, Auth
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
 
-# RFC 7518, 3.2: an HMAC key is at least as long as the hash.
+# RFC 7518, 3.2: an HMAC key must be at least as long as the hash.
 MIN_SECRET_BYTES = 32
-# It stands in log lines; nobody has a longer name.
+# A client id appears in log lines, so its length is limited.
 MAX_CLIENT_ID = 256
-# `jti` and `family`: ours have 22 characters, a UUID 36. They are kept while a family lives.
+# Maximum length of `jti` and `family`, which are kept in memory for the life of a family. Those of whaled have 22
+# characters, a UUID has 36.
 MAX_NAME = 128
 FAMILY_ENDED = "a token of its family was refreshed twice"
-# Times beyond it (the year 5138) are no times, and what follows can compute with them safely.
+# Later times (the year 5138) are invalid; arithmetic with the others cannot overflow.
 LATEST_TIME = 1e11
 _PERMISSIONS = {permission.value: permission for permission in Permission}
-# Times are compared by `verify`, with the clock it was given; the library would ask the system's.
+# `_judge` compares the times with the `now` passed in; the library would read the system's clock.
 _JWT = jwt.PyJWT(
     {
         "enforce_minimum_key_length": True,
@@ -46,9 +47,9 @@ _JWT = jwt.PyJWT(
 
 
 class SigningKey(Struct, frozen=True):
-    """A key by its id. Without an id (a single secret from the environment) tokens carry none either.
+    """A signing key. Without an id (a single secret from the environment), its tokens have no key id either.
 
-    `created_at` is Unix seconds, 0 where nobody wrote it down.
+    `created_at` is in Unix seconds, 0 if it was not recorded.
     """
 
     kid: str | None
@@ -56,23 +57,24 @@ class SigningKey(Struct, frozen=True):
     created_at: float = 0.0
 
     def __post_init__(self) -> None:
-        """A key that can be guessed is none."""
+        """Raise ValueError for a secret that is too short."""
         if len(self.secret) < MIN_SECRET_BYTES:
             raise ValueError(f"a secret of {len(self.secret)} bytes; at least {MIN_SECRET_BYTES} are needed")
 
     @property
     def mark(self) -> str:
-        """Tells a key from another one of the same id; says nothing about the secret."""
+        """A fingerprint that distinguishes keys with the same id and reveals nothing about the secret."""
         return hashlib.blake2b(self.secret, digest_size=8, person=b"whaled key").hexdigest()
 
     def __repr__(self) -> str:
-        """Without the secret: this ends up in logs and tracebacks."""
+        """Return a text without the secret, because it appears in logs and tracebacks."""
         return f"SigningKey(kid={self.kid!r})"
 
 
 class KeyRing(Struct, frozen=True):
-    """The keys that verify, by id, and the one that signs. Retired keys are not part of it. `source` names the place
-    they come from, for the operator.
+    """The keys that verify tokens and the one that signs them. Retired keys are not part of it.
+
+    `source` names where the keys come from, for the operator.
     """
 
     signing: SigningKey
@@ -80,17 +82,17 @@ class KeyRing(Struct, frozen=True):
     source: str = ""
 
     def find(self, kid: object) -> SigningKey | None:
-        """The key with an id, None if there is none."""
+        """Return the key with an id, None if there is none."""
         return next((key for key in self.verifying if key.kid == kid), None)
 
     def secret_of(self, kid: str | None) -> bytes | None:
-        """The secret of the key with an id, None if there is none."""
+        """Return the secret of the key with an id, None if there is none."""
         key = self.find(kid)
         return key.secret if key is not None else None
 
 
 class Chain(Struct, frozen=True):
-    """What refreshed tokens share: when the first one was issued, and the name of the family."""
+    """The data that a refreshed token inherits: the time of issue of the first token, and the family's identifier."""
 
     began: float
     family: str
@@ -107,9 +109,10 @@ def issue(
     settings: Auth,
     chain: Chain | None = None,
 ) -> tuple[str, Grant]:
-    """A token that ends after `ttl_s`, and what it grants. Raises ValueError where `verify` would refuse it.
+    """Issue a token that expires after `ttl_s`. Return it with its grant.
 
-    `chain` is what a refreshed token goes on with, None for the first one.
+    `chain` is the data that a refreshed token inherits, None for a first token. Raises ValueError for a client id or a
+    lifetime that `verify` would refuse.
     """
     if not _is_client_id(client_id):
         raise ValueError(
@@ -126,7 +129,8 @@ def issue(
         "client_id": client_id,
         "permissions": [str(permission) for permission in granted],
         "iat": issued_at,
-        # From the whole second, so that a refresh, which takes the life from these two, never adds to it.
+        # Counted from the whole second, so that a refresh, which derives the lifetime from `exp` and `iat`, never
+        # lengthens it.
         "exp": issued_at + math.ceil(ttl_s),
         "jti": token_id,
     }
@@ -144,16 +148,17 @@ def issue(
 
 
 def verify(ring: KeyRing, token: str, now: float, settings: Auth) -> Grant:
-    """Who a token is and what it may do. Raises TokenError."""
+    """Verify a token and return its grant. Raises TokenError."""
     grant, claims = _checked(ring, token, now, settings)
     _confirm(ring, token, grant, claims)
     return grant
 
 
 def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Grant, dict[str, Any]]:
-    """The grant and the claims of a token that is signed with a key of the ring and is valid now. Raises TokenError.
+    """Return the grant and the claims of a token that is signed with a key of the ring and valid now.
 
-    Refusals take the same steps whatever the reason: without claims to trust, those of a stand-in are judged.
+    Raises TokenError. Refusals take the same steps whatever the reason: without a valid signature, the claims of a
+    stand-in are evaluated.
     """
     opened = open_token(token, ring.secret_of)
     grant = None
@@ -166,13 +171,13 @@ def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Gra
         if opened.problem is not None:
             reason, detail, client_id = opened.problem, opened.detail, ""
         raise TokenError(reason, detail, claimant=claimant(token), client_id=client_id) from None
-    if opened.problem is not None:  # never so while the stand-in's claims have ended
+    if opened.problem is not None:  # unreachable as long as the stand-in's claims have expired
         raise TokenError(opened.problem, opened.detail, claimant=claimant(token))
     return grant, claims
 
 
 def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: Auth) -> None:
-    """Raise TokenError where a grant is not valid now, or not for this server."""
+    """Raise TokenError if a grant is not valid now, or not for this server."""
     assert grant.expires_at is not None
     over_s = now - grant.expires_at
     if over_s >= settings.leeway:
@@ -181,7 +186,7 @@ def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: Auth) -> 
         ahead_s = (_time(claims, name) or 0.0) - now
         if ahead_s > settings.leeway:
             raise TokenError(TokenRefusal.NOT_YET_VALID, f"`{name}` is {ahead_s:.0f} s ahead of this clock")
-    # Lives are whole seconds, rounded up (`issue`).
+    # Lifetimes are whole seconds, rounded up (`issue`).
     longest_s = math.ceil(settings.max_token_ttl)
     lives_s = grant.expires_at - grant.issued_at if grant.issued_at is not None else 0.0
     if lives_s > longest_s or grant.expires_at - now > longest_s + settings.leeway:
@@ -192,7 +197,7 @@ def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: Auth) -> 
 
 
 def _confirm(ring: KeyRing, token: str, grant: Grant, claims: dict[str, Any]) -> None:
-    """A second opinion on a token about to be accepted: PyJWT must read the same in it. Raises TokenError."""
+    """Verify a token once more before it is accepted: PyJWT must decode the same claims. Raises TokenError."""
     secret = ring.secret_of(grant.key_id)
     assert secret is not None
     try:
@@ -200,16 +205,16 @@ def _confirm(ring: KeyRing, token: str, grant: Grant, claims: dict[str, Any]) ->
     except (jwt.PyJWTError, ValueError, RecursionError) as error:
         raise TokenError(TokenRefusal.MALFORMED, str(error)) from error
     if read != claims:
-        raise TokenError(TokenRefusal.MALFORMED, "two readers of its claims do not agree")
+        raise TokenError(TokenRefusal.MALFORMED, "two decoders of its claims disagree")
 
 
 def _claims(raw: bytes) -> dict[str, Any]:
     try:
         claims = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise TokenError(TokenRefusal.MALFORMED, "the claims are no JSON") from error
+        raise TokenError(TokenRefusal.MALFORMED, "the claims are not JSON") from error
     if not isinstance(claims, dict):
-        raise TokenError(TokenRefusal.MALFORMED, "the claims are no JSON object")
+        raise TokenError(TokenRefusal.MALFORMED, "the claims are not JSON object")
     return claims
 
 
@@ -228,7 +233,7 @@ def _grant(claims: dict[str, Any], key: SigningKey | None) -> Grant:
     authenticated_at = _time(claims, "auth_time")
     return Grant(
         client_id=client_id,
-        # A name this version does not know grants nothing: a newer issuer may have more of them.
+        # An unknown name grants nothing and is not an error: a newer issuer may have more permissions.
         permissions=frozenset(_PERMISSIONS[name] for name in named if isinstance(name, str) and name in _PERMISSIONS),
         issued_at=issued_at,
         authenticated_at=authenticated_at if authenticated_at is not None else issued_at,
@@ -241,7 +246,7 @@ def _grant(claims: dict[str, Any], key: SigningKey | None) -> Grant:
 
 
 def _name(claims: dict[str, Any], name: str) -> str | None:
-    """A claim that is a short text, None for anything else."""
+    """Return a claim that is a short text, None for anything else."""
     value = claims.get(name)
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME else None
 
@@ -251,11 +256,11 @@ def _is_client_id(value: object) -> TypeGuard[str]:
 
 
 def _time(claims: dict[str, Any], name: str) -> float | None:
-    """A claim that is a time, None if it is missing. Raises TokenError for anything else."""
+    """Return a claim that is a time, None if it is missing. Raises TokenError for anything else."""
     if name not in claims:
         return None
     value = claims[name]
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST_TIME:  # nan is not
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST_TIME:  # false for nan
         return float(value)
     raise TokenError(TokenRefusal.BAD_CLAIMS, f"`{name}` must be a time")
 
@@ -265,7 +270,7 @@ def _holds(claim: object, expected: str) -> bool:
 
 
 class TokenAuthenticator:
-    """Judges credentials with one key ring. `new_token_id` makes the `jti` of refreshed tokens."""
+    """Verifies and refreshes tokens with one key ring. `new_token_id` generates the `jti` of refreshed tokens."""
 
     def __init__(self, ring: KeyRing, settings: Auth, *, new_token_id: Callable[[], str]) -> None:
         self._ring = ring
@@ -274,12 +279,12 @@ class TokenAuthenticator:
         self._families = Families()
 
     def replace_ring(self, ring: KeyRing, settings: Auth) -> None:
-        """Judge and sign with other keys from now on. `is_in_force` says which sessions end by that."""
+        """Verify and sign with other keys from now on. `is_in_force` then decides which sessions end."""
         self._ring = ring
         self._settings = settings
 
     def verify(self, credential: str, now: float) -> Grant:
-        """Who this is and what it may do. Raises TokenError."""
+        """Verify a token and return its grant. Raises TokenError."""
         grant, claims = _checked(self._ring, credential, now, self._settings)
         if self._families.is_ended(_family_of(grant), now):
             raise TokenError(
@@ -289,17 +294,17 @@ class TokenAuthenticator:
         return grant
 
     def is_in_force(self, grant: Grant, now: float) -> bool:
-        """Whether what a session rests on is still accepted: its key is in the ring, its family has not ended."""
+        """Return whether a session's token is still accepted: its key is in the ring, its family has not ended."""
         key = self._ring.find(grant.key_id)
         return key is not None and key.mark == grant.key_mark and not self._families.is_ended(_family_of(grant), now)
 
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
-        """A new token of the same client with the same permissions, as long as the last one was issued for.
+        """Issue a new token with the same client, permissions and lifetime as an earlier one. Return it with its grant.
 
-        However often it is refreshed, it ends `auth.max_token_ttl` after the first was issued: who once stole a token
-        does not keep it for ever. A token that was refreshed before ends its family (REVOKED). Raises TokenError where
-        the last one has ended, that moment has come, or its key is retired: a refresh would carry it over to the next
-        key.
+        Refreshed tokens expire at the latest `auth.max_token_ttl` after the first one was issued, so that a stolen
+        token cannot be extended without limit. A second refresh of a token ends its family (REVOKED). Raises TokenError
+        also if the token has expired, if that limit is reached, or if its key is retired: a refresh would carry the
+        token over to the next key.
         """
         settings = self._settings
         family, until = _family_of(grant), (grant.expires_at or 0.0) + settings.expiry_grace
@@ -332,20 +337,26 @@ class TokenAuthenticator:
         return token, refreshed
 
     def answer_lost(self, parent: Grant, child: Grant) -> None:
-        """The link broke right after a refresh: a client that has the old token only may refresh it once more."""
+        """Record that the connection broke right after a refresh.
+
+        The client may have only the old token, which may then be refreshed once more.
+        """
         self._families.answer_lost(_family_of(child), _id_of(parent), _id_of(child))
 
 
 def _remembered_until(grant: Grant, settings: Auth) -> float:
-    """When a token is certain to be refused for its time: no leeway that a reload may set lets it in after it."""
+    """Return the time after which a token is refused as expired whatever leeway a reload may set."""
     return (grant.expires_at or 0.0) + max(settings.expiry_grace, MAX_LEEWAY_S)
 
 
 def _id_of(grant: Grant) -> str:
-    """The name of a token; one without `jti` is named by what it says."""
+    """Return the identifier of a token: its `jti`, or its times if it has none."""
     return grant.token_id or f"{grant.issued_at}:{grant.expires_at}"
 
 
 def _family_of(grant: Grant) -> str:
-    """The name of a token's family. Of one client: no other can end it, whatever a foreign issuer calls it."""
+    """Return the identifier of a token's family.
+
+    It includes the client id, so that no client can end the family of another, whatever ids an external issuer uses.
+    """
     return f"{grant.client_id}\n{grant.family or _id_of(grant)}"

@@ -1,7 +1,7 @@
-"""Tokens as people keep them: with a byte order mark, in quotes, behind `Bearer`, in an environment file. Pure.
+"""Extraction of tokens from texts: with a byte order mark, in quotes, after `Bearer`, in an environment file. Pure.
 
-Whatever surrounds a token is taken off; what cannot be one is refused with the reason. No reason quotes the text, since
-it may be a secret. Signatures are not checked here: that takes the key.
+Everything around a token is removed; a text that cannot be a token is refused with the reason. No reason quotes the
+text, because it may be a secret. Signatures are not checked here, because that requires the key.
 """
 
 import base64
@@ -15,18 +15,18 @@ import msgspec
 from whaled.auth.signature import ALGORITHM, MAC_CHARACTERS, MAX_TOKEN_BYTES
 
 API_KEY_PREFIX = "whk_"
-# Spaces, and what is invisible: copied from a web page or a chat.
+# Spaces and invisible characters, as copied from a web page or a chat.
 _BLANKS = " \t\r\n\v\f\0\u00a0\u200b\u2060\ufeff"
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "\u201e": "\u201c", "<": ">"}
 _ASSIGNED = re.compile(r"(?:export\s+|set\s+|\$env:)?(?!whk_)([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*(.*?);?", re.IGNORECASE)
 _BEARER = re.compile(r"(?:(?:proxy-)?authorization\s*:\s*)?bearer(?:\s+|\s*:\s*)", re.IGNORECASE)
-# Names of a variable or a JSON field that holds a token, the surest first.
+# Names of variables and JSON fields that contain a token, the most specific first.
 _NAMES = ("whaled_token", "token", "access_token", "api_key", "jwt")
-# A quoted assignment behind `export` has three wrappings; more than this is no habit.
+# A quoted assignment after `export` has three wrappings; more than this number are not removed.
 _MAX_WRAPPINGS = 6
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-# Beyond it a time of a token is no date.
+# Later times are not dates: `datetime` ends with the year 9999.
 _LATEST = 253_402_300_800
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -34,9 +34,12 @@ NO_TOKEN = "holds no token: expected a JWT (three parts with dots between) or an
 
 
 def text_of(raw: bytes) -> str:
-    """The text in a file's bytes. Raises ValueError with a predicate, such as `is no text`, to put behind its name."""
+    """Decode the bytes of a file.
+
+    Raises ValueError whose text is a predicate, such as `is not text`, to follow the name of the file.
+    """
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"  # what PowerShell writes
+        encoding = "utf-16"  # written by PowerShell
     elif b"\0" in raw:
         raise ValueError("holds NUL bytes: write the token as plain text, UTF-8")
     else:
@@ -44,13 +47,13 @@ def text_of(raw: bytes) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError:
-        raise ValueError("is no text: write the token as plain text, UTF-8") from None
+        raise ValueError("is not text: write the token as plain text, UTF-8") from None
 
 
 def token_in(text: str, *, may_be_opaque: bool = False) -> str:
-    """The token in a text. Raises ValueError as `text_of`, also for what this whaled is certain to refuse.
+    """Return the token in a text. Raises ValueError as `text_of`, also for a token that whaled would always refuse.
 
-    `may_be_opaque` is for a client whose server may be a newer one: any word may be a token of it.
+    `may_be_opaque` is for clients whose server may be newer, so that any word may be a valid token.
     """
     token = unwrapped(text)
     if may_be_opaque and is_opaque(token):
@@ -61,12 +64,12 @@ def token_in(text: str, *, may_be_opaque: bool = False) -> str:
 
 
 def is_opaque(token: str) -> bool:
-    """Whether a token has no structure that is known here: it is no JWT, and no API key."""
+    """Return whether a token has no known structure: it is neither a JWT nor an API key."""
     return "." not in token and not token.startswith(API_KEY_PREFIX)
 
 
 def unwrapped(text: str) -> str:
-    """What is left of a text when everything that may surround a token is taken off. Raises ValueError as `text_of`."""
+    """Remove everything that may surround a token from a text. Raises ValueError as `text_of`."""
     text = text.strip(_BLANKS)
     if text.startswith("{"):
         token = _of_json(text)
@@ -81,16 +84,16 @@ def unwrapped(text: str) -> str:
 
 
 def check(token: str) -> None:
-    """Raise ValueError, as `text_of`, for what whaled refuses whatever the key is."""
+    """Raise ValueError, as `text_of`, for a token that whaled refuses whatever the key is."""
     _check_characters(token)
     if not token.startswith(API_KEY_PREFIX):
         _check_parts(token.split("."))
 
 
 def time_problem(token: str, now: float, tolerance_s: float = 0.0) -> str | None:
-    """Why a token cannot be valid at a time: it has ended, or is not valid yet. None if it may be.
+    """Return the reason why a token is invalid at a time: it has expired, or is not valid yet. None if it may be valid.
 
-    `tolerance_s` is how far the clock of whoever judges it may be from this one.
+    `tolerance_s` is the possible difference between this clock and that of the server.
     """
     claims = claims_of(token)
     ends, begins = _time(claims.get("exp")), _time(claims.get("nbf"))
@@ -102,19 +105,19 @@ def time_problem(token: str, now: float, tolerance_s: float = 0.0) -> str | None
 
 
 def claims_of(token: str) -> dict[str, Any]:
-    """What a token claims, unverified; nothing where that cannot be read."""
+    """Return the claims of a token, unverified; empty if they cannot be read."""
     parts = token.split(".")
     return (_object(parts[1]) or {}) if len(parts) == 3 else {}
 
 
-# --- what surrounds a token -------------------------------------------------------------------------------------------
+# --- removing what surrounds a token ----------------------------------------------------------------------------------
 
 
 def _of_json(text: str) -> str:
     try:
         found = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("begins like JSON, and is none") from None
+        raise ValueError("begins like JSON but is not valid JSON") from None
     if "keys" in found:
         raise ValueError(
             "is a key ring, which signs tokens and belongs to the server only; make a token with `whaled token issue`"
@@ -156,7 +159,7 @@ def _unwrapped(text: str) -> str:
     return text
 
 
-# --- what cannot be a token -------------------------------------------------------------------------------------------
+# --- checks of the token itself ---------------------------------------------------------------------------------------
 
 
 def _check_characters(token: str) -> None:

@@ -1,1 +1,1 @@
-"""Label files of others, read into rows of an address book: BIP 329, GraphSense TagPacks, WalletExplorer."""
+"""Importers that convert label files (BIP 329, GraphSense TagPack, WalletExplorer) into rows of an address book."""

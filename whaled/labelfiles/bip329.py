@@ -1,4 +1,4 @@
-"""Labels that wallets export: BIP 329, one JSON object a line. Pure."""
+"""Labels exported by wallets: BIP 329, one JSON object per line. Pure."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from msgspec import Struct
 from whaled.labelfiles.rows import Lines, Options, Report, Row
 from whaled.model import OwnerType
 
-# Of the specification; others are to be ignored.
+# The other types of the specification, which requires to ignore unknown ones.
 WITHOUT_ADDRESS = frozenset({"tx", "input", "output", "xpub"})
 X_ONLY_DIGITS = 64
 
@@ -22,9 +22,10 @@ class _Record(Struct):
 
 
 def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
-    """Records of addresses and public keys. They have no type of owner: `own` unless the options say otherwise.
+    """Yield a row for each record of an address or a public key.
 
-    Raises LabelFileError for a file that ends amid a record.
+    The records name no type of owner: it is `own` unless the options set another. Raises LabelFileError for a file that
+    ends within a record.
     """
     decoder = msgspec.json.Decoder(_Record)
     number, line = 0, "\n"
@@ -35,7 +36,7 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
         try:
             record = decoder.decode(line.encode("utf-8", "surrogateescape"))
         except (msgspec.MsgspecError, UnicodeError) as error:
-            report.blame(number, f"no record of BIP 329: {error}")
+            report.blame(number, f"not a BIP 329 record: {error}")
             continue
         if record.type not in {"addr", "pubkey"}:
             report.leave_out(_reason(record))

@@ -1,4 +1,4 @@
-"""Files of labels: which format one has, and its rows."""
+"""Reading of label files: recognition of their format, and their rows."""
 
 import codecs
 import itertools
@@ -13,7 +13,8 @@ from whaled.labelfiles.rows import LabelFileError, Options, Report, Row
 from whaled.whales import filekinds
 
 HEAD_BYTES = 4_096
-# A record of BIP 329 may list the heights of all its transactions. Longer lines are not held in memory.
+# Maximum length of a line kept in memory. It is large because a BIP 329 record may list the heights of all its
+# transactions.
 MAX_LINE = 1024 * 1024
 
 
@@ -26,7 +27,7 @@ class Format(StrEnum):
 
     @property
     def shown(self) -> str:
-        """For people."""
+        """The name of the format in texts for the operator."""
         return {"bip329": "BIP 329", "tagpack": "GraphSense TagPack", "walletexplorer": "WalletExplorer"}[self]
 
 
@@ -34,7 +35,7 @@ _TAGPACK = re.compile(r"^(title|creator|header|tags|label|currency|description)\
 
 
 def format_of(path: Path) -> Format:
-    """The format of a file by its first lines. Raises LabelFileError, OSError."""
+    """Return the format of a file, recognised by its beginning. Raises LabelFileError, OSError."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if not head:
@@ -44,7 +45,7 @@ def format_of(path: Path) -> Format:
         raise LabelFileError(f"this is {what}")
     text = head.decode(_encoding(head), "replace").lstrip()
     if filekinds.is_book(text):
-        raise LabelFileError("this is an address book already: detection.address_book takes it as it is")
+        raise LabelFileError("this is an address book already: detection.address_book accepts it unchanged")
     if text.startswith("{"):
         return Format.BIP329
     lower = text.lower()
@@ -60,7 +61,7 @@ def format_of(path: Path) -> Format:
 
 
 def rows(path: Path, form: Format, options: Options, report: Report) -> Iterator[Row]:
-    """The rows of a file, read as they are asked for. Raises LabelFileError, OSError."""
+    """Yield the rows of a file, reading it lazily. Raises LabelFileError, OSError."""
     if form is Format.TAGPACK:
         yield from tagpack.rows(lambda: _opened(path, errors="strict"), options, report, is_whole=_ends_line(path))
         return
@@ -80,7 +81,7 @@ def _opened(path: Path, *, errors: str) -> TextIO:
 
 
 def _ends_line(path: Path) -> bool:
-    """Whether the last line of a file has its line break."""
+    """Return whether the last line of a file ends with a line break."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 2))
         return bool(set(file.read()) & set(b"\r\n"))

@@ -1,4 +1,4 @@
-"""Rows that importers find, the report of what they left out, and lines of the address book's CSV. Pure."""
+"""The rows of importers, the report on an import, and the lines of the resulting CSV address book. Pure."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,17 +13,17 @@ from whaled.whales.books import CUT_SHORT
 MAX_FAULTS = 20
 MAX_SOURCE = 200
 MAX_NOTE = 32
-# Kinds of what was left out come from the file too.
+# Maximum number of distinct reasons counted: they may contain text from the file.
 MAX_REASONS = 50
 HEADING = ",".join((*COLUMNS, *NOTES))
 
 
 class LabelFileError(Exception):
-    """A file that is not what it should be, from some line on."""
+    """A file that cannot be imported."""
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """A label of an address, public key or script. `source`, `date` and `confidence` are "" where the file has none."""
+    """A label of an address, public key or script. `source`, `date` and `confidence` are "" if the file has none."""
 
     label: str
     key: str
@@ -34,7 +34,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Options(Struct, frozen=True):
-    """What the operator adds to a file: `type` of what the file gives none, and a label and source for all of it."""
+    """The operator's additions: a `type` for entries without one, and a `label` and a `source` for all entries."""
 
     type: OwnerType | None = None
     label: str | None = None
@@ -42,7 +42,7 @@ class Options(Struct, frozen=True):
 
 
 class Report:
-    """Counts of one import. Faults are lines that should have been a row."""
+    """The counts of one import. A fault is a line that should have been a row."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -54,19 +54,19 @@ class Report:
         self._left_out: Counter[str] = Counter()
 
     def leave_out(self, what: str) -> None:
-        """Count something that is no row and need not be one."""
+        """Count an entry that is not a row and is not required to be one."""
         known = what in self._left_out or len(self._left_out) < MAX_REASONS
         self._left_out[what if known else "other things"] += 1
 
     def blame(self, line: int, problem: str) -> None:
-        """Note a fault; the first are kept."""
+        """Record a fault. All are counted, only the first MAX_FAULTS are kept."""
         self.fault_count += 1
         self._latest_fault = (line, problem)
         if len(self.faults) < MAX_FAULTS:
             self.faults.append((line, problem))
 
     def require_usable(self, line: int) -> None:
-        """Refuse a file that ends without a line break if its last thing, which begins at this line, has a fault.
+        """Refuse a file that ends without a line break if its last entry, which begins at `line`, has a fault.
 
         Raises LabelFileError.
         """
@@ -76,11 +76,11 @@ class Report:
 
     @property
     def left_out(self) -> list[tuple[str, int]]:
-        """What was left out, the most frequent first."""
+        """The reasons for entries that were left out, each with its count, the most frequent first."""
         return self._left_out.most_common()
 
     def row(self, line: int, *, label: object, key: object, **fields: object) -> Row | None:
-        """A row of texts of a file, None with a fault or a count if they make none."""
+        """Return a row made of texts from a file; if that fails, None, and the entry is counted."""
         text, is_cut = tidy(label, MAX_LABEL)
         if not text:
             self.leave_out("without a label")
@@ -102,20 +102,20 @@ Importer = Callable[[Lines, Options, Report], Iterator[Row]]
 
 
 def tidy(value: object, limit: int) -> tuple[str, bool]:
-    """A text on one line without odd characters, and whether it had to be cut to the limit."""
+    """Return a text on one line without unprintable characters, and whether it was cut to the limit."""
     text = "" if value is None else str(value)
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return text[:limit].rstrip(), len(text) > limit
 
 
 def line_of(row: Row) -> str:
-    """The line of the address book."""
+    """Return the row as a line of the address book."""
     cells = (row.label, row.key, row.type, row.source, row.date, row.confidence)
     return ",".join(map(_cell, cells)).rstrip(",") + "\n"
 
 
 def _cell(text: str) -> str:
-    # A line that begins with # is a comment.
+    # A line that begins with # would be read as a comment.
     if any(letter in text for letter in ',";\t') or text.startswith("#"):
         doubled = text.replace('"', '""')
         return f'"{doubled}"'

@@ -1,7 +1,7 @@
-"""GraphSense TagPacks: YAML with fields for all tags in front, and a list `tags` whose entries may have their own.
+"""GraphSense TagPacks: YAML with fields common to all tags, and a list `tags` whose entries may have their own.
 
-The format is that of the TagPack tool's schema (tagpack_schema.yaml). Read as a stream of YAML events: packs have
-hundreds of thousands of tags. Fields may also stand behind the tags, so the file is read twice.
+The format is that of the TagPack tool's schema (tagpack_schema.yaml). The file is read as a stream of YAML events,
+because packs have hundreds of thousands of tags. Common fields may also follow the tags, so the file is read twice.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,8 @@ from whaled.labelfiles.rows import LabelFileError, Options, Report, Row
 from whaled.model import OwnerType
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# Concepts of GraphSense's taxonomy that say what an owner is; all others are `other`.
+# Concepts of GraphSense's taxonomy that determine the type of an owner. Others do not: the type is then `--type` or
+# `other`.
 TYPES = {
     "exchange": OwnerType.EXCHANGE,
     "defi_custody": OwnerType.CUSTODIAN,
@@ -33,9 +34,10 @@ Fields = dict[str, Any]
 
 
 def rows(opened: Callable[[], TextIO], options: Options, report: Report, *, is_whole: bool = True) -> Iterator[Row]:
-    """Tags of Bitcoin addresses. `opened` opens the file; it is called twice. `is_whole`: its last line has an end.
+    """Yield a row for each tag of a Bitcoin address.
 
-    Raises LabelFileError for what is no TagPack, no YAML from some line on, or ends amid a tag.
+    `opened` opens the file and is called twice. `is_whole` states that the last line ends with a line break. Raises
+    LabelFileError for a file that is not a TagPack, is not valid YAML, or ends within a tag.
     """
     with opened() as file:
         header = _header(_Events(file))
@@ -60,7 +62,7 @@ def _row(line: int, fields: Fields, options: Options, report: Report) -> Row | N
     for name in ("currency", "network"):
         chain = fields.get(name) or fields.get("currency") or fields.get("network")
         if not isinstance(chain, str):
-            report.blame(line, "the tag has no `currency`, and neither have the fields in front of the tags")
+            report.blame(line, "the tag has no `currency`, nor do the common fields")
             return None
         if chain.strip().upper() != "BTC":
             report.leave_out(f"tags in {chain.strip().upper()[:20]}")
@@ -83,7 +85,7 @@ def _type(fields: Fields) -> OwnerType | None:
 
 
 class _Events:
-    """Events of a YAML stream. Raises LabelFileError where it is no YAML."""
+    """The events of a YAML stream. Raises LabelFileError if it is not valid YAML."""
 
     def __init__(self, file: TextIO) -> None:
         self._events = yaml.parse(file, Loader=_LOADER)
@@ -95,20 +97,20 @@ class _Events:
             mark = error.problem_mark or error.context_mark
             place = f"line {mark.line + 1}: " if mark is not None else ""
             raise LabelFileError(
-                f"{place}no YAML: {error.problem or error.context}; was the file cut short?"
+                f"{place}not YAML: {error.problem or error.context}; was the file cut short?"
             ) from error
         except (yaml.YAMLError, UnicodeError) as error:
-            raise LabelFileError(f"no YAML: {error}") from error
+            raise LabelFileError(f"not YAML: {error}") from error
 
     def top(self) -> Any:
-        """The first event of the document."""
+        """Return the first event of the document's content."""
         event = self.next()
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = self.next()
         return event
 
     def skip(self, event: Any) -> None:
-        """The rest of what an event begins."""
+        """Consume the rest of the node that an event begins."""
         depth = 0
         while True:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -117,7 +119,7 @@ class _Events:
             event = self.next()
 
     def value(self, event: Any) -> str | list[str] | None:
-        """A text or a list of texts; None for anything else."""
+        """Consume the node that an event begins. Return a text or a list of texts; None for anything else."""
         if isinstance(event, yaml.ScalarEvent):
             is_null = not event.style and event.value in _NULLS
             return None if is_null else str(event.value)
@@ -133,7 +135,7 @@ class _Events:
         return found
 
     def mapping(self) -> Fields:
-        """The fields of a mapping whose start is read."""
+        """Return the fields of a mapping whose start event has been consumed."""
         found: Fields = {}
         while not isinstance(event := self.next(), yaml.MappingEndEvent):
             key = self.value(event)
@@ -144,10 +146,10 @@ class _Events:
 
 
 def _pairs(events: _Events) -> Iterator[tuple[str, Any]]:
-    """Keys of the document, each with the first event of its value, which the caller has to consume."""
+    """Yield the keys of the document, each with the first event of its value, which the caller must consume."""
     top = events.top()
     if not isinstance(top, yaml.MappingStartEvent):
-        raise LabelFileError("no TagPack: expected fields like `title:` and `tags:`")
+        raise LabelFileError("not a TagPack: expected fields like `title:` and `tags:`")
     while not isinstance(event := events.next(), yaml.MappingEndEvent):
         key = events.value(event)
         yield key if isinstance(key, str) else "", events.next()
@@ -172,12 +174,12 @@ def _header(events: _Events) -> Fields:
         if key == "actors":
             raise LabelFileError("this is an ActorPack: it has no addresses")
     if not has_tags:
-        raise LabelFileError("no TagPack: it has no `tags:`")
+        raise LabelFileError("not a TagPack: it has no `tags:`")
     return found
 
 
 def _tags(events: _Events) -> Iterator[tuple[int, Fields | str]]:
-    """Line and fields of each tag, or what is wrong with it."""
+    """Yield the line of each tag with its fields, or with a fault."""
     for key, event in _pairs(events):
         if key != "tags" or not isinstance(event, yaml.SequenceStartEvent):
             events.skip(event)
@@ -188,4 +190,4 @@ def _tags(events: _Events) -> Iterator[tuple[int, Fields | str]]:
                 yield line, events.mapping()
             else:
                 events.skip(start)
-                yield line, "no tag: expected fields like `address:` and `label:`"
+                yield line, "not a tag: expected fields like `address:` and `label:`"

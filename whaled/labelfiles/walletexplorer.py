@@ -1,7 +1,7 @@
-"""Addresses of a wallet as WalletExplorer exports them in CSV. Pure.
+"""Addresses of a wallet in WalletExplorer's CSV export. Pure.
 
-A line like `"#Wallet Huobi.com. Updated to block 523401"`, the columns `address,balance,incoming txs,last used in
-block`, an address a line. The export comes in pages; pages put one after another repeat the first two lines.
+The file has a line like `"#Wallet Huobi.com. Updated to block 523401"`, the columns `address,balance,incoming txs,last
+used in block`, and one address per line. An export consists of pages; concatenated pages repeat the first two lines.
 """
 
 import re
@@ -17,14 +17,14 @@ _UPDATED = re.compile(
 
 
 def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
-    """An address a row. Its date is that of the export, or the block up to which it was made.
+    """Yield a row for each address. Its date is that of the export, or the last block that the export covers.
 
-    Raises LabelFileError for a file of another kind, without a name or a type, or that ends amid a line.
+    Raises LabelFileError for a file of another kind, without a name or a type, or that ends within a line.
     """
     if options.type is None:
         raise LabelFileError(
-            "WalletExplorer does not say what a wallet is: give the type, like --type exchange, in a command of its "
-            "own: --type is for all files"
+            "WalletExplorer does not state the type of a wallet: give it, like --type exchange, in a separate command, "
+            "because --type applies to all files"
         )
     name, date, place, width = options.label, "", None, 0
     number, line = 0, "\n"
@@ -64,7 +64,7 @@ def rows(lines: Lines, options: Options, report: Report) -> Iterator[Row]:
 
 
 def _require_whole(number: int, line: str, width: int, report: Report) -> None:
-    """Refuse a file whose last line has no end and lacks columns, or cannot be used. Raises LabelFileError."""
+    """Refuse a file whose last line has no line break and lacks columns or is unusable. Raises LabelFileError."""
     if line.endswith("\n") or line.isspace():
         return
     found = line.count(",") + 1

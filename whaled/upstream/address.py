@@ -1,4 +1,4 @@
-"""What follows from the operator's upstream URLs: the REST base, and a form fit for log lines."""
+"""The operator's upstream URLs: the REST base derived from them, and their form for log lines."""
 
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -10,7 +10,7 @@ SOCKET_PATH = "/api/v1/ws"
 
 
 def shown(url: str) -> str:
-    """The URL without user, password and query: these may be secrets."""
+    """Return the URL without user, password and query, which may be secrets."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -19,11 +19,11 @@ def shown(url: str) -> str:
 
 
 def rest_base(settings: Upstream) -> str:
-    """Where REST paths are appended, with a slash at the end. Raises ConfigError.
+    """Return the base URL to which REST paths are appended, with a trailing slash. Raises ConfigError.
 
-    `rest_url` as it stands where it is set (`/api/v1/` is added if it names no path); else the host of `url`, and its
-    prefix where it has one: `wss://host/testnet4/api/v1/ws` gives `https://host/testnet4/api/v1/`. Any other path is
-    ignored, as the backend itself ignores it.
+    It is `rest_url` if that is set (with `/api/v1/` added if it has no path), otherwise the host of `url` with the
+    prefix of its path: `wss://host/testnet4/api/v1/ws` gives `https://host/testnet4/api/v1/`. Any other path of `url`
+    is ignored, as the backend itself ignores it.
     """
     if settings.rest_url is not None:
         parts = _split("upstream.rest_url", settings.rest_url, ("http", "https"), "http://127.0.0.1:8999/api/v1/")
@@ -35,7 +35,10 @@ def rest_base(settings: Upstream) -> str:
 
 
 def esplora_base(settings: Upstream) -> str | None:
-    """Where paths of electrs are appended, with a slash at the end; None if not configured. Raises ConfigError."""
+    """Return the base URL to which electrs paths are appended, with a trailing slash; None if not configured.
+
+    Raises ConfigError.
+    """
     if settings.esplora_url is None:
         return None
     parts = _split("upstream.esplora_url", settings.esplora_url, ("http", "https"), "http://127.0.0.1:3000/")
@@ -43,7 +46,7 @@ def esplora_base(settings: Upstream) -> str | None:
 
 
 def through(settings: Upstream) -> str:
-    """What a message about an answer that did not come adds about the way: the proxy, or the Unix socket."""
+    """Return the part of an error text that names the proxy or the Unix socket in use; "" without either."""
     if settings.unix_socket is not None:
         return (
             f" through {settings.unix_socket} (upstream.unix_socket); "
@@ -56,14 +59,14 @@ def through(settings: Upstream) -> str:
 
 
 def unusable(key: str, url: str, example: str) -> ConfigError:
-    """A URL that can never work."""
+    """Return the ConfigError for a URL that can never work."""
     return ConfigError((Fault(key, f"found {shown(url)!r}, which cannot be used; write it like {example}"),))
 
 
 def _split(key: str, url: str, schemes: tuple[str, str], example: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        has_host = bool(parts.hostname) and parts.port != 0  # reading the port checks it
+        has_host = bool(parts.hostname) and parts.port != 0  # reading `port` raises ValueError if it is invalid
     except ValueError as exc:
         raise unusable(key, url, example) from exc
     if parts.scheme not in schemes or not has_host:

@@ -1,8 +1,8 @@
-"""What the backend is asked about transactions and blocks where its stream says nothing: the REST calls of a backfill.
+"""The REST calls of the backfill: transactions and blocks that the stream does not deliver.
 
-docs/upstream.md has what was measured of each call. Paths are those of a backend that reads its node (none mode);
-`Routes` leads those that are electrs' to it in esplora mode. What an answer says is checked here: whatever a server
-sends, a call returns what it promises or raises RestError.
+docs/upstream.md has the measurements of each call. Paths are those of a backend that reads its node (none mode); in
+esplora mode `Routes` directs the calls that only electrs answers to electrs. This module validates every response:
+whatever a server sends, a call returns what it promises or raises RestError.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ from whaled.upstream.transactions import (
     transaction_of,
 )
 
-# The inputs of a replaced transaction are asked for so long; it is told with or without them.
+# Time limit for fetching the inputs of a replaced transaction; its alert is published with or without them.
 INPUTS_WAIT_S = 5.0
 HASH_DIGITS = 64
-# electrs is asked so often for a block that it does not have yet, this far apart.
+# Number and spacing of the repeated requests to electrs for a block that it has not indexed yet.
 INDEX_TRIES = 4
 INDEX_WAIT_S = 0.5
 
@@ -47,17 +47,19 @@ Hash = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{HASH_DIGITS}}}$")]
 
 
 class Confirmation(Struct, frozen=True):
-    """Where a transaction is mined, according to the backend."""
+    """The block that contains a transaction, according to the backend."""
 
     block_hash: str
     block_height: int
 
 
 class Summary(Struct, frozen=True):
-    """A transaction of a block as its summary lists it: the sum of its outputs and its fee in satoshi, and its place.
+    """A transaction as the summary of its block lists it.
 
-    None is what the backend does not know, or what cannot be read: the fee of a transaction of more than 12 inputs that
-    was not in the backend's mempool, for one. `first_seen` is when it was (Unix seconds, the backend's clock).
+    `value` is the sum of its outputs and `fee` its fee, both in satoshi; `index` is its position in the block. A field
+    is None if the backend does not know it or it cannot be read, such as the fee of a transaction with more than 12
+    inputs that was not in the backend's mempool. `first_seen` is when the backend first had it (Unix seconds, the
+    backend's clock).
     """
 
     txid: str | None
@@ -70,7 +72,7 @@ class Summary(Struct, frozen=True):
 
     @property
     def gross_sat(self) -> int | None:
-        """Sum of all outputs and the fee, as far as that is known, in satoshi."""
+        """The sum of all outputs, plus the fee if it is known, in satoshi; None if the outputs are unknown."""
         return None if self.value is None else gross_sat(self.value, self.fee)
 
 
@@ -84,7 +86,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 class _Stripped(Struct, gc=False):
-    """Each field may be odd: it costs that field only."""
+    """The wire shape of a summary entry. Fields are decoded one by one, so that a malformed one costs only itself."""
 
     txid: msgspec.Raw = _NULL
     value: msgspec.Raw = _NULL
@@ -122,22 +124,23 @@ _decode_tree = msgspec.json.Decoder(Tree).decode
 
 
 class Backend:
-    """Asks one backend, no faster than `per_second`, no more than `at_once` at a time. Every call may raise RestError,
-    and nothing else.
+    """A client of one backend that sends at most `per_second` requests a second and `at_once` at the same time.
+
+    Every call may raise RestError, and no other error.
     """
 
     def __init__(
         self, rest: Rest, per_second: float, at_once: int = 4, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._rest = rest
-        # Fewer than the REST client has: what a live whale spends does not wait for the backfill.
-        self._places = asyncio.Semaphore(max(1, min(at_once, rest.concurrency - 1)))
+        # One slot fewer than the REST client has, so that the inputs of a live whale never wait for the backfill.
+        self._slots = asyncio.Semaphore(max(1, min(at_once, rest.concurrency - 1)))
         self._spacing_s = 1.0 / per_second
         self._monotonic = monotonic
         self._next = 0.0
         self.answered = 0
 
-    async def _turn(self) -> None:
+    async def _wait_turn(self) -> None:
         now = self._monotonic()
         at = max(now, self._next)
         self._next = at + self._spacing_s
@@ -145,29 +148,29 @@ class Backend:
             await asyncio.sleep(at - now)
 
     async def _get(self, path: str, kind: Any) -> Any:
-        async with self._place():
+        async with self._slot():
             answer = await self._rest.get(path, kind)
         self.answered += 1
         return answer
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """Wait for a turn and a place."""
-        await self._turn()
-        async with self._places:
+    async def _slot(self) -> AsyncIterator[None]:
+        """Wait for the rate limit and for a free slot, and hold the slot."""
+        await self._wait_turn()
+        async with self._slots:
             yield
 
     async def mempool(self) -> list[str]:
-        """Every txid in the mempool. Straight from the node, so it may be ahead of the stream."""
+        """Return every txid in the mempool. The list comes from the node itself, so it may be ahead of the stream."""
         txids: list[str] = self._rest.found("mempool/txids", await self._get("mempool/txids", list[Txid]))
         return txids
 
     async def transaction(self, txid: str) -> Transaction | None:
-        """A transaction of the mempool in full, None if the backend knows none (any more)."""
+        """Return a transaction of the mempool in full; None if the backend does not know it (any more)."""
         found = await self._transaction(txid)
         if found is None or found.fee_rate is not None or not self._rest.routes.is_esplora:
             return found
-        # electrs knows nothing of ancestors; the backend itself does.
+        # electrs does not compute ancestors, so the effective rate comes from the backend itself.
         known: _Cpfp | None = await self._get(f"cpfp/{_quoted(txid)}", _Cpfp)
         rate = read(known.rate, _decode_signed, None) if known is not None else None
         return replace(found, fee_rate=rate) if rate is not None and rate >= 0 else found
@@ -178,18 +181,19 @@ class Backend:
         return None if raw is None else _whole(path, raw, txid)
 
     async def bare(self, txid: str) -> Transaction | None:
-        """A transaction as it is sent: outputs without addresses, no prevouts, no fee. One call of the node, however
-        many inputs there are. None if the backend does not know it.
+        """Return a transaction as serialised: outputs without addresses, no prevouts, no fee.
+
+        It takes one call to the node, however many inputs there are. None if the backend does not know the transaction.
         """
         path = f"tx/{_quoted(txid)}/hex"
-        async with self._place():
+        async with self._slot():
             text = await self._rest.text(path)
         if text is None:
             return None
         try:
             raw = transaction_in(bytes.fromhex(text))
         except ValueError as error:
-            raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
+            raise RestError(RestFailure.GARBAGE, f"{path}: not a transaction: {error}") from error
         if raw.txid != txid or sum(value for value, _ in raw.outputs) > MAX_SAT:
             raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {raw.txid}")
         return Transaction(
@@ -201,7 +205,10 @@ class Backend:
         )
 
     async def large(self, txid: str) -> Transaction | None:
-        """A transaction of more inputs than the backend looks up in bearable time, with all that is known of it."""
+        """Return a transaction that has too many inputs for the backend to look up, as far as it can be completed.
+
+        None if the backend does not know it.
+        """
         bare = await self.bare(txid)
         if bare is None:
             return None
@@ -218,7 +225,7 @@ class Backend:
         return _with_fee(found, fee if fee >= 0 else None)
 
     async def cached(self, txid: str) -> Transaction | None:
-        """A transaction that was replaced within the last day, in full; None if the backend knows none."""
+        """Return a transaction in full that was replaced within the last day; None if the backend does not know it."""
         path = f"tx/{_quoted(txid)}/cached"
         raw = await self._get(path, msgspec.Raw)
         if raw is None:
@@ -227,9 +234,10 @@ class Backend:
         return found
 
     async def confirmation(self, txid: str) -> Confirmation | None:
-        """The block a transaction is in. None says that it is not mined, or not known: `mempool` tells which.
+        """Return the block that contains a transaction; None if it is not mined or not known.
 
-        After a reorganisation the backend may name a block that is no longer in the chain.
+        Only `mempool` distinguishes the two. After a reorganisation the backend may name a block that is no longer in
+        the chain.
         """
         status: _Status | None = await self._get(f"tx/{_quoted(txid)}/status", _Status)
         if status is None or not status.confirmed or status.block_hash is None or status.block_height is None:
@@ -237,19 +245,23 @@ class Backend:
         return Confirmation(status.block_hash, status.block_height)
 
     async def is_in_chain(self, place: Confirmation) -> bool:
-        """Whether the block named is. Its height is one too low while the backend is a block behind its node."""
+        """Return whether the block of a confirmation is in the best chain.
+
+        The height in a confirmation is one too low while the backend is a block behind its node.
+        """
         return (
             await self.block_hash(place.block_height) == place.block_hash
             or await self.block_hash(place.block_height + 1) == place.block_hash
         )
 
     async def replacer(self, txid: str) -> str | None:
-        """The transaction that took the place of this one, None if the backend knows of none."""
+        """Return the txid of the transaction that replaced this one; None if the backend knows of none."""
         return next((each.replaced_by for each in await self.family(txid) if each.txid == txid), None)
 
     async def spender(self, outpoint: str) -> str | None:
-        """The transaction that spends an output (`model.outpoint`). Only electrs can tell: None without it, and while
-        nothing spends the output.
+        """Return the txid of the transaction that spends an output (`model.outpoint`).
+
+        None if the output is unspent, and without electrs, which alone answers this.
         """
         txid, _, vout = outpoint.partition(":")
         path = f"tx/{_quoted(txid)}/outspend/{_quoted(vout)}"
@@ -259,13 +271,14 @@ class Backend:
         return None if found is None else found.txid
 
     async def family(self, txid: str) -> list[Relative]:
-        """Every transaction of the tree of replacements that this one is part of, the last one first."""
+        """Return every transaction in this transaction's tree of replacements, the latest first."""
         found: _Rbf | None = await self._get(f"tx/{_quoted(txid)}/rbf", _Rbf)
         return [] if found is None or found.replacements is None else relatives(found.replacements)
 
     async def latest_families(self) -> list[list[Relative]]:
-        """The trees of the latest replacements (25), newest first; none from a backend without this call. One that
-        cannot be read costs itself.
+        """Return the trees of the latest replacements (25), newest first; empty from a backend without this call.
+
+        A tree that cannot be read is left out.
         """
         found: list[msgspec.Raw] | None = await self._get("replacements", list[msgspec.Raw])
         trees = [tree for raw in found or () if (tree := read(raw, _decode_tree, None)) is not None]
@@ -274,15 +287,18 @@ class Backend:
         return [relatives(tree) for tree in trees]
 
     async def tip_height(self) -> int:
-        """Height of the best block that the backend has; its node may be ahead."""
-        async with self._place():
+        """Return the height of the best block that the backend has; its node may be ahead."""
+        async with self._slot():
             return await self._rest.tip_height()
 
     async def block_hash(self, height: int) -> str | None:
-        """Hash of the block at a height of the best chain, None above its tip (the backend answers 500 there)."""
+        """Return the hash of the block at a height of the best chain; None above its tip.
+
+        The backend responds to a height above the tip with status 500.
+        """
         path = f"block-height/{height}"
         try:
-            async with self._place():
+            async with self._slot():
                 found = await self._rest.text(path)
         except RestError as error:
             if error.reason is RestFailure.SERVER_ERROR and height > await self.tip_height():
@@ -294,29 +310,29 @@ class Backend:
                 return None
             found = self._rest.found(path, await self._when_indexed(path))
         if len(found) != HASH_DIGITS or not set(found) <= set("0123456789abcdef"):
-            raise RestError(RestFailure.GARBAGE, f"{path}: no block hash: {found[:HASH_DIGITS]!r}")
+            raise RestError(RestFailure.GARBAGE, f"{path}: not a block hash: {found[:HASH_DIGITS]!r}")
         return found
 
     async def _when_indexed(self, path: str) -> str | None:
-        """The answer of electrs to a block that the backend has already announced: it indexes it at the same time."""
+        """Return the response of electrs for a block that the backend has already announced but electrs is indexing."""
         found = None
         tries = INDEX_TRIES if self._rest.routes.is_electrs(path) else 0
         while found is None and tries > 0:
             tries -= 1
             await asyncio.sleep(INDEX_WAIT_S)
-            await self._turn()
+            await self._wait_turn()
             found = await self._rest.text(path)
         return found
 
     async def block(self, block_hash: str) -> Block:
-        """A block's place in the chain."""
+        """Return a block's position in the chain."""
         header: _Header = self._rest.found(f"block/{block_hash}", await self._get(f"block/{block_hash}", _Header))
         if header.id != block_hash:
             raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: another block: {header.id}")
         return Block(height=header.height, hash=header.id, previous_hash=header.previous, timestamp=header.timestamp)
 
     async def summary(self, block_hash: str) -> list[Summary]:
-        """Every transaction of a block, without the coinbase."""
+        """Return the summary of every transaction in a block except the coinbase."""
         path = f"block/{block_hash}/summary"
         stripped: list[msgspec.Raw] = self._rest.found(path, await self._get(path, list[msgspec.Raw]))
         if not stripped:
@@ -327,7 +343,7 @@ class Backend:
         return found[1:]
 
     def pages_of(self, entries: Iterable[Summary]) -> list[list[Summary]]:
-        """Entries of a block by the calls of `page` that answer them: as few as there can be."""
+        """Group entries of a block into the smallest number of `page` calls that return all of them."""
         routes = self._rest.routes
         pages: list[list[Summary]] = []
         for entry in sorted(entries, key=lambda each: each.index):
@@ -338,11 +354,11 @@ class Backend:
         return pages
 
     async def page(self, block_hash: str, entries: Sequence[Summary]) -> list[Transaction | None]:
-        """Transactions of a block that one call answers (`pages_of`), in full; fee and size are those of the summary.
-        None for one that is not in the answer, or cannot be read: `mined` asks for it alone.
+        """Return the transactions of one group of `pages_of`, in full, with fee and size from the summary.
 
-        From the block's own list, which is quick for any number of inputs and leaves out what those beyond the 13th
-        spend: `completed` asks for that.
+        The entry is None for a transaction that is not in the response or cannot be read: `mined` fetches it alone.
+        The list of the block is quick for any number of inputs, but lacks the prevouts beyond the 13th input:
+        `completed` fetches those.
         """
         start = self._rest.routes.page_of(entries[0].index)
         path = f"block/{block_hash}/txs/{start}"
@@ -352,7 +368,7 @@ class Backend:
             raise RestError(RestFailure.GARBAGE, f"{path}: no transaction in it can be read")
         by_txid = {transaction.txid: transaction for transaction in listed if transaction is not None}
         places = dict(enumerate(listed))
-        # Where the summary has no txid, the place in the list tells.
+        # Without a txid in the summary, the position in the list identifies the transaction.
         found = (
             places.get(entry.index - start) if entry.txid is None else by_txid.get(entry.txid) for entry in entries
         )
@@ -362,7 +378,7 @@ class Backend:
         ]
 
     async def mined(self, block_hash: str, entry: Summary) -> Transaction:
-        """One transaction of a block that its page does not show. RestError if the backend does not know it."""
+        """Return a transaction of a block that its page lacked. Raises RestError if the backend does not know it."""
         found = await self._transaction(entry.txid) if entry.txid is not None else None
         if found is None:
             what = f"block/{block_hash}: transaction {entry.index}"
@@ -370,7 +386,7 @@ class Backend:
         return _as_mined(found, entry)
 
     async def completed(self, transaction: Transaction) -> Transaction:
-        """A mined transaction with what it spends, where the backend gives that quickly; else as it is."""
+        """Return a mined transaction with its prevouts if the backend provides them quickly; otherwise unchanged."""
         missing = any(spent.prevout is None for spent in transaction.inputs)
         if not missing or len(transaction.inputs) > INPUTS_LIMIT:
             return transaction
@@ -389,8 +405,8 @@ class Backend:
         return _with_fee(found, fee if fee >= 0 else None)
 
     async def raw_block(self, block_hash: str) -> bytes | None:
-        """A block as the network sends it; None from a backend without this call."""
-        async with self._place():
+        """Return a block in its network serialisation; None from a backend without this call."""
+        async with self._slot():
             return await self._rest.raw(f"block/{block_hash}/raw")
 
 
@@ -418,7 +434,7 @@ def _as_mined(transaction: Transaction, entry: Summary) -> Transaction:
 
 
 def _with_fee(transaction: Transaction, fee: int | None) -> Transaction:
-    # No transaction is smaller than 1 vB: by what is, a rate would come out infinite.
+    # No transaction is smaller than 1 vB; a smaller size is invalid, and dividing by it may overflow.
     rate = fee / transaction.vsize if fee is not None and transaction.vsize >= 1.0 else None
     return replace(transaction, fee_sat=fee, fee_rate=rate)
 
@@ -428,16 +444,16 @@ def _read_transaction(raw: msgspec.Raw) -> Transaction:
 
 
 def _quoted(txid: str) -> str:
-    """The stream checks only how long a txid is."""
+    """Quote a txid for a URL: the stream decoder checks only its length."""
     return quote(txid, safe="")
 
 
 def _whole(path: str, raw: msgspec.Raw, txid: str | None = None) -> Transaction:
-    """A transaction in full. RestError if it cannot be read, or is another one."""
+    """Return a transaction in full. Raises RestError if it cannot be read or has another txid."""
     try:
         found = transaction_of(bytes(raw))
     except UNREADABLE as error:
-        raise RestError(RestFailure.GARBAGE, f"{path}: no transaction: {error}") from error
+        raise RestError(RestFailure.GARBAGE, f"{path}: not a transaction: {error}") from error
     if txid is not None and found.txid != txid:
         raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {found.txid[:HASH_DIGITS]}")
     return found

@@ -1,18 +1,19 @@
-"""Whether the stream hangs together: sequence numbers of deltas, parents of blocks. Pure."""
+"""Continuity checks of the stream: sequence numbers of deltas, parent hashes of blocks. Pure."""
 
 from collections.abc import Iterable
 from enum import Enum, auto
 
 from whaled.model import Block
 
-# Blocks remembered to recognise one that comes again: the backend repeats 8 after a restart (api/blocks.ts), a day
-# is far beyond any reorganisation it follows.
+# Number of blocks remembered to recognise a repeated one. The backend repeats 8 after a restart (api/blocks.ts); one
+# day of blocks is far more than any reorganisation that it follows.
 BLOCKS_REMEMBERED = 144
 
 
 class Continuity(Enum):
-    """What a delta's sequence number says about the one before. Only GAP and RESTARTED mean that something is missing
-    for certain; contiguous is not complete.
+    """The relation of a delta's sequence number to the previous one.
+
+    Only GAP and RESTARTED mean with certainty that something is missing; contiguous numbers do not prove completeness.
     """
 
     FIRST = auto()
@@ -23,10 +24,10 @@ class Continuity(Enum):
 
 
 class SequenceTracker:
-    """Follows the sequence numbers of deltas, over reconnects (websocket-handler.ts: `mempoolSequence`).
+    """The sequence numbers of deltas, across reconnects (websocket-handler.ts: `mempoolSequence`).
 
-    The number is no id: it is 0 until the backend is in sync, stands still whenever it falls out of sync, and starts
-    over with the process.
+    The number is not an id: it is 0 until the backend is in sync, stops advancing whenever the backend falls out of
+    sync, and restarts with the backend's process.
     """
 
     __slots__ = ("last",)
@@ -35,7 +36,7 @@ class SequenceTracker:
         self.last: int | None = None
 
     def observe(self, sequence: int) -> Continuity:
-        """Take note of a delta."""
+        """Record the sequence number of a delta and return its relation to the previous one."""
         last, self.last = self.last, sequence
         if last is None:
             return Continuity.FIRST if sequence > 0 else Continuity.NOT_IN_SYNC
@@ -47,7 +48,7 @@ class SequenceTracker:
 
 
 class ChainStep(Enum):
-    """How a block relates to what was known of the chain. JUMP and REORG: ask before believing anything."""
+    """The relation of a block to the known chain. After JUMP and REORG, the chain must be verified by REST."""
 
     FIRST = auto()
     EXTENDS = auto()
@@ -57,8 +58,9 @@ class ChainStep(Enum):
 
 
 class ChainTracker:
-    """Follows the tip by the blocks' own links: the backend tells neither a reorganisation (without a database) nor
-    that it skipped blocks.
+    """The tip, followed by the parent hashes of blocks.
+
+    The backend reports neither reorganisations (without a database) nor that it skipped blocks.
     """
 
     __slots__ = ("_hashes", "tip")
@@ -68,10 +70,10 @@ class ChainTracker:
         self._hashes: dict[int, str] = {}
 
     def observe(self, block: Block) -> ChainStep:
-        """Take note of a block.
+        """Record a block and return its relation to the known chain.
 
-        REPEAT leaves the tip: the block is known, or lies below all that is remembered (the backend sends its last
-        8 blocks again after a restart). REORG: it replaces a known block, or its parent is not the known one.
+        REPEAT leaves the tip unchanged: the block is known, or lies below all remembered blocks (the backend sends its
+        last 8 blocks again after a restart). REORG: it replaces a known block, or its parent is not the known one.
         """
         tip = self.tip
         if tip is None:
@@ -80,7 +82,7 @@ class ChainTracker:
         if self._hashes.get(block.height) == block.hash or block.height < min(self._hashes):
             return ChainStep.REPEAT
         if block.height > tip.height + 1:
-            # Nothing is known of the blocks between: those before may be on another branch.
+            # The blocks in between are unknown, so the remembered ones may be on another branch.
             self._forget_from(0)
             self._extend(block)
             return ChainStep.JUMP
@@ -90,7 +92,7 @@ class ChainTracker:
         return ChainStep.EXTENDS if extends else ChainStep.REORG
 
     def observe_all(self, blocks: Iterable[Block]) -> list[ChainStep]:
-        """Take note of several, as an init object brings them: ascending."""
+        """Record several blocks in ascending order, as an init object lists them."""
         return [self.observe(block) for block in blocks]
 
     def _forget_from(self, height: int) -> None:

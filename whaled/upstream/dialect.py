@@ -1,8 +1,8 @@
-"""The mempool backend's WebSocket dialect: what to send it, and its frames as typed values. Pure.
+"""The mempool backend's WebSocket dialect: the frames to send, and received frames as typed values. Pure.
 
-The backend merges everything due for a client into one JSON object, so a frame is a set of parts, told apart by their
-keys and never by a message type. docs/upstream.md has what was measured; paths of the backend's source below are
-relative to its `backend/src/`.
+The backend merges everything due for a client into one JSON object, so a frame is a set of parts that are
+distinguished by their keys, never by a message type. docs/upstream.md has the measurements; paths of the backend's
+source below are relative to its `backend/src/`.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -35,16 +35,19 @@ from whaled.upstream.transactions import (
 )
 
 PING = '{"action":"ping"}'
-# The dollar is the only currency whaled speaks of; the backend sends up to 34.
+# The only currency that whaled uses; the backend sends up to 34.
 CURRENCY = "USD"
-# What is beyond is no price, and what follows would overflow.
+# A higher value is not a price, and computing with it would overflow.
 MAX_USD = 1e12
-# Of a frame that cannot be read, as much as helps in a log line.
+# Maximum length quoted from an unreadable frame in a log line.
 SAMPLE_LIMIT = 200
 
 
 def subscribe_frames() -> tuple[str, ...]:
-    """What to send after connecting, in order. Deltas follow; a snapshot has to be asked for (`track_block_frame`)."""
+    """Return the frames to send after connecting, in order.
+
+    Deltas follow without a further request; a snapshot must be requested (`track_block_frame`).
+    """
     return (
         '{"action":"init"}',
         '{"action":"want","data":["blocks","stats","mempool-blocks"]}',
@@ -53,12 +56,15 @@ def subscribe_frames() -> tuple[str, ...]:
 
 
 def track_block_frame(index: int) -> str:
-    """Ask for the transactions of the projected block `index` (0..7); -1 ends it. Answered by `Frame.snapshot`."""
+    """Return the frame that requests the transactions of the projected block `index` (0..7); -1 ends the tracking.
+
+    The response arrives as `Frame.snapshot`.
+    """
     return f'{{"track-mempool-block":{index}}}'
 
 
 class DialectFault(StrEnum):
-    """Why a frame could not be read (a metric label)."""
+    """The reason a frame could not be read (a metric label)."""
 
     MALFORMED = "malformed"
     NOT_AN_OBJECT = "not_an_object"
@@ -66,7 +72,7 @@ class DialectFault(StrEnum):
 
 
 class DialectError(UpstreamError):
-    """A frame of which nothing is usable. `sample` is how it begins, at most 200 characters."""
+    """A frame without any usable part. `sample` is its beginning, at most 200 characters."""
 
     def __init__(self, reason: DialectFault, detail: str, sample: str) -> None:
         super().__init__(f"{reason.value}: {detail}")
@@ -74,22 +80,22 @@ class DialectError(UpstreamError):
         self.sample = sample
 
 
-# --- what a frame says -----------------------------------------------------------------------------------------------
+# --- the content of a frame ------------------------------------------------------------------------------------------
 
 
 class Replacement(Struct, frozen=True):
-    """`by` took the place of `replaced`. A pair can come again, with a later replacer."""
+    """A replacement: `by` replaced `replaced`. A pair can come again, with a later replacer."""
 
     replaced: str
     by: str
 
 
 class Delta(Struct, frozen=True, kw_only=True, dict=True):
-    """A `mempool-transactions` part: how the mempool changed.
+    """A `mempool-transactions` part: a change of the mempool.
 
-    `removed` does not mean dropped and `mined` names every transaction of the block, coinbase included. `malformed`
-    counts transactions and ids that could not be read and are missing here. `added` and `replacers` are what the first
-    look kept of each transaction, `frame` where the rest is.
+    `removed` does not mean dropped, and `mined` has every transaction of the block, coinbase included. `malformed`
+    counts the transactions and ids that could not be read and are missing here. `added` and `replacers` hold the fields
+    decoded of every transaction, `frame` the raw frame from which the other fields are decoded on demand.
     """
 
     sequence: int
@@ -103,31 +109,33 @@ class Delta(Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def added_count(self) -> int:
-        """Transactions that entered the mempool."""
+        """The number of transactions that entered the mempool."""
         return len(self.added)
 
     def at_least(self, minimum_sat: int) -> list[Transaction]:
-        """The transactions in full whose outputs and fee add up to `minimum_sat` or more, each once.
+        """Return, in full, the transactions whose outputs and fee add up to at least `minimum_sat`, each once.
 
-        They come from `added` and from `replaced[].by`: the winner of a double spend that a block brought is told
-        nowhere else. What cannot be read of one beside its outputs' values is unknown in it; it is not lost.
+        They come from `added` and from `replaced[].by`: the frame reports the winner of a double spend in a block only
+        in the latter. A field that cannot be read, other than the values of the outputs, is unknown in the result; the
+        transaction is not lost.
         """
         return at_least(self.frame, minimum_sat, self.added, self.replacers)
 
     def spending(self, outpoints: Container[str]) -> dict[str, str]:
-        """The transactions that entered the mempool and spend one of these outpoints: its txid by outpoint."""
+        """Return the transactions that entered the mempool and spend one of these outpoints: txid by outpoint."""
         return spending(self.frame, outpoints)
 
     def predecessor(self, txid: str) -> str | None:
-        """The transaction that `txid` took the place of, None if it replaced none.
+        """Return the transaction that `txid` replaced, None if it replaced none.
 
-        A pair can come again with a later replacer, so of several the one that left in this message is meant.
+        A pair can come again with a later replacer; of several transactions, the one removed in this message is
+        returned.
         """
         return self._predecessors.get(txid)
 
     @cached_property
     def _predecessors(self) -> dict[str, str]:
-        """By replacer. Computed once: a walk through all pairs for each whale would be quadratic."""
+        """The replaced txid by replacer. Computed once: searching all pairs for each whale would be quadratic."""
         left = set(self.removed)
         found: dict[str, str] = {}
         for pair in self.replaced:
@@ -138,9 +146,9 @@ class Delta(Struct, frozen=True, kw_only=True, dict=True):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """The transactions of one projected block, with the sequence number of the delta they include.
+    """The transactions of one projected block, with the sequence number of the last delta that they reflect.
 
-    `malformed` counts those that could not be read and are missing here.
+    `malformed` counts the transactions that could not be read and are missing here.
     """
 
     index: int
@@ -149,12 +157,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     malformed: int = 0
 
     def at_least(self, minimum_sat: int) -> list["Stripped"]:
-        """The transactions whose outputs and fee add up to `minimum_sat` or more."""
+        """Return the transactions whose outputs and fee add up to at least `minimum_sat`."""
         return [each for each in self.transactions if each.gross_sat >= minimum_sat]
 
 
 class BackendInfo(Struct, frozen=True):
-    """Which backend this is. `backend` is its mode: none, electrum or esplora."""
+    """The identity of a backend. `backend` is its mode: none, electrum or esplora."""
 
     hostname: str = ""
     version: str = ""
@@ -162,12 +170,12 @@ class BackendInfo(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True, kw_only=True):
-    """Everything one message says; None is not said.
+    """The content of one message; a part that the message lacks is None.
 
-    `price_known` tells whether the price is said; then `btc_usd` None is the news that the backend does not know it.
-    `price_at` is the time of that price by the backend's clock, None where it gives none.
-    `loading` is whether the backend says that it is not in sync (start-up, or bitcoind is gone). `skipped` names the
-    parts that could not be read, `unknown` the keys this dialect does not have.
+    `price_known` is whether the message has a price part; if so, `btc_usd` None means that the backend does not know
+    the price. `price_at` is the time of that price by the backend's clock, None if it gives none. `loading` is whether
+    the backend reports that it is not in sync (it is starting, or bitcoind is gone). `skipped` has the keys of the
+    parts that could not be read, `unknown` the keys that this dialect does not have.
     """
 
     delta: Delta | None = None
@@ -189,14 +197,14 @@ class Frame(Struct, frozen=True, kw_only=True):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the backend says, in an init object, that it is in sync and its data can be believed."""
+        """Whether this is an init object that reports the backend as in sync, so that its data is reliable."""
         return self.is_init and self.has_difficulty and self.loading is not True
 
 
-# --- the wire shapes, only what is needed ----------------------------------------------------------------------------
+# --- the wire shapes, with the needed fields only --------------------------------------------------------------------
 # gc=False: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
 
-# JavaScript counts exactly up to here.
+# JavaScript's numbers are exact integers up to 2**53.
 _Sequence = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -227,7 +235,7 @@ class _DeltaParts(Struct):
 
 
 class Stripped(Struct, array_like=True, gc=False):
-    """`[txid, fee, vsize, value, rate, flags, firstSeen(, 1 if accelerated)]`"""
+    """A transaction of a snapshot: `[txid, fee, vsize, value, rate, flags, firstSeen(, 1 if accelerated)]`."""
 
     txid: Txid
     fee: Signed | None
@@ -239,19 +247,19 @@ class Stripped(Struct, array_like=True, gc=False):
 
     @property
     def gross_sat(self) -> int:
-        """Sum of all outputs and the fee, as far as it is known, in satoshi."""
+        """The sum of all outputs, plus the fee if it is known, in satoshi."""
         return gross_sat(self.value, self.fee)
 
     @property
     def is_replacement(self) -> bool | None:
-        """Whether the backend has seen it replace another transaction, None if it does not say."""
+        """Whether the backend has seen it replace another transaction, None if the backend does not state it."""
         return is_replacement(self.flags)
 
 
 class _Snapshot(Struct):
     index: Number
     sequence: _Sequence
-    # Absent in the deltas that follow the first answer.
+    # Absent in the deltas that follow the first response.
     transactions: list[Stripped] | None = field(name="blockTransactions", default=None)
 
 
@@ -295,7 +303,7 @@ class _ProjectedParts(Struct):
 
 
 class _Conversions(Struct, gc=False):
-    """The price, and when the backend got it; 0 is never. Other currencies are not read."""
+    """The price and the time at which the backend fetched it; time 0 means never. Other currencies are not read."""
 
     usd: float = field(name=CURRENCY, default=-1.0)
     time: Seconds | UnsetType = UNSET
@@ -305,7 +313,7 @@ _NOT_READ = Raw()
 
 
 class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Every key a backend is known to send. Those that whaled does not read are passed over without being parsed."""
+    """Every key that a backend is known to send. Keys that whaled does not read are skipped without being parsed."""
 
     delta: _Delta | UnsetType = field(name="mempool-transactions", default=UNSET)
     snapshot: _Snapshot | UnsetType = field(name="projected-block-transactions", default=UNSET)
@@ -314,7 +322,7 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     fees: _Fees | UnsetType = UNSET
     projected: list[_ProjectedBlock] | UnsetType = field(name="mempool-blocks", default=UNSET)
     conversions: _Conversions | UnsetType = UNSET
-    # Beside "mempool" there can be junk of REST calls, "blocktxs-<hash>".
+    # In addition to "mempool" there can be entries left over from REST calls, "blocktxs-<hash>".
     loading: dict[str, Any] | UnsetType = field(name="loadingIndicators", default=UNSET)
     difficulty: dict[str, Raw] | UnsetType = field(name="da", default=UNSET)
     backend_info: BackendInfo | UnsetType = field(name="backendInfo", default=UNSET)
@@ -334,7 +342,7 @@ class _Parts(Struct, kw_only=True, forbid_unknown_fields=True):
     confirmed: Raw = field(name="txConfirmed", default=_NOT_READ)
     spent: Raw = field(name="utxoSpent", default=_NOT_READ)
     chart: Raw = field(name="live-2h-chart", default=_NOT_READ)
-    # With STRATUM enabled.
+    # Sent by backends with STRATUM enabled.
     stratum_jobs: Raw = field(name="stratumJobs", default=_NOT_READ)
     stratum_job: Raw = field(name="stratumJob", default=_NOT_READ)
     tomahawk: Raw = _NOT_READ
@@ -364,10 +372,10 @@ _PARTS = {
 
 
 def decode(raw: bytes | str) -> Frame:
-    """A frame of the backend.
+    """Decode a frame of the backend.
 
-    It is read in one pass. If that fails, each part is read for itself, and the transactions of a delta one by one, so
-    that one thing that is not as it should be costs nothing else. Raises DialectError where nothing is usable.
+    The frame is decoded in one pass. If that fails, each part is decoded separately, and the transactions of a delta
+    one by one, so that a malformed item costs only itself. Raises DialectError if no part is usable.
     """
     try:
         return _frame(raw, _decode_frame(raw))
@@ -409,7 +417,7 @@ def _decode_apart(raw: bytes | str) -> Frame:
 
 
 def _decode_snapshot_apart(raw: Raw) -> tuple[_Snapshot, int] | None:
-    """A snapshot without the transactions that cannot be read, and how many these are. None if it is none at all."""
+    """Return a snapshot without its unreadable transactions, and their number. None if it is not a snapshot."""
     try:
         parts = _decode_snapshot_parts(raw)
     except UNREADABLE:
@@ -419,9 +427,9 @@ def _decode_snapshot_apart(raw: Raw) -> tuple[_Snapshot, int] | None:
 
 
 def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
-    """A delta without what cannot be read in it, and how many things that are. None if it is no object.
+    """Return a delta without its unreadable items, and their number. None if it is not an object.
 
-    A sequence number that cannot be read becomes 0, which claims nothing: not in sync.
+    An unreadable sequence number becomes 0, which makes no claim: it means "not in sync".
     """
     try:
         parts = _decode_delta_parts(raw)
@@ -447,7 +455,7 @@ def _decode_delta_apart(raw: Raw) -> tuple[_Delta, int] | None:
 
 
 def _decode_fees_apart(raw: Raw) -> tuple[_Fees, int] | None:
-    """The recommended rates without those that cannot be read, and how many these are. None if it has none."""
+    """Return the recommended rates without the unreadable ones, and their number. None if no rate is readable."""
     try:
         parts = msgspec.structs.astuple(_decode_fees_parts(raw))
     except UNREADABLE:
@@ -457,14 +465,15 @@ def _decode_fees_apart(raw: Raw) -> tuple[_Fees, int] | None:
 
 
 def _decode_blocks_apart(raw: Raw) -> tuple[list[_Block], int] | None:
-    """The blocks without those that cannot be read, and how many these are."""
+    """Return the blocks without the unreadable ones, and their number. None if no block is readable."""
     good, bad = _each(raw, _decode_block)
     return (good, bad) if good else None
 
 
 def _decode_projected_apart(raw: Raw) -> tuple[list[_ProjectedBlock], int] | None:
-    """The projected blocks without the rates that cannot be read, and how many these are. None if the size of a block
-    cannot be read: those after it would be taken for earlier ones.
+    """Return the projected blocks without the unreadable rates, and the number of these rates.
+
+    None if the size of a block cannot be read: leaving the block out would make the later ones look earlier.
     """
     try:
         parts = [_decode_projected_parts(each) for each in _decode_items(raw)]
@@ -488,7 +497,10 @@ _RESCUES: dict[str, Callable[[Raw], tuple[Any, int] | None]] = {
 
 
 def _stripped(raw: Raw) -> Stripped:
-    """A transaction of a snapshot: without its id or its value it is none, what else cannot be read is unknown."""
+    """Decode a transaction of a snapshot. Its id and value are required; other unreadable fields are unknown.
+
+    Raises one of UNREADABLE.
+    """
     try:
         return _decode_stripped(raw)
     except UNREADABLE:
@@ -571,7 +583,7 @@ def _delta(raw: bytes | str, delta: _Delta, malformed: int) -> Delta:
         sequence=delta.sequence,
         removed=tuple(delta.removed),
         mined=tuple(delta.mined),
-        # No transaction takes its own place.
+        # A transaction cannot replace itself; a pair that claims so is invalid.
         replaced=tuple(
             Replacement(pair.replaced, pair.by.txid) for pair in delta.replaced if pair.replaced != pair.by.txid
         ),
@@ -587,7 +599,7 @@ def _block(block: _Block) -> Block:
 
 
 def _price(conversions: _Conversions) -> tuple[float | None, float | None]:
-    """The price and its time. A price that the backend never got, or that there cannot be, is unknown."""
+    """Return the price and its time. A price that the backend never fetched, or an impossible one, is unknown."""
     if not 0 < conversions.usd <= MAX_USD or conversions.time == 0:
         return None, None
     return conversions.usd, conversions.time if conversions.time is not UNSET else None

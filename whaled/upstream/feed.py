@@ -1,4 +1,4 @@
-"""The link to the mempool backend, over all reconnects."""
+"""The link to the mempool backend, across all reconnects."""
 
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -30,16 +30,16 @@ __all__ = [
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-# A delay is at most this part of the time that the link has been down: it is found again soon after a short outage,
-# and a backend that stays away is left in peace.
+# Upper limit of a delay as a fraction of the outage so far: the link is re-established soon after a short outage, and a
+# backend with a long outage receives few attempts.
 DELAY_PART = 0.25
 
 
 class Outage:
-    """How long the link has been down, less the time for which it held in between.
+    """The time that the link has been down, minus the time for which it was up in between.
 
-    So a short outage soon after another one is a short one, and a backend that accepts each link and drops it at once
-    is asked ever less often.
+    A short outage soon after another one thus counts as short, and a backend that accepts each link and drops it at
+    once receives ever fewer attempts.
     """
 
     def __init__(self, now: float) -> None:
@@ -47,7 +47,7 @@ class Outage:
         self._since = now
 
     def lost(self, now: float, connected_at: float | None) -> float:
-        """A link made at `connected_at` is gone, or (None) could not be made. Returns the outage in seconds."""
+        """Record the loss of a link made at `connected_at`, or (None) a failed attempt. Return the outage in s."""
         up_since = now if connected_at is None else connected_at
         self._down_s = max(0.0, self._down_s + (up_since - self._since) - (now - up_since))
         self._since = now
@@ -55,13 +55,13 @@ class Outage:
 
 
 def delay_range_s(settings: Upstream, down_s: float) -> tuple[float, float]:
-    """The least and the longest delay before the next attempt, in an outage of `down_s` seconds."""
+    """Return the shortest and the longest delay before the next attempt, in an outage of `down_s` seconds."""
     longest = min(settings.reconnect_max, max(settings.reconnect_initial, DELAY_PART * down_s))
     return longest / 2, longest
 
 
 class Feed:
-    """One link to the backend in `settings.url`."""
+    """The link to the backend in `settings.url`, with its reconnects."""
 
     def __init__(
         self,
@@ -79,15 +79,15 @@ class Feed:
         self._monotonic = monotonic
 
     async def messages(self) -> AsyncGenerator[FeedMessage, None]:
-        """Everything the backend says, over all reconnects, without an end.
+        """Yield everything the backend sends, across all reconnects, without end.
 
-        Iterate within `contextlib.aclosing`, so that the connection ends with the iteration, in bounded time. Raises
+        Iterate within `contextlib.aclosing`, so that the connection closes with the iteration, in bounded time. Raises
         ConfigError if `url` or `proxy` can never work.
         """
         settings = self._settings
         link = Link(settings, self._meter, self._clock, self._monotonic, surveyor=self._surveyor)
         outage = Outage(self._monotonic())
-        # The delay is drawn before tenacity asks for it, because the consumer is told it before the wait.
+        # The delay is drawn before tenacity asks for it, because Lost reports it to the consumer before the wait.
         retrying = AsyncRetrying(retry=retry_if_exception_type(LinkLostError), wait=wait_exception(_next_delay_s))
         async for attempt in retrying:
             tries = attempt.retry_state
@@ -114,7 +114,7 @@ class Feed:
                 yield change
             yield Lost(lost.reason, lost.next_delay_s)
             tries.set_exception((type(lost), lost, lost.__traceback__))
-            del lost  # its traceback holds the last frames of the old connection
+            del lost  # its traceback keeps the last frames of the old connection alive
 
     def _report(self, lost: LinkLostError, tries: RetryCallState) -> None:
         self._meter.lost(lost.reason)

@@ -1,4 +1,4 @@
-"""JSON over HTTP to one backend, bounded in number, size, time and attempts."""
+"""JSON over HTTP to one backend, with limits on concurrency, size, time and attempts."""
 
 import asyncio
 import ssl
@@ -34,26 +34,26 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-# The largest answer asked for is mempool/txids: 67 bytes for each of 300,000 transactions is 20 MB.
+# The largest response is that of mempool/txids: 67 bytes for each of 300,000 transactions are 20 MB.
 RESPONSE_LIMIT_BYTES = 64 * 1024 * 1024
 ATTEMPTS = 3
-# No attempt begins later than one rest_timeout after the first: what took as long as that would take as long again, and
-# whoever asked has others to ask meanwhile.
+# No attempt begins more than one rest_timeout after the first: a call that took that long would take as long again, and
+# its caller has other calls to make in that time.
 TOTAL_TIMEOUTS = 1
 BACKOFF_FIRST_S = 0.25
-# Of one call that finds out what a backend answers.
+# Time limit for one probe.
 PROBE_S = 3.0
-# What is quoted of a body that explains an error.
+# Maximum length quoted from the body of an error response.
 EXCERPT_CHARS = 120
-# An HTTP date has whole seconds and the answer takes its time; what is beyond this is a wrong clock.
+# A Date header has whole seconds and the response takes time to arrive; a larger difference is a wrong clock.
 CLOCK_SKEW_S = 5.0
 CLOCK_LOG_INTERVAL_S = 600.0
-# Fault lines of one kind are at least this far apart.
+# Minimum interval between log lines about the same kind of fault.
 LOG_INTERVAL_S = 10.0
 
 
 class RestFailure(StrEnum):
-    """Why a request failed, or why inputs stay unknown (a metric label)."""
+    """The reason a request failed, or inputs remain unknown (a metric label)."""
 
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
@@ -70,14 +70,14 @@ class RestFailure(StrEnum):
     INCOMPLETE = "incomplete"
 
 
-# Worth asking again: the others give the same answer twice.
+# A request is repeated after these failures; after the others a repetition would fail in the same way.
 TRANSIENT = frozenset(
     {RestFailure.RATE_LIMITED, RestFailure.SERVER_ERROR, RestFailure.TIMEOUT, RestFailure.UNREACHABLE}
 )
 
 
 class RestError(UpstreamError):
-    """The REST API gave no usable answer. `retry_after_s` is what the server asked for, in seconds."""
+    """A REST call without a usable response. `retry_after_s` is the delay that the server requested, in seconds."""
 
     def __init__(
         self, reason: RestFailure, message: str, *, status: int | None = None, retry_after_s: float | None = None
@@ -89,23 +89,23 @@ class RestError(UpstreamError):
 
 
 class RestMeter(Protocol):
-    """What the REST client counts."""
+    """The metrics of the REST client."""
 
     def requested(self, failure: RestFailure | None, seconds: float) -> None:
-        """One attempt ended; None is an answer, be it "not found"."""
+        """Count an attempt and its duration. `failure` is None for a response, including "not found"."""
         ...
 
     def inputs_unknown(self, failure: RestFailure) -> None:
-        """The inputs of a whale could not be fetched."""
+        """Count a whale whose inputs could not be fetched."""
         ...
 
     def clock_skew(self, seconds: float) -> None:
-        """How far the clock here is ahead of the backend's, to a second or so."""
+        """Record by how many seconds the local clock is ahead of the backend's, accurate to about a second."""
         ...
 
 
 class Http:
-    """Requests to one backend. Made by `open`."""
+    """An HTTP client of one backend. Created by `open`."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Http:
         self._backoff = wait_random_exponential(multiplier=BACKOFF_FIRST_S, max=settings.rest_timeout)
         self.lines = Sampler(LOG_INTERVAL_S, monotonic)
         self._clock_lines = Sampler(CLOCK_LOG_INTERVAL_S, monotonic)
-        # aiohttp counts the wait for a free connection into its timeout; a request that waits for its turn is not slow.
+        # aiohttp's timeout would include the wait for a free connection, and a request that only waits is not slow.
         self.concurrency = settings.rest_concurrency
         self._slots = asyncio.Semaphore(settings.rest_concurrency)
 
@@ -139,7 +139,7 @@ class Http:
     async def open(
         cls, settings: Upstream, meter: RestMeter, *, response_limit_bytes: int = RESPONSE_LIMIT_BYTES
     ) -> AsyncIterator[Self]:
-        """A client whose connections are closed at the end of the block."""
+        """Return a client whose connections are closed at the end of the `async with` block."""
         async with aiohttp.ClientSession(
             connector=_connector(settings),
             timeout=aiohttp.ClientTimeout(total=settings.rest_timeout, sock_connect=settings.connect_timeout),
@@ -149,29 +149,32 @@ class Http:
             yield cls(settings, meter, session, response_limit_bytes=response_limit_bytes)
 
     async def get(self, path: str, kind: type[T]) -> T | None:
-        """The JSON answer to a GET as `kind`; None if the backend does not know it (404) or has nothing (204).
+        """Return the JSON response to a GET, decoded as `kind`; None for status 404 or 204.
 
         Raises RestError after the last attempt.
         """
-        return self._decoded(path, kind, await self._ask("GET", path))
+        return self._decoded(path, kind, await self._request("GET", path))
 
     async def post(self, path: str, body: object, kind: type[T]) -> T | None:
-        """The JSON answer to a POST of `body` as JSON. Must be a question: it may be asked more than once."""
-        return self._decoded(path, kind, await self._ask("POST", path, msgspec.json.encode(body)))
+        """Return the JSON response to a POST of `body` as JSON, decoded as `kind`; None as for `get`.
+
+        The call must have no side effects: it may be sent more than once.
+        """
+        return self._decoded(path, kind, await self._request("POST", path, msgspec.json.encode(body)))
 
     async def text(self, path: str) -> str | None:
-        """The plain text answer to a GET; None as for `get`."""
-        raw = await self._ask("GET", path)
+        """Return the plain text response to a GET; None as for `get`."""
+        raw = await self._request("GET", path)
         return None if raw is None else raw.decode("utf-8", "replace").strip()
 
     async def raw(self, path: str) -> bytes | None:
-        """The answer to a GET as it is; None as for `get`."""
-        return await self._ask("GET", path)
+        """Return the body of the response to a GET, undecoded; None as for `get`."""
+        return await self._request("GET", path)
 
-    async def _ask(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
+    async def _request(self, method: Literal["GET", "POST"], path: str, body: bytes | None = None) -> bytes | None:
         retrying = AsyncRetrying(
             retry=retry_if_exception(_is_transient),
-            # A Retry-After beyond the total ends it at once.
+            # A Retry-After that exceeds the total ends the call at once.
             stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(self._total_s),
             wait=self._delay_s,
             reraise=True,
@@ -181,8 +184,8 @@ class Http:
 
     def _delay_s(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after_s if isinstance(error, RestError) else None
-        return self._backoff(state) if asked is None else asked
+        requested_s = error.retry_after_s if isinstance(error, RestError) else None
+        return self._backoff(state) if requested_s is None else requested_s
 
     async def _attempt(self, method: str, path: str, body: bytes | None) -> bytes | None:
         async with self._slots:
@@ -209,9 +212,9 @@ class Http:
         return await self._exchange_at(method, url, body)
 
     async def probe(self, url: str, body: bytes | None = None, *, limit_bytes: int | None = None) -> bytes | None:
-        """What a URL answers to GET, or to POST with a body; None for no answer. One attempt, not counted.
+        """Return the response of a URL to GET, or to POST if there is a body; None without a usable response.
 
-        With `limit_bytes` no more than that is read, and the rest given up.
+        One attempt, not counted in the metrics. With `limit_bytes` at most that number of bytes is read.
         """
         try:
             async with asyncio.timeout(PROBE_S):
@@ -231,22 +234,22 @@ class Http:
                 self._compare_clocks(response.headers.get("Date"))
                 if limit_bytes is not None and response.status == 200:
                     return await response.content.read(limit_bytes)
-                return await self._answer(what, response)
+                return await self._body(what, response)
         except ProxyError as exc:
             raise RestError(RestFailure.PROXY, f"{what}: {exc}") from exc
         except TimeoutError as exc:
             raise RestError(
-                RestFailure.TIMEOUT, f"{what}: no answer within upstream.rest_timeout{self._through}"
+                RestFailure.TIMEOUT, f"{what}: no response within upstream.rest_timeout{self._through}"
             ) from exc
         except (aiohttp.ClientSSLError, ssl.SSLError) as exc:
             raise RestError(RestFailure.TLS, f"{what}: TLS failed: {exc}") from exc
         except (aiohttp.ClientError, OSError) as exc:
-            # Through a proxy the reason was a ProxyError; a Unix socket may be served while nothing is behind it.
+            # Failures of a proxy raise ProxyError; a Unix socket may accept connections while its target is down.
             way = self._through if self._is_through_socket else ""
             raise RestError(RestFailure.UNREACHABLE, f"{what}: {str(exc) or type(exc).__name__}{way}") from exc
 
     def _compare_clocks(self, date: str | None) -> None:
-        """Tokens end by this machine's clock and alerts are stamped with it: a wrong one is worth a line."""
+        """Record the clock difference and log a large one: the local clock expires tokens and timestamps alerts."""
         theirs = http_date(date)
         if theirs is None:
             return
@@ -260,7 +263,7 @@ class Http:
                 suppressed=suppressed,
             )
 
-    async def _answer(self, what: str, response: aiohttp.ClientResponse) -> bytes | None:
+    async def _body(self, what: str, response: aiohttp.ClientResponse) -> bytes | None:
         status = response.status
         if status in {404, 204}:
             return None
@@ -280,7 +283,7 @@ class Http:
                 if len(raw) > self._limit_bytes:
                     raise RestError(RestFailure.TOO_BIG, f"{what}: the answer exceeds {self._limit_bytes} bytes")
         except BaseException:
-            # The error's traceback holds this frame, and tenacity's state the error: until the collector comes by.
+            # tenacity's state keeps the error, and its traceback this stack frame, until the next garbage collection.
             raw.clear()
             raise
         return bytes(raw)
@@ -293,8 +296,8 @@ class Http:
             reason = RestFailure.RATE_LIMITED
         elif status >= 500:
             reason = RestFailure.SERVER_ERROR
-        asked_s = retry_after_s(response.headers.getall("Retry-After", ()), self._clock())
-        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=asked_s)
+        delay_s = retry_after_s(response.headers.getall("Retry-After", ()), self._clock())
+        return RestError(reason, f"{what}: HTTP {status}: {excerpt}", status=status, retry_after_s=delay_s)
 
     def _decoded(self, path: str, kind: type[T], raw: bytes | None) -> T | None:
         if raw is None:
@@ -304,12 +307,12 @@ class Http:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             problem = str(exc)
         excerpt = raw[:EXCERPT_CHARS].decode("utf-8", "replace")
-        # As above: a task group keeps the error, its traceback this frame, and a UnicodeDecodeError all that was read.
+        # A task group keeps the error, its traceback keeps this stack frame, and a UnicodeDecodeError keeps the body.
         del raw
         raise RestError(RestFailure.GARBAGE, f"{self.shown(path)}: {problem}; the answer begins with {excerpt!r}")
 
     def found(self, path: str, answer: T | None) -> T:
-        """`answer`, which every mempool backend has; RestError if it has not."""
+        """Return `answer`, which every mempool backend provides. Raises RestError if it is None."""
         if answer is None:
             expected = "is this a mempool backend? upstream.rest_url is expected to end in /api/v1/"
             if self.routes.is_electrs(path):
@@ -318,7 +321,7 @@ class Http:
         return answer
 
     def shown(self, path: str) -> str:
-        """Where a path is asked for, fit for log lines."""
+        """Return the URL of a path, in its form for log lines."""
         return shown(self.routes.url(path) or path)
 
 

@@ -1,4 +1,4 @@
-"""Which backend this is: its version, and the network by the hash of the genesis block. Pure."""
+"""The identity of a backend: its version, and its network by the hash of the genesis block. Pure."""
 
 import re
 
@@ -7,7 +7,7 @@ from msgspec import Struct
 # `track-mempool` came with 3.0: an older backend accepts the subscription and never sends a transaction.
 MINIMUM_VERSION = (3, 0)
 SIGNET = "00000008819873e925422c1ff0f99f7cc9bbb232af63a077a480a3633bee1ef6"
-# Every signet has the same genesis block; block 1 tells them apart.
+# Every signet has the same genesis block; block 1 distinguishes them.
 PUBLIC_SIGNET_BLOCK_1 = "00000086d6b2636cb2a392d45edc4ec544a10024d30141c9adf4bfd9de533b53"
 NETWORKS = {
     "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f": "mainnet",
@@ -25,18 +25,18 @@ _VERSION = re.compile(r"v?([0-9]{1,4})\.([0-9]{1,4})(?![0-9])")
 
 
 class Network(Struct, frozen=True):
-    """A chain by its genesis block; of a signet also by the block after it, where that is known."""
+    """A chain, identified by its genesis block and, for a signet, by block 1 if that is known."""
 
     genesis: str
     block_1: str | None = None
 
     @property
     def is_liquid(self) -> bool:
-        """Whether amounts are hidden in it."""
+        """Whether this is a Liquid network, which hides amounts."""
         return self.genesis in LIQUID
 
     def same_as(self, other: "Network") -> bool:
-        """Whether both are one network, as far as both are known."""
+        """Return whether both are the same network, as far as both are known."""
         return self.genesis == other.genesis and (
             self.block_1 is None or other.block_1 is None or self.block_1 == other.block_1
         )
@@ -49,6 +49,6 @@ class Network(Struct, frozen=True):
 
 
 def is_too_old(version: str) -> bool:
-    """Whether a version is below the minimum. One that cannot be read is not: a fork may number as it likes."""
+    """Return whether a version is below the minimum. An unreadable one is not: a fork may have its own numbering."""
     found = _VERSION.match(version)
     return found is not None and (int(found[1]), int(found[2])) < MINIMUM_VERSION

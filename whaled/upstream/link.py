@@ -35,26 +35,29 @@ from whaled.upstream.tunnel import Tunnel, tunnel_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Messages read ahead of the consumer; beyond it, reading from the socket pauses. Small, because a message can be as
-# big as max_message, and nothing is lost by it: the kernel holds ~3 MB and the backend another 10 MB (minutes of
-# mainnet) before it cuts us off, and then a reconnect closes the gap.
+# Messages read ahead of the consumer; above this, reading from the socket pauses. The limit is small because a message
+# can be as big as max_message. It loses nothing: the kernel buffers ~3 MB and the backend another 10 MB (minutes of
+# mainnet) before it drops the connection, and a reconnect then closes the gap.
 READ_AHEAD = 8
-# A close is polite for so long, then the connection is aborted: a peer that stopped reading never answers one.
+# Time limit for the closing handshake; then the connection is aborted. A peer that stopped reading never replies to it.
 CLOSE_TIMEOUT_S = 1.0
-# What is missing then is in the mempool, or was.
+# After these, deltas are missing: their transactions are in the mempool or have already left it.
 MISSED = (Continuity.GAP, Continuity.RESTARTED)
-# Fault lines of one kind are at least this far apart.
+# Minimum interval between log lines about the same kind of fault.
 LOG_INTERVAL_S = 10.0
-# Names of unknown keys that a log line shows.
+# Maximum number of unknown keys that a log line shows.
 KEYS_SHOWN = 5
-# What is shown of a text that the backend chose.
+# Maximum number of characters that a log line shows of a text from the backend.
 KEY_CHARS = 40
-# What is quoted of a server that is no mempool backend.
+# Number of bytes quoted from the first message of a server that is not a mempool backend.
 SAMPLE_CHARS = 100
 
 
 class _Connect(connect):
-    """Follows no redirect: the operator is told where it leads instead. Goes through `tunnel` where there is one."""
+    """A WebSocket connect that follows no redirect and goes through `tunnel` if there is one.
+
+    A redirect is reported to the operator instead, with its target.
+    """
 
     tunnel: Tunnel | None = None
 
@@ -62,7 +65,7 @@ class _Connect(connect):
         return exc
 
     async def open_tcp_connection(self) -> ClientConnection:
-        """Open the connection below the WebSocket."""
+        """Open the TCP connection, through the tunnel if there is one."""
         if self.tunnel is None:
             return await super().open_tcp_connection()
         uri = self.ws_uri
@@ -71,43 +74,43 @@ class _Connect(connect):
 
 
 class _Silence:
-    """How long nothing was heard, and what is due because of it.
+    """The time since the last message was received, and the action due because of it: a ping, or giving up the link.
 
-    Only time spent listening counts, so a consumer that takes long does not make the backend look dead.
+    Only time spent waiting in a receive counts, so a slow consumer does not make the backend look dead.
     """
 
     def __init__(self, settings: Upstream) -> None:
-        # A ping must have had its chance before the link is given up.
+        # At least one ping is sent, and has time to be answered, before the link is given up.
         self._ping_after_s = min(settings.ping_interval, settings.stale_after / 2)
         self._stale_after_s = settings.stale_after
         self._lasted_s = 0.0
         self.pings = 0
 
-    def broken(self) -> None:
+    def reset(self) -> None:
         self._lasted_s = 0.0
         self.pings = 0
 
-    def passed(self, seconds: float) -> None:
-        """So much of it went by."""
+    def add(self, seconds: float) -> None:
+        """Add `seconds` of silence that did not last until the next action."""
         self._lasted_s += seconds
 
     def _due_s(self) -> float:
         return min((self.pings + 1) * self._ping_after_s, self._stale_after_s)
 
     def remaining_s(self) -> float:
-        """Until the next ping, or until the link is stale."""
+        """Return the time until the next ping is due or the link is stale, in seconds."""
         return self._due_s() - self._lasted_s
 
-    def endured(self) -> bool:
-        """`remaining_s` passed in silence: True if the link is stale now, else a ping is due."""
+    def elapsed(self) -> bool:
+        """Record that `remaining_s` passed in silence. Return True if the link is now stale, False if a ping is due."""
         self._lasted_s = self._due_s()
         return self.pings > 0 and self._lasted_s >= self._stale_after_s
 
 
 class Link:
-    """Makes connections to the backend in `settings.url`, one at a time, and listens on them.
+    """Connections to the backend in `settings.url`, one at a time.
 
-    The sequence of deltas and the state go on from one connection to the next.
+    The sequence of deltas and the link state carry over from one connection to the next.
     """
 
     def __init__(
@@ -129,9 +132,9 @@ class Link:
         self.state = LinkState(meter)
 
     async def messages(self, attempt: int) -> AsyncGenerator[FeedMessage, None]:
-        """One connection from its handshake to its end, which is a LinkLostError.
+        """Yield the messages of one connection, from its handshake until it ends with a LinkLostError.
 
-        `attempt` is told with Connected. Raises ConfigError if `url` or `proxy` can never work.
+        `attempt` is reported in Connected. Raises ConfigError if `url` or `proxy` can never work.
         """
         connection = await self._open()
         try:
@@ -154,16 +157,16 @@ class Link:
         try:
             connecting = _Connect(
                 settings.url,
-                **_way(settings),
-                proxy=None,  # keeps websockets from reading the environment; ours is the tunnel
+                **_connect_arguments(settings),
+                proxy=None,  # keeps websockets from reading the environment; whaled uses its own tunnel
                 compression=None,  # the backend does not accept it
                 open_timeout=settings.connect_timeout,
-                ping_interval=None,  # the backend knows pings of its own dialect, which go through its own code
+                ping_interval=None,  # whaled sends the dialect's own pings, which the backend's application answers
                 close_timeout=CLOSE_TIMEOUT_S,
                 max_size=settings.max_message,
                 max_queue=READ_AHEAD,
             )
-        except (InvalidURI, ValueError) as exc:  # a port out of range is a ValueError
+        except (InvalidURI, ValueError) as exc:  # a port out of range raises ValueError
             raise unusable("upstream.url", settings.url, "ws://127.0.0.1:8999/api/v1/ws") from exc
         connecting.tunnel = tunnel_of(settings)
         try:
@@ -174,9 +177,10 @@ class Link:
             raise diagnose(exc, settings) from exc
 
     async def _subscribe(self, connection: ClientConnection) -> Received:
-        """Ask for everything; the init object that answers, or the first news should they come before it.
+        """Subscribe to everything and return the init object, or the first delta or block if that arrives earlier.
 
-        Other frames before it are passed over: what goes to every client unasked is in the init object as well.
+        Other frames that arrive earlier are skipped: the init object contains what the backend broadcasts to all
+        clients.
         """
         first_text: str | None = None
         try:
@@ -206,18 +210,18 @@ class Link:
             elif silence.pings > 1:
                 change = self.state.become(UpstreamState.DEGRADED, "a ping is unanswered")
             is_new = received is not None and in_sync and (not was_in_sync or received.continuity in MISSED)
-            ask = self._next_question(snapshot, received, is_new=is_new)
+            request = self._next_request(snapshot, received, is_new=is_new)
             for each in self._changes(change):
                 yield each
             if received is not None:
                 yield received
-            if ask is not None:
-                await self._send(connection, ask)
+            if request is not None:
+                await self._send(connection, request)
                 if snapshot.is_over:
                     yield SnapshotTaken()
             raw = await self._receive(connection, silence, snapshot.due)
             received = self._received(raw) if raw is not None else None
-            del raw  # may be 100 MB, and the next frame may be long in coming
+            del raw  # it may be 100 MB, and the next frame may take a long time to arrive
 
     def _synced(self, in_sync: bool) -> StateChanged | None:
         if in_sync:
@@ -228,35 +232,38 @@ class Link:
         return [each for each in (self._surveyed(), change) if each is not None]
 
     def _surveyed(self) -> Shortfall | None:
-        """What the surveyor found out since; raises LinkLostError if the backend is refused by now."""
+        """Return a change in the surveyor's findings. Raises LinkLostError if it now refuses the backend."""
         if self._surveyor is None:
             return None
         if self._surveyor.refusal is not None:
             raise self._surveyor.refusal
         return self.state.lacks(self._surveyor.shortfall)
 
-    def _next_question(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
-        """What to ask for the whole mempool, after this message; `is_new` where it has to be asked for again."""
+    def _next_request(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
+        """Return the next frame to send in a snapshot round, if any, after this message.
+
+        With `is_new` a new round begins.
+        """
         now = self._monotonic()
         frame = received.frame if received is not None else None
         if frame is not None and frame.projected is not None:
             snapshot.projected(len(frame.projected))
-        ask = None
+        request = None
         if is_new:
-            ask = snapshot.begin(now)
+            request = snapshot.begin(now)
         elif frame is not None and frame.snapshot is not None:
-            ask = snapshot.answered(frame.snapshot, now)
-        if ask is None and snapshot.due is not None and now >= snapshot.due:
+            request = snapshot.answered(frame.snapshot, now)
+        if request is None and snapshot.due is not None and now >= snapshot.due:
             self._meter.snapshot_incomplete()
             logger.warning(
-                "a projected block was not answered: what is in none of those before is asked for one by one",
+                "no response for a projected block: transactions in none of the earlier ones are requested one by one",
                 within_s=self._settings.connect_timeout,
             )
-            ask = snapshot.end()
-        return ask
+            request = snapshot.end()
+        return request
 
     async def _receive(self, connection: ClientConnection, silence: _Silence, due: float | None) -> bytes | None:
-        """The next message; None if it is time to look at `silence`, after a ping was sent, or `due`."""
+        """Return the next message; None after a ping was sent, or once `due` has passed."""
         waited_s = remaining_s = silence.remaining_s()
         if due is not None:
             waited_s = max(0.0, min(remaining_s, due - self._monotonic()))
@@ -265,14 +272,14 @@ class Link:
                 raw = await connection.recv(decode=False)
         except TimeoutError:
             if waited_s < remaining_s:
-                silence.passed(waited_s)
+                silence.add(waited_s)
                 return None
-            if silence.endured():
+            if silence.elapsed():
                 raise stale(self._settings) from None
             silence.pings += 1
             await self._ping(connection)
             return None
-        silence.broken()
+        silence.reset()
         return raw
 
     async def _ping(self, connection: ClientConnection) -> None:
@@ -286,24 +293,25 @@ class Link:
             raise stale(self._settings) from None
 
     def _received(self, raw: bytes) -> Received | None:
-        """`raw` decoded and counted; None if nothing in it is usable."""
+        """Decode and count a message; None if nothing in it is usable."""
         received_at, received_monotonic = self._clock(), self._monotonic()
-        # On the loop: msgspec keeps the GIL, so a thread stalls the loop exactly as long (measured: 0.13 s for the
-        # 168 MB of 110,000 transactions either way, 0.45 s for 300,000), and that comes once after a backend restart.
+        # Decoded on the event loop: msgspec holds the GIL, so a thread blocks the loop for exactly as long (measured:
+        # 0.13 s for the 168 MB of 110,000 transactions either way, 0.45 s for 300,000). Such a message arrives once
+        # after a backend restart.
         try:
             frame = decode(raw)
         except DialectError as exc:
             self._meter.undecodable(exc.reason)
-            self._complain(exc.reason, "unreadable frame passed over", detail=str(exc), sample=exc.sample)
+            self._log_fault(exc.reason, "unreadable frame skipped", detail=str(exc), sample=exc.sample)
             return None
         self._meter.received(len(raw), self._monotonic() - received_monotonic)
         malformed = len(frame.skipped) + (frame.delta.malformed if frame.delta is not None else 0)
         if malformed:
             self._meter.malformed(malformed)
-            self._complain("malformed", "unreadable parts of a frame passed over", parts=frame.skipped, count=malformed)
+            self._log_fault("malformed", "unreadable parts of a frame skipped", parts=frame.skipped, count=malformed)
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
-            self._complain("unknown", "unknown keys in a frame", keys=_cut(frame.unknown))
+            self._log_fault("unknown", "unknown keys in a frame", keys=_shortened(frame.unknown))
         return Received(
             frame=frame,
             received_at=received_at,
@@ -327,7 +335,7 @@ class Link:
             )
         return continuity
 
-    def _complain(self, kind: str, event: str, **fields: object) -> None:
+    def _log_fault(self, kind: str, event: str, **fields: object) -> None:
         suppressed = self._sampler.admit(kind)
         if suppressed is not None:
             logger.warning(event, **fields, suppressed=suppressed)
@@ -345,12 +353,15 @@ class Link:
         return {"url": shown(self._settings.url), **known}
 
 
-def _cut(keys: Sequence[str]) -> list[str]:
+def _shortened(keys: Sequence[str]) -> list[str]:
     return [key[:KEY_CHARS] for key in keys[:KEYS_SHOWN]]
 
 
-def _way(settings: Upstream) -> dict[str, Any]:
-    """How to get there, where not over TCP. The URL's host is still what the Host header says and what TLS checks."""
+def _connect_arguments(settings: Upstream) -> dict[str, Any]:
+    """Return the connect arguments for a Unix socket, if one is configured.
+
+    The Host header and the TLS check still use the URL's host.
+    """
     return {} if settings.unix_socket is None else {"unix": True, "path": settings.unix_socket}
 
 
@@ -359,7 +370,7 @@ def _is_from_mempool(frame: Frame) -> bool:
 
 
 def _is_in_sync(received: Received, *, before: bool) -> bool:
-    """Whether the backend's view of the mempool can be believed: it says so, or its sequence moves."""
+    """Return whether the backend's view of the mempool is in sync: it reports so, or its sequence advances."""
     frame = received.frame
     if frame.is_init:
         return frame.is_ready
@@ -369,7 +380,7 @@ def _is_in_sync(received: Received, *, before: bool) -> bool:
 
 
 async def _close(connection: ClientConnection) -> None:
-    """Ends the connection within CLOSE_TIMEOUT_S, whatever the peer does."""
+    """Close the connection within CLOSE_TIMEOUT_S, whatever the peer does."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await connection.close()

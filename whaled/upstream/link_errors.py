@@ -1,4 +1,4 @@
-"""Why a link to the mempool backend ended or never came to be, told so that the operator knows what to do."""
+"""The reasons why a link to the mempool backend ended or could not be made, each with advice for the operator."""
 
 import errno
 import socket
@@ -23,7 +23,7 @@ from whaled.upstream.retry_after import retry_after_s
 
 
 class LossReason(StrEnum):
-    """Why there is no link (a metric label)."""
+    """The reason there is no link (a metric label)."""
 
     REFUSED = "refused"
     DNS = "dns"
@@ -42,9 +42,10 @@ class LossReason(StrEnum):
 
 
 class LinkLostError(UpstreamError):
-    """The link is gone, or could not be made. `next_delay_s` is when the next attempt is due, once that is drawn.
+    """The loss of the link, or the failure to make one.
 
-    `wait_s` comes before it: it is what the server asks for, or what suits a fault that only people can mend.
+    `next_delay_s` is the delay until the next attempt, once it is drawn. It includes `wait_s`, the delay that the
+    server requested or that suits a fault which only an operator can fix.
     """
 
     def __init__(self, reason: LossReason, detail: str, *, wait_s: float = 0.0) -> None:
@@ -55,15 +56,15 @@ class LinkLostError(UpstreamError):
         self.next_delay_s = 0.0
 
 
-# A server may ask to be left alone so long; what is beyond it would be hours without a whale for a wrong header.
+# Upper limit for a server's Retry-After. A wrong header could otherwise cost hours without a single whale.
 RETRY_AFTER_LIMIT_S = 300.0
 
-# Everything the network, a proxy, TLS or a server that is no WebSocket server can do to us.
+# Every error that the network, a proxy, TLS or a server that is not a WebSocket server can cause.
 LINK_ERRORS = (OSError, EOFError, WebSocketException, ProxyError)
 
 
 def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
-    """What one of LINK_ERRORS means."""
+    """Return the reason for one of LINK_ERRORS, with a text for the operator."""
     if isinstance(error, ProxyError):
         return LinkLostError(LossReason.PROXY, str(error))
     way = settings.unix_socket
@@ -82,7 +83,7 @@ def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
 
 
 def _is_unanswered(error: Exception) -> bool:
-    """Whether a new connection ended before the server answered: it is there, and nothing is behind it."""
+    """Return whether a connection ended before any response: the socket is served, but its target did not respond."""
     if isinstance(error, InvalidMessage):
         return isinstance(error.__cause__, EOFError)
     return isinstance(error, ConnectionError | ssl.SSLEOFError)
@@ -95,7 +96,7 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
         case InvalidStatus():
             return _busy(error) or LinkLostError(LossReason.HANDSHAKE, _status(error, settings))
         case InvalidHandshake():
-            return LinkLostError(LossReason.HANDSHAKE, f"no WebSocket server: {_chain(error)}; {_EXPECTED}")
+            return LinkLostError(LossReason.HANDSHAKE, f"not a WebSocket server: {_chain(error)}; {_EXPECTED}")
         case ssl.SSLCertVerificationError():
             return LinkLostError(
                 LossReason.TLS,
@@ -119,16 +120,19 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
 
 
 def not_mempool(text: str | None, settings: Upstream) -> LinkLostError:
-    """The server accepted the subscription and never answered as a backend does."""
-    found = f"it said {text!r}" if text is not None else "it said nothing"
+    """Return the error for a server that accepted the subscription but did not respond as a backend does.
+
+    `text` is the beginning of its first message, None if it sent none.
+    """
+    found = f"it sent {text!r}" if text is not None else "it sent nothing"
     return LinkLostError(
         LossReason.NOT_MEMPOOL,
-        f"no mempool backend: within {settings.connect_timeout:g} s no answer to init, {found}; {_EXPECTED}",
+        f"not a mempool backend: within {settings.connect_timeout:g} s no response to init, {found}; {_EXPECTED}",
     )
 
 
 def stale(settings: Upstream) -> LinkLostError:
-    """Silence, with a ping unanswered."""
+    """Return the error for a link on which nothing was received and a ping stayed unanswered."""
     return LinkLostError(
         LossReason.STALE, f"nothing received for {settings.stale_after:g} s (upstream.stale_after), pings unanswered"
     )
@@ -148,14 +152,14 @@ def _closed(error: ConnectionClosed, settings: Upstream) -> LinkLostError:
     if code in {CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA}:
         return LinkLostError(LossReason.PROTOCOL, f"the server broke the WebSocket protocol: {error.sent}")
     if error.rcvd is None:
-        # Beside network errors there is only websockets' own word for "the stream ended".
+        # A cause that is not a network error only repeats that the stream ended.
         cause = f": {error.__cause__}" if isinstance(error.__cause__, OSError) else ""
         return LinkLostError(LossReason.CLOSED, f"the connection ended without a close frame{cause}")
     return LinkLostError(LossReason.CLOSED, f"closed by the server: {error.rcvd}")
 
 
 def _busy(error: InvalidStatus) -> LinkLostError | None:
-    """The server names a time to come back after, or a limit on requests; None if it does neither."""
+    """Return the error for a server that limits requests or names a time to retry after; None if it does neither."""
     status = error.response.status_code
     asked_s = retry_after_s(error.response.headers.get_all("Retry-After"), time.time())
     if status != 429 and (status != 503 or asked_s is None):
@@ -164,7 +168,7 @@ def _busy(error: InvalidStatus) -> LinkLostError | None:
     if asked_s is None:
         return LinkLostError(LossReason.BUSY, f"HTTP {status}: {limited}; no Retry-After, so the usual delays apply")
     wait_s = min(asked_s, RETRY_AFTER_LIMIT_S)
-    capped = "" if wait_s == asked_s else f", of which {wait_s:g} s are waited for"
+    capped = "" if wait_s == asked_s else f", of which whaled waits {wait_s:g} s"
     return LinkLostError(
         LossReason.BUSY, f"HTTP {status}: {limited}; Retry-After of {asked_s:g} s{capped}", wait_s=wait_s
     )
@@ -172,20 +176,20 @@ def _busy(error: InvalidStatus) -> LinkLostError | None:
 
 def _status(error: InvalidStatus, settings: Upstream) -> str:
     status = error.response.status_code
-    # `get` raises where a header comes twice.
+    # `get` would raise if a header occurs twice.
     location = next(filter(None, error.response.headers.get_all("Location")), None)
     if 300 <= status < 400 and location is not None:
         to = shown(location).replace("https://", "wss://", 1).replace("http://", "ws://", 1)
         return f"HTTP {status}, redirected to {shown(location)}; set upstream.url to {to} if that is the backend"
     if status in {401, 403}:
-        return f"HTTP {status}: the server, or a proxy before it, does not let whaled in"
+        return f"HTTP {status}: the server, or a proxy in front of it, refuses access"
     if status in {502, 503, 504}:
         return f"HTTP {status}: a proxy answered, the mempool backend behind it did not; is it running?"
     return f"HTTP {status} for {shown(settings.url)}; {_EXPECTED}"
 
 
 def _is_refusal(error: OSError) -> bool:
-    # A name with several addresses gives one OSError that only quotes the errors of each.
+    # For a name with several addresses there is one OSError, which only quotes the errors of each.
     return error.errno == errno.ECONNREFUSED or f"[Errno {errno.ECONNREFUSED}]" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""What the feed tells: its messages, its state, and what it counts."""
+"""The messages of the feed, the state of its link, and the interfaces to its survey and its metrics."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,13 +15,19 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Connected(Struct, frozen=True):
-    """The backend answered the subscription. `attempt` counts from 1, over again after a link that was stable."""
+    """The backend's response to the subscription has arrived.
+
+    `attempt` counts from 1 and starts again after a stable link.
+    """
 
     attempt: int
 
 
 class Received(Struct, frozen=True, kw_only=True):
-    """A frame, with the wall clock and the monotonic clock at its receipt. `continuity` is that of its delta."""
+    """A received frame, with the wall clock and the monotonic clock at its receipt.
+
+    `continuity` is that of its delta, None without one.
+    """
 
     frame: Frame
     received_at: float
@@ -31,25 +37,25 @@ class Received(Struct, frozen=True, kw_only=True):
 
 
 class Lost(Struct, frozen=True):
-    """There is no link; the next attempt comes in `next_delay_s` seconds."""
+    """The loss of the link, or a failed attempt; the next attempt follows in `next_delay_s` seconds."""
 
     reason: LossReason
     next_delay_s: float
 
 
 class StateChanged(Struct, frozen=True):
-    """The link is in another state than before. It begins as disconnected."""
+    """A change in the state of the link, which is initially disconnected."""
 
     state: UpstreamState
     why: str
 
 
 class SnapshotTaken(Struct, frozen=True):
-    """The frames before this one held the mempool as the backend projects it into blocks; it is in sync."""
+    """The end of a snapshot round: the preceding frames had the mempool as the backend projects it into blocks."""
 
 
 class Shortfall(Struct, frozen=True):
-    """The backend cannot give something that is needed, or it can again (None). The stream itself goes on."""
+    """A change in the capabilities that the backend lacks; None if it lacks none now. The stream itself continues."""
 
     why: str | None
 
@@ -58,70 +64,70 @@ FeedMessage = Connected | Received | Lost | StateChanged | SnapshotTaken | Short
 
 
 class Surveyor(Protocol):
-    """Judges a backend when a link to it comes up, and again from time to time."""
+    """Examines a backend when a link to it comes up, and repeatedly afterwards."""
 
     @property
     def refusal(self) -> LinkLostError | None:
-        """Why its events must not be taken (any more)."""
+        """The reason to refuse the backend; None if it is accepted."""
         ...
 
     @property
     def shortfall(self) -> str | None:
-        """What it cannot give."""
+        """The capabilities that the backend lacks, as text; None if it lacks none."""
         ...
 
     async def connected(self, info: BackendInfo | None, blocks: Sequence[Block]) -> None:
-        """It has answered the subscription. Raises LinkLostError to refuse it."""
+        """Examine a backend that has answered the subscription. Raises LinkLostError to refuse it."""
         ...
 
 
 class FeedMeter(Protocol):
-    """What the feed counts."""
+    """The metrics of the feed."""
 
     def connected(self) -> None:
-        """A link that the backend answered on."""
+        """Count a link on which the backend answered the subscription."""
         ...
 
     def lost(self, reason: LossReason) -> None:
-        """A link that ended, or an attempt that failed."""
+        """Count a link that ended, or an attempt that failed."""
         ...
 
     def state(self, state: UpstreamState) -> None:
-        """The state from now on."""
+        """Record the state of the link from now on."""
         ...
 
     def received(self, raw_bytes: int, decode_s: float) -> None:
-        """A message, and how long its decoding took."""
+        """Count a message, its size and the duration of its decoding."""
         ...
 
     def undecodable(self, fault: DialectFault) -> None:
-        """A message of which nothing was usable."""
+        """Count a message without any usable part."""
         ...
 
     def malformed(self, parts: int) -> None:
-        """Parts of a message, or transactions in it, that were passed over because they could not be read."""
+        """Count parts of a message, or transactions in it, that were skipped because they could not be read."""
         ...
 
     def snapshot_incomplete(self) -> None:
-        """A projected block that the backend did not answer for in time."""
+        """Count a projected block that the backend did not send in time."""
         ...
 
     def unknown(self, keys: int) -> None:
-        """Keys of a message that the dialect does not have."""
+        """Count keys of a message that the dialect does not have."""
         ...
 
     def observed(self, continuity: Continuity) -> None:
-        """A delta's place in the sequence."""
+        """Count the continuity of a delta."""
         ...
 
 
 def degraded_by(shortfall: str | None, state: UpstreamState) -> UpstreamState:
-    """`state`, or degraded where a connected backend cannot give something that is needed."""
+    """Return `state`, or degraded if a connected backend lacks something that whaled needs."""
     return UpstreamState.DEGRADED if shortfall is not None and state is UpstreamState.CONNECTED else state
 
 
 class LinkState:
-    """The state that clients are told."""
+    """The state of the link that whaled reports to clients."""
 
     def __init__(self, meter: FeedMeter) -> None:
         self._meter = meter
@@ -131,11 +137,11 @@ class LinkState:
 
     @property
     def shown(self) -> UpstreamState:
-        """The state with what the backend lacks: a stream without the rest is degraded."""
+        """The reported state: a connected backend that lacks something needed is degraded."""
         return degraded_by(self._shortfall, self._now)
 
     def lacks(self, shortfall: str | None) -> Shortfall | None:
-        """The change in what the backend cannot give, or None if it is none."""
+        """Record what the backend lacks. Return the change, None if there is none."""
         if shortfall == self._shortfall:
             return None
         self._shortfall = shortfall
@@ -143,7 +149,7 @@ class LinkState:
         return Shortfall(shortfall)
 
     def become(self, state: UpstreamState, why: str) -> StateChanged | None:
-        """The change, or None if it is none."""
+        """Enter a state. Return the change, None if there is none."""
         before, self._now = self._now, state
         if before is state:
             return None

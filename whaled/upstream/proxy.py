@@ -1,7 +1,7 @@
 """A proxy's URL, and the handshake that opens a tunnel through it: HTTP CONNECT or SOCKS5. Pure.
 
-CONNECT: RFC 9110, 9.3.6. SOCKS5: RFC 1928, with user and password by RFC 1929. Both end with a plain byte stream to the
-target, so everything above them is the same as without a proxy.
+CONNECT: RFC 9110, 9.3.6. SOCKS5: RFC 1928, with user and password by RFC 1929. Both handshakes end with a plain byte
+stream to the target, so the layers above work as without a proxy.
 """
 
 import base64
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from whaled.errors import UpstreamError
 
-# Of an answer to CONNECT. Real proxies send some hundred bytes; the body of a refusal is not read.
+# Size limit for a response to CONNECT. Real proxies send a few hundred bytes; the body of a refusal is not read.
 HEAD_LIMIT_BYTES = 16 * 1024
 REASON_CHARS = 80
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -29,7 +29,7 @@ _IPV4, _NAME, _IPV6 = 0x01, 0x03, 0x04
 
 
 class ProxyFault(StrEnum):
-    """What a proxy failed at."""
+    """The kind of failure of a proxy."""
 
     UNREACHABLE = "unreachable"
     CREDENTIALS = "credentials"
@@ -38,12 +38,15 @@ class ProxyFault(StrEnum):
     PROTOCOL = "protocol"
 
 
-# These can pass by themselves; the others last until the configuration of whaled or of the proxy changes.
+# These may be temporary; the others last until the configuration of whaled or of the proxy changes.
 PASSING = frozenset({ProxyFault.UNREACHABLE, ProxyFault.TARGET})
 
 
 class ProxyError(UpstreamError):
-    """No tunnel through the proxy. The message names `upstream.proxy`, and the key of the target where that counts."""
+    """A failure to open a tunnel through the proxy.
+
+    The message names `upstream.proxy`, and the configuration key of the target if that is relevant.
+    """
 
     def __init__(self, fault: ProxyFault, message: str) -> None:
         super().__init__(message)
@@ -60,7 +63,7 @@ class Proxy(Struct, frozen=True):
 
     @classmethod
     def parse(cls, url: str) -> "Proxy":
-        """The proxy of a URL. Raises ValueError if there can be none."""
+        """Parse a proxy URL. Raises ValueError if it is invalid."""
         parts = urlsplit(url)
         port = parts.port
         if parts.scheme not in DEFAULT_PORTS or not parts.hostname or port == 0:
@@ -72,21 +75,21 @@ class Proxy(Struct, frozen=True):
 
     @property
     def place(self) -> str:
-        """Host and port, without user and password."""
+        """The host and port, without user and password."""
         return authority(self.host, self.port)
 
     @property
     def resolves(self) -> bool:
-        """Whether the proxy resolves the names of targets. With `socks5://` they are resolved on this machine."""
+        """Whether the proxy resolves the names of targets. With `socks5://`, this machine resolves them."""
         return self.scheme != "socks5"
 
     def error(self, fault: ProxyFault, problem: str) -> ProxyError:
-        """A failure of this proxy."""
+        """Return the error for a failure of this proxy."""
         return ProxyError(fault, f"the proxy {self.place} (upstream.proxy) {problem}")
 
 
 class Target(Struct, frozen=True):
-    """Where a tunnel leads to: a name or an address, and the configuration key that it comes from."""
+    """The target of a tunnel: a name or an address, and the configuration key that sets it."""
 
     host: str
     port: int
@@ -97,7 +100,10 @@ class Target(Struct, frozen=True):
 
 
 class Step(Struct, frozen=True):
-    """Bytes to send, then what to wait for: so many bytes, or with None an HTTP head."""
+    """One step of a handshake: the bytes to send, then the reply to wait for.
+
+    The reply is `count` bytes, or an HTTP head if `count` is None.
+    """
 
     send: bytes
     count: int | None
@@ -107,12 +113,12 @@ Handshake = Generator[Step, bytes, None]
 
 
 def handshake(proxy: Proxy, target: Target) -> Handshake:
-    """The steps that open a tunnel; the answer to each is sent in. Raises ProxyError."""
+    """Yield the steps that open a tunnel; the caller sends in the reply to each. Raises ProxyError."""
     return _connect(proxy, target) if proxy.scheme in {"http", "https"} else _socks(proxy, target)
 
 
 def authority(host: str, port: int) -> str:
-    """`host:port`, an IPv6 address in brackets."""
+    """Return `host:port`, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -187,7 +193,7 @@ def _socks(proxy: Proxy, target: Target) -> Handshake:
     if answer[1] != 0:
         reply = _REPLIES.get(answer[1], f"reply {answer[1]:#04x}")
         raise (_refused if answer[1] == _REFUSED else _no_target)(proxy, target, reply)
-    # The address that the proxy connects from says nothing to us, but stands before the target's first byte.
+    # whaled does not need the address from which the proxy connects, but must read it: the target's bytes follow it.
     kind = (yield Step(b"", 2))[1]
     if kind == _NAME:
         yield Step(b"", (yield Step(b"", 1))[0] + 2)
@@ -220,7 +226,7 @@ def _address(target: Target) -> bytes:
     return bytes([_IPV4 if address.version == 4 else _IPV6]) + address.packed
 
 
-# --- what went wrong ---
+# --- failures ---
 
 
 def _credentials(proxy: Proxy, answer: str) -> ProxyError:
@@ -236,7 +242,7 @@ def _refused(proxy: Proxy, target: Target, answer: str) -> ProxyError:
 
 
 def closed(proxy: Proxy, target: Target) -> ProxyError:
-    """The proxy hung up during the handshake, as `ssh -D` does instead of an answer."""
+    """Return the error for a proxy that closed the connection during the handshake, as `ssh -D` does."""
     return proxy.error(
         ProxyFault.TARGET,
         f"closed the connection before a tunnel to {target} was open: it cannot reach it ({target.key}) or does not "

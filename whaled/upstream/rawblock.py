@@ -1,6 +1,6 @@
-"""Transactions and blocks as the network sends them. Pure.
+"""Parsing of transactions and blocks in their network serialisation. Pure.
 
-Serialisation as in BIP 144; the txid is the double SHA-256 of a transaction without its witnesses.
+The serialisation is that of BIP 144; the txid is the double SHA-256 of a transaction without its witnesses.
 """
 
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ from hashlib import sha256
 from msgspec import Struct
 
 HEADER_BYTES = 80
-# Of a transaction, at least: version, two counts, lock time.
+# The least size of a transaction: version, two counts, lock time.
 LEAST_TRANSACTION_BYTES = 10
-# For more outpoints than this the block is read at once.
+# For more outpoints than this the block is parsed without searching it first.
 SEARCHED_LIMIT = 80
 _SIZES = {0xFD: 2, 0xFE: 4, 0xFF: 8}
 
 
 class SerialError(ValueError):
-    """Bytes that are no transaction, or no block."""
+    """Bytes that are not a transaction, or not a block."""
 
 
 class RawTransaction(Struct, frozen=True):
-    """A transaction as it is serialised: inputs as (txid, vout, sequence), outputs as (satoshi, script in hex)."""
+    """A parsed transaction: inputs as (txid, vout, sequence), outputs as (satoshi, script in hex)."""
 
     txid: str
     vsize: float
@@ -30,11 +30,11 @@ class RawTransaction(Struct, frozen=True):
 
 
 def transaction_in(raw: bytes) -> RawTransaction:
-    """The transaction that these bytes are. Raises SerialError."""
+    """Parse the serialisation of one transaction. Raises SerialError."""
     cursor = _Cursor(raw, 0)
     txid, inputs, outputs, stripped = _transaction(cursor)
     if cursor.at != len(raw):
-        raise SerialError(f"{len(raw) - cursor.at} bytes behind a transaction")
+        raise SerialError(f"{len(raw) - cursor.at} bytes after a transaction")
     return RawTransaction(
         txid=txid,
         vsize=(3 * stripped + len(raw)) / 4,
@@ -47,10 +47,10 @@ def transaction_in(raw: bytes) -> RawTransaction:
 
 
 def spenders_in(raw: bytes, outpoints: Iterable[str]) -> dict[str, str]:
-    """The transactions of a block that spend one of these outpoints (`model.outpoint`): its txid by outpoint.
+    """Return the transactions of a block that spend one of these outpoints (`model.outpoint`): txid by outpoint.
 
-    Raises SerialError. A search through the bytes comes first where there are few: nearly always nothing is found, and
-    it takes a millisecond an outpoint. To read a block takes 80.
+    Raises SerialError. If there are few outpoints, the bytes are searched first: that takes a millisecond per outpoint
+    and nearly always finds nothing, whereas parsing a block takes 80 milliseconds.
     """
     wanted = {key: name for name in outpoints if (key := _key(name)) is not None}
     if len(wanted) <= SEARCHED_LIMIT:
@@ -59,7 +59,7 @@ def spenders_in(raw: bytes, outpoints: Iterable[str]) -> dict[str, str]:
 
 
 def _key(name: str) -> bytes | None:
-    """An outpoint as a block has it."""
+    """Return an outpoint in its serialised form, None if it is not an outpoint."""
     txid, _, vout = name.partition(":")
     try:
         return bytes.fromhex(txid)[::-1] + int(vout).to_bytes(4, "little")
@@ -68,7 +68,7 @@ def _key(name: str) -> bytes | None:
 
 
 class _Cursor:
-    """A place in the block. Reading beyond the end is a SerialError."""
+    """A read position in serialised bytes. Reading beyond the end raises SerialError."""
 
     def __init__(self, raw: bytes, at: int) -> None:
         self.raw = raw
@@ -87,7 +87,7 @@ class _Cursor:
         return first if first < 0xFD else int.from_bytes(self.take(_SIZES[first]), "little")
 
     def counted(self) -> bytes:
-        """As many bytes as a length before them says."""
+        """Read a length and return that number of bytes."""
         return self.take(self.number())
 
 
@@ -106,7 +106,11 @@ def _read(raw: bytes, wanted: dict[bytes, str]) -> dict[str, str]:
 
 
 def _transaction(cursor: _Cursor) -> tuple[str, list[bytes], list[bytes], int]:
-    """The txid, each input as outpoint and sequence, each output as value and script, the size without witnesses."""
+    """Read a transaction.
+
+    Returns its txid, each input as outpoint and sequence, each output as value and script, and the size without
+    witnesses.
+    """
     version = cursor.take(4)
     has_witness = cursor.raw[cursor.at : cursor.at + 2] == b"\x00\x01"
     if has_witness:

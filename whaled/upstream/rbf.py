@@ -1,6 +1,6 @@
-"""Who replaced whom, as the backend tells it: a tree whose root is the transaction that nobody replaced. Pure.
+"""The backend's trees of replacements; the root of a tree is the transaction that was not replaced. Pure.
 
-`api/rbf-cache.ts`; kept for a day, lost when the backend restarts without its cache.
+The backend (`api/rbf-cache.ts`) keeps a tree for a day and loses it if it restarts without its cache.
 """
 
 from msgspec import Struct, field
@@ -15,7 +15,7 @@ class _Stripped(Struct, gc=False):
 
 
 class Tree(Struct):
-    """A transaction and, below it, those it replaced."""
+    """A transaction with the subtrees of the transactions that it replaced."""
 
     tx: _Stripped
     time: Seconds | None = None
@@ -23,8 +23,10 @@ class Tree(Struct):
 
 
 class Relative(Struct, frozen=True):
-    """A transaction of such a tree. `value` is the sum of its outputs in satoshi, `seen` when the backend had it first
-    (its clock, Unix seconds), `replaced_by` who took its place.
+    """A transaction of a tree of replacements.
+
+    `value` is the sum of its outputs in satoshi, `seen` the time at which the backend first had it (Unix seconds, the
+    backend's clock), `replaced_by` the txid that replaced it.
     """
 
     txid: str
@@ -34,7 +36,7 @@ class Relative(Struct, frozen=True):
 
 
 def relatives(tree: Tree) -> list[Relative]:
-    """Every transaction of a tree, each after the one that replaced it."""
+    """Return every transaction of a tree, each after the one that replaced it."""
     found: list[Relative] = []
     waiting: list[tuple[Tree, str | None]] = [(tree, None)]
     while waiting:
@@ -42,6 +44,6 @@ def relatives(tree: Tree) -> list[Relative]:
         tx = branch.tx
         value = None if tx.value is None else round(tx.value)
         found.append(Relative(tx.txid, value, tx.time if tx.time is not None else branch.time, winner))
-        # No transaction takes its own place.
+        # A transaction cannot replace itself; a child with the txid of its parent has the parent's replacer.
         waiting.extend((child, tx.txid if child.tx.txid != tx.txid else winner) for child in branch.replaces)
     return found

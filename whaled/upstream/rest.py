@@ -1,4 +1,4 @@
-"""What a mempool backend is asked over REST: the calls that fill what the WebSocket leaves out."""
+"""The REST calls that complete what the stream leaves out: prevouts of live whales, fees, price, tip height."""
 
 import asyncio
 import re
@@ -16,10 +16,10 @@ from whaled.upstream.transactions import Number, Rate, read
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# The backend refuses more in one POST (400).
+# The backend refuses a POST with more outpoints (status 400).
 PREVOUTS_LIMIT = 100
-# Beyond so many inputs `tx/:txid` takes longer than any timeout: the backend asks its node for each, in turn, and goes
-# on with that when nobody waits for it any more.
+# Above this number of inputs, `tx/:txid` takes longer than any timeout: the backend fetches each prevout from its node
+# in turn, and continues even after the client has given up.
 INPUTS_LIMIT = 100
 COINBASE = "0" * 64
 
@@ -52,7 +52,7 @@ class _Spender(Struct):
     vin: list[_Vin]
 
     def outputs(self) -> dict[_Outpoint, Output]:
-        """What it spends, as far as it is known."""
+        """Return the known prevouts by outpoint."""
         return {_Outpoint(each.txid, each.vout): each.prevout.output() for each in self.vin if each.prevout is not None}
 
 
@@ -69,34 +69,34 @@ class _Prices(Struct):
 
 
 _decode_prevout = msgspec.json.Decoder(_PrevoutAnswer).decode
-# What the backend takes for an outpoint: one that is none would make it refuse all that are asked for with it.
+# The txids that the backend accepts in an outpoint: an invalid one would make it refuse the whole POST.
 _HEX = re.compile("[0-9a-fA-F]{64}")
 
 
 class Rest(Http):
-    """The REST API of one backend. Made by `Rest.open`."""
+    """The REST API of one backend. Created by `Rest.open`."""
 
     async def tip_height(self) -> int:
-        """Height of the best block that the backend has; its node may be ahead."""
+        """Return the height of the best block that the backend has; its node may be ahead."""
         return self.found("blocks/tip/height", await self.get("blocks/tip/height", Number))
 
     async def fees(self) -> FeeMarket:
-        """The recommended fee rates. RestError with status 503 until the backend is in sync."""
-        # Backends before 3.3 know whole numbers only.
+        """Return the recommended fee rates. Raises RestError with status 503 until the backend is in sync."""
+        # Backends older than 3.3 provide only whole numbers (fees/recommended).
         found = await self.get("fees/precise", _Fees) or await self.get("fees/recommended", _Fees)
         fees = self.found("fees/recommended", found)
         return FeeMarket(fees.fastest, fees.half_hour, fees.hour, fees.economy, fees.minimum)
 
     async def price(self) -> float | None:
-        """US dollars per bitcoin; None while the backend does not know."""
+        """Return the price in US dollars per bitcoin; None while the backend does not know it."""
         prices = await self.get("prices", _Prices)
         return prices.usd if prices is not None and 0 < prices.usd <= MAX_USD else None
 
     async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
-        """Each transaction with the spent output in every input, or as it is if that is not known within `deadline_s`
-        seconds. The largest are asked for first, the inputs of several in one call.
+        """Return each transaction with the prevout of every input, or unchanged if they are not known in time.
 
-        Never raises: a whale is announced with or without its inputs.
+        The time limit is `deadline_s` seconds. The largest transactions come first; one call may have the inputs of
+        several. Never raises RestError: a whale is published with or without its inputs.
         """
         missing = {tx.txid: _missing(tx) for tx in transactions}
         spent: dict[_Outpoint, Output] = {}
@@ -132,14 +132,14 @@ class Rest(Http):
         chunks = [wanted[start : start + PREVOUTS_LIMIT] for start in range(0, len(wanted), PREVOUTS_LIMIT)]
         failed: dict[_Outpoint, RestError] = {}
 
-        async def ask(chunk: Sequence[_Outpoint]) -> None:
+        async def fetch(chunk: Sequence[_Outpoint]) -> None:
             try:
                 spent.update(await self._spent_chunk(chunk))
             except RestError as error:
                 failed.update(dict.fromkeys(chunk, error))
 
-        async def ask_spender(tx: Transaction) -> None:
-            # gettxout knows nothing of outputs whose spender is mined; the spender itself still tells.
+        async def fetch_spender(tx: Transaction) -> None:
+            # gettxout does not find an output whose spender is mined; the spending transaction still has its prevouts.
             try:
                 spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _Spender)
             except RestError as error:
@@ -149,7 +149,7 @@ class Rest(Http):
 
         async with asyncio.TaskGroup() as group:
             for chunk in chunks:
-                group.create_task(ask(chunk))
+                group.create_task(fetch(chunk))
         async with asyncio.TaskGroup() as group:
             for tx in transactions:
                 unknown = [outpoint for outpoint in missing[tx.txid] if outpoint not in spent]
@@ -157,17 +157,17 @@ class Rest(Http):
                 if error is not None:
                     problems[tx.txid] = error
                 elif unknown and len(tx.inputs) <= INPUTS_LIMIT:
-                    group.create_task(ask_spender(tx))
+                    group.create_task(fetch_spender(tx))
 
     async def _spent_chunk(self, outpoints: Sequence[_Outpoint]) -> dict[_Outpoint, Output]:
         answers = await self.post("prevouts", outpoints, list[Raw])
-        if answers is None:  # a backend without this call
+        if answers is None:  # the backend lacks this call
             return {}
         if len(answers) != len(outpoints):
             count = len(answers)
-            answers.clear()  # the error is kept, its traceback this frame
+            answers.clear()  # the error is kept, and its traceback keeps this stack frame
             raise RestError(
-                RestFailure.GARBAGE, f"POST {self.shown('prevouts')}: {count} answers to {len(outpoints)} questions"
+                RestFailure.GARBAGE, f"POST {self.shown('prevouts')}: {count} results for {len(outpoints)} outpoints"
             )
         found = {}
         for outpoint, answer in zip(outpoints, answers, strict=True):
@@ -181,7 +181,7 @@ class Rest(Http):
         suppressed = self.lines.admit(failure)
         if suppressed is not None:
             logger.warning(
-                "inputs of a whale stay unknown",
+                "inputs of a whale remain unknown",
                 txid=tx.txid,
                 inputs=len(tx.inputs),
                 reason=failure.value,

@@ -5,26 +5,26 @@ from collections.abc import Iterable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-# Decimals are not in the RFC, and clear.
+# The RFC does not allow decimals, but their meaning is clear.
 _SECONDS = re.compile(r"\d+(\.\d*)?", re.ASCII)
 
 
 def retry_after_s(values: Iterable[str], now: float) -> float | None:
-    """Seconds from `now` on, the most that one of the header's values asks for.
+    """Return the longest delay that one of the header's values requests, in seconds from `now`.
 
-    A header may come twice, as where a proxy adds its own. None if none of them is a number or an HTTP date.
+    The header may occur twice, for instance if a proxy adds its own. None if no value is a number or an HTTP date.
     """
     return max((asked for value in values if (asked := _asked_s(value, now)) is not None), default=None)
 
 
 def http_date(header: str | None) -> float | None:
-    """Unix seconds of an HTTP date, None if it is none."""
+    """Return an HTTP date in Unix seconds, None if it is not a valid one."""
     try:
         at = parsedate_to_datetime(header) if header else None
         if at is not None and at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)  # RFC 9110, 5.6.7: it is GMT, also where it does not say so
+            at = at.replace(tzinfo=UTC)  # RFC 9110, 5.6.7: it is GMT even without a zone
         return None if at is None else at.timestamp()
-    except (ValueError, OverflowError):  # a year, or a zone, that there is not
+    except (ValueError, OverflowError):  # the year or the zone does not exist
         return None
 
 

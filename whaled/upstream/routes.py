@@ -1,7 +1,7 @@
-"""Where each REST call goes: to the backend itself, or in esplora mode for some of them to electrs. Pure.
+"""Routing of REST calls to the backend itself or, for some calls in esplora mode, to electrs. Pure.
 
-With BACKEND "esplora" a backend does not register the routes that its electrs answers (`bitcoin.routes.ts`); nginx puts
-both under one host, the backend at `/api/v1/` and electrs at `/api/` (`production/nginx/location-api.conf`).
+With BACKEND "esplora" a backend does not register the routes that its electrs answers (`bitcoin.routes.ts`); nginx
+serves both under one host, the backend at `/api/v1/` and electrs at `/api/` (`production/nginx/location-api.conf`).
 """
 
 import re
@@ -14,13 +14,13 @@ from whaled.config.sections import Upstream
 from whaled.upstream.address import REST_PREFIX, esplora_base, rest_base
 
 ESPLORA = "esplora"
-# Transactions in an answer of `block/:hash/txs/:index`. electrs takes multiples of its page as an index only.
+# Number of transactions in a response of `block/:hash/txs/:index`. electrs accepts only multiples of it as the index.
 PAGE = 10
 ESPLORA_PAGE = 25
-# electrs listens on these by default, one port for each network (its config.rs).
+# The default ports of electrs, one for each network (its config.rs).
 ELECTRS_PORTS = (3000, 3001, 3002, 3003, 3004)
 
-# What only electrs answers in esplora mode. `tx/:txid/rbf` and `tx/:txid/cached` stay with the backend.
+# The calls that only electrs answers in esplora mode. The backend itself answers `tx/:txid/rbf` and `tx/:txid/cached`.
 _ELECTRS = re.compile(
     r"mempool(/.*)?|tx/[^/]+(/(status|hex|raw|outspends|outspend/.*|merkle-proof))?|txs/outspends|"
     r"block-height/.*|blocks/tip/hash|block/[^/]+/(txids|txs(/.*)?|header|raw|status|txid/.*)"
@@ -28,9 +28,10 @@ _ELECTRS = re.compile(
 
 
 class Routes(Struct):
-    """The bases of one backend's calls. `mode` is none, electrum or esplora; "" until the backend has named it.
+    """The base URLs of one backend's calls.
 
-    `esplora` is the base of electrs, None while none is known.
+    `mode` is none, electrum or esplora; "" until the backend has reported it. `esplora` is the base URL of electrs,
+    None while it is unknown.
     """
 
     base: str
@@ -39,36 +40,36 @@ class Routes(Struct):
 
     @classmethod
     def of(cls, settings: Upstream) -> "Routes":
-        """Before the first connect. Raises ConfigError."""
+        """Return the routes as known before the first connect. Raises ConfigError."""
         return cls(rest_base(settings), esplora=esplora_base(settings))
 
     @property
     def is_esplora(self) -> bool:
-        """Whether the backend leaves blocks and transactions to electrs."""
+        """Whether electrs, not the backend, answers the calls for blocks and transactions."""
         return self.mode == ESPLORA
 
     def url(self, path: str) -> str | None:
-        """Where to ask for a path below `/api/v1/`; None if nothing is known that answers it."""
+        """Return the URL of a path below `/api/v1/`; None if no server is known that answers it."""
         if self.is_electrs(path):
             return None if self.esplora is None else self.esplora + path
         return self.base + path
 
     def is_electrs(self, path: str) -> bool:
-        """Whether a path is electrs' to answer."""
+        """Return whether electrs answers a path."""
         return self.is_esplora and _ELECTRS.fullmatch(path) is not None
 
     @property
     def page(self) -> int:
-        """How many transactions of a block come at a time."""
+        """The number of transactions in one page of a block."""
         return ESPLORA_PAGE if self.is_esplora else PAGE
 
     def page_of(self, index: int) -> int:
-        """The index to ask `block/:hash/txs/:index` for, so that the answer holds the transaction at `index`."""
+        """Return the index for `block/:hash/txs/:index` whose response contains the transaction at `index`."""
         return index - index % ESPLORA_PAGE if self.is_esplora else index
 
 
 def candidates(settings: Upstream) -> tuple[str, ...]:
-    """Bases where electrs may be, to try in this order: the configured one only, or the usual places."""
+    """Return the base URLs at which to look for electrs, in order: only the configured one, or the usual places."""
     configured = esplora_base(settings)
     if configured is not None:
         return (configured,)

@@ -1,12 +1,15 @@
-"""Log lines about a fault that may come a thousand times a second: the first, then one per interval with the count."""
+"""Sampling of log lines about a fault that may occur a thousand times a second.
+
+The first occurrence is logged, then at most one per interval, with the number of those suppressed.
+"""
 
 from collections.abc import Callable, Hashable
 
 
 class Sampler:
-    """Says for each occurrence of a fault whether it gets a log line.
+    """Decides for each occurrence of a fault whether it is logged.
 
-    Keys must come from a closed set: each is remembered.
+    Keys must come from a closed set, because each is remembered.
     """
 
     def __init__(self, interval_s: float, monotonic: Callable[[], float]) -> None:
@@ -15,7 +18,7 @@ class Sampler:
         self._seen: dict[Hashable, tuple[float, int]] = {}
 
     def admit(self, key: Hashable) -> int | None:
-        """How many were passed over since the last line about `key`, or None if this one is passed over too."""
+        """Return the number suppressed since the last line about `key`, or None if this one is suppressed too."""
         now = self._monotonic()
         last, suppressed = self._seen.get(key, (None, 0))
         if last is not None and now - last < self._interval_s:

@@ -1,17 +1,18 @@
-"""Asking for the whole mempool in a stream that only tells changes: the projected blocks, one after the other. Pure."""
+"""A snapshot of the mempool over a stream that sends only changes: the projected blocks, requested in turn. Pure."""
 
 from whaled.upstream.dialect import Snapshot, track_block_frame
 
-# By default (MEMPOOL_BLOCKS_AMOUNT). The last one ends at 1.2 million vB, and what is cheaper is in none.
+# The backend's default (MEMPOOL_BLOCKS_AMOUNT). The last block ends at 1.2 million vB; cheaper transactions are in no
+# block.
 PROJECTED_BLOCKS = 8
 
 
 class SnapshotRound:
-    """What to send next. At most one round is under way; beginning again starts over.
+    """A round of requests, one for each projected block. At most one round is active; `begin` restarts it.
 
-    A backend answers nothing about a block that it does not project: it may be set up for fewer than eight, and its
-    mempool may shrink while the questions are asked. So the round ends with the last block that there is, and a
-    question that stays unanswered for `timeout_s` ends it as well.
+    A backend sends no response for a block that it does not project: it may be configured for fewer than eight, and its
+    mempool may shrink during the round. So the round ends with the last projected block, or with a request that stays
+    unanswered for `timeout_s`.
     """
 
     __slots__ = ("_count", "_due", "_index", "_timeout_s")
@@ -23,37 +24,40 @@ class SnapshotRound:
         self._due = 0.0
 
     def projected(self, count: int) -> None:
-        """The backend says how many blocks it projects."""
+        """Record the number of blocks that the backend projects."""
         self._count = max(1, min(count, PROJECTED_BLOCKS))
 
     def begin(self, now: float) -> str:
-        """The first question."""
-        return self._ask(0, now)
+        """Begin a round. Return the first request."""
+        return self._request(0, now)
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether no round is active."""
         return self._index is None
 
     @property
     def due(self) -> float | None:
-        """When to stop waiting for an answer, None while no round is under way."""
+        """The time at which the pending request times out, None while no round is active."""
         return None if self._index is None else self._due
 
     def answered(self, snapshot: Snapshot, now: float) -> str | None:
-        """The next question, None if this was no answer to the last one. The last question ends the asking."""
+        """Record a response. Return the next frame to send, None if this was not the response to the last request.
+
+        After the last block that frame ends the tracking.
+        """
         if self._index is None or snapshot.index != self._index:
             return None
         if self._index >= self._count - 1 or not snapshot.transactions:
             return self.end()
-        return self._ask(self._index + 1, now)
+        return self._request(self._index + 1, now)
 
     def end(self) -> str:
-        """No more is asked for."""
+        """End the round. Return the frame that ends the tracking."""
         self._index = None
         return track_block_frame(-1)
 
-    def _ask(self, index: int, now: float) -> str:
+    def _request(self, index: int, now: float) -> str:
         self._index = index
         self._due = now + self._timeout_s
         return track_block_frame(index)

@@ -1,7 +1,7 @@
-"""Looks at a backend when the link comes up: its version, its network, and which of the needed calls it answers.
+"""The survey of a backend when the link comes up: its version, its network, and which needed calls it answers.
 
-The network is that of the event log, or the link is refused: one log never holds two. While REST does not answer, the
-network counts as known if the log was last checked against the same `upstream.url`.
+The link is refused unless the backend's network is that of the event log: a log never holds events of two networks.
+While REST does not respond, the network counts as known if the log was last checked against the same `upstream.url`.
 """
 
 import asyncio
@@ -26,20 +26,20 @@ from whaled.upstream.transactions import UNREADABLE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Of the table `state` in the event log.
+# A key of the table `state` in the event log.
 NETWORK_KEY = "network"
-# The link waits for the answers at most so long; frames queue meanwhile. What is missing then is asked for later.
+# Maximum time that the link waits for the survey, while frames queue. Probes without a response are repeated later.
 CONNECT_WAIT_S = 5.0
-# The first of them soon, because REST may come up a moment after the stream; then twice as far apart each time.
+# The first repetition is soon, because REST may come up a moment after the stream; the interval then doubles each time.
 RECHECK_FIRST_S = 2.0
 RECHECK_S = 60.0
 HASH_DIGITS = 64
-# What a backend says of itself is quoted so far.
+# Maximum length quoted of a backend's own version and mode.
 QUOTED_CHARS = 40
 
 
 class Capability(StrEnum):
-    """Something that whaled needs a backend to answer (a metric label)."""
+    """Something that whaled needs a backend to provide (a metric label)."""
 
     STREAM = "stream"
     CHAIN = "chain"
@@ -48,19 +48,19 @@ class Capability(StrEnum):
     NETWORK = "network"
 
 
-# Without these whales are missed.
+# The capabilities without which whales are missed, each with the effect of its absence.
 NEEDED = {
-    Capability.STREAM: "no transactions are sent, whales are found late by asking",
+    Capability.STREAM: "the backend sends no transactions, and whales are found late, by REST",
     Capability.CHAIN: "blocks cannot be scanned and the outcome of whales is unknown",
-    Capability.MEMPOOL: "what was in the mempool before the connect is not compared",
+    Capability.MEMPOOL: "the mempool from before the connect is not compared",
 }
 
 
 class Log(Protocol):
-    """The notes of the event log."""
+    """The `state` table of the event log."""
 
     async def state(self, key: str) -> str | None:
-        """The text stored under a key."""
+        """Return the text stored under a key, None if there is none."""
         ...
 
     async def set_state(self, key: str, value: str) -> None:
@@ -69,15 +69,15 @@ class Log(Protocol):
 
 
 class SurveyMeter(Protocol):
-    """What the survey records."""
+    """The metrics of the survey."""
 
     def capability(self, capability: Capability, *, is_there: bool) -> None:
-        """Whether the backend answers what this needs."""
+        """Record whether the backend provides a capability."""
         ...
 
 
 class _Noted(Struct, frozen=True):
-    """The network of the log, and the `upstream.url` that it was last checked with."""
+    """The network of the log, and the `upstream.url` against which it was last checked."""
 
     genesis: str
     url: str
@@ -89,9 +89,10 @@ class _Noted(Struct, frozen=True):
 
 
 class Survey:
-    """One for the life of the daemon. Without a backfill only the stream is needed.
+    """The findings about the backend; one instance for the life of the daemon.
 
-    `on_network` is called with the network of the backend each time that it is accepted.
+    Without a backfill only the stream is needed. `on_network` is called with the backend's network each time that it is
+    accepted.
     """
 
     def __init__(
@@ -117,14 +118,14 @@ class Survey:
         self._has: dict[Capability, bool] = {}
         self._reported: frozenset[Capability] | None = None
         self._link_up = asyncio.Event()
-        # Frames are not refused one by one: the link asks for this before each.
+        # The link reads this before each frame and ends if it is set.
         self.refusal: LinkLostError | None = None
         for capability in Capability:
             meter.capability(capability, is_there=False)
 
     @property
     def shortfall(self) -> str | None:
-        """What the backend cannot give, and what follows from it; None if nothing is missing."""
+        """The missing capabilities with their effects and the remedy, as text; None if nothing is missing."""
         missing = [capability for capability in NEEDED if capability in self._needs and not self._has.get(capability)]
         if not missing:
             return None
@@ -140,7 +141,7 @@ class Survey:
         return f"{listed} (see {key})"
 
     async def connected(self, info: BackendInfo | None, blocks: Sequence[Block]) -> None:
-        """A backend has answered the subscription. Raises LinkLostError if its events must not be taken."""
+        """Survey a backend that has answered the subscription. Raises LinkLostError to refuse it."""
         self.refusal = None
         self._version = info.version[:QUOTED_CHARS] if info is not None else ""
         self._note(Capability.STREAM, not is_too_old(self._version))
@@ -149,7 +150,7 @@ class Survey:
             self._rest.routes.mode = info.backend
         try:
             async with asyncio.timeout(CONNECT_WAIT_S):
-                await self._look()
+                await self._survey()
         except TimeoutError:
             await self._without_network()
         if self.refusal is not None:
@@ -158,7 +159,7 @@ class Survey:
         self._link_up.set()
 
     async def run(self) -> None:
-        """Look again while something is missing, until cancelled."""
+        """Repeat the survey while something is missing, until cancelled."""
         delay_s = RECHECK_S
         while True:
             try:
@@ -166,25 +167,25 @@ class Survey:
                     await self._link_up.wait()
             except TimeoutError:
                 delay_s = min(delay_s * 2, RECHECK_S)
-                await self._look_again()
+                await self._survey_again()
             else:
                 self._link_up.clear()
                 delay_s = RECHECK_FIRST_S
 
-    async def _look_again(self) -> None:
+    async def _survey_again(self) -> None:
         if self._reported and self.refusal is None:
-            await self._look()
+            await self._survey()
             self._report()
 
-    async def _look(self) -> None:
+    async def _survey(self) -> None:
         if self._rest.routes.mode == ESPLORA:
             await self._find_electrs()
         async with asyncio.TaskGroup() as group:
-            asked = group.create_task(self._network())
-            chain = group.create_task(self._answers_chain())
-            mempool = group.create_task(self._answers_mempool())
+            network_task = group.create_task(self._network())
+            chain = group.create_task(self._provides_chain())
+            mempool = group.create_task(self._provides_mempool())
             prevouts = group.create_task(self._probe("prevouts", b"[]"))
-        network = asked.result()
+        network = network_task.result()
         self._note(Capability.NETWORK, network is not None)
         self._note(Capability.CHAIN, chain.result())
         self._note(Capability.MEMPOOL, mempool.result())
@@ -203,7 +204,7 @@ class Survey:
         return Network(genesis, await self._block_hash(1) if genesis == SIGNET else None)
 
     async def _first_block(self) -> str | None:
-        """The genesis block by a call that the backend itself answers in every mode."""
+        """Return the hash of the genesis block, by a call that the backend itself answers in every mode."""
         try:
             found = msgspec.json.decode(await self._probe("blocks/0") or b"", type=list[_First])
         except UNREADABLE:
@@ -238,8 +239,9 @@ class Survey:
         if noted is not None and noted.url != shown(self._settings.url):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
-                f"which network the backend is on cannot be found out by REST, and the event log ({noted.network}) was "
-                f"filled from {noted.url}: make {self._rest.shown_base} answer (upstream.rest_url), or go back",
+                f"the backend's network cannot be determined by REST, and the event log ({noted.network}) was "
+                f"filled from {noted.url}: make {self._rest.shown_base} respond (upstream.rest_url), "
+                "or set upstream.url back",
             )
 
     async def _noted(self) -> _Noted | None:
@@ -247,14 +249,14 @@ class Survey:
         try:
             return None if text is None else msgspec.json.decode(text, type=_Noted)
         except msgspec.DecodeError:
-            logger.warning("the note about the log's network cannot be read: it is written again", note=text)
+            logger.warning("the note of the log's network cannot be read and is written again", note=text)
             return None
 
     def _refused(self, reason: LossReason, detail: str) -> LinkLostError:
-        # Only people can change it: ask rarely.
+        # Only an operator can change this, so attempts are rare.
         return LinkLostError(reason, detail, wait_s=self._settings.reconnect_max)
 
-    # --- what is answered ---
+    # --- capabilities ---
 
     async def _find_electrs(self) -> None:
         routes = self._rest.routes
@@ -263,11 +265,14 @@ class Survey:
             if await self._is_electrs(base):
                 routes.esplora = base
                 return
-        # A configured one may come back; a found one is searched for again.
+        # A configured electrs is kept, because it may come back; a discovered one is searched for again.
         routes.esplora = known if known in candidates(self._settings)[:1] and self._settings.esplora_url else None
 
     async def _is_electrs(self, base: str) -> bool:
-        """Whether blocks that the stream named are in its chain: on loopback there may be one for each network."""
+        """Return whether blocks named by the stream are in the chain of this electrs.
+
+        On loopback there may be one electrs for each network.
+        """
         named = self._named()
         if not named:
             return _hash(await self._rest.probe(f"{base}block-height/0")) is not None
@@ -276,19 +281,22 @@ class Survey:
                 return True
         return False
 
-    async def _answers_chain(self) -> bool:
+    async def _provides_chain(self) -> bool:
         named = self._named()
         return await self._block_hash(named[0][0] if named else 0) is not None
 
-    async def _answers_mempool(self) -> bool:
-        """The count is asked for first, because the list of txids has 20 MB on a full mainnet."""
+    async def _provides_mempool(self) -> bool:
+        """Return whether the mempool call is answered. The count is tried first: the list of txids may have 20 MB."""
         if _is_mempool(await self._probe("mempool")):
             return True
         url = self._rest.routes.url("mempool/txids")
         return url is not None and (await self._rest.probe(url, limit_bytes=1)) == b"["
 
     def _named(self) -> list[tuple[int, str]]:
-        """A block of the stream and the one before it. Without a database the former may be of a dead branch."""
+        """Return height and hash of the oldest block of the stream and of its parent.
+
+        Without a database the backend may name an oldest block that is on a dead branch.
+        """
         if not self._blocks:
             return []
         oldest = min(self._blocks, key=lambda block: block.height)
@@ -340,7 +348,7 @@ class _First(Struct):
 
 
 def _is_mempool(raw: bytes | None) -> bool:
-    """Whether it is the count of a mempool: a web page may answer every path."""
+    """Return whether a body is the count of a mempool: a web page may be the response to every path."""
     try:
         return msgspec.json.decode(raw or b"", type=_Mempool).count >= 0
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""A transaction as the backend writes it: a glance at every one, the whole of those that matter. Pure."""
+"""Decoding of the backend's transactions: a few fields of every one, all fields of those that matter. Pure."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from typing import Annotated, Any, Final
@@ -8,43 +8,45 @@ from msgspec import Meta, Raw, Struct, field
 
 from whaled.model import SAT_PER_BTC, Input, Output, Transaction, outpoint
 
-# A backend computes with doubles and writes what comes of it: a fee of 13,229 sat is 13229.999999999998 where it was
-# multiplied from BTC, and a fee of -1 (not known) makes a rate of -0.00098. So every number that may come out of a
-# computation is read as a number and rounded here; what cannot be read is unknown, and costs nothing else.
+# A backend computes with doubles and sends the results unrounded: a fee of 13,230 sat that it multiplied from BTC is
+# 13229.999999999998, and a fee of -1 (unknown) yields a rate of -0.00098. So every number that may be the result of a
+# computation is decoded as a float and rounded here. A field that cannot be read is unknown and costs nothing else.
 
 # gc=False below: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
 
 Txid = Annotated[str, Meta(min_length=64, max_length=64)]
-# Above all coins there will ever be, a value is not one; sums stay far within 64 bits.
+# No value exceeds all coins that will ever exist, and sums of valid values stay far below 64 bits.
 MAX_SAT: Final = 21_000_000 * SAT_PER_BTC
 Satoshi = Annotated[int, Meta(ge=0, le=MAX_SAT)]
-# A rate of all coins for one vB, or so many vB: what is beyond is no measure, and what follows would overflow.
+# The limit is a rate of all coins per vB, or as many vB. A higher number is not a measurement, and computing with it
+# would overflow.
 Rate = Annotated[float, Meta(ge=0, le=MAX_SAT)]
-# The same where the backend computes with what it does not know: negative means unknown.
+# As Rate, but the backend may have computed it from an unknown value: negative means unknown.
 Signed = Annotated[float, Meta(ge=-MAX_SAT, le=MAX_SAT)]
 # Heights, times, positions and nSequence: 32 bits in a block or a transaction.
 Number = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
-# A time in seconds that need not be whole.
+# A time in seconds, possibly fractional.
 Seconds = Annotated[float, Meta(ge=0, le=0xFFFFFFFF)]
 DELTA_KEY = b'"mempool-transactions"'
-# What follows the txid of a transaction, but not of an input or a summary that begins alike.
+# Follows the txid of a transaction, but not the txid of an input or a summary, which begin in the same way.
 VERSION = b',"version":'
-# A backend that writes otherwise does so always: looking for each transaction through all of a frame is quadratic.
+# After this many failures `_cut` gives up: a backend that serialises differently does so for every transaction, and
+# searching the whole frame for each one is quadratic.
 NOT_FOUND_LIMIT = 8
 # `TransactionFlags.replacement` (mempool.interfaces.ts).
 REPLACEMENT_FLAG = 1 << 18
-# Of an input whose nSequence cannot be read: it claims nothing.
+# Used for an input whose nSequence cannot be read: it does not signal RBF.
 FINAL_SEQUENCE = 0xFFFFFFFF
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def gross_sat(value_sat: int, fee: float | None) -> int:
-    """Sum of all outputs and the fee, as far as it is known, in satoshi."""
+    """Return the sum of all outputs, plus the fee if it is known, in satoshi."""
     return value_sat + round(fee) if fee is not None and fee > 0 else value_sat
 
 
 def is_replacement(flags: int | None) -> bool | None:
-    """Whether a backend's flags say that it has seen a transaction replace another one; None where it gives none."""
+    """Return whether the backend's flags state that a transaction replaced another one; None without flags."""
     return None if not flags else bool(flags & REPLACEMENT_FLAG)
 
 
@@ -53,8 +55,9 @@ class _Value(Struct, gc=False):
 
 
 class Glance(Struct, gc=False):
-    """What tells whether a transaction matters. The rest is read of those that do: reading all of every transaction
-    takes 1.5 times as long.
+    """The fields that decide whether a transaction matters.
+
+    The other fields are decoded only of those that do: decoding every transaction in full takes 1.5 times as long.
     """
 
     txid: Txid
@@ -63,8 +66,8 @@ class Glance(Struct, gc=False):
 
     @property
     def value_sat(self) -> int:
-        """Sum of all outputs, in satoshi."""
-        # A plain loop: twice as fast here as sum() over a generator or comprehension.
+        """The sum of all outputs, in satoshi."""
+        # A plain loop is twice as fast here as sum() over a generator or a comprehension.
         total = 0
         for output in self.vout:
             total += output.value
@@ -72,14 +75,14 @@ class Glance(Struct, gc=False):
 
     @property
     def gross_sat(self) -> int:
-        """Sum of all outputs and the fee, as far as it is known: what the inputs put in, in satoshi."""
+        """The sum of all outputs, plus the fee if it is known, in satoshi: the value of the inputs."""
         return gross_sat(self.value_sat, self.fee)
 
 
 class _Output(Struct, gc=False):
     value: Satoshi
     script: str = field(name="scriptpubkey", default="")
-    # "" where there is no address in none mode; the key is absent in esplora mode.
+    # For a script without an address: "" in none mode, absent in esplora mode.
     address: str | None = field(name="scriptpubkey_address", default=None)
 
 
@@ -87,7 +90,7 @@ class _Input(Struct, gc=False):
     txid: str
     vout: Number
     sequence: Number
-    # null in none and electrum mode; filled in esplora mode; null for a coinbase.
+    # null in none and electrum mode, present in esplora mode; always null for a coinbase.
     prevout: _Output | None = None
 
 
@@ -96,7 +99,7 @@ class _Status(Struct, gc=False):
 
 
 class _Whole(Struct, gc=False):
-    """Everything that is read of a transaction."""
+    """Every field of a transaction that whaled decodes."""
 
     txid: Txid
     vin: list[_Input]
@@ -113,7 +116,7 @@ _MISSING = Raw(b"null")
 
 
 class _Fields(Struct):
-    """A transaction whose fields are read one by one."""
+    """A transaction whose fields are decoded one by one."""
 
     txid: Txid
     vout: Raw
@@ -159,7 +162,7 @@ class _DeltaOnly(Struct):
 
 
 class _Replacer(Struct):
-    replaced: Txid  # as the first look has it: a pair without one is none
+    replaced: Txid  # required, as in the dialect's own decoder: a pair without it is invalid
     by: Raw
 
 
@@ -184,8 +187,9 @@ _decode_status = msgspec.json.Decoder(_Status).decode
 
 
 def glance(entry: Raw) -> Glance:
-    """The first look at one transaction, field by field. Raises one of UNREADABLE where there is no txid, or an output
-    whose value cannot be read: the sum is exact or there is none.
+    """Decode the fields of one transaction that decide whether it matters.
+
+    Raises one of UNREADABLE if it has no txid, or an output whose value cannot be read: a sum is exact or absent.
     """
     try:
         return _decode_glance(entry)
@@ -196,12 +200,12 @@ def glance(entry: Raw) -> Glance:
 
 
 def at_least(frame: bytes | str, minimum_sat: int, *parts: Sequence[Glance]) -> list[Transaction]:
-    """The transactions of a frame in full whose outputs and fee add up to `minimum_sat` or more, each once.
+    """Return, in full, the transactions of a frame whose outputs and fee add up to at least `minimum_sat`, each once.
 
-    What cannot be read of a transaction beside its outputs' values is unknown in the result (no inputs, fee None, no
+    A field that cannot be read, other than the values of the outputs, is unknown in the result (no inputs, fee None, no
     script); the transaction is not lost.
     """
-    # Each wanted txid, and the txid that stands behind it in its list.
+    # Each wanted txid, with the txid that follows it in its list.
     wanted: dict[str, str | None] = {}
     for part in parts:
         for index, transaction in enumerate(part):
@@ -218,7 +222,7 @@ def at_least(frame: bytes | str, minimum_sat: int, *parts: Sequence[Glance]) -> 
 
 
 def spending(frame: bytes | str, outpoints: Container[str]) -> dict[str, str]:
-    """The transactions of a frame that spend one of these outpoints (`model.outpoint`): its txid by outpoint."""
+    """Return the transactions of a frame that spend one of these outpoints (`model.outpoint`): txid by outpoint."""
     found: dict[str, str] = {}
     for entry in _entries(read(Raw(frame.encode() if isinstance(frame, str) else frame), _decode_lists, _NONE).delta):
         spender = read(entry, _decode_spender, None)
@@ -230,10 +234,10 @@ def spending(frame: bytes | str, outpoints: Container[str]) -> dict[str, str]:
 
 
 def _cut(raw: bytes, wanted: Mapping[str, str | None], minimum_sat: int) -> dict[str, _Whole]:
-    """The wanted transactions out of a frame, without parsing the others.
+    """Decode the wanted transactions of a frame without parsing the others.
 
-    A backend begins a transaction with its txid and version, so it ends where the next one begins. What does not hold
-    to that, or is not in every field as it should be, is left out here.
+    A backend begins a transaction with its txid and version, so a transaction ends where the next one begins. One that
+    is serialised differently, or has an unreadable field, is left out here.
     """
     at = max(0, raw.find(DELTA_KEY))
     found = {}
@@ -253,7 +257,7 @@ def _cut(raw: bytes, wanted: Mapping[str, str | None], minimum_sat: int) -> dict
             whole = _decode_whole(raw[begin:end].rstrip(b", \n\r\t"))
         except UNREADABLE:
             continue
-        # A txid that comes twice may be the other one here.
+        # If a txid occurs twice in the frame, this may be the other occurrence.
         if _gross_sat(whole) >= minimum_sat:
             found[txid] = whole
     return found
@@ -264,7 +268,7 @@ def _opening(txid: str) -> bytes:
 
 
 def _search(raw: bytes, missing: Set[str], minimum_sat: int) -> dict[str, _Whole]:
-    """The same in one walk through the delta, whatever else is wrong with them."""
+    """Decode the missing transactions in one pass over the delta, field by field."""
     found: dict[str, _Whole] = {}
     for entry in _entries(_decode_lists(raw).delta):
         try:
@@ -281,7 +285,7 @@ def _gross_sat(whole: _Whole) -> int:
 
 
 def _entries(lists: _Lists) -> Iterator[Raw]:
-    """Every transaction of a delta, unread."""
+    """Yield every transaction of a delta, undecoded."""
     yield from read(lists.added, _decode_items, [])
     for pair in read(lists.replaced, _decode_items, []):
         replacer = read(pair, _decode_replacer, None)
@@ -290,7 +294,10 @@ def _entries(lists: _Lists) -> Iterator[Raw]:
 
 
 def _whole(entry: Raw | bytes) -> _Whole:
-    """A transaction field by field: one that cannot be read is unknown, the values of the outputs are known."""
+    """Decode a transaction, field by field if necessary: an unreadable field is unknown.
+
+    Raises one of UNREADABLE if it has no txid, or an output whose value cannot be read.
+    """
     try:
         return _decode_whole(entry)
     except UNREADABLE:
@@ -309,7 +316,7 @@ def _whole(entry: Raw | bytes) -> _Whole:
 
 
 def amount(raw: Raw) -> int:
-    """Satoshi, from a number that may have come out of a computation. Raises one of UNREADABLE."""
+    """Decode an amount in satoshi from a number that may be the result of a computation. Raises one of UNREADABLE."""
     return round(_decode_value(raw))
 
 
@@ -321,7 +328,7 @@ def _output_apart(raw: Raw) -> _Output:
 
 
 def _inputs(raw: Raw) -> list[_Input]:
-    """All inputs or none: what is left of them would look like less than was spent."""
+    """Decode all inputs or none: a part of them would understate what the transaction spends."""
     try:
         return _decode_inputs(raw)
     except UNREADABLE:
@@ -341,7 +348,7 @@ def _inputs(raw: Raw) -> list[_Input]:
 
 
 def read(raw: Raw, decoder: Callable[[Raw], Any], otherwise: Any) -> Any:
-    """The value of one field, `otherwise` where it cannot be read."""
+    """Return the decoded value of one field, `otherwise` if it cannot be read."""
     try:
         return decoder(raw)
     except UNREADABLE:
@@ -349,16 +356,17 @@ def read(raw: Raw, decoder: Callable[[Raw], Any], otherwise: Any) -> Any:
 
 
 def transaction_of(raw: bytes) -> Transaction:
-    """A transaction as REST sends one in full; what cannot be read of it is unknown. Raises one of UNREADABLE where it
-    has no txid, or an output whose value cannot be read.
+    """Decode a transaction as REST sends it, in full; an unreadable field is unknown.
+
+    Raises one of UNREADABLE if it has no txid, or an output whose value cannot be read.
     """
     return _transaction(_whole(raw))
 
 
 def _transaction(whole: _Whole) -> Transaction:
-    # -1 where the backend does not know what all inputs were worth (api/bitcoin/bitcoin-api.ts, above 12 inputs).
+    # The fee is -1 if the backend does not know the value of every input (api/bitcoin/bitcoin-api.ts, above 12 inputs).
     fee, rate = whole.fee, _known(whole.rate)
-    # A block that came between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
+    # A block that arrives between two of the backend's calls leaves fee 0 and rate 0 (api/bitcoin/bitcoin-api.ts).
     if fee is not None and (fee < 0 or (whole.status.confirmed and fee == 0)):
         fee = rate = None
     vsize = _known(whole.vsize)

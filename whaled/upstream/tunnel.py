@@ -1,4 +1,4 @@
-"""Connections through a proxy, for the stream and for REST alike: one handshake, then TLS where the target wants it."""
+"""Connections through a proxy, for the stream and for REST: the proxy's handshake, then TLS if the target uses it."""
 
 import asyncio
 import os
@@ -21,15 +21,15 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class Tunnel:
-    """Opens connections through one proxy. Not bounded in time: the caller is."""
+    """Connections through one proxy. They have no time limit of their own: the caller must set one."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
 
     async def open(self, factory: Callable[[], P], target: Target, tls: ssl.SSLContext | None) -> P:
-        """A connection to `target` with a protocol of `factory`; with `tls` its certificate is checked.
+        """Open a connection to `target` with a protocol made by `factory`; with `tls`, check the target's certificate.
 
-        Raises ProxyError if the proxy gives no tunnel, OSError if TLS with the target fails.
+        Raises ProxyError if the proxy opens no tunnel, OSError if TLS with the target fails.
         """
         transport, wire = await self._reach()
         try:
@@ -40,7 +40,7 @@ class Tunnel:
                 started = await asyncio.get_running_loop().start_tls(
                     transport, protocol, tls, server_hostname=target.host.rstrip(".")
                 )
-                assert started is not None  # None is only for a transport that is closed
+                assert started is not None  # it is None only for a closed transport
                 transport = started
         except BaseException:
             transport.abort()
@@ -73,10 +73,10 @@ class Tunnel:
         except (OSError, UnicodeError) as error:
             raise self.proxy.error(
                 ProxyFault.TARGET,
-                f"is asked for addresses only, and {target.host} ({target.key}) cannot be resolved here: "
+                f"accepts addresses only, and {target.host} ({target.key}) cannot be resolved here: "
                 f"{_plain(error)}; with socks5h:// the proxy resolves it",
             ) from error
-        # Sorted, so that IPv4 comes first: more proxies reach it.
+        # The minimum prefers IPv4, which more proxies can reach.
         _, address = min((family, str(address[0])) for family, _, _, _, address in found)
         return Target(address, target.port, target.key)
 
@@ -94,18 +94,21 @@ class Tunnel:
         except ValueError as error:
             raise self.proxy.error(ProxyFault.PROTOCOL, str(error)) from error
         if wire.received:
-            raise self.proxy.error(ProxyFault.PROTOCOL, "sent bytes behind its answer that nobody had asked for")
+            raise self.proxy.error(ProxyFault.PROTOCOL, "sent unexpected bytes after its response")
 
 
 def _plain(error: Exception) -> str:
-    """An error of the network without the event loop's own words; those of several addresses stay as they are."""
+    """Return the text of a network error without the event loop's additions.
+
+    The combined error of several addresses is returned unchanged.
+    """
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, socket.gaierror):
         return os.strerror(error.errno)
     return getattr(error, "strerror", None) or str(error)
 
 
 def tunnel_of(settings: Upstream) -> Tunnel | None:
-    """The way out that `upstream.proxy` names, None if it is null. Raises ConfigError."""
+    """Return the tunnel through `upstream.proxy`, None if that is null. Raises ConfigError."""
     if settings.proxy is None:
         return None
     try:
@@ -115,7 +118,7 @@ def tunnel_of(settings: Upstream) -> Tunnel | None:
 
 
 class _Wire(asyncio.Protocol):
-    """What a proxy sends, until the tunnel is open."""
+    """The protocol that receives a proxy's bytes until the tunnel is open."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -123,7 +126,7 @@ class _Wire(asyncio.Protocol):
         self._changed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        if len(self.received) <= HEAD_LIMIT_BYTES:  # what is beyond it is looked at by nobody
+        if len(self.received) <= HEAD_LIMIT_BYTES:  # further bytes are never read
             self.received += data
         self._changed.set()
 
@@ -132,7 +135,7 @@ class _Wire(asyncio.Protocol):
         self._changed.set()
 
     async def answer(self, step: Step) -> bytes:
-        """The bytes that a step waits for. Raises EOFError at the end, ValueError beyond the limit."""
+        """Return the reply to a step. Raises EOFError at the end of the stream, ValueError above the size limit."""
         while (end := self._end(step)) is None:
             if len(self.received) > HEAD_LIMIT_BYTES:
                 raise ValueError(f"answers CONNECT with more than {HEAD_LIMIT_BYTES} bytes of headers")
@@ -148,13 +151,13 @@ class _Wire(asyncio.Protocol):
         if step.count is not None:
             return step.count if len(self.received) >= step.count else None
         if self.received and not b"HTTP/".startswith(self.received[:5]):
-            return len(self.received)  # no HTTP: a blank line may never come
+            return len(self.received)  # not HTTP: a blank line may never arrive
         ends = [found + len(blank) for blank in (b"\r\n\r\n", b"\n\n") if (found := self.received.find(blank)) >= 0]
         return min(ends, default=None)
 
 
 class TunnelConnector(aiohttp.BaseConnector):
-    """aiohttp's connections through a tunnel. `key` is the configuration key that their hosts come from."""
+    """An aiohttp connector through a tunnel. `key` is the configuration key that sets the hosts."""
 
     def __init__(self, tunnel: Tunnel, key: str, limit: int) -> None:
         super().__init__(limit=limit)

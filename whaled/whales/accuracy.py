@@ -1,4 +1,4 @@
-"""How good urgencies and predicted blocks were, by what became of the whales. Pure."""
+"""The accuracy of urgencies and predicted blocks, measured by the outcomes of whales. Pure."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median_low
@@ -7,12 +7,12 @@ from msgspec import Struct
 
 from whaled.whales.fees import AT_ECONOMY, AT_FASTEST, AT_HALF_HOUR, AT_HOUR, AT_MINIMUM
 
-# From the most urgent down; each band begins at its number.
+# The lower limits of the bands, most urgent first.
 BANDS = (AT_FASTEST, AT_HALF_HOUR, AT_HOUR, AT_ECONOMY, AT_MINIMUM, 0.0)
 
 
 class Outcome(Struct, frozen=True):
-    """A whale that was alerted unconfirmed and is in a block now: what its alert said, and what came of it."""
+    """The prediction and the outcome of a whale that was alerted unconfirmed and is now in a block."""
 
     urgency: float | None
     blocks_off: int | None
@@ -20,10 +20,11 @@ class Outcome(Struct, frozen=True):
 
 
 class Band(Struct, frozen=True):
-    """How whales of one urgency fared; `urgency` is the least of the band, None where it was not known.
+    """The outcomes of the whales of one band; `urgency` is its lower limit, None for an unknown urgency.
 
-    Of those that were `predicted` a block, `on_time` came in it; `off_low` and `off_high` are the 10 % and 90 % of how
-    many blocks later they came (negative: earlier). Waits are in seconds, from the alert to the block.
+    Of the whales with a `predicted` block, `on_time` were mined in it. `off_low` and `off_high` are the 10th and the
+    90th percentile of the number of blocks by which they were later (negative: earlier). Waits are in seconds, from the
+    alert to the block.
     """
 
     urgency: float | None
@@ -39,7 +40,7 @@ class Band(Struct, frozen=True):
 
 
 def bands(outcomes: Iterable[Outcome]) -> list[Band]:
-    """The bands that there are whales of, the most urgent first, those of unknown urgency last."""
+    """Return the bands that have whales, the most urgent first, the one of unknown urgency last."""
     found: dict[float | None, list[Outcome]] = {begin: [] for begin in (*BANDS, None)}
     for outcome in outcomes:
         begin = None if outcome.urgency is None else next(each for each in BANDS if outcome.urgency >= each)
@@ -48,7 +49,7 @@ def bands(outcomes: Iterable[Outcome]) -> list[Band]:
 
 
 def band(urgency: float | None, outcomes: Sequence[Outcome]) -> Band:
-    """All of these together."""
+    """Return the band of these outcomes."""
     off = sorted(each.blocks_off for each in outcomes if each.blocks_off is not None)
     waits = sorted(each.waited_s for each in outcomes if each.waited_s is not None)
     return Band(

@@ -1,4 +1,4 @@
-"""Addresses that people give: whether they are written correctly, and in the form a backend writes. Pure."""
+"""Validation of addresses from operators and clients, and their conversion to the backend's form. Pure."""
 
 import unicodedata
 from hashlib import sha256
@@ -14,9 +14,9 @@ from whaled.addresses import (
 from whaled.addresses import expanded as _expanded
 from whaled.addresses import polymod as _polymod
 
-# In place of a character that an alphabet does not have.
+# The value of a character that is not in an alphabet.
 NONE = 255
-# What people take for Bitcoin addresses: the start of it in small letters, and what it is.
+# Texts that are mistaken for Bitcoin addresses: how they begin, in lower case, and what they are.
 _FOREIGN_STARTS = {
     "bitcoin:": "is a payment link (BIP 21): write the address alone, without bitcoin:",
     "ltc1": "is an address of Litecoin",
@@ -48,7 +48,7 @@ _FOREIGN_VERSIONS = {
 
 
 def _values(alphabet: str) -> bytes:
-    """For `bytes.translate`: the value of each character."""
+    """Return the table for `bytes.translate` that maps each character to its value in an alphabet."""
     return bytes(alphabet.find(chr(code)) % 256 for code in range(256))
 
 
@@ -59,13 +59,13 @@ _SEGWIT_STARTS = tuple(f"{prefix}1" for prefix in SEGWIT_PREFIXES)
 
 
 def canonical(address: str) -> str:
-    """The form a backend writes: bech32 may be given in capitals and means the same."""
+    """Return an address in the backend's form: bech32 in lower case, although it may be given in upper case."""
     lower = address.lower()
     return lower if lower.startswith(_SEGWIT_STARTS) else address
 
 
 def fault_in(address: str) -> str | None:
-    """What is wrong with an address of any Bitcoin network, None if nothing is (BIP 173, BIP 350, base58check)."""
+    """Return the fault in an address of any Bitcoin network, None if it is valid (BIP 173, BIP 350, base58check)."""
     problem = _fault_in(address)
     if problem is None or address.isascii():
         return problem
@@ -106,7 +106,7 @@ def _segwit_fault(prefix: str, data: str) -> str | None:
 def _base58_fault(address: str) -> str | None:
     number = 0
     if not 26 <= len(address) <= 35:
-        return "is no Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
+        return "is not a Bitcoin address: expected bc1..., 1... or 3... (tb1, bcrt1, m, n, 2 on test networks)"
     digits = address.encode("ascii", "replace").translate(_BASE58_VALUES)
     if NONE in digits:
         return f"has a character that base58 does not use: {address[digits.index(NONE)]!r}"
@@ -119,5 +119,5 @@ def _base58_fault(address: str) -> str | None:
         return "has a wrong checksum: a character is mistyped"
     if payload[0] not in BASE58_VERSIONS:
         other = _FOREIGN_VERSIONS.get(payload[0])
-        return f"is an address of {other}" if other is not None else "is of no Bitcoin network"
+        return f"is an address of {other}" if other is not None else "is not of a Bitcoin network"
     return None

@@ -1,4 +1,4 @@
-"""How much a transaction moves, and what it looks like. Pure."""
+"""The amounts that a transaction moves, and its shape. Pure."""
 
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
@@ -8,24 +8,24 @@ from whaled.model import SAT_PER_BTC, Input, Output, Shape, Transaction
 from whaled.whales import coinjoins
 
 MAX_BTC = 21_000_000
-# BIP 125: an input signals with any nSequence below this.
+# BIP 125: an input signals replaceability with any nSequence below this.
 FINAL_SEQUENCES = 0xFFFFFFFE
 NULL_TXID = "0" * 64
 OP_RETURN = "6a"
-# BIP 433: anyone can spend it, to add a fee. Backends show it as bc1pfeessrawgf.
+# BIP 433: an output that anyone can spend, to add a fee. Backends show it as bc1pfeessrawgf.
 PAY_TO_ANCHOR = "51024e73"
 # The ratio at which the backend itself calls a transaction a consolidation or a batch payout (api/common.ts, flags).
 MANY_TO_ONE = 5
-# A consolidation gathers: one output, or two where it pays something on the way.
+# A consolidation has one output, or two if it also makes a payment.
 CONSOLIDATION_OUTPUTS = 2
 
 
 def btc_to_sat(value: float | str) -> int:
-    """BTC as satoshi, to the nearest one.
+    """Convert BTC to satoshi, rounded to the nearest one.
 
-    Decimal arithmetic on the shortest text of a float, so 0.29 is 29,000,000 and 110.00000000000001, which is what a
-    program makes of 100 * 1.1, is 110. Raises ValueError for what is no amount: not a number, negative, beyond
-    21 million.
+    The conversion is decimal arithmetic on the shortest text of a float: 0.29 BTC is 29,000,000 sat, and
+    110.00000000000001 BTC, the float result of 100 * 1.1, is exactly 110 BTC. Raises ValueError for an invalid amount:
+    not a number, negative, or more than 21 million.
     """
     try:
         amount = Decimal(str(value))
@@ -37,32 +37,32 @@ def btc_to_sat(value: float | str) -> int:
 
 
 def sat_to_btc(value_sat: int) -> float:
-    """Satoshi as the nearest float of BTC."""
+    """Convert satoshi to the nearest float in BTC."""
     return value_sat / SAT_PER_BTC
 
 
 def is_coinbase(spent: Input) -> bool:
-    """Whether this input makes new coins."""
+    """Return whether an input is that of a coinbase transaction, which creates new coins."""
     return spent.txid == NULL_TXID
 
 
 def has_unknown_inputs(transaction: Transaction) -> bool:
-    """Whether an output that this transaction spends is not known."""
+    """Return whether any output that a transaction spends is unknown."""
     return not transaction.inputs or any(
         spent.prevout is None and not is_coinbase(spent) for spent in transaction.inputs
     )
 
 
 def input_scripts(transaction: Transaction) -> frozenset[str]:
-    """The scripts of the known spent outputs."""
+    """Return the scripts of the known prevouts."""
     return frozenset(spent.prevout.script for spent in transaction.inputs if spent.prevout is not None)
 
 
 def moved_sat(transaction: Transaction) -> int | None:
-    """Satoshi in outputs whose script is not the script of an input. None while any spent output is unknown.
+    """Return the satoshi in outputs whose script is not the script of an input; None if any prevout is unknown.
 
-    Change to a fresh address counts as moved: nothing in the transaction proves that it is change. So does what an
-    OP_RETURN output burns. Never more than the sum of all outputs.
+    Change to a fresh address counts as moved, because nothing in the transaction proves that it is change. An amount
+    burnt by an OP_RETURN output also counts. The result never exceeds the sum of all outputs.
     """
     if has_unknown_inputs(transaction):
         return None
@@ -71,9 +71,9 @@ def moved_sat(transaction: Transaction) -> int | None:
 
 
 def inputs_sat(transaction: Transaction) -> int | None:
-    """Sum of all inputs: the spent outputs where they are known, else outputs and fee. None where neither is known.
+    """Return the sum of all inputs: that of the prevouts if they are known, else outputs plus fee, else None.
 
-    The input of a coinbase is the new coins and the fees of its block: all that it pays out.
+    The input of a coinbase transaction is the new coins and the fees of its block, that is, all that it pays out.
     """
     if any(map(is_coinbase, transaction.inputs)):
         return transaction.value_sat
@@ -83,10 +83,10 @@ def inputs_sat(transaction: Transaction) -> int | None:
 
 
 def with_known_fee(transaction: Transaction) -> Transaction:
-    """The transaction, its fee taken from its inputs and outputs where the backend gave none, or 0.
+    """Return the transaction with its fee computed from inputs and outputs if the backend sent no fee, or 0.
 
-    A backend writes 0 for a transaction that a block brought between two of its calls, and keeps that 0 when the block
-    dies. A transaction can also pay nothing (the parent of a package); whether it does, its inputs tell.
+    A backend sends 0 for a transaction that was mined between two of its calls, and keeps that 0 if the block leaves
+    the chain. A fee of 0 may also be real (the parent of a package); only the inputs show which is the case.
     """
     if transaction.fee_sat or any(map(is_coinbase, transaction.inputs)):
         return transaction
@@ -95,28 +95,29 @@ def with_known_fee(transaction: Transaction) -> Transaction:
     fee = put_in - transaction.value_sat if is_known else None
     if fee == transaction.fee_sat:
         return transaction
-    # No transaction is smaller than 1 vB: by what is, a rate would come out infinite.
+    # No transaction is smaller than 1 vB; a smaller size is invalid, and dividing by it may overflow.
     rate = fee / transaction.vsize if fee is not None and transaction.vsize >= 1.0 else None
     return replace(transaction, fee_sat=fee, fee_rate=rate)
 
 
 def is_spendable(output: Output) -> bool:
-    """Whether the output pays somebody: it has a value and is neither a data carrier nor an anchor (pay-to-anchor)."""
+    """Return whether an output is a payment: it has a value and is neither a data carrier nor an anchor."""
     return output.value > 0 and output.script != PAY_TO_ANCHOR and not output.script.startswith(OP_RETURN)
 
 
 def shape(transaction: Transaction, *, one_payer: bool = False) -> tuple[Shape, tuple[str, ...]]:
-    """What the transaction looks like, and the rules that decided. `one_payer`: all inputs are known to be one owner's.
+    """Return the shape of a transaction and the rules that decided it.
 
-    The first that holds, over the outputs that pay somebody:
+    `one_payer` states that all inputs are known to belong to one owner. The shape is the first of these that applies to
+    the outputs that are payments:
 
-    - self_transfer: all of them return to the script of an input. Proven, so only where the inputs are known.
-    - coinjoin: by the rules of `coinjoins.rules_met`; never of one payer.
-    - consolidation: one or two outputs, five times as many inputs.
-    - batch: five times as many outputs as inputs.
-    - transfer: everything else; no rule decided.
+    - self_transfer: all of them return to the script of an input. This is proof, so the inputs must be known.
+    - coinjoin: by the rules of `coinjoins.rules_met`; never with one payer.
+    - consolidation: one or two outputs, and at least five times as many inputs.
+    - batch: at least five times as many outputs as inputs.
+    - transfer: anything else; no rule decided.
 
-    "inputs_unknown" says that rules which need the inputs could not be tried in full.
+    The reason "inputs_unknown" states that the rules which need the inputs could not be applied in full.
     """
     outputs = [output for output in transaction.outputs if is_spendable(output)]
     unknown = has_unknown_inputs(transaction)
@@ -141,5 +142,5 @@ def shape(transaction: Transaction, *, one_payer: bool = False) -> tuple[Shape, 
 
 
 def signals_rbf(transaction: Transaction) -> bool:
-    """Whether an input signals that the transaction may be replaced (BIP 125, rule 1; ancestors are not looked at)."""
+    """Return whether an input signals that the transaction may be replaced (BIP 125, rule 1; ancestors are ignored)."""
     return any(spent.sequence < FINAL_SEQUENCES for spent in transaction.inputs)

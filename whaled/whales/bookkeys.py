@@ -1,7 +1,7 @@
-"""Keys of an address book: an address, or the public key or script of an output that has none. Pure.
+"""The keys of an address book: an address, or the public key or script of an output without an address. Pure.
 
-An output that pays a bare public key (P2PK) has no address; nor have bare multisig and other scripts. A public key
-stands for the outputs that pay it bare, in its compressed and in its uncompressed form alike.
+Outputs that pay a bare public key (P2PK) have no address, nor do bare multisig and other scripts. A public key in the
+book matches the outputs that pay it directly, in its compressed and its uncompressed form.
 """
 
 import re
@@ -10,9 +10,9 @@ from enum import IntEnum
 
 from whaled.whales import addresses
 
-# Order of the field of secp256k1 (SEC 2): points are y^2 = x^3 + 7 modulo this.
+# The order of the field of secp256k1 (SEC 2): the curve is y^2 = x^3 + 7 modulo this number.
 FIELD = 2**256 - 2**32 - 977
-# Scripts of the book. A bare multisig of three uncompressed keys has 201 bytes.
+# Size limit for scripts in the book. A bare multisig of three uncompressed keys has 201 bytes.
 MAX_SCRIPT_BYTES = 400
 _HEX = re.compile("[0-9a-fA-F]{4,}")
 _COMPRESSED = re.compile("0[23][0-9a-f]{64}")
@@ -21,7 +21,7 @@ OP_PUSHDATA1, OP_PUSHDATA2, OP_PUSHDATA4 = 0x4C, 0x4D, 0x4E
 
 
 class Network(IntEnum):
-    """Where a key of the book can be met. Base58 does not tell testnet, signet and regtest apart."""
+    """The network on which a key of the book occurs. Base58 does not distinguish testnet, signet and regtest."""
 
     MAINNET = 0
     TESTNET = 1
@@ -31,7 +31,7 @@ class Network(IntEnum):
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The name of the network in texts for the operator."""
         return ("mainnet", "testnet or signet", "regtest", "a test network", "scripts and public keys")[self]
 
 
@@ -40,7 +40,7 @@ _SEGWIT_STARTS = {"bc1": Network.MAINNET, "tb1": Network.TESTNET, "bcr": Network
 
 
 def fault_in(key: str) -> str | None:
-    """What is wrong with an address, public key or script, None if nothing is. It says which of them it took it for."""
+    """Return the fault in an address, public key or script, None if it is valid. The text names the assumed kind."""
     problem = addresses.fault_in(key)
     if problem is None:
         return None
@@ -52,7 +52,7 @@ def fault_in(key: str) -> str | None:
 
 
 def canonical(key: str) -> tuple[str, Network]:
-    """The form in which `of_script` and a backend name a key, and where it can be met. Only for what has no fault."""
+    """Return the form of a key that `of_script` and a backend use, and its network. The key must be valid."""
     lower = key.lower()
     found = _SEGWIT_STARTS.get(lower[:3])
     if found is not None and lower.startswith(_SEGWIT):
@@ -65,10 +65,10 @@ def canonical(key: str) -> tuple[str, Network]:
 
 
 def elsewhere(counts: Mapping[Network, int], backend: str) -> dict[str, int]:
-    """How many keys cannot be met on the network of a backend, by their own; `backend` as `upstream.identity` names it.
+    """Return the number of keys that cannot occur on a backend's network, by the title of their own network.
 
-    A simulated network has the addresses of the one it simulates. Nothing for a backend on a network that it has no
-    name for.
+    `backend` is the name that `upstream.identity` gives its network. A simulated network has the addresses of the one
+    that it simulates. Empty for a backend on an unknown network.
     """
     backend = backend.removeprefix("simulated ")
     if backend == "mainnet":
@@ -84,7 +84,7 @@ def elsewhere(counts: Mapping[Network, int], backend: str) -> dict[str, int]:
 
 
 def of_script(script: str) -> str:
-    """The key of the book that means this scriptPubKey (hex, small letters)."""
+    """Return the key of the book that matches a scriptPubKey (hex, lower case)."""
     if script.endswith("ac"):
         if len(script) == 70 and script.startswith(("2102", "2103")):
             return script[2:-2]
@@ -94,7 +94,7 @@ def of_script(script: str) -> str:
 
 
 def _is_hex(key: str) -> bool:
-    """Whether this is no address. Short hash and few letters make an address of hex digits."""
+    """Return whether a key is hex and not an address. By chance, a base58 address may consist of hex digits only."""
     return _HEX.fullmatch(key) is not None and not (26 <= len(key) <= 35 and addresses.fault_in(key) is None)
 
 
@@ -110,7 +110,7 @@ def _fault_in_hex(text: str) -> str | None:
     if len(text) % 2:
         return "has an odd number of hex digits"
     if _looks_like_key(text):
-        return None if _is_point(text) else "is no point of the curve: a character is mistyped"
+        return None if _is_point(text) else "is not a point of the curve: a character is mistyped"
     if len(text) == 64:
         return (
             "is 32 bytes: a transaction id, a hash or an x-only key; expected an address, a public key of 33 or 65 "
@@ -121,15 +121,18 @@ def _fault_in_hex(text: str) -> str | None:
     if len(text) > 2 * MAX_SCRIPT_BYTES:
         return f"has more than {MAX_SCRIPT_BYTES} bytes"
     if not _is_whole(bytes.fromhex(text)):
-        return "is no whole scriptPubKey, and no public key of 33 bytes (02, 03) or 65 bytes (04)"
+        return "is not a complete scriptPubKey, and no public key of 33 bytes (02, 03) or 65 bytes (04)"
     key = of_script(text)
     if key != text and not _is_point(text[2:-2]):
-        return "has a public key that is no point of the curve: a character is mistyped"
+        return "has a public key that is not a point of the curve: a character is mistyped"
     return None
 
 
 def _is_point(key: str) -> bool:
-    """Whether a public key is a point of secp256k1: half of all mistyped ones are none, of uncompressed ones all."""
+    """Return whether a public key is a point of secp256k1.
+
+    A mistyped key is not a point in half of the cases if it is compressed, in practically all if it is uncompressed.
+    """
     x = int(key[2:66], 16)
     square = (pow(x, 3, FIELD) + 7) % FIELD
     if x >= FIELD:
@@ -140,7 +143,7 @@ def _is_point(key: str) -> bool:
 
 
 def _is_whole(script: bytes) -> bool:
-    """Whether each push of a script has the bytes that it announces."""
+    """Return whether each push of a script has all the bytes that it announces."""
     at = 0
     while at < len(script):
         opcode = script[at]

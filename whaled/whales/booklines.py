@@ -1,4 +1,4 @@
-"""Lines of an address book in CSV: its separator, its columns, and the entry in each line. Pure."""
+"""Parsing of the lines of an address book in CSV: its separator, its columns, and the entry in each line. Pure."""
 
 import contextlib
 import csv
@@ -11,17 +11,17 @@ from whaled.whales import bookkeys
 from whaled.whales.bookkeys import Network
 
 COLUMNS = ("label", "address", "type")
-# `whaled labels import` writes these behind the three: they are for people, and in no alert.
+# `whaled labels import` writes these after the three columns. They are for readers of the file and appear in no alert.
 NOTES = ("source", "date", "confidence")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MAX_LABEL = 64
 TYPES = tuple(OwnerType)
 _NUMBERS = {str(kind): number for number, kind in enumerate(TYPES)}
-# What spreadsheets write in front of a file, to find its separator again.
+# The first line that spreadsheets write to record the separator of a file.
 _SEPARATOR_LINE = re.compile('"?sep=([,;\t])"?', re.IGNORECASE)
-# How much of a line or cell a fault quotes.
+# Maximum length that a fault quotes of a line or cell.
 QUOTED = 100
-# Words of other books, and the type that comes nearest.
+# Words used as types elsewhere, with the nearest type of whaled.
 _MEANT = {
     "pool": OwnerType.MINER,
     "mining": OwnerType.MINER,
@@ -39,7 +39,7 @@ _MEANT = {
 
 
 class Entry(NamedTuple):
-    """A key of the book in its canonical form (`bookkeys.canonical`), and its owner; `type` is a place in TYPES."""
+    """A key of the book in its canonical form (`bookkeys.canonical`), and its owner; `type` is an index into TYPES."""
 
     label: str
     key: str
@@ -48,11 +48,11 @@ class Entry(NamedTuple):
 
 
 class LineFaultError(ValueError):
-    """A line that cannot be used; the text is the reason."""
+    """An unusable line; the text is the reason."""
 
 
 class Layout(NamedTuple):
-    """Separator, positions of the three columns, least and greatest number of columns."""
+    """The separator, the positions of the columns, and the least and greatest number of columns in a line."""
 
     separator: str
     label: int = 0
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
 
     @property
     def wanted(self) -> str:
-        """The columns as they should stand in a line."""
+        """The expected columns of a line, as text for a fault."""
         if self.separator == ",":
             return ",".join(COLUMNS)
         shown = "<tab>" if self.separator == "\t" else self.separator
@@ -72,7 +72,7 @@ class Layout(NamedTuple):
 
 
 class Lines:
-    """The lines of one book, one after another: the first ones decide about separator and columns."""
+    """A parser for the lines of one book, in order: the first lines determine the separator and the columns."""
 
     def __init__(self) -> None:
         self._layout: Layout | None = None
@@ -81,7 +81,7 @@ class Lines:
         self.has_names = False
 
     def entry(self, line: str) -> Entry | None:
-        """The entry in a line, None for one without: empty, a comment, the names of the columns.
+        """Parse a line. Return its entry, None if it is empty, a comment or the names of the columns.
 
         Raises LineFaultError.
         """
@@ -114,7 +114,7 @@ class Lines:
         return Entry(label, key, _NUMBERS[kind.lower()], network)
 
     def source(self, line: str) -> str:
-        """Where an entry comes from, as the line says; "" where it does not."""
+        """Return the source that a line names for its entry; "" if it names none."""
         place = self._layout.source if self._layout is not None else None
         if self._layout is None or place is None:
             return ""
@@ -123,8 +123,8 @@ class Lines:
 
 
 def split(line: str, separator: str) -> list[str]:
-    """The cells of a line. Raises LineFaultError."""
-    if '"' not in line:  # csv would give the same, slower
+    """Return the cells of a line. Raises LineFaultError."""
+    if '"' not in line:  # csv would give the same result more slowly
         return [cell.strip() for cell in line.split(separator)]
     try:
         found = next(csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True))
@@ -139,7 +139,7 @@ def split(line: str, separator: str) -> list[str]:
 
 
 def _layout(line: str, separators: Sequence[str]) -> tuple[Layout, bool]:
-    """The layout that the first line with content has, and whether it is the line with the columns' names.
+    """Return the layout of the first line with content, and whether that line names the columns.
 
     Raises LineFaultError.
     """
@@ -161,7 +161,7 @@ def _layout(line: str, separators: Sequence[str]) -> tuple[Layout, bool]:
 
 
 def _named(separator: str, names: list[str]) -> Layout | None:
-    """The layout of a line that names the columns, None for any other line. Raises LineFaultError."""
+    """Return the layout of a line that names the columns, None for any other line. Raises LineFaultError."""
     missing = [name for name in COLUMNS if name not in names]
     if not missing:
         label, address, kind = (names.index(name) for name in COLUMNS)
@@ -187,7 +187,7 @@ def _wrong_number(cells: list[str], layout: Layout) -> str:
 
 
 def _misplaced(cells: list[str], layout: Layout) -> str | None:
-    """Where the address is, if it is in another column."""
+    """Return a fault that names the column of the address, if the address is in another column than expected."""
     if bookkeys.fault_in(cells[layout.address]) is None:
         return None
     for index, cell in enumerate(cells):
@@ -200,7 +200,7 @@ def _misplaced(cells: list[str], layout: Layout) -> str | None:
 
 
 def _fault_in(label: str, address: str, kind: str) -> str | None:
-    """What is wrong with an entry, None if nothing is."""
+    """Return the fault in an entry, None if it is valid."""
     if not label or len(label) > MAX_LABEL or not label.isprintable():
         return f"label must be 1 to {MAX_LABEL} printable characters, found {label[: MAX_LABEL + 1]!r}"
     problem = bookkeys.fault_in(address)
@@ -210,7 +210,7 @@ def _fault_in(label: str, address: str, kind: str) -> str | None:
         return None
     found = f"type must be one of {', '.join(OwnerType)}; found {kind[:MAX_LABEL]!r}"
     if label.lower() in _NUMBERS:
-        return f"{found}; label and type are in each other's place"
+        return f"{found}; label and type are swapped"
     if "#" in kind:
         return f"{found}; a comment has a line of its own"
     meant = next((each for word, each in _MEANT.items() if word in kind.lower()), None)
@@ -218,7 +218,7 @@ def _fault_in(label: str, address: str, kind: str) -> str | None:
 
 
 def _require_utf8(line: str) -> None:
-    """Bytes that are no UTF-8 come as lone surrogates (PEP 383). Raises LineFaultError."""
+    """Raise LineFaultError if a line was not UTF-8: its invalid bytes were decoded as lone surrogates (PEP 383)."""
     first = next((ord(letter) for letter in line if "\udc80" <= letter <= "\udcff"), None)
     if first is None:
         return

@@ -1,4 +1,4 @@
-"""An address book of one or several files: their lines, with every fault, and the table of owners. Pure."""
+"""Reading of an address book from the lines of one or several files into the table of owners. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,26 +7,26 @@ from whaled.whales.bookkeys import Network
 from whaled.whales.booklines import LineFaultError, Lines
 from whaled.whales.owners import MAX_LABELS, Owners, Packer
 
-# Of lines that cannot be used, the first are named and the others counted: the whole text becomes one log line.
+# Maximum number of unusable lines that are named; the others are counted, because the whole text becomes one log line.
 MAX_FAULTS = 20
-# Lines for each address allowed, on average: memory must not depend on how often a file repeats an address.
+# Maximum average number of lines for each allowed address: memory must not grow with repetitions in a file.
 MAX_LINES_EACH = 8
 CUT_SHORT = "; the file ends here, amid a line: was it cut short?"
 _TESTS = {Network.TESTNET, Network.REGTEST, Network.ANY_TEST}
 
 
 class Reading:
-    """Files of one book, one after another. An address that several of them have belongs first to the earliest owner.
+    """The reading of one book's files, in order. The first owner of an address is the one that was read first.
 
-    `limit` is the number of addresses allowed, None for any. What comes beyond it, or beyond `MAX_LINES_EACH` lines for
-    each address allowed, is counted and not kept.
+    `limit` is the maximum number of addresses, None for no limit. Entries above it, or above `MAX_LINES_EACH` lines for
+    each allowed address, are counted but not kept.
     """
 
     def __init__(self, limit: int | None = None) -> None:
         self.entries = 0
         self._limit = limit
         self._is_full = False
-        # With how many entries the addresses are counted next.
+        # The number of entries at which the addresses are counted next.
         self._count_at = (limit or 0) + 1
         self._packer = Packer()
         self._faults: list[Fault] = []
@@ -37,7 +37,7 @@ class Reading:
         self._names: list[str] = []
 
     def add(self, name: str, lines: Iterable[str]) -> bool:
-        """Read a file. Returns whether anything was in it: an entry, or a line that cannot be used."""
+        """Read a file. Return whether it had any content: an entry, or an unusable line."""
         self._names.append(name)
         before = self.entries + self._wrong_lines
         book = Lines()
@@ -48,7 +48,7 @@ class Reading:
                 entry = book.entry(line)
             except LineFaultError as error:
                 problem = f"{error}{CUT_SHORT}" if ends_lines and not is_whole else str(error)
-                self._blame(Fault(f"line {number}", problem, name))
+                self._add_fault(Fault(f"line {number}", problem, name))
                 continue
             finally:
                 ends_lines = is_whole
@@ -64,10 +64,9 @@ class Reading:
         return self.entries + self._wrong_lines > before
 
     def owners(self) -> Owners:
-        """The table of all that was read, which ends the reading.
+        """Return the table of everything read; the reading cannot be continued.
 
-        Raises BookError with a fault for each line that cannot be used, the first `MAX_FAULTS` of them, or for more
-        addresses than the limit.
+        Raises BookError with a fault for each of the first `MAX_FAULTS` unusable lines, or for exceeding the limit.
         """
         if self._limit is not None and self.entries > self._limit:
             self._require_fitting(self._limit)
@@ -81,7 +80,10 @@ class Reading:
         return self._packer.packed(self._notes)
 
     def _has_room(self, limit: int) -> bool:
-        """Whether one more entry may be kept. Addresses are counted now and then: at most an eighth more are kept."""
+        """Return whether one more entry may be kept.
+
+        Addresses are counted only occasionally, so at most an eighth more than the limit are kept.
+        """
         if self.entries > MAX_LINES_EACH * limit:
             self._is_full = True
         elif not self._is_full and self.entries >= self._count_at:
@@ -91,7 +93,7 @@ class Reading:
         return not self._is_full
 
     def _require_fitting(self, limit: int) -> None:
-        """Raise BookError for more addresses than the limit, or more lines than there may be for them."""
+        """Raise BookError for more addresses than the limit, or for more lines than the limit allows."""
         addresses = self._packer.addresses()
         names = f"{', '.join(self._names)} {'have' if self._names[1:] else 'has'}"
         if addresses > limit:
@@ -106,7 +108,7 @@ class Reading:
             return
         raise BookError((Fault("detection.max_book_addresses", problem),), reason=BookFailure.TOO_LARGE)
 
-    def _blame(self, fault: Fault) -> None:
+    def _add_fault(self, fault: Fault) -> None:
         self._wrong_lines += 1
         if len(self._faults) < MAX_FAULTS:
             self._faults.append(fault)
@@ -134,7 +136,7 @@ class Reading:
 
 
 def parse(lines: Iterable[str], source: str, *, limit: int | None = None) -> Owners:
-    """The owners in the lines of one file; `source` is its name. Raises BookError."""
+    """Return the owners in the lines of one file; `source` is its name. Raises BookError."""
     reading = Reading(limit)
     reading.add(source, lines)
     return reading.owners()

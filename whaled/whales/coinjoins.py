@@ -1,8 +1,8 @@
-"""Whether a transaction is a coinjoin: several owners spend together so that nobody can match payers and paid. Pure.
+"""Recognition of coinjoins: transactions in which several owners spend together to hide who pays whom. Pure.
 
-The rules follow what the protocols publish and what studies of the chain use: Goldfeder et al. 2017 and BlockSci for
-JoinMarket, the scanner of Dumplings for Wasabi 1, Wasabi 2 and Whirlpool, Wasabi Wallet's AmountDecomposer for the
-standard values. docs/detection.md has their precision and recall; `python -m bench.shapes` measures them.
+The rules follow the published protocols and studies of the chain: Goldfeder et al. 2017 and BlockSci for JoinMarket,
+the scanner of Dumplings for Wasabi 1, Wasabi 2 and Whirlpool, Wasabi Wallet's AmountDecomposer for the standard values.
+docs/detection.md has their precision and recall; `python -m bench.shapes` measures them.
 """
 
 from bisect import bisect_left
@@ -14,35 +14,39 @@ from msgspec import Struct
 
 from whaled.model import SAT_PER_BTC, Output
 
-# Equal outputs that make a round, where the inputs are known to come from as many scripts and where they are not.
+# Minimum number of equal outputs in a round, if the inputs are known (to have at least as many scripts) and if not.
 EQUAL = 3
 EQUAL_BLIND = 5
-# Equal values at the dust limits come from token protocols, not from coinjoins (546 sat P2PKH, 2730 sat old relay).
+# Equal values up to here are ignored: at the dust limits (546 sat for P2PKH, 2730 sat in old relay rules) they come
+# from token protocols, not from coinjoins.
 ABOVE_SAT = 2730
-# Dust for a hundred addresses holds a millionth of a whale; the mixed part of a large JoinMarket round some percent.
+# Minimum share of the equal outputs in the value of all outputs. Dust for a hundred addresses has a millionth of a
+# whale's value; the mixed part of a large JoinMarket round has a few percent.
 LEAST_VALUE_SHARE = 0.01
-# Beside one equal output and one of change for each participant there are one or two for the coordinator.
+# In addition to an equal output and a change output for each participant, the coordinator has one or two outputs.
 COORDINATOR_OUTPUTS = 2
-# Its fee is a part of the coins, 0.3 % at Wasabi.
+# The coordinator's fee is at most 1 / COORDINATOR_FEE_SHARE of a coin; Wasabi's is 0.3 %.
 COORDINATOR_FEE_SHARE = 100
-# Participants without change: the taker of JoinMarket, and in large rounds those whose rest was not worth an output.
+# Number of participants without change: JoinMarket's taker, and in large rounds 1 / WITHOUT_CHANGE_SHARE of the
+# participants, whose remainder was not worth an output.
 WITHOUT_CHANGE = 1
 WITHOUT_CHANGE_SHARE = 5
-# A coin that exceeds the common value by less than fees and this part of it needs no change.
+# A coin needs no change if it exceeds the common value by less than the fees and 1 / EXACT_SHARE of that value.
 EXACT_SHARE = 100
-# A coin much larger than the common value comes back as change. One participant spends so many such coins, at most.
+# A coin much larger than the common value returns as change. One participant spends at most this many such coins.
 COINS_OF_ONE = 4
-# Two participants: only if each one's coins are what it gets back, to a maker's fee. More coins match by chance.
+# Two participants make a round only if each receives what its coins are worth, within a maker's fee. With more inputs
+# than this, some division of the coins matches by chance.
 PAIR_INPUTS = 5
 PAIR_FEE_SHARE = 1000
 PAIR_FEE_SAT = 1000
-# Wasabi 1 with levels: at least so many take the lowest.
+# Wasabi 1 with levels: the minimum number of outputs at the most common level, and of input scripts.
 LEVEL_LEAST = 10
 LEVEL_SCRIPTS = 10
-# Any round of many: so many scripts pay, and the outputs repeat so few values.
+# A round of many, of any protocol: the minimum number of input scripts and of values that several outputs have.
 ROUND_SCRIPTS = 50
 ROUND_VALUES = 5
-# WabiSabi, as Wasabi Wallet 2 makes it: the range of its standard values, and the smallest round.
+# WabiSabi, as implemented by Wasabi Wallet 2: the range of its standard values, and the size of the smallest round.
 STANDARD_LEAST_SAT = 5_000
 STANDARD_MOST_SAT = 1344 * SAT_PER_BTC
 STANDARD_INPUTS = 5
@@ -52,7 +56,10 @@ Rules = tuple[str, ...]
 
 
 def _standard_values() -> tuple[frozenset[int], frozenset[int]]:
-    """WabiSabi's: powers of two, of three and twice these, and 1, 2, 5 with zeros; and those nobody asks for."""
+    """Return WabiSabi's standard values, and those among them that are not round decimal amounts.
+
+    The standard values are powers of two, powers of three and their doubles, and 1, 2 and 5 times powers of ten.
+    """
     odd = {
         factor * base**power for base, factors in ((2, (1,)), (3, (1, 2))) for factor in factors for power in range(40)
     }
@@ -65,7 +72,10 @@ STANDARD, POWERS = _standard_values()
 
 
 class Sides(Struct, frozen=True):
-    """A transaction's two sides: outputs that pay somebody, and its inputs. `spent` is None where they are unknown."""
+    """The two sides of a transaction: its spendable outputs `paid`, and its number of inputs with their prevouts.
+
+    `spent` is None if the prevouts are unknown.
+    """
 
     paid: Sequence[Output]
     inputs: int
@@ -73,26 +83,28 @@ class Sides(Struct, frozen=True):
 
     @property
     def payers(self) -> int:
-        """How many can have paid, at most: the scripts of the inputs, or their number where these are unknown."""
+        """The maximum number of payers: the number of input scripts, or of inputs if the scripts are unknown."""
         return self.inputs if self.spent is None else len({output.script for output in self.spent})
 
     @property
     def fee_sat(self) -> int:
-        """What the inputs have and the outputs have not; 0 where unknown."""
+        """The difference of inputs and outputs in satoshi; 0 if unknown."""
         if self.spent is None:
             return 0
         return max(0, sum(output.value for output in self.spent) - sum(output.value for output in self.paid))
 
 
 def rules_met(sides: Sides) -> Rules | None:
-    """The rules by which this is a coinjoin; None if it is none.
+    """Return the rules by which a transaction is a coinjoin; None if it is not one.
 
-    - equal outputs: three or more with one value, each to another script, about half of all outputs or more, from as
-      many input scripts, and change for about as many (JoinMarket, Whirlpool, Wasabi 1).
-    - two equal outputs, where the coins of either side are what it gets back (JoinMarket with one maker).
-    - standard values: half of the outputs have one of WabiSabi's, and a quarter one that nobody would ask for.
+    - equal outputs: at least three outputs have the same value and different scripts, they are about half of all
+      outputs or more, at least as many input scripts pay, and about as many outputs are change (JoinMarket, Whirlpool,
+      Wasabi 1).
+    - two equal outputs, and each side receives what its coins are worth (JoinMarket with one maker).
+    - standard values: half of the outputs have one of WabiSabi's values, and a quarter one that is not a round decimal
+      amount.
     - levels: half of the outputs repeat a value or its double, fourfold ... (Wasabi 1).
-    - a round of many: fifty scripts or more pay, and three quarters of the outputs repeat few values.
+    - a round of many: at least fifty scripts pay, and three quarters of the outputs have repeated values.
     """
     repeated = _repeated(sides.paid)
     for rule in (_equal_outputs, _pair, _standard, _levels, _round_of_many):
@@ -103,7 +115,7 @@ def rules_met(sides: Sides) -> Rules | None:
 
 
 def _repeated(paid: Sequence[Output]) -> Counter[int]:
-    """How many different scripts get each value that more than one gets."""
+    """Return the number of different scripts that receive each value which more than one script receives."""
     scripts = Counter(value for value, _ in {(output.value, output.script) for output in paid})
     return Counter({value: count for value, count in scripts.items() if count > 1 and value > ABOVE_SAT})
 
@@ -116,7 +128,7 @@ def _equal_outputs(sides: Sides, repeated: Counter[int]) -> Rules | None:
     value = max(value for value, count in repeated.items() if count == most)
     if not least <= most <= sides.payers or 2 * most + COORDINATOR_OUTPUTS * (most >= LEVEL_LEAST) < len(sides.paid):
         return None
-    # Only large rounds have several common values; an owner who pays many has them by chance.
+    # Only large rounds have several common values; in a payout to many by one owner they occur by chance.
     if len(repeated) > 1 and most < LEVEL_LEAST:
         return None
     if most * value < LEAST_VALUE_SHARE * sum(output.value for output in sides.paid):
@@ -127,7 +139,7 @@ def _equal_outputs(sides: Sides, repeated: Counter[int]) -> Rules | None:
 
 
 def _change_is_shared(sides: Sides, value: int, repeated: Counter[int]) -> bool:
-    """Whether what is left over goes to many, as it does among many owners: one owner has one output of change."""
+    """Return whether the change goes to many outputs, as it does with many owners: one owner has one change output."""
     count = repeated[value]
     others = sorted(output.value for output in sides.paid if output.value not in repeated)
     spare = WITHOUT_CHANGE + count // WITHOUT_CHANGE_SHARE
@@ -139,7 +151,7 @@ def _change_is_shared(sides: Sides, value: int, repeated: Counter[int]) -> bool:
 
 
 def _without_change(spent: Sequence[Output], value: int, fee_sat: int) -> int:
-    """How many coins need no change: what they exceed the common value by goes to fees."""
+    """Return the number of coins that need no change, because their excess over the common value goes to fees."""
     count, left = 0, fee_sat
     for coin in sorted(output.value for output in spent if output.value >= value):
         left -= max(0, coin - value - value // EXACT_SHARE)
@@ -150,7 +162,10 @@ def _without_change(spent: Sequence[Output], value: int, fee_sat: int) -> int:
 
 
 def _comes_back(spent: Sequence[Output], others: Sequence[int], kept: int) -> bool:
-    """Whether there is change enough for each large coin; `others` ascend. Dumplings asks it of the largest only."""
+    """Return whether there is enough change for each large coin; `others` must be in ascending order.
+
+    Dumplings checks only the largest coin.
+    """
     for rank, coin in enumerate(sorted((output.value for output in spent), reverse=True), start=1):
         if coin <= kept:
             break

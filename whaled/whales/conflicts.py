@@ -1,7 +1,7 @@
-"""Two whales that spend the same output: the one that is in the mempool or in a block has replaced the other.
+"""Conflicts: of two whales that spend the same output, the one in the mempool or in a block has replaced the other.
 
-A backend does not name every replacement: not after a restart, not across a gap, not where the new transaction pays the
-lower fee by itself (package RBF). What both spend always tells.
+A backend does not report every replacement: not after a restart, not across a gap, and not if the new transaction
+itself pays the lower fee (package RBF). A common outpoint always proves the replacement.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,47 +15,49 @@ from whaled.whales.history import GONE, WAITING, History, next_event
 
 
 class Conflicts(Protocol):
-    """The event log, as far as conflicts go."""
+    """The queries of the event log that conflicts need."""
 
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        """The whales that were alerted among these transactions."""
+        """Return the alerted whales among these transactions, by txid."""
         ...
 
     async def histories(self, txids: Iterable[str]) -> dict[str, History]:
-        """Kind and ref of every event about these whales that is held."""
+        """Return the kind and ref of every stored event about these whales, by txid."""
         ...
 
     async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
-        """The whales that spend each of these outpoints."""
+        """Return the txids of the whales that spend these outpoints, by outpoint."""
         ...
 
     async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
-        """The outpoints that each of these whales spends."""
+        """Return the outpoints that these whales spend, by txid."""
         ...
 
 
 async def rivals_of(txid: str, outpoints: Iterable[str], event_log: Conflicts) -> dict[str, Kind]:
-    """The other whales that spend one of these outpoints, and the kind of the newest event about each."""
+    """Return the other whales that spend one of these outpoints, with the kind of the newest event about each."""
     found = await event_log.rivals(outpoints)
     rivals = {rival for each in found.values() for rival in each} - {txid}
     return {rival: history[-1][0] for rival, history in (await event_log.histories(rivals)).items()}
 
 
 async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
-    """The drafts, and what follows from two whales that spend the same output: the one that is here now, in the mempool
-    or in a block, has replaced the other, whoever told of it.
+    """Return the drafts, with `replaces` filled in, and the REPLACED drafts that follow from conflicts.
+
+    Of two whales that spend the same output, the one now in the mempool or in a block has replaced the other,
+    whatever reported it.
     """
     found = list(drafts)
-    here = _here(drafts)
-    if not here:
+    present = _present(drafts)
+    if not present:
         return found
-    spent = {txid: whale.outpoints for txid, whale in here.items() if whale.outpoints}
-    stored = await event_log.outpoints([txid for txid in here if txid not in spent])
+    spent = {txid: whale.outpoints for txid, whale in present.items() if whale.outpoints}
+    stored = await event_log.outpoints([txid for txid in present if txid not in spent])
     spent.update((txid, tuple(outpoints)) for txid, outpoints in stored.items())
     by_outpoint = await event_log.rivals({outpoint for outpoints in spent.values() for outpoint in outpoints})
     rivals = {
         txid: list(
-            dict.fromkeys(rival for each in outpoints for rival in by_outpoint.get(each, ()) if rival not in here)
+            dict.fromkeys(rival for each in outpoints for rival in by_outpoint.get(each, ()) if rival not in present)
         )
         for txid, outpoints in spent.items()
     }
@@ -64,50 +66,52 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
         return found
     histories = await event_log.histories(names)
     whales = await event_log.whales(names)
-    spoken_of = {draft.whale.alert.transaction_id for draft in drafts}
+    mentioned = {draft.whale.alert.transaction_id for draft in drafts}
     alerts: dict[str, int] = {}
     for index, draft in enumerate(drafts):
         if draft.kind is Kind.ALERT:
             alerts.setdefault(draft.whale.alert.transaction_id, index)
     for txid, others in rivals.items():
-        # What was dropped may be replaced later; who is confirmed is taken back by the death of the block. Retention
-        # may have removed a whale since it was found.
-        beaten = [rival for rival in others if rival in whales and _last(histories, rival)[0] in WAITING | GONE]
+        # A dropped whale may be replaced later. A confirmed one is excluded: only its block leaving the chain revokes
+        # that. Retention may have removed a whale since it was found.
+        losers = [rival for rival in others if rival in whales and _last(histories, rival)[0] in WAITING | GONE]
         index = alerts.get(txid, -1)
         if index >= 0 and found[index].whale.alert.replaces is None:
-            whale = lifecycle.replacing(found[index].whale, _predecessor(txid, beaten, histories))
+            whale = lifecycle.replacing(found[index].whale, _predecessor(txid, losers, histories))
             found[index] = replace(found[index], whale=whale)
-        for rival in beaten:
+        for rival in losers:
             draft = lifecycle.replaced(whales[rival], txid, drafts[0].at)
-            if rival not in spoken_of and (news := next_event(draft, histories[rival])) is not None:
-                found.append(news)
+            if rival not in mentioned and (event := next_event(draft, histories[rival])) is not None:
+                found.append(event)
     return found
 
 
 def _last(histories: Mapping[str, History], txid: str) -> tuple[Kind | None, str]:
-    """Kind and ref of the newest event about a whale, the ref without its number."""
+    """Return kind and ref of the newest event about a whale, the ref without its number."""
     kind, ref = histories[txid][-1] if histories.get(txid) else (None, "")
     return kind, ref.partition("#")[0]
 
 
-def _predecessor(txid: str, beaten: Sequence[str], histories: Mapping[str, History]) -> str | None:
-    """Which of the beaten whales a new one took the place of: one that waited until now, else one that was reported as
-    replaced by it, else one that was dropped. None if all of them were replaced by others before.
+def _predecessor(txid: str, losers: Sequence[str], histories: Mapping[str, History]) -> str | None:
+    """Return the whale among `losers` that a new one replaced.
+
+    That is one that was still waiting, else one already reported as replaced by it, else one that was dropped. None if
+    all of them were replaced by others before.
     """
-    last = {rival: _last(histories, rival) for rival in beaten}
-    waiting = [rival for rival in beaten if last[rival][0] in WAITING]
-    reported = [rival for rival in beaten if last[rival] == (Kind.REPLACED, txid)]
-    dropped = [rival for rival in beaten if last[rival][0] is Kind.DROPPED]
+    last = {rival: _last(histories, rival) for rival in losers}
+    waiting = [rival for rival in losers if last[rival][0] in WAITING]
+    reported = [rival for rival in losers if last[rival] == (Kind.REPLACED, txid)]
+    dropped = [rival for rival in losers if last[rival][0] is Kind.DROPPED]
     return next(reversed(waiting or reported or dropped), None)
 
 
-def _here(drafts: Sequence[Draft]) -> dict[str, Whale]:
-    """The whales that are in the mempool or in a block after these drafts, of those that are new or confirmed now."""
-    here: dict[str, Whale] = {}
+def _present(drafts: Sequence[Draft]) -> dict[str, Whale]:
+    """Return the whales that these drafts alert or confirm and that are in the mempool or in a block after them."""
+    present: dict[str, Whale] = {}
     for draft in drafts:
         txid = draft.whale.alert.transaction_id
         if draft.kind in {Kind.ALERT, Kind.CONFIRMED}:
-            here.setdefault(txid, draft.whale)
+            present.setdefault(txid, draft.whale)
         elif draft.kind in GONE:
-            here.pop(txid, None)
-    return here
+            present.pop(txid, None)
+    return present

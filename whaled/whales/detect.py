@@ -1,4 +1,4 @@
-"""Which transactions are whales, and everything that is said about one. Pure."""
+"""Whale detection: the rules, the detector's memory of transactions, and the alert for a whale. Pure."""
 
 import math
 from collections import OrderedDict
@@ -18,20 +18,20 @@ from whaled.whales.watch import Watch
 __all__ = ["Detector", "Rules", "assess", "btc_to_sat", "needs_inputs"]
 
 
-# No transaction has more; the least amount while no rule can match.
+# No transaction has more. Used as the minimum while no rule can match.
 MAX_SAT = amounts.MAX_BTC * SAT_PER_BTC
-# A price near 0 makes infinity of any amount of dollars.
+# Upper limit for a USD threshold in satoshi: at a price near 0 the quotient may be infinite.
 BEYOND_SAT = 2**62
-# As `matched_rules` names them; rules of the watch list are "watch:" and their name.
+# Names in `matched_rules`; a rule of the watch list has "watch:" followed by its name.
 BY_BTC = "threshold_btc"
 BY_USD = "threshold_usd"
 
 
 class Rules(Struct, frozen=True):
-    """What a whale is: one rule is enough. Thresholds are inclusive; None is no such rule.
+    """The rules that make a transaction a whale: one match is enough. Thresholds are inclusive; None disables a rule.
 
-    `threshold_sat` and `threshold_usd` are compared with the amount that `basis` names, `watch` with what a label pays
-    or receives.
+    `threshold_sat` and `threshold_usd` are compared with the amount that `basis` selects, `watch` with the amount that
+    a label pays or receives.
     """
 
     threshold_sat: int | None = None
@@ -43,7 +43,7 @@ class Rules(Struct, frozen=True):
 
     @classmethod
     def of(cls, detection: Detection) -> "Rules":
-        """Taken from the configuration."""
+        """Return the rules of a configuration."""
         return cls(
             threshold_sat=btc_to_sat(detection.threshold_btc) if detection.threshold_btc is not None else None,
             basis=detection.basis,
@@ -54,28 +54,29 @@ class Rules(Struct, frozen=True):
         )
 
     def usd_as_sat(self, price: Price | None) -> int | None:
-        """The USD threshold in satoshi. None without that rule, and while the price is unknown: it matches nothing."""
+        """Return the USD threshold in satoshi; None without that rule or a known price, when it matches nothing."""
         if self.threshold_usd is None or price is None:
             return None
         return math.ceil(min(self.threshold_usd * SAT_PER_BTC / price.usd, BEYOND_SAT))
 
     def minimum_sat(self, price: Price | None) -> int:
-        """The least sum of outputs and fee that is worth looking at: no rule matches a transaction with less.
+        """Return the least sum of outputs and fee at which a rule can match.
 
-        Nothing pays, moves or receives more than its inputs, which are its outputs and its fee.
+        No transaction pays, moves or receives more than its inputs, whose sum is that of its outputs and its fee.
         """
         least = (self.threshold_sat, self.usd_as_sat(price), *(watched.threshold_sat for watched in self.watch))
         return min((each for each in least if each is not None), default=MAX_SAT)
 
 
 class Detector:
-    """Applies the rules, and remembers which transactions it has been asked about.
+    """The rules, and the memory of the transactions already examined.
 
-    The memory is bounded: beyond `seen_limit` the oldest is forgotten, and `forget` is for those that have left the
-    mempool. The event log refuses a second alert anyway, so forgetting costs time and never doubles an alert.
+    The memory is bounded: above `seen_limit` the oldest transaction is forgotten, and the caller calls `forget` for
+    those that have left the mempool. The event log refuses a second alert for a transaction, so forgetting costs time
+    but never duplicates an alert.
 
-    `minimum_sat` is the least sum of outputs and fee (0 where it is unknown) that is worth looking at, at the price
-    that `priced` was given last.
+    `minimum_sat` is the least sum of outputs and fee (0 if unknown) at which a rule can match, at the price last passed
+    to `priced`.
     """
 
     __slots__ = ("_canary_rules", "_price", "_seen", "book", "minimum_sat", "rules", "seen_limit")
@@ -91,33 +92,34 @@ class Detector:
         self.rules = rules
         self.book = book if book is not None else AddressBook()
         self.seen_limit = seen_limit
-        # Not a dict: finding its oldest key takes a walk over all that were removed before, 24 ms at worst.
+        # Not a dict: finding its oldest key scans the slots of all keys removed before it, which took up to 24 ms.
         self._seen: OrderedDict[str, None] = OrderedDict()
-        # A canary pays nobody who is watched, and is found while the price is unknown.
+        # A canary pays no watched label and must match while the price is unknown, so it needs a threshold in BTC.
         self._canary_rules = rules if rules.threshold_sat is not None else replace(rules, threshold_sat=MAX_SAT)
         self.priced(price)
 
     def with_rules(self, rules: Rules, book: AddressBook) -> "Detector":
-        """A detector with other rules that remembers the same transactions (reload).
+        """Return a detector with other rules and the same memory of transactions, for a reload.
 
-        What is in the mempool already is judged by the rules of when it came; a lower threshold finds new whales only.
+        Transactions already in the mempool keep the result of the rules at their arrival; a lower threshold finds only
+        new whales.
         """
         other = Detector(rules, book, self.seen_limit, price=self._price)
         other._seen = self._seen
         return other
 
     def priced(self, price: Price | None) -> None:
-        """Compare USD thresholds at this price from now on."""
+        """Set the price at which USD thresholds are compared from now on."""
         self._price = price
         self.minimum_sat = min(self.rules.minimum_sat(price), MAX_SAT)
 
     @property
     def seen_count(self) -> int:
-        """Transactions remembered."""
+        """The number of transactions remembered."""
         return len(self._seen)
 
     def is_new(self, txid: str) -> bool:
-        """Whether this is the first time this transaction is asked about."""
+        """Return whether a transaction has not been seen before, and remember it."""
         if txid in self._seen:
             return False
         self._seen[txid] = None
@@ -126,11 +128,11 @@ class Detector:
         return True
 
     def forget(self, txid: str) -> None:
-        """Let this transaction be new again."""
+        """Forget a transaction, so that it counts as new again."""
         self._seen.pop(txid, None)
 
     def candidates(self, transactions: Iterable[Transaction]) -> list[Transaction]:
-        """Those that may be whales and are new."""
+        """Return the transactions that may be whales and are new."""
         minimum = self.minimum_sat
         return [
             found
@@ -139,11 +141,11 @@ class Detector:
         ]
 
     def matched(self, transaction: Transaction, market: Market, now: float) -> tuple[str, ...]:
-        """The rules that match what is known of a transaction."""
+        """Return the names of the rules that match the known parts of a transaction."""
         return _matched(transaction, self.rules, self.book, prices.usable(market, now, self.rules.price_max_age_s))
 
     def is_open(self, transaction: Transaction) -> bool:
-        """Whether a rule that does not match what is known of a transaction may match once its inputs are known."""
+        """Return whether a rule that does not match yet may match once the inputs of a transaction are known."""
         if not amounts.has_unknown_inputs(transaction):
             return False
         if transaction.fee_sat is None:
@@ -154,23 +156,23 @@ class Detector:
     def assess(
         self, transaction: Transaction, *, market: Market, now: float, source: Source, replaces: str | None = None
     ) -> Whale | None:
-        """The whale that this transaction is, None if it is none."""
+        """Return the whale for a transaction, None if it is not a whale."""
         return assess(
             transaction, rules=self.rules, book=self.book, market=market, now=now, source=source, replaces=replaces
         )
 
     @property
     def canary_sat(self) -> int:
-        """An amount that `rehearse` finds to be a whale."""
+        """An amount that `rehearse` recognises as a whale."""
         return MAX_SAT if self.rules.threshold_sat is None else self.rules.threshold_sat
 
     def rehearse(self, canary: Transaction, *, market: Market, now: float) -> Whale | None:
-        """The whale that a canary of `canary_sat` is, whichever rules there are."""
+        """Return the whale for a canary of `canary_sat`, whatever the rules."""
         return assess(canary, rules=self._canary_rules, book=self.book, market=market, now=now, source=Source.LIVE)
 
 
 def needs_inputs(transaction: Transaction) -> bool:
-    """Whether what this transaction spends is still to be asked for."""
+    """Return whether the prevouts of a transaction must still be fetched."""
     return amounts.has_unknown_inputs(transaction)
 
 
@@ -182,7 +184,7 @@ def _matched(transaction: Transaction, rules: Rules, book: AddressBook, price: P
 
 
 def _amount(transaction: Transaction, basis: Basis) -> tuple[int, tuple[str, ...]]:
-    """The amount that is compared with the thresholds, and the reason where it is not the one that `basis` names."""
+    """Return the amount to compare with the thresholds, and the reason if it is not the one that `basis` selects."""
     if basis is Basis.TOTAL:
         return transaction.value_sat, ()
     by_moved = basis is Basis.MOVED
@@ -212,11 +214,11 @@ def assess(
     source: Source,
     replaces: str | None = None,
 ) -> Whale | None:
-    """Everything that is said about a transaction that is a whale, None if it is none.
+    """Return the whale, with its complete alert, for a transaction; None if it is not a whale.
 
-    Where the amount that the basis names is unknown, the sum of the outputs is compared, and a reason says so. For
-    `moved` ("moved_unknown") that is one alert too many rather than one that is missing: who wants less noise can tell
-    it. For `inputs` ("inputs_sum_unknown") it is the most that is known: the inputs are never less.
+    If the amount that the basis selects is unknown, the sum of the outputs is compared instead, and a reason states so.
+    For `moved` ("moved_unknown") this prefers a superfluous alert, which the reason marks, to a missing one. For
+    `inputs` ("inputs_sum_unknown") it is a lower bound: the inputs are never less than the outputs.
     """
     transaction = amounts.with_known_fee(transaction)
     price = prices.usable(market, now, rules.price_max_age_s)
@@ -227,7 +229,7 @@ def assess(
     reasons += _amount(transaction, rules.basis)[1]
     involved = book.involved(transaction, min_share=rules.min_flow_share)
     if shape is Shape.COINJOIN:
-        # Its inputs belong to many: who pays whom cannot be told.
+        # The inputs of a coinjoin have several owners, so the flow between them is unknown.
         involved = Involved(
             from_labels=involved.from_labels,
             to_labels=involved.to_labels,
@@ -288,6 +290,6 @@ def _iso(at: float) -> str:
 
 
 def _addresses(transaction: Transaction) -> tuple[str, ...]:
-    """Every address of the inputs and outputs, once."""
+    """Return every address of the inputs and outputs, each once."""
     spent = [entry.prevout for entry in transaction.inputs if entry.prevout is not None]
     return tuple(dict.fromkeys(output.address for output in (*spent, *transaction.outputs) if output.address))

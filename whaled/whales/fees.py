@@ -1,28 +1,28 @@
-"""How urgent a transaction is, and in which block it should be. Pure; what is not known is None, never a guess."""
+"""The urgency of a transaction and the block predicted for it. Pure; an unknown result is None, never a guess."""
 
 from collections.abc import Sequence
 
 from whaled.model import FeeMarket, ProjectedBlock
 
-# What the score is at each recommended rate, from the cheapest to the fastest.
+# The score at each recommended rate, from the cheapest to the fastest.
 AT_MINIMUM = 0.05
 AT_ECONOMY = 0.25
 AT_HOUR = 0.5
 AT_HALF_HOUR = 0.75
 AT_FASTEST = 0.95
-# A projected block larger than this is no block but the rest of the mempool (the backend's last one).
+# A projected block larger than this is not a block but the rest of the mempool (the backend's last one).
 BLOCK_VSIZE = 1_000_000
-# The backend's blocks leave a little room; in one fuller than this nothing more of ordinary size fits.
+# The backend's projected blocks leave some room; from this size on, no further transaction of ordinary size fits.
 FULL_VSIZE = 990_000
-# As many blocks as the backend projects at most (MEMPOOL.MEMPOOL_BLOCKS_AMOUNT).
+# The maximum number of blocks that the backend projects (MEMPOOL.MEMPOOL_BLOCKS_AMOUNT).
 PROJECTED_BLOCKS = 8
 
 
 def urgency(rate: float | None, fees: FeeMarket | None) -> float | None:
-    """Where an effective rate (sat/vB) stands among the recommended ones: 0..1, never falling with the rate.
+    """Return the urgency of an effective rate (sat/vB) relative to the recommended rates: 0..1, monotonic in the rate.
 
-    Linear between the recommended rates that are known, 0.95 at the fastest, from there towards 1 as the rate grows
-    beyond it. None if the rate, the market or its fastest rate is unknown.
+    The score is linear between the known recommended rates, 0.95 at the fastest, and approaches 1 above it. None if the
+    rate, the market or its fastest rate is unknown.
     """
     if rate is None or fees is None or fees.fastest is None:
         return None
@@ -42,7 +42,7 @@ def urgency(rate: float | None, fees: FeeMarket | None) -> float | None:
 
 
 def _scale(fees: FeeMarket) -> list[tuple[float, float]]:
-    """Rates with their scores, ascending. A slower target is never taken to cost more than a faster one."""
+    """Return rates with their scores, ascending. The rate of a slower target is capped at that of a faster one."""
     scale: list[tuple[float, float]] = []
     for rate, score in (
         (fees.fastest, AT_FASTEST),
@@ -59,20 +59,22 @@ def _scale(fees: FeeMarket) -> list[tuple[float, float]]:
 def predicted_block(
     rate: float | None, projected: Sequence[ProjectedBlock] | None, tip_height: int | None
 ) -> int | None:
-    """The height of the block that should hold a transaction of this effective rate (sat/vB).
+    """Return the height of the block predicted to contain a transaction of this effective rate (sat/vB).
 
-    That is the first projected block whose cheapest transaction pays no more; below all of them, the last one if it has
-    room, else the one after. None if the market or the tip is unknown, or if it is beyond what the backend projects.
+    It is the first projected block whose cheapest transaction does not pay more. A rate below all blocks gets the last
+    block if that has room, otherwise the next one. None if the market or the tip is unknown, or if the block is beyond
+    the backend's projection.
 
-    A full block without a lowest rate (the backend gives 0 for one that a single transaction fills) takes nothing that
-    pays no more than what waits behind it; whether it takes who pays more is unknown.
+    A full block without a lowest rate (the backend sends 0 for a block that one transaction fills) contains no
+    transaction that pays at most the highest rate of the following block. For a rate between that and its own highest
+    rate the result is unknown.
     """
     if rate is None or projected is None or tip_height is None:
         return None
     is_unknown_ahead = False
     for index, block in enumerate(projected):
         if not block.min_rate and block.vsize >= FULL_VSIZE:
-            is_in = 0 < block.max_rate <= rate  # it pays more than all of it
+            is_in = 0 < block.max_rate <= rate  # it pays at least as much as everything in the block
             is_unknown_ahead = not is_in
         else:
             is_in = rate >= (block.min_rate or 0)

@@ -1,4 +1,4 @@
-"""Kinds of files that are taken for labels and are none, by their first bytes. Pure."""
+"""Recognition, by the first bytes, of files that are mistaken for an address book. Pure."""
 
 import re
 
@@ -27,7 +27,7 @@ _TEXTS = {
     "#Wallet": f"an export of WalletExplorer; {IMPORT}",
     "address,balance": f"an export of WalletExplorer; {IMPORT}",
 }
-# What servers answer instead of a file, as plain text: `404: Not Found`.
+# The plain text that servers send instead of a file, such as `404: Not Found`.
 _ANSWER = re.compile(
     r"(?:error:? *)?(?:[45]\d\d[: -]*)?(?:page |file )?"
     r"(?:not found|forbidden|unauthori[sz]ed|bad request|access denied|"
@@ -39,26 +39,26 @@ _TAGPACK = re.compile("^(title|creator|header|tags):", re.MULTILINE)
 
 
 def binary(head: bytes) -> str | None:
-    """The kind of a file that is no text, None for any other."""
+    """Return the kind of a file that is not text, None for any other."""
     return next((what for start, what in _MAGIC.items() if head.startswith(start)), None)
 
 
 def text(head: str) -> str | None:
-    """The kind of a text that is no address book, None for what may be one: its first label may be any."""
+    """Return the kind of a text that is not an address book, None if it may be one."""
     head = head.lstrip("\ufeff \t\r\n\f\v")
     first = head.partition("\n")[0].strip()
     if is_row(first):
         return None
     what = next((what for start, what in _TEXTS.items() if head.startswith(start)), None)
     if what is None and _ANSWER.fullmatch(head.strip()):
-        return f"the answer of a server, {first[:60]!r}: the download failed"
+        return f"the response of a server, {first[:60]!r}: the download failed"
     if what is None and _TAGPACK.search(head):
         return f"YAML; {IMPORT} if it is a GraphSense TagPack"
     return what
 
 
 def is_row(line: str) -> bool:
-    """Whether a line has the columns of an address book, with an address or a type in its place."""
+    """Return whether a line has the columns of an address book, with an address or a type in the expected column."""
     for separator in SEPARATORS:
         try:
             cells = split(line, separator)
@@ -72,7 +72,7 @@ def is_row(line: str) -> bool:
 
 
 def is_book(head: str) -> bool:
-    """Whether a text is an address book: the names of its columns, or an entry, come first."""
+    """Return whether a text is an address book: it begins with the names of the columns or with an entry."""
     lines = Lines()
     for line in head.splitlines()[:20]:
         try:

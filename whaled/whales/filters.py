@@ -1,4 +1,4 @@
-"""A client's filter: parsed once, compiled once, with one meaning for live delivery, replay and history. Pure."""
+"""A client's filter: parsed and compiled once, with the same meaning for live delivery, replay and history. Pure."""
 
 import math
 import re
@@ -15,31 +15,31 @@ from whaled.whales.addresses import canonical
 from whaled.whales.amounts import btc_to_sat, sat_to_btc
 
 MAX_EXCHANGES = 100
-MAX_RULES = 102  # those of a full watch list and both thresholds
+MAX_RULES = 102  # the rules of a full watch list and both thresholds
 MAX_NAME = 100
-# Lines of which each may be an address. Whether the checksum is right is not worth the time of the loop: a wrong
-# address matches nothing.
+# Lines that each may be an address. Checksums are not verified, to save time on the event loop: a wrong address matches
+# nothing.
 ADDRESS_LINES: Final = re.compile(r"[0-9A-Za-z]{14,90}(?:\n[0-9A-Za-z]{14,90})*")
-# The first letters of what `canonical` may write in another form.
+# The first letters of the addresses that `canonical` may change.
 MAY_BE_BECH32: Final = frozenset("bBtT")
 
 
 class EventClass(StrEnum):
-    """The two sorts of frames with events."""
+    """The two classes of event frames."""
 
     ALERT = "alert"
     UPDATE = "update"
 
 
 class UpdatesOf(StrEnum):
-    """Which whales' updates pass: of those whose alert passes, or of all."""
+    """The whales whose updates pass: those whose alert passes, or all."""
 
     SENT = "sent"
     ALL = "all"
 
 
 class Subject:
-    """An event, as filters look at it: what takes as long as the transaction is large is done once for all of them."""
+    """An event prepared for matching: work proportional to the transaction's size is done once for all filters."""
 
     def __init__(self, event: Event | Draft) -> None:
         self.is_alert = event.kind is Kind.ALERT
@@ -48,29 +48,29 @@ class Subject:
 
     @cached_property
     def addresses(self) -> Iterable[str]:
-        """Every address of the transaction. Of two sets the smaller one is walked, of anything else all of it."""
+        """Every address of the transaction, as a set: an intersection of two sets iterates only the smaller one."""
         return frozenset(self.whale.addresses)
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The names that `exchanges` looks for, case-folded."""
+        """The names that `exchanges` matches, case-folded."""
         alert = self.alert
         labels = (*alert.from_labels, *alert.to_labels, *alert.from_other_labels, *alert.to_other_labels)
         return frozenset([name.casefold() for name in (*labels, *alert.exchange_addresses)])
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Where each address comes in the transaction, inputs first."""
+        """The position of each address in the transaction, inputs first."""
         return {address: place for place, address in enumerate(self.whale.addresses)}
 
     @cached_property
     def rules(self) -> frozenset[str]:
-        """The rules that it matched."""
+        """The rules that the transaction matched."""
         return frozenset(self.alert.matched_rules)
 
 
 class _SubjectOfOne(Subject):
-    """An event for one filter: it walks the addresses in the time that it takes to make half a set of them."""
+    """An event matched by a single filter: iterating the addresses takes half the time of building a set."""
 
     @property
     def addresses(self) -> Iterable[str]:
@@ -83,7 +83,7 @@ _E = TypeVar("_E", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which events a client wants: all that is given must hold, None is not given. Equal filters compare equal.
+    """A client's filter: an event must meet every given condition; None is not given. Equal filters compare equal.
 
     `exchanges` is case-folded. A null value of an alert never passes a minimum.
     """
@@ -104,15 +104,15 @@ class Filter:
     _tests: tuple[_Test, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Compile: only what is given is ever looked at."""
+        """Compile the tests: only the given conditions are ever evaluated."""
         object.__setattr__(self, "_tests", (*_compile(self), *_compile_rules(self)))
 
     def matches(self, event: Event | Draft) -> bool:
-        """Whether the client wants this event. An update goes with its alert unless `updates_of` is all."""
+        """Return whether an event passes. An update passes with its alert unless `updates_of` is `all`."""
         return self.passes(_SubjectOfOne(event))
 
     def passes(self, subject: Subject) -> bool:
-        """`matches`, for an event that many filters look at."""
+        """Return whether an event passes; as `matches`, for an event that many filters examine."""
         if subject.is_alert:
             if self.kinds is not None and EventClass.ALERT not in self.kinds:
                 return False
@@ -126,7 +126,7 @@ class Filter:
         return True
 
     def matched_addresses(self, event: Event | Draft) -> tuple[str, ...]:
-        """The addresses of this filter that the event's transaction spends from or pays to, inputs first.
+        """Return the addresses of this filter that the event's transaction spends from or pays to, inputs first.
 
         Empty for a filter without addresses, and for an update that passes by `updates_of` alone.
         """
@@ -134,14 +134,14 @@ class Filter:
         return () if wanted is None else tuple(address for address in event.whale.addresses if address in wanted)
 
     def matched_in(self, subject: Subject) -> tuple[str, ...]:
-        """`matched_addresses`, for an event that many filters look at."""
+        """Return the matched addresses; as `matched_addresses`, for an event that many filters examine."""
         if self.addresses is None:
             return ()
         matched = self.addresses.intersection(subject.addresses)
         return tuple(matched if len(matched) < 2 else sorted(matched, key=subject.places.__getitem__))
 
     def normalised(self) -> dict[str, Any]:
-        """The filter as `parse_filter` takes it, with only what is given; ready for JSON."""
+        """Return the filter in the form that `parse_filter` accepts, with only the given keys, ready for JSON."""
         given: dict[str, Any] = {}
         for key, value_sat in (("min_btc", self.min_sat), ("max_btc", self.max_sat)):
             if value_sat is not None:
@@ -161,7 +161,7 @@ class Filter:
 
 
 def _compile(wanted: Filter) -> list[_Test]:
-    """The tests of what is given, cheap ones first."""
+    """Return the tests of the given conditions, cheap ones first."""
     tests: list[_Test] = []
     if (min_sat := wanted.min_sat) is not None:
         tests.append(lambda subject: subject.alert.value_sat >= min_sat)
@@ -193,7 +193,7 @@ def _compile_rules(wanted: Filter) -> list[_Test]:
 
 
 def _at_least(least: float, read: Callable[[Alert], float | None]) -> _Test:
-    """Passes values of at least this; null never passes."""
+    """Return a test that passes values of at least `least`; null never passes."""
     return lambda subject: (value := read(subject.alert)) is not None and value >= least
 
 
@@ -204,9 +204,9 @@ EVERYTHING: Final = Filter()
 
 
 def parse_filter(raw: object, *, max_addresses: int) -> Filter:
-    """The filter in `filters` of a subscribe message.
+    """Parse the `filters` of a subscribe message.
 
-    Raises ClientError with code invalid_filter, the path of what is wrong, what was found and what is allowed.
+    Raises ClientError with code invalid_filter, the path of the fault, the value found and the values allowed.
     """
     if not isinstance(raw, Mapping):
         raise _invalid("", f"must be an object, found {_kind(raw)}")
@@ -235,7 +235,7 @@ def _usd(key: str, value: object) -> float:
     return _number(key, value, 0, 1e15)
 
 
-def _part(key: str, value: object) -> float:
+def _fraction(key: str, value: object) -> float:
     return _number(key, value, 0, 1)
 
 
@@ -243,7 +243,7 @@ def _number(key: str, value: object, least: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _invalid(key, f"must be a number, found {_kind(value)}")
     if not least <= value <= most:
-        # An integer of thousands of digits cannot be written out.
+        # Python refuses to convert an integer of thousands of digits to text.
         found = str(value) if abs(value) < 1e18 else "a larger one"
         raise _invalid(key, f"must be from {least:,} to {most:,.0f}, found {found}")
     return float(value)
@@ -265,7 +265,7 @@ def _updates_of(key: str, value: object) -> UpdatesOf:
 
 def _exchanges(key: str, value: object) -> frozenset[str]:
     names = [name.casefold() for name in _strings(key, value, MAX_EXCHANGES)]
-    # Some letters fold to three: what is said of a filter has to be a filter.
+    # Case-folding can lengthen a name (some letters fold to three), and `normalised` must return a valid filter.
     return frozenset(_strings(key, names, MAX_EXCHANGES))
 
 
@@ -274,7 +274,8 @@ def _rules(key: str, value: object) -> frozenset[str]:
 
 
 def _addresses(key: str, values: list[str]) -> frozenset[str]:
-    # One match for all of them: a filter may have a thousand. A line break of a value is not one between two.
+    # One match covers all values, because a filter may have a thousand. A line break within a value is invalid, so the
+    # number of line breaks is checked first.
     lines = "\n".join(values)
     if lines.count("\n") >= len(values) or ADDRESS_LINES.fullmatch(lines) is None:
         for index, value in enumerate(values):
@@ -289,11 +290,11 @@ def _strings(key: str, value: object, limit: int) -> list[str]:
     if not 1 <= len(value) <= limit:
         raise _invalid(key, f"must have 1 to {limit} entries, found {len(value)}; leave it out to allow any")
     if set(map(type, value)) != {str} or not all(value) or len(max(value, key=len)) > MAX_NAME:
-        _look_at_each(key, value)
+        _check_each(key, value)
     return list(value)
 
 
-def _look_at_each(key: str, values: Sequence[object]) -> None:
+def _check_each(key: str, values: Sequence[object]) -> None:
     for index, entry in enumerate(values):
         if not isinstance(entry, str):
             raise _invalid(f"{key}[{index}]", f"must be a string, found {_kind(entry)}")
@@ -328,8 +329,8 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str, object], object]]]] = {
     "min_flow_btc": ("min_flow_sat", _amount),
     "min_usd": ("min_usd", _usd),
     "flow_types": ("flow_types", _flows),
-    "min_urgency": ("min_urgency", _part),
-    "min_confidence": ("min_confidence", _part),
+    "min_urgency": ("min_urgency", _fraction),
+    "min_confidence": ("min_confidence", _fraction),
     "exchanges": ("exchanges", _exchanges),
     "rules": ("rules", _rules),
     "kinds": ("kinds", _kinds),

@@ -1,15 +1,16 @@
-"""A whale's life as a table: which event may follow which, and when one is no news. Pure."""
+"""The order of a whale's events: which event may follow which, and which repeats the current state. Pure."""
 
 from msgspec.structs import replace
 
 from whaled.model import Draft, Kind
 
-# Kind and ref of each event about a whale, in their order.
+# Kind and ref of each event about a whale, in order.
 History = list[tuple[Kind, str]]
 
 GONE = frozenset({Kind.REPLACED, Kind.DROPPED})
 WAITING = frozenset({Kind.ALERT, Kind.PENDING})
-# The kinds that an event learned by polling may follow: it is the state as it is known now.
+# For each kind, the kinds that it may follow. An event learned by polling gives the whale's present state, so
+# intermediate events may be missing.
 AFTER = {
     Kind.CONFIRMED: frozenset({Kind.CONFIRMED}) | WAITING | GONE,
     Kind.REPLACED: WAITING | {Kind.DROPPED},
@@ -19,10 +20,10 @@ AFTER = {
 
 
 def next_event(draft: Draft, history: History) -> Draft | None:
-    """The draft as it can be stored, None if it is the last thing that was said, or no longer so.
+    """Return the draft in the form to store, None if it repeats the last event or may not follow it.
 
-    The log takes each (kind, ref) of a whale once. A whale that goes back and forth between two branches is told the
-    same a second time: with a number behind the ref.
+    The log accepts each (kind, ref) of a whale once. A whale that moves back and forth between two branches of the
+    chain repeats an earlier event; the repetition has a number after its ref.
     """
     if draft.kind is Kind.ALERT:
         return None if history else draft
@@ -30,10 +31,11 @@ def next_event(draft: Draft, history: History) -> Draft | None:
     ref = ref.partition("#")[0]
     if last not in AFTER[draft.kind] or (last, ref) == (draft.kind, draft.ref):
         return None
-    # A block that died takes back only what was said last, and only of itself; who was gone comes back without a block.
+    # A block that left the chain revokes only the last event, and only if that names this block. A replaced or dropped
+    # whale becomes pending again without a block.
     if draft.kind is Kind.PENDING and (draft.ref != ref if last is Kind.CONFIRMED else draft.ref):
         return None
-    # Retention may have taken the first of them: what counts is the highest number that is held.
+    # Retention may have removed earlier repetitions, so the highest stored number counts, not their quantity.
     numbers = [
         int(number or 1)
         for before, number in (ref.partition("#")[::2] for kind, ref in history if kind is draft.kind)

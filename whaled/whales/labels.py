@@ -1,4 +1,4 @@
-"""The operator's address book, and what it says about where a transaction's money goes. Pure."""
+"""The operator's address book, and the flow of a transaction's money according to it. Pure."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -10,23 +10,24 @@ from whaled.whales import bookkeys, books
 from whaled.whales.amounts import has_unknown_inputs, input_scripts, is_spendable
 from whaled.whales.owners import Owner, Owners
 
-# An address that is in no book is only assumed to belong to nobody in it.
+# Confidence factor for a side that has unlabelled addresses: these may still belong to an owner in the book.
 UNLABELLED_WEIGHT = 0.8
-# The least part of what leaves its payers that makes a flow; beside it a tenth of this part of all outputs, so that a
-# crumb is no flow either where all the rest is known to be change. `detection.min_flow_share` sets another.
+# Minimum share of a flow in the amount that leaves its payers (`detection.min_flow_share`). It must also be at least
+# WHOLE_SHARE times this share of all outputs, so that a tiny amount is not a flow even if all the rest is known change.
 MIN_FLOW_SHARE = 0.1
 WHOLE_SHARE = 0.1
 
 
-# A batch pays thousands of addresses, each with up to `owners.MAX_LABELS` labels.
+# Limit on further labels in an alert: a batch may pay thousands of addresses, each with `owners.MAX_LABELS` labels.
 MAX_OTHER_LABELS = 32
-# Coins that arrive there can be sold at once: arriving is inflow, leaving is outflow.
+# Owners at which arriving coins can be sold at once: coins that arrive are inflow, coins that leave are outflow.
 EXCHANGE_LIKE = frozenset({OwnerType.EXCHANGE, OwnerType.CUSTODIAN})
 
 
 class Involved(Struct, frozen=True, kw_only=True):
-    """What the address book says about a transaction. `flow_sat`, how much flows, and `confidence` are None where
-    `flow` is unknown.
+    """The flow and labels of a transaction according to the address book.
+
+    `flow_sat` (the amount that flows) and `confidence` are None if `flow` is unknown.
     """
 
     flow: Flow = Flow.UNKNOWN
@@ -40,7 +41,7 @@ class Involved(Struct, frozen=True, kw_only=True):
 
 
 class _Found(Struct, frozen=True):
-    """A flow, how much flows, and how sure it is."""
+    """A flow, its amount and its confidence."""
 
     flow: Flow = Flow.UNKNOWN
     flow_sat: int | None = None
@@ -52,17 +53,17 @@ class _Found(Struct, frozen=True):
 
 
 class AddressBook(Struct, frozen=True):
-    """Who owns which address. Empty without a book: then every flow is unknown."""
+    """The owners of addresses. An empty book makes every flow unknown."""
 
     owners: Owners = field(default_factory=Owners)
 
     @classmethod
     def parse(cls, text: str, source: str) -> "AddressBook":
-        """The book in CSV text of three columns, `label,address,type` (`books.parse`). Raises BookError."""
+        """Parse a book from CSV text with three columns, `label,address,type` (`books.parse`). Raises BookError."""
         return cls(books.parse(text.splitlines(keepends=True), source))
 
     def owner(self, output: Output | None) -> Owner | None:
-        """Whose this output is, None if nobody in the book."""
+        """Return the first owner of an output, None if it is not in the book."""
         if output is None:
             return None
         if output.address is not None:
@@ -72,7 +73,7 @@ class AddressBook(Struct, frozen=True):
         return self.owners.get(bookkeys.of_script(output.script)) if self.owners.has_scripts else None
 
     def owners_of(self, output: Output | None) -> tuple[Owner, ...]:
-        """All owners of this output, the first one first."""
+        """Return all owners of an output in the order of their lines."""
         owner = self.owner(output)
         if owner is None or output is None or not self.owners.several:
             return () if owner is None else (owner,)
@@ -80,7 +81,7 @@ class AddressBook(Struct, frozen=True):
         return found or self.owners.all(bookkeys.of_script(output.script))
 
     def _other_labels(self, outputs: Sequence[Output | None]) -> tuple[str, ...]:
-        """Labels beside the first ones, at most MAX_OTHER_LABELS."""
+        """Return labels other than the first ones, at most MAX_OTHER_LABELS."""
         if not self.owners.several:
             return ()
         first = {owner.label for owner in self._owners_of(outputs)}
@@ -88,29 +89,30 @@ class AddressBook(Struct, frozen=True):
         return tuple(islice(dict.fromkeys(labels), MAX_OTHER_LABELS))
 
     def is_one_payer(self, transaction: Transaction) -> bool:
-        """Whether all inputs are known to be of one label."""
+        """Return whether all inputs are known to belong to one label."""
         labels = {
             owner.label if (owner := self.owner(spent.prevout)) is not None else None for spent in transaction.inputs
         }
         return len(labels) == 1 and None not in labels
 
     def involved(self, transaction: Transaction, *, min_share: float = MIN_FLOW_SHARE) -> Involved:
-        """Whose money goes where, and how much.
+        """Return the flow of a transaction, its amount, and the labels of both sides.
 
-        Exchange-like owners are exchanges and custodians. Change, that is what returns to the script of an input or to
-        a label that also pays, is left out of account unless nothing else is there.
+        Exchange-like owners are exchanges and custodians. Change, that is, an output to the script of an input or to a
+        label that also pays, is ignored unless there is no other output.
 
-        - inflow: nobody exchange-like pays, somebody exchange-like is paid. `flow_sat` is what these get.
-        - outflow: somebody exchange-like pays; most of what leaves goes to others. `flow_sat` is what these get, and
-          no more than the exchange-like payers give.
-        - internal: everything but a crumb stays with the labels that pay, or most of what leaves an exchange-like owner
-          goes to another one. `flow_sat` is what the other gets, or what the payers get at scripts that did not pay.
-        - unknown: everything else. Always while the inputs are not known: that an exchange is paid may as well be the
-          change of a withdrawal. Also where what flows is less than `min_share` of what leaves, or less than a tenth of
-          `min_share` of all outputs: a crumb to an exchange says nothing about a whale.
+        - inflow: no exchange-like owner pays, and at least one is paid. `flow_sat` is the amount that these receive.
+        - outflow: an exchange-like owner pays, and at least half of what leaves goes to other owners. `flow_sat` is the
+          amount that those receive, but at most the amount that the exchange-like payers give.
+        - internal: all but a negligible amount stays with the labels that pay, or most of what leaves an exchange-like
+          owner goes to another one. `flow_sat` is the amount that the other receives, or that the payers receive at
+          scripts that did not pay.
+        - unknown: anything else. Always if the inputs are unknown, because an output to an exchange may as well be the
+          change of a withdrawal. Also if the flow is less than `min_share` of what leaves, or less than a tenth of
+          `min_share` of all outputs: a negligible amount to an exchange does not characterise a whale.
 
-        `confidence` is the share of the inputs' value times the share of the outputs' value for which the statement
-        holds, times 0.8 if one side is in no book at all.
+        `confidence` is the share of the inputs' value times the share of the outputs' value for which the flow holds,
+        times 0.8 for an inflow whose payers are not all labelled and for an outflow whose receivers all lack a label.
         """
         payers = [spent.prevout for spent in transaction.inputs]
         own = input_scripts(transaction)
@@ -134,7 +136,7 @@ class AddressBook(Struct, frozen=True):
         )
 
     def _flow(self, payers: list[Output], outputs: list[Output], min_share: float) -> "_Found":
-        """The flow of known inputs to outputs that pay somebody."""
+        """Return the flow from known inputs to outputs that are payments."""
         paying = {owner.label for owner in self._owners_of(payers)}
         scripts = {payer.script for payer in payers}
         total_in = sum(payer.value for payer in payers)
@@ -158,7 +160,7 @@ class AddressBook(Struct, frozen=True):
             found = _Found(Flow.INFLOW, exchange_out, to_share * weight)
         else:
             from_share = exchange_in / total_in
-            # What exchange-like payers give: not what they get back.
+            # What the exchange-like payers give, without what they receive back.
             given = exchange_in - self._exchange_like_sat(
                 output for output in outputs if (owner := self.owner(output)) is not None and owner.label in paying
             )

@@ -1,6 +1,6 @@
-"""What becomes of a whale: pending -> confirmed | replaced | dropped -> pending again. Pure.
+"""The lifecycle of a whale: pending -> confirmed | replaced | dropped -> pending again. Pure.
 
-Each step is a Draft; the event log takes (txid, kind, ref) once, so saying a step again is harmless.
+Each step is a Draft; the event log accepts (txid, kind, ref) once, so repeating a step is harmless.
 """
 
 from datetime import datetime
@@ -9,23 +9,23 @@ from msgspec.structs import replace
 
 from whaled.model import Alert, Block, Draft, Kind, Status, Update, Whale
 
-# A miner's clock may be this far ahead (consensus), so a block that is older than this was mined while nobody looked:
-# only then its own time is the better one.
+# By consensus a miner's clock may be this far ahead. A block older than this was mined while whaled was not watching;
+# only then is the block's own time more accurate than the time of its receipt.
 BLOCK_CLOCK_S = 7200.0
 
 
 def alerted(whale: Whale, now: float) -> Draft:
-    """A whale was found."""
+    """Return the event for a newly detected whale."""
     return Draft(kind=Kind.ALERT, at=now, whale=whale)
 
 
 def replacing(whale: Whale, replaced: str | None) -> Whale:
-    """The whale, said to replace another transaction."""
+    """Return the whale with `replaces` set to `replaced`, unchanged if that is None."""
     return whale if replaced is None else replace(whale, alert=replace(whale.alert, replaces=replaced))
 
 
 def confirmed(whale: Whale, block: Block, now: float) -> Draft:
-    """It is in a block. The prediction is scored: `blocks_off` is positive if it took longer."""
+    """Return the event for a whale in a block. `blocks_off` is positive if it took longer than predicted."""
     alert = whale.alert
     predicted = alert.predicted_confirmation_block
     update = Update(
@@ -42,7 +42,7 @@ def confirmed(whale: Whale, block: Block, now: float) -> Draft:
 
 
 def replaced(whale: Whale, by: str, now: float) -> Draft:
-    """Another transaction spends its inputs. It can be said again with a later replacer."""
+    """Return the event for a whale whose inputs another transaction spends. A later replacer makes a further event."""
     update = Update(
         transaction_id=whale.alert.transaction_id,
         status=Status.REPLACED,
@@ -53,24 +53,27 @@ def replaced(whale: Whale, by: str, now: float) -> Draft:
 
 
 def dropped(whale: Whale, now: float) -> Draft:
-    """It left the mempool and is in no block. To be said after a grace period and after the backend was asked."""
+    """Return the event for a whale that left the mempool and is in no block.
+
+    The caller must have waited for the grace period and queried the backend.
+    """
     update = Update(transaction_id=whale.alert.transaction_id, status=Status.DROPPED, btc_value=whale.alert.btc_value)
     return Draft(kind=Kind.DROPPED, at=now, whale=whale, update=update)
 
 
 def pending_again(whale: Whale, block_hash: str, now: float) -> Draft:
-    """The block `block_hash` that held it is no longer in the chain."""
+    """Return the event for a whale that is pending again, because its block `block_hash` is no longer in the chain."""
     update = Update(transaction_id=whale.alert.transaction_id, status=Status.PENDING, btc_value=whale.alert.btc_value)
     return Draft(kind=Kind.PENDING, at=now, whale=whale, ref=block_hash, update=update)
 
 
 def detected_at(alert: Alert) -> float:
-    """When a whale was detected, Unix seconds."""
+    """Return the time of detection of a whale, in Unix seconds."""
     return datetime.fromisoformat(alert.detection_timestamp).timestamp()
 
 
 def _waited_s(alert: Alert, block: Block, now: float) -> float | None:
-    """Seconds from detection to confirmation, None for a whale that was first seen confirmed."""
+    """Return the seconds from detection to confirmation, None for a whale that was confirmed when first seen."""
     if alert.status is Status.CONFIRMED:
         return None
     detected = detected_at(alert)

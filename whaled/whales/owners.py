@@ -1,6 +1,7 @@
-"""Whose an address is, for a million addresses in 21 MB: a table in one piece of memory. Pure.
+"""The owners of addresses: a table in one contiguous block of memory, 21 MB for a million addresses. Pure.
 
-Read by a process of its own (`whaled.bookfile`), taken over as it is: nothing is parsed or built on the event loop.
+A separate process builds the table (`whaled.bookfile`) and the daemon uses it unchanged: nothing is parsed or built on
+the event loop.
 """
 
 import struct
@@ -17,34 +18,35 @@ from whaled.model import OwnerType
 from whaled.whales.bookkeys import Network
 from whaled.whales.booklines import TYPES, Entry
 
-# A table that was written by another version is not taken over: the daemon may be older than the files on the disk.
+# The version of the format. A table of another version is refused: the program files on disk, which the building
+# process runs, may be newer than the daemon.
 MAGIC = b"whaled2\n"
-# Magic; how many addresses, owners, labels, addresses with several labels, groups of owners, members of these; the bits
-# of a bucket's number; length of the labels' text and of the notes; how many keys of each network.
+# Magic; numbers of addresses, owners, labels, addresses with several labels, groups of owners, members of the groups;
+# number of bits of a bucket's number; length of the labels' text and of the notes; number of keys of each network.
 HEADER = struct.Struct(f"=8s9I{len(Network)}I")
-# What was read of an address: checksum, digest, place among all lines, owner. The checksum is quick and orders the
-# table; by it alone one in 4,300 addresses would be taken for one of a million. With the 96 bits of the digest nobody
-# can aim at that.
+# A record of an address: checksum, digest, index of its line, owner. The checksum is fast and orders the table, but by
+# it alone one in 4,300 unknown addresses would match one of a million. The 96 bits of the digest prevent chance matches
+# and make deliberate ones infeasible.
 RECORD = struct.Struct(">I12sII")
 DIGEST_BYTES = 12
-# Addresses in a bucket, on average.
+# Average number of addresses in a bucket.
 BUCKET = 8
-# Labels of one address. More are no help to anybody, and memory must not depend on what a file repeats.
+# Maximum number of labels of one address. More are not useful, and memory must not grow with repetitions in a file.
 MAX_LABELS = 8
 
 
 class Owner(Struct, frozen=True):
-    """Whose an address is."""
+    """The owner of an address."""
 
     label: str
     type: OwnerType
 
 
 class Owners:
-    """The owners of each address of a book. `data` is what `packed` or `to_bytes` gave; empty without it.
+    """The table of the owners of each address of a book. `data` comes from `to_bytes`; without it the table is empty.
 
-    An address has the number of its owner, or of a group of owners, which come after the owners. Raises ValueError for
-    other data.
+    For each address the table has the number of its owner or of a group of owners; groups are numbered after the
+    owners. Raises ValueError for other data.
     """
 
     __slots__ = (
@@ -87,7 +89,7 @@ class Owners:
         self._digests, self._types, self._labels, self._notes = parts[6:]
 
     def __len__(self) -> int:
-        """Addresses."""
+        """Return the number of addresses."""
         return len(self._checks)
 
     def __eq__(self, other: object) -> bool:
@@ -98,20 +100,20 @@ class Owners:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the table takes."""
+        """The size of the table in memory, in bytes."""
         return len(self._data)
 
     def to_bytes(self) -> bytes | bytearray:
-        """The table, for another process of this version on this machine."""
+        """Return the table for another process of the same version on the same machine."""
         return self._data
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks about the book: no faults, but perhaps not meant."""
+        """Remarks about the book: not faults, but possibly unintended."""
         return msgspec.json.decode(bytes(self._notes), type=tuple[str, ...]) if self._notes else ()
 
     def get(self, key: str) -> Owner | None:
-        """The first owner of an address in the form a backend writes, or of a key that `bookkeys.of_script` gives.
+        """Return the first owner of an address in the backend's form, or of a key from `bookkeys.of_script`.
 
         None if it is not in the book.
         """
@@ -122,7 +124,7 @@ class Owners:
         return self._owner(number if number < owners else self._members[self._group(number - owners)[0]])
 
     def all(self, key: str) -> tuple[Owner, ...]:
-        """All owners of an address, the first one first."""
+        """Return all owners of an address in the order of their lines."""
         number = self._number(key)
         if number is None:
             return ()
@@ -152,20 +154,20 @@ class Owners:
 
     @property
     def has_scripts(self) -> bool:
-        """Whether public keys or scripts are in the book."""
+        """Whether the book has public keys or scripts."""
         return self.networks[Network.SCRIPT] > 0
 
     def has_label(self, label: str) -> bool:
-        """Whether an address has this label."""
+        """Return whether an address has this label."""
         index = bisect_left(range(len(self._ends)), label, key=self._label)
         return index < len(self._ends) and self._label(index) == label
 
     def has_type(self, kind: OwnerType) -> bool:
-        """Whether an owner has this type."""
+        """Return whether an owner has this type."""
         return TYPES.index(kind) in bytes(self._types)
 
     def each_label(self) -> Iterator[str]:
-        """Every label once, in order."""
+        """Yield every label once, in sorted order."""
         before = None
         for index in range(len(self._ends)):
             label = self._label(index)
@@ -182,27 +184,27 @@ class Owners:
 
 
 def summary(owners: Owners) -> str:
-    """How much is in a book, in words."""
+    """Return the size of a book in words."""
     addresses, labels = len(owners), owners.labels
     several = f", {owners.several:,} of them with several labels" if owners.several else ""
     return f"{addresses:,} address{'es' * (addresses != 1)} of {labels:,} owner{'s' * (labels != 1)}{several}"
 
 
 class Packer:
-    """Makes a table of what was read. Records are kept by their first byte, so that a few are sorted at a time."""
+    """Builds a table from entries. Records are grouped by their first byte, so that few are sorted at a time."""
 
     def __init__(self) -> None:
         self._buckets = [bytearray() for _ in range(256)]
         self._owners: dict[tuple[str, int], int] = {}
         self._label_of: list[str] = []
         self._networks = [0] * len(Network)
-        # Labels beyond MAX_LABELS that were left out.
+        # The number of labels left out because their address has MAX_LABELS others.
         self.left_out = 0
-        # Labels that an address has with a second type.
+        # The number of entries that repeat a label of an address with another type.
         self.contradictions = 0
 
     def add(self, place: int, entry: Entry) -> None:
-        """An address and its owner. Of several owners of an address the one with the lowest place is the first."""
+        """Add an address and its owner. The first owner of an address is the one with the lowest `place`."""
         owner = self._owners.setdefault((entry.label, entry.type), len(self._owners))
         raw = entry.key.encode()
         record = RECORD.pack(crc32(raw), _digest(raw), place, owner)
@@ -210,14 +212,14 @@ class Packer:
         self._networks[entry.network] += 1
 
     def addresses(self) -> int:
-        """How many addresses were added, each counted once."""
+        """Return the number of distinct addresses added."""
         size, key = RECORD.size, RECORD.size - 8
         return sum(
             len({bytes(bucket[at : at + key]) for at in range(0, len(bucket), size)}) for bucket in self._buckets
         )
 
     def packed(self, notes: Callable[["Packer"], Sequence[str]] = lambda _: ()) -> Owners:
-        """The table, which ends the use of this. `notes` is called when all else is known."""
+        """Return the table; the packer cannot be used afterwards. `notes` is called once the counters are final."""
         names = sorted(self._owners)
         places = array("I", bytes(4 * len(names)))
         for place, name in enumerate(names):
@@ -244,16 +246,16 @@ class Packer:
         for group in groups:
             members.extend(group)
             group_ends.append(len(members))
-        told = notes(self)
-        remarks = msgspec.json.encode(told) if told else b""
-        sizes = (len(checks), len(names), labels, several, len(groups), len(members), bits, len(text), len(remarks))
+        remarks = notes(self)
+        encoded = msgspec.json.encode(remarks) if remarks else b""
+        sizes = (len(checks), len(names), labels, several, len(groups), len(members), bits, len(text), len(encoded))
         header = HEADER.pack(MAGIC, *sizes, *self._networks)
         kinds = bytes(kind for _, kind in names)
-        parts = (header, starts, checks, owned, ends, group_ends, members, digests, kinds, text, remarks)
+        parts = (header, starts, checks, owned, ends, group_ends, members, digests, kinds, text, encoded)
         return Owners(b"".join(parts))
 
     def _by_key(self) -> Iterator[tuple[tuple[int, bytes], list[int]]]:
-        """Checksum and digest of each address, in order, with its owners by their places."""
+        """Yield the checksum and digest of each address, in order, with its owners in the order of their places."""
         size = RECORD.size
         key: tuple[int, bytes] | None = None
         owners: list[int] = []
@@ -283,7 +285,7 @@ class Packer:
 
 
 def _texts(names: Sequence[tuple[str, int]]) -> tuple["array[int]", bytearray, int]:
-    """Where each label ends, their text, and how many there are."""
+    """Return the end of each label in the text, the text, and the number of distinct labels."""
     text, ends = bytearray(), array("I")
     labels, last = 0, ""
     for label, _ in names:

@@ -1,16 +1,16 @@
-"""The price of a bitcoin: the time it is of, and for how long it counts. Pure."""
+"""The price of a bitcoin: the time at which it applied, and for how long it is usable. Pure."""
 
 from whaled.model import SAT_PER_BTC, Market, Price
 
-# A backend's clock that is ahead of this machine's by minutes is normal. A time further ahead is not the price's.
+# A backend's clock may be minutes ahead of this machine's. A time further ahead cannot be that of the price.
 AHEAD_LIMIT_S = 3600.0
 
 
 def received(known: Price | None, usd: float | None, stated_at: float | None, received_at: float) -> Price | None:
-    """The price that a message gives, None if it is unknown.
+    """Return the price in a message, None if it is unknown.
 
-    The time of a price is the one that the backend states, and that of the receipt where it states none. A stated time
-    that lies ahead is replaced by that of the first receipt: a price is never newer than its message, and the same one
+    The time of a price is the one that the backend states, or the time of receipt if it states none. A stated time in
+    the future is replaced by the time of the first receipt: a price is never newer than its message, and the same price
     sent again (after a reconnect) does not become newer.
     """
     if usd is None:
@@ -25,16 +25,16 @@ def received(known: Price | None, usd: float | None, stated_at: float | None, re
 
 
 def usable(market: Market, now: float, max_age_s: float) -> Price | None:
-    """The price if it is at most `max_age_s` old now, and that near to the moment the market is asked for."""
+    """Return the price if it is at most `max_age_s` old, and as close to `market.moment`; otherwise None."""
     price = market.price
     if price is None or abs(now - price.at) > max_age_s:
         return None
-    # A block's time may be ahead of every clock by two hours; the block is of now then.
+    # A block's time may be two hours ahead of every clock; such a block is taken as mined now.
     if market.moment is not None and abs(min(market.moment, now) - price.at) > max_age_s:
         return None
     return price
 
 
 def usd_of(value_sat: int, price: Price) -> float:
-    """An amount in US dollars, to the cent."""
+    """Return an amount in US dollars, rounded to the cent."""
     return round(value_sat * price.usd / SAT_PER_BTC, 2)

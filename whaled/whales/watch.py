@@ -14,16 +14,16 @@ from whaled.whales.amounts import btc_to_sat
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owner
 
-# A label that is not in the book is compared with as many that are: more would take seconds.
+# Maximum number of labels compared with an unknown one to find a similar label: more would take seconds.
 HINTS_LIMIT = 1_000
-# Stands before the name of a rule in `matched_rules`, with a colon between them.
+# Prefix of a rule's name in `matched_rules`, followed by a colon.
 WATCH = "watch"
 
 
 class Watch(Struct, frozen=True):
-    """Matches a transaction in which an owner with one of the labels or types pays or receives `threshold_sat` or more.
+    """A rule that matches if an owner with one of the labels or types pays or receives at least `threshold_sat`.
 
-    The amount is that of one label: the sum of its inputs, or of its outputs if that is more. Change counts.
+    The amount is that of one label: the sum of its inputs, or of its outputs if that is greater. Change counts.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Watch(Struct, frozen=True):
 
     @classmethod
     def of(cls, rule: WatchRule) -> "Watch":
-        """Taken from the configuration."""
+        """Return the rule of a configuration."""
         return cls(rule.name, frozenset(rule.labels), frozenset(rule.types), btc_to_sat(rule.threshold_btc))
 
     def concerns(self, owner: Owner) -> bool:
-        """Whether this owner is watched."""
+        """Return whether an owner is watched."""
         return owner.label in self.labels or owner.type in self.types
 
     def matches(self, *sides: Sequence[tuple[Owner, int]]) -> bool:
-        """Whether one label has the threshold on one side, inputs or outputs."""
+        """Return whether one label reaches the threshold on one side, inputs or outputs."""
         for side in sides:
             amounts: Counter[str] = Counter()
             for owner, value_sat in side:
@@ -53,7 +53,7 @@ class Watch(Struct, frozen=True):
 
 
 def matched(watches: Sequence[Watch], transaction: Transaction, book: AddressBook) -> tuple[str, ...]:
-    """The rules that match what is known of a transaction, as `matched_rules` names them."""
+    """Return the rules that match the known parts of a transaction, by their names in `matched_rules`."""
     if not watches:
         return ()
     received = _owned(transaction.outputs, book)
@@ -64,7 +64,7 @@ def matched(watches: Sequence[Watch], transaction: Transaction, book: AddressBoo
 
 
 def faults(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterator[Fault]:
-    """Labels that the address book does not have. `source` is its file's name."""
+    """Yield a fault for each watched label that the address book lacks. `source` is the name of its file."""
     hints: list[str] | None = None
     for index, rule in enumerate(rules):
         for place, label in enumerate(rule.labels):
@@ -77,7 +77,7 @@ def faults(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterat
 
 
 def idle(rules: Sequence[WatchRule], book: AddressBook, source: str) -> Iterator[Fault]:
-    """Types that no address of the book has: these match nothing, which may change with the next book."""
+    """Yield a fault for each rule with types that no address has: they match nothing, until another book has them."""
     for index, rule in enumerate(rules):
         missing = [str(kind) for kind in rule.types if not book.owners.has_type(kind)]
         if missing:
