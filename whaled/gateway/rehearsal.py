@@ -114,7 +114,7 @@ class Rehearsal:
     def answered(self, size_bytes: int) -> None:
         """Not counted."""
 
-    def send_away(self, connection: Connection) -> None:
+    def ask_to_reconnect(self, connection: Connection) -> None:
         """Stay until the end of the drain, which is watched too."""
 
     def failed(self, connection: Connection) -> None:

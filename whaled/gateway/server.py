@@ -354,7 +354,7 @@ class Gateway:
         started = loop.time()
         for number, connection in enumerate(clients):
             if connection.session is not None:
-                self.send_away(connection)
+                self.ask_to_reconnect(connection)
             if number % 50 == 49:
                 await asyncio.sleep(max(0.0, started + self._spread_s * (number + 1) / len(clients) - loop.time()))
         try:
@@ -368,7 +368,7 @@ class Gateway:
             for connection in stragglers:
                 connection.abort()
 
-    def send_away(self, connection: Connection) -> None:
+    def ask_to_reconnect(self, connection: Connection) -> None:
         """Tell a client to come back in a moment that is not everybody's, and close it."""
         connection.answer(wire.closing_frame(Close.RESTART, self._come_back_s()))
         connection.close(Close.RESTART)

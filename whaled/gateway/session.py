@@ -234,7 +234,7 @@ class Session:
             return self._authenticate(wire.Auth(credential), now)
         return []
 
-    def looks_at_messages(self, now: float) -> bool:
+    def would_parse(self, now: float) -> bool:
         """Return whether `received` would parse a text message now. If not, its content does not matter."""
         if self.state is not State.READY:
             return self.state is State.AUTHENTICATING
