@@ -42,7 +42,7 @@ CLIENT_PART = 10
 
 
 class Source(NamedTuple):
-    """The origin of a connection: its address (/64 for IPv6) and the network that contains it (/24, or /48 for IPv6)."""
+    """The origin of a connection: its address (/64 for IPv6) and the network around it (/24, or /48 for IPv6)."""
 
     address: str
     network: str
