@@ -58,7 +58,7 @@ class Output:
             self._lines.append(data)
             self._held_bytes += len(data)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._write_on, name="log output", daemon=True)
+                self._thread = threading.Thread(target=self._write_lines, name="log output", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
         return True
@@ -106,7 +106,7 @@ class Output:
         self.lost += entries
         self._unreported += entries
 
-    def _write_on(self) -> None:
+    def _write_lines(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines or self._is_closing)
