@@ -1,8 +1,8 @@
 """Admission of connections: limits in total and per address, and room for new connections.
 
-The code calls a connection that has not authenticated a stranger. At the limit of unauthenticated connections a new one
-is still admitted and displaces another: one that had time to authenticate and did not, or else the oldest of the
-busiest network. A genuine client authenticates within a round trip or two, long before its turn comes.
+The code calls an unauthenticated connection a stranger. At the limit of unauthenticated connections a new one is still
+admitted, and displaces another: the oldest if that had time to authenticate, or else the oldest of the busiest network.
+A genuine client authenticates within a round trip or two, long before it could be displaced.
 
 While connections arrive faster than they can be accepted, connections of a network from which nearly all connections
 fail are reset at the accept, before anything is allocated for them. A reset is cheap, so the kernel's accept queue, in

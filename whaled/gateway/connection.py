@@ -325,7 +325,7 @@ class Connection:
         )
         # A health check is answered even at the connection limits.
         if self._refusal is not None and refusal is not Refusal.NO_UPGRADE:
-            # Count the refusal now that it is sent, not at the accept: a client may leave before its request.
+            # Count the refusal when it is sent, not at the accept, since a client may leave before it sends a request.
             self._count_refusal()
             return refuse(self._ws, self._refusal, gateway.retry_after_s)
         if refusal is not None:

@@ -170,7 +170,7 @@ def _ignore_other_upgrades(headers: Headers) -> None:
 
 
 def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Response:
-    """Return the response to a health check or to a plain request."""
+    """Return the response to a health check or another request without an upgrade."""
     is_health = request.path.startswith("/healthz")
     status = 503 if is_draining else 200
     response = ws.reject(status, ("restarting\n" if is_draining else "ok\n") if is_health else ABOUT)
@@ -198,13 +198,13 @@ def fault(request: bytes, error: BaseException | None) -> tuple[int, str]:
     lines = request.split(b"\r\n")
     found = REQUEST_LINE.fullmatch(lines[0])
     if found is None:
-        return 400, "this is no HTTP/1.1 request that opens a WebSocket\n"
+        return 400, "this is not an HTTP/1.1 request that opens a WebSocket\n"
     method = found[1].decode()
     if any(BODY.match(line) for line in lines[1:]):
         if method not in PLAIN_METHODS:
             return 405, f"a WebSocket is opened with GET, not with {method}\n"
         return 400, "a request that opens a WebSocket has no body (Content-Length, Transfer-Encoding)\n"
-    return 400, "this is no HTTP/1.1 request that opens a WebSocket\n"
+    return 400, "this is not an HTTP/1.1 request that opens a WebSocket\n"
 
 
 def credential(headers: Headers) -> str | None:
