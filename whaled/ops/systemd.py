@@ -144,7 +144,9 @@ def _listening(descriptor: int, name: str) -> socket.socket:
         sock = socket.socket(fileno=descriptor)
         is_usable = sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError as error:
-        raise OperatorError(f"the descriptor that systemd passed as {name!r} is not a socket: {error.strerror}") from error
+        raise OperatorError(
+            f"the descriptor that systemd passed as {name!r} is not a socket: {error.strerror}"
+        ) from error
     if not is_usable:
         raise OperatorError(
             f"the socket that systemd passed as {name!r} does not listen for streams: "
