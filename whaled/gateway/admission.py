@@ -1,11 +1,12 @@
-"""Who may hold a connection: counts in all and per address, and makes room for newcomers at the cost of strangers.
+"""Admission of connections: limits in total and per address, and room for new connections.
 
-A stranger is a connection that has not authenticated. When all places for strangers are taken a newcomer is still let
-in: the stranger that had time to authenticate and did not goes, or else the oldest of a network that connects a lot. A
-client that means business authenticates within a round trip or two, long before that is it.
+The code calls an unauthenticated connection a stranger. At the limit of unauthenticated connections a new one is still
+admitted, and displaces another: the oldest if that had time to authenticate, or else the oldest of the busiest network.
+A genuine client authenticates within a round trip or two, long before it could be displaced.
 
-While more connect than can be accepted, a network from which nearly all connections fail is reset at the accept, before
-anything is built for it: resets are cheap, and so the queue in the kernel, in which clients wait as well, stays short.
+While connections arrive faster than they can be accepted, connections of a network from which nearly all connections
+fail are reset at the accept, before anything is allocated for them. A reset is cheap, so the kernel's accept queue, in
+which genuine clients wait as well, stays short.
 """
 
 import ipaddress
@@ -17,36 +18,38 @@ from typing import NamedTuple
 from whaled.gateway.limits import Refusal
 from whaled.listening import source_of
 
-# Connections beyond the limits that wait for their refusal. They are descriptors too: further ones displace the oldest.
+# The limits of connections that wait for their refusal. They use descriptors too, so further ones displace the oldest.
 TURNED_AWAY = 256
 TURNED_AWAY_PER_ADDRESS = 16
-# From the accept to the credential, through TLS and handshake: some round trips around the world.
+# The time from the accept to the credential, through TLS and handshake: several intercontinental round trips.
 TIME_TO_BEGIN_S = 2.0
-# A network connects a lot if it has one in so many of all strangers.
+# A network is busy if it has at least one in BUSY_PART of all unauthenticated connections.
 BUSY_PART = 10
-# Failed connects count for one to two of these.
+# Failed connects count for one to two windows.
 FAILURE_WINDOW_S = 1.0
-# Until the queue is empty, connections of more and more networks are reset: after each such time the limit is halved.
+# Until the accept queue is empty, the limit of failures per network is halved at this interval, so that connections of
+# more and more networks are reset.
 HALVED_AFTER_S = 0.25
-# It is halved no further than to one in so many.
+# The limit is never halved below one LEAST_PART of its configured value.
 LEAST_PART = 10
-# From then on those that have not authenticated yet count as failures as well: a flood that goes through network after
-# network is gone from each before the first of its connections has failed. Thousands of clients that come at once are
-# accepted by then, or many of them are in.
+# After this time unauthenticated connections count as failures as well: a flood that moves from network to network has
+# left each one before its first connection there has failed. Of thousands of clients that connect at once, all have
+# been accepted by then, or many have authenticated.
 UNFINISHED_AFTER_S = 0.5
-# A network is no flood while one in so many of its connections is a client's: a proxy may serve some broken clients.
+# A network is not a flood while at least one in CLIENT_PART of its connections is a client's, since a proxy may serve
+# some broken clients.
 CLIENT_PART = 10
 
 
 class Source(NamedTuple):
-    """Where a connection comes from: its address (an IPv6 host's /64), and the network around it (/24, /48)."""
+    """The origin of a connection: its address (/64 for IPv6) and the network around it (/24, or /48 for IPv6)."""
 
     address: str
     network: str
 
 
 def source(address: str) -> Source:
-    """The source of a peer's address; a Unix socket is one source."""
+    """Return the source of a peer's address. All connections of a Unix socket have the same source."""
     octets = address.rpartition(".")
     if octets[1] and ":" not in address:
         return Source(address, f"{octets[0]}.0/24")
@@ -65,14 +68,17 @@ def _source_by_parsing(address: str) -> Source:
 
 
 class Strangers:
-    """Members by network and address, oldest first. What an operation takes does not grow with their number."""
+    """The unauthenticated connections by network and address, oldest first.
+
+    The time of an operation does not grow with their number.
+    """
 
     def __init__(self) -> None:
         self._networks: dict[str, dict[str, dict[Hashable, None]]] = {}
         self._sizes: dict[str, int] = {}
         self._by_size: dict[int, dict[str, None]] = {}
         self._largest = 0
-        # Of each member, oldest first: its source, and when it came.
+        # The source and arrival time of each member, oldest first.
         self._members: dict[Hashable, tuple[Source, float]] = {}
 
     def __len__(self) -> int:
@@ -82,13 +88,13 @@ class Strangers:
         return member in self._members
 
     def add(self, member: Hashable, source: Source, now: float = 0.0) -> None:
-        """Add a newcomer."""
+        """Add a new member."""
         self._members[member] = source, now
         self._networks.setdefault(source.network, {}).setdefault(source.address, {})[member] = None
         self._resize(source.network, 1)
 
     def discard(self, member: Hashable) -> None:
-        """Forget a member, if it is one."""
+        """Remove a member, if it is present."""
         if member not in self._members:
             return
         source, _ = self._members.pop(member)
@@ -116,70 +122,72 @@ class Strangers:
         if new > self._largest:
             self._largest = new
         elif old == self._largest and old not in self._by_size:
-            self._largest = new  # sizes change by one: the next largest is this network's, or as large as it
+            self._largest = new  # sizes change by one, so no other network is larger than this one now
 
     def oldest_of_busiest(self) -> Hashable:
-        """The oldest member of the address with the most of the network with the most. Raises KeyError if empty."""
+        """Return the oldest member of the busiest address of the busiest network. Raises KeyError if empty."""
         network = next(iter(self._by_size[self._largest]))
         busiest = max(self._networks[network].items(), key=lambda address: len(address[1]))
         return next(iter(busiest[1]))
 
     def oldest(self) -> Hashable:
-        """The oldest member of all. Raises StopIteration if empty."""
+        """Return the oldest member of all. Raises StopIteration if empty."""
         return next(iter(self._members))
 
     def arrived_at(self, member: Hashable) -> float:
-        """When a member was added."""
+        """Return the time at which a member was added."""
         return self._members[member][1]
 
     @property
     def is_one_busy(self) -> bool:
-        """Whether one network has a large part of all members."""
+        """True if one network has at least one in BUSY_PART of all members."""
         return self._largest * BUSY_PART >= len(self)
 
     def network_of(self, member: Hashable) -> str:
-        """The network of a member."""
+        """Return the network of a member."""
         return self._members[member][0].network
 
     def count_in(self, network: str) -> int:
-        """Members of one network."""
+        """Return the number of members in one network."""
         return self._sizes.get(network, 0)
 
     def count(self, source: Source) -> int:
-        """Members of one address."""
+        """Return the number of members of one address."""
         return len(self._networks.get(source.network, {}).get(source.address, ()))
 
     def oldest_of(self, source: Source) -> Hashable | None:
-        """The oldest member of one address, None if there is none."""
+        """Return the oldest member of one address; None if there is none."""
         members = self._networks.get(source.network, {}).get(source.address)
         return next(iter(members)) if members else None
 
 
 class FailedConnects:
-    """How many connections of each network failed lately: ended before they authenticated.
+    """The recent failed connects of each network: connections that ended before they authenticated.
 
-    `limit` is how many may fail within FAILURE_WINDOW_S before the network counts as a flood.
+    A network counts as a flood if more than `limit` of its connections fail within FAILURE_WINDOW_S.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit = limit
         self._clock = clock
         self._began = clock()
-        # Per network, how many failed and how many became clients: in this window, and in the one before.
+        # By network, the number of connections that failed and that authenticated, in this window and the previous one.
         self._now: dict[str, list[int]] = {}
         self._before: dict[str, list[int]] = {}
 
     def failed(self, network: str) -> None:
-        """A connection ended before it authenticated."""
+        """Count a connection that ended before it authenticated."""
         self._count(network)[0] += 1
 
     def succeeded(self, network: str) -> None:
-        """A connection authenticated."""
+        """Count a connection that authenticated."""
         self._count(network)[1] += 1
 
     def is_flood(self, network: str, behind_s: float, clients_here: int = 0, unfinished: int = 0) -> bool:
-        """Whether nearly all of many connections failed. `behind_s`: for how long more have come than can be accepted;
-        `clients_here`: how many of the network are connected; `unfinished`: how many have not authenticated yet.
+        """Return whether a network has many connections, nearly all of them failed.
+
+        For `behind_s` seconds, connections have arrived faster than they can be accepted. `clients_here` is the number
+        of connected clients in the network, `unfinished` the number of its unauthenticated connections.
         """
         self._turn()
         failed, clients = self._now.get(network, (0, 0))
@@ -202,8 +210,10 @@ class FailedConnects:
 
 
 class Verdict(NamedTuple):
-    """What a newcomer meets: a refusal, or None; and the stranger that gives way to it, or None. One that is not
-    admitted is to be closed at once: it is not counted, and no `leave` follows.
+    """The decision about a new connection.
+
+    `refusal` is the answer it gets, `displaced` the unauthenticated connection that it displaces; either may be None.
+    If not `is_admitted`, close the connection at once: it has not been counted, and `leave` must not be called for it.
     """
 
     refusal: Refusal | None = None
@@ -216,7 +226,7 @@ def _always(_: Hashable) -> bool:
 
 
 class Admission:
-    """Counts open connections and decides about newcomers. The limits may be changed at any time."""
+    """The counts of open connections, and the decision about new ones. The limits may be changed at any time."""
 
     def __init__(
         self,
@@ -238,18 +248,18 @@ class Admission:
         self._clock = clock
 
     def is_flood(self, source: Source, behind_s: float) -> bool:
-        """Whether nearly all of many connections of a newcomer's network fail. See `FailedConnects.is_flood`."""
+        """Return whether the network of a new connection counts as a flood. See `FailedConnects.is_flood`."""
         network = source.network
         return self.failures.is_flood(
             network, behind_s, self._clients.get(network, 0), self.strangers.count_in(network)
         )
 
     def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
-        """Count a newcomer as a stranger. `leave` must be called for it once, and for the displaced one too.
+        """Count a new connection as unauthenticated. `leave` must be called once for it, and for the displaced one.
 
-        A newcomer that is refused is counted as well, beyond the limits: it holds a socket until its refusal is sent.
-        `may_displace` is asked about a stranger of the newcomer's own network; if it may not, the newcomer is not
-        admitted. A stranger of another, busier network gives way whatever it does.
+        A refused connection is counted as well, beyond the limits, since it holds a socket until its refusal is sent.
+        If the connection to displace is of the same network as the new one, `may_displace` decides; if it returns
+        False, the new connection is not admitted. A connection of another network is displaced unconditionally.
         """
         here = self._by_address.get(source.address, 0)
         strangers, strangers_here = len(self.strangers), self.strangers.count(source)
@@ -261,11 +271,11 @@ class Admission:
         elif self.total - strangers >= self.total_limit:
             refusal = Refusal.GLOBAL_CAP
             if strangers >= TURNED_AWAY:
-                displaced = self._gives_way()
+                displaced = self._to_displace()
         elif here >= self.per_address_limit:
             displaced = self.strangers.oldest_of(source)
         elif self.total >= self.total_limit or strangers >= self.unauthenticated_limit:
-            displaced = self._gives_way()
+            displaced = self._to_displace()
         is_own = displaced is not None and self.strangers.network_of(displaced) == source.network
         if is_own and not may_displace(displaced):
             return Verdict(is_admitted=False)
@@ -274,9 +284,12 @@ class Admission:
         self.strangers.add(member, source, self._clock())
         return Verdict(refusal, displaced)
 
-    def _gives_way(self) -> Hashable:
-        """The stranger to displace. If all of them came just now, from many networks, their age is all there is to tell
-        them apart; the network that has most of them may be a proxy with clients in mid-handshake.
+    def _to_displace(self) -> Hashable:
+        """Return the unauthenticated connection to displace.
+
+        It is the oldest one, if that had time to begin or no network is busy; else the oldest of the busiest network.
+        Without a busy network only their age distinguishes connections: the network with the most of them may be a
+        proxy whose clients are in their handshakes.
         """
         oldest = self.strangers.oldest()
         had_time = self._clock() - self.strangers.arrived_at(oldest) > TIME_TO_BEGIN_S
@@ -284,11 +297,11 @@ class Admission:
 
     @property
     def unauthenticated(self) -> int:
-        """Strangers, those that are being refused among them."""
+        """The number of unauthenticated connections, including those that are being refused."""
         return len(self.strangers)
 
     def known(self, member: Hashable) -> None:
-        """A stranger has authenticated, or need not."""
+        """Count an unauthenticated connection as a client: it has authenticated, or need not."""
         if member in self.strangers:
             network = self.strangers.network_of(member)
             self.failures.succeeded(network)
@@ -296,7 +309,7 @@ class Admission:
             self._clients[network] = self._clients.get(network, 0) + 1
 
     def leave(self, member: Hashable, source: Source, *, has_failed: bool = True) -> None:
-        """A connection is gone, or is on its way out. A stranger may have gone for no fault of its own."""
+        """Remove a connection that is closed or closing. `has_failed` is False if that is not the client's fault."""
         if member in self.strangers:
             if has_failed:
                 self.failures.failed(source.network)

@@ -1,4 +1,4 @@
-"""The gateway's log lines about clients. Each can be caused at will from outside, so each has a bound."""
+"""The gateway's log lines about clients. Clients can cause any of them at will, so each kind is rate limited."""
 
 import asyncio
 from collections import Counter
@@ -10,16 +10,18 @@ from whaled.summaries import MAX_SOURCES, PERIOD_S, Summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# In ten seconds. Strangers get few lines: metrics count them, and what matters is what they hide.
+# Lines per ten seconds, in total and per source. Unauthenticated connections get few, since metrics count them and
+# their lines would hide important ones.
 STRANGERS = 5
 STRANGER = 2
-# A restart brings all clients back at once: enough to see who, not a line for each of 10,000.
+# After a restart all clients reconnect at once: these lines suffice to see which ones, without a line for each of
+# 10,000.
 CLIENTS = 100
 CLIENT = 5
 
 
 class ClientLines:
-    """Logs what happens to clients; left, it logs the counts of what was left out."""
+    """The log lines about clients. On exit from the context, the counts of suppressed lines are logged."""
 
     def __init__(self) -> None:
         self._refused = Summary(logger, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
@@ -34,7 +36,7 @@ class ClientLines:
         self._stranger_left = Summary(logger, "client left", per_source=STRANGER, in_all=STRANGERS)
         self._shed = Summary(logger, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
         self._failed = Summary(logger, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
-        # Connections that became no session since the last line about them, by reason and by network.
+        # Connections that did not become a session since the last line about them, by reason and by network.
         self._turned_away: Counter[str] = Counter()
         self._networks: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
@@ -43,15 +45,18 @@ class ClientLines:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.sleep(0)  # connections that were just aborted report it in the next turn of the loop
+        await asyncio.sleep(0)  # connections that were just aborted report it in the next iteration of the loop
         self.flush()
 
     def refused(self, address: str, reason: str, client_id: str | None) -> None:
-        """A credential was refused. `client_id` is known where it was right once; a proxy has one address for all."""
+        """Log a refused credential. `client_id` is known if the credential was once valid.
+
+        Lines are limited per `client_id` if possible, since clients behind a proxy share an address.
+        """
         self._refused.line(client_id or address, address=address, reason=reason, client_id=client_id)
 
     def turned_away(self, reason: str, network: str) -> None:
-        """A connection did not become a session. Floods of them make one line with counts every ten seconds."""
+        """Count a connection that did not become a session. One line with the counts is logged every ten seconds."""
         self._turned_away[reason] += 1
         if network in self._networks or len(self._networks) < MAX_SOURCES:
             self._networks[network] += 1
@@ -69,28 +74,28 @@ class ClientLines:
         self._networks.clear()
 
     def origin_refused(self, address: str, origin: str) -> None:
-        """A browser page of an origin that is not allowed."""
+        """Log a connection attempt by a page whose origin is not allowed."""
         self._origin.line(address, address=address, origin=origin)
 
     def connected(self, address: str, client_id: str | None) -> None:
-        """A client may be served: it has authenticated, or need not."""
+        """Log a client that is admitted: it has authenticated, or need not."""
         self._connected.line(client_id or address, address=address, client_id=client_id)
 
     def left(self, address: str, client_id: str | None, *, was_ready: bool, code: int, seconds: float) -> None:
-        """A session is over. `was_ready`: the client was served."""
+        """Log the end of a session. `was_ready` is True if the client had been admitted."""
         lines = self._left if was_ready else self._stranger_left
         lines.line(client_id or address, address=address, client_id=client_id, code=code, seconds=seconds)
 
     def shed(self, address: str, unsent_bytes: int) -> None:
-        """A session is closed to save memory."""
+        """Log a session that is closed to save memory."""
         self._shed.line(address, address=address, unsent_bytes=unsent_bytes)
 
     def failed(self, address: str) -> None:
-        """A bug met while serving a client: logs the exception in hand."""
+        """Log the exception being handled, a bug met while serving a client."""
         self._failed.line(address, address=address)
 
     def flush(self) -> None:
-        """Log the counts of what was left out up to now."""
+        """Log the counts of the lines suppressed up to now."""
         for summary in (
             self._refused, self._origin, self._connected, self._left, self._stranger_left, self._shed, self._failed,
         ):  # fmt: skip

@@ -1,16 +1,19 @@
-"""What all connections of one client may take together. A client is a `client_id` of tokens. Pure: `now` is seconds."""
+"""The limits that all connections of one client share. A client is the `client_id` of a token.
+
+The module does no I/O and reads no clock; `now` is in seconds.
+"""
 
 from collections import OrderedDict
 
 from whaled.gateway.limits import LostTime, TokenBucket
 
-# Clients without a connection whose budget is remembered until it is full, so that coming back does not fill it. Beyond
-# it the longest absent is forgotten: client ids are not for the client to choose.
+# The most clients without a connection whose budget is kept until it is full, so that a client cannot refill it by
+# reconnecting. Beyond this the longest absent one is forgotten. That is safe, since clients do not choose their ids.
 ABSENT_REMEMBERED = 10_000
 
 
 class Client:
-    """One client: how many connections it has, and their common budget."""
+    """One client: its number of connections and their common budget."""
 
     __slots__ = ("bucket", "client_id", "connections")
 
@@ -21,7 +24,7 @@ class Client:
 
 
 class Clients:
-    """The clients that are connected, and those that were lately. The limits may be replaced at any time (reload)."""
+    """The clients that are or recently were connected. The limits may be replaced at any time (reload)."""
 
     def __init__(self, *, max_connections: int, rate: float, burst: float) -> None:
         self.max_connections = max_connections
@@ -32,7 +35,7 @@ class Clients:
         self._absent: OrderedDict[str, Client] = OrderedDict()
 
     def reconfigure(self, *, max_connections: int, rate: float, burst: float) -> None:
-        """Take other limits from now on. Connections that are open stay."""
+        """Apply new limits. Open connections remain, even beyond a lower limit."""
         self.max_connections = max_connections
         self._rate = rate
         self._burst = burst
@@ -40,21 +43,21 @@ class Clients:
             client.bucket.reconfigure(rate, burst)
 
     def enter(self, client_id: str, now: float) -> Client | None:
-        """Count a connection of a client; None if it has as many as it may. One that is counted must leave once."""
+        """Count a connection of a client, for which `leave` must be called once. Return None if it has too many."""
         client = self._present.get(client_id)
         if client is None:
-            client = self._absent.pop(client_id, None) or self._newcomer(client_id, now)
+            client = self._absent.pop(client_id, None) or self._new_client(client_id, now)
             self._present[client_id] = client
         elif client.connections >= self.max_connections:
             return None
         client.connections += 1
         return client
 
-    def _newcomer(self, client_id: str, now: float) -> Client:
+    def _new_client(self, client_id: str, now: float) -> Client:
         return Client(client_id, TokenBucket(self._rate, self._burst, now, self.lost))
 
     def leave(self, client: Client) -> None:
-        """A connection of a client is gone."""
+        """Remove a connection of a client."""
         client.connections -= 1
         if client.connections:
             return
@@ -64,8 +67,9 @@ class Clients:
             self._absent.popitem(last=False)
 
     def forget_absent(self, now: float) -> None:
-        """Forget the longest absent as far as their budget is full again. Each lies in the way of memory that others
-        left: Python gives back none of which a part is used.
+        """Forget the longest absent clients, up to the first one whose budget is not full.
+
+        Each remembered client can keep a whole block of memory from being returned to the system.
         """
         while self._absent:
             client_id, client = next(iter(self._absent.items()))
@@ -75,10 +79,10 @@ class Clients:
 
     @property
     def present(self) -> int:
-        """Clients with a connection."""
+        """The number of clients with a connection."""
         return len(self._present)
 
     @property
     def absent(self) -> int:
-        """Clients without one whose budget is remembered."""
+        """The number of clients without a connection whose budget is remembered."""
         return len(self._absent)

@@ -1,7 +1,7 @@
-"""One client's connection: the WebSocket protocol of `websockets` (its part without I/O) over a ClientSocket.
+"""One client's connection: the sans-I/O WebSocket protocol of `websockets` over a ClientSocket.
 
-No task, queue or future per client: a connection costs a few KiB, and a delivery costs the kernel's send
-(docs/performance.md has the comparison with one task per connection).
+There is no task, queue or future per client, so a connection costs a few KiB, and a delivery costs little more than
+the kernel's send (docs/performance.md compares this with one task per connection).
 """
 
 import asyncio
@@ -49,24 +49,24 @@ from whaled.gateway.share import Lane
 from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
 
 END_OF_REQUEST = b"\r\n\r\n"
-# Once the connection is closing the client's own close is looked for in so many bytes. What comes after them is read
-# and dropped, since unread bytes turn the close of a socket into a reset, which the client sees instead of the reason;
-# a flood is left unread.
+# Once the connection is closing, the first CLOSING_BYTES are searched for the client's close frame. Later bytes are
+# read and dropped: if they stayed unread, closing the socket would reset it, and the client would not see the close
+# code. After DROPPED_BYTES reading stops, so that a flood costs nothing more.
 CLOSING_BYTES = 1024
 DROPPED_BYTES = 64 * 1024
-# Refusals that a client could not help.
+# Refusals that are not the client's fault.
 NO_FAULTS = {
     Refusal.GLOBAL_CAP, Refusal.ADDRESS_CAP, Refusal.CLIENT_CAP, Refusal.MEMORY, Refusal.DRAINING, Refusal.NO_UPGRADE,
 }  # fmt: skip
-# When a client's time is over while its bytes wait to be read, it is looked at again after so long, for so many times
-# the time that it has for handshake and token.
+# If a deadline ends while bytes of the client wait to be read, it is extended by LATER_S at a time, up to PATIENCE
+# times the time allowed for handshake and authentication.
 LATER_S, PATIENCE = 0.5, 3
-# How a TLS connection begins (its first record is a handshake, and there has never been a major version but 3).
+# The first bytes of a TLS connection: its first record is a handshake, and the major version has always been 3.
 TLS_BEGINS = b"\x16\x03"
 
 
 class ConnectionOwner(Protocol):
-    """The gateway, as a connection sees it."""
+    """The gateway as a connection sees it."""
 
     settings: GatewaySettings
     origins: Origins
@@ -74,19 +74,19 @@ class ConnectionOwner(Protocol):
     is_draining: bool
 
     def refused(self, connection: "Connection", reason: Refusal) -> None:
-        """A handshake did not lead to a session."""
+        """Count a handshake that did not lead to a session."""
         ...
 
     def tls_failed(self, reason: str) -> None:
-        """A TLS handshake failed."""
+        """Count a failed TLS handshake."""
         ...
 
     def origin_refused(self, connection: "Connection", origin: str) -> None:
-        """A page of an origin that is not allowed tried to connect."""
+        """Log a connection attempt by a page whose origin is not allowed."""
         ...
 
     def new_session(self, connection: "Connection") -> Session:
-        """The rules for a connection whose handshake is done."""
+        """Create the session of a connection whose handshake is complete."""
         ...
 
     def perform(
@@ -94,35 +94,35 @@ class ConnectionOwner(Protocol):
         connection: "Connection",
         action: Admit | Attach | Detach | Refused | FamilyEnded | Limited | Crowded | Rejected,
     ) -> None:
-        """An action that concerns more than the socket."""
+        """Perform an action that concerns more than the socket."""
         ...
 
     def received(self, kind: wire.MessageType, size_bytes: int) -> None:
-        """A message came in."""
+        """Count a received message."""
         ...
 
     def answered(self, size_bytes: int) -> None:
-        """A frame was sent to this client alone."""
+        """Count a frame that was sent to one client alone."""
         ...
 
-    def send_away(self, connection: "Connection") -> None:
-        """Tell a client to come back, and close it."""
+    def ask_to_reconnect(self, connection: "Connection") -> None:
+        """Ask a client to reconnect later, and close the connection."""
         ...
 
     def failed(self, connection: "Connection") -> None:
-        """A bug met while serving a client."""
+        """Log and count the exception being handled, a bug met while serving a client."""
         ...
 
     def fell_behind(self, connection: "Connection", cursor: int) -> None:
-        """The connection is to go on from the log once it has drained."""
+        """Replay the event log to the connection after `cursor`, once it has drained."""
         ...
 
     def disconnected(self, connection: "Connection") -> None:
-        """The socket is gone."""
+        """Forget a connection whose socket is closed."""
         ...
 
     def now(self) -> float:
-        """Unix seconds."""
+        """Return the wall clock, in Unix seconds."""
         ...
 
 
@@ -141,7 +141,7 @@ class Connection:
         self.address = address
         self.source = source
         self.slot = slot
-        self._ws: Server | None = None  # not before there is a whole request: strangers who send none are cheap
+        self._ws: Server | None = None  # created for a complete request, so that connections that send none are cheap
         self._socket: ClientSocket | NoSocket = NO_SOCKET
         self._direct_fd = -1
         self._paused = False
@@ -149,8 +149,8 @@ class Connection:
         self._fragments: bytearray | None = None
         self._is_text = True
         self._is_deflated = False
-        self._is_limited = False  # a compressed message was over the rate
-        self._inflater: Inflater | None = None  # for a client that compresses
+        self._is_limited = False  # a compressed message was over the rate limit
+        self._inflater: Inflater | None = None  # created for a client that compresses
         self._timer: asyncio.TimerHandle | None = None
         self._deadline: float | None = None
         self._refusal: Refusal | None = None
@@ -172,25 +172,25 @@ class Connection:
     # --- the socket (SocketOwner) ---
 
     def start(self, client: ClientSocket, refusal: Refusal | None) -> None:
-        """Wait for the handshake, not forever. `refusal` is what its request will be answered with."""
+        """Start reading, with a timeout for the handshake. `refusal`, if any, will be the answer to the request."""
         self._socket = client
         self._refusal = refusal
         self._call_later(self._gateway.settings.handshake_timeout, self._handshake_timed_out)
         client.start()
 
     def connection_made(self) -> None:
-        """Bytes may come and go."""
+        """Handle the end of the TLS handshake, if any: bytes may be read and written."""
         if self._socket.is_plain:
             self._direct_fd = self._socket.fd
 
     def tls_failed(self, reason: str) -> None:
-        """It was no TLS, none that both sides speak, or nothing but TLS."""
+        """Handle a failure of TLS: other bytes, no common version or cipher, or too much without application data."""
         self._gateway.tls_failed(reason)
         if self.session is None:
             self._refuse(Refusal.TLS)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes from the client."""
+        """Handle bytes from the client."""
         self.pinged_at = 0.0
         try:
             if self.session is None and self.closing is None:
@@ -204,7 +204,7 @@ class Connection:
             self.close(Close.BUG)
 
     def _read_request(self, data: bytes) -> bytes:
-        """Collect the request of the handshake; returns what comes behind it, once it has been answered."""
+        """Collect the handshake request. Once it has been answered, return the bytes that follow it."""
         seen = len(self._request)
         self._request += data
         end = self._request.find(END_OF_REQUEST, max(0, seen - len(END_OF_REQUEST) + 1))
@@ -225,7 +225,7 @@ class Connection:
         return b""
 
     def _answer_plainly(self, status: int, text: str) -> None:
-        """Answer a request that was not read as one."""
+        """Answer a request that the library has not parsed, or could not parse."""
         self._request = bytearray()
         self._refuse(Refusal.BAD_HANDSHAKE)
         if self._ws is not None:
@@ -238,7 +238,7 @@ class Connection:
         self._flush()
 
     def _read(self, data: bytes) -> None:
-        """Let the WebSocket protocol read, and do what comes of it."""
+        """Pass bytes to the WebSocket protocol, and handle the resulting events."""
         if self.closing is not None:
             self._closing_bytes += len(data)
             if self._closing_bytes > CLOSING_BYTES:
@@ -257,34 +257,34 @@ class Connection:
         self._flush()
 
     def eof_received(self) -> None:
-        """The client has nothing more to say; whaled closes too."""
+        """Handle the end of the client's stream by closing the connection."""
         if self._ws is not None:
             self._ws.receive_eof()
             self._flush()
 
     def connection_lost(self) -> None:
-        """The socket is gone; its descriptor may be reused from now on."""
+        """Handle the end of the socket. Its descriptor may be reused from now on."""
         self.fd = self._direct_fd = -1
         self._cancel_timer()
         if self._ws is not None:
             self._ws.end()
             sent = self._ws.close_sent
-            if sent is not None:  # an answer repeats the client's code
+            if sent is not None:  # if the client closed first, this repeats its code
                 self.close_code = int(sent.code)
         if self.session is None:
             self._refuse(Refusal.BAD_HANDSHAKE)
         self._wake()
-        # Break the cycle socket <-> connection now: what 10,000 clients leave must not wait for the collector.
+        # Break the cycle socket <-> connection now: the memory of 10,000 clients must not wait for the collector.
         self._socket = NO_SOCKET
         self._gateway.disconnected(self)
 
     def pause_writing(self) -> None:
-        """Bytes are unsent: frames go behind them from now on."""
+        """Handle the first unsent bytes: frames are queued behind them from now on."""
         self._paused = True
         self.fd = -1
 
     def resume_writing(self) -> None:
-        """Everything is sent."""
+        """Handle the end of unsent bytes: frames may be written directly again."""
         self._paused = False
         self.pinged_at = 0.0
         if self.session is not None and self.closing is None:
@@ -295,7 +295,7 @@ class Connection:
 
     def _handshake(self, request: Request) -> None:
         assert self._ws is not None
-        response = self._judge(request)
+        response = self._check(request)
         if response is None:
             response = self._ws.accept(request)
         self._ws.send_response(response)
@@ -309,23 +309,23 @@ class Connection:
         self.connected_at = self._gateway.now()
         self.fd = -1 if self._paused else self._direct_fd
         self.perform(self.session.opened(credential(request.headers), self.connected_at))
-        request.headers.clear()  # the parser refers to the request for as long as the connection lasts
+        request.headers.clear()  # the parser keeps the request for as long as the connection lasts
         if self._gateway.is_draining:
-            self._gateway.send_away(self)
+            self._gateway.ask_to_reconnect(self)
         if self.session.state is State.AUTHENTICATING:
             self._socket.favour(1)
             self._call_later(self._gateway.settings.auth_timeout, self._auth_timed_out)
 
-    def _judge(self, request: Request) -> Response | None:
-        """The answer to a request that opens no WebSocket; None if it may."""
+    def _check(self, request: Request) -> Response | None:
+        """Return the response that refuses a request, or None if the request may open a WebSocket."""
         assert self._ws is not None
         gateway = self._gateway
         refusal, response = judge(
             self._ws, request, gateway.origins, is_draining=gateway.is_draining, is_tls=not self._socket.is_plain
         )
-        # A health check has its answer however many clients there are.
+        # A health check is answered even at the connection limits.
         if self._refusal is not None and refusal is not Refusal.NO_UPGRADE:
-            # Counted now, not at the accept: a client that has its answer is refused, one that leaves before is not.
+            # Count the refusal when it is sent, not at the accept, since a client may leave before it sends a request.
             self._count_refusal()
             return refuse(self._ws, self._refusal, gateway.retry_after_s)
         if refusal is not None:
@@ -336,7 +336,7 @@ class Connection:
         return response
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Note why there will be no session, unless that was decided before, and count it."""
+        """Record and count the reason why there will be no session, unless there is one already."""
         if self._refusal is None:
             self._refusal = refusal
             self._count_refusal()
@@ -347,33 +347,33 @@ class Connection:
             self._gateway.refused(self, self._refusal)
 
     def is_idle(self, now: float) -> bool:
-        """Whether the client had time to begin, and sends nothing that waits to be read. `now` is monotonic."""
+        """Return whether the client had time to begin, but none of its bytes wait to be read. `now` is monotonic."""
         return now - self.arrived_at > TIME_TO_BEGIN_S and not self.is_waiting
 
     @property
     def is_waiting(self) -> bool:
-        """Whether bytes of the client wait to be read."""
+        """True if bytes of the client wait to be read."""
         return self._socket.is_waiting
 
     @property
     def has_failed(self) -> bool:
-        """True if a connection that ends without having authenticated counts as a failure of its network.
+        """True if the end of this connection, without authentication, counts as a failed connect of its network.
 
-        It does not where the client could not help it. It does where it gave way to a newcomer, even before it was
-        read: in a flood from thousands of networks that is all that is ever seen of its connections.
+        It does not if the end was not the client's fault. It does if the connection was displaced, even before
+        anything was read from it: in a flood from thousands of networks every connection ends like that.
         """
         if self._refusal is Refusal.DISPLACED:
             return True
         return self._refusal not in NO_FAULTS and not self.is_waiting
 
     def displace(self) -> None:
-        """Give way to a newcomer, without having authenticated."""
+        """Cut off this unauthenticated connection, to make room for a new one."""
         self._refuse(Refusal.DISPLACED)
         self._count_refusal()
         self.abort()
 
     def _handshake_timed_out(self) -> None:
-        if self._is_late_itself():
+        if self._has_bytes_waiting():
             self._call_later(LATER_S, self._handshake_timed_out)
             return
         self._refuse(Refusal.HANDSHAKE_TIMEOUT)
@@ -409,23 +409,26 @@ class Connection:
         self.perform(actions)
 
     def _message(self, session: Session, data: bytes, now: float) -> bytes | None:
-        """The message in what arrived; None if that closes the connection. What nobody looks at stays as it is."""
+        """Return the message in `data`, inflated if necessary, or None if it closes the connection.
+
+        A message that `Session.received` would not parse is not inflated.
+        """
         if self._is_deflated:
             if self._inflater is None:
                 self._inflater = Inflater()
-            if not self._is_text or not session.looks_at_messages(now):
+            if not self._is_text or not session.would_parse(now):
                 self._inflater.skip()
                 self._is_limited = self._is_limited or self._is_text
                 return data
             assert self._ws is not None
-            assert self._ws.max_message_size is not None  # the one it began with, as for plain messages
+            assert self._ws.max_message_size is not None  # the limit at the handshake, as for plain messages
             try:
                 data = self._inflater.inflate(data, self._ws.max_message_size)
             except InflatedTooBigError:
                 self.close(Close.FRAME_TOO_BIG)
                 return None
             except DeflateError:
-                # It may refer to a message over the rate, which it was not to.
+                # A client that breaks the agreement may refer to a message that was skipped for its rate.
                 self.close(Close.RATE_LIMITED if self._is_limited else Close.BAD_DEFLATE)
                 return None
         if not self._is_text:
@@ -435,14 +438,17 @@ class Connection:
             return None
         return data
 
-    def _is_late_itself(self) -> bool:
-        """Whether bytes that the client sent in time wait to be read. Not for ever: it might send one now and then."""
+    def _has_bytes_waiting(self) -> bool:
+        """Return whether bytes that the client sent in time still wait to be read, which delays its deadline.
+
+        The delay is limited, since a client could send a byte now and then.
+        """
         settings = self._gateway.settings
         patience_s = PATIENCE * (settings.handshake_timeout + settings.auth_timeout)
         return self.is_waiting and time.monotonic() - self.arrived_at < patience_s
 
     def _auth_timed_out(self) -> None:
-        if self._is_late_itself():
+        if self._has_bytes_waiting():
             self._call_later(LATER_S, self._auth_timed_out)
             return
         if self.session is not None:
@@ -454,7 +460,7 @@ class Connection:
             self.perform(self.session.tick(self._gateway.now()))
 
     def recheck(self) -> None:
-        """Look again whether the session's credential holds, and set its timer again: the clock may have been set."""
+        """Check again whether the session's credential is valid, and reset its timer after a step of the clock."""
         if self.session is None or not self.is_ready or self.closing is not None or self._socket is NO_SOCKET:
             return
         try:
@@ -471,14 +477,14 @@ class Connection:
         self._deadline = deadline
         self._cancel_timer()
         if deadline is not None:
-            # An hour at most: the wall clock may be set meanwhile.
+            # Wait an hour at most, since the wall clock may be set meanwhile.
             self._call_later(min(3600.0, max(0.0, deadline - self._gateway.now())), self._tick)
 
     def perform(self, actions: list[Action]) -> None:
-        """Do what the session decided."""
+        """Perform the actions that the session returned."""
         for action in actions:
             if self.closing is not None:
-                return  # it was too slow for what was sent just now
+                return  # an earlier frame exceeded the client's limit of unsent bytes
             match action:
                 case Send(frame=frame):
                     self.answer(frame)
@@ -499,47 +505,47 @@ class Connection:
 
     @property
     def is_agreed(self) -> bool:
-        """Whether the TLS handshake, if there is one, is over."""
+        """True if the TLS handshake is complete, or there is none."""
         return self._socket.is_agreed
 
     @property
     def unsent(self) -> int:
-        """Bytes the kernel has not taken yet."""
+        """The number of bytes that the kernel has not taken yet."""
         return self._socket.unsent
 
     def answer(self, frame: bytes) -> None:
-        """Send a frame that is for this client alone."""
+        """Send and count a frame that is for this client alone."""
         self._gateway.answered(len(frame))
         self.write(frame)
 
     def write(self, frame: bytes) -> None:
-        """Send complete frames, unless the connection is closing. A client that asks and does not read is closed."""
+        """Send complete frames, unless the connection is closing. Close a client that does not read its answers."""
         if self.closing is not None or self._socket.is_closing:
             return
         self._socket.write(frame)
         if self.unsent > 2 * self._gateway.settings.max_unsent:
-            # Deliveries keep to max_unsent (`write_behind`, and slices of a replay): this much is answers it asked for.
+            # Deliveries stay within max_unsent (`write_behind`, and slices of a replay), so the excess is answers.
             self.close(Close.TOO_SLOW)
 
     def write_rest(self, rest: bytes) -> None:
-        """Queue the rest of a frame whose beginning is in the socket already."""
+        """Queue the rest of a frame whose first bytes the kernel has already taken."""
         self._socket.write(rest)
 
     def write_behind(self, data: bytes) -> bool:
-        """Queue data behind what is unsent, if the client may have that much unsent."""
+        """Queue data behind the unsent bytes. Return False, queueing nothing, if it would exceed the client's limit."""
         if self.closing is not None or self._socket.is_closing:
-            return True  # it is going; it costs nothing more
+            return True  # a closing connection needs no replay
         if self.unsent + len(data) > self._gateway.settings.max_unsent and self.unsent:
             return False
         self._socket.write(data)
         return True
 
     def fell_behind(self, cursor: int) -> None:
-        """The hub took this connection out: go on from the log."""
+        """Continue from the event log after `cursor`. The hub has removed this connection from its group."""
         self._gateway.fell_behind(self, cursor)
 
     async def drained(self) -> None:
-        """Wait until nothing is unsent, or the socket is gone. The caller bounds the wait."""
+        """Wait until nothing is unsent or the socket is closed. The caller limits the wait."""
         while self._paused and self._socket is not NO_SOCKET:
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
@@ -551,9 +557,9 @@ class Connection:
         self._drained = None
 
     def keepalive(self, now: float) -> bool:
-        """Ping a client, or give up one that did not answer. False if it was given up. `now` is monotonic."""
+        """Ping the client, or cut it off if it did not answer. Return False if it was cut off. `now` is monotonic."""
         if self.session is None or self.closing is not None:
-            return True  # the handshake's and the close's own timers watch it
+            return True  # the timers of the handshake and the close apply
         if not self.pinged_at:
             self.pinged_at = now
             if not self._paused:
@@ -567,7 +573,10 @@ class Connection:
     # --- closing ---
 
     def close(self, close: Close, timeout_s: float | None = None) -> None:
-        """Start the closing handshake; a peer that does not answer in time (`gateway.close_timeout`) is cut off."""
+        """Start the closing handshake. Cut off a peer that does not answer in time.
+
+        `timeout_s` defaults to `gateway.close_timeout`.
+        """
         if self.closing is not None or self._socket is NO_SOCKET:
             return
         self.closing = close
@@ -583,16 +592,16 @@ class Connection:
         self._call_later(self._gateway.settings.close_timeout if timeout_s is None else timeout_s, self.abort)
 
     def abort(self) -> None:
-        """Cut the connection now."""
+        """Close the socket now, dropping unsent bytes."""
         self._socket.abort()
 
     def _flush(self) -> None:
-        """Send what the WebSocket protocol has to say, and follow it when it ends the connection."""
+        """Send the frames that the WebSocket protocol produced, and close when it ends the connection."""
         assert self._ws is not None
         frames = self._ws.data_to_send()
         ends = b"" in frames
         if self.closing is None and (ends or self._ws.close_sent is not None):
-            # The protocol itself ends: a refusal, an answer to the client's close or to its silence, a broken rule.
+            # The protocol ends the connection: a refusal, an answer to the client's close, or a protocol error.
             self.closing = Close.NORMAL
             self.fd = -1
             self._inflater = None
@@ -602,9 +611,9 @@ class Connection:
             if ends:
                 self._socket.end()
         if self.closing is None and self.unsent > 2 * self._gateway.settings.max_unsent:
-            self.close(Close.TOO_SLOW)  # pongs nobody reads
+            self.close(Close.TOO_SLOW)  # the client does not read its pongs
 
-    # --- one timer at a time: handshake, then authentication, then expiry, then close ---
+    # --- the timer: one at a time, for handshake, then authentication, then expiry, then close ---
 
     def _call_later(self, delay_s: float, callback: Callable[[], object]) -> None:
         self._cancel_timer()

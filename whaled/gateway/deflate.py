@@ -1,10 +1,11 @@
-"""permessage-deflate (RFC 7692) without context takeover: no message refers to one before it.
+"""permessage-deflate (RFC 7692) without context takeover: no message refers to an earlier one.
 
-So the compressed frame of an event is the same for every client, and is made once. Some clients (Tornado, Mojolicious)
-refer to their earlier messages although they were told not to: what a client compressed is remembered for that, up to
-32 KiB, until it turns out to keep the agreement. Only events are compressed. Answers to one client are not: they may
-hold a token beside text of the client's choosing, and the size of both compressed together would give the token away,
-piece by piece.
+The compressed frame of an event is therefore the same for every client, and is made once. Some clients (Tornado,
+Mojolicious) refer to their earlier messages although the handshake excludes it, so up to 32 KiB of a client's earlier
+messages are kept until the client has shown that it keeps the agreement.
+
+Only events are compressed. Answers to one client are not: an answer may contain a token next to text that the client
+chose, and the compressed size would reveal the token piece by piece.
 """
 
 import zlib
@@ -18,65 +19,67 @@ from websockets.typing import ExtensionParameter
 
 from whaled.gateway import wire
 
-# The sender's window, in bits. Most alerts are smaller than it, so that a larger one gains nothing; clients that allow
-# less than the 4 KiB are few, and get no compression.
+# The sender's window, in bits. Most alerts fit into its 4 KiB, so a larger window gains nothing. The few clients that
+# allow only a smaller one get no compression.
 WINDOW_BITS = 12
-# As small as with the highest level within 1 %; large ones take two thirds of the time, whatever is in them. The memory
-# level is the least that loses nothing: what it adds is cleared for each message.
+# Level 1 comes within 1 % of the size of the highest level, and takes two thirds of its time for large messages, for
+# any content. The memory level is the lowest that does not increase the size; the memory is cleared for each message.
 LEVEL = 1
 MEMORY_LEVEL = 6
-# Smaller payloads (positions, states of the backend) lose a fifth at most: less than a network packet has of headers.
+# Payloads below this size (positions, states of the backend) shrink by a fifth at most, which is less than the headers
+# of a network packet.
 SMALLEST_BYTES = 200
-# Compressing takes 30 us for each KiB, in the loop: a frame that would hold it up for longer than 8 ms is not.
+# Compression runs in the event loop at 30 us per KiB. A frame that would take longer than 8 ms is not compressed.
 LARGEST_BYTES = 256 * 1024
 
-# What the sender leaves out at the end of a message, and the receiver appends (RFC 7692, 7.2.1 and 7.2.2).
+# The bytes that the sender removes from the end of a message and the receiver appends (RFC 7692, 7.2.1 and 7.2.2).
 TAIL = b"\x00\x00\xff\xff"
-# An empty final block. A message that is whole ends where it can follow.
+# An empty final block, appended to detect a message that is cut off: it can only follow a complete block.
 END = b"\x01\x00\x00\xff\xff"
-# A message has one final block if any; each costs a decompressor.
+# Genuine messages have at most one final block. Each one requires a new decompressor.
 MAX_FINAL_BLOCKS = 16
-# A client may use any window.
+# The largest window that a client may use.
 MAX_WINDOW_BITS = 15
 MAX_WINDOW_BYTES = 1 << MAX_WINDOW_BITS
-# A compressor that is kept finds something of `{"type":"` again in its second message.
+# A client has shown that it keeps the agreement after this many messages: a compressor with context takeover would
+# refer to the first message in its second one, since all begin with `{"type":"`.
 ALONE_MESSAGES = 16
 
 
 class DeflateError(Exception):
-    """What was to be inflated is damaged or cut off."""
+    """The compressed data is damaged or cut off."""
 
 
 class InflatedTooBigError(Exception):
-    """A message is larger than it may be."""
+    """The inflated message is larger than the limit."""
 
 
 class Deflater:
-    """Makes compressed frames. One serves all clients: it forgets each message before the next."""
+    """The compressor of frames. One serves all clients, since it keeps no state between messages."""
 
     def __init__(self) -> None:
         self._zlib = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)
 
     def frame(self, plain: bytes) -> bytes:
-        """The compressed form of a text frame, or the frame itself where that is no gain."""
+        """Return the compressed form of a text frame, or the frame itself if compression does not make it smaller."""
         payload = wire.payload_of(plain)
         if not SMALLEST_BYTES <= len(payload) <= LARGEST_BYTES:
             return plain
-        # A full flush clears what the compressor knows; a new compressor would take half as long again.
+        # A full flush clears the compressor's history. A new compressor would take half as long again.
         data = self._zlib.compress(payload) + self._zlib.flush(zlib.Z_FULL_FLUSH)
         frame = wire.text_frame(data[: -len(TAIL)], is_compressed=True)
         return frame if len(frame) < len(plain) else plain
 
 
 def inflate(data: bytes | bytearray, limit_bytes: int, before: bytes = b"") -> bytes:
-    """The message that a client compressed to `data`, having compressed `before`.
+    """Return the message in `data`, which may refer to the client's earlier messages, `before`.
 
-    Raises InflatedTooBigError, having made no more than a byte too many, and DeflateError.
+    Raises DeflateError, and InflatedTooBigError as soon as the output exceeds `limit_bytes` by one byte.
     """
     rest = bytes(data) + TAIL + END
     message = b""
     for _ in range(MAX_FINAL_BLOCKS):
-        # A block may refer to what came before a final one, too.
+        # A block may also refer to data before a final block.
         known = (before + message)[-MAX_WINDOW_BYTES:]
         inflater = zlib.decompressobj(-MAX_WINDOW_BITS, known) if known else zlib.decompressobj(-MAX_WINDOW_BITS)
         try:
@@ -94,18 +97,20 @@ def inflate(data: bytes | bytearray, limit_bytes: int, before: bytes = b"") -> b
 
 
 class Inflater:
-    """Inflates the messages of one client, each by itself if that can be: only what refers to a message before needs
-    that. zlib notices every such reference, so that nothing wrong is read where a message was left out (`skip`).
+    """The decompressor of one client's messages.
+
+    It inflates each message on its own if possible, and with the earlier ones if the message refers to them. zlib
+    reports every reference to data it does not have, so a skipped message (`skip`) never leads to a wrong result.
     """
 
     __slots__ = ("_alone", "_before")
 
     def __init__(self) -> None:
         self._before = b""
-        self._alone = 0  # messages in a row that needed none before; -1 once one did
+        self._alone = 0  # consecutive messages that referred to no earlier one; -1 once a message did
 
     def inflate(self, data: bytes, limit_bytes: int) -> bytes:
-        """The next message. Raises InflatedTooBigError, DeflateError."""
+        """Return the next message. Raises InflatedTooBigError, DeflateError."""
         if self._alone < 0:
             message = inflate(data, limit_bytes, self._before)
         else:
@@ -126,7 +131,7 @@ class Inflater:
         return message
 
     def skip(self) -> None:
-        """A message is not inflated. What came before it is out of reach."""
+        """Skip a message without inflating it. Later messages cannot refer to it or anything before it."""
         self._before = b""
 
 
@@ -135,8 +140,10 @@ class DeflatedFrame(Frame):
 
 
 class _Deflate(Extension):
-    """Marks compressed messages. They are inflated once they are whole, so that one that is never finished holds what
-    has arrived of it and no decompressor. It has no state: one serves all connections.
+    """The extension that marks compressed messages, which are inflated only when they are complete.
+
+    An unfinished message therefore holds its received bytes but no decompressor. One instance serves all connections,
+    since it has no state.
     """
 
     name = ServerPerMessageDeflateFactory.name
@@ -144,17 +151,17 @@ class _Deflate(Extension):
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:  # noqa: ARG002 - `inflate` has the limit
         if frame.rsv1 and frame.opcode in (Opcode.TEXT, Opcode.BINARY):
             return DeflatedFrame(frame.opcode, frame.data, frame.fin, False, frame.rsv2, frame.rsv3)
-        return frame  # with the bit set it breaks the rules, which the caller looks after
+        return frame  # if the bit is set on another frame, the library reports the protocol error
 
     def encode(self, frame: Frame) -> Frame:
-        return frame  # control frames only: the others are written by whaled itself
+        return frame  # the library sends control frames only; whaled writes the others itself
 
 
 _DEFLATE = _Deflate()
 
 
 class Offers(ServerPerMessageDeflateFactory):
-    """Takes the first offer that can be kept: no context takeover either way, and the window of the shared frames."""
+    """The negotiation: accepts the first suitable offer, without context takeover and with the shared window."""
 
     def __init__(self) -> None:
         super().__init__(server_no_context_takeover=True, client_no_context_takeover=True)
@@ -162,7 +169,7 @@ class Offers(ServerPerMessageDeflateFactory):
     def process_request_params(  # type: ignore[override]  # the library's returns a class of its own
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> tuple[list[ExtensionParameter], Extension]:
-        """Raises NegotiationError for an offer that is declined."""
+        """Return the accepted parameters and the extension. Raises NegotiationError to decline an offer."""
         answer, _ = super().process_request_params(params, accepted_extensions)
         window = dict(answer).get("server_max_window_bits")
         if window is None:

@@ -1,4 +1,4 @@
-"""What is decided of a request before it becomes a WebSocket: subprotocol, credential, refusal."""
+"""The handshake request: its checks, its refusals, and the subprotocol and credential in it."""
 
 import re
 from collections.abc import Generator, Iterable, Sequence
@@ -16,11 +16,12 @@ from whaled.gateway.deflate import Offers
 from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins
 
-# Query parameters that carry a credential in other products. URLs end up in logs and histories.
+# Query parameters that carry a credential in other products. whaled refuses them, since URLs end up in logs and
+# browser histories.
 CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization")
-# What the request of a handshake may take, headers and all: the library would collect 1 MiB of each stranger.
+# The largest handshake request, headers included. The library would collect up to 1 MiB per connection.
 MAX_REQUEST_BYTES = 16 * 1024
-# Longer than any that a client or a balancer asks for. All of it is searched.
+# Longer than any path of a genuine client or load balancer. The whole path is searched for credentials.
 MAX_PATH_BYTES = 2048
 
 REFUSAL_STATUS = {
@@ -36,22 +37,23 @@ REFUSAL_STATUS = {
 
 
 EXTENSIONS = (Offers(),)
-# Lists in headers: no client sends ten items, and the library takes 2 us for each.
+# Headers with lists. No genuine client sends ten items, and the library takes 2 us for each.
 LISTS = ("Connection", "Upgrade", "Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")
 MAX_SEPARATORS = 50
 
 
 class _Reader(StreamReader):
-    """Reads lines and frames for the library: lines as long as the request may be (a token alone may have the 8 KiB
-    that the library gives a line), and no lengths written in more bytes than they need (RFC 6455, 5.2).
+    """The library's reader with two changes.
 
-    The library reads a frame as 2 bytes, then 2 or 8 of a longer length, then 4 of the mask, then the payload.
+    Lines may be as long as the request, since a token alone may fill the library's limit of 8 KiB. A length in more
+    bytes than it needs is refused (RFC 6455, 5.2). The library reads a frame as 2 bytes, then 2 or 8 bytes of a longer
+    length, then 4 bytes of the mask, then the payload.
     """
 
-    _at = 0  # 0: a frame begins; 1: its length follows; 2: its mask; 3: its payload
+    _at = 0  # the part that is read next; 0: the beginning of a frame; 1: its length; 2: its mask; 3: its payload
 
     def read_line(self, m: int, too_long_exc_type: type[Exception] = RuntimeError) -> Generator[None, None, bytearray]:
-        """Read a line. Raises EOFError, and `too_long_exc_type`."""
+        """Read a line. Raises EOFError, or `too_long_exc_type` for a line longer than the request may be."""
         return super().read_line(max(m, MAX_REQUEST_BYTES), too_long_exc_type)
 
     def read_exact(self, n: int) -> Generator[None, None, bytearray]:
@@ -72,25 +74,28 @@ class _Reader(StreamReader):
 
 
 class Server(ServerProtocol):
-    """Selects `whaled.v1` if a browser offers it, and goes on without a subprotocol otherwise. `compresses` if a client
-    asks for it.
+    """The library's server protocol, adapted to whaled.
+
+    It selects the subprotocol `whaled.v1` if the client offers it, and none otherwise. If `compresses`, it accepts
+    offers of compression.
     """
 
     def __init__(self, *, max_size: int | None = None, compresses: bool = False) -> None:
         super().__init__(max_size=max_size, extensions=EXTENSIONS if compresses else None)
 
     def parse(self) -> Generator[None]:
-        """The library's parser. It begins in the library's constructor, which makes the reader itself."""
+        """Return the library's parser, using `_Reader`. The library's constructor creates the reader and calls this."""
         self.reader.__class__ = _Reader
         return super().parse()
 
     def end(self) -> None:
-        """Read nothing more. The parser refers to this object, and exceptions to its frames: without this, the cycles
-        wait for the garbage collector, which rarely looks at what is old.
+        """Stop the parser and break the reference cycles between this object, its parser and their exceptions.
+
+        Otherwise their memory would wait for a full garbage collection, which is rare.
         """
         self.parser.close()
         if self.handshake_exc is not None:
-            self.handshake_exc.__traceback__ = None  # the request keeps it as well
+            self.handshake_exc.__traceback__ = None  # the request also refers to the exception
         self.handshake_exc = self.parser_exc = None
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -98,7 +103,7 @@ class Server(ServerProtocol):
 
 
 def refuse(ws: ServerProtocol, refusal: Refusal, retry_after_s: int) -> Response:
-    """The answer to a client that is turned away."""
+    """Return the response to a refused request."""
     status, text = REFUSAL_STATUS[refusal]
     response = ws.reject(status, text + "\n")
     if status != 400:
@@ -110,7 +115,7 @@ REQUEST_LINE: Final = re.compile(rb"([A-Za-z]{1,32}) [!-~]+ HTTP/1\.[01]")
 LONG_REQUEST_LINE: Final = re.compile(rb"[A-Za-z]{1,32} [!-~]{%d}" % (MAX_PATH_BYTES + 1))
 BARE_LINE_FEED: Final = re.compile(rb"(?<!\r)\n")
 BODY: Final = re.compile(rb"content-length:(?![ \t]*0[ \t]*$)|transfer-encoding:", re.IGNORECASE)
-# Paths that load balancers and people ask for without wanting a WebSocket.
+# Paths that load balancers and people request without opening a WebSocket.
 PLAIN_PATHS = {"/", "/healthz"}
 PLAIN_METHODS = {"GET", "HEAD", "OPTIONS"}
 ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:// or wss://.\n"
@@ -119,7 +124,7 @@ ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:/
 def judge(
     ws: ServerProtocol, request: Request, origins: Origins, *, is_draining: bool, is_tls: bool
 ) -> tuple[Refusal | None, Response | None]:
-    """Why a request opens no WebSocket, and its answer, as far as the library does not decide that."""
+    """Return the refusal of a request and its response, or (None, None) if only the library may still refuse it."""
     headers = request.headers
     if len(request.path) > MAX_PATH_BYTES:
         return Refusal.BAD_HANDSHAKE, ws.reject(414, f"the path and query have more than {MAX_PATH_BYTES} bytes\n")
@@ -150,12 +155,13 @@ def _items(values: Sequence[str]) -> int:
 
 
 def _ignore_other_upgrades(headers: Headers) -> None:
-    """Leave of an Upgrade what asks for a WebSocket. Some clients offer h2c with every request, and a server that does
-    not take an offer answers as if there were none (RFC 9110, 7.8).
+    """Remove every protocol except `websocket` from the Upgrade header.
+
+    Some clients offer h2c with every request, and a server may ignore an offer (RFC 9110, 7.8).
     """
     offered = headers.get_all("Upgrade")
     if not offered or _items(offered) > MAX_SEPARATORS:
-        return  # it is refused for that
+        return  # `judge` refuses a list this long
     names = [name.strip().lower() for value in offered for name in value.split(",")]
     if names != ["websocket"]:
         del headers["Upgrade"]
@@ -164,7 +170,7 @@ def _ignore_other_upgrades(headers: Headers) -> None:
 
 
 def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Response:
-    """The answer to a health check, or to somebody who looks."""
+    """Return the response to a health check or another request without an upgrade."""
     is_health = request.path.startswith("/healthz")
     status = 503 if is_draining else 200
     response = ws.reject(status, ("restarting\n" if is_draining else "ok\n") if is_health else ABOUT)
@@ -174,35 +180,35 @@ def _plain(ws: ServerProtocol, request: Request, *, is_draining: bool) -> Respon
 
 
 def too_large(request: bytes | bytearray) -> tuple[int, str]:
-    """Status and text of the answer to a request of more than MAX_REQUEST_BYTES, of which the beginning is here."""
+    """Return status and text of the response to a request larger than MAX_REQUEST_BYTES, given its first bytes."""
     if LONG_REQUEST_LINE.match(request):
         return 414, f"the path and query have more than {MAX_PATH_BYTES} bytes\n"
     return 431, f"the request has more than {MAX_REQUEST_BYTES} bytes\n"
 
 
 def has_bare_line_feed(request: bytes | bytearray, start: int, end: int) -> bool:
-    """True if a line of a request ends without CR, from `start` on."""
+    """Return whether a line in request[start:end] ends with LF alone."""
     return BARE_LINE_FEED.search(request, start, end) is not None
 
 
 def fault(request: bytes, error: BaseException | None) -> tuple[int, str]:
-    """Status and text of the answer to a request that the library cannot read, or does not want to. `error` is its."""
+    """Return status and text of the response to a request that the library refused with `error`."""
     if isinstance(error, TooManyHeaders):
         return 431, f"the request has more than {MAX_NUM_HEADERS} headers\n"
     lines = request.split(b"\r\n")
     found = REQUEST_LINE.fullmatch(lines[0])
     if found is None:
-        return 400, "this is no HTTP/1.1 request that opens a WebSocket\n"
+        return 400, "this is not an HTTP/1.1 request that opens a WebSocket\n"
     method = found[1].decode()
     if any(BODY.match(line) for line in lines[1:]):
         if method not in PLAIN_METHODS:
             return 405, f"a WebSocket is opened with GET, not with {method}\n"
         return 400, "a request that opens a WebSocket has no body (Content-Length, Transfer-Encoding)\n"
-    return 400, "this is no HTTP/1.1 request that opens a WebSocket\n"
+    return 400, "this is not an HTTP/1.1 request that opens a WebSocket\n"
 
 
 def credential(headers: Headers) -> str | None:
-    """The credential of the Authorization header, or of the subprotocol pair that browsers can send."""
+    """Return the credential of the Authorization header, or of a `bearer.` subprotocol, which browsers can send."""
     for header in headers.get_all("Authorization"):
         scheme, _, credential = header.partition(" ")
         if scheme.lower() == "bearer" and credential:
@@ -215,12 +221,15 @@ def credential(headers: Headers) -> str | None:
 
 
 def has_credential(path: str) -> bool:
-    """Whether a request's path carries what other products take for a credential, however its name is written."""
+    """Return whether the query of a path has one of CREDENTIAL_PARAMETERS, in any case and percent-encoding."""
     return _CREDENTIAL.search("&" + path.partition("?")[2]) is not None
 
 
 def _names(names: Iterable[str]) -> str:
-    """A pattern for these names, each letter as it is or percent-encoded. Parsing a query takes ten times as long."""
+    """Return a pattern for these names, each letter literal or percent-encoded.
+
+    Parsing the query instead would take ten times as long.
+    """
     return "|".join(
         "".join(f"(?:{re.escape(letter)}|%{ord(letter):02x}|%{ord(letter.upper()):02x})" for letter in name)
         for name in names

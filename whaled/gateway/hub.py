@@ -1,8 +1,8 @@
-"""Who is here, grouped by filter. `publish` is a plain def: nothing awaits while members are iterated.
+"""Delivers events to the live connections, grouped by filter. `publish` never awaits while it iterates over members.
 
-The kernel's send is nine tenths of what a delivery costs (docs/performance.md), so all that is ours stays out of the
-loop over members: a frame is encoded once, a filter is evaluated once per group, and a member whose socket has
-nothing unsent is written to directly.
+The kernel's send is nine tenths of the cost of a delivery (docs/performance.md), so the loop over members does little
+else: each frame is encoded once, each filter is evaluated once per group, and a member whose socket has nothing unsent
+is written to directly.
 """
 
 import os
@@ -15,62 +15,63 @@ from whaled.gateway.interest import Interest, Later
 from whaled.model import Event, Kind, Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter, Subject
 
-# One publication evaluates about so many filters, for each event anew, at 0.5 us each. So many events are published
-# together in any case: to evaluate a filter for them takes as long as one send, and to send them one by one is longer.
+# One publication evaluates about this many filters, counted once per event, at 0.5 us each. It always takes at least
+# EVENTS_TOGETHER events: evaluating a filter for that many takes as long as one send, and one send per event is slower.
 EVALUATIONS_AT_ONCE = 20_000
 EVENTS_TOGETHER = 32
-# Frames that one publication keeps for groups that get the same: an event's, and those with the addresses that matched.
+# At most this many frames with matched addresses are kept during a publication, for other groups that need the same.
+# An event's frame without matched addresses is always kept.
 SHARED_FRAMES = 1000
 
-# A frame of one filter alone, since it names addresses of it, is compressed for this many members: for fewer it takes
-# longer than sending them the frame, and there may be thousands of such filters.
+# A frame that names the addresses of one filter is compressed only for a group of at least this many members. For
+# fewer, compressing takes longer than sending the plain frame, and there may be thousands of such filters.
 WORTH_COMPRESSING = 5
 
 
 class Member(Protocol):
     """A connection as the hub sees it.
 
-    `fd` is the socket's descriptor while a frame may be written to it directly, else -1: TLS, bytes unsent, closing.
+    `fd` is the socket's descriptor while a frame may be written to it directly. It is -1 under TLS, while bytes are
+    unsent, and once the connection is closing. `takes_deflate` is True if the client accepts compressed frames.
     """
 
     fd: int
-    # Whether it takes compressed frames.
     takes_deflate: bool
 
     def write_behind(self, data: bytes) -> bool:
-        """Queue data behind what is unsent. False if that is more than a client may have unsent: nothing was queued."""
+        """Queue data behind the unsent bytes. Return False, queueing nothing, if it would exceed the client's limit."""
         ...
 
     def write_rest(self, rest: bytes) -> None:
-        """Queue the rest of a frame whose beginning is in the socket already."""
+        """Queue the rest of a frame whose first bytes the kernel has already taken."""
         ...
 
     def fell_behind(self, cursor: int) -> None:
-        """This member is out of its group and has everything up to `cursor`; it goes on from the log."""
+        """Continue from the event log after `cursor`. The hub has removed the member from its group."""
         ...
 
 
 class HubMeter(Protocol):
-    """What the hub counts."""
+    """The counters of the hub."""
 
     def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
-        """Event frames handed to the kernel or queued, for all members together."""
+        """Count event frames handed to the kernel or queued, for all members together."""
         ...
 
     def compressed(self, size_bytes: int, saved_bytes: int) -> None:
-        """The part of these bytes that went to members that take compressed frames, and what that saved."""
+        """Count the delivered bytes that went to members with compression, and the bytes that compression saved."""
         ...
 
     def sent(self, kind: wire.Sent, frames: int, size_bytes: int) -> None:
-        """Other frames, for all who got them together."""
+        """Count frames other than events, for all their receivers together."""
         ...
 
     def published(self, events: int, alerts: int) -> None:
-        """Events published."""
+        """Count published events."""
         ...
 
     def lagging(self, members: int) -> None:
-        """Members that were switched to replay."""
+        """Count members that were switched to replay."""
         ...
 
 
@@ -79,7 +80,7 @@ class OffsetGapError(Exception):
 
 
 class Group:
-    """The live members of one filter, by the frames they take. `announced` is the newest offset sent to all of them."""
+    """The live members of one filter, split by compression. `announced` is the newest offset sent to all of them."""
 
     __slots__ = ("announced", "compressed", "filter", "plain")
 
@@ -93,17 +94,18 @@ class Group:
         return len(self.plain) + len(self.compressed)
 
     def add(self, member: Member) -> None:
-        """Let a member be one of them."""
+        """Add a member."""
         (self.compressed if member.takes_deflate else self.plain)[member] = None
 
     def discard(self, member: Member) -> None:
-        """Let it be one no more. It need not have been one."""
+        """Remove a member, if it is in the group."""
         (self.compressed if member.takes_deflate else self.plain).pop(member, None)
 
 
 class Slice(NamedTuple):
-    """Frames joined for one write: how many of each kind, the newest offset in it; for frames that are compressed their
-    size without.
+    """Frames joined for one write, with the number of alerts and updates among them and the newest offset.
+
+    `plain_bytes` is the size of the same frames without compression, 0 in a slice for members without it.
     """
 
     data: bytes
@@ -114,7 +116,7 @@ class Slice(NamedTuple):
 
 
 class Delivered:
-    """What a publication came to, for all members together."""
+    """The totals of a publication over all members."""
 
     __slots__ = ("alerts", "compressed_bytes", "saved_bytes", "size_bytes", "updates")
 
@@ -127,7 +129,7 @@ class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
     def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int, later: Later | None = None) -> None:
-        """`later` runs what need not be done within a publication."""
+        """Create a hub without members. `later` runs the work that can wait until after a publication."""
         self.epoch = epoch
         self.head = head
         self.slice_bytes = slice_bytes
@@ -141,31 +143,33 @@ class Hub:
 
     @property
     def position(self) -> Position:
-        """The newest event published."""
+        """The position of the newest published event."""
         return Position(self.epoch, self.head)
 
     @property
     def live_members(self) -> int:
-        """Members that get events as they are published."""
+        """The number of members that receive events as they are published."""
         return len(self._group_of)
 
     @property
     def filter_groups(self) -> int:
-        """Distinct filters in use."""
+        """The number of distinct filters in use."""
         return len(self._groups)
 
     @property
     def names_indexed(self) -> int:
-        """Names by which groups are found."""
+        """The number of names in the index of groups."""
         return len(self._interest)
 
     @property
     def at_once(self) -> int:
-        """How many events `publish` should be given at once: with many filters fewer, so that the loop is let go."""
+        """The number of events to pass to `publish` at once. It falls with the number of filters, to bound the time
+        that a publication holds the event loop.
+        """
         return max(EVENTS_TOGETHER, EVALUATIONS_AT_ONCE // max(1, len(self._groups)))
 
     def join(self, member: Member, chosen: Filter) -> None:
-        """Make a member live. It must have everything up to `head`."""
+        """Make a member live. It must have received everything up to `head`."""
         self.leave(member)
         group = self._groups.get(chosen)
         if group is None:
@@ -175,7 +179,7 @@ class Hub:
         self._group_of[member] = group
 
     def leave(self, member: Member) -> None:
-        """Deliver nothing more to a member. It need not be live."""
+        """Stop delivery to a member, if it is live."""
         group = self._group_of.pop(member, None)
         if group is None:
             return
@@ -185,8 +189,7 @@ class Hub:
             self._interest.discard(group)
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Deliver committed events in the order of their offsets. Several for one client go out in one write, up to the
-        bytes a client may have unsent.
+        """Deliver committed events in order. A client's events are joined into writes of at most `slice_bytes`.
 
         Raises OffsetGapError unless they follow `head` without a gap: clients would miss events and never learn of it.
         """
@@ -200,35 +203,36 @@ class Hub:
         alerts = sum(event.kind is Kind.ALERT for event in events)
         self.alerts_published += alerts
         self._meter.published(len(events), alerts)
-        done = self._deliver(*self._concerned(events), cursor)
+        done = self._deliver(*self._groups_for(events), cursor)
         self._meter.delivered(done.alerts, done.updates, done.size_bytes)
         if done.compressed_bytes:
             self._meter.compressed(done.compressed_bytes, done.saved_bytes)
 
     def rehearse(self, event: Event) -> None:
-        """Deliver the event of a canary, which is in no log, to nobody but the rehearsal's members, after every filter
-        was evaluated as for a whale.
+        """Deliver a canary's event to the rehearsal's members only, after evaluating the filters as for a whale.
+
+        The event is not in the event log.
         """
-        groups, judged = self._concerned([event])
+        groups, judged = self._groups_for([event])
         for group in groups:
             group.filter.passes(judged[0][1])
         self._deliver([self._rehearsal], judged, self.head)
 
-    def _concerned(self, events: Sequence[Event]) -> tuple[list[Group], list[tuple[Event, Subject]]]:
-        """The groups that may want one of these events, and the events as filters look at them."""
+    def _groups_for(self, events: Sequence[Event]) -> tuple[list[Group], list[tuple[Event, Subject]]]:
+        """Return the groups that may match one of these events, and each event with its subject for filters."""
         judged = [(event, Subject(event)) for event in events]
         return self._interest.groups([subject for _, subject in judged]), judged
 
     def rehearse_to(self, member: Member) -> None:
-        """Let this member hear canaries. It is no client: it is in no count and hears nothing else."""
+        """Deliver canaries to this member. It is not a client: it is not counted and receives nothing else."""
         self._rehearsal.add(member)
 
     def rehearse_no_more(self, member: Member) -> None:
-        """Let this member hear no canaries. It need not have heard any."""
+        """Stop delivering canaries to this member, if it receives them."""
         self._rehearsal.discard(member)
 
     def _deliver(self, groups: Sequence[Group], judged: Sequence[tuple[Event, Subject]], cursor: int) -> Delivered:
-        """Write every event to the members whose filter it passes. They have everything up to `cursor`."""
+        """Write every event to the members whose filter it passes. They have received everything up to `cursor`."""
         frames: dict[tuple[int, tuple[str, ...]], bytes] = {}
         smaller: dict[bytes, bytes] = {}
         done = Delivered()
@@ -241,18 +245,18 @@ class Hub:
             if not matching:
                 continue
             if group.plain:
-                self._pass_on(group.plain, slices(matching, self.slice_bytes), cursor, done)
+                self._send_slices(group.plain, slices(matching, self.slice_bytes), cursor, done)
             if group.compressed:
                 for event, frame in matching:
                     is_shared = frame is frames.get((event.offset, ())) or len(group.compressed) >= WORTH_COMPRESSING
                     if is_shared and frame not in smaller:
                         smaller[frame] = self.deflater.frame(frame)
-                self._pass_on(group.compressed, slices(matching, self.slice_bytes, smaller), cursor, done)
+                self._send_slices(group.compressed, slices(matching, self.slice_bytes, smaller), cursor, done)
             group.announced = matching[-1][0].offset
         return done
 
     def _frame(self, event: Event, matched: tuple[str, ...], frames: dict[tuple[int, tuple[str, ...]], bytes]) -> bytes:
-        """The frame of an event for filters of which these addresses matched. `frames` has those that were made."""
+        """Return an event's frame for filters with these matched addresses. `frames` caches frames already encoded."""
         key = event.offset, matched
         frame = frames.get(key)
         if frame is None:
@@ -261,8 +265,8 @@ class Hub:
                 frames[key] = frame
         return frame
 
-    def _pass_on(self, members: dict[Member, None], joined: Iterable[Slice], cursor: int, done: Delivered) -> None:
-        """Write slices to members who have everything up to `cursor`, and add up what came of it."""
+    def _send_slices(self, members: dict[Member, None], joined: Iterable[Slice], cursor: int, done: Delivered) -> None:
+        """Write slices to members that have received everything up to `cursor`, and add the totals to `done`."""
         for part in joined:
             behind: list[Member] = []
             count = len(members) - self._write(members, part.data, behind)
@@ -273,18 +277,18 @@ class Hub:
             if part.plain_bytes:
                 done.compressed_bytes += size_bytes
                 done.saved_bytes += count * part.plain_bytes - size_bytes
-            self._let_fall_behind(behind, cursor)
+            self._switch_to_replay(behind, cursor)
             cursor = part.newest
 
     def publish_positions(self) -> None:
-        """Send `position` to live members that have not heard of the head, so that their resume point advances."""
+        """Send `position` to the groups that were sent nothing at the head, so that their resume point advances."""
         behind_head = [group for group in self._groups.values() if group.announced < self.head]
         self._broadcast(behind_head, wire.Sent.POSITION, wire.position_frame(self.position))
         for group in behind_head:
             group.announced = self.head
 
     def publish_upstream_state(self, state: UpstreamState, since: float) -> None:
-        """Send `status` to live members. Those who are behind hear the next one."""
+        """Send `status` to live members. A client in replay gets the current state when it goes live."""
         self._broadcast(self._groups.values(), wire.Sent.STATUS, wire.status_frame(state, since))
 
     def _broadcast(self, groups: Iterable[Group], kind: wire.Sent, frame: bytes) -> None:
@@ -292,16 +296,16 @@ class Hub:
         count = 0
         for group in groups:
             count += len(group) - self._write(group.plain, frame, behind) - self._write(group.compressed, frame, behind)
-        self._let_fall_behind(behind, self.head)
+        self._switch_to_replay(behind, self.head)
         self._meter.sent(kind, count, count * len(frame))
 
     def delivered(self, alerts: int, updates: int, size_bytes: int, saved_bytes: int | None = None) -> None:
-        """Count what a replay wrote to one member. `saved_bytes` is what compression saved, None for plain frames."""
+        """Count what a replay wrote to one member. `saved_bytes` is what compression saved; None for plain frames."""
         self._meter.delivered(alerts, updates, size_bytes)
         if saved_bytes is not None:
             self._meter.compressed(size_bytes, saved_bytes)
 
-    def _let_fall_behind(self, members: list[Member], cursor: int) -> None:
+    def _switch_to_replay(self, members: list[Member], cursor: int) -> None:
         for member in members:
             self.leave(member)
             member.fell_behind(cursor)
@@ -310,7 +314,7 @@ class Hub:
 
     @staticmethod
     def _write(members: Iterable[Member], data: bytes, behind: list[Member]) -> int:
-        """Write to every member; those over their bound are added to `behind`. Returns how many that were."""
+        """Write to every member. Add those over their limit of unsent bytes to `behind`; return how many were added."""
         write = os.write
         size = len(data)
         already = len(behind)
@@ -322,7 +326,7 @@ class Hub:
                 except BlockingIOError:
                     written = 0
                 except OSError:
-                    # The connection is broken: its transport finds out when it writes or reads, and says so.
+                    # The connection is broken. Its transport notices at its next read or write, and reports it.
                     written = 0
                 if written == size:
                     continue
@@ -338,7 +342,10 @@ class Hub:
 def slices(
     frames: Iterable[tuple[Event, bytes]], limit: int, smaller: Mapping[bytes, bytes] | None = None
 ) -> Iterator[Slice]:
-    """Frames, each with its event, joined up to `limit` bytes. `smaller` has the compressed ones."""
+    """Yield slices of at most `limit` bytes, or of one larger frame, from pairs of an event and its frame.
+
+    `smaller` maps a frame to its compressed form.
+    """
     joined: list[bytes] = []
     size = alerts = newest = plain_bytes = 0
     for event, plain in frames:

@@ -1,7 +1,7 @@
-"""The groups that an event may concern, found without a look at each filter.
+"""An index of groups by the names in their filters, to find the groups that may match an event.
 
-A filter with addresses, exchanges or rules passes only what has one of them. Groups with such a filter are found by the
-names that the event has, so that thousands of them cost a publication nothing unless one of them wants it.
+A filter with addresses, exchanges or rules passes only events that contain one of them. Groups with such a filter are
+found by the names in the event, so thousands of filters that do not match cost a publication nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,17 +15,17 @@ class Grouped(Protocol):
 
     @property
     def filter(self) -> Filter:
-        """What they want."""
+        """The filter of the group."""
         ...
 
 
 G = TypeVar("G", bound=Grouped)
-# Runs a job in slices until it returns False.
+# A function that runs a job repeatedly, in slices, until the job returns False.
 Later = Callable[[Callable[[], bool]], None]
 
 
 class _Names(Generic[G]):
-    """Groups by the names of one kind. Most names have one group, which is kept without a collection around it."""
+    """An index of groups by names of one kind. A name with one group, the usual case, has no collection around it."""
 
     def __init__(self) -> None:
         self._found: dict[str, G | dict[G, None]] = {}
@@ -62,23 +62,25 @@ class _Names(Generic[G]):
 
 
 class Interest(Generic[G]):
-    """Which groups to evaluate for which events. A name is indexed once for each group that has it."""
+    """The index of all groups, by the kind of names in their filters. A name is indexed once per group."""
 
     def __init__(self, later: Later | None = None) -> None:
-        """`later` removes the names of groups that are gone: a client that leaves has a thousand at most, and very many
-        may leave in one publication. Without it they are removed at once.
+        """Create an empty index.
+
+        `later` removes the names of discarded groups in slices: a filter has at most a thousand names, but very many
+        groups may be discarded during one publication. Without `later`, names are removed immediately.
         """
         self._later = later
         self._addresses = _Names[G]()
         self._exchanges = _Names[G]()
         self._rules = _Names[G]()
         self._others: dict[G, None] = {}
-        # They want every update, too.
+        # Groups in the index whose filters also pass every update.
         self._updates: dict[G, None] = {}
         self._gone: list[tuple[_Names[G], frozenset[str], G]] = []
 
     def add(self, group: G) -> None:
-        """Look at a group from now on."""
+        """Add a group to the index."""
         index, names = self._index_of(group.filter)
         if index is None:
             self._others[group] = None
@@ -89,7 +91,7 @@ class Interest(Generic[G]):
             index.add(name, group)
 
     def discard(self, group: G) -> None:
-        """Look at a group no more, at least not for long."""
+        """Remove a group from the index. Its names may be removed later."""
         index, names = self._index_of(group.filter)
         if index is None:
             del self._others[group]
@@ -103,18 +105,18 @@ class Interest(Generic[G]):
             self._later(self._remove)
 
     def _remove(self) -> bool:
-        """Remove the names of one group that is gone. Returns whether there are others."""
+        """Remove the names of one discarded group. Return whether others remain."""
         index, names, group = self._gone.pop()
         for name in names:
             index.discard(name, group)
         return bool(self._gone)
 
     def __len__(self) -> int:
-        """Names that are indexed, those of groups that are gone too."""
+        """Return the number of indexed names, including those of discarded groups."""
         return len(self._addresses) + len(self._exchanges) + len(self._rules)
 
     def groups(self, subjects: Iterable[Subject]) -> list[G]:
-        """The groups that may want one of these. Some may be gone already: they have no members."""
+        """Return the groups that may match one of these subjects. Discarded groups may be included, without members."""
         found = dict(self._others)
         for subject in subjects:
             if self._addresses:

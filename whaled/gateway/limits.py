@@ -1,4 +1,7 @@
-"""What one client, one address and all together may take. Pure: `now` is monotonic seconds."""
+"""Rate limits of messages and failed authentications.
+
+The module does no I/O and reads no clock; `now` is in seconds.
+"""
 
 import math
 from collections import OrderedDict
@@ -8,50 +11,51 @@ from whaled.listening import source_of
 
 
 class Limit(StrEnum):
-    """Whose budget a message was over (a metric label)."""
+    """The budget that a refused message exceeded (a metric label)."""
 
     CONNECTION = "connection"
     CLIENT = "client"
 
 
-# What a message costs, in tokens: 1, and 1 more for so many bytes, values in filters, and events that a replay reads,
-# whether the client gets them or not. They are what takes the loop about as long as a small message.
+# The cost of a message in tokens: 1, plus 1 for each of these amounts of bytes, of values in filters, and of events
+# that a replay reads, whether or not they match. Each amount takes the loop about as long as a small message.
 BYTES_PER_TOKEN = 1024
 TERMS_PER_TOKEN = 50
 EVENTS_PER_TOKEN = 20_000
-# A replay is an answer, a task and a page of events at least.
+# The fixed cost of a replay: an answer, a task, and at least one page of events.
 REPLAY_COST = 4.0
 
 
-# The most that is forgiven of the time in which whaled stood still, and for how long: by then everything that came
-# meanwhile has been read.
+# The maximum time of a stall that is credited, and for how long after the stall. By then all messages that arrived
+# during the stall have been read.
 FORGIVEN_S = 60.0
 
 
 class LostTime:
-    """Time in which nothing was read, because this process stood still. Messages that came in it are read all at once,
-    and are charged as if they had been read when they came.
+    """Time in which this process was stalled and read nothing.
+
+    Messages that arrived meanwhile are read all at once. They are charged as if they had been read on arrival.
     """
 
     __slots__ = ("ends_at", "total_s")
 
     def __init__(self) -> None:
         self.total_s = 0.0
-        self.ends_at = -math.inf  # from then on nothing is forgiven
+        self.ends_at = -math.inf  # nothing is credited after this time
 
     def add(self, seconds: float, now: float) -> None:
-        """Nothing was read for so long, until now."""
+        """Add a stall of this length that has just ended."""
         self.total_s += min(seconds, FORGIVEN_S)
         self.ends_at = now + FORGIVEN_S
 
 
 class TokenBucket:
-    """A rate with a burst, for work of different cost.
+    """A rate limit with a burst, for messages of different cost.
 
-    A message passes while there is one token, and then its whole cost is taken: what turns out to be expensive is paid
-    afterwards, by waiting. The debt ends at minus one burst. What is tried without a token is added up
-    (`is_exhausted`), so that a client that goes on after it was asked to slow down is recognised. Tokens of lost time
-    are kept beyond the burst for a while.
+    A message passes if at least one token is left, and then its whole cost is taken: an expensive message is paid for
+    afterwards, by waiting. The debt is limited to one burst. The cost of refused messages is added up
+    (`is_exhausted`), to recognise a client that continues after it was asked to slow down. Tokens for lost time are
+    kept in addition to the burst until `LostTime.ends_at`.
     """
 
     __slots__ = ("_burst", "_extra", "_level", "_lost", "_lost_s", "_overrun", "_rate", "_updated")
@@ -67,13 +71,13 @@ class TokenBucket:
         self._extra = 0.0
 
     def reconfigure(self, rate: float, burst: float) -> None:
-        """Take another rate and burst from now on; what was taken stays taken."""
+        """Apply a new rate and burst. Tokens taken so far remain taken."""
         self._level += burst - self._burst
         self._rate = rate
         self._burst = burst
 
     def take(self, now: float, cost: float = 1.0) -> float:
-        """Take `cost` tokens. Returns 0 if the message may pass, else the seconds until the debt is paid."""
+        """Take `cost` tokens. Return 0 if the message passes, else the seconds until the debt is paid."""
         passes = self.may_pass(now)
         self.charge(cost)
         if passes:
@@ -82,23 +86,23 @@ class TokenBucket:
         return max(-self._level, 1e-6) / self._rate
 
     def may_pass(self, now: float) -> bool:
-        """Whether a message would pass."""
+        """Return whether a message would pass."""
         self._refill(now)
         return self._level + self._extra >= 1.0 - 1e-9
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds from the last `take` until a message passes."""
+        """The seconds from the last `take` until a message passes."""
         return max(0.0, 1.0 - self._level) / self._rate
 
     def charge(self, cost: float) -> None:
-        """Take tokens for work that is done already, or is certain."""
+        """Take tokens unconditionally, for work that is done or cannot be refused."""
         extra = min(self._extra, cost)
         self._extra -= extra
         self._level = max(self._level - (cost - extra), -self._burst)
 
     def fine(self, now: float, cost: float) -> None:
-        """Charge for work that should not have been asked for."""
+        """Take tokens for an invalid message, and count it like a refused one."""
         self._refill(now)
         self.charge(cost)
         self._overrun += cost
@@ -107,15 +111,15 @@ class TokenBucket:
         elapsed = max(0.0, now - self._updated)  # a clock that steps back must not take tokens away
         self._overrun = max(0.0, self._overrun - elapsed * self._rate)
         self._updated = now
-        lost_s = 0.0 if self._lost is None else self._lost_before(self._lost, now)
+        lost_s = 0.0 if self._lost is None else self._newly_lost_s(self._lost, now)
         self._level = min(self._burst, self._level + max(0.0, elapsed - lost_s) * self._rate)
         if lost_s:
             tokens = self._level + lost_s * self._rate
             self._level = min(self._burst, tokens)
             self._extra = min(self._extra + tokens - self._level, FORGIVEN_S * self._rate)
 
-    def _lost_before(self, lost: LostTime, now: float) -> float:
-        """The time that was lost since this was asked last, unless it is forgiven no more."""
+    def _newly_lost_s(self, lost: LostTime, now: float) -> float:
+        """Return the time lost since the previous call, or 0 once it is no longer credited."""
         lost_s, self._lost_s = lost.total_s - self._lost_s, lost.total_s
         if now <= lost.ends_at:
             return lost_s
@@ -123,18 +127,18 @@ class TokenBucket:
         return 0.0
 
     def is_full(self, now: float) -> bool:
-        """Whether nothing is owed."""
+        """Return whether the bucket is full and no refused messages are counted."""
         self._refill(now)
         return self._level >= self._burst and not self._overrun
 
     @property
     def is_exhausted(self) -> bool:
-        """As much as a burst was tried beyond the limit: the client does not listen."""
+        """True if refused messages add up to a burst: the client ignores the limit."""
         return self._overrun >= self._burst
 
 
 class Refusal(StrEnum):
-    """Why a connection was turned away (a metric label)."""
+    """The reason why a connection was refused (a metric label)."""
 
     GLOBAL_CAP = "global_cap"
     ADDRESS_CAP = "address_cap"
@@ -144,25 +148,25 @@ class Refusal(StrEnum):
     TOKEN_IN_URL = "token_in_url"  # noqa: S105 - a label, not a secret
     BAD_HANDSHAKE = "bad_handshake"
     HANDSHAKE_TIMEOUT = "handshake_timeout"
-    CLIENT_CAP = "client_cap"  # after the upgrade: only then the client is known
+    CLIENT_CAP = "client_cap"  # sent after the upgrade, since the client is not known earlier
     DISPLACED = "displaced"
     CONNECT_RATE = "connect_rate"
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
 
 
-# Offenders remembered, some 300 bytes each. Beyond it the one that failed longest ago is forgotten. That lets nobody
-# in: a credential that verifies is accepted and one that does not is refused, whatever is remembered here.
+# The most offenders remembered, at about 300 bytes each. Beyond it the one that failed longest ago is forgotten. This
+# is safe: whether a credential is accepted depends only on the credential, never on what is remembered here.
 TRACKED_OFFENDERS = 10_000
-# What all failures of one address together may be, in failures of one claimant.
+# The limit of all failures of one address, as a multiple of the limit of one claimant.
 SOURCE_SHARE = 10.0
 
 
 class FailureLimit:
-    """Failed authentications: `burst` at once, then `rate` a second, for each offender.
+    """The limit of failed authentications: a burst of `burst`, then `rate` per second, for each offender.
 
-    An offender is who a refused credential claims to be, at one address: the failures of one client behind a proxy are
-    not those of its neighbours. All claimants of one address together have ten times as much.
+    An offender is the claimant named in a refused credential, at one address, so that the failures of one client behind
+    a proxy do not count for the others there. All claimants of one address together have SOURCE_SHARE times the limit.
     """
 
     def __init__(self, rate: float, burst: float) -> None:
@@ -171,7 +175,7 @@ class FailureLimit:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def reconfigure(self, rate: float, burst: float) -> None:
-        """Take another limit from now on. What was counted stays."""
+        """Apply a new limit. Failures counted so far remain."""
         if (rate, burst) == (self._rate, self._burst):
             return
         self._rate = rate
@@ -180,14 +184,14 @@ class FailureLimit:
             bucket.reconfigure(*self._limit_of(offender))
 
     def failed(self, address: str, claimant: str, now: float) -> float:
-        """Count a refused credential. Returns seconds to stay away, 0 while the limit holds."""
+        """Count a refused credential. Return the seconds to wait before the next attempt, 0 within the limit."""
         source = source_of(address)
         return max(self._take(f"{source} {claimant}", now), self._take(source, now))
 
     def failed_as(self, client_id: str, now: float) -> tuple[float, bool]:
-        """Count a refused credential of a client that is authenticated, over all its connections.
+        """Count a refused credential of an authenticated client, over all its connections.
 
-        Returns seconds to wait, and whether the client goes on although it was asked to wait.
+        Return the seconds to wait, 0 within the limit, and whether the client keeps ignoring that wait.
         """
         offender = f"client {client_id}"
         wait_s = self._take(offender, now)
@@ -209,5 +213,5 @@ class FailureLimit:
 
     @property
     def offenders(self) -> int:
-        """How many are remembered."""
+        """The number of offenders remembered."""
         return len(self._buckets)

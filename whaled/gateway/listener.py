@@ -1,4 +1,4 @@
-"""Accepts client connections: a few per slice, as many as there are descriptors for; the rest waits in the kernel."""
+"""Accepts client connections, a few per slice and within the limit of descriptors. The others wait in the kernel."""
 
 import asyncio
 import socket
@@ -15,60 +15,65 @@ from whaled.summaries import Summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Connections accepted by one job, 50 us each.
+# The number of connections that one job accepts, at 50 us each.
 ACCEPTS = 4
-# More arrive than can be accepted when there has been one waiting for so long.
+# Connections arrive faster than they can be accepted if the accept queue has not been empty for this time.
 BEHIND_S = 0.1
-# The same while a flood is remembered.
+# The same while a recent flood is remembered.
 BEHIND_AGAIN_S = 0.01
-# Fewer than so many a second are no flood: whaled is slow for another reason.
+# At a lower rate of connections per second there is no flood: whaled is slow for another reason.
 FLOOD_RATE = 500
-# A flood that comes again soon is met as the last one was left: time of it that is not forgotten at once, and how much
-# of that is forgotten in each second in which the queue is empty.
+# The response to a flood continues where the previous one ended. At most REMEMBERED_S of the previous flood's duration
+# is remembered; FORGOTTEN_S of it is forgotten for each second in which the queue is empty.
 REMEMBERED_S, FORGOTTEN_S = 2.0, 0.2
-# How long to leave connections in the kernel when there is no descriptor for them.
+# The time that connections are left in the kernel when there is no descriptor for them.
 SHORT_WAIT_S = 0.25
-# Accepting goes on when no attempt has failed for so long.
+# A shortage has ended when no accept has failed for this time.
 RESUMED_AFTER_S = 1.0
 
 
 class ListenerMeter(Protocol):
-    """What is counted of accepting."""
+    """The counters of the listener."""
 
     def accept_failed(self) -> None:
-        """A connection could not be accepted for want of descriptors or memory, and waits in the kernel."""
+        """Count a connection that stays in the kernel because descriptors or memory are short."""
         ...
 
 
 class Backlog:
-    """For how long more connections have arrived at a socket than can be accepted. `clock` is monotonic."""
+    """The time for which connections have arrived at a socket faster than they can be accepted.
+
+    `clock` is monotonic.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since: float | None = None  # the queue has not been empty
-        self._count = 0  # accepted since then
-        self._before = 0.0  # for how long it was so until the queue was empty last
+        self._since: float | None = None  # the time since when the queue has not been empty
+        self._count = 0  # connections accepted since then
+        self._before = 0.0  # the remembered duration of the previous flood
         self._emptied_at = 0.0
 
     def filled(self) -> None:
-        """There is a connection in the queue, which was empty."""
+        """Record that a connection has arrived in the empty queue."""
         now = self._clock()
         self._before = max(0.0, self._before - FORGOTTEN_S * (now - self._emptied_at))
         self._since, self._count = now, 0
 
     def accepted(self) -> None:
-        """One of the queue was accepted."""
+        """Record that a connection was accepted."""
         self._count += 1
 
     def emptied(self) -> None:
-        """The queue is empty, or nothing can be accepted from it for now."""
+        """Record that the queue is empty, or that nothing can be accepted from it for now."""
         self._before = min(REMEMBERED_S, max(self._before, self.behind_s))
         self._since, self._emptied_at = None, self._clock()
 
     @property
     def behind_s(self) -> float:
-        """Seconds; those of a flood that went on until a moment ago are added. 0 if the queue was empty lately, or if
-        few arrived: then it is not their number that keeps them waiting.
+        """The seconds for which connections have arrived too fast, plus those remembered of the previous flood.
+
+        It is 0 if the queue was empty recently, and if few connections arrived, since then their number is not why
+        they wait.
         """
         if self._since is None:
             return 0.0
@@ -78,7 +83,7 @@ class Backlog:
 
 
 class Listener:
-    """Listening sockets of one kind of client. `arrive` gets every accepted socket with the peer's address."""
+    """The listening sockets of the gateway. `arrive` is called with every accepted socket and its peer's address."""
 
     def __init__(
         self,
@@ -97,7 +102,7 @@ class Listener:
         self._is_open = False
         self._backlogs = {sock: Backlog() for sock in sockets}
         self._short_since: float | None = None
-        self._resumed: asyncio.TimerHandle | None = None
+        self._recovery: asyncio.TimerHandle | None = None
         self._shortages = Summary(
             logger, "no new connections are accepted for now", level="error", per_source=1, in_all=1
         )
@@ -106,28 +111,28 @@ class Listener:
         )
 
     def start(self, backlog: int) -> None:
-        """Accept from now on."""
+        """Start to accept connections."""
         self._is_open = True
         for sock in self.sockets:
             sock.setblocking(False)
             if sock.family != socket.AF_UNIX:
-                # Accepted sockets inherit it. Without it an alert right behind another frame waits for the client's
-                # acknowledgement of that, which may take 40 ms.
+                # Accepted sockets inherit it. Without it, an alert right after another frame would wait until the
+                # client acknowledges that frame, which may take 40 ms.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.listen(backlog)  # a socket that was passed came with a backlog of its own
+            sock.listen(backlog)  # replaces the backlog of a passed socket
             self._wait(sock)
 
     def stop(self) -> None:
-        """Accept nothing more. What was accepted has arrived; what was not waits in the socket while that is open."""
+        """Stop accepting. Connections not accepted yet wait in the sockets for as long as those are open."""
         if self._is_open:
             self._is_open = False
             for sock in self.sockets:
                 asyncio.get_running_loop().remove_reader(sock)
 
     def close(self) -> None:
-        """Stop, and close the sockets."""
+        """Stop accepting and close the sockets."""
         self.stop()
-        self._await_no_recovery()
+        self._cancel_recovery()
         self._shortages.flush()
         self._recoveries.flush()
         for sock in self.sockets:
@@ -135,7 +140,7 @@ class Listener:
 
     @property
     def behind_s(self) -> float:
-        """For how long more connections have arrived than can be accepted; the longest of all sockets."""
+        """The seconds for which connections have arrived faster than they can be accepted, the maximum over sockets."""
         return max(backlog.behind_s for backlog in self._backlogs.values())
 
     def _wait(self, sock: socket.socket) -> None:
@@ -159,18 +164,18 @@ class Listener:
                 return False
             except OSError as error:
                 if error.errno not in SHORTAGES:
-                    continue  # it concerns one connection that its peer has given up already (accept(2))
-                self._short(sock, error)
+                    continue  # the error is of one connection that its peer has already closed (accept(2))
+                self._wait_for_descriptors(sock, error)
                 return False
             self._backlogs[sock].accepted()
             self._arrive(accepted, peer_address(peer))
         return True
 
-    def _short(self, sock: socket.socket, error: OSError) -> None:
+    def _wait_for_descriptors(self, sock: socket.socket, error: OSError) -> None:
         self._backlogs[sock].emptied()
         self._reserve.release()
         self._meter.accept_failed()
-        self._await_no_recovery()
+        self._cancel_recovery()
         if self._short_since is None:
             self._short_since = time.monotonic()
         self._shortages.line(
@@ -186,18 +191,18 @@ class Listener:
             return
         if self._reserve.take():
             self._wait(sock)
-            self._await_no_recovery()
-            self._resumed = asyncio.get_running_loop().call_later(RESUMED_AFTER_S, self._is_over)
+            self._cancel_recovery()
+            self._recovery = asyncio.get_running_loop().call_later(RESUMED_AFTER_S, self._log_recovery)
         else:
             self._try_later(sock)
 
-    def _await_no_recovery(self) -> None:
-        if self._resumed is not None:
-            self._resumed.cancel()
-            self._resumed = None
+    def _cancel_recovery(self) -> None:
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery = None
 
-    def _is_over(self) -> None:
-        self._resumed = None
+    def _log_recovery(self) -> None:
+        self._recovery = None
         if self._short_since is not None:
             after_s = time.monotonic() - self._short_since
             self._short_since = None
@@ -205,7 +210,7 @@ class Listener:
 
 
 class Reserve:
-    """Descriptors that are held so that the daemon's own files can be opened when clients have taken all others."""
+    """Descriptors held in reserve, so that the daemon can open its own files when clients have taken all others."""
 
     SIZE = 16
 
@@ -213,7 +218,7 @@ class Reserve:
         self._held: list[socket.socket] = []
 
     def take(self) -> bool:
-        """Hold them. False, holding none, if there are not enough."""
+        """Reserve the descriptors. Return False, reserving none, if there are not enough."""
         try:
             while len(self._held) < self.SIZE:
                 self._held.append(socket.socket(socket.AF_UNIX))
@@ -223,6 +228,6 @@ class Reserve:
         return True
 
     def release(self) -> None:
-        """Leave them to whoever in this process opens a file next."""
+        """Release the descriptors for the next files that this process opens."""
         while self._held:
             self._held.pop().close()

@@ -1,8 +1,8 @@
-"""Which browser pages may connect. Pure.
+"""The check of browser origins: which web pages may connect.
 
-A browser sends the origin of the page with the handshake (RFC 6455, 10.2); other clients send what they like, or none.
-The check therefore protects the user of a browser, not whaled: it keeps pages of strangers from reading, through a
-browser that can reach whaled, what the page's own server cannot reach.
+A browser sends the origin of the page with the handshake (RFC 6455, 10.2); other clients may send any origin, or none.
+The check therefore protects the user of a browser, not whaled. It keeps a foreign page from reading through the browser
+what the page's own server cannot reach.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from whaled.config.origins import origin_fault
 from whaled.hosts import is_address_or_localhost, split_authority
 
 SCHEMES = {"http": "80", "https": "443"}
-# Of a refused origin this much is answered and logged: whoever sent it chose it.
+# Responses and log lines contain at most this many characters of a refused origin, since the sender chose it.
 MAX_SHOWN = 200
 KEY = "gateway.origins"
-# A host name has 253 bytes at most.
+# No valid origin is longer: a host name has at most 253 bytes.
 MAX_ORIGIN = 300
 
 
 class Origins(Struct, frozen=True):
-    """The rule in force: origins that are listed, every one (`*`), and that of whaled's own address."""
+    """The configured rule: listed origins, all origins (`*`), and the origin of whaled's own address."""
 
     listed: frozenset[str]
     allows_all: bool
@@ -30,11 +30,14 @@ class Origins(Struct, frozen=True):
 
     @classmethod
     def of(cls, origins: Sequence[str], *, needs_token: bool) -> "Origins":
-        """`needs_token`: clients authenticate, so that a page which may connect still reads nothing without a token."""
+        """Return the rule for these configured origins. `needs_token` is True if clients must authenticate.
+
+        Then pages of whaled's own host name may connect too, since without a token they can read nothing.
+        """
         return cls(frozenset(origins), "*" in origins, needs_token)
 
     def refusal(self, headers: Headers, *, is_tls: bool) -> str | None:
-        """The answer to a request whose page may not connect, None if it may or there is no page."""
+        """Return the text that refuses a page, or None if the page may connect or there is no Origin header."""
         found = headers.get_all("Origin")
         if not found or self.allows_all:
             return None
@@ -58,15 +61,15 @@ class Origins(Struct, frozen=True):
         return f"pages of {shown(origin)} may not connect: the operator of this whaled can add it to {KEY}"
 
     def _is_listed(self, origin: str) -> bool:
-        # Programs that are no browsers may write it in capitals.
+        # Programs other than browsers may send it in capitals.
         return origin in self.listed or origin.lower() in self.listed
 
 
 def is_own(origin: str, host: str, *, is_tls: bool) -> bool:
-    """Whether a page came from the host and port that the request names, as whaled's own page would.
+    """Return whether an origin has the host and port of the request's Host header.
 
-    Over TLS only https pages are: on the network anybody can answer plain http in the server's name. Without TLS https
-    pages are too, since a proxy that ends TLS passes their requests on.
+    Over TLS the origin must be https, since an attacker on the network can serve plain http in the server's name.
+    Without TLS both http and https are accepted, since a proxy may terminate TLS.
     """
     scheme, separator, authority = origin.lower().partition("://")
     if not separator or scheme not in SCHEMES or (is_tls and scheme != "https"):
@@ -83,7 +86,7 @@ def _can_be_listed(origin: str) -> bool:
 
 
 def shown(origin: str) -> str:
-    """An origin as it may be answered and logged: ASCII, and not longer than a line."""
+    """Return an origin in a form safe to send and log: ASCII, and shortened to MAX_SHOWN characters."""
     text = origin.encode("ascii", "backslashreplace").decode("ascii")
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 

@@ -1,7 +1,7 @@
-"""Pages of the log for replays: read one at a time, over all clients in turn, and kept for those who read the same.
+"""Pages of the event log for replays: read one at a time for all clients in turn, and cached.
 
-A page begins at a multiple of its size, so that clients who come from anywhere meet on the same pages. What is kept is
-bounded in all; a client that is slow holds no page.
+A page starts at a multiple of its size, so replays that start at different offsets share pages. The memory of the cache
+is limited in total. A slow client holds no page.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ from whaled.gateway.deflate import Deflater
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Event
 
-# Memory of the pages that are kept, by a rough count: an event decoded and encoded, and each of its addresses.
+# The memory limit of the cache, and the estimates it is based on: an event, decoded and encoded, and each address.
 KEPT_BYTES = 8 * 1024 * 1024
 EVENT_BYTES = 4096
 ADDRESS_BYTES = 112
-# Reading and sending a page takes about a millisecond. Who reads alone reads several at once.
+# Reading and sending a page takes about a millisecond. If only one source reads, several pages are read at once.
 PAGE_EVENTS = 100
 
 
 class LogReader(Protocol):
-    """What replay needs of the event log."""
+    """The part of the event log that replays use."""
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        """Events with after < offset <= through, oldest first, at most `limit`."""
+        """Return events with after < offset <= through, oldest first, at most `limit`."""
         ...
 
 
 class LostError(Exception):
-    """Events the client has not seen were removed by retention while it was catching up, or cannot be read."""
+    """Events that the client has not received were removed by retention during the replay, or cannot be read."""
 
 
 class Page(Struct):
-    """Events in the order of their offsets, each with its frame, plain and compressed, once somebody wants it."""
+    """Events ordered by offset, with their plain and compressed frames, which are made on demand."""
 
     events: list[Event]
     frames: list[bytes | None]
@@ -49,13 +49,13 @@ class Page(Struct):
 
     @classmethod
     def of(cls, events: list[Event]) -> "Page":
-        """A page of these events."""
+        """Return a page of these events."""
         addresses = sum([len(event.whale.addresses) for event in events])
         count = len(events)
         return cls(events, [None] * count, [None] * count, EVENT_BYTES * count + ADDRESS_BYTES * addresses)
 
     def frame(self, index: int, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
-        """The frame of an event, encoded once for all clients but those whose filter names its addresses."""
+        """Return the frame of an event. A frame without matched addresses is encoded once for all clients."""
         if matched_addresses:
             return wire.event_frame(self.events[index], epoch, matched_addresses)
         frame = self.frames[index]
@@ -64,7 +64,7 @@ class Page(Struct):
         return frame
 
     def compressed(self, index: int, frame: bytes, deflater: Deflater, *, is_shared: bool) -> bytes:
-        """The compressed form of an event's frame, made once for all clients with the same frame."""
+        """Return the compressed form of an event's frame. If `is_shared`, it is made once for all clients."""
         if not is_shared:
             return deflater.frame(frame)
         smaller = self.smaller[index]
@@ -74,12 +74,12 @@ class Page(Struct):
 
     @property
     def newest(self) -> int:
-        """The offset of its last event, 0 if it has none."""
+        """The offset of the last event, 0 if there is none."""
         return self.events[-1].offset if self.events else 0
 
 
 class _Request(Struct):
-    """A page that replays wait for."""
+    """A request for a page, and the number of replays that wait for it."""
 
     done: asyncio.Future[Page]
     waiting: int = 0
@@ -90,9 +90,9 @@ _Span = tuple[int, int]
 
 
 class Pages:
-    """What replays read. `run` does the reading; `head` is the offset up to which there may be any.
+    """The reader and cache of pages. `run` reads them; `head` returns the newest offset to read.
 
-    `keeps` is off while memory is short.
+    `keeps` is False while memory is short: then no page is cached.
     """
 
     def __init__(self, *, log: LogReader, share: LoopShare, head: Callable[[], int], at_once: int) -> None:
@@ -105,28 +105,28 @@ class Pages:
         self._kept_bytes = 0
         self._replays = 0
         self._requests: dict[_Span, _Request] = {}
-        # What each source asked for: they take turns, however many replays one of them has.
+        # The requests of each source. Sources take turns, however many replays each has.
         self._turns: dict[str, deque[_Span]] = {}
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
 
     def resize(self, at_once: int) -> None:
-        """Read at most so many events at once from now on, if nobody else waits."""
+        """Set how many events are read at once while nothing else waits."""
         self.at_once = at_once
         self.size = min(at_once, PAGE_EVENTS)
 
     @property
     def kept_bytes(self) -> int:
-        """Memory of what is kept, roughly."""
+        """The approximate memory of the cached pages."""
         return self._kept_bytes
 
     def forget(self) -> None:
-        """Keep nothing of what was read."""
+        """Drop all cached pages."""
         self._kept.clear()
         self._kept_bytes = 0
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """A replay reads pages meanwhile."""
+        """Count a replay while the body runs. Pages are dropped when the last replay ends."""
         self._replays += 1
         try:
             yield
@@ -136,65 +136,67 @@ class Pages:
                 self.forget()
 
     def used(self, cursor: int) -> None:
-        """The only replay there is has no more need of the page that ends at `cursor`: its memory serves the next one,
-        which is a fifth faster than other memory.
+        """Drop the page that ends at `cursor` if only one replay is running, which no longer needs it.
+
+        The next page then reuses its memory, which is a fifth faster.
         """
         start = self._start(cursor - 1)
         if self._replays == 1 and start in self._kept and self._kept[start].newest == cursor:
             self._drop(start)
 
     def kept(self, cursor: int) -> Page | None:
-        """The page with the event after `cursor`, if it is at hand."""
+        """Return the page with the event after `cursor`, if it is cached."""
         page = self._kept.get(self._start(cursor))
         if page is None or page.newest <= cursor:
             return None
         return page
 
     async def read(self, cursor: int, source: str) -> Page:
-        """The page with the event after `cursor`, when it is the turn of `source`. Raises LostError."""
+        """Read the page with the event after `cursor`, when it is the turn of `source`. Raises LostError."""
         span = self._start(cursor), self.size
         request = self._requests.get(span)
         if request is None:
             request = self._requests[span] = _Request(asyncio.get_running_loop().create_future())
         self._turns.setdefault(source, deque()).append(span)
-        self._asked.set()
+        self._requested.set()
         request.waiting += 1
         try:
             page = await asyncio.shield(request.done)
         finally:
             request.waiting -= 1
             if not request.waiting and self._requests.get(span) is request:
-                del self._requests[span]  # nobody waits for it any more: it is not read
+                del self._requests[span]  # no replay waits for it any more, so it will not be read
         if page.newest <= cursor:
             raise LostError
         return page
 
     async def run(self) -> None:
-        """Read what is asked for, until cancelled. Raises EventLogError."""
+        """Read requested pages until cancelled. Raises EventLogError."""
         while True:
             span = self._next()
             if span is None:
-                self._asked.clear()
-                await self._asked.wait()
+                self._requested.clear()
+                await self._requested.wait()
                 continue
-            # An alert on its way goes first, and what was read before is sent before.
+            # Wait for a turn in the lane: pending alerts go first, and earlier pages are sent before the next is read.
             await self._share.run(Lane.REPLAY, _nothing)
-            # Who asks from now on may want events that are newer than what is read now: that is another request.
+            # Replays that request this page from now on may need events newer than this read returns, so they get a
+            # new request.
             request = self._requests.pop(span, None)
             if request is None:
                 continue
             began = time.perf_counter()
             request.done.set_result(await self._read(*span))
-            # The thread that read took the interpreter away from the loop meanwhile.
+            # The reader thread held the interpreter lock in the meantime, so its time counts like work of the loop.
             self._share.worked_elsewhere(Lane.REPLAY, time.perf_counter() - began)
-            del request  # and the page with it
+            del request  # otherwise this frame would keep the page
 
     async def _read(self, start: int, size: int) -> Page:
-        """Read a page, and those behind it if nobody else waits."""
+        """Read a page, and the following ones too if nothing else waits."""
         count = size if self._turns or self._others_wait() else self.at_once
         events = await self._log.between(start, min(start + count, self._head()), count)
         pages = _split(events, size)
-        # The first page is the last one to go: what was read ahead is worth little without it.
+        # Add the first page last, so that it is evicted last: pages read ahead are worth little without it.
         for number in reversed(pages):
             self._keep(number, pages[number])
         return pages.get(start) or Page.of([])
@@ -203,7 +205,7 @@ class Pages:
         return cursor - cursor % self.size
 
     def _next(self) -> _Span | None:
-        """The next page that is still wanted, by the turn of the sources."""
+        """Return the next page to read, taking sources in turn; None if no request is left."""
         while self._turns:
             source = next(iter(self._turns))
             spans = self._turns.pop(source)
@@ -234,11 +236,11 @@ class Pages:
 
 
 def _split(events: list[Event], size: int) -> dict[int, Page]:
-    """Pages by their starts."""
+    """Split events into pages, keyed by the offset before the first event of the page."""
     pages: dict[int, Page] = {}
     begin = 0
     while begin < len(events):
-        # There may be holes, where events cannot be read.
+        # Offsets may be missing where events cannot be read.
         number = (events[begin].offset - 1) // size * size
         end = bisect_right(events, number + size, lo=begin, key=lambda event: event.offset)
         pages[number] = Page.of(events[begin:end])
@@ -247,4 +249,4 @@ def _split(events: list[Event], size: int) -> dict[int, Page]:
 
 
 def _nothing() -> None:
-    """Nothing: what counts is when."""
+    """Do nothing. Only the time at which this job runs matters."""

@@ -1,4 +1,7 @@
-"""The connections of canaries: accepted, agreed and written to like clients', but in no count, limit or group."""
+"""The connections of canaries, which whaled opens to itself to test delivery.
+
+They are accepted, use TLS, and are written to like those of clients, but they are in no count, limit or group.
+"""
 
 import ipaddress
 import socket
@@ -20,14 +23,14 @@ from whaled.gateway.transport import ClientSocket
 from whaled.model import Position
 
 SOURCE = Source("canary", "canary")
-# Canaries say nothing but their request: any limits do.
+# Canaries send nothing but the handshake request, so these limits never apply.
 LIMITS = SessionLimits(messages_per_second=1.0, message_burst=10.0, max_addresses=1, expiry_grace_s=1.0)
 
 
 class Rehearsal:
-    """Owns the connections of canaries. Whoever connects from a name in `expected` is one.
+    """The owner of the connections of canaries, recognised by a peer name in `expected`.
 
-    Names are those of sockets that this process has bound: nobody else can connect from them meanwhile.
+    These are names of sockets that this process has bound, so no other process can connect from them in the meantime.
     """
 
     def __init__(self, hub: Hub, share: LoopShare, settings: GatewaySettings, clock: Callable[[], float]) -> None:
@@ -37,14 +40,15 @@ class Rehearsal:
         self.settings = settings
         self.origins = Origins.of(("*",), needs_token=False)
         self.retry_after_s = 1
-        self.is_draining = False  # canaries fly until the end of a drain, which is watched too
+        self.is_draining = False  # canaries continue until the end of a drain, to watch it too
         self._hub = hub
         self._share = share
         self._clock = clock
 
     def listens_at(self, sockets: Sequence[socket.socket]) -> None:
-        """Clients connect to these sockets. Canaries take one of IPv4 if there is one: `::` can be listened on, and
-        `::1` be missing.
+        """Choose where canaries connect among the listening sockets, preferring IPv4.
+
+        A process can listen on `::` on a host without `::1`.
         """
         sock = min(sockets, key=lambda sock: sock.family != socket.AF_INET)
         name = sock.getsockname()
@@ -53,25 +57,25 @@ class Rehearsal:
         self.place = sock.family, name
 
     def is_expected(self, sock: socket.socket) -> bool:
-        """Whether an accepted socket is a canary's."""
+        """Return whether an accepted socket is a canary's."""
         try:
             return bool(self.expected) and sock.getpeername() in self.expected
-        except OSError:  # it is gone already
+        except OSError:  # the peer has already closed it
             return False
 
     def admit(self, sock: socket.socket) -> None:
-        """Take an accepted socket, or one end of a pair. Raises OSError if it is gone already."""
+        """Take an accepted socket, or one end of a pair. Raises OSError if the peer has already closed it."""
         connection = Connection(self, "canary", SOURCE, 0)
         connection.start(ClientSocket(sock, connection, self._share, SOURCE.network, self.tls), None)
 
-    # --- what a connection asks of its owner ---
+    # --- calls of connections and sessions (ConnectionOwner, Surroundings) ---
 
     def now(self) -> float:
-        """Unix seconds."""
+        """Return the wall clock, in Unix seconds."""
         return self._clock()
 
     def new_session(self, connection: Connection) -> Session:
-        """A session that is ready at once: what connects is this process."""
+        """Create a session without authentication, since the client is this process."""
         return Session(
             limits=LIMITS,
             authenticator=None,
@@ -83,42 +87,42 @@ class Rehearsal:
         )
 
     def perform(self, connection: Connection, action: Action) -> None:
-        """Deliver canaries to the connection; it asks for nothing."""
+        """Deliver canaries to an admitted connection. Canaries cause no other actions."""
         if isinstance(action, Admit):
             self._hub.rehearse_to(connection)
 
     def disconnected(self, connection: Connection) -> None:
-        """The socket is gone."""
+        """Stop delivering canaries to a connection whose socket is closed."""
         self._hub.rehearse_no_more(connection)
 
     def position(self) -> Position:
-        """The newest event published."""
+        """Return the position of the newest published event."""
         return self._hub.position
 
     def counters(self) -> wire.Counters:
-        """Nothing: canaries do not ask."""
+        """Return zeros. Canaries do not send `stats`."""
         return wire.Counters(0, 0, 0, 0)
 
     def refused(self, connection: Connection, reason: Refusal) -> None:
-        """Not counted: the canary notices."""
+        """Do nothing: the canary reports the failure itself."""
 
     def tls_failed(self, reason: str) -> None:
-        """Not counted: the canary notices."""
+        """Do nothing: the canary reports the failure itself."""
 
     def origin_refused(self, connection: Connection, origin: str) -> None:
-        """Never: canaries come from no page."""
+        """Do nothing. It is never called, since canaries send no Origin header."""
 
     def received(self, kind: wire.MessageType, size_bytes: int) -> None:
-        """Not counted."""
+        """Do nothing: canaries are not counted."""
 
     def answered(self, size_bytes: int) -> None:
-        """Not counted."""
+        """Do nothing: canaries are not counted."""
 
-    def send_away(self, connection: Connection) -> None:
-        """Stay until the end of the drain, which is watched too."""
+    def ask_to_reconnect(self, connection: Connection) -> None:
+        """Do nothing: canaries continue until the end of a drain."""
 
     def failed(self, connection: Connection) -> None:
-        """Not counted: the canary notices."""
+        """Do nothing: the canary reports the failure itself."""
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
-        """Lost, as a canary that is not read: it is missed."""
+        """Do nothing. The canary is not replayed, so it is reported as missed."""

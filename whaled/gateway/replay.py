@@ -1,4 +1,4 @@
-"""Delivery from the log, for a client that resumes or fell behind, until it has caught up and goes live."""
+"""Delivery from the event log to a client that resumes or fell behind, until it has caught up and goes live."""
 
 import asyncio
 import os
@@ -14,20 +14,20 @@ from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Event, Kind
 from whaled.whales.filters import Filter
 
-# What is written at once where it is not known how much the kernel takes (TLS): this much may stay unsent.
+# The size of one write where it is not known how much the kernel takes (TLS). This much may remain unsent.
 UNKNOWN_ROOM_BYTES = 16 * 1024
-# One job walks so many addresses of events, at some 0.1 us each for a filter that wants exchanges.
+# One job evaluates about this many addresses of events, at about 0.1 us each for a filter with exchanges.
 ADDRESSES_AT_ONCE = 5_000
-# Compressing an event takes 25 us: so many make a millisecond, which is what a job may take.
+# Compressing an event takes 25 us, so this many take a millisecond, the limit of a job.
 COMPRESSED_AT_ONCE = 40
 
 
 class Receiver(Member, Protocol):
-    """A connection that is being replayed to."""
+    """A connection in replay."""
 
     @property
     def unsent(self) -> int:
-        """Bytes the kernel has not taken yet."""
+        """The number of bytes that the kernel has not taken yet."""
         ...
 
     def write(self, frame: bytes) -> None:
@@ -40,25 +40,28 @@ class Receiver(Member, Protocol):
 
 
 class Payer(Protocol):
-    """Whose work a replay is."""
+    """The client that is charged for a replay."""
 
     @property
     def source(self) -> str:
-        """The client, or its address where it is not known."""
+        """The name that work is attributed to: the client id, or the address without authentication."""
         ...
 
     def charge_replay(self, events: int) -> None:
-        """The log was read for this client."""
+        """Charge the client for events that were read from the event log for it."""
         ...
 
 
 class TooSlowError(Exception):
-    """The client did not take a page in time."""
+    """The client did not receive a page in time."""
 
 
 class _Part(NamedTuple):
-    """What came of a page: how far the log has been read, the newest offset sent (0: none), how many frames, and
-    whether the client took less than it could have (`is_slow`), or the job ended for the loop's sake (`is_cut`).
+    """The result of sending a part of a page.
+
+    `cursor` is the offset up to which events were processed, `delivered` the newest offset sent (0: none), `frames`
+    the number of frames sent. `is_slow` is True if the kernel did not take all frames; `is_cut` is True if the job
+    stopped early to release the event loop.
     """
 
     cursor: int
@@ -69,7 +72,7 @@ class _Part(NamedTuple):
 
 
 class Replay:
-    """Brings clients up to date. Calls of `run` share a lane of the loop's time, and the pages they read."""
+    """The replays of all clients. Concurrent calls of `run` share the replay lane and the cached pages."""
 
     def __init__(self, *, pages: Pages, hub: Hub, share: LoopShare, slow_timeout_s: float) -> None:
         self._pages = pages
@@ -78,21 +81,20 @@ class Replay:
         self.slow_timeout_s = slow_timeout_s
 
     async def run(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> int:
-        """Send what passes `chosen` after `cursor`, then join the hub. Returns how many frames were sent.
+        """Send the events after `cursor` that pass `chosen`, then join the hub. Return the number of frames sent.
 
-        No gap and no double: the last look at the head and joining the hub happen without an await between them.
-
-        While a client takes its time nothing is held for it but the rest of a frame: what follows is read again.
+        No event is missed or sent twice, since there is no await between the last comparison with the head and joining
+        the hub. While a client is slow, only the rest of one frame is kept for it; the page is read again afterwards.
         Raises LostError, TooSlowError.
         """
         sent = 0
         delivered = cursor
-        # Compressing an event for one client takes longer than sending it: it is done where the link is what is slow.
+        # Compressing an event for one client takes longer than sending it, so it is done only for a slow connection.
         is_slow = receiver.unsent > 0
         await self._drain(receiver)
         with self._pages.replaying():
             while cursor < self._hub.head:
-                part = await self._pass_on(receiver, payer, chosen, cursor, compresses=is_slow)
+                part = await self._send_page(receiver, payer, chosen, cursor, compresses=is_slow)
                 is_slow = is_slow or part.is_slow
                 payer.charge_replay(part.cursor - cursor)
                 cursor = part.cursor
@@ -101,15 +103,18 @@ class Replay:
                 self._pages.used(cursor)
                 await self._drain(receiver)
         if delivered < self._hub.head:
-            # Nothing matched at the end: without this the next resume would read the same events again.
+            # The last events did not match. Without this position the next resume would read them again.
             receiver.write(wire.position_frame(self._hub.position))
         self._hub.join(receiver, chosen)
         return sent
 
-    async def _pass_on(
+    async def _send_page(
         self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int, *, compresses: bool
     ) -> _Part:
-        """Send what passes of the page behind `cursor`. A function of its own: when it returns, it holds no page."""
+        """Send the matching events of the page after `cursor`.
+
+        This is a separate function so that no local variable holds the page once it returns.
+        """
         page = self._pages.kept(cursor) or await self._pages.read(cursor, payer.source)
         whole = _Part(cursor, 0, 0, is_cut=True)
         compresses = compresses and receiver.takes_deflate
@@ -120,7 +125,7 @@ class Replay:
         return whole
 
     def _send(self, receiver: Receiver, chosen: Filter, page: Page, cursor: int, *, compresses: bool) -> _Part:
-        """Write what passes of a page after `cursor`, as far as the kernel takes it."""
+        """Write the matching events of a page after `cursor`, as far as the kernel takes them. Raises LostError."""
         events = page.events
         first = bisect_right(events, cursor, key=_offset)
         end = _end_of_row(events, first)
@@ -169,7 +174,7 @@ def _offset(event: Event) -> int:
 
 
 def _end_of_row(events: Sequence[Event], first: int) -> int:
-    """The index behind the last event from `first` on before which none is missing."""
+    """Return the index after the last event of the run of consecutive offsets that starts at `first`."""
     end = len(events)
     if first < end and events[-1].offset - events[first].offset != end - 1 - first:
         start = events[first].offset
@@ -178,7 +183,7 @@ def _end_of_row(events: Sequence[Event], first: int) -> int:
 
 
 def _end_of_job(events: Sequence[Event], first: int, end: int) -> int:
-    """The index behind the last event that one job looks at; at least one of any."""
+    """Return the index after the last event that one job evaluates, at least one if there is any."""
     addresses = 0
     for index in range(first, end):
         addresses += len(events[index].whale.addresses)
@@ -188,14 +193,14 @@ def _end_of_job(events: Sequence[Event], first: int, end: int) -> int:
 
 
 def _write(receiver: Receiver, frames: Sequence[bytes]) -> int:
-    """Write as many frames as the kernel takes, the last one to its end. Returns how many; at least one of any."""
+    """Write as many frames as the kernel takes, queueing the rest of the last one. Return their number, at least 1."""
     if receiver.fd < 0:
         return _write_blind(receiver, frames)
     data = b"".join(frames)
     try:
         written = os.write(receiver.fd, data)
     except OSError:
-        written = 0  # no room, or broken: what is queued next finds out
+        written = 0  # no room, or broken, which the next write reports
     if written == len(data):
         return len(frames)
     for count, frame in enumerate(frames, start=1):

@@ -1,4 +1,4 @@
-"""The WebSocket server: listens, counts, performs what sessions decide, keeps connections alive, drains."""
+"""The WebSocket server: listens, admits connections, performs the actions of sessions, pings clients, and drains."""
 
 import asyncio
 import itertools
@@ -49,75 +49,77 @@ from whaled.model import Event, Position, UpstreamState
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# No limit but the configured one.
+# Stands for no limit on descriptors: only the configured limit applies.
 MANY = 1_000_000_000
-# Connections are pinged in turns, so that 10,000 pings do not go out in one instant.
+# Connections are pinged in this many groups, one after the other, so that 10,000 pings are not sent at once.
 KEEPALIVE_SLOTS = 32
-# A drain closes clients this far apart, so that they do not all come back at once.
+# A drain closes clients at this interval, so that they do not all reconnect at once. It spends at most this part of the
+# window on that.
 DRAIN_SPACING_S = 0.002
 DRAIN_SPREAD_PART = 0.5
-# Part of the clients that is closed each time memory is urgently needed, and how long they are told to stay away.
+# The part of the clients that is closed each time memory is urgently needed, and the shortest delay that they are asked
+# to wait before they reconnect.
 SHED_PART = 0.05
 SHED_AWAY_S = 10.0
-# Memory is short: who does not answer the close at once is cut off.
+# While memory is short, a client that does not answer the close within this time is cut off.
 SHED_CLOSE_S = 0.5
-# SO_LINGER: a close discards what is unsent and resets the connection.
+# A value of SO_LINGER: closing the socket discards unsent bytes and resets the connection.
 RESET = struct.pack("ii", 1, 0)
-# How often clients that are gone are looked at: whether their budget has to be remembered.
+# The interval at which absent clients with a full budget are forgotten.
 ABSENT_LOOK_S = 1.0
-# How often the wall clock is compared with the monotonic one, and the difference that is a step: clocks that are slewed
-# (at most 500 ppm) come to it in half an hour, and that does no harm.
+# The interval at which the wall clock is compared with the monotonic clock, and the difference that counts as a step. A
+# slewed clock (at most 500 ppm) takes half an hour to reach it, and an unnecessary recheck does no harm.
 CLOCK_LOOK_S = 1.0
 CLOCK_STEP_S = 1.0
-# How long sessions are looked at again in one job.
+# The time that one job spends on rechecking sessions.
 RECHECK_SLICE_S = 0.0005
 
 
 class GatewayMeter(DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
-    """What the gateway counts."""
+    """The counters of the gateway."""
 
     def refused(self, reason: Refusal) -> None:
-        """A connection that did not become a session."""
+        """Count a connection that did not become a session."""
         ...
 
     def tls_failed(self, reason: str) -> None:
-        """A TLS handshake failed."""
+        """Count a failed TLS handshake."""
         ...
 
     def opened(self) -> None:
-        """A session."""
+        """Count an opened session."""
         ...
 
     def closed(self, code: int) -> None:
-        """A session ended with this close code."""
+        """Count a session that ended with this close code."""
         ...
 
     def authenticated(self, failure: TokenRefusal | wire.AuthMessage | None) -> None:
-        """A credential was judged; None is success."""
+        """Count an authentication. `failure` is None if it succeeded."""
         ...
 
     def received(self, kind: wire.MessageType, size_bytes: int) -> None:
-        """A message from a client."""
+        """Count a message from a client."""
         ...
 
     def rejected(self, code: ClientErrorCode) -> None:
-        """A message that was answered with an error."""
+        """Count a message that was answered with an error."""
         ...
 
     def limited(self, limit: Limit) -> None:
-        """A message that was not taken because a budget was used up."""
+        """Count a message that was refused because a budget was used up."""
         ...
 
     def failed(self) -> None:
-        """A bug met while serving a client."""
+        """Count a bug met while serving a client."""
         ...
 
     def shed(self) -> None:
-        """A session closed to save memory."""
+        """Count a session that was closed to save memory."""
         ...
 
     def family_ended(self) -> None:
-        """A token was refreshed twice."""
+        """Count a token family that ended because one of its tokens was refreshed twice."""
         ...
 
 
@@ -135,7 +137,10 @@ class Gateway:
         connections_possible: int = MANY,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`connections_possible` is what there are descriptors for."""
+        """Create a gateway that does not listen yet.
+
+        `connections_possible` is the number of connections that the limit of descriptors allows.
+        """
         self._meter = meter
         self.connections_possible = connections_possible
         self.now = clock
@@ -145,7 +150,7 @@ class Gateway:
         self.rehearsal = Rehearsal(self.hub, self.share, settings, clock)
         self.auth_failures = 0
         self.authenticated = 0
-        self.compressed = 0  # clients that take compressed frames
+        self.compressed = 0  # clients that accept compressed frames
         self.clock_steps = 0
         self.retry_after_s = 5
         self._spread_s = 0.0
@@ -175,7 +180,7 @@ class Gateway:
         self.reconfigure(settings, auth, authenticator)
 
     def reconfigure(self, settings: GatewaySettings, auth: AuthSettings, authenticator: Authenticator | None) -> None:
-        """Take other limits and keys from now on. Open sessions keep the limits they started with."""
+        """Apply new limits and keys. Open sessions keep the limits they started with."""
         self.settings = self.rehearsal.settings = settings
         self.authenticator = authenticator
         self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
@@ -199,10 +204,10 @@ class Gateway:
     async def serving(
         self, sockets: Sequence[socket.socket] = (), tls: ssl.SSLContext | None = None
     ) -> AsyncIterator[str]:
-        """Listen and serve; yields the first address listened on. Leaving it aborts what `drain` left open.
+        """Listen and serve; yield the first listening address. On exit, abort the connections that are still open.
 
-        `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
-        Raises ListenError.
+        `sockets` are already listening (systemd socket activation). Without them, sockets for `host` and `port` of the
+        settings are opened. Raises ListenError.
         """
         async with self._lines, watched(self.clients.lost, self.now), asyncio.TaskGroup() as tasks:
             self.subscriptions.run_in(tasks)
@@ -246,11 +251,11 @@ class Gateway:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where clients connect."""
+        """The addresses that clients connect to."""
         return tuple(map(address_of, self._listener.sockets)) if self._listener is not None else ()
 
     def arrive(self, sock: socket.socket, address: str) -> None:
-        """Take an accepted socket: count it, before TLS is prepared for it or anything is read from it."""
+        """Take an accepted socket, and admit or refuse it before TLS is set up or anything is read from it."""
         if self.rehearsal.is_expected(sock):
             self.rehearsal.admit(sock)
             return
@@ -269,14 +274,14 @@ class Gateway:
             self._leave(displaced)
         try:
             client = ClientSocket(sock, connection, self.share, origin.network, self._tls)
-        except OSError:  # it is gone already
+        except OSError:  # the peer has already closed it
             sock.close()
             self._leave(connection)
             return
         if self.is_short_of_memory:
             refusal = Refusal.MEMORY
-        # A client in a passed socket during the drain connected before the socket was left alone: it is let in and sent
-        # away to come back, since nobody who connects during a restart is to be refused.
+        # A client accepted from a passed socket during the drain connected before whaled stopped accepting from it. It
+        # is admitted and asked to reconnect, since a restart under socket activation refuses no client.
         if self.is_draining and not self._is_passed:
             refusal = Refusal.DRAINING
         self._connections[self._next_slot][connection] = None
@@ -284,8 +289,8 @@ class Gateway:
         connection.start(client, refusal)
 
     def _reset(self, sock: socket.socket, origin: Source) -> None:
-        """Close an accepted socket. One that is closed in good order would stay in the kernel for a minute."""
-        self._turned_away(Refusal.CONNECT_RATE, origin)
+        """Reset an accepted socket. After an orderly close the kernel would keep it for a minute."""
+        self._count_refusal(Refusal.CONNECT_RATE, origin)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
 
@@ -310,9 +315,9 @@ class Gateway:
             self.clients.forget_absent(self.now())
 
     async def _watch_credentials(self) -> None:
-        """End sessions whose key was retired, whose family ended, or whose token ended by a step of the clock.
+        """Close sessions whose key was retired, whose family ended, or whose token expired by a step of the clock.
 
-        Timers run on the monotonic clock, tokens end by the wall clock: the two are compared once a second.
+        Timers run on the monotonic clock, but tokens expire by the wall clock, so the two are compared every second.
         """
         offset = self.now() - time.monotonic()
         while True:
@@ -323,14 +328,14 @@ class Gateway:
             if abs(moved_s) >= CLOCK_STEP_S:
                 offset += moved_s
                 self.clock_steps += 1
-                logger.warning("the clock was set: looking again which tokens have ended", seconds=round(moved_s, 1))
+                logger.warning("the clock was set: checking again which tokens have expired", seconds=round(moved_s, 1))
             elif not self._recheck.is_set():
                 continue
             self._recheck.clear()
             self._recheck_all()
 
     def _recheck_all(self) -> None:
-        """Look at every session again, in slices: a look takes some 5 us, a close 50, and there may be 10,000."""
+        """Recheck every session, in slices. A check takes about 5 us, a close 50 us, and there may be 10,000."""
         waiting = self._all()
 
         def job() -> bool:
@@ -342,10 +347,10 @@ class Gateway:
         self.share.add(Lane.KNOWN, job, "credentials")
 
     async def drain(self, window_s: float) -> None:
-        """Tell every client to come back later and close it, spread over part of the window; then cut off the rest."""
+        """Ask every client to reconnect and close it, spread over part of the window; then cut off the rest."""
         self.is_draining = True
         if self._is_passed and self._listener is not None:
-            # systemd holds the passed sockets open: clients that connect now wait in them for the next whaled.
+            # systemd keeps the passed sockets open: clients that connect from now on wait there for the next process.
             self._listener.stop()
         clients = self._all()
         self._spread_s = min(window_s * DRAIN_SPREAD_PART, len(clients) * DRAIN_SPACING_S)
@@ -354,7 +359,7 @@ class Gateway:
         started = loop.time()
         for number, connection in enumerate(clients):
             if connection.session is not None:
-                self.send_away(connection)
+                self.ask_to_reconnect(connection)
             if number % 50 == 49:
                 await asyncio.sleep(max(0.0, started + self._spread_s * (number + 1) / len(clients) - loop.time()))
         try:
@@ -368,24 +373,26 @@ class Gateway:
             for connection in stragglers:
                 connection.abort()
 
-    def send_away(self, connection: Connection) -> None:
-        """Tell a client to come back in a moment that is not everybody's, and close it."""
-        connection.answer(wire.closing_frame(Close.RESTART, self._come_back_s()))
+    def ask_to_reconnect(self, connection: Connection) -> None:
+        """Ask a client to reconnect after a random delay, and close the connection."""
+        connection.answer(wire.closing_frame(Close.RESTART, self._reconnect_delay_s()))
         connection.close(Close.RESTART)
 
-    def _come_back_s(self) -> float:
+    def _reconnect_delay_s(self) -> float:
         return 0.5 + random.random() * max(1.0, self._spread_s)  # noqa: S311 - jitter, not a secret
 
-    def _may_displace(self, stranger: Hashable) -> bool:
-        """Whether a stranger gives way to a newcomer of its own network. While more connect than can be accepted, only
-        those that had time to begin and did not: else a flood of handshakes would displace each of them, its own and
-        those of clients beside it, before it is read. One whose bytes wait to be read has done its part.
+    def _may_displace(self, member: Hashable) -> bool:
+        """Return whether an unauthenticated connection may be displaced by a new one of its own network.
+
+        A connection whose bytes wait to be read is not displaced. While connections arrive faster than they can be
+        accepted, neither is one that has not had time to begin: otherwise a flood would displace every handshake of
+        its network before it is read, including those of clients there.
         """
-        assert isinstance(stranger, Connection)
-        return stranger.is_idle(time.monotonic()) if self._behind_s() else not stranger.is_waiting
+        assert isinstance(member, Connection)
+        return member.is_idle(time.monotonic()) if self._behind_s() else not member.is_waiting
 
     def _leave(self, connection: Connection) -> None:
-        """Take a connection out of the counts, as soon as it is on its way out."""
+        """Remove a connection from the counts of admission, as soon as it begins to close."""
         if connection.is_admitted:
             connection.is_admitted = False
             self._admission.leave(connection, connection.source, has_failed=connection.has_failed)
@@ -394,28 +401,29 @@ class Gateway:
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes queued for all clients, which the kernel has not taken yet."""
+        """The number of bytes queued for all clients that the kernel has not taken yet."""
         return sum(connection.unsent for connection in self._all())
 
     def short_of_memory(self) -> None:
-        """Refuse newcomers, and replay the log slowly, until `relieved`."""
+        """Refuse new clients, and replay without keeping pages, until `relieved` is called."""
         self.is_short_of_memory = True
         self.subscriptions.short_of_memory(is_short=True)
 
     def relieve(self, excess_bytes: int, *, is_urgent: bool) -> None:
-        """Cut off the least known first: those in TLS, those in the HTTP handshake, those that have not authenticated;
-        then clients for whom most is queued until that makes up for the excess.
+        """Close connections to free about `excess_bytes`.
 
-        If that is not enough (urgent), of the others those who came last go, a part of them each time. Nobody loses an
-        event by it: they come back and go on where they were.
+        Unauthenticated connections go first, one stage at a time: those in the TLS handshake, then those in the HTTP
+        handshake, then those that have not authenticated. Next are the clients with the most unsent bytes. If that is
+        not enough and `is_urgent`, a part of the remaining clients is closed, newest first. No client loses an event:
+        it reconnects and resumes at its position.
         """
         clients = self._all()
-        strangers = [connection for connection in clients if not connection.is_ready]
-        if strangers:
-            # One kind at a time: what they held shows at the next look.
-            least = min(strangers, key=_familiarity)
-            for connection in strangers:
-                if _familiarity(connection) == _familiarity(least):
+        unauthenticated = [connection for connection in clients if not connection.is_ready]
+        if unauthenticated:
+            # Only one stage at a time: the memory it frees shows at the next check.
+            least = min(unauthenticated, key=_progress)
+            for connection in unauthenticated:
+                if _progress(connection) == _progress(least):
                     connection.displace()
             if not is_urgent:
                 return
@@ -424,7 +432,7 @@ class Gateway:
                 break
             excess_bytes -= connection.unsent
             self._shed(connection)
-            connection.abort()  # a close would wait behind what is queued
+            connection.abort()  # a close frame would be queued behind the unsent bytes
         if not is_urgent or excess_bytes <= 0:
             return
         ready = sorted(
@@ -438,7 +446,7 @@ class Gateway:
             connection.close(Close.OVERLOADED, SHED_CLOSE_S)
 
     def relieved(self) -> None:
-        """There is memory for newcomers again."""
+        """Accept new clients again: memory is no longer short."""
         self.is_short_of_memory = False
         self.subscriptions.short_of_memory(is_short=False)
 
@@ -446,81 +454,81 @@ class Gateway:
         self._meter.shed()
         self._lines.shed(connection.address, connection.unsent)
 
-    # --- what the daemon tells clients ---
+    # --- calls of the daemon ---
 
     @property
     def at_once(self) -> int:
-        """How many events to publish before the loop is let go."""
+        """The number of events to publish before the event loop runs other work."""
         return self.hub.at_once
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Deliver committed events."""
+        """Deliver committed events to live clients."""
         self.hub.publish(events)
 
     def rehearse(self, event: Event) -> None:
-        """Deliver the event of a canary to no client."""
+        """Deliver the event of a canary to the canary's connections only."""
         self.hub.rehearse(event)
 
     def publish_upstream_state(self, state: UpstreamState) -> None:
-        """Tell clients that the link to the backend changed."""
+        """Send clients the state of the link to the backend, if it changed."""
         self.subscriptions.publish_upstream_state(state, self.now())
 
-    # --- what sessions ask (Surroundings) ---
+    # --- calls of sessions (Surroundings) ---
 
     def position(self) -> Position:
-        """The newest event published."""
+        """Return the position of the newest published event."""
         return self.hub.position
 
     def counters(self) -> wire.Counters:
-        """The answer to `stats`."""
+        """Return the data of the `stats` answer."""
         return wire.Counters(self._admission.total, self.authenticated, self.hub.alerts_published, self.auth_failures)
 
     @property
     def upstream(self) -> UpstreamState:
-        """The link to the backend, as clients were told last."""
+        """The state of the link to the backend, as last sent to clients."""
         return self.subscriptions.upstream
 
     @property
     def connections(self) -> int:
-        """Open connections, authenticated or not."""
+        """The number of open connections, authenticated or not."""
         return self._admission.total
 
     @property
     def connections_limit(self) -> int:
-        """How many there may be."""
+        """The maximum number of connections."""
         return self._admission.total_limit
 
     @property
     def unauthenticated(self) -> int:
-        """Open connections that have not authenticated yet."""
+        """The number of open connections that have not authenticated yet."""
         return self._admission.unauthenticated
 
     @property
     def replaying(self) -> int:
-        """Connections that are being brought up to date from the log."""
+        """The number of connections that are in replay."""
         return self.subscriptions.replaying
 
-    # --- what connections report (ConnectionOwner) ---
+    # --- calls of connections (ConnectionOwner) ---
 
     def refused(self, connection: Connection, reason: Refusal) -> None:
-        """A handshake did not lead to a session."""
-        self._turned_away(reason, connection.source)
+        """Count a handshake that did not lead to a session."""
+        self._count_refusal(reason, connection.source)
 
-    def _turned_away(self, reason: Refusal, origin: Source) -> None:
+    def _count_refusal(self, reason: Refusal, origin: Source) -> None:
         self._meter.refused(reason)
         if reason is not Refusal.NO_UPGRADE:  # health checks
             self._lines.turned_away(reason.value, origin.network)
 
     def tls_failed(self, reason: str) -> None:
-        """A TLS handshake failed."""
+        """Count a failed TLS handshake."""
         self._meter.tls_failed(reason)
 
     def origin_refused(self, connection: Connection, origin: str) -> None:
-        """A page of an origin that is not allowed tried to connect."""
+        """Log a connection attempt by a page whose origin is not allowed."""
         self._lines.origin_refused(connection.address, origin)
 
     def new_session(self, connection: Connection) -> Session:
-        """The rules for a connection whose handshake is done."""
+        """Create the session of a connection whose handshake is complete."""
         self._meter.opened()
         self.compressed += connection.takes_deflate
         return Session(
@@ -534,20 +542,20 @@ class Gateway:
         )
 
     def received(self, kind: wire.MessageType, size_bytes: int) -> None:
-        """A message came in."""
+        """Count a received message."""
         self._meter.received(kind, size_bytes)
 
     def answered(self, size_bytes: int) -> None:
-        """A frame was sent to one client alone."""
+        """Count a frame that was sent to one client alone."""
         self._meter.sent(wire.Sent.CONTROL, 1, size_bytes)
 
     def failed(self, connection: Connection) -> None:
-        """A bug met while serving a client; the connection closes."""
+        """Log and count the exception being handled, a bug met while serving a client. The connection closes."""
         self._lines.failed(connection.address)
         self._meter.failed()
 
     def perform(self, connection: Connection, action: Action) -> None:
-        """An action that concerns more than the socket."""
+        """Perform an action that concerns more than the socket."""
         match action:
             case Admit(grant=grant, may_read=may_read):
                 self._admit(connection, authenticated=grant is not None, may_read=may_read)
@@ -573,7 +581,7 @@ class Gateway:
                 self._meter.limited(limit)
             case Crowded():
                 self._meter.rejected(ClientErrorCode.TOO_MANY_CONNECTIONS)
-                self._turned_away(Refusal.CLIENT_CAP, connection.source)
+                self._count_refusal(Refusal.CLIENT_CAP, connection.source)
             case Rejected(code=code):
                 self._meter.rejected(code)
 
@@ -589,11 +597,11 @@ class Gateway:
             self.subscriptions.join(connection)
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
-        """The connection goes on from the log once it has drained."""
+        """Replay the event log to the connection after `cursor`, once it has drained."""
         self.subscriptions.fell_behind(connection, cursor)
 
     def disconnected(self, connection: Connection) -> None:
-        """The socket is gone."""
+        """Forget a connection whose socket is closed."""
         self.subscriptions.detach(connection)
         del self._connections[connection.slot][connection]
         self._leave(connection)
@@ -624,6 +632,6 @@ class Gateway:
         return [connection for slot in self._connections for connection in slot]
 
 
-def _familiarity(connection: Connection) -> tuple[bool, bool]:
-    """How far a stranger has come: TLS agreed, handshake done."""
+def _progress(connection: Connection) -> tuple[bool, bool]:
+    """Return how far an unauthenticated connection has come: (TLS handshake complete, HTTP handshake complete)."""
     return connection.is_agreed, connection.session is not None

@@ -1,6 +1,7 @@
-"""One client's life: a command or a moment in, actions out. The table at the end of the class is the state machine.
+"""The protocol state machine of one connection: commands and deadlines in, actions out.
 
-Pure: the server performs the actions, reads the clock and owns the socket.
+`Session._TABLE` maps state and command to a step. The module does no I/O: the server performs the actions, reads the
+clock and owns the socket.
 """
 
 from collections.abc import Callable
@@ -26,47 +27,47 @@ from whaled.gateway.limits import (
 from whaled.model import Grant, Permission, Position
 from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 
-# What a malformed message costs, in messages: guessing must not be cheaper than asking properly.
+# The cost of a malformed message, in messages, so that guessing at the protocol is not cheaper than using it.
 MALFORMED_COST = 5.0
-# How long a client that has too many connections is asked to stay away: as long as it takes until one that is gone
-# without a word is noticed.
+# The retry_after sent to a client with too many connections: about the time until a connection that broke without a
+# close is noticed.
 CROWDED_RETRY_S = 30.0
 WARN_BEFORE_EXPIRY_S = 300.0
 WARN_BEFORE_EXPIRY_PART = 0.1
-# A connection that breaks this soon after a refresh may have lost the new token. TCP gives up much later, but pings
-# (gateway.ping_interval, ping_timeout) end a dead connection about then.
+# A connection that breaks within this time after a refresh may have lost the new token. TCP would take much longer to
+# report a dead connection, but pings (gateway.ping_interval, ping_timeout) end it within about this time.
 ANSWER_LOST_S = 60.0
 
 
 class Authenticator(Protocol):
-    """Proves credentials. Raises TokenError."""
+    """The verifier of credentials."""
 
     def verify(self, credential: str, now: float) -> Grant:
-        """Who this is and what it may do."""
+        """Return the client and its permissions. Raises TokenError."""
         ...
 
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
-        """A new token of the same client with the same permissions."""
+        """Return a new token, and its grant, for the same client with the same permissions. Raises TokenError."""
         ...
 
     def is_in_force(self, grant: Grant, now: float) -> bool:
-        """Whether a grant given before is still accepted, but for its time."""
+        """Return whether an earlier grant is still accepted, apart from its expiry."""
         ...
 
     def answer_lost(self, parent: Grant, child: Grant) -> None:
-        """The refreshed token `child` may not have reached its client."""
+        """Record that the refreshed token `child` may not have reached its client."""
         ...
 
 
 class Surroundings(Protocol):
-    """What a session asks of the house."""
+    """The state of the gateway that sessions read."""
 
     def position(self) -> Position:
-        """The newest event published."""
+        """Return the position of the newest published event."""
         ...
 
     def counters(self) -> wire.Counters:
-        """The answer to `stats`."""
+        """Return the data of the `stats` answer."""
         ...
 
 
@@ -80,26 +81,27 @@ class Send(Struct, frozen=True):
 
 
 class Admit(Struct, frozen=True):
-    """The client is in: count it; deliver if it may read."""
+    """Count the client as authenticated, and deliver alerts to it if it may read."""
 
     grant: Grant | None
     may_read: bool
 
 
 class Attach(Struct, frozen=True):
-    """Deliver what passes `filter`, from `since` on (None: from now on), after the `subscribed` answer."""
+    """Send `subscribed`, then deliver the events that pass `filter`, from `since` on (None: from now on)."""
 
     filter: Filter
     since: wire.Since | None
 
 
 class Detach(Struct, frozen=True):
-    """Deliver nothing."""
+    """Stop delivery."""
 
 
 class Refused(Struct, frozen=True):
-    """An authentication failed: count it. `reason` is None where there was no credential to judge; `client_id` is known
-    where the credential was right once.
+    """Count a failed authentication.
+
+    `reason` is None if there was no credential to verify. `client_id` is known if the credential was once valid.
     """
 
     message: wire.AuthMessage
@@ -108,23 +110,23 @@ class Refused(Struct, frozen=True):
 
 
 class FamilyEnded(Struct, frozen=True):
-    """A token was refreshed twice: end the sessions of this client that rest on its family."""
+    """End this client's sessions that use a token of this family, because one token was refreshed twice."""
 
     grant: Grant
 
 
 class Limited(Struct, frozen=True):
-    """A message was over the rate: count it."""
+    """Count a message over the rate limit."""
 
     limit: Limit
 
 
 class Crowded(Struct, frozen=True):
-    """The client has as many connections as it may: count the refusal."""
+    """Count the refusal of a client that already has its maximum number of connections."""
 
 
 class Rejected(Struct, frozen=True):
-    """A message could not be done: count it."""
+    """Count a message that was answered with an error."""
 
     code: ClientErrorCode
 
@@ -139,7 +141,7 @@ Action = Send | Admit | Attach | Detach | Refused | FamilyEnded | Limited | Crow
 
 
 class State(Enum):
-    """Where a session is. Delivery (live, replaying, paused) belongs to the hub and the server."""
+    """The state of a session. The state of delivery (live, replaying, paused) belongs to the hub and the server."""
 
     AUTHENTICATING = auto()
     READY = auto()
@@ -147,14 +149,14 @@ class State(Enum):
 
 
 class Resume(Struct, frozen=True):
-    """Where delivery starts (the offset before the first event) and whether everything since `since` is there."""
+    """The start of delivery: the offset before the first event, and whether everything after `since` is available."""
 
     cursor: int
     recovered: bool | None
 
 
 def resume(since: Position | wire.Last | None, *, epoch: str, head: int, oldest: int) -> Resume:
-    """Honour a position, or not: recovery is all or nothing, and a position not honoured starts at the head."""
+    """Return where delivery starts. Recovery is all or nothing: without it, delivery starts at the head."""
     match since:
         case None:
             return Resume(head, None)
@@ -167,14 +169,14 @@ def resume(since: Position | wire.Last | None, *, epoch: str, head: int, oldest:
 
 
 def terms(filters: object) -> int:
-    """How many values a filter compares with, as far as that can be seen before it is judged."""
+    """Return the number of values in a filter that has not been validated yet."""
     if not isinstance(filters, dict):
         return 0
     return len(filters) + sum(len(value) for value in filters.values() if isinstance(value, list | dict))
 
 
 class Session:
-    """The rules for one connection."""
+    """The protocol rules of one connection."""
 
     __slots__ = (
         "_address", "_authenticator", "_bucket", "_clients", "_failures", "_house", "_is_late", "_limits", "_refreshed",
@@ -200,8 +202,8 @@ class Session:
         self._address = address
         self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now, clients.lost)
         self._warned = False
-        self._is_late = False  # the token had ended already when it came
-        self._refreshed: tuple[Grant, float] | None = None  # the last parent, and when
+        self._is_late = False  # the token had already expired when it arrived
+        self._refreshed: tuple[Grant, float] | None = None  # the last token that was refreshed, and when
         self.grant: Grant | None = None
         self.client: Client | None = None
         self.last_message = wire.MessageType.INVALID
@@ -209,22 +211,22 @@ class Session:
 
     @property
     def may_read(self) -> bool:
-        """Whether this client may receive alerts. Without authentication everybody may."""
+        """True if this client may receive alerts. Without authentication every client may."""
         return self._authenticator is None or (self.grant is not None and Permission.READ in self.grant.permissions)
 
     @property
     def source(self) -> str:
-        """Whose work this is: the client, or its address while the client is not known."""
+        """The name that work is attributed to: the client id, or the address before authentication."""
         return self._address if self.client is None else self.client.client_id
 
     def charge_replay(self, events: int) -> None:
-        """The log was read for this client."""
+        """Charge the client for events that were read from the event log for it."""
         self._charge(events / EVENTS_PER_TOKEN)
 
-    # --- what happens ---
+    # --- events of the connection ---
 
     def opened(self, credential: str | None, now: float) -> list[Action]:
-        """The handshake is done; `credential` came with it or not."""
+        """Handle the end of the handshake. `credential` is the one sent with it, if any."""
         if self._authenticator is None:
             self.state = State.READY
             return [Send(wire.welcome_frame(None, self._house.position(), now)), Admit(None, True)]
@@ -232,16 +234,17 @@ class Session:
             return self._authenticate(wire.Auth(credential), now)
         return []
 
-    def looks_at_messages(self, now: float) -> bool:
-        """Whether `received` would look at a text message now. If not, its content does not matter."""
+    def would_parse(self, now: float) -> bool:
+        """Return whether `received` would parse a text message now. If not, its content does not matter."""
         if self.state is not State.READY:
             return self.state is State.AUTHENTICATING
         return self._bucket.may_pass(now) and (self.client is None or self.client.bucket.may_pass(now))
 
     def received(self, raw: bytes | bytearray, now: float, arrived_bytes: int = 0) -> list[Action]:
-        """A text message. One over the rate is not parsed, unless it is the first one, whose answer depends on it.
+        """Handle a text message.
 
-        `arrived_bytes` is its size when it was compressed: it costs by the larger of the two.
+        A message over the rate limit is not parsed, except before authentication, where the answer depends on it.
+        `arrived_bytes` is its compressed size: the larger of the two sizes determines the cost.
         """
         if self.state is State.CLOSED:
             return []
@@ -267,7 +270,7 @@ class Session:
             return self.rejected(error, now)
 
     def received_binary(self, now: float) -> list[Action]:
-        """A binary message: nobody needs one."""
+        """Refuse a binary message. The protocol has none."""
         if self.state is State.CLOSED:
             return []
         self.last_message = wire.MessageType.INVALID
@@ -278,7 +281,7 @@ class Session:
         return self.rejected(ClientError(ClientErrorCode.INVALID_MESSAGE, "binary frames are not accepted"), now)
 
     def received_control(self, now: float) -> list[Action]:
-        """A ping or pong frame, or a part of a message: nothing to answer, but it costs like a message."""
+        """Charge for a ping or pong frame, or a fragment of a message. Each costs as much as a message."""
         over_s = self._bucket.take(now)
         if over_s <= 0 or self.state is State.CLOSED:
             return []
@@ -287,11 +290,11 @@ class Session:
         return self._refuse(wire.AuthMessage.RATE_LIMITED) if self._bucket.is_exhausted else []
 
     def auth_deadline(self) -> list[Action]:
-        """The time to authenticate is over."""
+        """Handle the end of the time to authenticate."""
         return self._refuse(wire.AuthMessage.TIMEOUT) if self.state is State.AUTHENTICATING else []
 
     def next_deadline(self) -> float | None:
-        """When `tick` wants to be called (Unix seconds), None if never."""
+        """Return when to call `tick` (Unix seconds); None if never."""
         grant = self.grant
         if grant is None or grant.expires_at is None:
             return None
@@ -301,7 +304,7 @@ class Session:
         return grant.expires_at + (self._limits.leeway_s if self._is_late else self._limits.expiry_grace_s)
 
     def tick(self, now: float) -> list[Action]:
-        """The credential may be about to end, or have ended."""
+        """Send the warning before the credential expires, or close the connection if it has expired."""
         deadline = self.next_deadline()
         if self.state is not State.READY or deadline is None or self.grant is None or now < deadline:
             return []
@@ -311,7 +314,7 @@ class Session:
         return self._stop(Close.TOKEN_EXPIRED)
 
     def recheck(self, now: float) -> list[Action]:
-        """Keys, a token's family or the clock may have changed: stop if the credential is not valid any more."""
+        """Close the connection if its credential is no longer valid, after a change of keys, family or clock."""
         grant = self.grant
         if self.state is not State.READY or grant is None or self._authenticator is None:
             return []
@@ -320,7 +323,7 @@ class Session:
         return self.tick(now)
 
     def link_lost(self, now: float) -> None:
-        """The connection broke without a close: a token sent just before may not have arrived."""
+        """Handle a connection that broke without a close. A token sent just before may not have arrived."""
         if self._refreshed is None or self._authenticator is None or self.grant is None:
             return
         parent, at = self._refreshed
@@ -328,7 +331,7 @@ class Session:
             self._authenticator.answer_lost(parent, self.grant)
 
     def rejected(self, error: ClientError, now: float) -> list[Action]:
-        """Answer something that cannot be done; the connection stays, unless the client goes on and on."""
+        """Answer an invalid message with an error. The connection closes only if the client persists."""
         self._bucket.fine(now, MALFORMED_COST - 1.0)
         if self.client is not None:
             self.client.bucket.charge(MALFORMED_COST - 1.0)
@@ -344,7 +347,7 @@ class Session:
             return self._refuse(wire.AuthMessage.TOKEN_REQUIRED)
         assert self._authenticator is not None
         try:
-            # Always judged: the failures of others must not keep out a token that is good, and judging is cheap.
+            # Verify even beyond the failure limit: failures of others must not keep out a valid token, and it is cheap.
             grant = self._authenticator.verify(command.credential, now)
         except TokenError as error:
             wait_s = self._failures.failed(self._address, error.claimant, now)
@@ -353,8 +356,8 @@ class Session:
             return self._refuse(wire.AuthMessage.INVALID, error)
         self.client = self._clients.enter(grant.client_id, now)
         if self.client is None:
-            return self._crowded()
-        self._rest_on(grant, now)
+            return self._refuse_connection()
+        self._use_grant(grant, now)
         self.state = State.READY
         return [
             Send(wire.auth_success_frame(grant)),
@@ -375,24 +378,24 @@ class Session:
         except TokenError as error:
             return self._refuse_again(error, now)
         could_read = self.may_read
-        self._rest_on(grant, now)
+        self._use_grant(grant, now)
         actions: list[Action] = [Send(wire.auth_success_frame(grant))]
         if could_read and not self.may_read:
             actions.append(Detach())
         return actions
 
-    def _rest_on(self, grant: Grant, now: float) -> None:
-        """The connection rests on this token from now on.
+    def _use_grant(self, grant: Grant, now: float) -> None:
+        """Use this token as the connection's credential from now on.
 
-        One that had ended when it came was let in for clocks that differ. It ends when no new connection would be let
-        in with it any more, and it cannot be refreshed: the leeway is no second grace.
+        A token that had expired on arrival was accepted within the leeway for clock differences. Such a connection
+        closes when the leeway ends, and its token cannot be refreshed: the grace period does not apply in addition.
         """
         self.grant = grant
         self._warned = False
         self._is_late = grant.expires_at is not None and now >= grant.expires_at
 
     def _refuse_again(self, error: TokenError, now: float) -> list[Action]:
-        """A wrong credential on an open connection, which stays unless its client goes on, on this or another one."""
+        """Refuse a credential on an open connection. It closes only if the client persists, on any connection."""
         if self.grant is None:
             raise error
         wait_s, is_exhausted = self._failures.failed_as(self.grant.client_id, now)
@@ -436,7 +439,7 @@ class Session:
                 return [FamilyEnded(self.grant), *self._stop(Close.TOKEN_REVOKED)]
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token cannot be refreshed; ask for a new one") from None
         self._refreshed = (self.grant, now)
-        self._rest_on(grant, now)
+        self._use_grant(grant, now)
         return [Send(wire.token_frame(token, grant))]
 
     _TABLE: ClassVar[
@@ -461,14 +464,14 @@ class Session:
         ]
 
     def _refuse_for_now(self, wait_s: float, error: TokenError) -> list[Action]:
-        """Too many credentials of this claimant were refused: whether this one is any good may be asked later."""
+        """Refuse a claimant with too many failed credentials, and state when it may try again."""
         return [
             Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
             Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
             *self._stop(Close.AUTH_LIMITED),
         ]
 
-    def _crowded(self) -> list[Action]:
+    def _refuse_connection(self) -> list[Action]:
         most = self._clients.max_connections
         message = f"this client has as many connections as it may have ({most})"
         return [
@@ -478,7 +481,7 @@ class Session:
         ]
 
     def _take(self, now: float, cost: float) -> list[Action]:
-        """Take tokens of the connection and of its client; returns what to do if one of them has none, else nothing."""
+        """Take tokens from the budgets of the connection and its client. Return the refusal if one is used up."""
         if self._bucket.take(now, cost) > 0:
             return self._limited(Limit.CONNECTION)
         if self.client is not None and self.client.bucket.take(now, cost) > 0:
@@ -507,7 +510,7 @@ class Session:
 
 
 class SessionLimits(Struct, frozen=True, kw_only=True):
-    """The part of the configuration that sessions read, shared by all of them."""
+    """The configuration of sessions, shared by all of them."""
 
     messages_per_second: float
     message_burst: float
@@ -517,7 +520,7 @@ class SessionLimits(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, gateway: GatewaySettings, auth: AuthSettings) -> "SessionLimits":
-        """Taken from the configuration."""
+        """Take the session limits from the configuration."""
         return cls(
             messages_per_second=gateway.messages_per_second,
             message_burst=float(gateway.message_burst),

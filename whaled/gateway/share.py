@@ -1,11 +1,11 @@
-"""How the event loop's time is shared: live alerts first, then what clients ask for, in slices.
+"""Shares the event loop's time: live alerts first, then the work that clients cause, in slices.
 
-All work that clients can cause runs here as small jobs, not in the callbacks of their sockets. Each turn of the loop
-runs jobs for one slice at most, and then lets the loop see to the backend, the log and the delivery of alerts. While an
-alert is on its way (`hold`) jobs wait, though not longer than HOLD_S at a time: a busy backend must not shut clients
-out. So an alert waits for a few slices, however much clients ask for.
+All work that clients can cause runs here as small jobs, not in the callbacks of their sockets. Each iteration of the
+loop runs jobs for at most one slice, and then leaves the loop to the backend, the event log and the delivery of alerts.
+While an alert is being processed (`hold`), jobs wait, but at most HOLD_S at a time, so that a busy backend does not
+shut clients out. An alert therefore waits for a few slices at most, however much work clients cause.
 
-The slice is divided between lanes by weight. A lane that has nothing to do leaves its part to the others.
+Lanes share a slice by weight. The part of an idle lane goes to the others.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
-# A turn of the loop spends this long on jobs. It is what an alert may meet on its way, a few times over.
+# The time that one iteration of the loop spends on jobs. An alert may wait for a few of these.
 SLICE_S = 0.001
-# While alerts are on their way, jobs get a slice at least this often.
+# While alerts are being processed, jobs get a slice at least this often.
 HOLD_S = 0.004
-# While alerts flow, which is for so long after one that took so long, replays get this part of the time at most: the
-# next alert finds the loop, the reader thread and the processor free more often than not.
+# For FLOW_S after an alert that took at least ALERT_S, replays get at most REPLAY_PART of the time, so that the next
+# alert usually finds the loop, the reader thread and the processor free.
 FLOW_S = 1.0
 ALERT_S = 0.0005
 REPLAY_PART = 0.25
-# What took long because the machine was busy is no reason to stand still.
+# The longest rest after one job. A job may have taken long only because the machine was busy.
 REST_LIMIT_S = 0.05
 
 
@@ -33,8 +33,8 @@ class Lane(StrEnum):
     """A kind of work (a metric label)."""
 
     ACCEPT = "accept"
-    STRANGER = "stranger"  # handshakes, TLS, credentials
-    KNOWN = "known"  # messages of clients that have authenticated
+    STRANGER = "stranger"  # unauthenticated connections: TLS, handshakes, credentials
+    KNOWN = "known"  # messages of authenticated clients
     REPLAY = "replay"
 
 
@@ -45,26 +45,26 @@ T = TypeVar("T")
 
 
 class ShareMeter(Protocol):
-    """What is counted of the shares."""
+    """The counters of the shares."""
 
     def worked(self, lane: Lane, seconds: float) -> None:
-        """Jobs of a lane took so much of a slice."""
+        """Count the time that jobs of a lane took."""
         ...
 
 
-# Returns whether there is more to do: then the job runs again after the others of its lane.
+# A job returns whether there is more to do. If so, it runs again after the others of its lane.
 Job = Callable[[], bool]
 
 
 class _Queue:
-    """The jobs of a lane: a queue per source, served in turn, so that a source with many jobs delays itself."""
+    """The jobs of a lane: one queue per source, served in turn, so that a source with many jobs delays only itself."""
 
     __slots__ = ("_by_source", "used", "weight")
 
     def __init__(self, weight: float) -> None:
         self._by_source: dict[Hashable, deque[Job]] = {}
         self.weight = weight
-        self.used = 0.0  # seconds by weight: the lane with the least runs next
+        self.used = 0.0  # seconds divided by the weight; the lane with the least runs next
 
     def __len__(self) -> int:
         return len(self._by_source)
@@ -79,7 +79,7 @@ class _Queue:
             jobs.append(job)
 
     def run_one(self) -> None:
-        """Run the first job of the first source. The source goes to the end."""
+        """Run the first job of the first source, and move that source to the end."""
         source = next(iter(self._by_source))
         jobs = self._by_source.pop(source)
         job = jobs.popleft()
@@ -90,7 +90,7 @@ class _Queue:
 
 
 class LoopShare:
-    """Runs jobs in slices on the running event loop. A job must not raise."""
+    """The scheduler of jobs in slices on the running event loop. A job must not raise."""
 
     def __init__(
         self,
@@ -107,25 +107,25 @@ class LoopShare:
         self._lanes = {lane: _Queue(WEIGHTS[lane]) for lane in Lane}
         self._holds = 0
         self._alerted_at = -FLOW_S
-        self._replay_at = 0.0  # replays rest until then
+        self._replay_at = 0.0  # replays rest until this time
         self._is_resting = False
         self._scheduled: asyncio.Handle | None = None
 
     def add(self, lane: Lane, job: Job, source: Hashable = None, *, is_next: bool = False) -> None:
-        """Run a job when it is its turn: sources take turns, jobs of one source run in order, one `is_next` first."""
+        """Queue a job. Sources take turns; jobs of one source run in order, except that an `is_next` job goes first."""
         queue = self._lanes[lane]
         if not queue:
-            # What it did not use while it had nothing to do is not saved up.
+            # Time that an idle lane did not use is not saved up.
             queue.used = max(queue.used, min((each.used for each in self._lanes.values() if each), default=0.0))
         queue.add(source, job, is_next=is_next)
         self._schedule()
 
     async def run(self, lane: Lane, work: Callable[[], T], source: Hashable = None) -> T:
-        """The result of `work`, which runs as a job. What it raises is raised here."""
+        """Run `work` as a job and return its result. An exception of `work` is raised here."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def job() -> bool:
-            if not done.done():  # the caller may be gone
+            if not done.done():  # the caller may have been cancelled
                 try:
                     done.set_result(work())
                 except Exception as error:  # noqa: BLE001 - raised in the caller
@@ -137,7 +137,7 @@ class LoopShare:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """An alert is on its way: let jobs wait, up to `hold_s` at a time."""
+        """Delay jobs while the body processes an alert, up to `hold_s` at a time."""
         self._holds += 1
         began = self._clock()
         try:
@@ -153,12 +153,12 @@ class LoopShare:
                 self._schedule()
 
     def worked_elsewhere(self, lane: Lane, seconds: float) -> None:
-        """A thread worked for a lane: it counts like work of the loop."""
+        """Charge a lane for work of a thread, as if the loop had done it."""
         self._spend(lane, seconds, self._clock())
         self._meter.worked(lane, seconds)
 
     def waiting(self, lane: Lane) -> int:
-        """Sources of a lane that have jobs."""
+        """Return the number of sources with jobs in a lane."""
         return len(self._lanes[lane])
 
     def _schedule(self) -> None:
@@ -197,7 +197,7 @@ class LoopShare:
             self._schedule()
 
     def _next(self, now: float) -> Lane | None:
-        """The lane whose turn it is, if one has work and need not rest."""
+        """Return the lane to run next; None if no lane has work, or only replays that must rest."""
         lanes = [lane for lane, queue in self._lanes.items() if queue]
         if now < self._replay_at and Lane.REPLAY in lanes:
             lanes.remove(Lane.REPLAY)

@@ -1,4 +1,4 @@
-"""Notices when this process stood still, so that clients are not charged at once for what they sent meanwhile."""
+"""Detects stalls of this process, so that clients are not charged all at once for what they sent in the meantime."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,15 +7,16 @@ from contextlib import asynccontextmanager
 from whaled.gateway.limits import LostTime
 
 LOOK_S = 0.25
-# Shorter delays are every day's, and the burst of each limit makes up for them.
+# Shorter delays are common, and the burst of each limit covers them.
 STALL_S = 0.25
 
 
 @asynccontextmanager
 async def watched(lost: LostTime, clock: Callable[[], float]) -> AsyncIterator[None]:
-    """Add to `lost` while the body runs. `clock` is that of the limits.
+    """Add stalls to `lost` while the body runs. `clock` is the clock of the limits.
 
-    A timer, not a task: a loop that was stopped runs its timers before the slices in which clients are read.
+    This is a timer rather than a task, since after a stall the loop runs its timers before the slices that read from
+    clients.
     """
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None

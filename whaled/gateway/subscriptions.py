@@ -1,4 +1,4 @@
-"""Who gets what: joins clients to the hub, and replays the log to those who resume or fell behind."""
+"""Subscriptions of clients: joins them to the hub, and replays the event log to those that resume or fell behind."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -19,7 +19,7 @@ from whaled.whales.filters import EVERYTHING, Filter
 
 
 class EventLog(LogReader, Protocol):
-    """What the gateway needs of the event log."""
+    """The part of the event log that the gateway uses."""
 
     epoch: str
     head: int
@@ -27,24 +27,24 @@ class EventLog(LogReader, Protocol):
 
     @property
     def whole_from(self) -> int:
-        """The offset from which on nothing is known to be damaged or missing; not below `oldest`."""
+        """The offset from which no event is known to be damaged or missing; at least `oldest`."""
         ...
 
     async def offset_before(self, at: float) -> int:
-        """The newest offset older than a time."""
+        """Return the newest offset older than a time (Unix seconds)."""
         ...
 
 
 class DeliveryMeter(HubMeter, Protocol):
-    """What is counted of deliveries."""
+    """The counters of deliveries."""
 
     def replayed(self, frames: int, *, recovered: bool) -> None:
-        """A replay ended, or a position was not honoured."""
+        """Count a replay that ended, or, if not `recovered`, a position that could not be recovered."""
         ...
 
 
 class Subscriptions:
-    """Every client that may read is live in the hub, being replayed to, or has unsubscribed."""
+    """The delivery state of clients: each one that may read is live in the hub, in replay, or has unsubscribed."""
 
     def __init__(
         self, event_log: EventLog, settings: GatewaySettings, meter: DeliveryMeter, share: LoopShare, now: float
@@ -66,41 +66,42 @@ class Subscriptions:
         self._replay = Replay(pages=self._pages, hub=self.hub, share=share, slow_timeout_s=settings.slow_timeout)
 
     def short_of_memory(self, *, is_short: bool) -> None:
-        """Keep nothing of the log that was read for one client for the next one, or as usual again."""
+        """Stop caching pages of the event log while memory is short, or resume it."""
         self._pages.keeps = not is_short
         if is_short:
             self._pages.forget()
 
     def reconfigure(self, settings: GatewaySettings) -> None:
-        """Take other limits from now on."""
+        """Apply new limits."""
         self.hub.slice_bytes = settings.max_unsent
         self._replay.slow_timeout_s = settings.slow_timeout
         self._pages.resize(settings.replay_page)
 
     def run_in(self, tasks: asyncio.TaskGroup) -> None:
-        """Replays are tasks of this group, and what reads the log for them."""
+        """Run replays, and the reader of their pages, as tasks of this group."""
         self._tasks = tasks
         self._reading = tasks.create_task(self._pages.run(), name="gateway pages")
 
     @property
     def upstream(self) -> UpstreamState:
-        """The link to the backend, as clients were told last."""
+        """The state of the link to the backend, as last sent to clients."""
         return self._upstream[0]
 
     @property
     def replaying(self) -> int:
-        """Clients that are being brought up to date from the log."""
+        """The number of clients in replay."""
         return sum(connection.delivery is not None for connection in self._filters)
 
     def publish_upstream_state(self, state: UpstreamState, now: float) -> None:
-        """Tell clients that the link to the backend changed."""
+        """Send clients the state of the link to the backend, if it changed."""
         if state is not self._upstream[0]:
-            # Who has no room for it falls behind knowing the old state, and is told when there is room.
+            # Publish before the new state is stored: a client without room for the frame starts a replay that records
+            # the old state as the last one sent, and sends the new one at its end.
             self.hub.publish_upstream_state(state, now)
             self._upstream = (state, now)
 
     def join(self, connection: Connection) -> None:
-        """A client that may read is in: everything goes to it until it asks for less."""
+        """Deliver all events to a newly admitted client that may read, until it subscribes."""
         state, since = self._upstream
         if state is not UpstreamState.CONNECTED:
             connection.answer(wire.status_frame(state, since))
@@ -108,7 +109,7 @@ class Subscriptions:
         self.hub.join(connection, EVERYTHING)
 
     def attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
-        """Deliver what passes `chosen` from `since` on, after the answer that says where that is."""
+        """Send `subscribed`, then deliver the events that pass `chosen`, from `since` on (None: from now on)."""
         self.detach(connection)
         self._filters[connection] = chosen
         state = self.upstream
@@ -121,7 +122,7 @@ class Subscriptions:
         self, connection: Connection, chosen: Filter, since: wire.At, announced: UpstreamState
     ) -> None:
         before = await self._log.offset_before(since.time.timestamp())
-        # Retention may have removed events after that time, unless an event before it is still held.
+        # Retention may have removed events after that time, unless an event before it is still in the log.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
         position = Position(self.hub.epoch, before if is_complete else -1)
         await self._replay_from(connection, chosen, self._answer(connection, chosen, position), announced)
@@ -140,10 +141,10 @@ class Subscriptions:
             self._deliver(connection, self._replay_from(connection, chosen, cursor, announced))
 
     def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
-        """Send `subscribed`; returns where delivery starts."""
+        """Send `subscribed` and return the cursor at which delivery starts."""
         start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
         if start.recovered and start.cursor < self._log.whole_from - 1:
-            start = Resume(self.hub.head, recovered=False)  # damage lies in between, and recovery is all or nothing
+            start = Resume(self.hub.head, recovered=False)  # damage after the cursor, and recovery is all or nothing
         oldest = None
         if start.recovered is False:
             oldest = Position(self.hub.epoch, self._log.whole_from)
@@ -160,7 +161,7 @@ class Subscriptions:
         return start.cursor
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
-        """The connection goes on from the log once it has drained."""
+        """Replay the event log to the connection after `cursor`, once it has drained."""
         self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor, self.upstream))
 
     def _deliver(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
@@ -170,7 +171,7 @@ class Subscriptions:
     async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, announced: UpstreamState) -> None:
         try:
             session = connection.session
-            assert session is not None  # only a session asks for a replay
+            assert session is not None  # a replay is only started by a session
             frames = await self._replay.run(connection, session, chosen, cursor)
         except TooSlowError:
             connection.close(Close.TOO_SLOW)
@@ -185,7 +186,7 @@ class Subscriptions:
                 connection.answer(wire.status_frame(*self._upstream))
 
     def detach(self, connection: Connection) -> None:
-        """Deliver nothing more to a client."""
+        """Stop delivery to a client."""
         self.hub.leave(connection)
         self._filters.pop(connection, None)
         if connection.delivery is not None:
@@ -193,7 +194,7 @@ class Subscriptions:
             connection.delivery = None
 
     def cancel(self) -> None:
-        """End every replay."""
+        """Cancel all replays and the reader of their pages."""
         if self._reading is not None:
             self._reading.cancel()
         for connection in list(self._filters):

@@ -1,8 +1,9 @@
-"""TLS of one client connection, given a few bytes at a time.
+"""TLS of one client connection, fed a few bytes at a time.
 
-OpenSSL reads a socket until it has application data: a client that sends only key updates keeps one call busy for as
-long as it sends, and a handshake message of 64 KiB keeps it comparing lists for a tenth of a second. So it does not get
-the socket. It gets what one job read, and a client that sends much without saying anything is given up.
+OpenSSL reads from a socket until it has application data: a client that sends only key updates would keep one call busy
+for as long as it sends, and a handshake message of 64 KiB would keep OpenSSL comparing lists for 100 ms. OpenSSL
+therefore gets no socket, only the bytes that one job has read, and a client that sends too many bytes without
+application data is cut off.
 """
 
 import contextlib
@@ -13,11 +14,11 @@ from typing import Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# One call returns so much: a hundred empty frames of a flood, which take 2 ms to parse.
+# One call returns at most this many bytes: in a flood of empty frames that is a hundred, which take 2 ms to parse.
 READ_BYTES = 512
-# The bytes of a client's handshake. With post-quantum keys, ticket and a second hello it sends some 4 KiB.
+# The most bytes of a client's handshake. With post-quantum keys, a ticket and a second hello it sends about 4 KiB.
 HANDSHAKE_BYTES = 8 * 1024
-# Received without application data: the largest record has 16 KiB, and a key update 27 bytes.
+# The most bytes without application data: the largest record has 16 KiB, and a key update 27 bytes.
 IDLE_BYTES = 32 * 1024
 # OpenSSL's reasons (SSLError.reason) that are counted under their own name; everything else is `other`.
 NAMED_REASONS = frozenset({
@@ -36,7 +37,7 @@ EXPECTED = (
 
 
 class TlsError(Exception):
-    """TLS is not to be had with this client. `reason` is one of TLS_REASONS."""
+    """TLS with this client has failed. `reason` is one of TLS_REASONS."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -44,11 +45,11 @@ class TlsError(Exception):
 
 
 class Tls:
-    """The server's end. Whatever it does, `output` has the bytes that are to be sent after it."""
+    """The server's end of TLS. After every call, `output` returns the bytes to send."""
 
     __slots__ = ("_incoming", "_object", "_output", "_quiet_bytes", "is_agreed")
 
-    # One for all, emptied by `_run`: each would keep the size of the largest message that it ever had.
+    # One buffer for all connections, emptied by `_run`: a buffer keeps the size of its largest message.
     _outgoing = ssl.MemoryBIO()
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -59,7 +60,7 @@ class Tls:
         self.is_agreed = False
 
     def feed(self, data: bytes) -> None:
-        """Take what was received. Raises TlsError where it is too much without application data."""
+        """Take received bytes. Raises TlsError if there are too many without application data."""
         self._quiet_bytes += len(data)
         if self._quiet_bytes > (IDLE_BYTES if self.is_agreed else HANDSHAKE_BYTES):
             raise TlsError(TOO_MANY_BYTES)
@@ -67,11 +68,11 @@ class Tls:
 
     @property
     def has_more(self) -> bool:
-        """Whether something that was fed has not been read yet."""
+        """True if bytes that were fed have not been read yet."""
         return bool(self._incoming.pending or self._object.pending())
 
     def agree(self) -> bool:
-        """Go on with the handshake; True once it is over. Raises TlsError."""
+        """Continue the handshake. Return True once it is complete. Raises TlsError."""
         try:
             self._run(self._object.do_handshake)
         except ssl.SSLWantReadError:
@@ -83,8 +84,9 @@ class Tls:
         return True
 
     def read(self) -> bytes | None:
-        """READ_BYTES of application data at most; empty at the end of the stream, None where more has to be fed first.
-        Raises TlsError.
+        """Return at most READ_BYTES of application data.
+
+        Return b"" at the end of the stream, and None if more bytes must be fed first. Raises TlsError.
         """
         try:
             data = self._run(self._object.read, READ_BYTES)
@@ -98,7 +100,7 @@ class Tls:
         return data
 
     def encrypt(self, data: bytes) -> bytes:
-        """Application data as it is to be sent. Raises TlsError."""
+        """Return application data encrypted, ready to send. Raises TlsError."""
         try:
             with memoryview(data) as view:
                 sent = 0
@@ -109,13 +111,13 @@ class Tls:
         return self.output()
 
     def end(self) -> bytes:
-        """The last that is to be sent."""
+        """Return the last bytes to send, which close TLS."""
         with contextlib.suppress(ssl.SSLError, ValueError):
-            self._run(self._object.unwrap)  # the client's own end is not waited for
+            self._run(self._object.unwrap)  # does not wait for the client's close_notify
         return self.output()
 
     def output(self) -> bytes:
-        """The bytes that are to be sent: parts of the handshake, alerts, answers to key updates."""
+        """Return the bytes to send: parts of the handshake, alerts, answers to key updates."""
         output, self._output = self._output, b""
         return output
 

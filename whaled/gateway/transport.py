@@ -1,8 +1,8 @@
-"""A client's socket under the event loop's share: bytes are read, decrypted and handed on in jobs, not in callbacks.
+"""A client's socket in the loop's shares: bytes are read, decrypted and passed on in jobs, not in callbacks.
 
-asyncio's own transports read up to 256 KiB at once and hold a buffer of that size for each TLS connection, before
-anybody can count it. This one reads a slice per job, leaves the rest in the kernel, and keeps for a TLS connection what
-OpenSSL keeps, 20 KiB or so.
+asyncio's own transports read up to 256 KiB at once, and hold a buffer of that size for each TLS connection before the
+connection can be counted. This one reads a slice per job, leaves the rest in the kernel, and needs only OpenSSL's own
+memory for a TLS connection, about 20 KiB.
 """
 
 import asyncio
@@ -16,46 +16,46 @@ from typing import Protocol
 from whaled.gateway.share import Lane, LoopShare
 from whaled.gateway.tls import CONNECTION_LOST, EXPECTED, HANDSHAKE_RECORD, READ_BYTES, TOO_MANY_BYTES, Tls, TlsError
 
-# After the first part of a TLS handshake: its last part, and the request, which may be in two parts.
+# The jobs after the first part of a TLS handshake: its last part, and the request, which may arrive in two parts.
 JOBS_TO_REQUEST = 3
-# Answers to TLS key updates that wait to be sent: a client that asks for them and does not read is given up.
+# The most unsent answers to TLS key updates. A client that requests more without reading them is cut off.
 REPLIES_BYTES = 16 * 1024
 
 
 class SocketOwner(Protocol):
-    """The connection that a socket belongs to."""
+    """The connection that owns a socket."""
 
     def connection_made(self) -> None:
-        """Bytes may come and go: TLS, if any, is agreed."""
+        """Handle the end of the TLS handshake, if any: bytes may be read and written."""
         ...
 
     def tls_failed(self, reason: str) -> None:
-        """TLS failed; `connection_lost` follows."""
+        """Handle a failure of TLS. `connection_lost` follows."""
         ...
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes from the client, READ_BYTES at most."""
+        """Handle bytes from the client, at most READ_BYTES."""
         ...
 
     def eof_received(self) -> None:
-        """The client sends nothing more."""
+        """Handle the end of the client's stream."""
         ...
 
     def connection_lost(self) -> None:
-        """The socket is closed. Called once, whatever ended it, and never from within a call of the owner's."""
+        """Handle the end of the socket. It is called once, whatever the cause, and never within a call by the owner."""
         ...
 
     def pause_writing(self) -> None:
-        """Bytes are unsent."""
+        """Handle the first unsent bytes."""
         ...
 
     def resume_writing(self) -> None:
-        """Everything is sent."""
+        """Handle the end of unsent bytes."""
         ...
 
 
 class ClientSocket:
-    """One accepted socket. `lane` and `source` say whose time its jobs take; they may be changed at any time."""
+    """One accepted socket. Its jobs run in `lane`, attributed to `source`; both may be changed at any time."""
 
     __slots__ = (
         "_ends", "_favoured", "_has_ended", "_is_closed", "_is_paused", "_is_queued", "_is_reading", "_is_writing",
@@ -80,41 +80,41 @@ class ClientSocket:
         self._favoured = self._replies_bytes = 0
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start reading."""
         if self._tls is None:
             self._owner.connection_made()
-        self._read_on()
+        self._start_reading()
 
     @property
     def is_plain(self) -> bool:
-        """Whether frames may be written to `fd` as they are."""
+        """True if frames may be written to `fd` without encryption."""
         return self._tls is None
 
     @property
     def is_agreed(self) -> bool:
-        """Whether the TLS handshake, if there is one, is over."""
+        """True if the TLS handshake is complete, or there is none."""
         return self._tls is None or self._tls.is_agreed
 
     @property
     def is_waiting(self) -> bool:
-        """Whether bytes of the client wait for their slice."""
+        """True if bytes of the client wait for a slice."""
         return self._is_queued
 
     # --- reading ---
 
-    def _read_on(self) -> None:
+    def _start_reading(self) -> None:
         if not (self._is_closed or self._is_paused or self._is_reading):
             self._is_reading = True
             self._loop.add_reader(self.fd, self._readable)
 
-    def _rest(self) -> None:
+    def _stop_reading(self) -> None:
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self.fd)
 
     def _readable(self) -> None:
-        """There is something to read: wait for a slice, without being called again meanwhile."""
-        self._rest()
+        """Queue a job to read, and stop watching the socket until it has run."""
+        self._stop_reading()
         self._queue()
 
     def _queue(self) -> None:
@@ -124,8 +124,10 @@ class ClientSocket:
             self._favoured = max(0, self._favoured - 1)
 
     def favour(self, jobs: int) -> None:
-        """Let the next jobs come before those of others from its source: what has begun is finished first. Else all of
-        2,000 clients that come at once would be in the middle of their handshake when its time is over.
+        """Run the next `jobs` jobs before those of other connections of the same source.
+
+        A handshake that has begun is thus finished first. Otherwise, if 2,000 clients connected at once, all of them
+        would be in mid-handshake when the timeout ends.
         """
         self._favoured = jobs
 
@@ -139,7 +141,7 @@ class ClientSocket:
             else:
                 self._read_tls(self._tls)
         except (BlockingIOError, InterruptedError):
-            self._read_on()
+            self._start_reading()
         except OSError:
             if self.is_agreed:
                 self.abort()
@@ -158,7 +160,7 @@ class ClientSocket:
         if len(data) == READ_BYTES:
             self._queue()
         else:
-            self._read_on()
+            self._start_reading()
 
     def _read_tls(self, tls: Tls) -> None:
         if not tls.has_more:
@@ -168,12 +170,12 @@ class ClientSocket:
                 return
             tls.feed(received)
             if not tls.is_agreed and not self._agree(tls, received):
-                self._read_on()
+                self._start_reading()
                 return
         data = tls.read()
         self._reply(tls)
         if data is None:
-            self._read_on()
+            self._start_reading()
             return
         if not data:
             self._end_of_stream()
@@ -182,17 +184,17 @@ class ClientSocket:
         if tls.has_more:
             self._queue()
         else:
-            self._read_on()
+            self._start_reading()
 
     def _agree(self, tls: Tls, received: bytes) -> bool:
-        """Go on with the handshake; True once it is over. Raises TlsError."""
+        """Continue the handshake. Return True once it is complete. Raises TlsError."""
         if received[0] == HANDSHAKE_RECORD and self._has_left():
-            raise TlsError(CONNECTION_LOST)  # while it waited: it is not worth half a millisecond of computing
+            raise TlsError(CONNECTION_LOST)  # the client left while it waited: save half a millisecond of computing
         try:
             is_agreed = tls.agree()
         except TlsError as failure:
             answer = tls.output()  # an alert
-            # What the client sent is no TLS, so the answer is none either.
+            # The client sent plain HTTP, so the answer is plain HTTP too.
             self._put(EXPECTED if failure.reason == "HTTP_REQUEST" else answer)
             raise
         self._reply(tls)
@@ -208,7 +210,7 @@ class ClientSocket:
         return bool(poll.poll(0))
 
     def _reply(self, tls: Tls) -> None:
-        """Send what TLS itself has to say."""
+        """Send the bytes of TLS itself, such as answers to key updates."""
         reply = tls.output()
         if reply and self._unsent:
             self._replies_bytes += len(reply)
@@ -219,34 +221,34 @@ class ClientSocket:
     def _end_of_stream(self) -> None:
         if self._tls is not None and not self._tls.is_agreed:
             raise TlsError(CONNECTION_LOST)
-        self._has_ended = self._is_paused = True  # the end of the stream stays readable
+        self._has_ended = self._is_paused = True  # a socket at the end of its stream is always readable
         self._owner.eof_received()
         self.end()
 
     def _fail(self, reason: str) -> None:
-        """Give the socket up because of TLS."""
+        """Close the socket after a failure of TLS."""
         self._owner.tls_failed(reason)
         self.abort()
 
     def pause_reading(self) -> None:
-        """Leave what the client sends in the kernel, for good."""
+        """Stop reading for good. Further bytes of the client stay in the kernel."""
         self._is_paused = True
-        self._rest()
+        self._stop_reading()
 
     # --- writing ---
 
     @property
     def unsent(self) -> int:
-        """Bytes the kernel has not taken yet."""
+        """The number of bytes that the kernel has not taken yet."""
         return len(self._unsent)
 
     @property
     def is_closing(self) -> bool:
-        """Whether nothing more can be written."""
+        """True if nothing more can be written."""
         return self._is_closed or self._ends
 
     def write(self, data: bytes) -> None:
-        """Send, or queue what the kernel does not take now."""
+        """Send data, queueing the bytes that the kernel does not take now."""
         if self._is_closed or self._ends or not data:
             return
         if self._tls is not None:
@@ -268,11 +270,11 @@ class ClientSocket:
         sent = self._send(data)
         if sent < len(data) and not self._is_closed:
             self._unsent += memoryview(data)[sent:]
-            self._write_on()
+            self._start_writing()
             self._owner.pause_writing()
 
     def _send(self, data: bytes | bytearray) -> int:
-        """How much was sent. Closes the socket if it is broken."""
+        """Return how many bytes the kernel took. Close the socket if it is broken."""
         with memoryview(data) as view:
             try:
                 return self._sock.send(view)
@@ -282,7 +284,7 @@ class ClientSocket:
                 self.abort()
                 return 0
 
-    def _write_on(self) -> None:
+    def _start_writing(self) -> None:
         if not (self._is_writing or self._is_closed):
             self._is_writing = True
             self._loop.add_writer(self.fd, self._writable)
@@ -294,7 +296,7 @@ class ClientSocket:
         if self._is_closed or self._unsent:
             return
         self._stop_writing()
-        self._unsent = bytearray()  # the old one keeps its size
+        self._unsent = bytearray()  # an emptied bytearray would keep its memory
         self._replies_bytes = 0
         if self._ends:
             self._end()
@@ -309,7 +311,7 @@ class ClientSocket:
     # --- the end ---
 
     def end(self) -> None:
-        """Send what is unsent, then the end of the stream. The client's own end is still read."""
+        """Send the unsent bytes, then the end of the stream. Reading continues until the client's end."""
         if not self.is_closing:
             self._ends = True
         if not (self._is_closed or self._unsent):
@@ -325,11 +327,11 @@ class ClientSocket:
             self._sock.shutdown(socket.SHUT_WR)
 
     def abort(self) -> None:
-        """Close now. What is unsent is lost."""
+        """Close the socket now. Unsent bytes are lost."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._rest()
+        self._stop_reading()
         self._stop_writing()
         self._unsent = bytearray()
         self._loop.call_soon(self._lost)
@@ -341,7 +343,7 @@ class ClientSocket:
 
 
 class NoSocket:
-    """Before a socket is there and after it is closed: whatever is written goes nowhere."""
+    """The placeholder before a socket is set and after it is closed. It discards all data."""
 
     fd = -1
     unsent = 0

@@ -1,6 +1,6 @@
-"""The client dialect: JSON text frames in, JSON text frames out. docs/protocol.md is the contract.
+"""The messages of the client protocol, which docs/protocol.md specifies: JSON text frames in both directions.
 
-Every `*_frame` function returns a whole WebSocket text frame, header included. A frame from a server is not masked
+Every `*_frame` function returns a complete WebSocket text frame, header included. Frames from a server are not masked
 (RFC 6455, 5.1), so the same bytes serve every client.
 """
 
@@ -20,14 +20,14 @@ SUBPROTOCOL = "whaled.v1"
 BEARER_SUBPROTOCOL_PREFIX = "bearer."
 WELCOME = "Connected to whale alert broadcaster"
 PING_FRAME = b"\x89\x00"
-# `message` of an error. Our own texts are shorter; what they quote of a client's is not for the client to choose.
+# The longest `message` of an error. whaled's own texts are shorter, but they may quote text that the client chose.
 MAX_ERROR_CHARACTERS = 500
 
 _encode = msgspec.json.Encoder().encode
 
 
 class AuthMessage(StrEnum):
-    """What a client whose authentication failed is told. Existing clients compare these texts."""
+    """The messages sent when authentication fails. Existing clients compare these texts."""
 
     FIRST = "First message must be authentication"
     TOKEN_REQUIRED = "Token required"  # noqa: S105 - a text, not a secret
@@ -41,35 +41,35 @@ class AuthMessage(StrEnum):
 
 
 class Auth(Struct, frozen=True):
-    """Prove who you are."""
+    """Authenticate."""
 
     credential: str | None
 
 
 class Ping(Struct, frozen=True):
-    """Ask for a pong; `id` comes back as it was."""
+    """Request a pong, which repeats `id`."""
 
     id: str | int | float | None = None
 
 
 class Stats(Struct, frozen=True):
-    """Ask for the counters."""
+    """Request the counters."""
 
 
 class Last(Struct, frozen=True, forbid_unknown_fields=True):
-    """Start `last` events back."""
+    """Start `last` events before the head."""
 
     last: Annotated[int, Meta(ge=0)]
 
 
 class At(Struct, frozen=True):
-    """Start at a time, which has a zone."""
+    """Start at a time with a time zone."""
 
     time: datetime
 
 
 class _At(Struct, frozen=True, forbid_unknown_fields=True):
-    """`At` as it is sent."""
+    """The wire form of `At`."""
 
     time: object
 
@@ -78,7 +78,7 @@ Since = Position | Last | At
 
 
 class Subscribe(Struct, frozen=True):
-    """Replace the filter, and the position if `since` is given. `filters` is as sent: the filter rules parse it."""
+    """Replace the filter, and the position if `since` is given. `filters` is not validated yet."""
 
     filters: object
     since: Since | None = None
@@ -89,14 +89,14 @@ class Unsubscribe(Struct, frozen=True):
 
 
 class Refresh(Struct, frozen=True):
-    """Ask for a new token of the same client."""
+    """Request a new token for the same client."""
 
 
 Command = Auth | Ping | Stats | Subscribe | Unsubscribe | Refresh
 
 
 class MessageType(StrEnum):
-    """What a message from a client was (a metric label)."""
+    """The type of a message from a client (a metric label)."""
 
     AUTH = "auth"
     PING = "ping"
@@ -108,12 +108,12 @@ class MessageType(StrEnum):
 
     @classmethod
     def of(cls, command: Command) -> "MessageType":
-        """Its type in `parse`."""
+        """Return the type of a parsed command."""
         return cls[type(command).__name__.upper()]
 
 
 class Sent(StrEnum):
-    """What a frame to clients was (a metric label). `control` is everything said to one client alone."""
+    """The type of a frame to clients (a metric label). `control` is every frame for one client alone."""
 
     WHALE_ALERT = "whale_alert"
     WHALE_UPDATE = "whale_update"
@@ -123,7 +123,7 @@ class Sent(StrEnum):
 
 
 def parse(raw: bytes | bytearray) -> Command:
-    """The command in a text frame. Raises ClientError with the code the client is answered with."""
+    """Return the command in a text message. Raises ClientError with the code of the answer."""
     try:
         message = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -194,7 +194,7 @@ def _since(value: object) -> Since | None:
 
 
 def _time(value: object) -> datetime:
-    """Raises ValueError."""
+    """Return the time of `since`. Raises ValueError."""
     if isinstance(value, str):
         return times.parse(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -213,7 +213,7 @@ def _kind(value: object) -> str:
 
 
 def text_frame(payload: bytes, *, is_compressed: bool = False) -> bytes:
-    """A final, unmasked text frame around a payload (RFC 6455, 5.2)."""
+    """Return a final, unmasked text frame with this payload (RFC 6455, 5.2)."""
     first = 0xC1 if is_compressed else 0x81
     size = len(payload)
     if size < 126:
@@ -224,12 +224,12 @@ def text_frame(payload: bytes, *, is_compressed: bool = False) -> bytes:
 
 
 def payload_of(frame: bytes) -> memoryview:
-    """The payload of a frame that `text_frame` made."""
+    """Return the payload of a frame made by `text_frame`."""
     return memoryview(frame)[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
 def iso(at: float) -> str:
-    """Unix seconds as ISO 8601 in UTC."""
+    """Return Unix seconds as ISO 8601 in UTC."""
     return datetime.fromtimestamp(at, UTC).isoformat()
 
 
@@ -245,7 +245,7 @@ class _MatchedEventFrame(_EventFrame):
 
 
 def event_frame(event: Event, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
-    """A whale_alert or whale_update. `matched_addresses` are those of the client's filter that the transaction has."""
+    """Return a whale_alert or whale_update. `matched_addresses` are the filter's addresses in the transaction."""
     position = Position(epoch, event.offset)
     kind: Literal["whale_alert", "whale_update"] = "whale_alert" if event.update is None else "whale_update"
     data = event.whale.alert if event.update is None else event.update
@@ -267,7 +267,7 @@ def _permissions(grant: Grant | None) -> list[str]:
 
 
 def auth_success_frame(grant: Grant | None) -> bytes:
-    """The answer to an accepted `auth`; `grant` is None on a server without authentication."""
+    """Return the answer to an accepted `auth`. `grant` is None on a server without authentication."""
     return _object(
         type="auth_success",
         client_id=grant.client_id if grant is not None else None,
@@ -277,7 +277,7 @@ def auth_success_frame(grant: Grant | None) -> bytes:
 
 
 def welcome_frame(grant: Grant | None, position: Position, now: float) -> bytes:
-    """From here on alerts are delivered."""
+    """Return the `welcome` that follows authentication. Alerts are delivered from then on."""
     return _object(
         type="welcome",
         message=WELCOME,
@@ -293,7 +293,7 @@ def welcome_frame(grant: Grant | None, position: Position, now: float) -> bytes:
 def error_frame(
     code: ClientErrorCode, message: str, *, path: str | None = None, retry_after_s: float | None = None
 ) -> bytes:
-    """Something was not done, and why."""
+    """Return an error for a message that was refused."""
     if len(message) > MAX_ERROR_CHARACTERS:
         message = message[: MAX_ERROR_CHARACTERS - 1] + "…"
     fields: dict[str, object] = {"type": "error", "code": code, "message": message}
@@ -305,14 +305,14 @@ def error_frame(
 
 
 def pong_frame(ping: Ping, now: float) -> bytes:
-    """The answer to `ping`."""
+    """Return the answer to `ping`."""
     if ping.id is None:
         return _object(type="pong", timestamp=iso(now))
     return _object(type="pong", timestamp=iso(now), id=ping.id)
 
 
 class Counters(Struct, frozen=True):
-    """`data` of the answer to `stats`: connections now, alerts and refused authentications since the start."""
+    """The `data` of a `stats` answer: current connections; alerts and failed authentications since the start."""
 
     total_connections: int
     authenticated_connections: int
@@ -321,14 +321,17 @@ class Counters(Struct, frozen=True):
 
 
 def stats_frame(counters: Counters) -> bytes:
-    """The answer to `stats`."""
+    """Return the answer to `stats`."""
     return _object(type="stats", data=counters)
 
 
 def subscribed_frame(
     filters: object, *, recovered: bool | None, start: Position, position: Position, oldest: Position | None = None
 ) -> bytes:
-    """The answer to `subscribe`. Delivery begins after `start`; `recovered` is None where no position was asked for."""
+    """Return the answer to `subscribe`.
+
+    Delivery begins after `start`. `recovered` is None if no position was requested.
+    """
     fields: dict[str, object] = {"type": "subscribed", "filters": filters}
     if recovered is not None:
         fields["recovered"] = recovered
@@ -340,30 +343,30 @@ def subscribed_frame(
 
 
 def unsubscribed_frame() -> bytes:
-    """The answer to `unsubscribe`."""
+    """Return the answer to `unsubscribe`."""
     return _object(type="unsubscribed")
 
 
 def token_expiring_frame(grant: Grant) -> bytes:
-    """The credential of this connection ends soon."""
+    """Return the warning that the connection's credential expires soon."""
     return _object(type="token_expiring", expires_at=_expiry(grant))
 
 
 def token_frame(token: str, grant: Grant) -> bytes:
-    """The answer to `refresh`."""
+    """Return the answer to `refresh`."""
     return _object(type="token", token=token, expires_at=_expiry(grant))
 
 
 def position_frame(position: Position) -> bytes:
-    """The head moved, nothing matched: where to resume from."""
+    """Return a `position`: the new head, after events that did not match the client's filter."""
     return _object(type="position", position=position)
 
 
 def status_frame(state: UpstreamState, since: float) -> bytes:
-    """The link to the mempool backend changed."""
+    """Return a `status` with the state of the link to the mempool backend."""
     return _object(type="status", upstream=state, since=iso(since))
 
 
 def closing_frame(close: Close, retry_after_s: float) -> bytes:
-    """A drain closes this connection now; come back after `retry_after` seconds."""
+    """Return a `closing`: the connection closes now, and the client should reconnect after `retry_after_s`."""
     return _object(type="closing", code=close.code, retry_after=round(retry_after_s, 3))

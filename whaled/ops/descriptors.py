@@ -1,4 +1,4 @@
-"""File descriptors: how many client connections there may be below the limit in force."""
+"""File descriptors: the number of client connections that the current limit allows."""
 
 import resource
 
@@ -8,12 +8,15 @@ from whaled.errors import DescriptorsError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Those of the daemon itself: log, listeners, upstream, REST, epoll.
+# The descriptors of the daemon itself: event log, listeners, the backend's WebSocket and REST, epoll.
 OWN = 128
 
 
 def check(*, beside: int) -> None:
-    """Raise DescriptorsError if the limit leaves no descriptor for a client besides `beside` and the daemon's own."""
+    """Raise DescriptorsError if the hard limit leaves no descriptor for a client.
+
+    `beside` is the number of descriptors needed in addition to those of clients and OWN.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     least = beside + OWN + 1
     if hard != resource.RLIM_INFINITY and hard < least:
@@ -21,8 +24,9 @@ def check(*, beside: int) -> None:
 
 
 def connections_possible(wanted: int, *, beside: int) -> int:
-    """Raise this process's limit as far as `wanted` connections and `beside` descriptors need; returns how many
-    connections fit below what the hard limit allows, 1 at least.
+    """Raise this process's soft limit as far as `wanted` connections and `beside` descriptors need.
+
+    Return the number of connections that fit within the limit, at least 1.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + beside + OWN

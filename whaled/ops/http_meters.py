@@ -1,4 +1,4 @@
-"""What is counted of the HTTP server. docs/metrics.md explains each metric."""
+"""The metrics of the HTTP server. docs/metrics.md explains each one."""
 
 from whaled.ops.registry import Registry
 from whaled.web.listener import Cut
@@ -7,38 +7,38 @@ STATUSES = ("200", "400", "404", "405", "421", "503", "other")
 
 
 class HttpMeter:
-    """The server of /metrics and /healthz: requests, connections that were ended, renderings."""
+    """The metrics of requests, connections and renderings."""
 
     def __init__(self, registry: Registry) -> None:
         self._requests = registry.counter(
             "http_requests", "Requests answered by the HTTP server, by status.", "status", STATUSES
         )
-        self._delayed = registry.counter("http_requests_delayed", "Requests that waited for their turn.")
+        self._delayed = registry.counter("http_requests_delayed", "HTTP requests that waited for the rate limit.")
         self._cut = registry.counter(
-            "http_connections_cut", "Connections of the HTTP server refused or ended early, by reason.", "reason", Cut
+            "http_connections_cut", "Connections of the HTTP server refused or cut, by reason.", "reason", Cut
         )
         self._accept_failures = registry.counter(
-            "http_accept_failures", "Times the kernel had no descriptor or memory for a connection of the HTTP server."
+            "http_accept_failures", "Failed accepts of the HTTP server because descriptors or memory were short."
         )
-        self._renderings = registry.counter("http_renderings", "Times the metrics were rendered.")
+        self._renderings = registry.counter("http_renderings", "Renderings of the metrics.")
 
     def rendered(self) -> None:
-        """The registry was rendered."""
+        """Count a rendering of the registry."""
         self._renderings.inc()
 
     def answered(self, status: int) -> None:
-        """A request was answered."""
+        """Count a response by its status."""
         text = str(status)
         self._requests.labels(text if text in STATUSES else "other").inc()
 
     def delayed(self) -> None:
-        """A request waited for its turn."""
+        """Count a request that waited for the rate limit."""
         self._delayed.inc()
 
     def cut(self, reason: Cut) -> None:
-        """A connection was refused or ended early."""
+        """Count a connection that was refused or cut."""
         self._cut.labels(reason).inc()
 
     def accept_failed(self) -> None:
-        """The kernel had no descriptor or memory for a connection."""
+        """Count a failed accept because descriptors or memory were short."""
         self._accept_failures.inc()

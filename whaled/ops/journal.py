@@ -1,9 +1,9 @@
-"""Log entries for systemd-journald, with their fields: its native protocol, a datagram for each entry.
+"""Log entries with fields for systemd-journald, in its native protocol, one datagram per entry.
 
-The protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. The event loop logs, so nothing here waits: an entry that
-journald does not take now goes to stderr as lines with a priority in front, which systemd hands to journald by another
-way (output.py); what stderr does not take either is counted, and the next entry that gets through is preceded by the
-number.
+The protocol: https://systemd.io/JOURNAL_NATIVE_PROTOCOL/. The event loop logs, so nothing here waits. An entry that
+journald does not take at once goes to stderr instead, as lines with a priority prefix, which systemd forwards to
+journald (output.py). Entries that stderr does not take either are counted, and the next entry that gets through is
+preceded by an entry with their number.
 """
 
 import errno
@@ -23,14 +23,14 @@ SOCKET = Path("/run/systemd/journal/socket")
 # syslog priorities (RFC 5424, 6.2.1)
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
 
-# An entry is one datagram: the kernel takes some 200 KiB by default (net.core.wmem_default), and one that is too large
-# would need memfd_create, which the sandbox refuses. These keep any entry below half of that.
+# An entry is one datagram of at most about 200 KiB by default (net.core.wmem_default). A larger one would require
+# memfd_create, which the sandbox denies. These limits keep every entry below half of that.
 MAX_FIELDS = 48
 MAX_VALUE_BYTES = 1024
 MAX_MESSAGE_BYTES = 8 * 1024
 MAX_TRACEBACK_BYTES = 24 * 1024
 MAX_NAME = 64  # journald drops fields with longer names
-# What is left of an entry that is refused all the same (a smaller net.core.wmem_default).
+# The limit of the message if even such an entry is too large (a smaller net.core.wmem_default).
 MIN_MESSAGE_BYTES = 1024
 
 LOSS = "log entries lost: neither the journal nor stderr took them"
@@ -43,14 +43,17 @@ Fields = list[tuple[str, str]]
 
 
 def open_socket() -> socket.socket:
-    """What `JournalHandler` sends with, and closes."""
+    """Return a socket for `JournalHandler`, which closes it."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.setblocking(False)
     return sock
 
 
 def encode(fields: Iterable[tuple[str, str]]) -> bytes:
-    """The native format: NAME=value, or NAME, the length in 64 bits little endian and the value if it has lines."""
+    """Return fields in the native format: NAME=value, or, if the value has several lines, NAME, length and value.
+
+    The length has 64 bits, little endian.
+    """
     parts = []
     for name, value in fields:
         data = value.encode(errors="replace")
@@ -62,7 +65,10 @@ def encode(fields: Iterable[tuple[str, str]]) -> bytes:
 
 
 class JournalHandler(logging.Handler):
-    """Its formatter ends in `render`. What the journal does not take goes to `output`."""
+    """The handler that sends entries to journald. Its formatter must end with `render`.
+
+    Entries that journald does not take go to `output`.
+    """
 
     def __init__(self, output: Output, path: Path, sock: socket.socket) -> None:
         super().__init__()
@@ -70,10 +76,10 @@ class JournalHandler(logging.Handler):
         self._path = str(path)
         self._socket = sock
         self._is_unusable = False
-        self._fields: Fields = []  # of the entry being formatted: a formatter gives text only
+        self._fields: Fields = []  # of the entry being formatted, since a formatter returns only text
 
     def render(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
-        """The last processor: keeps the fields, gives the lines for stderr."""
+        """Store the fields of an entry, and return its lines for stderr. This is the last processor."""
         record: logging.LogRecord = event.pop("_record")
         event.pop("_from_structlog")
         priority = PRIORITIES[event.pop("level", "info")]
@@ -94,14 +100,14 @@ class JournalHandler(logging.Handler):
             ("CODE_FUNC", record.funcName or ""),
             *_bounded(fields),
         ]
-        # journald reads a priority from the beginning of each line.
+        # journald reads a priority at the beginning of each line.
         return "\n".join(f"<{priority}>{line}" for line in message.splitlines())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called with the handler's lock held. Never waits."""
+        """Send an entry without waiting. logging calls this with the handler's lock held."""
         try:
             lines = self.format(record)
-        except Exception:  # noqa: BLE001 - as logging's own handlers: an entry that cannot be shown ends no caller
+        except Exception:  # noqa: BLE001 - like logging's own handlers, do not raise in the code that logs
             self.handleError(record)
             return
         lost = self.output.take_unreported()
@@ -111,7 +117,7 @@ class JournalHandler(logging.Handler):
         if problem is None:
             self._is_unusable = False
             return
-        # A full queue is a matter of moments. Anything else lasts, and whoever looks for fields should find out why.
+        # A full queue empties within moments. Other errors last, so log why the entries have no fields.
         if problem.errno not in {errno.EAGAIN, errno.ENOBUFS} and not self._is_unusable:
             self._is_unusable = self.output.put(
                 f"<5>journal not reachable, entries go to stderr without their fields socket={self._path} "
@@ -120,19 +126,19 @@ class JournalHandler(logging.Handler):
         self.output.put(lines)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        """An entry that cannot be shown leaves a trace of why."""
+        """Write why an entry could not be formatted."""
         self.output.put(unshowable(record))
 
     def loss_line(self, lost: int) -> str:
-        """The line that reports lost entries on stderr."""
+        """Return the line that reports lost entries on stderr."""
         return f"<4>{LOSS} lost={lost}"
 
     def flush(self) -> None:
-        """Called by logging when the process ends."""
+        """Flush the output. logging calls this when the process ends."""
         self.output.flush()
 
     def close(self) -> None:
-        """Called by logging, too, when the process ends."""
+        """Close the socket. logging calls this when the process ends."""
         self._socket.close()
         super().close()
 
@@ -173,7 +179,7 @@ def _bounded(fields: Fields) -> Iterator[tuple[str, str]]:
 
 
 def _least(fields: Fields) -> Fields:
-    """Of an entry that is too large: what finds it, and that it was cut."""
+    """Return the fields that identify an entry that is too large, and a note that it was cut."""
     kept = {"PRIORITY", "SYSLOG_IDENTIFIER", "LOGGER", "CODE_FILE", "CODE_LINE", "CODE_FUNC"}
     return [
         *((name, value) for name, value in fields if name in kept),
@@ -183,7 +189,10 @@ def _least(fields: Fields) -> Fields:
 
 
 def _cut(text: str, limit_bytes: int) -> str:
-    """The beginning and, as a traceback says what happened in its last line, the end."""
+    """Return at most `limit_bytes` of a text, plus a note: the beginning and the end.
+
+    The end is kept because a traceback names the exception in its last line.
+    """
     data = text.encode(errors="replace")
     if len(data) <= limit_bytes:
         return text

@@ -1,4 +1,4 @@
-"""Log output: an event and fields. Text on a terminal, JSON by choice, journald's own protocol under systemd."""
+"""The configuration of log output: text on a terminal, journald's own protocol under systemd, JSON otherwise."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ from whaled.summaries import Summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# In ten seconds, of each message.
+# The lines per ten seconds of each message of a library.
 LIBRARY_LINES = 2
-# Messages told apart, and how much of each is looked at.
+# The most messages that are distinguished, and the number of characters compared.
 MAX_EVENTS = 100
 MAX_EVENT = 100
 NEWLINE = "\n"
@@ -33,13 +33,13 @@ LEVELS = {
 
 
 def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
-    """Send log lines, the libraries' too, to `stream` or the journal. Called again by a reload for a new level.
+    """Send all log lines, including those of libraries, to `stream` or the journal.
 
-    `stream` is None in a process that was started without stderr.
+    A reload calls this again to apply a new level. `stream` is None in a process that was started without stderr.
     """
     if stream is None:
         before = next((output.stream for output in _outputs()), None)
-        stream = before or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+        stream = before or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     chosen = _format(settings.format, stream)
     level = LEVELS[settings.level]
     shared: list[structlog.typing.Processor] = [
@@ -49,7 +49,7 @@ def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_sock
         structlog.stdlib.ExtraAdder(),
         structlog.processors.StackInfoRenderer(),
     ]
-    if chosen is not LogFormat.JOURNALD:  # journald has the time already
+    if chosen is not LogFormat.JOURNALD:  # journald adds the time itself
         shared.append(structlog.processors.TimeStamper(fmt="iso", utc=chosen is LogFormat.JSON))
     structlog.configure(
         processors=[
@@ -59,7 +59,7 @@ def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_sock
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # a test that configures again must be heard
+        cache_logger_on_first_use=False,  # so that a new configuration, as in tests, applies to existing loggers
     )
     root = logging.getLogger()
     output = _release_output(root, stream)
@@ -76,7 +76,7 @@ def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_sock
     output.loss_line = handler.loss_line
     root.addHandler(handler)
     root.setLevel(level)
-    # Every connection of every client would be a line: the gateway says it once, with the client's name.
+    # Otherwise each connection would add lines of the libraries to the gateway's own, which has the client id.
     logging.getLogger("websockets").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
@@ -91,7 +91,10 @@ def _format(chosen: LogFormat, stream: TextIO) -> LogFormat:
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Whether systemd connected this very stream to journald: the variable is inherited, also by a terminal's shell."""
+    """Return whether systemd connected this stream to journald.
+
+    The variable alone does not prove it, since child processes inherit it, including shells in a terminal.
+    """
     named = os.environ.get("JOURNAL_STREAM")
     if named is None:
         return False
@@ -109,18 +112,18 @@ def _outputs() -> Iterator[Output]:
 
 
 def lost_entries() -> int:
-    """Log entries that nobody took, since the start."""
+    """Return the number of log entries lost since the start."""
     return sum(output.lost for output in _outputs())
 
 
 def flush(timeout_s: float = FLUSH_S) -> None:
-    """Wait until everything logged is written, but not longer."""
+    """Wait until everything logged is written, but at most `timeout_s`."""
     for output in _outputs():
         output.flush(timeout_s)
 
 
 def last_words(lines: Iterable[str]) -> None:
-    """Write lines to stderr behind everything that was logged. Returns within FLUSH_S, even if nobody takes them."""
+    """Write lines to stderr after everything that was logged. Return within FLUSH_S, even if stderr is not read."""
     outputs = list(_outputs())
     for line in lines:
         if outputs:
@@ -131,7 +134,7 @@ def last_words(lines: Iterable[str]) -> None:
 
 
 def _release_output(root: logging.Logger, stream: TextIO) -> Output:
-    """Remove the handlers. Returns their output if it goes to `stream`: what is queued there is not lost."""
+    """Remove the handlers. Return their output if it writes to `stream`, so that its queued lines are not lost."""
     outputs = list(_outputs())
     for old in list(root.handlers):
         root.removeHandler(old)
@@ -147,8 +150,9 @@ def _release_output(root: logging.Logger, stream: TextIO) -> Output:
 
 
 class LibraryLines(logging.Filter):
-    """Bounds what libraries log, by the first line of the message: asyncio has a traceback for each connection that it
-    has no descriptor for.
+    """A rate limit of the lines of libraries, per first line of the message.
+
+    asyncio, for example, logs a traceback for each connection that it cannot accept for lack of a descriptor.
     """
 
     def __init__(self) -> None:
@@ -156,11 +160,10 @@ class LibraryLines(logging.Filter):
         self._summaries: dict[str, Summary] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is logged."""
+        """Return whether to log a record."""
         is_own = isinstance(record.msg, dict)
-        if (
-            is_own or threading.current_thread() is not threading.main_thread()
-        ):  # what comes from outside is on the loop
+        # Lines that a remote peer can cause come from the event loop, in the main thread.
+        if is_own or threading.current_thread() is not threading.main_thread():
             return True
         event = f"{record.name}: {str(record.msg).partition(NEWLINE)[0][:MAX_EVENT]}"
         if event not in self._summaries and len(self._summaries) >= MAX_EVENTS:
@@ -179,7 +182,7 @@ def _renderers(chosen: LogFormat, stream: TextIO) -> list[structlog.typing.Proce
             structlog.processors.EventRenamer("event"),
             structlog.processors.JSONRenderer(),
         ]
-    # The default formatter shows the local variables of every frame: tokens and keys among them.
+    # The default formatter prints the local variables of every frame, which include tokens and keys.
     return [
         structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback

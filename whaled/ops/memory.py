@@ -1,7 +1,8 @@
-"""How much memory this process may use, and uses.
+"""The memory that this process uses and may use, and settings of the allocator and the garbage collector.
 
-Where its cgroup has a limit, what counts is what the kernel counts before it kills: the cgroup's working set, that is
-everything charged to it (socket buffers too) but file pages that can be dropped at once. Elsewhere resident memory.
+If the cgroup has a limit, the measure is the one the kernel applies before it kills the process: the cgroup's working
+set, which is everything charged to it (including socket buffers) except file pages that can be dropped at once. Without
+a limit it is resident memory.
 """
 
 import contextlib
@@ -15,24 +16,24 @@ from pathlib import Path
 from msgspec import Struct
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-M_MMAP_THRESHOLD = -3  # of malloc.h
+M_MMAP_THRESHOLD = -3  # from malloc.h
 M_ARENA_MAX = -8
 NEVER = 1_000_000_000
-LARGE_BYTES = 128 * 1024  # what glibc begins with
+LARGE_BYTES = 128 * 1024  # the initial threshold of glibc
 
 
 class Memory(Struct, frozen=True):
-    """`limit_bytes` is infinite where nothing limits."""
+    """Used memory and its limit. `limit_bytes` is infinite without a limit."""
 
     used_bytes: int
     limit_bytes: float
 
 
 class Gauge:
-    """Reads the kernel's numbers. `proc` and `cgroups` are where they stand, below /proc/self and /sys/fs/cgroup."""
+    """The reader of the kernel's memory figures. `proc` and `cgroups` are the directories they are read from."""
 
     def __init__(self, proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> None:
-        """Opens what it reads and keeps it open: when it matters most there may be no descriptor left."""
+        """Open the files and keep them open: when memory is short, descriptors may be short too."""
         self._statm = _Kept(proc / "statm")
         cgroup = _cgroup(proc / "cgroup", cgroups)
         self._limits = [_Kept(cgroup / name) for name in ("memory.max", "memory.high")] if cgroup else []
@@ -40,7 +41,7 @@ class Gauge:
         self._stat = _Kept(cgroup / "memory.stat") if cgroup else None
 
     def read(self, limit_bytes: int | None) -> Memory:
-        """What is used of `limit_bytes`, or of what the cgroup allows if that is less or nothing is given."""
+        """Return the used memory, and the lower of `limit_bytes` (None: no limit) and the limit of the cgroup."""
         cgroup_limit = self._cgroup_limit()
         statm = self._statm.read().split()
         resident = int(statm[1]) * PAGE_BYTES if len(statm) > 1 else 0
@@ -49,7 +50,10 @@ class Gauge:
         return Memory(used, min(cgroup_limit, limit_bytes if limit_bytes is not None else math.inf))
 
     def _cgroup_limit(self) -> float:
-        """memory.high counts: beyond it the kernel slows the process down until it hangs."""
+        """Return the lower of memory.max and memory.high, infinite without either.
+
+        Above memory.high the kernel throttles the process until it hangs.
+        """
         limits = [file.number() for file in self._limits]
         return min((limit for limit in limits if limit is not None), default=math.inf)
 
@@ -65,56 +69,56 @@ class Gauge:
 
 
 def give_back() -> None:
-    """Let the C library return what it holds free to the kernel. Only glibc can."""
+    """Have the C library return its free memory to the kernel. Only glibc supports this."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_large_apart() -> None:
-    """Have the C library map each large block by itself, so that it goes back to the kernel when it is freed.
+    """Have the C library map each large block separately, so that the kernel gets it back when it is freed.
 
-    Whenever glibc frees one it raises the size from which on it does so (to 32 MiB at most, mallopt(3)); messages of
-    megabytes then lie in the heap and leave holes that are never given back. With the size fixed it leaves it alone.
+    Whenever glibc frees such a block, it raises the threshold of size for separate mapping, up to 32 MiB (mallopt(3)).
+    Messages of megabytes are then allocated in the heap, and leave holes that are never returned. Setting the threshold
+    disables that adjustment.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def share_heap() -> None:
-    """Have all threads allocate from one heap. To be called before there are others.
+    """Have all threads allocate from one heap. Call this before other threads start.
 
-    glibc gives each thread a heap of its own, up to eight for each core, so that they need not wait for each other.
-    Those of Python wait for the interpreter anyway, and each heap keeps the most that its thread ever needed.
+    glibc gives threads separate heaps, up to eight per core, so that they do not wait for each other. Python's threads
+    wait for the interpreter lock anyway, and each heap keeps the maximum that its thread ever needed.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def set_modules_apart() -> None:
-    """Leave everything there is until now, modules above all, out of garbage collections from now on.
+    """Exclude all existing objects, mainly of modules, from future garbage collections.
 
-    They are tens of thousands of objects that stay for ever; looking through them took 42 ms each time, in which the
-    event loop stands still.
+    They are tens of thousands of permanent objects. Examining them blocked the event loop for 42 ms each time.
     """
     gc.freeze()
 
 
 def collect_all_seldom() -> None:
-    """Have the interpreter look by itself only through what is young for garbage; `collect_all` is for the rest.
+    """Limit automatic garbage collections to young objects. `collect_all` collects the others.
 
-    It looks through everything whenever that has grown by a quarter. With 9,000 clients that takes 170 ms, in which the
-    event loop stands still, and happened four times while they came. It found next to nothing.
+    By default the interpreter collects all objects whenever their number has grown by a quarter. With 9,000 clients
+    that blocks the event loop for 170 ms. It happened four times while they connected, and found almost nothing.
     """
     gc.set_threshold(*gc.get_threshold()[:2], NEVER)
 
 
 def collect_all() -> None:
-    """Look through everything for garbage."""
+    """Run a full garbage collection."""
     gc.collect()
 
 
 def _cgroup(file: Path, cgroups: Path) -> Path | None:
-    """The directory of this process's cgroup (version 2), None if there is none or it cannot be read."""
+    """Return the directory of this process's cgroup (version 2); None if there is none or it cannot be read."""
     with contextlib.suppress(OSError):
         for line in file.read_text().splitlines():
             if line.startswith("0::"):
@@ -124,7 +128,7 @@ def _cgroup(file: Path, cgroups: Path) -> Path | None:
 
 
 class _Kept:
-    """A small file of the kernel's, read again and again. A file that is not there, or cannot be read, is empty."""
+    """A small kernel file that is kept open and read repeatedly. A missing or unreadable file counts as empty."""
 
     READ_BYTES = 64 * 1024
 
@@ -135,7 +139,7 @@ class _Kept:
             weakref.finalize(self, os.close, self._descriptor)
 
     def read(self) -> str:
-        """The whole file as it is now."""
+        """Return the current content of the file."""
         if self._descriptor is None:
             return ""
         try:
@@ -144,6 +148,6 @@ class _Kept:
             return ""
 
     def number(self) -> int | None:
-        """None for `max`, and where there is no such file."""
+        """Return the number in the file; None for `max` or a missing file."""
         text = self.read().strip()
         return int(text) if text.isdecimal() else None

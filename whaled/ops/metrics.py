@@ -1,4 +1,4 @@
-"""Every number whaled exports, in one registry that is passed in. docs/metrics.md explains each of them."""
+"""All metrics that whaled exports, in one registry. docs/metrics.md explains each one."""
 
 import platform
 import re
@@ -27,21 +27,26 @@ from whaled.web.exposition import Format
 
 
 class _ProcessCollector(ProcessCollector):
-    """The stock collector reads /proc/stat for the boot time and exports nothing where ProcSubset=pid hides it."""
+    """The library's process collector, with the boot time from the clock.
+
+    The original reads it from /proc/stat, and exports nothing if ProcSubset=pid hides that file.
+    """
 
     def _boot_time(self) -> float:
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Metrics:
-    """The registry and what feeds it."""
+    """The registry and the meters that feed it."""
 
     def __init__(self) -> None:
         registry = Registry()
         self._registry = registry
         self.registry = registry.collectors
         _ProcessCollector(registry=self.registry)
-        info = registry.gauge("build_info", "Always 1; the labels say what runs.", ("version", "python"))
+        info = registry.gauge(
+            "build_info", "Always 1; the labels are the versions of whaled and Python.", ("version", "python")
+        )
         info.labels(version=__version__, python=platform.python_version()).set(1)
         self.upstream = UpstreamMeter(registry)
         self.detection = DetectionMeter(registry)
@@ -57,18 +62,18 @@ class Metrics:
         self.http = HttpMeter(registry)
 
     def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when it is scraped."""
+        """Register a gauge whose value is read at each rendering."""
         self._registry.gauge_of(name, text, value)
 
     def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A counter that is read when it is scraped."""
+        """Register a counter whose value is read at each rendering."""
         self._registry.counter_of(name, text, value)
 
     def render(self, chosen: Format = Format.PROMETHEUS) -> bytes:
-        """Everything in one of Prometheus' text formats."""
+        """Return all metrics in one of Prometheus' text formats."""
         if chosen is Format.OPENMETRICS:
             rendered: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]  # the library's own function has no annotations
-            # A histogram with negative buckets has no sum, and OpenMetrics allows a count only beside a sum.
+            # A histogram with negative buckets has no sum, and OpenMetrics allows a count only together with a sum.
             for name in self._registry.signed_histograms:
                 rendered = re.sub(rb"^%s_count .*\n" % name.encode(), b"", rendered, flags=re.MULTILINE)
             return rendered

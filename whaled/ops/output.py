@@ -1,6 +1,6 @@
-"""Log lines for a stream whose reader may stop reading: a thread of its own writes them, so that nobody who logs waits.
+"""Log output to a stream whose reader may stop reading. A separate thread writes, so that no code waits when it logs.
 
-A pipe or a terminal that is not read holds up every write to it. Setting it to non-blocking would change it for all
+A write to a pipe or a terminal that is not read blocks. Setting the descriptor to non-blocking would change it for all
 processes that share it.
 """
 
@@ -13,21 +13,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
-# Some 4,000 lines: more than a start, a stop or a minute of summaries has.
+# About 4,000 lines, which is more than a start, a stop or a minute of summaries logs.
 LIMIT_BYTES = 1024 * 1024
-# Written at a time.
+# The size of one write.
 CHUNK_BYTES = 64 * 1024
-# How long the end of the process may take for lines that are not written yet.
+# The longest wait for unwritten lines when the process ends.
 FLUSH_S = 2.0
-# Of an exception met while a log entry is formatted.
+# The frames that are logged of an exception in formatting a log entry: the last three.
 TRACEBACK_FRAMES = -3
 
 
 class Output:
-    """Lines in order, within `limit_bytes`; what does not fit is lost, and counted.
+    """A queue of lines, of at most `limit_bytes`, and the thread that writes them. Entries beyond that are lost.
 
-    `lost` is how many entries were lost since the start. `loss_line` makes the line that reports a number of them, and
-    is called from the thread. A stream in memory is written at once.
+    `lost` is the number of entries lost since the start. The thread calls `loss_line` for the line that reports
+    them. A stream in memory is written directly.
     """
 
     def __init__(self, stream: TextIO, *, lost: int = 0, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -43,11 +43,11 @@ class Output:
         self._thread: threading.Thread | None = None
         try:
             self._descriptor = os.dup(stream.fileno())
-        except (OSError, ValueError):  # io.UnsupportedOperation is both: a stream in memory, or none
+        except (OSError, ValueError):  # a stream in memory (io.UnsupportedOperation is both), or a closed one
             self._descriptor = -1
 
     def put(self, entry: str) -> bool:
-        """Queue an entry of one or more lines. Never waits; false if there is no room."""
+        """Queue an entry of one or more lines, without waiting. Return False if there is no room."""
         data = (entry + "\n").encode(errors="backslashreplace")
         if self._descriptor < 0:
             return self._put_in_memory(entry)
@@ -58,29 +58,29 @@ class Output:
             self._lines.append(data)
             self._held_bytes += len(data)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._write_on, name="log output", daemon=True)
+                self._thread = threading.Thread(target=self._write_lines, name="log output", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
         return True
 
     def take_unreported(self) -> int:
-        """How many entries were lost since this was last reported; whoever takes the number reports it."""
+        """Return and reset the number of lost entries not reported yet. The caller must report it."""
         with self._changed:
             unreported, self._unreported = self._unreported, 0
         return unreported
 
     def give_back(self, unreported: int) -> None:
-        """The number taken could not be reported."""
+        """Restore a number returned by `take_unreported` that could not be reported."""
         with self._changed:
             self._unreported += unreported
 
     def flush(self, timeout_s: float = FLUSH_S) -> bool:
-        """Wait until everything is written, but not longer; false if something is left."""
+        """Wait until everything is written, but at most `timeout_s`. Return False if something is left."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._held_bytes, timeout_s)
 
     def close(self, timeout_s: float = FLUSH_S) -> None:
-        """Write what is queued within the time, then take nothing more."""
+        """Write the queued lines, within `timeout_s`, then refuse new ones."""
         is_written = self.flush(timeout_s)
         with self._changed:
             if self._is_closing:
@@ -96,7 +96,7 @@ class Output:
         try:
             self.stream.write(entry + "\n")
             self.stream.flush()
-        except (OSError, ValueError, AttributeError):  # closed, or None: a process without stderr
+        except (OSError, ValueError, AttributeError):  # the stream is closed, or None in a process without stderr
             with self._changed:
                 self._lose(1)
             return False
@@ -106,7 +106,7 @@ class Output:
         self.lost += entries
         self._unreported += entries
 
-    def _write_on(self) -> None:
+    def _write_lines(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines or self._is_closing)
@@ -135,7 +135,7 @@ class Output:
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # somebody who shares it made it non-blocking
+            except BlockingIOError:  # another process that shares the descriptor made it non-blocking
                 poll = select.poll()
                 poll.register(self._descriptor, select.POLLOUT)
                 poll.poll()
@@ -145,31 +145,31 @@ class Output:
 
 
 class OutputHandler(logging.Handler):
-    """Log lines as the formatter makes them."""
+    """The handler that passes formatted lines to an output."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
         self.output = output
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never waits."""
+        """Queue an entry without waiting."""
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 - as logging's own handlers: an entry that cannot be shown ends no caller
+        except Exception:  # noqa: BLE001 - like logging's own handlers, do not raise in the code that logs
             self.handleError(record)
             return
         self.output.put(line)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        """An entry that cannot be shown leaves a trace of why."""
+        """Write why an entry could not be formatted."""
         self.output.put(unshowable(record))
 
     def flush(self) -> None:
-        """Called by logging when the process ends."""
+        """Flush the output. logging calls this when the process ends."""
         self.output.flush()
 
     def loss_line(self, lost: int) -> str:
-        """The line that reports lost entries."""
+        """Return the line that reports lost entries."""
         return self.format(
             logging.makeLogRecord(
                 {
@@ -184,5 +184,5 @@ class OutputHandler(logging.Handler):
 
 
 def unshowable(record: logging.LogRecord) -> str:
-    """For an entry whose formatting failed, called while the exception is handled: where it is from, and why."""
+    """Return the line for an entry that could not be formatted: its source and the exception being handled."""
     return f"a log entry cannot be shown ({record.pathname}:{record.lineno})\n{traceback.format_exc(TRACEBACK_FRAMES)}"

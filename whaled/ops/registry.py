@@ -1,4 +1,4 @@
-"""How a metric is made: prefix, registry, and all children at 0 from the start, so that rate() sees the first event."""
+"""The registry of metrics. All children of a metric exist at 0 from the start, so that rate() sees the first event."""
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -13,7 +13,7 @@ LATENCY_BUCKETS = (
 
 
 class Component(StrEnum):
-    """Where an error happened."""
+    """The component that met an error (a metric label)."""
 
     UPSTREAM = "upstream"
     REST = "rest"
@@ -24,7 +24,7 @@ class Component(StrEnum):
 
 
 class _Read(Collector):
-    """A counter whose value is kept elsewhere."""
+    """A counter whose value is read from a function."""
 
     def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
         self._name = name
@@ -36,35 +36,35 @@ class _Read(Collector):
 
 
 class Registry:
-    """What meters register with. Labels come from closed sets only."""
+    """The factory of metrics, which registers them with the prefix `whaled_`. Labels come from closed sets only."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own function has no annotations
         self.collectors = CollectorRegistry()
         self.signed_histograms: list[str] = []
-        self.errors = self.counter("errors", "Errors by the component that met them.", "component", Component)
+        self.errors = self.counter("errors", "Errors, by the component that met them.", "component", Component)
 
     def counter(self, name: str, text: str, label: str | None = None, values: Iterable[str] = ()) -> Counter:
-        """A counter, `_total` is appended."""
+        """Register a counter, with a child for each of `values`. `_total` is appended to its name."""
         counter = Counter(f"whaled_{name}", text, [label] if label else [], registry=self.collectors)
         for value in values:
             counter.labels(value)
         return counter
 
     def gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        """A gauge that is set."""
+        """Register a gauge."""
         return Gauge(f"whaled_{name}", text, labels, registry=self.collectors)
 
     def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when it is scraped."""
+        """Register a gauge whose value is read at each rendering."""
         self.gauge(name, text).set_function(value)
 
     def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A counter that is read when it is scraped."""
+        """Register a counter whose value is read at each rendering."""
         self.collectors.register(_Read(f"whaled_{name}", text, value))
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...] = LATENCY_BUCKETS) -> Histogram:
-        """A histogram with buckets for latencies."""
+        """Register a histogram, by default with buckets for latencies."""
         if buckets[0] < 0:
             self.signed_histograms.append(f"whaled_{name}")
         return Histogram(f"whaled_{name}", text, registry=self.collectors, buckets=buckets)

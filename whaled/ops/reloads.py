@@ -1,4 +1,4 @@
-"""The outcome of the last reload, left in a file for the process that asked for it: a signal has no answer."""
+"""The result of the last reload, written to a file for the process that requested it, since a signal has no answer."""
 
 import contextlib
 import errno
@@ -12,14 +12,16 @@ from msgspec import Struct
 
 from whaled.replacing import replacing
 
-# A whole address book of faults makes no longer text; what is beyond helps nobody in a terminal.
+# The longest text of a problem. The faults of a whole address book fit, and more would not help in a terminal.
 MAX_PROBLEM_CHARS = 16_000
 MAX_FILE_BYTES = 8 * MAX_PROBLEM_CHARS
 
 
 class Outcome(Struct, frozen=True):
-    """A reload that ended. `began_s` is when it began to read, by the monotonic clock of the machine; `problem` is None
-    if it was applied.
+    """The result of a reload.
+
+    `began_s` is the time at which it began to read files, by the machine's monotonic clock. `problem` is None if the
+    reload was applied.
     """
 
     pid: int
@@ -28,8 +30,9 @@ class Outcome(Struct, frozen=True):
 
 
 def outcome_path(environ: Mapping[str, str], event_log: Path) -> Path:
-    """Where the outcome is left: in systemd's state directory, which a changed configuration cannot move, else beside
-    the event log.
+    """Return the path of the result file.
+
+    It is in systemd's state directory, which does not depend on the configuration, or else next to the event log.
     """
     state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if state:
@@ -39,7 +42,7 @@ def outcome_path(environ: Mapping[str, str], event_log: Path) -> Path:
 
 
 def write(path: Path, outcome: Outcome) -> None:
-    """Leave an outcome, readable by this user only. Raises OSError."""
+    """Write a result, readable by this user only. Raises OSError."""
     problem = outcome.problem
     if problem is not None and len(problem) > MAX_PROBLEM_CHARS:
         problem = problem[: MAX_PROBLEM_CHARS - 1] + "\u2026"
@@ -49,13 +52,16 @@ def write(path: Path, outcome: Outcome) -> None:
 
 
 def forget(path: Path) -> None:
-    """Remove what an earlier process left."""
+    """Remove the result of an earlier process."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def read(path: Path) -> Outcome | None:
-    """The last outcome; None if there is none that can be read. Root reads what another user wrote: only a file."""
+    """Return the last result; None if there is none that can be read.
+
+    Root may read a file of another user here, so anything except a regular file is refused.
+    """
     try:
         with open(path, "rb", opener=_open_file) as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -65,7 +71,7 @@ def read(path: Path) -> Outcome | None:
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Open no link, and nothing that waits for another process."""
+    """Open a regular file without following links or blocking. Raises OSError."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

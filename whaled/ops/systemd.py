@@ -1,5 +1,6 @@
-"""What systemd gives and is told: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3). Without systemd every call
-does nothing.
+"""The interface to systemd: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
+
+Without systemd every call does nothing.
 """
 
 import asyncio
@@ -17,19 +18,21 @@ from msgspec import Struct
 
 from whaled.errors import OperatorError
 
-# sd_listen_fds(3): passed descriptors begin here.
+# The number of the first passed descriptor (sd_listen_fds(3)).
 FIRST_DESCRIPTOR = 3
-# How often what the manager did not take is tried again, and how much of it is kept: a reload is two messages.
+# The interval of retries for messages that the manager did not take, and the most that are kept. A reload is two
+# messages.
 RETRY_S = 0.25
 MAX_WAITING = 16
 
 
 class Notifier:
-    """Speaks to the service manager that started this process, if one did. Never waits: the manager may stand still
-    (a long daemon-reload, a frozen process 1), and its socket holds only some datagrams (net.unix.max_dgram_qlen).
+    """The sender of messages to the service manager, if one started this process.
 
-    What the manager acts on (`ready`, `reloading`, `stopping`) is kept until its socket takes it. `watchdog_s` is the
-    time within which it wants to hear `alive`, None where it does not watch this process.
+    It never waits. The manager may be blocked (a long daemon-reload, a frozen process 1), and its socket holds only a
+    few datagrams (net.unix.max_dgram_qlen). Messages that change the state of the unit (`ready`, `reloading`,
+    `stopping`) are kept until the socket takes them. `watchdog_s` is the longest time between calls of `alive`, None if
+    the manager does not watch this process.
     """
 
     def __init__(self) -> None:
@@ -37,31 +40,31 @@ class Notifier:
         self._notifier = sdnotify.SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
         if self._notifier is not None and self._notifier.socket is not None:
             self._notifier.socket.setblocking(False)
-            self._notifier.debug = True  # raise what a send raises, instead of dropping the message
+            self._notifier.debug = True  # raise errors of a send instead of dropping the message
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._ping_until = -math.inf
         self._retry: asyncio.TimerHandle | None = None
         self._status = ""
 
     def ready(self) -> None:
-        """Start-up, or a reload, is finished."""
+        """Report that the start or a reload is complete."""
         self._send_in_order(b"READY=1")
 
     def reloading(self) -> None:
-        """A reload begins. systemd waits for `ready`."""
+        """Report that a reload begins. systemd then waits for `ready`."""
         self._send_in_order(b"RELOADING=1\nMONOTONIC_USEC=%d" % (time.monotonic_ns() // 1000))
 
     def stopping(self) -> None:
-        """The process is on its way out."""
+        """Report that the process is stopping."""
         self._send_in_order(b"STOPPING=1")
 
     def alive(self) -> None:
-        """What the watchdog waits for. One that is not taken is tried again until the next is due, and then dropped."""
+        """Ping the watchdog. A ping that is not taken is retried until the next one is due, and then dropped."""
         self._ping_until = time.monotonic() + (self.watchdog_s or 0.0) / 3
         self._send_waiting()
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`, sent again only when it changed; dropped if it is not taken now."""
+        """Set the line in `systemctl status`. It is sent only if it has changed, and dropped if it is not taken now."""
         if text != self._status and not self._waiting and self._send(f"STATUS={text}".encode(errors="replace")):
             self._status = text
 
@@ -90,11 +93,11 @@ class Notifier:
                 self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._send_waiting)
 
     def _send(self, message: bytes) -> bool:
-        """Whether a message is done with: it was taken, or there is nobody to take it."""
+        """Send a message. Return False if it must be retried; True if it was taken or cannot be sent at all."""
         if self._notifier is None or self._notifier.socket is None:
             return True
         try:
-            # sdnotify sends Latin-1, systemd takes UTF-8 only: these letters become those bytes.
+            # sdnotify encodes as Latin-1, so decoding as Latin-1 makes it send exactly these bytes, which are UTF-8.
             self._notifier.notify(message.decode("latin-1"))
         except OSError as error:
             return error.errno not in {errno.EAGAIN, errno.ENOBUFS}
@@ -109,17 +112,17 @@ def _watchdog_s(environ: MutableMapping[str, str]) -> float | None:
 
 
 class Passed(Struct, frozen=True):
-    """Sockets that listened before this process was there, and go on when it is gone."""
+    """The listening sockets that systemd passed. They exist before and after this process."""
 
     clients: tuple[socket.socket, ...] = ()
     metrics: tuple[socket.socket, ...] = ()
 
 
 def passed_sockets(environ: MutableMapping[str, str]) -> Passed:
-    """The sockets of the socket units, by their FileDescriptorName=: `ws` for clients, `metrics` for the HTTP server.
+    """Return the sockets of the socket units, by FileDescriptorName=: `ws` for clients, `metrics` for the HTTP server.
 
-    The variables are taken out of `environ`, as sd_listen_fds does: they are not meant for anybody else. Raises
-    OperatorError for a socket that nobody here can use.
+    The variables are removed from `environ`, as sd_listen_fds does, since they are meant for this process only. Raises
+    OperatorError for a socket that whaled cannot use.
     """
     pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -141,7 +144,9 @@ def _listening(descriptor: int, name: str) -> socket.socket:
         sock = socket.socket(fileno=descriptor)
         is_usable = sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError as error:
-        raise OperatorError(f"what systemd passed as {name!r} is no socket: {error.strerror}") from error
+        raise OperatorError(
+            f"the descriptor that systemd passed as {name!r} is not a socket: {error.strerror}"
+        ) from error
     if not is_usable:
         raise OperatorError(
             f"the socket that systemd passed as {name!r} does not listen for streams: "

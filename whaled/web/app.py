@@ -1,5 +1,6 @@
-"""The plain HTTP server: metrics for Prometheus and health for load balancers. Runs on the daemon's own event loop,
-so that an answer also proves the loop is alive.
+"""The plain HTTP server: metrics for Prometheus and health for load balancers.
+
+It runs on the daemon's event loop, so that a response also proves that the loop is alive.
 """
 
 import socket
@@ -27,7 +28,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """The answer of /healthz. `shortfall` is what the backend cannot give, null if nothing is missing."""
+    """The body of /healthz. `shortfall` names what the backend cannot provide, null if nothing is missing."""
 
     status: str
     upstream: UpstreamState
@@ -40,7 +41,7 @@ class Health(Struct, frozen=True, kw_only=True):
 class HttpServer:
     """The server and its settings, which a reload replaces.
 
-    `metrics` renders the registry, `health` gives the state of the daemon.
+    `metrics` renders the registry, `health` returns the state of the daemon.
     """
 
     def __init__(
@@ -59,21 +60,22 @@ class HttpServer:
         self.addresses: tuple[str, ...] = ()
 
     def reconfigure(self, settings: Http) -> None:
-        """Apply other limits from now on."""
+        """Apply new limits."""
         self._settings = settings
         if self._listener is not None:
             self._listener.reconfigure(settings)
 
     @property
     def connections(self) -> int:
-        """Open connections."""
+        """The number of open connections."""
         return self._listener.connections if self._listener is not None else 0
 
     @asynccontextmanager
     async def serving(self, sockets: Sequence[socket.socket] = ()) -> AsyncIterator[str | None]:
-        """Serve until left; yields the first address listened on, None where it is not enabled. Raises ListenError.
+        """Serve while the context is open. Yield the first listening address, or None if the server is not enabled.
 
-        `sockets` are already listening (systemd); without them `host` and `port` of the settings are opened.
+        `sockets` are already listening (systemd socket activation). Without them, sockets for `host` and `port` of the
+        settings are opened. Raises ListenError.
         """
         settings = self._settings
         if not settings.enabled:
@@ -99,7 +101,7 @@ class HttpServer:
             await runner.cleanup()
 
     def render_anew(self) -> None:
-        """Show the metrics as they are to whoever asks next: a reload ends with its outcome in them."""
+        """Render the metrics again for the next request, so that they show the outcome of a reload at once."""
         self._exposition.render_anew()
 
     def _application(self) -> web.Application:
@@ -110,7 +112,7 @@ class HttpServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse other names (DNS rebinding) and space out requests."""
+        """Refuse other host names (DNS rebinding) and limit the rate of requests."""
         connection = request.protocol
         assert isinstance(connection, Connection)
         await connection.turn()
@@ -134,16 +136,16 @@ class HttpServer:
 
     async def _get_health(self, _request: web.Request) -> web.Response:
         now = self._health()
-        # An absent backend is not this process's illness: a restart would not bring it back.
+        # A missing backend does not make this process unhealthy, since a restart would not bring it back.
         return web.Response(
             body=encode(now), status=200 if now.status == "ok" else 503, content_type="application/json"
         )
 
 
 def is_allowed(host: str, names: Sequence[str]) -> bool:
-    """Whether a Host header names this server: an IP address, localhost, or one of `names` ("*" allows every name).
+    """Return whether a Host header names this server: an IP address, localhost, or one of `names` ("*" allows all).
 
-    A page of somebody else can make a browser connect here under the page's own name, never under an address.
+    A foreign page can make a browser connect here under the page's own host name, but never under an IP address.
     """
     found = split_authority(host.strip())
     return found is not None and ("*" in names or found[0] in names or is_address_or_localhost(found[0]))

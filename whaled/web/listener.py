@@ -1,8 +1,8 @@
-"""The listener of the HTTP server: accepts, admits, and ends connections that are idle, slow or too many.
+"""The listener of the HTTP server: accepts and admits connections, and cuts those that are idle, slow or too many.
 
-aiohttp serves a connection and bounds what it reads ahead. It has no limit on connections, none on the time a request
-head or an unread answer takes, and asyncio's own accept loop logs a traceback for each arrival when descriptors run
-out.
+aiohttp serves a connection and limits how much it reads ahead. It limits neither the number of connections nor the time
+of a request head or an unread response, and asyncio's own accept loop logs a traceback for each connection when
+descriptors run out.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ from whaled.web.pace import Pace
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Connections the kernel holds until they are accepted: beyond them a newcomer waits a second for its next attempt.
+# The number of connections that the kernel holds until they are accepted. Beyond it, a client retries after a second.
 BACKLOG = 1024
-# How often connections are compared with their time limits.
+# The interval at which the time limits of connections are checked.
 SWEEP_S = 0.25
-# A connection that has waited this long for its peer to read may make room for a new one.
+# A connection whose peer has read nothing for this time may be displaced by a new one.
 STALLED_S = 1.0
-# Where a new connection is refused or takes the place of another, the next one waits this long: each costs the event
-# loop 200 us, so a flood takes a fifth of it at most.
+# The pause after a new connection that was refused or displaced another. Each costs the event loop 200 us, so a flood
+# takes at most a fifth of its time.
 CROWDED_S = 0.001
-# Out of descriptors or memory: the kernel holds arrivals for this long before the next attempt.
+# The pause before the next accept when descriptors or memory are short. Connections wait in the kernel.
 ACCEPT_PAUSE_S = 1.0
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Cut(StrEnum):
-    """Why a connection of the HTTP server was refused or ended early (a metric label)."""
+    """The reason why a connection of the HTTP server was refused or cut (a metric label)."""
 
     FULL = "full"
     ADDRESS_FULL = "address_full"
@@ -50,38 +50,38 @@ class Cut(StrEnum):
 
 
 class HttpMeter(Protocol):
-    """What is counted of the HTTP server."""
+    """The counters of the HTTP server."""
 
     def rendered(self) -> None:
-        """The registry was rendered."""
+        """Count a rendering of the registry."""
         ...
 
     def answered(self, status: int) -> None:
-        """A request was answered."""
+        """Count a response by its status."""
         ...
 
     def delayed(self) -> None:
-        """A request waited for its turn."""
+        """Count a request that waited for the rate limit."""
         ...
 
     def cut(self, reason: Cut) -> None:
-        """A connection was refused or ended early."""
+        """Count a connection that was refused or cut."""
         ...
 
     def accept_failed(self) -> None:
-        """The kernel had no descriptor or memory for a connection."""
+        """Count a failed accept because descriptors or memory were short."""
         ...
 
 
 class _Phase(StrEnum):
-    HEAD = "head"  # a request is awaited or arriving
+    HEAD = "head"  # the first request, or the rest of a request head, has not arrived yet
     IDLE = "idle"  # between two requests
-    TURN = "turn"  # a request waits for its turn
-    ANSWER = "answer"  # a request is in hand
+    TURN = "turn"  # a request waits for the rate limit
+    ANSWER = "answer"  # a request is being answered
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection under limits. Requests are taken one at a time; what was sent ahead waits in the kernel."""
+    """aiohttp's connection with limits. Requests are handled one at a time; pipelined ones wait in the kernel."""
 
     __slots__ = ("_listener", "_phase", "_since", "_stream", "_turn", "_unread", "_unsent_since", "source")
 
@@ -101,17 +101,17 @@ class Connection(web.RequestHandler):
     # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, unless the connection was displaced since it was accepted."""
+        """Start the connection, unless it has been displaced since it was accepted."""
         assert isinstance(transport, asyncio.Transport)
         self._stream = transport
-        # pause_writing is to be called as soon as anything is unsent.
+        # Have pause_writing called as soon as any byte is unsent.
         transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
         if not self._listener.holds(self):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests."""
+        """Handle bytes of requests, and cut a connection whose request head is too large."""
         requests = self._request_count
         super().data_received(data)
         if self._request_count != requests:
@@ -127,17 +127,17 @@ class Connection(web.RequestHandler):
                 self.cut(Cut.REQUEST_TOO_LARGE)
 
     def pause_writing(self) -> None:
-        """The kernel does not take all of an answer now."""
+        """Record that the kernel does not take all of a response now."""
         super().pause_writing()
         self._unsent_since = self._loop.time()
 
     def resume_writing(self) -> None:
-        """The kernel has taken everything."""
+        """Record that the kernel has taken everything."""
         super().resume_writing()
         self._unsent_since = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection is closed."""
+        """Stop counting a connection that is closed, and cancel its turn."""
         self._listener.forget(self)
         if self._turn is not None:
             self._turn.cancel()
@@ -146,7 +146,7 @@ class Connection(web.RequestHandler):
     # --- aiohttp ---
 
     async def turn(self) -> None:
-        """Wait until the request in hand may be answered. Meanwhile the connection may make room for another."""
+        """Wait until the rate limit admits the current request. The connection may be displaced in the meantime."""
         self._turn = self._listener.pace.turn()
         if self._turn is None:
             return
@@ -158,8 +158,8 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; returns once the kernel has taken it, or the connection is lost."""
-        resp.headers.setdefault(hdrs.SERVER, "whaled")  # aiohttp's own names its version and that of Python
+        """Send a response. Return once the kernel has taken it or the connection is lost."""
+        resp.headers.setdefault(hdrs.SERVER, "whaled")  # aiohttp's default reveals its version and that of Python
         result = await super().finish_response(request, resp, start_time)
         self._listener.meter.answered(result[0].status)
         self._enter(_Phase.ANSWER if self._messages else _Phase.IDLE)
@@ -172,7 +172,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The answer to a request that cannot be read (no line in the log: anybody can send one) or to a bug."""
+        """Return the response to an invalid request or to a bug.
+
+        An invalid request is not logged, since any client could fill the log with them.
+        """
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         answer = web.Response(status=status, text="the request could not be read\n")
@@ -182,7 +185,7 @@ class Connection(web.RequestHandler):
     # --- limits ---
 
     def overdue(self, now: float) -> Cut | None:
-        """The time limit that has passed."""
+        """Return the time limit that the connection has exceeded, if any."""
         settings = self._listener.settings
         if self._unsent_since is not None and now - self._unsent_since > settings.write_timeout:
             return Cut.WRITE_TIMEOUT
@@ -194,14 +197,17 @@ class Connection(web.RequestHandler):
         return None
 
     def waited_s(self, now: float) -> float | None:
-        """Seconds without progress that make room for others possible; None while a request is answered and read."""
+        """Return the seconds without progress; None if the connection may not be displaced.
+
+        It may not while a request is being answered and its response is being read.
+        """
         if self._unsent_since is not None:
             stalled_s = now - self._unsent_since
             return stalled_s if stalled_s > STALLED_S else None
         return None if self._phase is _Phase.ANSWER else now - self._since
 
     def cut(self, reason: Cut) -> None:
-        """End the connection; what the kernel has not taken is lost."""
+        """Close the connection now. Unsent bytes are lost."""
         self._listener.meter.cut(reason)
         self._listener.forget(self)
         if self._stream is not None:
@@ -232,21 +238,21 @@ class Listener:
 
     @property
     def connections(self) -> int:
-        """Open connections."""
+        """The number of open connections."""
         return len(self._connections)
 
     def reconfigure(self, settings: Http) -> None:
-        """Apply other limits from now on."""
+        """Apply new limits."""
         self.settings = settings
         self.pace.per_second = settings.requests_per_second
 
     def holds(self, connection: Connection) -> bool:
-        """Whether a connection is counted: not displaced, not closed."""
+        """Return whether a connection is counted: neither displaced nor closed."""
         return connection in self._connections
 
     @asynccontextmanager
     async def accepting(self, sockets: Iterable[socket.socket]) -> AsyncIterator[None]:
-        """Accept from listening sockets until left; open connections stay open."""
+        """Accept from listening sockets while the context is open. Open connections remain open afterwards."""
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(self._accept(sock), name="http accept") for sock in sockets]
             running.append(tasks.create_task(self._sweep(), name="http time limits"))
@@ -258,13 +264,13 @@ class Listener:
                 self._shortages.flush()
 
     async def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection at a time, each in turns of the loop of its own."""
+        """Accept one connection per iteration of the loop."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 sock, peer = await loop.sock_accept(listening)
             except OSError as error:
-                # Anything else concerns one connection that its peer has given up already (accept(2)).
+                # Any other error is of one connection that its peer has already closed (accept(2)).
                 if error.errno in SHORTAGES:
                     self.meter.accept_failed()
                     self._shortages.line("accept", error=error.strerror)
@@ -293,11 +299,11 @@ class Listener:
         return len(self._connections) >= self.settings.max_connections
 
     def _is_address_full(self, source: str) -> bool:
-        # All who come through a Unix socket have one address.
+        # All clients of a Unix socket have the same address.
         return source != "unix" and self._by_source.get(source, 0) >= self.settings.max_connections_per_address
 
     def _admit(self, source: str) -> Cut | None:
-        """Make room for a connection, or find why there is none."""
+        """Make room for a new connection, displacing another if necessary. Return why it is refused, or None."""
         is_address_full = self._is_address_full(source)
         if not is_address_full and not self._is_full():
             return None

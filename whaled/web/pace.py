@@ -1,15 +1,16 @@
-"""Spaces out requests of all connections together."""
+"""The rate limit of requests over all connections."""
 
 import asyncio
 from collections import deque
 
-# Requests that may be answered at once before they are spaced out.
+# The number of requests that may be answered at once before the rate applies.
 BURST = 20
 
 
 class Pace:
-    """A token bucket with a queue. Whoever stops waiting has taken no token, so a flood of connections that come and go
-    costs the others nothing.
+    """A token bucket with a queue.
+
+    A request that stops waiting has taken no token, so connections that come and go do not delay the others.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -21,12 +22,12 @@ class Pace:
         self._timer: asyncio.TimerHandle | None = None
 
     def turn(self) -> asyncio.Future[None] | None:
-        """None if a request may be answered now, else its turn, to be awaited, or cancelled."""
+        """Return None if a request may be answered now, else a future to await or cancel."""
         self._refill()
         if self._timer is None and self._level >= 1:
             self._level -= 1
             return None
-        while self._waiting and self._waiting[-1].done():  # cancelled: only those behind someone who waits stay
+        while self._waiting and self._waiting[-1].done():  # cancelled; those before a waiting request are kept
             self._waiting.pop()
         turn = self._loop.create_future()
         self._waiting.append(turn)
