@@ -643,7 +643,9 @@ async def test_a_client_is_told_after_a_backup_was_copied_into_place(config: Pat
     answer, running = await resume(config, epoch, 3)
     assert answer["recovered"] is False
     renewed = answer["position"]["epoch"]
-    warning = await running.logged("event log is a backup put in place: a new epoch begins, earlier positions are no longer valid")
+    warning = await running.logged(
+        "event log is a backup put in place: a new epoch begins, earlier positions are no longer valid"
+    )
     assert (warning["level"], warning["epoch"], warning["head"]) == ("warning", renewed, 3)
     answer, running = await resume(config, renewed, 3)
     assert answer["recovered"] is True
