@@ -581,7 +581,7 @@ async def test_a_backup_is_not_mixed_with_what_a_killed_daemon_left(path: Path, 
         shutil.copytree(path.parent, left)  # what a kill leaves
     killed = left / "whaled.db"
     shutil.copy(file, killed)
-    with pytest.raises(EventLogError, match=r"whaled\.db-wal beside it belongs to another log") as caught:
+    with pytest.raises(EventLogError, match=r"whaled\.db-wal next to it belongs to another log") as caught:
         await store(killed)
     assert caught.value.reason is LogFailure.CORRUPT
     assert digest(killed) == digest(file)
