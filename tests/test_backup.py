@@ -250,9 +250,9 @@ async def test_what_can_be_no_target_is_refused_also_with_force(path: Path, tmp_
         (path.with_name("whaled.db-wal"), "own file"),
         (path.with_name("whaled.db.lock"), "own file"),
         (alias / "whaled.db", "own file"),
-        (tmp_path, "no ordinary file"),
-        (tmp_path / "link", "no ordinary file"),
-        (tmp_path / "fifo", "no ordinary file"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "link", "not a regular file"),
+        (tmp_path / "fifo", "not a regular file"),
     ):
         with pytest.raises(OperatorError, match=problem):
             copied(path, target, overwrite=True)
@@ -282,7 +282,7 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     with pytest.raises(EventLogError, match="made by a newer whaled"):
         copied(path, file)
     edit(path, f"PRAGMA user_version = {len(schema.MIGRATIONS)}", "DELETE FROM log WHERE head = 30")
-    with pytest.raises(EventLogError, match="the row with its epoch and newest offset is not what was written"):
+    with pytest.raises(EventLogError, match="the row with its epoch and newest offset is missing or invalid"):
         copied(path, file)
     damage(path)
     with pytest.raises(EventLogError, match="is damaged") as caught:
