@@ -265,7 +265,7 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     with pytest.raises(OperatorError, match="no such file; there is no event log here"):
         copied(path, file)
     write(path, b"")
-    with pytest.raises(EventLogError, match="empty, no event log") as caught:
+    with pytest.raises(EventLogError, match="empty, not an event log") as caught:
         copied(path, file)
     assert caught.value.reason is LogFailure.FOREIGN
     write(path, b"not a database, however long it is" * 100)

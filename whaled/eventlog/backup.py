@@ -103,7 +103,7 @@ def copy_log(source: Path, copy: Path, progress: Progress, *, named: Path) -> No
             # again after each of the writer's commits.
             reading.execute("BEGIN")
             if schema.identify(reading, source) == 0:
-                raise EventLogError(f"{source}: this database is empty, no event log", reason=LogFailure.FOREIGN)
+                raise EventLogError(f"{source}: this database is empty, not an event log", reason=LogFailure.FOREIGN)
         with file_errors(named):
             files.ensure_exists(copy)
             descriptor = os.open(copy, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
