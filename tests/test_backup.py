@@ -375,7 +375,7 @@ async def test_a_new_epoch_begins_where_the_old_log_went_on(path: Path, file: Pa
     await store(path, 3)
     done = restored(file, path)
     assert done.renewed_because is not None
-    assert "goes on to offset 3: what came after 2 is not in the backup" in done.renewed_because
+    assert "continues to offset 3: events after 2 are not in the backup" in done.renewed_because
     after, head = await store(path)
     assert (after, head) == (done.contents.epoch, 2)
     assert after != epoch
@@ -458,7 +458,7 @@ async def test_a_killed_daemons_write_ahead_log_goes_aside_with_its_log(path: Pa
     assert files.wal_bytes(killed) > 0
     done = restored(file, killed)
     assert done.renewed_because is not None
-    assert "goes on to offset 3" in done.renewed_because
+    assert "continues to offset 3" in done.renewed_because
     assert not any(name.startswith("whaled.db-") for name in names(killed))
     assert txids(await held(killed)) == [txid(1)]
     assert done.aside is not None
@@ -627,7 +627,7 @@ async def test_a_client_is_told_after_a_restore_that_lost_events(
     assert main(["backup", str(file), "--config", str(config)]) == ExitStatus.STOPPED
     await store(path, 4, 5)
     assert main(["restore", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    assert "new epoch: the log that is replaced goes on to offset 5" in capsys.readouterr().out
+    assert "new epoch: the replaced log continues to offset 5" in capsys.readouterr().out
     await store(path, 6, 7)  # the lost offsets are given again
     answer, _ = await resume(config, epoch, seen)
     assert answer["recovered"] is False

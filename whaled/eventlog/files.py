@@ -275,9 +275,9 @@ def is_of_a_row(fault: str) -> bool:
 def refuse_stray_wal(path: Path) -> None:
     """Raise EventLogError if the write-ahead log next to the database belongs to another one: SQLite would apply it.
 
-    The header of a backup says rollback mode (https://www.sqlite.org/fileformat.html, 1.3.3) until a daemon opens it. A
-    write-ahead log next to such a file was left by the log that the backup replaced. Call only while no connection is
-    open, as for `ensure_exists`.
+    The header of a backup indicates rollback mode (https://www.sqlite.org/fileformat.html, 1.3.3) until a daemon opens
+    it. A write-ahead log next to such a file was left by the log that the backup replaced. Call only while no
+    connection is open, as for `ensure_exists`.
     """
     if not wal_bytes(path):
         return

@@ -72,7 +72,7 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
         return "there is no log to compare the backup with"
     try:
         files.refuse_stray_wal(path)
-        with firstpage.named(path), files.explained(path, "read the log that is replaced"):
+        with firstpage.named(path), files.explained(path, "read the replaced log"):
             with closing(files.connect(path, "ro", backup.BUSY_TIMEOUT_S)) as old:
                 old.execute("BEGIN")
                 reason = _difference(old, path, copy, contents)
@@ -80,31 +80,29 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
     except EventLogError as error:
         if error.reason not in {LogFailure.CORRUPT, LogFailure.NEWER_SCHEMA}:
             raise
-        return f"the log that is replaced cannot be compared with it ({error.reason.value})"
+        return f"the replaced log cannot be compared with it ({error.reason.value})"
     return reason
 
 
 def _difference(old: sqlite3.Connection, path: Path, copy: sqlite3.Connection, contents: backup.Contents) -> str | None:
     if schema.identify(old, path) == 0:
-        return "the log that is replaced is empty"
+        return "the replaced log is empty"
     if missing := schema.faults(old, schema.version_of(old)):
-        return f"the log that is replaced is damaged ({'; '.join(missing)})"
+        return f"the replaced log is damaged ({'; '.join(missing)})"
     if schema.is_copy(old):
-        return "the log that is replaced is itself a backup that was put in place"
+        return "the replaced log is itself a backup that was put in place"
     counter = schema.counter(old)
     if counter is None:
-        return "the row of the log that is replaced which holds its epoch and newest offset is damaged"
+        return "the row of the replaced log with its epoch and newest offset is damaged"
     epoch, head = counter
     if epoch != contents.epoch:
-        return f"the log that is replaced has another epoch ({epoch})"
+        return f"the replaced log has another epoch ({epoch})"
     if head > contents.head:
-        return (
-            f"the log that is replaced goes on to offset {head}: what came after {contents.head} is not in the backup"
-        )
+        return f"the replaced log continues to offset {head}: events after {contents.head} are not in the backup"
     if head < contents.head:
-        return f"the log that is replaced ends at offset {head}, before the backup: it has lost events itself"
+        return f"the replaced log ends at offset {head}, before the backup: it has itself lost events"
     if not _hold_the_same(old, copy):
-        return "the log that is replaced has other events under the same offsets"
+        return "the replaced log has other events under the same offsets"
     return None
 
 
