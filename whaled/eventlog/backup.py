@@ -217,8 +217,8 @@ def _in_slices(descriptor: int, progress: Progress) -> Callable[[int, int, int],
 
 
 def _refuse_target(source: Path, target: Path, *, overwrite: bool) -> None:
-    beside = {source.name + suffix for suffix in ("", "-wal", "-shm", ".lock")}
-    if target.resolve().parent == source.parent and target.resolve().name in beside:
+    own_files = {source.name + suffix for suffix in ("", "-wal", "-shm", ".lock")}
+    if target.resolve().parent == source.parent and target.resolve().name in own_files:
         raise OperatorError(f"{target}: this is the event log's own file; name another one")
     try:
         mode = target.lstat().st_mode

@@ -139,11 +139,11 @@ class Pages(Rows):
 
     def _high_at_near(self, db: sqlite3.Connection, low: int, middle: int, high: int) -> tuple[int, float] | None:
         """Return offset and `high_at` of the first intact event from `middle` down to `low`, else up to `high`."""
-        for which, bounds in (
+        for clauses, bounds in (
             ("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset DESC", (low, middle)),
             ("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset", (middle, high)),
         ):
-            for row in db.execute(f"{self._queries.columns} {which} LIMIT {NEAR_ROWS}", bounds):
+            for row in db.execute(f"{self._queries.columns} {clauses} LIMIT {NEAR_ROWS}", bounds):
                 try:
                     found = self._codec.columns(row)
                 except DamagedRowError as error:

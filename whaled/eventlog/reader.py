@@ -51,8 +51,8 @@ class Reader(Rows):
         def damaged(row: Row, problem: str) -> Damage:
             return Damage(table=Table.WHALES, row=shown(row[0]), problem=problem)
 
-        which = f"{self._queries.whales} WHERE w.txid IN (SELECT value FROM json_each(?))"  # noqa: S608 - constants
-        return dict(self._intact("read alerts", which, (_json(txids),), self._codec.known_whale, damaged))
+        query = f"{self._queries.whales} WHERE w.txid IN (SELECT value FROM json_each(?))"  # noqa: S608 - constants
+        return dict(self._intact("read alerts", query, (_json(txids),), self._codec.known_whale, damaged))
 
     def rivals(self, outpoints: Sequence[str]) -> dict[str, list[str]]:
         """See EventLog.rivals."""
@@ -72,9 +72,9 @@ class Reader(Rows):
         """See EventLog.histories."""
         # The condition is on e.whale: one on w.txid, after the LEFT JOIN, would be evaluated for every event.
         of_whales = "SELECT id FROM whales WHERE txid IN (SELECT value FROM json_each(?))"
-        which = f"{self._queries.columns} WHERE e.whale IN ({of_whales}) ORDER BY e.offset"
+        query = f"{self._queries.columns} WHERE e.whale IN ({of_whales}) ORDER BY e.offset"
         found: dict[str, list[tuple[Kind, str]]] = {}
-        rows = self._intact("read histories", which, (_json(txids),), self._codec.history, damaged_event)
+        rows = self._intact("read histories", query, (_json(txids),), self._codec.history, damaged_event)
         for txid, kind, ref in rows:
             found.setdefault(txid, []).append((kind, ref))
         return found
@@ -96,8 +96,8 @@ class Reader(Rows):
         def damaged(_: Row, problem: str) -> Damage:
             return Damage(table=Table.STATE, row=key, problem=problem)
 
-        which = f"{self._queries.state} WHERE s.key = ?"
-        return next(self._intact("read state", which, (key,), self._codec.state, damaged), None)
+        query = f"{self._queries.state} WHERE s.key = ?"
+        return next(self._intact("read state", query, (key,), self._codec.state, damaged), None)
 
     # --- searches ---
 
@@ -121,11 +121,11 @@ class Reader(Rows):
 
     def gone_since(self, at: float, limit: int) -> dict[str, int]:
         """See EventLog.gone_since."""
-        which = (
+        query = (
             f"{self._queries.columns} WHERE e.kind IN ('replaced', 'dropped') AND e.at >= ? AND {IS_NEWEST} "
             "ORDER BY e.offset DESC"
         )
-        rows = self._intact("read whales that are gone", which, (at,), self._codec.history, damaged_event)
+        rows = self._intact("read whales that are gone", query, (at,), self._codec.history, damaged_event)
         txids = [txid for txid, _, _ in islice(rows, limit)]
         histories = self.histories(txids)
         return {txid: len(histories[txid]) for txid in txids if txid in histories}
@@ -170,8 +170,8 @@ class Reader(Rows):
         with self._snapshot("read confirmations") as db:
             if schema.identify(db, self._path) == 0:
                 return []
-            which = f"{self._queries.events} WHERE e.kind = 'confirmed' AND e.at >= ? AND {IS_NEWEST}"
-            events = self._intact("read confirmations", which, (since,), self._codec.event, damaged_event)
+            query = f"{self._queries.events} WHERE e.kind = 'confirmed' AND e.at >= ? AND {IS_NEWEST}"
+            events = self._intact("read confirmations", query, (since,), self._codec.event, damaged_event)
             return [
                 Outcome(event.whale.alert.urgency_score, event.update.blocks_off, event.update.seconds_to_confirmation)
                 for event in events
@@ -180,25 +180,25 @@ class Reader(Rows):
 
     # --- rows ---
 
-    def _events(self, which: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Event]:
-        query = f"{self._queries.events} {which}"
+    def _events(self, clauses: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Event]:
+        query = f"{self._queries.events} {clauses}"
         rows = self._intact("read events", query, parameters, self._codec.event, damaged_event)
         return list(islice(rows, limit))
 
-    def _scans(self, which: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Scan]:
+    def _scans(self, clauses: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Scan]:
         def damaged(row: Row, problem: str) -> Damage:
             return Damage(table=Table.BLOCKS, row=f"height {row[0]}", problem=problem)
 
-        query = f"{self._queries.blocks} {which}"
+        query = f"{self._queries.blocks} {clauses}"
         return list(islice(self._intact("read block scans", query, parameters, self._codec.scan, damaged), limit))
 
-    def _spends(self, which: str, wanted: Sequence[str]) -> list[tuple[str, str]]:
+    def _spends(self, clauses: str, wanted: Sequence[str]) -> list[tuple[str, str]]:
         """Return pairs of a whale's txid and an outpoint that it spends."""
 
         def damaged(row: Row, problem: str) -> Damage:
             return Damage(table=Table.SPENDS, row=shown(row[1]), problem=problem)
 
-        query = f"{self._queries.spends} WHERE {which}"
+        query = f"{self._queries.spends} WHERE {clauses}"
         return list(self._intact("read what whales spend", query, (_json(wanted),), self._codec.spend, damaged))
 
 

@@ -252,8 +252,8 @@ def _shape(db: sqlite3.Connection) -> dict[tuple[str, str, str], set[str]]:
         kind, name, table = (bytes(value or b"").decode("utf-8", "replace") for value in row)
         columns: set[str] = set()
         if kind == "table":
-            which = "SELECT CAST(name AS BLOB) FROM pragma_table_info(?)"
-            columns = {bytes(column).decode("utf-8", "replace") for (column,) in db.execute(which, (name,))}
+            of_table = "SELECT CAST(name AS BLOB) FROM pragma_table_info(?)"
+            columns = {bytes(column).decode("utf-8", "replace") for (column,) in db.execute(of_table, (name,))}
         shape[kind, name, table] = columns
     return shape
 
