@@ -250,9 +250,9 @@ async def test_what_can_be_no_target_is_refused_also_with_force(path: Path, tmp_
         (path.with_name("whaled.db-wal"), "own file"),
         (path.with_name("whaled.db.lock"), "own file"),
         (alias / "whaled.db", "own file"),
-        (tmp_path, "no ordinary file"),
-        (tmp_path / "link", "no ordinary file"),
-        (tmp_path / "fifo", "no ordinary file"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "link", "not a regular file"),
+        (tmp_path / "fifo", "not a regular file"),
     ):
         with pytest.raises(OperatorError, match=problem):
             copied(path, target, overwrite=True)
@@ -265,7 +265,7 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     with pytest.raises(OperatorError, match="no such file; there is no event log here"):
         copied(path, file)
     write(path, b"")
-    with pytest.raises(EventLogError, match="empty, no event log") as caught:
+    with pytest.raises(EventLogError, match="empty, not an event log") as caught:
         copied(path, file)
     assert caught.value.reason is LogFailure.FOREIGN
     write(path, b"not a database, however long it is" * 100)
@@ -282,7 +282,7 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     with pytest.raises(EventLogError, match="made by a newer whaled"):
         copied(path, file)
     edit(path, f"PRAGMA user_version = {len(schema.MIGRATIONS)}", "DELETE FROM log WHERE head = 30")
-    with pytest.raises(EventLogError, match="the row with its epoch and newest offset is not what was written"):
+    with pytest.raises(EventLogError, match="the row with its epoch and newest offset is missing or invalid"):
         copied(path, file)
     damage(path)
     with pytest.raises(EventLogError, match="is damaged") as caught:
@@ -375,7 +375,7 @@ async def test_a_new_epoch_begins_where_the_old_log_went_on(path: Path, file: Pa
     await store(path, 3)
     done = restored(file, path)
     assert done.renewed_because is not None
-    assert "goes on to offset 3: what came after 2 is not in the backup" in done.renewed_because
+    assert "continues to offset 3: events after 2 are not in the backup" in done.renewed_because
     after, head = await store(path)
     assert (after, head) == (done.contents.epoch, 2)
     assert after != epoch
@@ -458,7 +458,7 @@ async def test_a_killed_daemons_write_ahead_log_goes_aside_with_its_log(path: Pa
     assert files.wal_bytes(killed) > 0
     done = restored(file, killed)
     assert done.renewed_because is not None
-    assert "goes on to offset 3" in done.renewed_because
+    assert "continues to offset 3" in done.renewed_because
     assert not any(name.startswith("whaled.db-") for name in names(killed))
     assert txids(await held(killed)) == [txid(1)]
     assert done.aside is not None
@@ -581,7 +581,7 @@ async def test_a_backup_is_not_mixed_with_what_a_killed_daemon_left(path: Path, 
         shutil.copytree(path.parent, left)  # what a kill leaves
     killed = left / "whaled.db"
     shutil.copy(file, killed)
-    with pytest.raises(EventLogError, match=r"whaled\.db-wal beside it belongs to another log") as caught:
+    with pytest.raises(EventLogError, match=r"whaled\.db-wal next to it belongs to another log") as caught:
         await store(killed)
     assert caught.value.reason is LogFailure.CORRUPT
     assert digest(killed) == digest(file)
@@ -627,7 +627,7 @@ async def test_a_client_is_told_after_a_restore_that_lost_events(
     assert main(["backup", str(file), "--config", str(config)]) == ExitStatus.STOPPED
     await store(path, 4, 5)
     assert main(["restore", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    assert "new epoch: the log that is replaced goes on to offset 5" in capsys.readouterr().out
+    assert "new epoch: the replaced log continues to offset 5" in capsys.readouterr().out
     await store(path, 6, 7)  # the lost offsets are given again
     answer, _ = await resume(config, epoch, seen)
     assert answer["recovered"] is False
@@ -643,7 +643,9 @@ async def test_a_client_is_told_after_a_backup_was_copied_into_place(config: Pat
     answer, running = await resume(config, epoch, 3)
     assert answer["recovered"] is False
     renewed = answer["position"]["epoch"]
-    warning = await running.logged("event log is a backup put in place: it has a new epoch, no position is honoured")
+    warning = await running.logged(
+        "event log is a backup put in place: a new epoch begins, earlier positions are no longer valid"
+    )
     assert (warning["level"], warning["epoch"], warning["head"]) == ("warning", renewed, 3)
     answer, running = await resume(config, renewed, 3)
     assert answer["recovered"] is True

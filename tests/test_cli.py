@@ -115,8 +115,8 @@ def test_what_does_not_keep_whaled_from_starting_is_a_warning(
     assert captured.out.count("\n") == 1
     links, missing, interface = captured.err.splitlines()
     assert links == (
-        "whaled: warning: environment: WHALED_SERVICE_HOST: passed over, Kubernetes sets them for a Service whose name "
-        "begins with `whaled`; `enableServiceLinks: false` in the pod's spec keeps them out"
+        "whaled: warning: environment: WHALED_SERVICE_HOST: ignored, Kubernetes sets them for a Service whose name "
+        "begins with `whaled`; `enableServiceLinks: false` in the pod's spec prevents them"
     )
     assert missing == (
         f"whaled: warning: {config}:2: gateway.host: nobody can connect to 203.0.113.7: "

@@ -61,8 +61,8 @@ def test_what_kubernetes_sets_for_a_service_is_passed_over_with_a_warning(
     (warning,) = found.warnings
     assert str(warning) == (
         f"environment: {name}_SERVICE_HOST, {name}_SERVICE_PORT, {name}_SERVICE_PORT_WS_CLIENTS, {name}_PORT "
-        "and 4 more: passed over, Kubernetes sets them for a Service whose name begins with `whaled`; "
-        "`enableServiceLinks: false` in the pod's spec keeps them out"
+        "and 4 more: ignored, Kubernetes sets them for a Service whose name begins with `whaled`; "
+        "`enableServiceLinks: false` in the pod's spec prevents them"
     )
 
 
@@ -143,7 +143,7 @@ def test_a_value_that_is_set_twice_is_refused(secret: Path) -> None:
         (b"ws://h/\x00", "without control characters"),
         (b"", "is empty"),
         (b"hunter2", ": upstream.url: expected ws://host[:port]/... or wss://"),
-        (b"x" * 70_000, "is larger than 64KiB: this is no value of a key"),
+        (b"x" * 70_000, "is larger than 64KiB: it cannot be the value of a key"),
     ],
 )
 def test_a_file_with_odd_bytes_is_refused_without_its_content(secret: Path, content: bytes, problem: str) -> None:
@@ -171,7 +171,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 
 def test_a_list_of_sections_is_written_in_the_file_only(secret: Path) -> None:
     for name in ("WHALED_DETECTION_WATCH", "WHALED_DETECTION_WATCH_FILE"):
-        assert fault({name: str(secret)}).endswith("cannot stand in a variable: write it in the file")
+        assert fault({name: str(secret)}).endswith("a variable cannot hold a list of sections: write it in the file")
 
 
 def test_a_file_without_a_value_or_in_the_place_of_its_path_is_named(tmp_path: Path) -> None:
@@ -182,7 +182,9 @@ def test_a_file_without_a_value_or_in_the_place_of_its_path_is_named(tmp_path: P
     for text in ('{"version": 1}', "a\nb"):
         path.write_text(text)
         found = fault({"WHALED_AUTH_KEY_RING_FILE": str(path)})
-        assert found.endswith(f"{path} has {len(text)} characters that are no path: it must hold the path of a file")
+        assert found.endswith(
+            f"{path} has {len(text)} characters that are not a path: it must contain the path of a file"
+        )
 
 
 def test_a_variable_that_is_near_to_none_gets_no_suggestion() -> None:

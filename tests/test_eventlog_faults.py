@@ -297,7 +297,7 @@ def test_a_full_disk_stores_nothing_and_the_log_goes_on_once_there_is_room(tmp_p
     ("directory_mode", "file_mode", "expected"),
     [
         (0o777, 0o666, "opened"),
-        (0o777, 0o444, "read_only {path}: cannot open the event log: attempt to write a readonly database. Let the"),
+        (0o777, 0o444, "read_only {path}: cannot open the event log: attempt to write a readonly database. Allow the"),
         (
             0o555,
             0o666,

@@ -322,7 +322,7 @@ def test_an_ipv6_target_is_written_in_brackets_and_sent_as_an_address() -> None:
     ("keys", "says"),
     [
         ("proxy: socks4://127.0.0.1:9050", "upstream.proxy: found 'socks4://127.0.0.1:9050', expected http://"),
-        ("proxy: 'http://127.0.0.1:3128/path'", "expected no path behind host and port"),
+        ("proxy: 'http://127.0.0.1:3128/path'", "expected no path after host and port"),
         ("proxy: 'socks5h://alice@127.0.0.1:9050'", "a user and a password of 1 to 255 bytes each"),
         (f"proxy: 'socks5h://alice:{'p' * 256}@127.0.0.1:9050'", "a user and a password of 1 to 255 bytes each"),
         (f"url: 'ws://{ONION}/api/v1/ws'", r"upstream.url: a .onion name cannot be resolved on this machine"),

@@ -1,4 +1,4 @@
-"""Values from environment variables, from files that variables name, and variables that are not meant for whaled."""
+"""Values from environment variables and from the files they name; ignores variables that are not meant for whaled."""
 
 import difflib
 import ipaddress
@@ -15,16 +15,16 @@ from whaled.config.values import plain_value
 from whaled.errors import Fault
 
 PREFIX = "WHALED_"
-# A variable of this name names a file that holds the value: secrets of Docker and Kubernetes are files.
+# A variable with this suffix names a file that holds the value: Docker and Kubernetes provide secrets as files.
 FILE_SUFFIX = "_FILE"
-# Variables of other commands of whaled.
+# Variables that other commands of whaled use.
 RESERVED_VARIABLES = frozenset({"WHALED_TOKEN", "WHALED_URL"})
-# A list of 1,000 origins has 32 KiB. A wrong file (a database, /dev/zero) is named instead of read.
+# A list of 1,000 origins has 32 KiB. The limit rejects a wrong file (a database, /dev/zero) without reading all of it.
 MAX_VALUE_BYTES = 64 * 1024
 MAX_NAMED = 4
 
-# Kubernetes describes each Service of the namespace to every container: for one named `whaled`, or `whaled-gateway`
-# (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+# Kubernetes sets variables for each Service of the namespace in every container, also for one named `whaled` or
+# `whaled-gateway` (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 _URL = re.compile(r"(tcp|udp|sctp)://(\[[0-9A-Fa-f:.]+\]|[^:/]+):[0-9]{1,5}")
 
 
@@ -57,7 +57,7 @@ _SERVICE_LINKS: tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...] = tupl
 def from_environment(
     environ: Mapping[str, str], schema: Mapping[str, Key], faults: list[Fault], warnings: list[Fault]
 ) -> dict[str, Given]:
-    """The values that variables give, by path; files that variables name are read."""
+    """Return the values that environment variables set, by path. Reads the files that variables name."""
     variables = {key.variable: key for key in schema.values()}
     files = {name + FILE_SUFFIX: key for name, key in variables.items() if name + FILE_SUFFIX not in variables}
     given: dict[str, Given] = {}
@@ -73,9 +73,7 @@ def from_environment(
         if key is None:
             faults.append(Fault("", f"no such setting{_meant(name, variables, files)}", source))
         elif key.section is not None:
-            faults.append(
-                Fault(key.path, "a list of sections cannot stand in a variable: write it in the file", source)
-            )
+            faults.append(Fault(key.path, "a variable cannot hold a list of sections: write it in the file", source))
         elif name in variables:
             given[key.path] = _given(key, text, source)
         elif key.variable in environ and not is_service_link(key.variable, environ[key.variable]):
@@ -92,16 +90,16 @@ def from_environment(
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes made a variable for a Service whose name begins with `whaled`."""
+    """Return whether Kubernetes made a variable for a Service whose name begins with `whaled`."""
     return any(pattern.fullmatch(name) and check(value) for pattern, check in _SERVICE_LINKS)
 
 
 def read_value(path: str) -> str:
-    """The text in a file, without line ends behind it. Raises ValueError that says what is wrong."""
+    """Return the text of a file without trailing line ends. Raises ValueError with the reason."""
     if not path:
         raise ValueError("names no file")
     try:
-        # Not through a pipe: the configuration is read more than once, and a pipe that nobody writes to would hang.
+        # A pipe is refused: the configuration is read more than once, and a pipe without a writer would block.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -112,19 +110,19 @@ def read_value(path: str) -> str:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     if len(raw) > MAX_VALUE_BYTES:
-        raise ValueError(f"{path} is larger than {units.show_size(MAX_VALUE_BYTES)}: this is no value of a key")
+        raise ValueError(f"{path} is larger than {units.show_size(MAX_VALUE_BYTES)}: it cannot be the value of a key")
     try:
         return raw.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start + 1})") from None  # it may hold a secret
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start + 1})") from None  # the cause may quote a secret
 
 
 def _fitting(key: Key, value: str, path: str) -> str:
-    """The value that a file holds. Raises ValueError for none, and for a file that stands where its path belongs."""
+    """Return the value from a file. Raises ValueError if it is empty, or contents where a path is expected."""
     if not value.strip() and key.base is not tuple:
         raise ValueError(f"{path} is empty")
     if key.unit == "path" and ("\n" in value or value.lstrip().startswith("{")):
-        raise ValueError(f"{path} has {len(value)} characters that are no path: it must hold the path of a file")
+        raise ValueError(f"{path} has {len(value)} characters that are not a path: it must contain the path of a file")
     return value
 
 
@@ -134,7 +132,7 @@ def _given(key: Key, text: str, source: str, *, is_hidden: bool = False) -> Give
 
 
 def _meant(name: str, variables: Mapping[str, Key], files: Mapping[str, Key]) -> str:
-    # What all have alike would make everything near.
+    # The common prefix and suffix are removed, because they would make all names similar.
     suffix = FILE_SUFFIX if name.endswith(FILE_SUFFIX) else ""
     known = {each.removeprefix(PREFIX).removesuffix(suffix): each for each in (files if suffix else variables)}
     near = difflib.get_close_matches(name.removeprefix(PREFIX).removesuffix(suffix), known, n=1)
@@ -145,7 +143,7 @@ def _about_links(links: list[str]) -> Fault:
     names = ", ".join(links[:MAX_NAMED]) + (f" and {len(links) - MAX_NAMED} more" if len(links) > MAX_NAMED else "")
     return Fault(
         "",
-        f"{names}: passed over, Kubernetes sets them for a Service whose name begins with `whaled`; "
-        "`enableServiceLinks: false` in the pod's spec keeps them out",
+        f"{names}: ignored, Kubernetes sets them for a Service whose name begins with `whaled`; "
+        "`enableServiceLinks: false` in the pod's spec prevents them",
         "environment",
     )

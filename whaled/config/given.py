@@ -1,4 +1,4 @@
-"""Values as they were written, and where. Pure."""
+"""Values as they were written, with their sources. Pure."""
 
 from enum import IntEnum
 
@@ -8,7 +8,7 @@ from whaled.config.scalars import Scalar
 
 
 class Layer(IntEnum):
-    """Where values come from; the higher one counts."""
+    """The layers of the configuration; a higher layer overrides a lower one."""
 
     FILE = 1
     ENVIRONMENT = 2
@@ -16,17 +16,17 @@ class Layer(IntEnum):
 
 
 class Element(Struct, frozen=True):
-    """Where an element of a list stands, and how it was written (None: it is no scalar, or that is not known)."""
+    """The source of an element of a list, and its text as written; None if it is not a scalar or is unknown."""
 
     source: str
     written: Scalar | None = None
 
 
 class Given(Struct, frozen=True):
-    """A value, how it was written (None: it is no scalar), and where; `elements` are those of a list.
+    """A value, its source, and its text as written (None if it is not a scalar). `elements` are those of a list.
 
-    A list of sections is given as their number; each section and each of its keys is given by its own path. A hidden
-    value came from a file that may hold a secret: faults do not quote it.
+    For a list of sections, the value is their number; each section and each of its keys has its own path. A hidden
+    value comes from a file that may hold a secret: faults do not quote it.
     """
 
     value: object

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from whaled.config import units
 from whaled.config.sections import MAX_BOOKS, MAX_HOSTS, MAX_WATCH_RULES, RULE_NAME, Config
 
-# What a running daemon can change. Everything else is a listener, a path, or decided once at the start.
+# The keys that a reload can change. The others set up listeners and paths, or are used only at the start.
 RELOADABLE = frozenset(
     {
         "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
@@ -36,9 +36,9 @@ RELOADABLE = frozenset(
 )  # fmt: skip
 
 
-# Texts, by their unit.
+# What a string key expects, by its unit.
 SORTS = {"path": "a path", "url": "a URL", "host": "an address or a host name", "origin": "an origin"}
-# Of every list of sections; there is one.
+# The limit of every list of sections; there is only one such list.
 MAX_SECTIONS = MAX_WATCH_RULES
 # The options of `whaled run` that set a key. `--no-auth` sets `auth.enabled` to false.
 OPTIONS = {
@@ -54,11 +54,12 @@ OPTIONS = {
 
 
 class Key(Struct, frozen=True):
-    """One key: its path, the annotation msgspec checks, the unit it is written in (None: as it is), its default.
+    """One key of the configuration.
 
-    `base` is the plain type: str, int, float, bool, tuple. `default` is msgspec.NODEFAULT where there is none. A list
-    of plain values holds `element`, a list of sections `section`; a key of base str with an `element` takes either one
-    text or a list of them.
+    `annotation` is the type that msgspec checks. `unit` is the unit in which the value is written; None if it has none.
+    `default` is msgspec.NODEFAULT if the key is required. `base` is the plain type: str, int, float, bool or tuple.
+    `element` describes the elements of a list of plain values, `section` is the type of those of a list of sections. A
+    key with base str and an `element` takes either one string or a list of them.
     """
 
     path: str
@@ -73,22 +74,22 @@ class Key(Struct, frozen=True):
 
     @property
     def is_text(self) -> bool:
-        """Whether a text from outside the file is taken as it stands."""
+        """Return whether a value from outside the file is used as a string without YAML interpretation."""
         return self.base is str
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a bare number, without a unit."""
+        """Return whether the value is a number without a unit."""
         return self.base in {int, float} and self.unit is None
 
     @property
     def takes_single(self) -> bool:
-        """Whether one element may stand for a list of one."""
+        """Return whether a single element may be given in place of a list."""
         return self.unit == "hosts"
 
     @property
     def allowed(self) -> str:
-        """What may stand there, in words."""
+        """Return a description of the allowed values."""
         if self.element is not None and self.base is str and self.is_optional:
             return f"{self.element.allowed}, a list of at most {MAX_BOOKS} of them, or null"
         return self._wanted + (" or null" if self.is_optional else "")
@@ -107,9 +108,9 @@ class Key(Struct, frozen=True):
         if self.element is not None:
             if self.element.choices:
                 return f"a list, each element {self.element.allowed}"
-            return f"a list of {'origins' if self.element.unit == 'origin' else 'texts'}"
+            return f"a list of {'origins' if self.element.unit == 'origin' else 'strings'}"
         if self.base is str:
-            return _text(self.annotation, SORTS.get(self.unit or "", "a text"))
+            return _string(self.annotation, SORTS.get(self.unit or "", "a string"))
         meta = next(part for part in _parts(self.annotation) if isinstance(part, Meta))
         low, high = meta.ge or 0, meta.le or 0
         if self.unit == "duration":
@@ -121,7 +122,7 @@ class Key(Struct, frozen=True):
 
     @property
     def variable(self) -> str:
-        """The environment variable that sets it."""
+        """Return the name of the environment variable that sets the key."""
         return "WHALED_" + self.path.replace(".", "_").upper()
 
 
@@ -153,7 +154,7 @@ def _key(path: str, annotation: Any, default: object) -> Key:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and what it is made of: `Annotated[str, Meta(..)] | None` has a str and a Meta in it."""
+    """Yield an annotation and its parts: `Annotated[str, Meta(..)] | None` contains a str and a Meta."""
     yield annotation
     if get_origin(annotation) is Annotated or type(None) in get_args(annotation):
         for part in get_args(annotation):
@@ -176,8 +177,8 @@ def _base(annotation: Any) -> type:
     raise TypeError(f"no key can have the type {annotation}")
 
 
-def _text(annotation: Any, sort: str) -> str:
-    """A text in words, with its bounds where it has an upper one."""
+def _string(annotation: Any, sort: str) -> str:
+    """Return a description of a string, with its length if that has an upper bound."""
     meta = next((part for part in _parts(annotation) if isinstance(part, Meta)), None)
     if meta is None or meta.max_length is None:
         return sort
@@ -188,7 +189,7 @@ def _text(annotation: Any, sort: str) -> str:
 
 
 def plain_number(value: float) -> str:
-    """A number without an exponent."""
+    """Format a number without an exponent."""
     return f"{value:.8f}".rstrip("0").rstrip(".")
 
 
@@ -197,20 +198,20 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 
 
 def keys() -> dict[str, Key]:
-    """Every key of the configuration by its path."""
+    """Return every key of the configuration by its path."""
     return {key.path: key for key in _keys(Config(), "")}
 
 
 def section_keys(key: Key, index: int) -> dict[str, Key]:
-    """The keys of one section in a list of sections, by their paths."""
+    """Return the keys of one section in a list of sections, by path."""
     if key.section is None:
-        raise TypeError(f"{key.path} is no list of sections")
+        raise TypeError(f"{key.path} is not a list of sections")
     paths = [(f"{key.path}[{index}].{found.name}", found) for found in msgspec.structs.fields(key.section)]
     return {path: _key(path, found.type, found.default) for path, found in paths}
 
 
 def value_at(config: Config, path: str) -> object:
-    """The value of a key."""
+    """Return the value of a key."""
     value: object = config
     for name in path.split("."):
         value = getattr(value, name)

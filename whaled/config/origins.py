@@ -1,4 +1,4 @@
-"""Origins that `gateway.origins` can hold: those that a browser can send (RFC 6454, 6.1). Pure."""
+"""Validation of `gateway.origins`: it may hold the origins that a browser can send (RFC 6454, 6.1). Pure."""
 
 import ipaddress
 import re
@@ -7,15 +7,15 @@ from whaled.hosts import HOST_NAME, NUMERIC, in_ascii, split_authority
 
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-# Behind the scheme of an application or an extension: `abcdefgh`, `localhost`, `localhost:3000`, nothing (`file://`).
+# The part after the scheme of an application or extension: `abcdefgh`, `localhost:3000`, or empty (`file://`).
 OPAQUE_HOST = re.compile(r"[A-Za-z0-9._~-]*(:[0-9]{1,5})?")
-# Schemes whose origin browsers send as `null`, or as that of another URL.
+# Schemes for which browsers send the origin `null`, or that of another URL.
 OPAQUE_SCHEMES = ("about:", "blob:", "data:", "javascript:")
 EXPECTED = 'expected an origin as browsers send it, like https://example.org, or "null", or "*" for all'
 
 
 def origin_fault(origin: str) -> str | None:
-    """Why no browser sends an origin, with what was probably meant; None if one can, or it is `*`."""
+    """Return why no browser can send an origin, with the origin probably meant; None for a valid origin or `*`."""
     if origin in {"*", "null"}:
         return None
     meant = _meant(origin)
@@ -29,7 +29,7 @@ def origin_fault(origin: str) -> str | None:
 
 
 def _meant(text: str) -> str | None:
-    """The origin that a text stands for: itself, what a browser would make of it, or None."""
+    """Return the origin that a browser would send for a text; None if there is none."""
     text = text.strip()
     if text.lower() == "null" or text.lower().startswith(OPAQUE_SCHEMES):
         return "null"
@@ -57,7 +57,7 @@ def _web_origin(scheme: str, authority: str) -> str | None:
 
 
 def _web_host(host: str) -> str | None:
-    """A host as browsers write it: IPv6 addresses shortened, names in Punycode."""
+    """Return a host as browsers write it: IPv6 addresses shortened, names in Punycode; None if it is invalid."""
     try:
         if host.startswith("["):
             return f"[{ipaddress.IPv6Address(host[1:-1])}]"

@@ -1,4 +1,4 @@
-"""From YAML text, environment and command line to a Config. Every fault is found at once, with where it stands."""
+"""Conversion of YAML text, environment and command line into a Config. Finds all faults at once, with their sources."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +20,15 @@ from whaled.config.values import elements_of, faults_of_elements, plain_value, q
 from whaled.errors import ConfigError, Fault
 
 SYSTEM_FILE = Path("/etc/whaled/whaled.yaml")
-# Nobody writes a configuration of this size; a wrong file (a log, a database) is named instead of parsed.
+# No configuration is this large. The limit rejects a wrong file (a log, a database) without parsing it.
 MAX_FILE_BYTES = 256 * 1024
-# A list in a section of a list of sections needs 6. The time the YAML library takes grows with the square of the depth.
+# A list in a section of a list of sections needs 6. The YAML library's time grows with the square of the depth.
 MAX_DEPTH = 16
 LOOPBACK = "127.0.0.1"
 
 
 class Loaded(Struct, frozen=True):
-    """The configuration, and where each value that is not a default came from, each element of a list too.
+    """The configuration, and the source of each value that is set, also of each element of a list.
 
     `warnings` do not prevent a start.
     """
@@ -40,12 +40,12 @@ class Loaded(Struct, frozen=True):
 
     @property
     def keys_set(self) -> int:
-        """How many keys are not left at their defaults."""
+        """Return the number of keys that are set."""
         return sum(not path.endswith("]") for path in self.origins)
 
 
 def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
-    """The configuration in a file, the system's file if `path` is None and it exists, or else the defaults.
+    """Load the configuration from a file; if `path` is None, from the system's file if it exists, else the defaults.
 
     `flags` are values by key path. Raises ConfigError with every fault.
     """
@@ -55,7 +55,7 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, o
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:
-            problem = f"larger than {units.show_size(MAX_FILE_BYTES)}: no configuration"
+            problem = f"larger than {units.show_size(MAX_FILE_BYTES)}: not a configuration file"
             raise ConfigError((Fault("", problem, str(path)),))
         text = raw.decode("utf-8")
     except FileNotFoundError as error:
@@ -72,7 +72,10 @@ def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, o
 
 
 def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
-    """Command line over environment over file over defaults. Raises ConfigError with every fault."""
+    """Merge the layers: the command line overrides the environment, which overrides the file and the defaults.
+
+    Raises ConfigError with every fault.
+    """
     schema = keys()
     faults: list[Fault] = []
     given = _from_file(text, source, schema, faults)
@@ -97,14 +100,14 @@ def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[
 
 
 def diff(old: Config, new: Config) -> tuple[str, ...]:
-    """Paths of the keys that differ."""
+    """Return the paths of the keys that differ."""
     return tuple(path for path in keys() if value_at(old, path) != value_at(new, path))
 
 
 def not_reloadable(old: Config, new: Config) -> tuple[str, ...]:
-    """Paths of the keys that differ and cannot change while whaled runs.
+    """Return the paths of the keys that differ and that a running daemon cannot change.
 
-    Certificates can; whether the listener speaks TLS at all cannot.
+    It can change certificates, but it cannot switch TLS on or off.
     """
     switched = (old.gateway.tls.certificate is None) != (new.gateway.tls.certificate is None)
     return tuple(
@@ -143,7 +146,7 @@ def _from_file(text: str, source: str, schema: Mapping[str, Key], faults: list[F
 
 
 def _unquoted(text: str, error: yaml.MarkedYAMLError) -> str:
-    """What needs quotes, where YAML takes the sign for its own: a star names an alias, a colon ends a key."""
+    """Return a hint to quote a text with YAML syntax in it: a star begins an alias, a colon ends a key."""
     mark = error.problem_mark or error.context_mark
     if error.context == "while scanning an alias":
         return '; to write a star, put it in quotes: "*"'
@@ -176,8 +179,8 @@ def _walk(
         path = prefix + key_node.value
         found = given
         if path in seen:
-            faults.append(Fault(path, f"stands here again, first at line {seen[path]}", _at(source, key_node)))
-            found = {}  # what is wrong in it is told too, but it does not count
+            faults.append(Fault(path, f"duplicate key, first at line {seen[path]}", _at(source, key_node)))
+            found = {}  # its faults are reported too, but its value is not used
         seen.setdefault(path, key_node.start_mark.line + 1)
         if f"{path}." in sections:
             _walk(value_node, f"{path}.", source, schema, found, faults)
@@ -191,7 +194,7 @@ def _walk(
                 value = yaml.SafeLoader("").construct_object(value_node, deep=True)
             except (yaml.YAMLError, ValueError) as error:
                 what = error.problem if isinstance(error, yaml.MarkedYAMLError) else error
-                faults.append(Fault(path, f"not a value YAML knows: {what}", _at(source, value_node)))
+                faults.append(Fault(path, f"not a valid YAML value: {what}", _at(source, value_node)))
                 continue
             nodes = value_node.value if isinstance(value_node, yaml.SequenceNode) else ()
             elements = tuple(Element(_at(source, node), _written(node)) for node in nodes)
@@ -199,7 +202,7 @@ def _walk(
 
 
 def _walk_sections(key: Key, node: yaml.Node, source: str, given: dict[str, Given], faults: list[Fault]) -> None:
-    """Walk through each section of a list like through any other; the paths of its keys have its index."""
+    """Walk through each section of a list as through any other section; the paths of its keys contain its index."""
     if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
         return  # a list whose sections are all commented out
     if not isinstance(node, yaml.SequenceNode):
@@ -225,7 +228,7 @@ def _at(source: str, node: Any) -> str:
 
 
 def _split_number(node: yaml.MappingNode, index: int) -> str:
-    """A hint for a key of three digits behind a number in braces, which YAML makes of `{key: 1,000}`; else empty."""
+    """Return a hint for a key of three digits that YAML makes of `{key: 1,000}`, or an empty string."""
     is_group = [str(key.value).isdecimal() and len(key.value) == 3 and not value.value for key, value in node.value]
     if not node.flow_style or not is_group[index]:
         return ""
@@ -239,7 +242,7 @@ def _split_number(node: yaml.MappingNode, index: int) -> str:
 
 
 def _meant(path: str, known: Iterable[str]) -> str:
-    """What a misspelt key may have meant: near its spelling, or the same name elsewhere."""
+    """Return a hint at the key probably meant: one with a similar spelling, or with the same name elsewhere."""
     prefix, _, name = path.rpartition(".")
     split = [key.removesuffix(".").rpartition(".") for key in known]
     siblings = [last for parent, _, last in split if parent == prefix]
@@ -249,7 +252,7 @@ def _meant(path: str, known: Iterable[str]) -> str:
     elsewhere = [f"{parent}.{last}" for parent, _, last in split if last == name]
     if elsewhere:
         return f"; did you mean `{elsewhere[0]}`?"
-    return f"; known here are {', '.join(sorted(siblings))}" if siblings else ""
+    return f"; known keys here: {', '.join(sorted(siblings))}" if siblings else ""
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def _from_flags(flags: Mapping[str, object], schema: Mapping[str, Key], below: M
         for path, value in flags.items()
     }
     if flags.get("auth.enabled") is False and "gateway.host" not in flags:
-        # A host in the file was given for a server that asks who comes.
+        # A host in the file was chosen for a server that authenticates its clients.
         hosts = elements_of(schema["gateway.host"], below["gateway.host"]).value if "gateway.host" in below else ()
         if isinstance(hosts, list) and not all(is_loopback(str(host)) for host in hosts):
             given["gateway.host"] = Given(LOOPBACK, "option --no-auth", Layer.COMMAND_LINE)
@@ -279,7 +282,7 @@ def _from_flags(flags: Mapping[str, object], schema: Mapping[str, Key], below: M
 def _values(
     schema: Mapping[str, Key], given: Mapping[str, Given], faults: list[Fault], wrong: set[str]
 ) -> dict[str, object]:
-    """The value of every key. What is wrong is added to `faults`, its path to `wrong`, and has its default."""
+    """Return the value of every key. For a wrong one, add to `faults` and `wrong`, and return its default."""
     values: dict[str, object] = {}
     for path, key in schema.items():
         values[path] = key.default
@@ -303,7 +306,7 @@ def _values(
 
 
 def _sections(key: Key, given: Mapping[str, Given], faults: list[Fault], wrong: set[str]) -> tuple[Struct, ...]:
-    """A list of sections, empty if anything in it is wrong."""
+    """Return a list of sections; an empty one if anything in it is wrong."""
     count = given[key.path].value if key.path in given else 0
     assert key.section is not None
     assert isinstance(count, int)
@@ -329,7 +332,7 @@ def _build(section: Struct, prefix: str, values: Mapping[str, object]) -> Any:
 
 
 def _opened(config: Config, given: Mapping[str, Given]) -> Iterator[Fault]:
-    """Authentication turned off over a host that was given, further below, for it being on."""
+    """Yield a fault if a higher layer disables authentication while a lower layer sets a host that others can reach."""
     enabled, host = given.get("auth.enabled"), given.get("gateway.host")
     hosts = config.gateway.host
     if config.auth.enabled or all(map(is_loopback, hosts)) or enabled is None or host is None:

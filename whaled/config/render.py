@@ -12,7 +12,7 @@ from whaled.config.rules import redacted
 
 
 def render(loaded: Loaded) -> str:
-    """The effective configuration, with where each value came from. What may be secret in a URL is left out."""
+    """Return the effective configuration with the source of each value. Possible secrets in URLs are left out."""
     lines: list[str] = []
     section = ""
     for path, key in keys().items():
@@ -32,7 +32,7 @@ def render(loaded: Loaded) -> str:
 
 
 def _sections(key: Key, sections: Sequence[object], indent: str, loaded: Loaded) -> Iterator[str]:
-    """A list of sections, a line for each of their keys."""
+    """Yield the lines of a list of sections, one per key."""
     for index, section in enumerate(sections):
         start = "- "
         for path, inner in section_keys(key, index).items():
@@ -42,13 +42,13 @@ def _sections(key: Key, sections: Sequence[object], indent: str, loaded: Loaded)
 
 
 def _noted(line: str, path: str, loaded: Loaded) -> str:
-    """A line with where its value came from, if that is not the default."""
+    """Append the source of its value to a line, unless it is the default."""
     origin = loaded.origins.get(path)
     return f"{line}  # {origin}" if origin else line
 
 
 def written(key: Key, value: object) -> str:
-    """A value as it would be written in the file."""
+    """Return a value as it would be written in the file."""
     if key.unit == "duration" and isinstance(value, float):
         return units.show_duration(value)
     if key.unit == "size" and isinstance(value, int):

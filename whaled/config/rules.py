@@ -1,4 +1,4 @@
-"""What cannot be together in one configuration, and URLs that cannot be. Pure."""
+"""Conflicts between keys of one configuration, and validation of URLs and host names. Pure."""
 
 import ipaddress
 import re
@@ -14,9 +14,9 @@ PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 class Conflict(Struct, frozen=True):
-    """Something wrong with a key as it stands to others: `path` is what to change, `others` are part of it.
+    """A problem of a key in combination with others: `path` is the key to change, `others` are involved.
 
-    `found` is its value, without what may be secret in a URL, where it is worth quoting.
+    `found` is the value of the key, without possible secrets of a URL, if it helps to quote it.
     """
 
     path: str
@@ -26,7 +26,7 @@ class Conflict(Struct, frozen=True):
 
 
 def conflicts(config: Config) -> Iterator[Conflict]:
-    """Everything that is wrong with a configuration whose keys are each valid."""
+    """Yield the conflicts in a configuration whose keys are valid on their own."""
     yield from _urls(config)
     yield from _hosts(config)
     yield from _times(config)
@@ -62,9 +62,9 @@ def _proxy(config: Config) -> Iterator[Conflict]:
     if proxy is not None and _is_url(proxy, PROXY_SCHEMES):
         parts = urlsplit(proxy)
         if parts.path.strip("/") or parts.query:
-            yield Conflict("upstream.proxy", "expected no path behind host and port", found=redacted(proxy))
+            yield Conflict("upstream.proxy", "expected no path after host and port", found=redacted(proxy))
         elif parts.scheme.startswith("socks") and parts.username is not None and not _is_socks_login(parts):
-            yield Conflict("upstream.proxy", "SOCKS5 takes a user and a password of 1 to 255 bytes each (RFC 1929)")
+            yield Conflict("upstream.proxy", "SOCKS5 needs a user and a password of 1 to 255 bytes each (RFC 1929)")
     if upstream.unix_socket is not None or (proxy is not None and not proxy.startswith("socks5://")):
         return
     for path, url in (
@@ -104,7 +104,7 @@ def _hosts(config: Config) -> Iterator[Conflict]:
         if name != "*" and not HOST_NAME.fullmatch(name):
             yield Conflict(
                 "http.allowed_hosts",
-                "expected a host name in small letters, without scheme and port, or *",
+                "expected a host name in lower case, without scheme and port, or *",
                 found=redacted(name),
             )
     if http.enabled and gateway.port and gateway.port == http.port:
@@ -114,7 +114,7 @@ def _hosts(config: Config) -> Iterator[Conflict]:
 def _ways(config: Config) -> Iterator[Conflict]:
     if config.upstream.unix_socket is not None and config.upstream.proxy is not None:
         yield Conflict(
-            "upstream.unix_socket", "cannot be together with upstream.proxy: one way out only", ("upstream.proxy",)
+            "upstream.unix_socket", "cannot be combined with upstream.proxy: set only one of them", ("upstream.proxy",)
         )
 
 
@@ -123,24 +123,24 @@ def _whales(detection: Detection) -> Iterator[Conflict]:
     if detection.threshold_btc is None and detection.threshold_usd is None and not detection.watch:
         yield Conflict(
             "detection.threshold_btc",
-            "null needs another rule, detection.threshold_usd or detection.watch: without any nothing is a whale",
+            "null needs another rule, detection.threshold_usd or detection.watch: without one nothing is a whale",
             ("detection.threshold_usd", watch),
         )
     if detection.watch and not detection.books:
         yield Conflict(
             watch,
-            "needs detection.address_book: labels and types are those of its addresses",
+            "needs detection.address_book, which defines labels and types",
             ("detection.address_book",),
         )
     first: dict[str, int] = {}
     for index, rule in enumerate(detection.watch):
         path = f"{watch}[{index}]"
         if not (rule.labels or rule.types):
-            yield Conflict(path, "watches nobody: give `labels` or `types`", (watch,))
+            yield Conflict(path, "matches nothing: set `labels` or `types`", (watch,))
         if first.setdefault(rule.name, index) != index:
             yield Conflict(
                 f"{path}.name",
-                f"{rule.name!r} is the name of {watch}[{first[rule.name]}] too: each has its own",
+                f"{rule.name!r} is also the name of {watch}[{first[rule.name]}]: names must be unique",
                 (watch,),
             )
 
@@ -160,18 +160,18 @@ def _times(config: Config) -> Iterator[Conflict]:
 
 
 def redacted(url: str) -> str:
-    """A URL, or what should be one, without what may be secret in it: user, password and query."""
+    """Return a text that should be a URL without its possible secrets: user, password and query."""
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
     start = scheme[0] if scheme else ""
     before, question, query = url[len(start) :].partition("?")
     if "@" in query:
-        return f"{start}***"  # a password with a question mark, or a query with an @: neither is shown
+        return f"{start}***"  # either a password with a question mark or a query with an @: show neither
     _, at, place = before.rpartition("@")
     return start + ("***@" if at else "") + place + ("?***" if question else "")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can connect to an address."""
+    """Return whether only programs on this machine can connect to an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,6 +1,6 @@
-"""Scalars as people write them, and as YAML 1.1 reads them. Pure.
+"""Differences between scalars as people write them and as YAML 1.1 reads them. Pure.
 
-PyYAML follows YAML 1.1: 0100 is octal (64), 1:40 counts in sixties (100), and 1e3 is a text.
+PyYAML follows YAML 1.1: 0100 is octal (64), 1:40 is base 60 (100), and 1e3 is a string.
 """
 
 import re
@@ -14,21 +14,21 @@ _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})
 
 
 class Scalar(Struct, frozen=True):
-    """A scalar as it was written. `is_plain`: without quotes."""
+    """A scalar as it was written. `is_plain` is True if it has no quotes."""
 
     text: str
     is_plain: bool
 
 
 class Misreading(Struct, frozen=True):
-    """A number that YAML reads as another one than people do: what it reads, and what to write instead."""
+    """A number that YAML reads differently from people: YAML's reading, and what to write instead."""
 
     reading: str
     remedy: str
 
 
 def misread(text: str, value: object) -> Misreading | None:
-    """How YAML misreads a number; None if people read the same."""
+    """Return how YAML misreads a number; None if people read the same number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if _SIXTIES.fullmatch(text):
@@ -41,7 +41,7 @@ def misread(text: str, value: object) -> Misreading | None:
 
 
 def number_meant(text: str) -> float | None:
-    """The number that a person means by a text which YAML does not read as one."""
+    """Return the number meant by a text that YAML does not read as a number; None if there is none."""
     text = text.strip()
     if _GROUPED.fullmatch(text):
         text = re.sub(r"[,_' \u00a0\u202f]", "", text)

@@ -1,7 +1,7 @@
-"""The configuration as frozen values: every key, its default and its unit.
+"""The configuration as frozen values: every key with its default and its unit.
 
-The annotations say what the parser accepts: `Seconds` are written "30s", "5m", "90d"; `Bytes` "16KiB", "1MiB".
-`config/whaled.example.yaml` says the same for the operator, and a test compares the two.
+The annotations define what the parser accepts: `Seconds` are written "30s", "5m", "90d"; `Bytes` "16KiB", "1MiB".
+`config/whaled.example.yaml` documents the same keys for the operator, and a test compares the two.
 """
 
 from enum import StrEnum
@@ -11,9 +11,9 @@ from msgspec import Meta, Struct, field
 
 from whaled.model import OwnerType
 
-# The upper bounds are far beyond sense: they keep what follows from overflowing.
+# The upper bounds are far above any sensible value; they only prevent overflows in later calculations.
 Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
-# How far the clocks of who issues tokens and of this machine may differ: more would keep dead tokens alive.
+# How far the clocks of the token issuer and of this machine may differ. More would extend the life of expired tokens.
 MAX_LEEWAY_S = 30.0
 Leeway = Annotated[float, Meta(ge=0, le=MAX_LEEWAY_S, extra={"unit": "duration"})]
 Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
@@ -22,12 +22,12 @@ Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Text = Annotated[str, Meta(min_length=1)]
 Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
-# The name of a rule stands in log lines and filters, where it needs no quotes then.
+# Names of rules appear in log lines and filters; with these characters they need no quotes there.
 RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
 MAX_WATCH_RULES = 100
 MAX_BOOKS = 16
 Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
-# A machine serves one or two networks; each address is a listening socket.
+# A machine usually serves one or two networks; each address needs a listening socket.
 MAX_HOSTS = 16
 Host = Annotated[str, Meta(extra={"unit": "host"})]
 Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
@@ -35,7 +35,7 @@ Origin = Annotated[str, Meta(extra={"unit": "origin"})]
 
 
 class Basis(StrEnum):
-    """Which amount is compared with the threshold."""
+    """The amount that is compared with the threshold."""
 
     TOTAL = "total"
     MOVED = "moved"
@@ -43,7 +43,7 @@ class Basis(StrEnum):
 
 
 class LogFormat(StrEnum):
-    """How log lines look. `auto` is text on a terminal, journald's own protocol under systemd, else JSON."""
+    """The format of log lines. `auto` means text on a terminal, journald's protocol under systemd, otherwise JSON."""
 
     AUTO = "auto"
     TEXT = "text"
@@ -52,7 +52,7 @@ class LogFormat(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """The least severe log line that is written."""
+    """The lowest severity that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -80,7 +80,7 @@ class Upstream(Struct, frozen=True, kw_only=True):
 
 
 class WatchRule(Struct, frozen=True, kw_only=True):
-    """Owners of the address book that are watched, by label or type, and from which amount on."""
+    """Owners of the address book to watch, by label or type, with the amount from which their payments are alerted."""
 
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern=RULE_NAME)]
     labels: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
@@ -89,7 +89,7 @@ class WatchRule(Struct, frozen=True, kw_only=True):
 
 
 class Detection(Struct, frozen=True, kw_only=True):
-    """What a whale is."""
+    """The rules by which a transaction is a whale."""
 
     threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] | None = 100.0
     threshold_usd: Annotated[float, Meta(ge=0.01, le=1e15)] | None = None
@@ -106,14 +106,14 @@ class Detection(Struct, frozen=True, kw_only=True):
 
     @property
     def books(self) -> tuple[str, ...]:
-        """The files of the address book, the most important first."""
+        """Return the files of the address book, the one with the highest priority first."""
         if self.address_book is None:
             return ()
         return (self.address_book,) if isinstance(self.address_book, str) else self.address_book
 
 
 class Backfill(Struct, frozen=True, kw_only=True):
-    """Asking the backend for what its stream does not tell."""
+    """Requests to the backend for what its stream does not contain."""
 
     enabled: bool = True
     first_mempool: bool = True
@@ -134,14 +134,14 @@ class EventLog(Struct, frozen=True, kw_only=True):
 
 
 class Tls(Struct, frozen=True, kw_only=True):
-    """Certificate chain and private key, both PEM files; TLS is on when both are given."""
+    """Certificate chain and private key, both PEM files. TLS is enabled if both are set."""
 
     certificate: Path | None = None
     private_key: Path | None = None
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
-    """The WebSocket server clients connect to."""
+    """The WebSocket server for clients."""
 
     host: Hosts = ("127.0.0.1",)
     port: Port = 8765
@@ -173,7 +173,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
 
 
 class Auth(Struct, frozen=True, kw_only=True):
-    """Who may connect."""
+    """Authentication of clients."""
 
     enabled: bool = True
     key_ring: Path = "/etc/whaled/keys.json"
@@ -205,7 +205,7 @@ class Http(Struct, frozen=True, kw_only=True):
 
 
 class Canary(Struct, frozen=True, kw_only=True):
-    """A transaction of whaled's own that goes all the way, to prove that a whale would."""
+    """A synthetic transaction that passes through the whole pipeline, to prove that a whale would."""
 
     interval: Seconds = 30.0
     deadline: Seconds = 2.0
@@ -213,7 +213,7 @@ class Canary(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True, kw_only=True):
-    """When load is shed, before the kernel ends the process."""
+    """The memory limit, and when load is shed so that the kernel does not end the process."""
 
     limit: Annotated[int, Meta(ge=128 * 1024**2, le=1024**4, extra={"unit": "size"})] | None = None
     shed_at: Annotated[float, Meta(ge=0.1, le=1)] = 0.85

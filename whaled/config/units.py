@@ -1,4 +1,4 @@
-"""Durations and sizes with their unit, as people write them."""
+"""Parsing and formatting of durations and sizes with their units."""
 
 import math
 import re
@@ -10,15 +10,15 @@ _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
 
 
 def duration(text: object) -> float:
-    """Seconds of "500ms", "30s", "5m", "2h", "90d". Raises ValueError that says what is allowed."""
+    """Parse a duration like "500ms", "30s", "5m", "2h", "90d" into seconds. Raises ValueError with what is allowed."""
     return _quantity(text, DURATION_UNITS_S, 'a duration with its unit, like "500ms", "30s", "5m", "2h" or "90d"')
 
 
 def size(text: object) -> int:
-    """Bytes of "512B", "16KiB", "1MiB", "2GiB". Raises ValueError that says what is allowed."""
+    """Parse a size like "512B", "16KiB", "1MiB", "2GiB" into bytes. Raises ValueError with what is allowed."""
     value = _quantity(text, SIZE_UNITS, 'a size with its unit, like "512B", "16KiB", "1MiB" or "2GiB"')
     if not value.is_integer():
-        raise ValueError("expected whole bytes")
+        raise ValueError("expected a whole number of bytes")
     return int(value)
 
 
@@ -28,12 +28,12 @@ def _quantity(text: object, units: "dict[str, float] | dict[str, int]", allowed:
         raise ValueError(f"expected {allowed}")
     value = float(match[1]) * units[match[2]]
     if not math.isfinite(value):
-        raise ValueError(f"expected {allowed}, and not as large")
+        raise ValueError(f"expected {allowed}, but smaller")
     return value
 
 
 def show_duration(seconds: float) -> str:
-    """The shortest way to write a duration that `duration` reads back."""
+    """Return the shortest form of a duration that `duration` parses back to the same value."""
     for unit in ("d", "h", "m", "s"):
         if seconds >= DURATION_UNITS_S[unit] and seconds % DURATION_UNITS_S[unit] == 0:
             return f"{seconds / DURATION_UNITS_S[unit]:.15g}{unit}"
@@ -41,7 +41,7 @@ def show_duration(seconds: float) -> str:
 
 
 def show_size(size_bytes: int) -> str:
-    """The shortest way to write a size that `size` reads back."""
+    """Return the shortest form of a size that `size` parses back to the same value."""
     for unit in ("GiB", "MiB", "KiB"):
         if size_bytes >= SIZE_UNITS[unit] and size_bytes % SIZE_UNITS[unit] == 0:
             return f"{size_bytes // SIZE_UNITS[unit]}{unit}"

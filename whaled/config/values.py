@@ -1,4 +1,4 @@
-"""From what was written to the value of a key; what is wrong is named with what was found and what is allowed. Pure."""
+"""Conversion of written values into the values of keys. Faults state what was found and what is allowed. Pure."""
 
 import difflib
 import math
@@ -15,15 +15,15 @@ from whaled.config.scalars import Scalar, misread, number_meant
 from whaled.errors import Fault
 from whaled.hosts import listening_fault
 
-# A fault quotes what was found; more than this does not help to find it.
+# A fault quotes at most this many characters of the value found.
 MAX_QUOTED = 80
-# Words that people write for true and false. YAML 1.1 reads most of them so, without quotes.
+# Words for true and false. Without quotes, YAML 1.1 reads most of them as booleans.
 TRUE_WORDS = frozenset({"true", "yes", "on", "y", "1"})
 FALSE_WORDS = frozenset({"false", "no", "off", "n", "0"})
 
 
 def resolved(text: str) -> object:
-    """A plain scalar as YAML reads it in a file. Raises ValueError."""
+    """Return the value of a plain scalar as YAML reads it in a file. Raises ValueError."""
     loader = yaml.SafeLoader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     try:
@@ -34,7 +34,7 @@ def resolved(text: str) -> object:
 
 
 def plain_value(key: Key, text: str) -> object:
-    """A text from outside the file, read as the file would read it; a list is separated by commas."""
+    """Convert a text from outside the file as if it were in the file. Commas separate the elements of a list."""
     if key.base is tuple:
         inner = text.strip().removeprefix("[").removesuffix("]")
         return [item.strip().strip("'\"") for item in inner.split(",") if item.strip()]
@@ -47,14 +47,14 @@ def plain_value(key: Key, text: str) -> object:
 
 
 def elements_of(key: Key, given: Given) -> Given:
-    """A list where one was given; a single host stands for a list of one."""
+    """Return the given value; a single host as a list of one."""
     if key.takes_single and not isinstance(given.value, list):
         return msgspec.structs.replace(given, value=[given.value])
     return given
 
 
 def faults_of_elements(key: Key, given: Given) -> list[Fault]:
-    """What is wrong with the elements of a list, each with its place."""
+    """Return the faults of the elements of a list, each with its source."""
     listed = elements_of(key, given)
     if key.element is None or not isinstance(listed.value, list):
         return []
@@ -74,7 +74,7 @@ def faults_of_elements(key: Key, given: Given) -> list[Fault]:
 
 
 def value_of(key: Key, found: object, written: Scalar | None) -> object:
-    """The value of a key. Raises ValueError that says what is allowed."""
+    """Convert a value found in the configuration to the type of its key. Raises ValueError with what is allowed."""
     if isinstance(found, str) and any(ord(letter) < 32 for letter in found):
         raise ValueError(f"expected {key.allowed}, without control characters")
     if key.unit == "path" and isinstance(found, str) and found.startswith("~"):
@@ -89,7 +89,7 @@ def value_of(key: Key, found: object, written: Scalar | None) -> object:
         elif key.unit == "size":
             value = units.size(found)
     except ValueError as error:
-        raise ValueError(str(error) if "whole bytes" in str(error) else expected) from error
+        raise ValueError(str(error) if "whole number of bytes" in str(error) else expected) from error
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(expected)
     if key.is_number and written is not None and misread(written.text, found) is not None:
@@ -103,7 +103,7 @@ def value_of(key: Key, found: object, written: Scalar | None) -> object:
 
 
 def _check_form(key: Key, value: object) -> None:
-    """Raise ValueError for a text that cannot be what its key holds."""
+    """Raise ValueError for an invalid origin or listening address."""
     if key.unit == "origin" and isinstance(value, str) and (problem := origin_fault(value)):
         raise ValueError(problem)
     if key.unit == "host" and isinstance(value, str) and (problem := listening_fault(value)):
@@ -111,7 +111,7 @@ def _check_form(key: Key, value: object) -> None:
 
 
 def _near(key: Key, found: object, written: Scalar | None) -> str:
-    """What was probably meant."""
+    """Return a hint at what was probably meant, or an empty string."""
     misreading = misread(written.text, found) if written is not None and not key.is_text else None
     if misreading is not None:
         return f"; {misreading.reading}" + (f": {misreading.remedy}" if key.is_number else "")
@@ -131,7 +131,7 @@ def _near(key: Key, found: object, written: Scalar | None) -> str:
 
 
 def _near_text(key: Key, found: object, written: Scalar | None) -> str:
-    """The quotes that keep YAML from reading a text as something else (no is false, 12 a number, 2026-01-01 a day)."""
+    """Return a hint to quote a string that YAML reads as something else (no as false, 2026-01-01 as a date)."""
     if written is None or isinstance(found, str) or (found is None and key.unit != "origin"):
         return ""
     reading = f"YAML reads {written.text} as {str(found).lower()}; " if isinstance(found, bool) else ""
@@ -174,5 +174,5 @@ def _quoted(key: Key, found: object, written: Scalar | None, *, is_hidden: bool)
 
 
 def quoted(key: Key, given: Given) -> str:
-    """What was found, as a fault names it."""
+    """Return the value found as faults quote it."""
     return _quoted(key, given.value, given.written, is_hidden=given.is_hidden)

@@ -1,4 +1,4 @@
-"""A copy of the event log, made while whaled goes on writing: whole, checked, and marked as a copy."""
+"""Backups of the event log, made while whaled continues to write: complete, checked, and marked as copies."""
 
 import errno
 import os
@@ -15,22 +15,22 @@ from pathlib import Path
 from whaled.errors import EventLogError, LogFailure, OperatorError
 from whaled.eventlog import files, firstpage, schema
 
-# One step of SQLite's backup, 1 MiB: how often progress is told and an interrupt heard.
+# One step of SQLite's backup (1 MiB). Between two steps progress is reported and an interrupt takes effect.
 STEP_PAGES = 256
-# So many pages (16 MiB) are brought to the disk at once. One fsync of everything at the end stood before the daemon's
-# own on the same disk: the slowest commit during a backup of 550 MiB took 119 and 153 ms, with this 36 and 55 ms.
+# The copy is synced every 4096 pages (16 MiB). With a single fsync at the end, the daemon's own fsyncs on the same disk
+# waited for it: during a backup of 550 MiB the slowest commit took 119 and 153 ms, with this setting 36 and 55 ms.
 SYNC_PAGES = 4096
 BUSY_TIMEOUT_S = 5.0
 
 ADVICE = {
     **files.ADVICE,
     LogFailure.DISK_FULL: "Make room on its file system; the event log itself was not changed",
-    LogFailure.CORRUPT: "The file is damaged or is no SQLite database; nothing was replaced. `whaled repair` saves "
+    LogFailure.CORRUPT: "The file is damaged or is not an SQLite database; nothing was replaced. `whaled repair` saves "
     "what can be read of a damaged log",
-    LogFailure.LOCKED: "Another program holds it locked (a sqlite3 shell, a backup): end that, then try again",
+    LogFailure.LOCKED: "Another program (a sqlite3 shell, a backup) has locked it: end that program, then try again",
     LogFailure.READ_ONLY: "Run this as root or as the user whaled runs as",
-    LogFailure.IO: "Look whether the file can be read and its directory written by this user, for disk errors in the "
-    "kernel log, and for a disk quota or a file size limit",
+    LogFailure.IO: "Check that this user can read the file and write to its directory; check the kernel log for disk "
+    "errors, and check for a disk quota or a file size limit",
 }
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -41,8 +41,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a log holds: its epoch, its newest offset, how many events. `missing` are those between that are damaged so
-    that they are not there; what a repair took out does not count.
+    """The contents of a log: its epoch, its newest offset, and its number of events.
+
+    `missing` is the number of offsets between the oldest and the newest event without an event; gaps that a repair
+    made do not count.
     """
 
     epoch: str
@@ -61,9 +63,10 @@ class BackedUp:
 
 
 def back_up(source: Path, target: Path, *, now: float, overwrite: bool, progress: Progress) -> BackedUp:
-    """Copy the log as it is at this moment; `target` appears when the copy is whole, checked and on the disk.
+    """Copy the current state of the log. `target` appears once the copy is complete, checked and synced to disk.
 
-    Raises OperatorError if `target` may not be written, EventLogError if it cannot be, or if the log is damaged.
+    Raises OperatorError if `source` or `target` is not acceptable, EventLogError if the copy cannot be written or the
+    log is damaged.
     """
     began = time.perf_counter()
     source, target = source.resolve(), target.absolute()
@@ -73,7 +76,7 @@ def back_up(source: Path, target: Path, *, now: float, overwrite: bool, progress
         copy = directory / target.name
         with firstpage.named(source):
             copy_log(source, copy, progress, named=target)
-        # What is wrong with the copy now was wrong before: the source is named.
+        # Damage found in the copy comes from the source, so errors name the source.
         with files.explained(source, "check the copy of it", ADVICE), closing(open_alone(copy)) as db:
             contents = checked(db, source)
             with files.explained(target, "be written", ADVICE):
@@ -86,21 +89,21 @@ def back_up(source: Path, target: Path, *, now: float, overwrite: bool, progress
 
 
 def copy_log(source: Path, copy: Path, progress: Progress, *, named: Path) -> None:
-    """Copy all that is committed at this moment into a new file. Raises EventLogError, also if it is no log.
+    """Copy all events committed so far into a new file. Raises EventLogError, also if `source` is not an event log.
 
-    `named` is what errors call the copy.
+    Errors refer to the copy as `named`.
     """
     with files.explained(source, "read the event log", ADVICE):
-        # Read-only, and SQLite gives a -wal or -shm that has to be made the owner of the database, if root reads.
-        # Never `immutable`: that reads past the write-ahead log, and past the locks.
+        # Opened read-only. If root reads, SQLite gives a new -wal or -shm to the owner of the database. `immutable`
+        # is not an option: it ignores the write-ahead log and the locks.
         reading = files.connect(source, "ro", BUSY_TIMEOUT_S)
     with closing(reading):
         with files.explained(source, "read the event log", ADVICE):
-            # One snapshot from here to the end. The writer does not wait for it; without it, SQLite would begin again
-            # at each of the writer's commits.
+            # One snapshot for the whole copy; the writer does not wait for it. Without it, SQLite's backup would start
+            # again after each of the writer's commits.
             reading.execute("BEGIN")
             if schema.identify(reading, source) == 0:
-                raise EventLogError(f"{source}: this database is empty, no event log", reason=LogFailure.FOREIGN)
+                raise EventLogError(f"{source}: this database is empty, not an event log", reason=LogFailure.FOREIGN)
         with file_errors(named):
             files.ensure_exists(copy)
             descriptor = os.open(copy, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -109,22 +112,23 @@ def copy_log(source: Path, copy: Path, progress: Progress, *, named: Path) -> No
                 files.explained(named, f"copy {source} into it", ADVICE),
                 closing(files.connect(copy, "rw", BUSY_TIMEOUT_S)) as writing,
             ):
-                writing.execute("PRAGMA journal_mode = OFF")  # what breaks off here is thrown away
+                writing.execute("PRAGMA journal_mode = OFF")  # an incomplete copy is deleted, never repaired
                 writing.execute("PRAGMA synchronous = OFF")
                 reading.backup(writing, pages=STEP_PAGES, progress=_in_slices(descriptor, progress))
         finally:
-            os.close(descriptor)  # after the connection: closing it drops the connection's locks
+            os.close(descriptor)  # after the connection, because this close drops the connection's locks
 
 
 def checked(db: sqlite3.Connection, source: Path) -> Contents:
-    """Look through a copy. Raises EventLogError(CORRUPT), naming what it was made of, if its structure or its counter
-    is damaged. Damaged rows are copied as they are: readers skip them.
+    """Check a copy and return its contents. Damaged rows are accepted: readers skip them.
+
+    Raises EventLogError(CORRUPT), which names `source`, if the structure or the counter of the copy is damaged.
     """
     files.look_through(db, source, ADVICE)
     counter = schema.counter(db)
     if counter is None:
         raise EventLogError(
-            f"{source}: the event log is damaged: the row with its epoch and newest offset is not what was written. "
+            f"{source}: the event log is damaged: the row with its epoch and newest offset is missing or invalid. "
             f"{ADVICE[LogFailure.CORRUPT]}",
             reason=LogFailure.CORRUPT,
         )
@@ -142,8 +146,9 @@ def checked(db: sqlite3.Connection, source: Path) -> Contents:
 
 @contextmanager
 def directory_beside(path: Path) -> Iterator[Path]:
-    """A directory of our own on the same file system, gone when left. Nobody else can put anything there, also where
-    root works in the directory of the user whaled runs as.
+    """Make a private directory next to a file, on the same file system, and remove it on exit.
+
+    No other user can create files in it, even if root works in the directory of the user whaled runs as.
     """
     with file_errors(path):
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -155,7 +160,7 @@ def directory_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def on_disk(path: Path) -> Iterator[int]:
-    """The descriptor of a finished file, which is on the disk when this is left."""
+    """Open a finished file and yield its descriptor; sync the file to disk on exit."""
     with file_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -166,7 +171,7 @@ def on_disk(path: Path) -> Iterator[int]:
 
 
 def put_in_place(path: Path, target: Path) -> None:
-    """Give a file its name, in one step and for good."""
+    """Rename a file to its final name, atomically and durably."""
     with file_errors(target):
         path.replace(target)
         directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -177,8 +182,8 @@ def put_in_place(path: Path, target: Path) -> None:
 
 
 def require_file(path: Path, remedy: str) -> None:
-    """Raises OperatorError if there is nothing to read."""
-    # Not opened to see: closing it would drop the locks of this process's own connections to it.
+    """Raise OperatorError if the file does not exist or is not readable."""
+    # The file is not opened for this test: closing it would drop the locks of this process's connections to it.
     if not path.is_file():
         raise OperatorError(f"{path}: no such file; {remedy}")
     if not os.access(path, os.R_OK):
@@ -186,7 +191,7 @@ def require_file(path: Path, remedy: str) -> None:
 
 
 def open_alone(copy: Path) -> sqlite3.Connection:
-    """A connection to a copy that nobody else uses. One file from now on: a backup has no -wal beside it."""
+    """Open a connection to a copy that no other program uses. The copy becomes a single file without -wal."""
     db = files.connect(copy, "rw", BUSY_TIMEOUT_S)
     try:
         db.execute("PRAGMA journal_mode = DELETE")
@@ -204,7 +209,7 @@ def _in_slices(descriptor: int, progress: Progress) -> Callable[[int, int, int],
         done = total - remaining
         if done - synced >= SYNC_PAGES:
             synced = done
-            with suppress(OSError):  # the fsync at the end says it
+            with suppress(OSError):  # the fsync at the end reports it
                 os.fdatasync(descriptor)
         progress(done, total)
 
@@ -212,8 +217,8 @@ def _in_slices(descriptor: int, progress: Progress) -> Callable[[int, int, int],
 
 
 def _refuse_target(source: Path, target: Path, *, overwrite: bool) -> None:
-    beside = {source.name + suffix for suffix in ("", "-wal", "-shm", ".lock")}
-    if target.resolve().parent == source.parent and target.resolve().name in beside:
+    own_files = {source.name + suffix for suffix in ("", "-wal", "-shm", ".lock")}
+    if target.resolve().parent == source.parent and target.resolve().name in own_files:
         raise OperatorError(f"{target}: this is the event log's own file; name another one")
     try:
         mode = target.lstat().st_mode
@@ -222,16 +227,16 @@ def _refuse_target(source: Path, target: Path, *, overwrite: bool) -> None:
             raise OperatorError(f"{target.parent}: there is no such directory; make it, or name another file") from None
         return
     except OSError as error:
-        raise OperatorError(f"{target}: cannot be looked at: {error.strerror}; name another file") from error
+        raise OperatorError(f"{target}: cannot be examined: {error.strerror}; name another file") from error
     if not stat.S_ISREG(mode):
-        raise OperatorError(f"{target}: exists and is no ordinary file; name a file that a backup may have")
+        raise OperatorError(f"{target}: exists and is not a regular file; name another file")
     if not overwrite:
         raise OperatorError(f"{target}: this file exists; name another one, or replace it with --force")
 
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Turn what a file operation fails with into EventLogError."""
+    """Convert the OSError of a file operation into EventLogError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Values to column text and back. Each connection has its own, so that no thread shares one."""
+"""Conversion between values and column text. Each connection has its own `Codec`, so threads share none."""
 
 import math
 import struct
@@ -14,19 +14,22 @@ from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
 from whaled.eventlog.notes import EARLIEST_S, LATEST_S
 from whaled.model import Alert, Event, Kind, Scan, Update, Whale
 
-# Text columns as bytes: what is no UTF-8 must be the fault of one row, not of the statement.
+# Text columns are bytes: invalid UTF-8 must fail a single row, not the whole statement.
 Row = tuple[Any, ...]
 
 MAX_SAT = 21_000_000 * 100_000_000
 
-# What decoding raises for a row that is not what was written.
+# The exceptions that decoding a damaged row may raise.
 UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, struct.error)
 
 KINDS = {kind.value.encode(): kind for kind in Kind}
 
 
 class Codec:
-    """JSON as text, not bytes: the operator's sqlite3 shell can read it, and its JSON functions work on it."""
+    """Encodes values as JSON and decodes rows.
+
+    JSON is stored as text, not as blobs, so that the sqlite3 shell can show it and its JSON functions work on it.
+    """
 
     def __init__(self) -> None:
         self._encoder = msgspec.json.Encoder()
@@ -35,11 +38,11 @@ class Codec:
         self._update = msgspec.json.Decoder(Update)
 
     def json(self, value: Alert | Update | tuple[str, ...]) -> bytes:
-        """The column text of a value, as UTF-8."""
+        """Return the column text of a value as UTF-8."""
         return self._encoder.encode(value)
 
     def whale(self, txid: bytes, alert: bytes, addresses: bytes, checksum: int | None) -> Whale:
-        """A row of `whales`. Raises DamagedRowError if it is not what was written."""
+        """Decode a row of `whales`. Raises DamagedRowError."""
         try:
             if checksum is not None and checksum != of_whale(txid, alert, addresses):
                 raise DamagedRowError(MISMATCH)
@@ -51,32 +54,36 @@ class Codec:
         return whale
 
     def known_whale(self, row: Row) -> tuple[str, Whale]:
-        """txid, alert, addresses, checksum: the whale by its txid. Raises DamagedRowError."""
+        """Decode a row of txid, alert, addresses, checksum. Return (txid, whale). Raises DamagedRowError."""
         whale = self.whale(*row)
         return whale.alert.transaction_id, whale
 
     def columns(self, row: Row) -> tuple[int, float]:
-        """Offset and high_at of offset, kind, ref, at, high_at, body, checksum, and the txid of the event's whale,
-        compared with the checksum. Raises DamagedRowError.
+        """Verify a row of `Queries.columns` without decoding its JSON. Return (offset, high_at).
+
+        The row is offset, kind, ref, at, high_at, body, checksum, txid of the whale. Raises DamagedRowError.
         """
         offset, kind, ref, at, high_at, body, checksum, txid = row
         if txid is None:
             raise DamagedRowError(NO_WHALE)
         try:
-            # Also where there is none to compare with: it looks at the types.
+            # Computed also if no checksum is stored: packing the columns verifies their types.
             computed = of_event(offset, kind, ref, at, high_at, body, txid)
             if checksum != computed and checksum is not None:
                 raise DamagedRowError(MISMATCH)
-            # Older versions stored no checksum.
+            # Rows of older versions have no checksum, so implausible times are checked for as well.
             if not EARLIEST_S <= at <= LATEST_S or not math.isfinite(high_at):
-                raise DamagedRowError(f"its time {at!r} cannot be")
+                raise DamagedRowError(f"its time {at!r} is impossible")
         except UNREADABLE as error:
             raise _unreadable(error) from error
         return offset, high_at
 
     def event(self, row: Row) -> Event:
-        """The row of `columns`, then alert, addresses, checksum and number of the whale. Raises DamagedRowError."""
-        # As `columns` and `whale`, in one: half of what a page of a replay costs is spent here.
+        """Decode a row of `Queries.events`. Raises DamagedRowError.
+
+        The row is that of `columns`, followed by alert, addresses, checksum and number of the whale.
+        """
+        # Repeats `columns` in line: half of the cost of a replay's page is spent here.
         offset, kind, ref, at, high_at, body, checksum, txid, alert, addresses, whale_checksum, _ = row
         try:
             if checksum is None or txid is None:
@@ -99,7 +106,7 @@ class Codec:
         return Event(offset=offset, kind=known, at=at, whale=whale, ref=text, update=update)
 
     def history(self, row: Row) -> tuple[str, Kind, str]:
-        """txid, kind and ref of the row of `columns`. Raises DamagedRowError."""
+        """Decode a row of `Queries.columns`. Return (txid, kind, ref). Raises DamagedRowError."""
         self.columns(row)
         _, kind, ref, *_, txid = row
         known = KINDS.get(kind)
@@ -111,7 +118,7 @@ class Codec:
             raise _unreadable(error) from error
 
     def spend(self, row: Row) -> tuple[str, str]:
-        """txid and outpoint of a row of `spends`: txid, outpoint, number of the whale, checksum.
+        """Decode a row of txid, outpoint, number of the whale, checksum. Return (txid, outpoint).
 
         Raises DamagedRowError.
         """
@@ -126,7 +133,7 @@ class Codec:
             raise _unreadable(error) from error
 
     def state(self, row: Row) -> str:
-        """The value of a row of `state`: key, value, checksum. Raises DamagedRowError."""
+        """Decode a row of `state`: key, value, checksum. Return the value. Raises DamagedRowError."""
         key, value, checksum = row
         try:
             if checksum is not None and checksum != checksums.of_values(key, value):
@@ -138,7 +145,10 @@ class Codec:
         return text
 
     def scan(self, row: Row) -> Scan:
-        """A row of `blocks`: the columns in the order of the fields, then the checksum. Raises DamagedRowError."""
+        """Decode a row of `blocks`: the columns in the order of Scan's fields, then the checksum.
+
+        Raises DamagedRowError.
+        """
         *columns, checksum = row
         try:
             if checksum is not None and checksum != checksums.of_values(*columns):
@@ -151,20 +161,20 @@ class Codec:
 
 
 def shown(text: object) -> str:
-    """Column text for a message, also where it is no UTF-8 or no text."""
+    """Return column text for use in a message, also if it is invalid UTF-8 or not text."""
     return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
 
 
 def _require_plausible(alert: Alert, txid: str) -> None:
-    """For rows without a checksum, which older versions stored: what would break those who use the alert.
+    """Raise ValueError if an alert has values that its consumers could not process.
 
-    Raises ValueError.
+    Applied to rows without a checksum, which older versions stored.
     """
     amounts: Sequence[int | None] = (alert.value_sat, alert.moved_sat, alert.fee_sat, alert.flow_sat)
     if alert.transaction_id != txid:
         raise ValueError("it is about another transaction")
     if not all(amount is None or 0 <= amount <= MAX_SAT for amount in amounts):
-        raise ValueError("an amount cannot be")
+        raise ValueError("an amount is impossible")
     datetime.fromisoformat(alert.detection_timestamp)
 
 

@@ -1,4 +1,4 @@
-"""Damaged rows: what is skipped and counted instead of ending the daemon."""
+"""Damaged rows, which readers skip and count instead of failing."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Table(StrEnum):
-    """The table of a damaged row; FILE where SQLite found it in its own check."""
+    """The table of a damaged row; FILE if SQLite's own check found the damage."""
 
     FILE = "file"
     LOG = "log"
@@ -25,7 +25,7 @@ MISSING = "it is missing"
 UNREADABLE = "its page of the file is damaged"
 MISMATCH = "its checksum does not match"
 NO_WHALE = "its whale is missing"
-NO_GAP = "it cannot be what a repair took out"
+NO_GAP = "no repair can have made this gap"
 COUNTER = "the row with epoch and newest offset"
 PLURAL = {
     UNREADABLE: "their pages of the file are damaged",
@@ -34,13 +34,13 @@ PLURAL = {
 }
 
 Gaps = Sequence[tuple[int, int]]
-"""First and last offsets of what `whaled repair` has taken out, ascending."""
+"""First and last offsets of the ranges that `whaled repair` removed, ascending."""
 
 
 class Damage(Struct, frozen=True, kw_only=True):
-    """Rows that cannot be used. `row` names them, `problem` says why.
+    """One or more unusable rows, identified by `row`; `problem` is the reason.
 
-    For events, `first` and `through` are their offsets; 0 in other tables.
+    `first` and `through` are the offsets of damaged events, both included; 0 for other tables.
     """
 
     table: Table
@@ -51,30 +51,30 @@ class Damage(Struct, frozen=True, kw_only=True):
 
     @property
     def rows(self) -> int:
-        """How many rows these are."""
+        """Return the number of rows."""
         return self.through - self.first + 1 if self.first else 1
 
     @property
     def text(self) -> str:
-        """The rows and what is wrong with them, as a sentence."""
+        """Return the rows and their problem as a sentence."""
         if self.problem.startswith(MISSING):
             return f"{self.row} {'is' if self.rows == 1 else 'are'} missing{self.problem.removeprefix(MISSING)}"
         return f"{self.row}: {self.problem if self.rows == 1 else PLURAL.get(self.problem, self.problem)}"
 
 
 Report = Callable[[Damage], None]
-"""Called by readers for each damaged row that they meet."""
+"""A callback that readers call for each damaged row they find."""
 
 
 class DamagedRowError(Exception):
-    """A row that is not what was written. The message completes the sentence "offset 17: ..."."""
+    """A row differs from what was written. The message completes the sentence "offset 17: ..."."""
 
 
 class KnownDamage:
-    """Remembers damage, so that each row is counted and logged once however often it is read.
+    """The damage found so far, so that each row is counted and logged once however often it is read.
 
-    Of events, ranges of offsets; of the other tables, rows. Both up to a limit: what is found beyond it is not
-    remembered, nor counted. `gaps` are known from the start and count as no rows: a repair has taken them out.
+    Damaged events are kept as ranges of offsets, rows of other tables one by one. Each kind has a limit; damage beyond
+    it is neither kept nor counted. `gaps` are known from the start and do not count, because a repair removed them.
     """
 
     LIMIT = 10_000
@@ -87,7 +87,7 @@ class KnownDamage:
         self._rows: set[tuple[Table, str]] = set()
 
     def add(self, damage: Damage) -> int:
-        """Returns how many rows of it are new."""
+        """Add damage; return the number of its rows that were not known."""
         if damage.first:
             return self._add_range(damage.first, damage.through)
         key = (damage.table, damage.row)
@@ -98,18 +98,18 @@ class KnownDamage:
 
     @property
     def rows(self) -> int:
-        """How many rows are known."""
+        """Return the number of known damaged rows."""
         return len(self._rows) + _length(self._ranges) - _length(self._gaps)
 
     def forget_before(self, offset: int) -> None:
-        """Retention has removed the events before an offset."""
+        """Forget the damage of events before an offset, which retention has removed."""
         self._ranges, self._gaps = (
             [(max(first, offset), through) for first, through in ranges if through >= offset]
             for ranges in (self._ranges, self._gaps)
         )
 
     def _add_range(self, first: int, through: int) -> int:
-        # Those that overlap it or touch it become one with it.
+        # Ranges that overlap or adjoin the new one are merged with it.
         low = bisect_left(self._ranges, first - 1, key=itemgetter(1))
         high = bisect_right(self._ranges, through + 1, key=itemgetter(0))
         touched = self._ranges[low:high]
@@ -125,13 +125,13 @@ def _length(ranges: Iterable[tuple[int, int]]) -> int:
 
 
 def of_events(first: int, through: int, problem: str) -> Damage:
-    """The damage of events with these offsets, both included."""
+    """Return the damage of the events from offset `first` to `through`, both included."""
     row = f"offset {first}" if first == through else f"offsets {first} to {through}"
     return Damage(table=Table.EVENTS, row=row, problem=problem, first=first, through=through)
 
 
 def merged(damages: Iterable[Damage]) -> list[Damage]:
-    """Neighbouring events with one and the same problem as one range."""
+    """Merge adjacent events with the same problem into ranges."""
     found: list[Damage] = []
     for each in damages:
         last = found[-1] if found else None
@@ -144,7 +144,7 @@ def merged(damages: Iterable[Damage]) -> list[Damage]:
 
 
 def outside(damage: Damage, gaps: Gaps) -> list[Damage]:
-    """The parts of a range of events that are in no gap."""
+    """Return the parts of a range of events that lie outside all gaps."""
     parts: list[Damage] = []
     first = damage.first
     for low, high in gaps:
@@ -161,18 +161,21 @@ def outside(damage: Damage, gaps: Gaps) -> list[Damage]:
 
 
 def of_gap(first: int, through: int) -> Damage:
-    """The damage of a row of `gaps`."""
+    """Return the damage for a row of `gaps`."""
     return Damage(table=Table.GAPS, row=f"offsets {first} to {through}", problem=NO_GAP)
 
 
 def lost_before(oldest: int, pruned: int | None, gaps: Gaps) -> list[Damage]:
-    """The events that retention did not remove and that are missing before the oldest one held."""
+    """Return the events that are missing before the oldest one although retention did not remove them."""
     if pruned is None or oldest <= pruned + 1:
         return []
     return outside(of_events(pruned + 1, oldest - 1, MISSING), gaps)
 
 
 def counter_problem(problem: str, newest: int, head: int) -> str:
-    """Why epoch and newest offset are not known, and what that says of events after the newest one held."""
+    """Describe why epoch and newest offset are unknown, and which events may therefore be lost.
+
+    `newest` is the newest event held; `head` is the greatest offset that the log proves to have existed.
+    """
     proven = f" (at least up to {head})" if head > newest else ""
     return f"{problem}; events after {newest} may have been lost{proven}"

@@ -1,4 +1,4 @@
-"""The files of the event log: who may open them, how they are opened, and what SQLite's failures mean."""
+"""The files of the event log: the daemon lock, connections, file checks, and the translation of SQLite errors."""
 
 import fcntl
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import schema
 
-# SQLite's page cache, for each connection; the default is 2 MiB. What it misses is in the kernel's page cache, one
-# copy of 4 KiB away. In a log of a million events five connections that had read all over it took 35.0 MiB of memory
-# with 512 KiB each and 41.1 with 2 MiB; a commit took 0.30 ms and a page of 500 events 5 ms with either. No mmap_size:
-# a disk that fails would end the process (SIGBUS) where it now fails a query, and mapped pages count as our memory.
+# SQLite's page cache per connection; the default is 2 MiB. A miss costs one copy of 4 KiB from the kernel's page cache.
+# With a log of a million events, five connections that had read all of it took 35.0 MiB of memory with 512 KiB each and
+# 41.1 MiB with 2 MiB; a commit took 0.30 ms and a page of 500 events 5 ms in both cases. mmap_size stays 0: with mapped
+# pages a disk error ends the process (SIGBUS) instead of failing one query, and they count as memory of the process.
 CACHE_KIB = 512
 
-PRIVATE = 0o600  # alerts say what an operator watches: nobody else's business
+PRIVATE = 0o600  # alerts reveal what the operator watches
 
 REASONS = {
     sqlite3.SQLITE_FULL: LogFailure.DISK_FULL,
@@ -34,38 +34,41 @@ BUGS = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH
 
 ADVICE = {
     LogFailure.DISK_FULL: "Make room on its file system, then start whaled again; nothing stored was lost",
-    LogFailure.LOCKED: "Another program holds it locked (a sqlite3 shell, a backup): end that, then start whaled again",
-    LogFailure.CORRUPT: "The file is damaged or is no SQLite database. Stop whaled; `whaled repair` saves what can be "
-    "read of it, `whaled restore` puts a backup in its place. With neither, move it away together with its -wal and "
-    "-shm files: whaled begins a new log (a new epoch: clients are answered that their position is gone)",
-    LogFailure.READ_ONLY: "Let the user whaled runs as write to the file and its directory, then start whaled again",
-    LogFailure.IO: "Look for disk errors in the kernel log, and for a disk quota or a file size limit",
+    LogFailure.LOCKED: "Another program (a sqlite3 shell, a backup) has locked it: end that program, then start whaled "
+    "again",
+    LogFailure.CORRUPT: "The file is damaged or is not an SQLite database. Stop whaled; `whaled repair` saves what can "
+    "be read of it, `whaled restore` puts a backup in its place. If neither is possible, move it away together with "
+    "its -wal and -shm files: whaled starts a new log with a new epoch, where clients' positions are no longer valid",
+    LogFailure.READ_ONLY: "Allow the user whaled runs as to write to the file and its directory, then start whaled "
+    "again",
+    LogFailure.IO: "Check the kernel log for disk errors, and check for a disk quota or a file size limit",
 }
 
 
 OTHER_DAEMON = (
-    "another whaled (process {holder}) has this event log open. Stop it first; two of them need an eventlog.path each"
+    "another whaled (process {holder}) has this event log open. Stop it first, or give each its own eventlog.path"
 )
 STOP_DAEMON = (
     "whaled runs (process {holder}) and has this event log open. Stop it first (`systemctl stop whaled.socket whaled`)"
 )
-MAX_LOCK_BYTES = 20  # a process number and the end of its line
-FAULTS_SHOWN = 5  # of a damaged file: the first ones tell enough
+MAX_LOCK_BYTES = 20  # a process id and a newline
+FAULTS_SHOWN = 5  # at most this many faults of a damaged file are shown
 
 
 @contextmanager
 def explained(path: Path, doing: str, advice: Mapping[LogFailure, str] = ADVICE) -> Iterator[None]:
-    """Turn SQLite's failures into EventLogError with a reason and what to do. Bugs of ours stay what they are."""
+    """Convert SQLite errors into EventLogError with a reason and advice. Errors that indicate a bug pass unchanged."""
     try:
         yield
     except UnicodeDecodeError as error:  # SQLite quotes damaged text of the schema in its message
         raise EventLogError(
-            f"{path}: cannot {doing}: text in it is no UTF-8. {advice[LogFailure.CORRUPT]}", reason=LogFailure.CORRUPT
+            f"{path}: cannot {doing}: it contains text that is not valid UTF-8. {advice[LogFailure.CORRUPT]}",
+            reason=LogFailure.CORRUPT,
         ) from error
     except sqlite3.Error as error:
         code = _code_of(error)
         if code is None:
-            # From the sqlite3 module, not from SQLite: text that is no UTF-8, or a misuse of the module.
+            # Raised by the sqlite3 module, not by SQLite: for invalid UTF-8, or for a misuse of the module.
             if not isinstance(error, sqlite3.OperationalError):
                 raise
             code = sqlite3.SQLITE_CORRUPT
@@ -76,21 +79,22 @@ def explained(path: Path, doing: str, advice: Mapping[LogFailure, str] = ADVICE)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether a statement failed because of a damaged file."""
+    """Return whether a statement failed because the file is damaged."""
     code = _code_of(error)
     return code is not None and REASONS.get(code & 0xFF) is LogFailure.CORRUPT
 
 
 def _code_of(error: sqlite3.Error) -> int | None:
     code: int | None = getattr(error, "sqlite_errorcode", None)
-    # SQLite has no code of its own for a number in the first page that it did not write, nor for a table that is gone.
+    # SQLite has no separate code for an invalid number in the first page, nor for a missing table.
     return sqlite3.SQLITE_CORRUPT if str(error).startswith(("unsupported file format", "no such table: ")) else code
 
 
 class DaemonLock:
-    """One whaled per database: an exclusive flock on a file beside it, let go by the kernel when the process ends.
+    """The lock that limits a database to one whaled: an exclusive flock on a file next to it.
 
-    SQLite's own locks would do, but holding them would also shut out our reader, and a backup or a sqlite3 shell.
+    The kernel releases the lock when the process ends. SQLite's own locks would also exclude the daemon's readers,
+    backups and sqlite3 shells.
     """
 
     def __init__(self, database: Path, *, is_daemon: bool = True) -> None:
@@ -100,7 +104,7 @@ class DaemonLock:
         self._descriptor: int | None = None
 
     def take(self) -> None:
-        """Raises EventLogError if another process has it, or if the directory does not allow it."""
+        """Acquire the lock. Raises EventLogError if another process holds it, or if the lock file is not usable."""
         try:
             descriptor = self._open()
         except OSError as error:
@@ -121,9 +125,8 @@ class DaemonLock:
                 f"{self._database}: {(OTHER_DAEMON if self._is_daemon else STOP_DAEMON).format(holder=holder)}",
                 reason=LogFailure.LOCKED,
             ) from error
-        with suppress(
-            OSError
-        ):  # a courtesy to the reader of the message above: a full disk or another owner is no fault
+        # The process id only serves the message above: neither a full disk nor another owner may fail the start.
+        with suppress(OSError):
             os.fchmod(descriptor, PRIVATE)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -139,13 +142,11 @@ class DaemonLock:
         return descriptor
 
     def _check(self, found: os.stat_result) -> None:
-        """Raises EventLogError if the name leads to a file that somebody else put there: it would be locked, truncated
-        and overwritten.
-        """
+        """Raise EventLogError unless the file can be a lock file: any other one would be truncated and overwritten."""
         if not stat.S_ISREG(found.st_mode):
-            problem = "no regular file"
+            problem = "something that is not a regular file"
         elif found.st_nlink != 1:
-            problem = f"one of {found.st_nlink} names (hard links) of a file"
+            problem = f"a file with {found.st_nlink} names (hard links)"
         elif found.st_uid not in {0, os.geteuid(), owner(self._database)[0]}:
             problem = f"a file of another user (uid {found.st_uid})"
         elif found.st_size > MAX_LOCK_BYTES:
@@ -159,7 +160,7 @@ class DaemonLock:
         )
 
     def release(self) -> None:
-        """Let go. The file stays: removing it would let two processes lock two files of one name."""
+        """Release the lock. The file stays: after a removal, two processes could lock different files of this name."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -174,16 +175,17 @@ class DaemonLock:
             )
         return EventLogError(
             f"{self._path}: cannot create or lock this file: {error.strerror}. "
-            f"The user whaled runs as (uid {os.geteuid()}) must be able to write in {directory}; "
+            f"The user whaled runs as (uid {os.geteuid()}) must be able to write to {directory}; "
             "change its owner, or set eventlog.path",
             reason=LogFailure.READ_ONLY if isinstance(error, PermissionError) else LogFailure.IO,
         )
 
 
 def ensure_exists(path: Path) -> None:
-    """Make the file if there is none: mode 0600 whatever the umask; SQLite gives -wal and -shm the same mode.
+    """Create the file with mode 0600, whatever the umask, unless it exists. SQLite gives -wal and -shm the same mode.
 
-    Only before any connection is open: closing a descriptor of the file drops this process's SQLite locks on it.
+    Call only while no connection is open: closing a descriptor of the file drops this process's SQLite locks on it.
+    Raises EventLogError.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
@@ -192,14 +194,14 @@ def ensure_exists(path: Path) -> None:
     except OSError as error:
         raise EventLogError(
             f"{path}: cannot create the event log: {error.strerror}. "
-            f"The user whaled runs as (uid {os.geteuid()}) must be able to write in {path.parent}",
+            f"The user whaled runs as (uid {os.geteuid()}) must be able to write to {path.parent}",
             reason=LogFailure.READ_ONLY if isinstance(error, PermissionError) else LogFailure.IO,
         ) from error
     try:
         os.fchmod(descriptor, PRIVATE)
     finally:
         os.close(descriptor)
-    # SQLite syncs what is in the file; that the file has a name is ours to make durable.
+    # SQLite syncs the contents of the file only; its directory entry has to be made durable here.
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
@@ -208,7 +210,7 @@ def ensure_exists(path: Path) -> None:
 
 
 def owner(path: Path) -> tuple[int, int]:
-    """Whose the log is, as (user, group): the owner of the database, of its directory before there is one."""
+    """Return (uid, gid) of the database, or of its directory if the database does not exist yet."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -217,17 +219,18 @@ def owner(path: Path) -> tuple[int, int]:
 
 
 def give_to(descriptor: int, ids: tuple[int, int]) -> None:
-    """What root makes beside the log must not shut out the user whaled runs as. Only for files just made: a name
-    in that user's directory may lead anywhere.
+    """If run as root, give a file next to the log to the user whaled runs as.
+
+    Only for descriptors of newly created files: an existing name in that user's directory may lead to any file.
     """
     if os.geteuid() == 0:
         os.fchown(descriptor, *ids)
 
 
 def look_through(db: sqlite3.Connection, path: Path, advice: Mapping[LogFailure, str] = ADVICE) -> list[str]:
-    """Look through the whole file. Returns the faults of single rows, which readers skip.
+    """Check the whole file. Return the faults of single rows, which readers skip.
 
-    Raises EventLogError(CORRUPT) if the structure is damaged, or sqlite3.Error if it does not come that far.
+    Raises EventLogError(CORRUPT) if the structure is damaged, or sqlite3.Error if the check itself fails.
     """
     found = faults_of(db)
     if any(not is_of_a_row(fault) for fault in found):
@@ -239,8 +242,9 @@ def look_through(db: sqlite3.Connection, path: Path, advice: Mapping[LogFailure,
 
 
 def faults_of(db: sqlite3.Connection, *, with_indexes: bool = False) -> list[str]:
-    """The first faults that SQLite finds in the whole file, those of its structure first. Raises sqlite3.Error if it
-    does not come that far. With indexes each of their entries is compared with its row.
+    """Return differences from the schema, then the first faults that SQLite finds in the whole file.
+
+    If `with_indexes`, each index entry is compared with its row. Raises sqlite3.Error if the check itself fails.
     """
     check = "integrity_check" if with_indexes else "quick_check"
     missing = schema.faults(db, schema.version_of(db))
@@ -250,7 +254,7 @@ def faults_of(db: sqlite3.Connection, *, with_indexes: bool = False) -> list[str
 
 
 def require_tables(db: sqlite3.Connection, path: Path, version: int, advice: Mapping[LogFailure, str] = ADVICE) -> None:
-    """Raises EventLogError(CORRUPT) if a table, a column or an index is missing."""
+    """Raise EventLogError(CORRUPT) if tables, columns or indexes differ from those of a schema version."""
     missing = schema.faults(db, version)
     if missing:
         raise EventLogError(
@@ -260,20 +264,20 @@ def require_tables(db: sqlite3.Connection, path: Path, version: int, advice: Map
 
 
 def is_of_a_row(fault: str) -> bool:
-    """Whether a fault is that of a single row, which readers skip; the structure of the file is sound.
+    """Return whether a fault concerns a single row, which readers skip, and not the structure of the file.
 
-    The texts are those of SQLite's src/pragma.c: "NULL value in events.kind", "non-TEXT value in events.kind", "NUMERIC
+    The texts come from SQLite's src/pragma.c: "NULL value in events.kind", "non-TEXT value in events.kind", "NUMERIC
     value in ...", "CHECK constraint failed in log".
     """
     return re.match(r"(NULL|non-\w+|\w+) value in |CHECK constraint failed in ", fault) is not None
 
 
 def refuse_stray_wal(path: Path) -> None:
-    """Raises EventLogError if the write-ahead log beside the database is another one's. SQLite would apply it.
+    """Raise EventLogError if the write-ahead log next to the database belongs to another one: SQLite would apply it.
 
-    A backup is in rollback mode, by the versions in its header (https://www.sqlite.org/fileformat.html, 1.3.3), until a
-    daemon has opened it: what lies beside it then was left by the log that it was copied over. Only before any
-    connection is open, as above.
+    The header of a backup indicates rollback mode (https://www.sqlite.org/fileformat.html, 1.3.3) until a daemon opens
+    it. A write-ahead log next to such a file was left by the log that the backup replaced. Call only while no
+    connection is open, as for `ensure_exists`.
     """
     if not wal_bytes(path):
         return
@@ -281,27 +285,27 @@ def refuse_stray_wal(path: Path) -> None:
         versions = file.read(20)[18:]
     if versions == b"\x01\x01":
         raise EventLogError(
-            f"{path}: {path.name}-wal beside it belongs to another log, the one this backup was copied over. Move "
-            f"{path.name}-wal and {path.name}-shm away, then start whaled again; `whaled restore` does it by itself",
+            f"{path}: {path.name}-wal next to it belongs to another log, over which this backup was copied. Move "
+            f"{path.name}-wal and {path.name}-shm away, then start whaled again; `whaled restore` moves them itself",
             reason=LogFailure.CORRUPT,
         )
 
 
 def open_to_write(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
-    """The writing connection. Looks first without writing, so that a database that is not ours stays as it is."""
-    looking = connect(path, "ro", busy_timeout_s)
+    """Open the writing connection. Identify the file read-only first: a foreign database must stay unchanged."""
+    probe = connect(path, "ro", busy_timeout_s)
     try:
-        version = schema.identify(looking, path)
+        version = schema.identify(probe, path)
         if version:
-            require_tables(looking, path, version)
+            require_tables(probe, path, version)
     finally:
-        looking.close()
+        probe.close()
     db = connect(path, "rw", busy_timeout_s)
     try:
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # WAL and FULL: fsync at each commit
+        db.execute("PRAGMA synchronous = FULL")  # in WAL mode: an fsync at each commit
         db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA secure_delete = OFF")  # what is pruned is public; zeroing it doubles the writing
+        db.execute("PRAGMA secure_delete = OFF")  # pruned data is public; overwriting it with zeros doubles the writes
     except BaseException:
         db.close()
         raise
@@ -309,15 +313,15 @@ def open_to_write(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
 
 
 def connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection:
-    """A connection in autocommit mode, for the calling thread only. `mode` is SQLite's: ro or rw, never create."""
+    """Open a connection in autocommit mode for the calling thread. `mode` is SQLite's ro or rw; never creates."""
     db = sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=busy_timeout_s, isolation_level=None)
     try:
         db.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
-        db.execute("PRAGMA temp_store = MEMORY")  # no files outside the log's directory; what is sorted is small
+        db.execute("PRAGMA temp_store = MEMORY")  # no files outside the log's directory; sorted results are small
     except UnicodeDecodeError as error:
         db.close()
-        # SQLite reads the schema here, and quotes what it cannot read: the module fails to decode the message.
-        damage = sqlite3.DatabaseError("malformed database schema: text that is no UTF-8")
+        # SQLite reads the schema here and quotes the unreadable text; the module then fails to decode the message.
+        damage = sqlite3.DatabaseError("malformed database schema: text that is not valid UTF-8")
         damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise damage from error
     except BaseException:
@@ -327,12 +331,12 @@ def connect(path: Path, mode: str, busy_timeout_s: float) -> sqlite3.Connection:
 
 
 def read_rows(db: sqlite3.Connection) -> None:
-    """From now on text comes as bytes: one value that is no UTF-8 must not fail the statement, only its row."""
+    """Make the connection return text as bytes: invalid UTF-8 must fail a single row, not the whole statement."""
     db.text_factory = bytes
 
 
 def size_bytes(path: Path) -> int:
-    """Bytes of the database and its write-ahead log on disk."""
+    """Return the size of the database and its write-ahead log in bytes; 0 if there is no database."""
     try:
         return path.stat().st_size + wal_bytes(path)
     except FileNotFoundError:
@@ -340,7 +344,7 @@ def size_bytes(path: Path) -> int:
 
 
 def wal_bytes(path: Path) -> int:
-    """Bytes of SQLite's write-ahead log, 0 if there is none."""
+    """Return the size of the write-ahead log in bytes; 0 if there is none."""
     try:
         return path.with_name(path.name + "-wal").stat().st_size
     except FileNotFoundError:
@@ -348,7 +352,7 @@ def wal_bytes(path: Path) -> int:
 
 
 def inode(path: Path) -> tuple[int, int]:
-    """Which file a name stands for; (0, 0) if none."""
+    """Return (device, inode) of a path; (0, 0) if it cannot be examined."""
     try:
         found = path.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Tells an event log whose first page is damaged from a file that is something else.
+"""Distinguishes an event log whose first page is damaged from any other file.
 
-The first page says what the file is and where each table begins: without it SQLite reads nothing, and takes the log for
-another program's file. The pages behind it hold rows with checksums, which no other file has.
+The first page identifies the file and the root of each table. Without it SQLite reads nothing and reports a file of
+another program. The pages after it hold rows with valid checksums, which no other file has.
 """
 
 import sqlite3
@@ -12,21 +12,21 @@ from pathlib import Path
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums, files, rawfile, schema
 
-# Pages that are searched for a row of a log: the row of `log` is on the second page of every log, as it was made.
+# At most this many pages are searched for a row of a log. Page 2 of every log holds the row of `log`.
 PAGES_SEARCHED = 1_000
 DOUBTFUL = {LogFailure.CORRUPT, LogFailure.FOREIGN, LogFailure.NEWER_SCHEMA}
-# A version that is this much newer is none.
+# A version number more than this far ahead is not a plausible schema version.
 VERSIONS_AHEAD = 1_000
 REMEDY = (
     "its first page is damaged; repair cannot read it. Restore a backup (`whaled restore FILE`). Without one, move it "
-    "away together with its -wal and -shm files: whaled begins a new log (a new epoch: clients are answered that their "
-    "position is gone)"
+    "away together with its -wal and -shm files: whaled starts a new log with a new epoch, where clients' positions "
+    "are no longer valid"
 )
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Raise what was raised, or an EventLogError that names the first page if that is the reason."""
+    """Replace an EventLogError of the body by one that names the first page, if that page is the cause."""
     try:
         yield
     except EventLogError as error:
@@ -36,12 +36,12 @@ def named(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path) -> EventLogError:
-    """The error for a log whose first page is damaged."""
+    """Return the error for a log whose first page is damaged."""
     return EventLogError(f"{path}: {REMEDY}", reason=LogFailure.CORRUPT)
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether this is an event log whose first page SQLite cannot use."""
+    """Return whether this is an event log whose first page SQLite cannot use."""
     try:
         return not is_sound(path) and _holds_a_log(path)
     except OSError:
@@ -49,7 +49,7 @@ def is_damaged(path: Path) -> bool:
 
 
 def is_sound(path: Path) -> bool:
-    """True if SQLite reads the first page, of the write-ahead log if it is there, and it is that of an event log."""
+    """Return whether SQLite can read the first page (from the write-ahead log if it is there) as an event log's."""
     try:
         with closing(files.connect(path, "ro", 0.0)) as db:
             (application,) = db.execute("PRAGMA application_id").fetchone()

@@ -1,7 +1,7 @@
-"""Looks at every row of a log, as its readers do, beside a daemon or without one.
+"""Inspection of every row of a log, decoded as its readers decode it, while a daemon runs or not.
 
-Rows are read a page at a time, each in a transaction of its own: the daemon's write-ahead log can be copied back
-meanwhile, and of a log of any size no more than a page is in memory.
+Rows are read one page at a time, each page in its own transaction. The daemon can therefore checkpoint its write-ahead
+log meanwhile, and at most one page is in memory, whatever the size of the log.
 """
 
 import sqlite3
@@ -33,12 +33,12 @@ from whaled.eventlog.pages import Pages, Reading
 
 BUSY_TIMEOUT_S = 5.0
 PAGE_ROWS = 1_000
-# Findings that are kept; beyond it they are counted only.
+# At most this many findings are kept; further ones are only counted.
 FINDINGS_LIMIT = 10_000
 
-# Tables of which rows may be lost without a trace; offsets have no holes, so that `events` is none of them.
+# Tables that may lose rows without a trace. `events` is not among them, because offsets have no holes.
 TRACELESS = ("whales", "spends", "blocks", "state")
-# The keys of those that have them twice, by the table and by an index of it.
+# Queries for the keys of tables that store them twice: from the table and from one of its indexes.
 KEYS = {
     "whales": (
         "SELECT id FROM whales NOT INDEXED ORDER BY id",
@@ -52,17 +52,19 @@ KEYS = {
 NO_EVENT = "there is no event about it any more, and retention did not remove it"
 
 Progress = Callable[[int, int], None]
-"""Called with (rows read, rows in all)."""
+"""A callback that receives (rows read, rows in total)."""
 
 
 def unread(table: str) -> str:
-    """The fault of a table of which a damaged page hides rows."""
+    """Return the fault of a table whose rows are partly hidden by a damaged page."""
     return f"table {table} cannot be read to its end"
 
 
 class Counter(Struct, frozen=True):
-    """The row of `log`. Where it is not what was written (`problem`), `head` is the newest offset there was, as far as
-    the log proves it; `newest` is the newest one held.
+    """The row of `log`.
+
+    If the row is damaged, `problem` is the reason, `head` the greatest offset that the log proves to have existed, and
+    `newest` the offset of the newest event held.
     """
 
     epoch: str
@@ -73,17 +75,17 @@ class Counter(Struct, frozen=True):
 
     @property
     def is_sound(self) -> bool:
-        """Whether it is what was written."""
+        """Return whether the row is intact."""
         return not self.problem
 
 
 class Inspected(Struct, kw_only=True):
-    """What a log holds, and what is wrong with it.
+    """The contents of a log and the faults found in it.
 
-    `structure` are SQLite's findings in the file. `damages` are those in rows, the first FINDINGS_LIMIT of them;
-    `damaged` counts all. `unverified` counts events without a checksum. `rows` is 0 if rows were not looked at.
-    `wrong_gaps` are rows of `gaps` that no repair wrote. `unknown` are the tables that may have lost rows of which
-    nothing is left, not even a key.
+    `structure` holds SQLite's findings about the file. `damages` holds the first FINDINGS_LIMIT findings about rows,
+    and `damaged` counts all damaged rows. `unverified` counts events without a checksum. `rows` counts the rows read;
+    0 if only the structure was checked. `wrong_gaps` holds rows of `gaps` that no repair can have written. `unknown`
+    holds the tables that may have lost rows without a trace, not even a key.
     """
 
     path: Path
@@ -101,11 +103,11 @@ class Inspected(Struct, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing was found."""
+        """Return whether no fault was found."""
         return not self.structure and not self.damaged
 
     def found(self, damage: Damage) -> None:
-        """Take note of damage, but of no gap."""
+        """Record damage, except for missing events inside a gap."""
         parts = [damage] if damage.problem != MISSING else outside(damage, self.gaps)
         for part in parts:
             self.damaged += part.rows
@@ -115,9 +117,10 @@ class Inspected(Struct, kw_only=True):
 
 
 def inspect(path: Path, progress: Progress, *, is_deep: bool) -> Inspected:
-    """Look at a log and change nothing; a daemon may use it. Not deep: at the structure of the file and for missing
-    events. Raises OperatorError if there is no file, EventLogError if it is no event log or not even its beginning can
-    be read.
+    """Inspect a log without changing it; a daemon may be using it.
+
+    If not `is_deep`, only check the structure of the file and search for missing events. Raises EventLogError if the
+    file does not exist, is not an event log, or cannot be read at all.
     """
     inspection = Inspection(path)
     with firstpage.named(path), files.explained(path, "read the event log"), closing(inspection):
@@ -133,9 +136,7 @@ def inspect(path: Path, progress: Progress, *, is_deep: bool) -> Inspected:
 
 
 class Inspection(Pages):
-    """Reads all of a log. Everything here may raise EventLogError where not even the beginnings of the file can be
-    read.
-    """
+    """The steps of an inspection. Each may raise EventLogError if the file cannot be read at all."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, BUSY_TIMEOUT_S, self._found)
@@ -145,7 +146,7 @@ class Inspection(Pages):
 
     @property
     def inspected(self) -> Inspected:
-        """What was found up to now."""
+        """Return the findings so far."""
         assert self._inspected is not None, "begin first"
         return self._inspected
 
@@ -153,17 +154,19 @@ class Inspection(Pages):
         self.inspected.found(damage)
 
     def begin(self) -> None:
-        """Read what the log says of itself."""
+        """Read schema version, counter, gaps and oldest offset."""
         with files.explained(self._path, "read the event log"):
             version = schema.identify(self._db, self._path)
             if version == 0:
-                raise EventLogError(f"{self._path}: this database is empty, no event log", reason=LogFailure.FOREIGN)
+                raise EventLogError(
+                    f"{self._path}: this database is empty, not an event log", reason=LogFailure.FOREIGN
+                )
             self._usable = schema.usable_tables(self._db, version)
         counter = self._counter()
         gaps, wrong = self._gaps(counter.head) if version >= schema.CHECKSUMS_VERSION else ([], [])
-        oldest = self._try("SELECT min(offset) FROM events WHERE offset > 0", (), "events")
+        oldest = self._query("SELECT min(offset) FROM events WHERE offset > 0", (), "events")
         pruned = self._noted(schema.PRUNED_MARK)
-        if not oldest and "events" in self._usable:  # to be looked for one by one
+        if not oldest and "events" in self._usable:  # events are then searched for offset by offset
             oldest = [((pruned or 0) + 1,)]
         self._inspected = Inspected(
             path=self._path,
@@ -192,7 +195,7 @@ class Inspection(Pages):
         return [], []
 
     def structure(self, *, with_indexes: bool) -> None:
-        """Let SQLite look through the file; with indexes that takes several times as long."""
+        """Run SQLite's check of the file; with indexes it takes several times as long."""
         try:
             found = files.faults_of(self._db, with_indexes=with_indexes)
         except sqlite3.DatabaseError as error:
@@ -205,7 +208,7 @@ class Inspection(Pages):
             self.inspected.unknown = {table for table in TRACELESS if not self._is_known(table)}
 
     def _is_known(self, table: str) -> bool:
-        """Whether the key of each row can be read, of the table or of an index."""
+        """Return whether the keys of all rows can be read, from the table or from an index."""
         if table not in self._usable:
             return False
         if table not in KEYS:
@@ -220,35 +223,36 @@ class Inspection(Pages):
             return False
 
     def _is_ascending(self, query: str) -> bool:
-        """Whether all keys can be read, each greater than the one before."""
+        """Return whether all keys can be read, each greater than the previous one."""
         last: Row = ()
         try:
             for row in self._db.execute(query):
                 if row <= last:
                     return False
                 last = row
-        except (sqlite3.DatabaseError, TypeError):  # also where the index is missing, or a value is of a wrong type
+        except (sqlite3.DatabaseError, TypeError):  # also if the index is missing or a value has the wrong type
             return False
         return True
 
     def holes(self) -> None:
-        """Find missing events without reading the others."""
+        """Find missing events by their offsets, without decoding the other events."""
         query = (
             "SELECT offset, following FROM (SELECT offset, lead(offset, 1, ?1) OVER (ORDER BY offset) AS following "
             "FROM events WHERE offset BETWEEN 1 AND ?1) WHERE following > offset + 1"
         )
-        for offset, following in self._try(query, (self.inspected.counter.head + 1,), "events"):
+        for offset, following in self._query(query, (self.inspected.counter.head + 1,), "events"):
             self._found(of_events(offset + 1, following - 1, MISSING))
 
     def orphans(self) -> None:
-        """Find whales without an event: retention forgets them, so events were lost. Those that damaged or missing
-        events account for are not listed again.
+        """Find whales without an event: retention removes such whales, so their events were lost.
+
+        They are not listed if damaged or missing events already account for them.
         """
         query = (
             "SELECT w.txid FROM whales AS w WHERE NOT EXISTS (SELECT 1 FROM events AS e WHERE e.whale = w.id) "
             "ORDER BY w.id LIMIT ?"
         )
-        whales = self._try(query, (FINDINGS_LIMIT,), "whales", "events")
+        whales = self._query(query, (FINDINGS_LIMIT,), "whales", "events")
         if len(whales) > sum(each.rows for each in self.inspected.damages if each.first):
             for (txid,) in whales:
                 self._found(Damage(table=Table.WHALES, row=shown(txid), problem=NO_EVENT))
@@ -257,15 +261,17 @@ class Inspection(Pages):
         """Read every row."""
         found = self.inspected
         head = found.counter.head
-        spends = self._try("SELECT count(*) FROM spends NOT INDEXED", (), "spends") if "spends" in self._usable else []
-        of_all = head - found.oldest + 1 + (spends[0][0] if spends else 0)
+        spends = (
+            self._query("SELECT count(*) FROM spends NOT INDEXED", (), "spends") if "spends" in self._usable else []
+        )
+        total = head - found.oldest + 1 + (spends[0][0] if spends else 0)
         cursor = found.oldest - 1
         while cursor < head and {"events", "whales"} <= self._usable:
             cursor = self.page(cursor, head, PAGE_ROWS).through
-            progress(cursor - found.oldest + 1, of_all)
-        self._spends(lambda rows: progress(min(of_all, cursor - found.oldest + 1 + rows), of_all))
+            progress(cursor - found.oldest + 1, total)
+        self._spends(lambda rows: progress(min(total, cursor - found.oldest + 1 + rows), total))
         self._small()
-        progress(of_all, of_all)
+        progress(total, total)
 
     def _head(self, db: sqlite3.Connection) -> int:
         counter = self.inspected.counter
@@ -278,16 +284,16 @@ class Inspection(Pages):
         self.inspected.unverified += row[6] is None
 
     def _spends(self, progress: Callable[[int], None]) -> None:
-        # Compared as text, but bound as bytes: it may be no UTF-8.
-        behind = "(s.outpoint, s.whale) > (CAST(? AS TEXT), ?)"
-        query = f"{self._queries.all_spends} WHERE {behind} ORDER BY s.outpoint, s.whale"
+        # Compared as text, but bound as bytes: the outpoint may be invalid UTF-8.
+        after = "(s.outpoint, s.whale) > (CAST(? AS TEXT), ?)"
+        query = f"{self._queries.all_spends} WHERE {after} ORDER BY s.outpoint, s.whale"
         last: tuple[bytes, int] = (b"", 0)
         rows = 0
-        while page := self._try(f"{query} LIMIT {PAGE_ROWS}", last, "spends", "whales"):
+        while page := self._query(f"{query} LIMIT {PAGE_ROWS}", last, "spends", "whales"):
             for row in page:
-                self._look(Table.SPENDS, shown(row[1]), row, self._codec.spend)
+                self._verify(Table.SPENDS, shown(row[1]), row, self._codec.spend)
             end = (page[-1][1], page[-1][2])
-            if [type(each) for each in end] != [bytes, int] or end <= last:  # a page is in the place of another one
+            if [type(each) for each in end] != [bytes, int] or end <= last:  # a page is in another page's place
                 self._note_unread(Table.SPENDS)
                 break
             last = end
@@ -295,12 +301,12 @@ class Inspection(Pages):
             progress(rows)
 
     def _small(self) -> None:
-        for row in self._try(f"{self._queries.state} ORDER BY s.key", (), "state"):
-            self._look(Table.STATE, shown(row[0]), row, self._codec.state)
-        for row in self._try(f"{self._queries.blocks} ORDER BY height", (), "blocks"):
-            self._look(Table.BLOCKS, f"height {row[0]}", row, self._codec.scan)
+        for row in self._query(f"{self._queries.state} ORDER BY s.key", (), "state"):
+            self._verify(Table.STATE, shown(row[0]), row, self._codec.state)
+        for row in self._query(f"{self._queries.blocks} ORDER BY height", (), "blocks"):
+            self._verify(Table.BLOCKS, f"height {row[0]}", row, self._codec.scan)
 
-    def _look(self, table: Table, name: str, row: Row, read: Callable[[Row], object]) -> None:
+    def _verify(self, table: Table, name: str, row: Row, read: Callable[[Row], object]) -> None:
         self.inspected.rows += 1
         try:
             read(row)
@@ -308,11 +314,13 @@ class Inspection(Pages):
             self._found(Damage(table=table, row=name, problem=str(error)))
 
     def _counter(self) -> Counter:
-        rows = self._try("SELECT created_at FROM log", (), "log")
+        rows = self._query("SELECT created_at FROM log", (), "log")
         counter = schema.counter(self._db) if rows else None
         if counter is not None:
             return Counter(*counter, rows[0][0])
-        held = self._try("SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,), "events")
+        held = self._query(
+            "SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,), "events"
+        )
         newest = (held[0][0] if held else 0) or 0
         noted = [self._noted(key) or 0 for key in (schema.PRUNED_MARK, schema.VERIFIED_MARK)]
         return Counter("", max(newest, *noted), 0.0, problem=MISMATCH if rows else MISSING, newest=newest)
@@ -327,8 +335,8 @@ class Inspection(Pages):
                 raise
             return None
 
-    def _try(self, query: str, parameters: Sequence[object], *tables: str) -> list[Row]:
-        """The rows of a query, none if a table is missing or the file is damaged there, which is noted."""
+    def _query(self, query: str, parameters: Sequence[object], *tables: str) -> list[Row]:
+        """Return the rows of a query; none if a table is missing or damaged. Damage is recorded."""
         if not self._usable.issuperset(tables):
             return []
         with files.explained(self._path, "read the event log"):

@@ -1,4 +1,4 @@
-"""The rows that a repair cannot save: each is listed once, with its key and what else is known of it."""
+"""The list of the rows that a repair cannot save, each once, with its key and all columns that are known."""
 
 import json
 import math
@@ -16,11 +16,11 @@ KEYS = {
     Table.BLOCKS: "height",
     Table.STATE: "key",
 }
-SMALLEST, LARGEST = -(2**63), 2**63 - 1  # what a column of SQLite can hold
+SMALLEST, LARGEST = -(2**63), 2**63 - 1  # the range of an integer column
 
 
 class Lost:
-    """A table beside the new log, on the disk: all rows of a large log may be lost."""
+    """The list of lost rows, kept in a temporary table on disk: all rows of a large log may be lost."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -35,7 +35,7 @@ class Lost:
         self, table: Table, key: object, problem: str, columns: Mapping[str, object], *, whale: object = None,
         rows: int = 1,
     ) -> None:  # fmt: skip
-        """List a row; the first one with its key stays. `whale` is the one that an event is about."""
+        """List a row, unless one with its key is listed. `whale` is the row number of an event's whale."""
         line = json.dumps({name: json_value(value) for name, value in columns.items()})
         self._db.execute(
             "INSERT OR IGNORE INTO scratch.lost (place, key, problem, line, whale, rows) VALUES (?, ?, ?, ?, ?, ?)",
@@ -43,12 +43,12 @@ class Lost:
         )
 
     def has(self, table: Table, key: object) -> bool:
-        """Whether a row is listed."""
+        """Return whether a row is listed."""
         query = "SELECT 1 FROM scratch.lost WHERE place = ? AND key = ?"
         return self._db.execute(query, (table.value, bounded(key))).fetchone() is not None
 
     def add_whales(self) -> None:
-        """List the whales that events name that are lost, and that are not there."""
+        """List the missing whales to which the lost events refer."""
         self._db.execute(
             "INSERT OR IGNORE INTO scratch.lost (place, key, problem, line, rows) SELECT 'whales', whale, ?, "
             "json_object('id', whale), 1 FROM scratch.lost WHERE place = 'events' AND whale IS NOT NULL "
@@ -57,7 +57,7 @@ class Lost:
         )
 
     def remove_saved(self) -> None:
-        """Forget the rows that were found later, on another page or by an index."""
+        """Remove the rows that were saved later, from another page or from an index."""
         for table, key in KEYS.items():
             self._db.execute(
                 f"DELETE FROM scratch.lost WHERE place = ? AND key IN (SELECT {key} FROM {table.value})",  # noqa: S608 - constants
@@ -65,18 +65,18 @@ class Lost:
             )
 
     def first_event(self) -> int | None:
-        """The lowest offset that is listed."""
+        """Return the lowest listed offset, or None."""
         query = "SELECT min(key) FROM scratch.lost WHERE place = 'events' AND key > 0"
         first: int | None = self._db.execute(query).fetchone()[0]
         return first
 
     def rows(self, table: Table) -> int:
-        """How many rows of a table are listed."""
+        """Return the number of listed rows of a table."""
         query = "SELECT coalesce(sum(rows), 0) FROM scratch.lost WHERE place = ?"
         return int(self._db.execute(query, (table.value,)).fetchone()[0])
 
     def write(self, out: TextIO) -> None:
-        """A line of JSON for each."""
+        """Write each row as a line of JSON."""
         rows = self._db.execute("SELECT place, problem, line FROM scratch.lost ORDER BY place, key")
         out.writelines(
             json.dumps({"table": place, "problem": problem, "row": json.loads(line)}) + "\n"
@@ -85,17 +85,17 @@ class Lost:
 
 
 def spend_key(outpoint: bytes, whale: int) -> str:
-    """The key of a row of `spends`."""
+    """Return the key of a row of `spends`."""
     return f"{shown(outpoint)} {whale}"
 
 
 def bounded(value: object) -> object:
-    """A number as a column of SQLite can hold it."""
+    """Clamp an integer to the range of an SQLite column; return other values unchanged."""
     return max(SMALLEST, min(value, LARGEST)) if isinstance(value, int) else value
 
 
 def json_value(value: object) -> object:
-    """Text as text where it is UTF-8, else as bytes in hex."""
+    """Convert a column value for JSON: valid UTF-8 becomes text, other bytes hex, a non-finite number its repr."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, bytes):

@@ -1,6 +1,6 @@
-"""The notes (table `state`) that somebody computes with: a value that cannot be one is damage, whatever its checksum.
+"""The types of the notes (table `state`). A value that does not have its type is damage, whatever its checksum.
 
-All of them are JSON: a number as Python writes it is. Notes of other keys may hold any text.
+These notes are JSON; a number as Python prints it is valid JSON. Notes under other keys may hold any text.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from whaled.eventlog import schema
 
-# Seconds since 1970 that a datetime can hold (years 1 to 9999): beyond it, no frame can be written.
+# The range of a datetime (years 1 to 9999) in Unix seconds: a time outside it cannot be written into a frame.
 EARLIEST_S, LATEST_S = -62_135_596_800, 253_402_300_799
 
 Count = Annotated[int, Meta(ge=0, le=schema.MAX_OFFSET)]
@@ -38,7 +38,7 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
 
 
 def require_readable(key: str, value: str) -> None:
-    """Raises ValueError for a value that the reader of this note could not use."""
+    """Raise ValueError if the value does not have the type of the note under this key."""
     decoder = _DECODERS.get(key)
     if decoder is not None:
         decoder.decode(value)

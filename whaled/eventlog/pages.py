@@ -1,7 +1,7 @@
-"""Events in the order of their offsets, for replays; one client may ask for all of a log of any size.
+"""Pages of events in offset order, for replays. A client may request the whole log, whatever its size.
 
-A page is bounded in rows and in bytes, and says how far the log was read, whatever was in it: rows that are damaged or
-missing count as read.
+A page is bounded in rows and in bytes. It states up to which offset the log was read; damaged and missing rows count as
+read.
 """
 
 import sqlite3
@@ -14,18 +14,22 @@ from whaled.eventlog.damage import MISSING, UNREADABLE, Damage, DamagedRowError,
 from whaled.eventlog.rows import Rows, damaged_event
 from whaled.model import Event
 
-# Alerts and addresses of one page, as JSON; an event that is larger makes a page alone. 500 usual events are 450 KiB.
+# A page ends once the JSON of its alerts and addresses reaches this size. 500 typical events have 450 KiB.
 PAGE_BYTES = 1024 * 1024
-# Damaged rows that are passed over to find one with a time. Beyond them a replay starts earlier than it had to.
+# At most this many damaged rows are skipped to find a row with a valid time. After that the search stops, and a replay
+# begins earlier than necessary.
 NEAR_ROWS = 1_000
 
 
 class OutOfOrderError(Exception):
-    """SQLite gave rows in no order: a page of the file is in the place of another one."""
+    """SQLite returned rows out of order: a page of the file is in another page's place."""
 
 
 class Page(Struct, frozen=True):
-    """Intact events, ascending. The log was read up to and with offset `through`; `is_whole` if nothing was skipped."""
+    """Intact events in ascending order.
+
+    The log was read up to offset `through`, included. `is_whole` is True if no damaged or lost event was skipped.
+    """
 
     events: list[Event]
     through: int
@@ -33,10 +37,10 @@ class Page(Struct, frozen=True):
 
 
 class Pages(Rows):
-    """Pages of events, and where a time begins."""
+    """Reads pages of events, and finds the offset at which a time begins."""
 
     def page(self, after: int, through: int, limit: int) -> Page:
-        """Read at most `limit` rows with after < offset <= through, and at most PAGE_BYTES of them."""
+        """Read rows with after < offset <= through: at most `limit`, and none after PAGE_BYTES are reached."""
         with self._snapshot("read events") as db:
             last = min(through, self._head(db))
             if after >= last:
@@ -71,7 +75,7 @@ class Pages(Rows):
             reading.skip_to(last + 1)
 
     def _read_one_by_one(self, db: sqlite3.Connection, reading: "Reading", last: int) -> None:
-        """Go on behind what was read: where one page of the file is damaged, its neighbours may be sound."""
+        """Continue after the rows already read, offset by offset: pages next to a damaged one may be intact."""
         query = f"{self._queries.events} WHERE e.offset = ?"
         for offset in range(reading.cursor + 1, last + 1):
             try:
@@ -101,21 +105,22 @@ class Pages(Rows):
 
     @staticmethod
     def _is_pruned(db: sqlite3.Connection, damage: Damage, after: int) -> bool:
-        """Whether retention has removed these events: they are missing at the start, and so is all before them."""
+        """Return whether retention has removed these events: they are missing, and so is every event before them."""
         if damage.problem != MISSING or damage.first != after + 1:
             return False
         return db.execute("SELECT 1 FROM events WHERE offset BETWEEN 1 AND ? LIMIT 1", (after,)).fetchone() is None
 
     def offset_before(self, at: float) -> int:
-        """The greatest offset that is, like all before it, older than `at`; one below the oldest if there is none.
+        """Return the greatest offset such that it and all offsets before it are older than `at` (Unix seconds).
 
-        What is damaged has no time: it is taken to be younger, so that a replay after the offset comes across it.
+        Returns one below the oldest offset if there is none. A damaged event has no time and is taken to be newer, so
+        that a replay after the returned offset includes it.
         """
         with self._snapshot("look up a time") as db:
             (head,) = db.execute("SELECT head FROM log").fetchone()
             (low,) = db.execute("SELECT coalesce(min(offset) - 1, ?) FROM events WHERE offset > 0", (head,)).fetchone()
             high = head
-            # high_at never falls: bisection is exact, and spares every commit an index.
+            # high_at never decreases, so bisection is exact, and commits need not maintain an index.
             while low < high:
                 middle = (low + high + 1) // 2
                 found = self._high_at_near(db, low, middle, high)
@@ -123,7 +128,7 @@ class Pages(Rows):
                     break
                 offset, high_at = found
                 if not low < offset <= high:
-                    break  # the rows are in no order
+                    break  # the rows are out of order
                 if high_at < at:
                     low = offset
                 elif offset <= middle:
@@ -133,12 +138,12 @@ class Pages(Rows):
         return int(low)
 
     def _high_at_near(self, db: sqlite3.Connection, low: int, middle: int, high: int) -> tuple[int, float] | None:
-        """Offset and `high_at` of the first intact event from `middle` down to `low`, else up to `high`."""
-        for which, bounds in (
+        """Return offset and `high_at` of the first intact event from `middle` down to `low`, else up to `high`."""
+        for clauses, bounds in (
             ("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset DESC", (low, middle)),
             ("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset", (middle, high)),
         ):
-            for row in db.execute(f"{self._queries.columns} {which} LIMIT {NEAR_ROWS}", bounds):
+            for row in db.execute(f"{self._queries.columns} {clauses} LIMIT {NEAR_ROWS}", bounds):
                 try:
                     found = self._codec.columns(row)
                 except DamagedRowError as error:
@@ -149,7 +154,7 @@ class Pages(Rows):
 
 
 class Reading:
-    """How far a page is."""
+    """The state of a page while it is read."""
 
     __slots__ = ("cursor", "damages", "events", "size")
 
@@ -160,7 +165,7 @@ class Reading:
         self.size = 0
 
     def skip_to(self, offset: int) -> None:
-        """Note as missing what lies between the cursor and an offset."""
+        """Record the events between the cursor and an offset as missing, and move the cursor in front of the offset."""
         if offset > self.cursor + 1:
             self.damages.append(of_events(self.cursor + 1, offset - 1, MISSING))
             self.cursor = offset - 1

@@ -1,8 +1,8 @@
-"""Reads the rows of a database page by page, without SQLite and without the trees above the pages.
+"""Reads the rows of a database page by page, without SQLite and without the interior pages of its B-trees.
 
-SQLite reaches a row through the pages above it, and stops at the first one that is damaged. Each leaf holds whole rows
-though, and each row of the log has a checksum: a leaf is of use whatever became of the pages above it. The format is
-that of https://www.sqlite.org/fileformat.html, sections 1.3 to 1.6 (pages), 2.1 (records) and 4 (write-ahead log).
+SQLite reaches a row through the pages above it and stops at the first damaged one. But each leaf holds complete rows,
+and each row of the log has a checksum: a leaf is usable whatever the state of the pages above it. The format is
+described in https://www.sqlite.org/fileformat.html, sections 1.3 to 1.6 (pages), 2.1 (records) and 4 (write-ahead log).
 """
 
 import struct
@@ -20,25 +20,29 @@ WAL_MAGIC = (0x377F0682, 0x377F0683)
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
 INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 2, 5, 10, 13
 WITH_ROWS = (INTERIOR_INDEX, LEAF_INDEX, LEAF_TABLE)
-MAX_COLUMNS = 64  # a table of the log has 11 at most
+MAX_COLUMNS = 64  # tables of the log have at most 11
 INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 Value = int | float | bytes | None
 
 
 class Record(NamedTuple):
-    """A row as it is stored: text as bytes, the number of the row apart. Rows of an index have no number."""
+    """A stored row: its row number and its values, text as bytes. Rows of an index have no row number."""
 
     rowid: int | None
     values: tuple[Value, ...]
 
 
 class Malformed(Exception):  # noqa: N818 - never leaves this module
-    """Bytes that are no record."""
+    """The bytes are not a valid record."""
 
 
 class RawFile(Struct):
-    """An open database. `free` are the pages that are in no tree; empty if their list is damaged."""
+    """An open database file.
+
+    `newer` maps a page to its position in the write-ahead log. `free` holds the free pages, which belong to no tree;
+    it is empty if their list is damaged.
+    """
 
     file: BinaryIO
     wal: BinaryIO | None
@@ -50,7 +54,7 @@ class RawFile(Struct):
     @classmethod
     @contextmanager
     def open(cls, path: Path) -> Iterator[Self]:
-        """The file, with what is committed in the write-ahead log beside it. Raises OSError."""
+        """Open the file together with the committed pages of its write-ahead log. Raises OSError."""
         with path.open("rb") as file:
             wal: BinaryIO | None = None
             with suppress(FileNotFoundError):
@@ -74,7 +78,7 @@ class RawFile(Struct):
         return raw
 
     def page(self, number: int) -> bytes:
-        """The bytes of a page, counted from 1. Raises OSError."""
+        """Return the bytes of a page; page numbers start at 1. Raises OSError."""
         position = self.newer.get(number)
         if position is not None and self.wal is not None:
             self.wal.seek(position)
@@ -83,7 +87,7 @@ class RawFile(Struct):
         return self.file.read(self.page_bytes)
 
     def records(self, number: int) -> Iterator[Record]:
-        """The rows on a page, as far as they can be read. Raises OSError."""
+        """Yield the readable rows on a page. Raises OSError."""
         page = self.page(number)
         if len(page) < self.page_bytes or page[0] not in WITH_ROWS:
             return
@@ -149,7 +153,7 @@ class RawFile(Struct):
 
 
 def page_bytes_of(header: bytes) -> int:
-    """The size of a page by the first bytes of a file; 0 if they are not those of a database."""
+    """Return the page size from the first bytes of a file; 0 if they are not the header of a database."""
     if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
         return 0
     (size,) = struct.unpack_from(">H", header, 16)
@@ -158,9 +162,9 @@ def page_bytes_of(header: bytes) -> int:
 
 
 def frames(wal: BinaryIO, page_bytes: int) -> dict[int, int]:
-    """Where the newest committed content of each page is in a write-ahead log.
+    """Return, by page number, the position of the newest committed version of the page in a write-ahead log.
 
-    The checksums of its frames are not compared: rows have their own.
+    The checksums of the frames are not verified, because rows have their own.
     """
     wal_bytes = wal.seek(0, 2)
     wal.seek(0)
@@ -188,7 +192,7 @@ def frames(wal: BinaryIO, page_bytes: int) -> dict[int, int]:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of up to 9 bytes, and where the next thing begins."""
+    """Decode a variable-length integer of up to 9 bytes. Return its value and the index after it."""
     value = 0
     for index in range(at, at + 8):
         byte = data[index]
@@ -199,7 +203,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def decoded(payload: bytes) -> tuple[Value, ...]:
-    """The values of a record. Raises Malformed, IndexError or struct.error."""
+    """Decode the values of a record. Raises Malformed, IndexError or struct.error."""
     header_end, at = varint(payload, 0)
     length = len(payload)
     if header_end > length:

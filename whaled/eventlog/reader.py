@@ -1,6 +1,6 @@
 """Look-ups by txid, outpoint, height and key, and searches through all events.
 
-A statement sees every commit that was answered before it began.
+A statement sees every commit that returned before the statement began.
 """
 
 import sqlite3
@@ -21,10 +21,10 @@ IS_NEWEST = "NOT EXISTS (SELECT 1 FROM events AS later WHERE later.whale = e.wha
 
 
 class Reader(Rows):
-    """Everything but pages of events in the order of their offsets."""
+    """All reads except pages of events in offset order."""
 
     def open(self) -> None:
-        """Raises EventLogError, also if a table or a column is missing."""
+        """Open the connection. Raises EventLogError, also if a table or a column is missing."""
         super().open()
         with files.explained(self._path, "open the event log for reading"):
             version = schema.identify(self._db, self._path)
@@ -32,7 +32,7 @@ class Reader(Rows):
                 files.require_tables(self._db, self._path, version)
 
     def check(self) -> bool:
-        """Look through the whole file; False if interrupted before the end. Raises EventLogError(CORRUPT)."""
+        """Check the whole file; return False if interrupted before the end. Raises EventLogError(CORRUPT)."""
         try:
             with files.explained(self._path, "check the event log"):
                 for fault in files.look_through(self._db, self._path):
@@ -46,13 +46,13 @@ class Reader(Rows):
     # --- look-ups ---
 
     def whales(self, txids: Sequence[str]) -> dict[str, Whale]:
-        """The alerts known for these txids."""
+        """See EventLog.whales."""
 
         def damaged(row: Row, problem: str) -> Damage:
             return Damage(table=Table.WHALES, row=shown(row[0]), problem=problem)
 
-        which = f"{self._queries.whales} WHERE w.txid IN (SELECT value FROM json_each(?))"  # noqa: S608 - constants
-        return dict(self._intact("read alerts", which, (_json(txids),), self._codec.known_whale, damaged))
+        query = f"{self._queries.whales} WHERE w.txid IN (SELECT value FROM json_each(?))"  # noqa: S608 - constants
+        return dict(self._intact("read alerts", query, (_json(txids),), self._codec.known_whale, damaged))
 
     def rivals(self, outpoints: Sequence[str]) -> dict[str, list[str]]:
         """See EventLog.rivals."""
@@ -70,11 +70,11 @@ class Reader(Rows):
 
     def histories(self, txids: Sequence[str]) -> dict[str, list[tuple[Kind, str]]]:
         """See EventLog.histories."""
-        # By e.whale: behind a LEFT JOIN, a condition on w.txid would be tried on every event of the log.
+        # The condition is on e.whale: one on w.txid, after the LEFT JOIN, would be evaluated for every event.
         of_whales = "SELECT id FROM whales WHERE txid IN (SELECT value FROM json_each(?))"
-        which = f"{self._queries.columns} WHERE e.whale IN ({of_whales}) ORDER BY e.offset"
+        query = f"{self._queries.columns} WHERE e.whale IN ({of_whales}) ORDER BY e.offset"
         found: dict[str, list[tuple[Kind, str]]] = {}
-        rows = self._intact("read histories", which, (_json(txids),), self._codec.history, damaged_event)
+        rows = self._intact("read histories", query, (_json(txids),), self._codec.history, damaged_event)
         for txid, kind, ref in rows:
             found.setdefault(txid, []).append((kind, ref))
         return found
@@ -84,20 +84,20 @@ class Reader(Rows):
         return self._scans("WHERE height BETWEEN ? AND ? ORDER BY height", (low, high))
 
     def newest_scans(self, limit: int, below: int = schema.NO_HEIGHT) -> list[Scan]:
-        """The highest blocks scanned below a height, descending. The file may be older than this program."""
+        """See EventLog.newest_scans. Returns an empty list for a file of a version without the table."""
         with self._snapshot("read block scans") as db:
             if schema.identify(db, self._path) < schema.BLOCKS_VERSION:
                 return []
             return self._scans("WHERE height < ? ORDER BY height DESC", (below,), limit)
 
     def state(self, key: str) -> str | None:
-        """The text stored under a key; a damaged one is as if it had not been stored."""
+        """Return the text stored under a key; None if there is none or if its row is damaged."""
 
         def damaged(_: Row, problem: str) -> Damage:
             return Damage(table=Table.STATE, row=key, problem=problem)
 
-        which = f"{self._queries.state} WHERE s.key = ?"
-        return next(self._intact("read state", which, (key,), self._codec.state, damaged), None)
+        query = f"{self._queries.state} WHERE s.key = ?"
+        return next(self._intact("read state", query, (key,), self._codec.state, damaged), None)
 
     # --- searches ---
 
@@ -121,20 +121,20 @@ class Reader(Rows):
 
     def gone_since(self, at: float, limit: int) -> dict[str, int]:
         """See EventLog.gone_since."""
-        which = (
+        query = (
             f"{self._queries.columns} WHERE e.kind IN ('replaced', 'dropped') AND e.at >= ? AND {IS_NEWEST} "
             "ORDER BY e.offset DESC"
         )
-        rows = self._intact("read who is gone", which, (at,), self._codec.history, damaged_event)
+        rows = self._intact("read whales that are gone", query, (at,), self._codec.history, damaged_event)
         txids = [txid for txid, _, _ in islice(rows, limit)]
         histories = self.histories(txids)
         return {txid: len(histories[txid]) for txid in txids if txid in histories}
 
     def first_to_keep(self, cutoff: float, now: float) -> int:
-        """The offset pruning stops at: only an event that is older than `cutoff`, or is before one that is, goes.
+        """Return the first offset to keep: only events older than `cutoff`, and those before such events, are removed.
 
-        A time later than `now` says nothing (some clock was wrong). Such an event goes with an old one after it, and
-        stays while there is none: a wrong clock, then or now, must not empty the log.
+        An event time later than `now` proves nothing, because some clock was wrong. Such an event is removed together
+        with an old event after it, and kept while there is none: a wrong clock, then or now, must not empty the log.
         """
         young = "SELECT offset FROM events WHERE at BETWEEN ? AND ? ORDER BY offset LIMIT 1"
         old = "SELECT offset + 1 FROM events WHERE offset < ? AND at < ? ORDER BY offset DESC LIMIT 1"
@@ -146,11 +146,14 @@ class Reader(Rows):
         return int(found[0]) if found else 0
 
     def latest_scan(self) -> Scan | None:
-        """The block scanned that was mined last: not the highest, if the backend followed another chain before."""
+        """Return the scan of the block with the latest block time.
+
+        This is not the highest block if the backend followed another chain before.
+        """
         return next(iter(self._scans("ORDER BY mined_at DESC", (), 1)), None)
 
     def unscanned(self) -> tuple[int, int]:
-        """How many blocks from the oldest to the newest that were scanned were not, and the height of the oldest."""
+        """Return (number of unscanned blocks, lowest height) for the range from the lowest to the highest scan."""
         with self._snapshot("count block scans") as db:
             if schema.identify(db, self._path) < schema.BLOCKS_VERSION:
                 return 0, 0
@@ -160,14 +163,15 @@ class Reader(Rows):
         return newest - oldest + 1 - count, oldest
 
     def outcomes(self, since: float) -> list[Outcome]:
-        """Every whale that was alerted before it was mined, and whose newest word, not older than `since`, is that it
-        is in a block.
+        """Return the confirmations of whales that were alerted before they were mined.
+
+        Only whales whose newest event is a confirmation, not older than `since` (Unix seconds).
         """
         with self._snapshot("read confirmations") as db:
             if schema.identify(db, self._path) == 0:
                 return []
-            which = f"{self._queries.events} WHERE e.kind = 'confirmed' AND e.at >= ? AND {IS_NEWEST}"
-            events = self._intact("read confirmations", which, (since,), self._codec.event, damaged_event)
+            query = f"{self._queries.events} WHERE e.kind = 'confirmed' AND e.at >= ? AND {IS_NEWEST}"
+            events = self._intact("read confirmations", query, (since,), self._codec.event, damaged_event)
             return [
                 Outcome(event.whale.alert.urgency_score, event.update.blocks_off, event.update.seconds_to_confirmation)
                 for event in events
@@ -176,25 +180,25 @@ class Reader(Rows):
 
     # --- rows ---
 
-    def _events(self, which: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Event]:
-        query = f"{self._queries.events} {which}"
+    def _events(self, clauses: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Event]:
+        query = f"{self._queries.events} {clauses}"
         rows = self._intact("read events", query, parameters, self._codec.event, damaged_event)
         return list(islice(rows, limit))
 
-    def _scans(self, which: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Scan]:
+    def _scans(self, clauses: str, parameters: tuple[object, ...], limit: int | None = None) -> list[Scan]:
         def damaged(row: Row, problem: str) -> Damage:
             return Damage(table=Table.BLOCKS, row=f"height {row[0]}", problem=problem)
 
-        query = f"{self._queries.blocks} {which}"
+        query = f"{self._queries.blocks} {clauses}"
         return list(islice(self._intact("read block scans", query, parameters, self._codec.scan, damaged), limit))
 
-    def _spends(self, which: str, wanted: Sequence[str]) -> list[tuple[str, str]]:
-        """Pairs of a whale's txid and an outpoint that it spends."""
+    def _spends(self, clauses: str, wanted: Sequence[str]) -> list[tuple[str, str]]:
+        """Return pairs of a whale's txid and an outpoint that it spends."""
 
         def damaged(row: Row, problem: str) -> Damage:
             return Damage(table=Table.SPENDS, row=shown(row[1]), problem=problem)
 
-        query = f"{self._queries.spends} WHERE {which}"
+        query = f"{self._queries.spends} WHERE {clauses}"
         return list(self._intact("read what whales spend", query, (_json(wanted),), self._codec.spend, damaged))
 
 

@@ -1,8 +1,8 @@
-"""Takes damaged rows out of a log: writes what is intact into a new file, and keeps the damaged one beside it.
+"""Removal of damaged rows from a log: the intact rows are written into a new file, and the damaged file is kept.
 
 Nothing is changed in place, so a kill at any moment leaves either the old log or the new one. Epoch and offsets stay.
-What was taken out is a gap (table `gaps`): a client whose position lies before it is answered `recovered: false`, all
-others resume as if nothing had been. Only where epoch and newest offset themselves are damaged does a new epoch begin.
+The removed events form gaps (table `gaps`): a client whose position lies before a gap receives `recovered: false`, all
+other clients resume normally. A new epoch begins only if epoch and newest offset themselves are damaged.
 """
 
 import os
@@ -24,15 +24,15 @@ from whaled.eventlog.salvage import Salvage, Salvaged
 ADVICE = {
     **backup.ADVICE,
     LogFailure.CORRUPT: "So little of the file is left that nothing can be saved. Restore a backup, or move the file "
-    "away: whaled begins a new log",
+    "away: whaled then starts a new log",
 }
 
 
 class Repaired(Struct, frozen=True):
-    """What was found, and what was done: None if there was nothing to do.
+    """The findings and the result of a repair; `salvaged` is None if the log was whole.
 
-    `aside` is the damaged log as it was, `taken_out` lists the rows that are lost, as far as they are known; both are
-    None in a rehearsal.
+    `aside` is the path of the unchanged damaged log, `taken_out` that of the list of known lost rows. Both are None
+    after a rehearsal.
     """
 
     inspected: Inspected
@@ -42,12 +42,15 @@ class Repaired(Struct, frozen=True):
 
     @property
     def is_renewed(self) -> bool:
-        """Whether a new epoch began."""
+        """Return whether a new epoch began."""
         return self.salvaged is not None and self.salvaged.is_renewed
 
 
 def repair(path: Path, *, now: float, progress: Progress) -> Repaired:
-    """Take out what is damaged. Raises EventLogError if a daemon uses the log, or if nothing can be saved of it."""
+    """Remove the damaged rows of a log.
+
+    Raises OperatorError if there is no file, EventLogError if a daemon uses the log or if nothing of it can be saved.
+    """
     path = path.resolve()
     backup.require_file(path, "there is no event log here; --config or --db-path says where it is")
     lock = files.DaemonLock(path, is_daemon=False)
@@ -63,7 +66,10 @@ def repair(path: Path, *, now: float, progress: Progress) -> Repaired:
 
 
 def rehearse(path: Path, *, now: float, progress: Progress) -> Repaired:
-    """Find out what `repair` would save, and change nothing; a daemon may use the log. Raises as `repair` does."""
+    """Determine what `repair` would save, without changing anything; a daemon may be using the log.
+
+    Raises EventLogError if the log cannot be read or if nothing of it can be saved.
+    """
     path = path.resolve()
     found = inspect(path, progress, is_deep=True)
     if found.is_whole:
@@ -81,11 +87,11 @@ def rehearse(path: Path, *, now: float, progress: Progress) -> Repaired:
 def _rehearse(path: Path, found: Inspected, now: float, progress: Progress) -> Salvaged:
     with (
         files.explained(path, "look for what can be saved", ADVICE),
-        # Without a name: SQLite puts it where temporary files go, and removes it.
+        # Without a name, the database is a temporary file, which SQLite removes at close.
         closing(sqlite3.connect("", isolation_level=None)) as db,
         closing(files.connect(path, "ro", backup.BUSY_TIMEOUT_S)) as reading,
     ):
-        # While this goes on, the daemon does not write over what is read.
+        # This transaction keeps the daemon from overwriting the pages that are read here.
         reading.execute("BEGIN")
         reading.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         schema.migrate(db, path, now=now)
@@ -100,7 +106,7 @@ def _repair(path: Path, found: Inspected, directory: Path, now: float, progress:
     restore.gather(path)
     with files.explained(path, "repair the event log", ADVICE), backup.file_errors(copy):
         with closing(files.connect(copy, "rw", backup.BUSY_TIMEOUT_S)) as db:
-            db.execute("PRAGMA journal_mode = OFF")  # what breaks off here is thrown away
+            db.execute("PRAGMA journal_mode = OFF")  # an incomplete file is deleted, never repaired
             db.execute("PRAGMA synchronous = OFF")
             schema.migrate(db, copy, now=now)
             with RawFile.open(path) as raw, listed.open("w") as out:
@@ -121,7 +127,7 @@ def _repair(path: Path, found: Inspected, directory: Path, now: float, progress:
 
 
 def _require_rows(path: Path, salvaged: Salvaged) -> None:
-    """Raises EventLogError if nothing was left: a new log would only look like a repaired one."""
+    """Raise EventLogError if no row was saved: an empty new log would only look like a repaired one."""
     if salvaged.is_renewed and not salvaged.saved:
         raise EventLogError(
             f"{path}: no row of it can be read. {ADVICE[LogFailure.CORRUPT]}", reason=LogFailure.CORRUPT
@@ -135,22 +141,25 @@ def _name_aside(path: Path, now: float) -> Path:
 
 
 def _replace(path: Path, copy: Path, aside: Path) -> None:
-    """Give the old log a second name, then its first one to the new log: there is no moment without a log."""
+    """Replace the log by its repaired copy.
+
+    The old log is linked to a second name first, then the copy takes the first name, so that a log always exists.
+    """
     restore.gather(path)
     if files.wal_bytes(path):
         raise EventLogError(
-            f"{path}: its write-ahead log cannot be brought into it. {ADVICE[LogFailure.LOCKED]}",
+            f"{path}: its write-ahead log cannot be copied into it. {ADVICE[LogFailure.LOCKED]}",
             reason=LogFailure.LOCKED,
         )
     with backup.file_errors(aside):
         try:
             os.link(path, aside)
-        except OSError:  # a file system without links
+        except OSError:  # a file system without hard links
             shutil.copy2(path, copy.with_name(aside.name))
             with backup.on_disk(copy.with_name(aside.name)):
                 pass
             copy.with_name(aside.name).replace(aside)
     backup.put_in_place(copy, path)
     for suffix in restore.SIDE_FILES:
-        # Empty by now. A program that still has the old log open goes on using them; the new log must not.
+        # They are empty by now. A program that still has the old log open keeps using them; the new log must not.
         path.with_name(path.name + suffix).unlink(missing_ok=True)

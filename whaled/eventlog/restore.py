@@ -1,9 +1,9 @@
-"""Put a backup in the place of the event log, and decide whether clients' positions still hold.
+"""Replaces the event log by a backup, and decides whether clients' positions stay valid.
 
-A position says: everything up to this offset was seen. Honoured wrongly, it makes a client believe that it missed
-nothing. So the epoch stays only where the log that is replaced proves that nothing was lost: it is the very log that
-the backup was made of, it ends where the backup ends, and they hold the same events. Everywhere else a new epoch
-begins, and every client is told once that its position is gone.
+A position states that the client has received every event up to its offset. If a position were accepted wrongly, the
+client would believe that it missed nothing. The epoch is therefore kept only if the replaced log proves that nothing
+was lost: it has the epoch of the backup, ends at the same offset, and holds the same events. In all other cases a new
+epoch begins, and every client receives `recovered: false` once.
 """
 
 import os
@@ -25,7 +25,7 @@ SIDE_FILES = ("-wal", "-shm")
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """The log as it is now. `renewed_because` is None if the epoch was kept; `aside` is where the old log went."""
+    """The restored log. `renewed_because` is None if the epoch was kept; `aside` is the new path of the old log."""
 
     contents: backup.Contents
     renewed_because: str | None
@@ -33,10 +33,10 @@ class Restored:
 
 
 def restore(source: Path, path: Path, *, now: float, progress: backup.Progress) -> Restored:
-    """Replace the log at `path`. Nothing is changed before the copy is whole, checked and on the disk.
+    """Replace the log at `path`. Nothing is changed until the copy is complete, checked and synced to disk.
 
-    Raises OperatorError for files that cannot be meant; EventLogError if a daemon uses the log, or if the backup
-    cannot be used or the copy not be written.
+    Raises OperatorError if `source` is missing or is the log itself; EventLogError if a daemon uses the log, the backup
+    is not usable, or the copy cannot be written.
     """
     source, path = source.absolute(), path.resolve()
     backup.require_file(source, "name a file that `whaled backup` made")
@@ -64,12 +64,15 @@ def restore(source: Path, path: Path, *, now: float, progress: backup.Progress) 
 
 
 def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents) -> str | None:
-    """What is missing for the proof, None if nothing is. Raises EventLogError if the old file is another program's."""
+    """Return the reason why the epoch must change; None if the replaced log proves that no event is lost.
+
+    Raises EventLogError if the replaced file belongs to another program.
+    """
     if not path.exists():
         return "there is no log to compare the backup with"
     try:
         files.refuse_stray_wal(path)
-        with firstpage.named(path), files.explained(path, "read the log that is replaced"):
+        with firstpage.named(path), files.explained(path, "read the replaced log"):
             with closing(files.connect(path, "ro", backup.BUSY_TIMEOUT_S)) as old:
                 old.execute("BEGIN")
                 reason = _difference(old, path, copy, contents)
@@ -77,39 +80,37 @@ def _why_renewed(path: Path, copy: sqlite3.Connection, contents: backup.Contents
     except EventLogError as error:
         if error.reason not in {LogFailure.CORRUPT, LogFailure.NEWER_SCHEMA}:
             raise
-        return f"the log that is replaced cannot be compared with it ({error.reason.value})"
+        return f"the replaced log cannot be compared with it ({error.reason.value})"
     return reason
 
 
 def _difference(old: sqlite3.Connection, path: Path, copy: sqlite3.Connection, contents: backup.Contents) -> str | None:
     if schema.identify(old, path) == 0:
-        return "the log that is replaced is empty"
+        return "the replaced log is empty"
     if missing := schema.faults(old, schema.version_of(old)):
-        return f"the log that is replaced is damaged ({'; '.join(missing)})"
+        return f"the replaced log is damaged ({'; '.join(missing)})"
     if schema.is_copy(old):
-        return "the log that is replaced is itself a backup that was put in place"
+        return "the replaced log is itself a backup that was put in place"
     counter = schema.counter(old)
     if counter is None:
-        return "the row of the log that is replaced which holds its epoch and newest offset is damaged"
+        return "the row of the replaced log with its epoch and newest offset is damaged"
     epoch, head = counter
     if epoch != contents.epoch:
-        return f"the log that is replaced has another epoch ({epoch})"
+        return f"the replaced log has another epoch ({epoch})"
     if head > contents.head:
-        return (
-            f"the log that is replaced goes on to offset {head}: what came after {contents.head} is not in the backup"
-        )
+        return f"the replaced log continues to offset {head}: events after {contents.head} are not in the backup"
     if head < contents.head:
-        return f"the log that is replaced ends at offset {head}, before the backup: it has lost events itself"
+        return f"the replaced log ends at offset {head}, before the backup: it has itself lost events"
     if not _hold_the_same(old, copy):
-        return "the log that is replaced has other events under the same offsets"
+        return "the replaced log has other events under the same offsets"
     return None
 
 
 def _hold_the_same(old: sqlite3.Connection, copy: sqlite3.Connection) -> bool:
-    """Compare the events that both hold: retention may have removed some from the older log since.
+    """Return whether the events of both logs agree, from the later of their oldest offsets on.
 
-    A row that is damaged in one of them proves nothing against the other: a client that asks across it in the restored
-    log is answered that it is missing.
+    Retention may have removed events from either of them. A damaged row in one proves no difference from the other: a
+    client that resumes across it in the restored log receives `recovered: false`.
     """
     oldest = max(db.execute("SELECT coalesce(min(offset), 0) FROM events").fetchone()[0] for db in (old, copy))
     ours, theirs = (_Compared(db, oldest) for db in (old, copy))
@@ -125,12 +126,12 @@ def _hold_the_same(old: sqlite3.Connection, copy: sqlite3.Connection) -> bool:
             ours.step()
         else:
             theirs.step()
-    # Where retention has emptied one, the other has nothing to be compared with; the heads are the same.
+    # If retention has emptied one of them, there is nothing to compare; their newest offsets are equal.
     return True
 
 
 class _Compared:
-    """Steps through the events of a log."""
+    """A cursor over the events of one of the two logs."""
 
     def __init__(self, db: sqlite3.Connection, oldest: int) -> None:
         self._codec = Codec()
@@ -141,24 +142,27 @@ class _Compared:
         self.step()
 
     def step(self) -> None:
-        """Go on to the next event."""
+        """Move to the next event."""
         self._row = self._rows.fetchone()
 
     @property
     def offset(self) -> int | None:
-        """The offset of the event; None behind the last."""
+        """Return the offset of the event; None after the last one."""
         return None if self._row is None else self._row[0]
 
     @property
     def columns(self) -> tuple[object, ...]:
-        """What must be the same in both: all but `high_at`, which depends on what retention removed, and checksum."""
+        """Return the columns that must be equal in both logs.
+
+        They exclude `high_at`, which depends on what retention removed, and the checksum, which covers it.
+        """
         assert self._row is not None
         offset, kind, ref, at, _, body, _, txid = self._row
         return offset, kind, ref, at, body, txid
 
     @property
     def is_intact(self) -> bool:
-        """Whether the event is what was written."""
+        """Return whether the event is intact."""
         assert self._row is not None
         try:
             self._codec.columns(self._row)
@@ -168,13 +172,13 @@ class _Compared:
 
 
 def gather(path: Path) -> None:
-    """Bring the old log's write-ahead log into its file, so that one file is all of it."""
+    """Copy a log's write-ahead log into its file, so that the file is complete by itself."""
     with suppress(sqlite3.Error), closing(files.connect(path, "rw", backup.BUSY_TIMEOUT_S)) as old:
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 def _move_aside(path: Path, now: float) -> Path | None:
-    """Rename the old log, its write-ahead log with it: SQLite would apply that one to the restored log."""
+    """Rename the old log together with its write-ahead log, which SQLite would apply to the restored log."""
     if not path.exists() and not any(_beside(path, suffix).exists() for suffix in SIDE_FILES):
         return None
     stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -182,7 +186,7 @@ def _move_aside(path: Path, now: float) -> Path | None:
     suffixes = ("", *SIDE_FILES)
     aside = next(name for name in names if not any(os.path.lexists(_beside(name, suffix)) for suffix in suffixes))
     try:
-        # The database first: a write-ahead log alone is nothing that a daemon could start with.
+        # The database first: no daemon can start with a write-ahead log alone.
         for suffix in suffixes:
             with suppress(FileNotFoundError):
                 _beside(path, suffix).rename(_beside(aside, suffix))

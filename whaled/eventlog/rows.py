@@ -1,7 +1,7 @@
-"""A read-only connection whose damaged rows are skipped and reported. One thread uses it.
+"""A read-only connection for one thread, which skips and reports damaged rows.
 
-Each row is decoded as SQLite steps to it: the interpreter's lock is let go between two rows, so that the event loop
-never waits for more than one of them.
+Each row is decoded as SQLite steps to it. The interpreter lock is released between two rows, so the event loop never
+waits for more than one of them.
 """
 
 import sqlite3
@@ -19,13 +19,16 @@ T = TypeVar("T")
 
 
 class Queries:
-    """Column lists in the order that `Codec` takes them; a file of a version before 4 has no checksums."""
+    """SELECT statements with their columns in the order that `Codec` expects.
+
+    For files of versions before 4, which have no checksums, the statements select NULL instead.
+    """
 
     def __init__(self, *, has_checksums: bool) -> None:
         of = "{}.checksum" if has_checksums else "NULL"
         event, whale = of.format("e"), of.format("w")
         columns = f"e.offset, e.kind, e.ref, e.at, e.high_at, e.body, {event}, w.txid"
-        # An event whose whale is missing must be seen to be skipped: a LEFT JOIN.
+        # A LEFT JOIN also returns events whose whale is missing, so that they can be reported and skipped.
         tables = "FROM events AS e LEFT JOIN whales AS w ON w.id = e.whale"
         self.events = f"SELECT {columns}, w.alert, w.addresses, {whale}, e.whale {tables}"
         self.columns = f"SELECT {columns} {tables}"
@@ -34,14 +37,14 @@ class Queries:
             f"SELECT w.txid, s.outpoint, s.whale, {of.format('s')} "  # noqa: S608 - constants
             "FROM spends AS s JOIN whales AS w ON w.id = s.whale"
         )
-        # Also those whose whale is missing: for who reads all of them.
+        # The inspection reads all rows of `spends`, also those whose whale is missing.
         self.all_spends = self.spends.replace(" JOIN ", " LEFT JOIN ")
         self.blocks = f"SELECT {', '.join(Scan.__struct_fields__)}, {of.format('b')} FROM blocks AS b"  # noqa: S608 - constants
         self.state = f"SELECT s.key, s.value, {of.format('s')} FROM state AS s"  # noqa: S608 - constants
 
 
 class Rows:
-    """Opened read-only: no mistake here can change the log."""
+    """A connection opened read-only, so that no bug in a reader can change the log."""
 
     def __init__(self, path: Path, busy_timeout_s: float, report: Report) -> None:
         self._path = path
@@ -52,20 +55,20 @@ class Rows:
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Raises EventLogError."""
+        """Open the connection. Raises EventLogError."""
         with files.explained(self._path, "open the event log for reading"):
             db = self._connection = files.connect(self._path, "ro", self._busy_timeout_s)
             self._queries = Queries(has_checksums=schema.version_of(db) >= schema.CHECKSUMS_VERSION)
             files.read_rows(db)
 
     def close(self) -> None:
-        """Does what is needed after a failed open, too."""
+        """Close the connection. Safe after a failed open."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def interrupt(self) -> None:
-        """End the running query: the one call other threads may make."""
+        """Interrupt the running query. This is the only method that other threads may call."""
         if self._connection is not None:
             self._connection.interrupt()
 
@@ -76,7 +79,7 @@ class Rows:
 
     @contextmanager
     def _snapshot(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """Several statements that see one and the same state."""
+        """Run several statements against the same state of the database."""
         with files.explained(self._path, doing):
             self._db.execute("BEGIN")
             try:
@@ -92,7 +95,7 @@ class Rows:
         read: Callable[[Row], T],
         damaged: Callable[[Row, str], Damage],
     ) -> Iterator[T]:
-        """What `read` makes of the rows of a query, without those that are damaged, which `damaged` names."""
+        """Yield the rows of a query as decoded by `read`. Skip damaged rows and report each as `damaged` describes."""
         with files.explained(self._path, doing):
             for row in self._db.execute(query, parameters):
                 try:
@@ -104,5 +107,5 @@ class Rows:
 
 
 def damaged_event(row: Row, problem: str) -> Damage:
-    """The damage of a row of `Queries.events` or `Queries.columns`."""
+    """Return the damage for a row of `Queries.events` or `Queries.columns`."""
     return of_events(int(row[0]), int(row[0]), problem)

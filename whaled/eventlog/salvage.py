@@ -1,12 +1,12 @@
-"""Writes every intact row of a damaged log into a new one, and lists every row that is lost.
+"""Copies every intact row of a damaged log into a new one, and lists every row that is lost.
 
-Rows are taken from the leaves of the file (`rawfile`), not from its trees: a damaged page costs what is on it, in
-every table. What was on it is known by the indexes, where these are intact, and by the offsets, which have no holes.
-Whales come first, then events, which need them, then the rest. What an index alone still has of `spends` is enough to
-write the row again, but for its checksum.
+Rows are read from the leaves of the file (`rawfile`), not through its B-trees: in every table, a damaged page costs
+only the rows on it. Which rows these were is known from intact indexes, and from the offsets, which have no holes.
+Whales are copied first, then events, which refer to them, then the other rows. A row of `spends` can be restored from
+its index alone, except for its checksum.
 
-Pages that are in no tree hold rows that retention removed, or those of a table that somebody dropped. Of them only
-events that retention has not removed are taken, and their whales.
+Free pages belong to no tree. They hold rows that retention removed, or those of a table that was dropped. From them,
+only events that retention has not removed are copied, and the whales of those events.
 """
 
 import re
@@ -31,25 +31,28 @@ from whaled.model import Scan
 TWICE = "another event has the same transaction, kind and reference"
 NO_WHALE_LEFT = "its whale is not in the log any more"
 NOT_KNOWN = "more rows may be lost: which ones cannot be read"
-BEYOND = "its offset cannot be"
+BEYOND = "its offset is impossible"
 COMMIT_ROWS = 10_000
-SAMPLE = 5  # rows by which a page is recognised
-# Of events that are missing without a trace; beyond it a line stands for a whole range.
+SAMPLE = 5  # number of rows from which the shape of a page is determined
+# A range of missing events up to this length is listed one line per event; a longer range takes a single line.
 LISTED_RANGE = 100_000
 OUTPOINT = re.compile(rb"[0-9a-f]{64}:[0-9]{1,10}")
 TABLES = (Table.EVENTS, Table.WHALES, Table.SPENDS, Table.BLOCKS, Table.STATE)
-# Stored columns of a row; those that older versions stored have no checksum.
+# The numbers of stored columns of a row; rows of older versions have no checksum and so one column less.
 WHALE_COLUMNS = {4, 5}
 EVENT_COLUMNS = {7, 8}
 SCAN_COLUMNS = {len(Scan.__struct_fields__), len(Scan.__struct_fields__) + 1}
 REALS = frozenset({"mined_at", "scanned_at", "lead_s"})
 
-# What a damaged record holds may be of any type: `Codec` looks at it.
+# The values of a damaged record may have any type; `Codec` verifies them.
 Values = tuple[Any, ...]
 
 
 class Shape(IntEnum):
-    """The tables and indexes that a page may belong to, by its rows: each page is read once."""
+    """The tables and indexes to which a page may belong, judged by its rows.
+
+    Stored per page, so that each pass decodes only the pages that concern it.
+    """
 
     NONE = 0
     UNKNOWN = 1
@@ -60,8 +63,10 @@ class Shape(IntEnum):
 
 
 class Outcome(Struct, frozen=True):
-    """What became of the rows of a table. `unverified` are among those saved: an index has no checksums. If not
-    `is_known`, more may be lost than is known.
+    """The numbers of saved and lost rows of a table.
+
+    `unverified` counts the saved rows that come from an index, which has no checksums. If `is_known` is False, more
+    rows may be lost than are counted.
     """
 
     table: Table
@@ -81,17 +86,17 @@ class Salvaged(Struct, frozen=True):
 
     @property
     def saved(self) -> int:
-        """Rows in all."""
+        """Return the number of saved rows in all tables."""
         return sum(each.saved for each in self.outcomes)
 
     @property
     def lost(self) -> int:
-        """Rows in all."""
+        """Return the number of lost rows in all tables."""
         return sum(each.lost for each in self.outcomes)
 
 
 class Salvage:
-    """Fills `db`, a new log without rows, from the pages of an old one. `lost` lists what is lost."""
+    """Fills `db`, a new log without rows, from the pages of a damaged one. `lost` lists the rows that are lost."""
 
     def __init__(self, raw: RawFile, db: sqlite3.Connection, inspected: Inspected) -> None:
         self.lost = Lost(db)
@@ -104,7 +109,7 @@ class Salvage:
         self._counters: list[tuple[int, str, float]] = []
 
     def run(self, now: float, progress: Progress) -> Salvaged:
-        """All of it. Raises sqlite3.Error or OSError."""
+        """Copy all rows that can be saved, and list the others. Raises sqlite3.Error or OSError."""
         db, raw = self._db, self._raw
         db.execute("CREATE TABLE scratch.freed (whale INTEGER PRIMARY KEY)")
         db.execute("BEGIN")
@@ -119,13 +124,13 @@ class Salvage:
             (used, Shape.SPENDS, self._spend),
             (used, Shape.INDEXES, self._index_entry),
         )
-        done, of_all = 0, sum(len(numbers) for numbers, _, _ in passes)
+        done, total = 0, sum(len(numbers) for numbers, _, _ in passes)
         for numbers, shape, take in passes:
             if take == self._spend:
                 self._drop_whales_without_events()
             for number in numbers:
                 done += 1
-                progress(done, of_all)
+                progress(done, total)
                 shapes[number] = shapes[number] or shape_of(raw.records(number))
                 if shapes[number] in {shape, Shape.UNKNOWN}:
                     for record in raw.records(number):
@@ -133,7 +138,7 @@ class Salvage:
         return self._finish(now)
 
     def _insert(self, statement: str, values: tuple[object, ...]) -> int:
-        """Returns 0 if the row was there."""
+        """Insert a row; return the number of inserted rows: 0 if it already existed."""
         self._inserted += 1
         if self._inserted % COMMIT_ROWS == 0:
             self._db.execute("COMMIT")
@@ -211,11 +216,11 @@ class Salvage:
                 "offset": offset, "whale": whale, "txid": txid, "kind": kind, "ref": ref, "at": at, "high_at": high_at,
                 "body": body, "checksum": checksum,
             }  # fmt: skip
-            # Not stored: it, or another one, was there.
+            # Either damaged, or not inserted because this event or a conflicting one already exists.
             self.lost.add(Table.EVENTS, offset, problem or TWICE, columns, whale=whale)
 
     def _problem(self, row: Values) -> str | None:
-        """What is wrong with a row as `Codec.event` takes it."""
+        """Return the problem of a row in the format of `Codec.event`, or None."""
         counter = self._inspected.counter
         last = counter.head if counter.is_sound else schema.MAX_OFFSET
         if not 1 <= row[0] <= last:
@@ -252,7 +257,7 @@ class Salvage:
         )
 
     def _drop_whales_without_events(self) -> None:
-        """Retention finds whales by the events that it removes: one without any would stay for ever."""
+        """Delete whales without events: retention finds whales by the events it removes, and would never find these."""
         query = (
             "SELECT id, txid, alert, addresses, EXISTS (SELECT 1 FROM scratch.freed WHERE whale = id) FROM whales "
             "WHERE id > ? AND NOT EXISTS (SELECT 1 FROM events AS e WHERE e.whale = whales.id) ORDER BY id LIMIT 1000"
@@ -306,7 +311,7 @@ class Salvage:
         )
 
     def _index_entry(self, record: Record) -> None:
-        """What the indexes know of rows that are not there."""
+        """Use an index entry to list a row that is lost, or to restore a row of `spends`."""
         match record.values:
             case (int() as whale, bytes() as kind, bytes() as ref, int() as offset):
                 if 1 <= offset <= self._inspected.counter.head and not self._has("events", "offset", offset):
@@ -323,7 +328,7 @@ class Salvage:
         query = "SELECT 1 FROM spends WHERE outpoint = CAST(? AS TEXT) AND whale = ?"
         if self._db.execute(query, (outpoint, bounded(whale))).fetchone() or self.lost.has(Table.SPENDS, key):
             return
-        # Where all rows of the table can be read, an entry without a row is a damaged entry.
+        # If all rows of the table can be read, an index entry without a row is itself damaged.
         lacks_rows = unread(Table.SPENDS) in self._inspected.structure
         if lacks_rows and self._is_held(whale) and OUTPOINT.fullmatch(outpoint):
             insert = "INSERT OR IGNORE INTO spends (outpoint, whale) VALUES (?, ?)"
@@ -362,7 +367,7 @@ class Salvage:
 
     @cached_property
     def _counter(self) -> tuple[str, int, float | None, bool]:
-        """Epoch, newest offset, when the log was made, whether the epoch is a new one."""
+        """Return epoch, newest offset, creation time, and whether the epoch is new."""
         found = self._inspected.counter
         if found.is_sound:
             return found.epoch, found.head, found.created_at, False
@@ -374,7 +379,7 @@ class Salvage:
         return schema.new_epoch(), max(newest, found.head, *notes), None, True
 
     def _first(self) -> int:
-        """The first offset that retention has not removed."""
+        """Return the first offset that retention has not removed."""
         pruned = self._noted(schema.PRUNED_MARK)
         if pruned is not None:
             return pruned + 1
@@ -392,7 +397,7 @@ class Salvage:
         return self._db.execute(query, (first - 1, head + 1)).fetchall()
 
     def _list_missing(self, holes: Gaps) -> None:
-        """List the events of which nothing but their offsets is known."""
+        """List the missing events of which only the offsets are known."""
         for low, high in holes:
             for part in outside(of_events(low, high, MISSING), self._inspected.gaps):
                 if part.rows > LISTED_RANGE:
@@ -414,12 +419,15 @@ class Salvage:
 
 
 def is_spend(outpoint: bytes, rest: Sequence[object]) -> bool:
-    """Whether text, a number and the rest are a row of `spends`: an entry of the index of txids has no colon."""
+    """Return whether (outpoint, number, *rest) is a row of `spends`.
+
+    An entry of the index on txids also consists of a text and a number, but its text has no colon.
+    """
     return len(rest) == 1 or (not rest and b":" in outpoint)
 
 
 def shape_of(records: Iterable[Record]) -> Shape:
-    """The shape of most of the first rows of a page: one of them may be damaged."""
+    """Return the most common shape among the first rows of a page, of which some may be damaged."""
     shapes = Counter(_shape(record) for record in islice(records, SAMPLE))
     return shapes.most_common(1)[0][0] if shapes else Shape.UNKNOWN
 
@@ -441,5 +449,5 @@ def _shape(record: Record) -> Shape:
 
 
 def _real(value: Any) -> Any:
-    """SQLite stores a real number without a fraction as an integer."""
+    """Convert an integer to float: SQLite stores a real number without a fraction as an integer."""
     return float(value) if isinstance(value, int) else value

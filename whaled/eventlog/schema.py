@@ -1,13 +1,17 @@
-"""What the database looks like, and how an older one becomes the current one. Runs on the thread that writes.
+"""The schema of the database and its migrations, which run on the writer's thread.
 
-`log` is one row: the epoch and the offset counter, which outlives the events (pruning all of them restarts nothing).
-`whales` holds each alert and its addresses once, however many events speak of it, and for as long as one of them is
-held: an update is complete even when its alert has been pruned. `events` are the offsets, without holes.
-`high_at` is the highest `at` up to that offset: it never falls, so a time is found by bisection even where the
-clock was set back. `spends` are the outpoints that a whale's transaction spends, for as long as the whale is held.
-`state` is small text by key: what one machine noted, and the mark of a copy. `gaps` are the offsets that `whaled
-repair` took out because they were damaged: other holes in `events` are new damage. `checksum` is NULL in rows that a
-version before 4 stored.
+- `log` has one row: the epoch and the offset counter. The counter outlives the events: it continues even after
+  retention has removed all of them.
+- `whales` holds each alert and its addresses once, while any event about the whale is held: an update stays complete
+  when its alert has been pruned.
+- `events` has one row per offset, without holes. `high_at` is the highest `at` up to that offset. It never decreases,
+  so a time can be found by bisection even if the clock was set back.
+- `spends` holds the outpoints that a whale's transaction spends, while the whale is held.
+- `blocks` holds one row per scanned block.
+- `state` holds short texts by key: the notes of one daemon, and the mark of a copy.
+- `gaps` holds the offsets of damaged events that `whaled repair` removed. Any other hole in `events` is new damage.
+
+`checksum` is NULL in rows that a version before 4 stored.
 """
 
 import secrets
@@ -19,24 +23,24 @@ from pathlib import Path
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums
 
-APPLICATION_ID = 0x57484C44  # "WHLD", in the header of the file: `file whaled.db` shows it
+APPLICATION_ID = 0x57484C44  # "WHLD" in the file header; `file whaled.db` shows it
 
-MAX_OFFSET = 2**53  # the largest number that every client's JSON can hold
+MAX_OFFSET = 2**53  # the largest integer that every JSON client represents exactly
 
-EPOCH_BYTES = 12  # 96 random bits: two databases never share an epoch
+EPOCH_BYTES = 12  # 96 random bits: in practice two databases never share an epoch
 
 # Keys of `state`.
 CANARY_MARK = "canary"
 COPY_MARK = "copy"
 STARTS_MARK = "starts"
-PRUNED_MARK = "pruned_offset"  # retention has removed all events up to this offset: others that are missing are lost
-VERIFIED_MARK = "verified_offset"  # the backfill has looked at all events up to this offset: they were there
+PRUNED_MARK = "pruned_offset"  # retention has removed all events up to this offset; any other missing event is lost
+VERIFIED_MARK = "verified_offset"  # the backfill has read all events up to this offset, so they existed
 
 Migration = Callable[[sqlite3.Connection, float], None]
 
 
 def create(db: sqlite3.Connection, now: float) -> None:
-    """Version 1: the tables, and the epoch that lives as long as they do."""
+    """Create version 1: the tables, and the epoch, which lasts as long as they do."""
     db.execute("""
         CREATE TABLE log (
             id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -67,16 +71,16 @@ def create(db: sqlite3.Connection, now: float) -> None:
 
 
 def new_epoch() -> str:
-    """Letters and digits only: it is typed into command lines, where a leading "-" would make an option of it."""
+    """Return a random epoch of letters and digits: a leading "-" would turn it into an option on a command line."""
     return secrets.token_hex(EPOCH_BYTES)
 
 
-NO_HEIGHT = 2**53  # above every block there will be
-BLOCKS_VERSION = 2  # from which on there is a table `blocks`
+NO_HEIGHT = 2**53  # above every possible block height
+BLOCKS_VERSION = 2  # the first version with the table `blocks`
 
 
 def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
-    """Version 2: which blocks were scanned, and how well the mempool was watched before each."""
+    """Add version 2: the scanned blocks, and how completely the mempool was observed before each of them."""
     db.execute("""
         CREATE TABLE blocks (
             height INTEGER PRIMARY KEY,
@@ -92,11 +96,11 @@ def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
         ) STRICT""")
 
 
-SPENDS_VERSION = 3  # from which on there is a table `spends`
+SPENDS_VERSION = 3  # the first version with the table `spends`
 
 
 def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
-    """Version 3: the outpoints that each whale spends, so that two whales that spend the same one find each other."""
+    """Add version 3: the outpoints that each whale spends, by which conflicting whales are found."""
     db.execute("""
         CREATE TABLE spends (
             outpoint TEXT NOT NULL,
@@ -106,12 +110,14 @@ def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
     db.execute("CREATE INDEX spends_by_whale ON spends (whale)")
 
 
-CHECKSUMS_VERSION = 4  # from which on rows have checksums, and there is a table `gaps`
+CHECKSUMS_VERSION = 4  # the first version with checksums and the table `gaps`
 
 
 def add_checksums(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
-    """Version 4: a checksum for each row. Adding a column rewrites no row: a log of any size takes milliseconds. What
-    is there stays without checksums, except for the few rows that live as long as the log.
+    """Add version 4: a checksum per row, and the table of gaps.
+
+    Adding a column rewrites no row, so the migration takes milliseconds whatever the size of the log. Existing rows
+    stay without checksums, except for the few in `log` and `state`.
     """
     for table in ("events", "whales", "spends", "blocks", "state", "log"):
         db.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
@@ -127,26 +133,26 @@ def add_checksums(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 -
 
 
 def seal_log(db: sqlite3.Connection) -> None:
-    """Give the row of `log` the checksum of what it holds now, if this version of the schema has one."""
+    """Update the checksum of the row of `log`, if this schema version has one."""
     if has_checksums(db):
         for row in db.execute("SELECT CAST(epoch AS BLOB), head, created_at FROM log").fetchall():
             db.execute("UPDATE log SET checksum = ?", (checksums.of_log(*row),))
 
 
 def has_checksums(db: sqlite3.Connection) -> bool:
-    """Whether the rows of this database can have checksums: not before `add_checksums`."""
+    """Return whether the tables of this database have a checksum column, which `add_checksums` adds."""
     return bool(_number(db, "SELECT count(*) FROM pragma_table_info('log') WHERE name = 'checksum'"))
 
 
 def counter(db: sqlite3.Connection) -> tuple[str, int] | None:
-    """Epoch and newest offset; None if their row is not what was written."""
+    """Return epoch and newest offset; None if their row is missing or damaged."""
     checksum = ", checksum" if has_checksums(db) else ""
     row = db.execute(f"SELECT CAST(epoch AS BLOB), head, created_at{checksum} FROM log").fetchone()  # noqa: S608 - constants
     return (row[0].decode(), row[1]) if row is not None and is_sound(*row) else None
 
 
 def is_sound(epoch: object, head: object, created_at: object, *checksum: object) -> bool:
-    """Whether the row of `log` is the one that was written. Versions before 4 stored no checksum: none is compared."""
+    """Return whether the row of `log` is intact. Without a checksum (versions before 4) only types are checked."""
     if not (isinstance(epoch, bytes) and epoch.isalnum() and isinstance(head, int) and isinstance(created_at, float)):
         return False
     expected = checksums.of_log(epoch, head, created_at) if 0 <= head <= MAX_OFFSET else None
@@ -154,7 +160,7 @@ def is_sound(epoch: object, head: object, created_at: object, *checksum: object)
 
 
 def put_state(db: sqlite3.Connection, key: str, value: str) -> None:
-    """Store a small text under a key."""
+    """Store a short text under a key."""
     db.execute(
         "INSERT INTO state (key, value, checksum) VALUES (?, ?, ?) "
         "ON CONFLICT (key) DO UPDATE SET value = excluded.value, checksum = excluded.checksum",
@@ -162,30 +168,30 @@ def put_state(db: sqlite3.Connection, key: str, value: str) -> None:
     )
 
 
-# Step n takes version n to version n + 1. Steps are only ever added at the end; one that has been released stays.
+# Step n migrates version n to version n + 1. New steps go to the end; a released step never changes.
 MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends, add_checksums)
 
 
 def migrate(
     db: sqlite3.Connection, path: Path, *, now: float, steps: Sequence[Migration] = MIGRATIONS
 ) -> tuple[int, int]:
-    """Bring the database to the newest version, all of it or nothing. Returns the versions (before, after).
+    """Migrate the database to the newest version in one transaction. Return the versions (before, after).
 
-    Raises EventLogError for a database that is not whaled's or is newer than this program, and leaves it as it is.
+    Raises EventLogError for a database that was made by another program or a newer whaled, and leaves it unchanged.
     """
     with _transaction(db):
         before = identify(db, path, newest=len(steps))
         for step in steps[before:]:
             step(db, now)
         if before < len(steps):
-            # Pragmas take no parameters; both values are our own integers.
+            # Pragmas take no parameters; both values are integer constants.
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {len(steps)}")
     return before, len(steps)
 
 
 def identify(db: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS)) -> int:
-    """The schema version, 0 for an empty database. Reads only; raises EventLogError as `migrate` does."""
+    """Return the schema version, 0 for an empty database. Read-only; raises EventLogError as `migrate` does."""
     application = _number(db, "PRAGMA application_id")
     version = _number(db, "PRAGMA user_version")
     if application == 0 and version == 0 and _number(db, "SELECT count(*) FROM sqlite_schema") == 0:
@@ -212,7 +218,7 @@ def identify(db: sqlite3.Connection, path: Path, *, newest: int = len(MIGRATIONS
 
 
 def faults(db: sqlite3.Connection, version: int) -> list[str]:
-    """Where tables, columns and indexes are not those of this version. Reads only."""
+    """Return the differences between the tables, columns and indexes and those of this version. Read-only."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as pristine:
         for step in MIGRATIONS[:version]:
             step(pristine, 0.0)
@@ -221,7 +227,7 @@ def faults(db: sqlite3.Connection, version: int) -> list[str]:
     lines: list[str] = []
     for (kind, name, table), columns in expected.items():
         if (kind, name, table) not in found:
-            # The indexes that SQLite makes for a table go with it.
+            # The indexes of a missing table are missing too: report the table only.
             if kind == "table" or ("table", table, table) in found:
                 lines.append(f"{kind} {name} is missing")
         elif absent := columns - found[kind, name, table]:
@@ -232,33 +238,33 @@ def faults(db: sqlite3.Connection, version: int) -> list[str]:
 
 
 def usable_tables(db: sqlite3.Connection, version: int) -> set[str]:
-    """The tables that are there, with each of their columns."""
+    """Return the tables that exist with exactly the columns of this version."""
     bad = {line.split()[1] for line in faults(db, version) if line.startswith("table ")}
     return {table for (kind, _, table) in _shape(db) if kind == "table"} - bad
 
 
 def _shape(db: sqlite3.Connection) -> dict[tuple[str, str, str], set[str]]:
-    """Columns by type, name and table."""
-    # Compared as text whatever the connection makes of it.
+    """Return the columns of each schema object by its type, name and table."""
+    # Read as blobs and decoded here, so that the connection's text factory makes no difference.
     query = "SELECT CAST(type AS BLOB), CAST(name AS BLOB), CAST(tbl_name AS BLOB) FROM sqlite_schema"
     shape: dict[tuple[str, str, str], set[str]] = {}
     for row in db.execute(query).fetchall():
         kind, name, table = (bytes(value or b"").decode("utf-8", "replace") for value in row)
         columns: set[str] = set()
         if kind == "table":
-            which = "SELECT CAST(name AS BLOB) FROM pragma_table_info(?)"
-            columns = {bytes(column).decode("utf-8", "replace") for (column,) in db.execute(which, (name,))}
+            of_table = "SELECT CAST(name AS BLOB) FROM pragma_table_info(?)"
+            columns = {bytes(column).decode("utf-8", "replace") for (column,) in db.execute(of_table, (name,))}
         shape[kind, name, table] = columns
     return shape
 
 
 def pruned_offset(db: sqlite3.Connection) -> int | None:
-    """The offset up to which retention has removed events; None where it is not known (older versions of whaled)."""
+    """Return the offset up to which retention has removed events; None if unknown (logs of older versions)."""
     return noted_offset(db, PRUNED_MARK)
 
 
 def noted_offset(db: sqlite3.Connection, key: str) -> int | None:
-    """An offset stored in `state`; None if there is none, or if its row is not what was written."""
+    """Return an offset stored in `state`; None if there is none or if its row is damaged."""
     if not has_checksums(db):
         return None
     query = "SELECT CAST(value AS BLOB), checksum FROM state WHERE key = ?"
@@ -270,8 +276,10 @@ def noted_offset(db: sqlite3.Connection, key: str) -> int | None:
 
 
 def gaps(db: sqlite3.Connection, head: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """First and last offsets of what `whaled repair` took out, ascending, and those of rows that cannot be that:
-    the table has no checksums. A gap lies between 1 and the newest offset, behind the one before, and holds no event.
+    """Return the first and last offsets of the gaps that `whaled repair` made, ascending, and those of invalid rows.
+
+    The table has no checksums. A valid gap lies between 1 and the newest offset, after the previous gap, and contains
+    no event.
     """
     sound: list[tuple[int, int]] = []
     wrong: list[tuple[int, int]] = []
@@ -283,7 +291,7 @@ def gaps(db: sqlite3.Connection, head: int) -> tuple[list[tuple[int, int]], list
 
 
 def _holds(db: sqlite3.Connection, first: int, through: int) -> bool:
-    """True if an event with one of these offsets can be read."""
+    """Return whether an event with one of these offsets can be read."""
     try:
         query = "SELECT 1 FROM events WHERE offset BETWEEN ? AND ?"
         return db.execute(query, (first, through)).fetchone() is not None
@@ -294,27 +302,28 @@ def _holds(db: sqlite3.Connection, first: int, through: int) -> bool:
 
 
 def version_of(db: sqlite3.Connection) -> int:
-    """The schema version that the file names, whoever made it."""
+    """Return the schema version in the file header, whichever program wrote it."""
     return _number(db, "PRAGMA user_version")
 
 
 def mark_copy(db: sqlite3.Connection, now: float) -> None:
-    """Say in the file that it is a copy: whoever goes on writing there must take a new epoch. The log that it was made
-    of may have gone on, and given the same offsets to other events.
+    """Mark the file as a copy: a daemon that continues to write there must begin a new epoch.
+
+    The original log may have continued meanwhile and assigned the same offsets to other events.
     """
     with _transaction(db):
-        # A copy is no running daemon's: started from, it must not look like one that crashed.
+        # A daemon started on the copy must not take it for the log of a daemon that crashed.
         db.execute("DELETE FROM state WHERE key IN (?, ?, ?)", (COPY_MARK, CANARY_MARK, STARTS_MARK))
         db.execute("INSERT INTO state (key, value) VALUES (?, ?)", (COPY_MARK, str(now)))
 
 
 def is_copy(db: sqlite3.Connection) -> bool:
-    """Whether the file has the mark."""
+    """Return whether the file is marked as a copy."""
     return db.execute("SELECT 1 FROM state WHERE key = ?", (COPY_MARK,)).fetchone() is not None
 
 
 def settle_copy(db: sqlite3.Connection, *, renew: bool) -> None:
-    """Make a log of a copy: without the mark, and with an epoch of its own unless it is proven to need none."""
+    """Turn a copy into a log: remove its mark and, if `renew`, begin a new epoch."""
     with _transaction(db):
         db.execute("DELETE FROM state WHERE key = ?", (COPY_MARK,))
         if renew:

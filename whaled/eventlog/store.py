@@ -1,16 +1,16 @@
-"""The durable event log, as the event loop sees it. Nothing is published that is not in here.
+"""The event loop's interface to the durable event log. An event is published only after its commit here.
 
-All waiting for the disk happens on threads, each with a connection of its own; with a write-ahead log, reading and
-writing do not wait for each other. One writes. The others read, so that what comes before a commit, or decides what a
-client gets next, never waits for what goes through many events:
+All disk I/O runs on threads. Each thread has its own connection; with a write-ahead log, readers and the writer do not
+block each other. One thread writes. The reads are split over four threads, so that a read which precedes a commit or
+decides what a client receives next never waits for one that goes through many events:
 
-- look-ups by txid, outpoint, height and key: they come before a commit;
-- times: where a client's replay begins;
+- look-ups by txid, outpoint, height and key, which precede a commit;
+- look-ups by time, which find where a client's replay begins;
 - pages of replays;
 - searches through all events, and the check of the file.
 
-A damaged row is skipped, counted and logged, and is never the end of the daemon: `whole_from` lies behind it, and who
-asks for events before that is answered that some are missing.
+A damaged row is skipped, counted and logged; it never ends the daemon. `whole_from` then lies after that row, and a
+replay that begins before it reports that events are missing.
 """
 
 import asyncio
@@ -42,49 +42,48 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
-# Offsets removed in one transaction: an append that comes in between waits for one of these, some milliseconds.
+# Offsets removed in one transaction. An append waits for at most one such transaction, which takes some milliseconds.
 PRUNE_BATCH = 200
-# How far ahead of the newest block the clock is believed. Blocks come every ten minutes, hours apart at the most, and a
-# block's time is at most two hours ahead. The backend's own time says less: mostly it runs on this very machine.
+# How far the clock may be ahead of the newest block before retention distrusts it. Blocks come every ten minutes, at
+# most hours apart, and a block's time is at most two hours ahead. The backend's clock would prove less: the backend
+# usually runs on the same machine.
 AHEAD_LIMIT_S = 86_400.0
-# Txids looked up at once: a mempool snapshot of 300,000 must not keep the reader from everybody else's pages.
+# Txids or outpoints per query: a mempool snapshot with 300,000 of them must not block the other look-ups.
 TXID_CHUNK = 2_000
-# How long the check may hold up the start, well below the 90 s systemd gives. A log of a million events (0.9 GB) took
-# 0.5 s from memory and 13 s from a cold, slow disk; what the check did not reach is still refused when it is read.
+# How long the check may delay the start; systemd allows 90 s. The check of a log with a million events (0.9 GB) took
+# 0.5 s from memory and 13 s from a cold, slow disk. Damage that the check did not reach is still found on reading.
 CHECK_LIMIT_S = 10.0
-
-
-# Damage that one job may report: the threads find it, the event loop takes it when the job is done.
+# At most this many damage reports wait for the event loop; it takes them when the job that found them ends.
 FOUND_LIMIT = 10_000
 
 
 class LogMeter(Protocol):
-    """Counts what the log does. Called on the event loop."""
+    """Receives the log's measurements. Called on the event loop."""
 
     def committed(self, events: int, seconds: float) -> None:
-        """A transaction with new events was stored; `seconds` includes the fsync."""
+        """Record a committed transaction with new events; `seconds` includes the fsync."""
         ...
 
     def failed(self, reason: LogFailure) -> None:
-        """An operation failed."""
+        """Record a failed operation."""
         ...
 
     def pruned(self, events: int) -> None:
-        """Retention removed events."""
+        """Record events that retention removed."""
         ...
 
     def damaged(self, rows: int) -> None:
-        """How many damaged rows are known: readers skip them."""
+        """Set the number of known damaged rows, which readers skip."""
         ...
 
     def size(self, size_bytes: int) -> None:
-        """What database and write-ahead log take on disk."""
+        """Set the size of the database and its write-ahead log on disk."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """The connections and the one thread of each. `found` is what they report: they append, the event loop takes."""
+    """The connections, each with its one thread. They append damage to `found`, and the event loop removes it."""
 
     writer: Writer
     lookups: Reader
@@ -100,7 +99,7 @@ class Threads:
 
     @property
     def readers(self) -> tuple[tuple[Rows, ThreadPoolExecutor], ...]:
-        """The reading connections, each with its thread."""
+        """Return the reading connections, each with its thread."""
         return (
             (self.lookups, self.lookup_thread),
             (self.times, self.time_thread),
@@ -109,7 +108,7 @@ class Threads:
         )
 
     def close(self) -> Future[None]:
-        """Close everything, each on its thread, behind what was submitted before; the writer last."""
+        """Close every connection on its own thread, after the jobs already submitted there; the writer last."""
         closed = [thread.submit(reader.close) for reader, thread in self.readers]
         writer_closed = self.write_thread.submit(self.writer.close, *closed)
         for thread in (self.write_thread, *(thread for _, thread in self.readers)):
@@ -119,19 +118,21 @@ class Threads:
 
 @dataclass(frozen=True, slots=True)
 class WaitingAppend:
-    """A call of `append` whose transaction has not ended."""
+    """A call of `append` whose transaction has not finished."""
 
     drafts: tuple[Draft, ...]
     outcome: asyncio.Future[list[Event]]
 
 
 class EventLog:
-    """Made by `EventLog.open`. Every coroutine here may raise EventLogError; after one, end the process: what is not
-    stored must not be published, and the message says what the operator has to mend.
+    """An open event log, made by `EventLog.open`.
 
-    `epoch` is a random id made with the database. `head` is the newest committed offset, 0 before the first; `oldest`
-    the oldest offset still held, head + 1 if none is. From `whole_from` on (not below `oldest`) nothing is known to be
-    damaged or missing. All of them move on the event loop only.
+    Every coroutine here may raise EventLogError. End the process after one: an event that is not stored must not be
+    published. The message names the fault and what the operator has to do.
+
+    `epoch` is a random id made with the database. `head` is the newest committed offset, 0 before the first event.
+    `oldest` is the oldest offset still held, head + 1 if none is. No damaged or missing event is known at or after
+    `whole_from`, which is never below `oldest`. All of them change on the event loop only.
     """
 
     def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: LogMeter) -> None:
@@ -143,7 +144,7 @@ class EventLog:
         self._known_damage = KnownDamage(opened.gaps)
         self._retention_s = retention_s
         self._meter = meter
-        # Bounded by the tasks that append: each waits for its own outcome.
+        # Bounded by the number of tasks that append: each waits for the outcome of its own call.
         self._waiting: list[WaitingAppend] = []
         self._is_committing = False
         self._is_closed = False
@@ -153,9 +154,10 @@ class EventLog:
     async def open(
         cls, settings: sections.EventLog, meter: LogMeter, clock: Callable[[], float] = time.time
     ) -> AsyncIterator[Self]:
-        """Open or make the database, and check it. On leaving, what waits is stored, then the files are closed.
+        """Open or create the database and check it. On exit, commit the waiting appends, then close the files.
 
-        Raises EventLogError: in use by another whaled, newer, not whaled's, damaged, not writable.
+        Raises EventLogError if the database is in use by another whaled, was made by a newer version or by another
+        program, is damaged, or is not writable.
         """
         threads = threads_for(settings)
         try:
@@ -176,28 +178,29 @@ class EventLog:
             finally:
                 event_log._refuse_from_now_on()
         finally:
-            # The thread works in order: what was submitted before is stored before. Submitted in one go, so that a
-            # cancellation here cannot leave the files open or let another daemon in too early.
+            # Each thread runs its jobs in order, so appends submitted earlier are committed first. All closing jobs
+            # are submitted at once: a cancellation here can neither leave files open nor release the lock too early.
             await asyncio.shield(asyncio.wrap_future(threads.close()))
 
     @property
     def whole_from(self) -> int:
-        """The offset from which on nothing is known to be damaged or missing: `oldest` as long as nothing is."""
+        """Return the first offset after all known damage and gaps; `oldest` if there are none."""
         return max(self.oldest, self._newest_damage + 1)
 
     @property
     def position(self) -> Position:
-        """Where the log ends now."""
+        """Return the position of the newest committed event."""
         return Position(self.epoch, self.head)
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
-        """Store drafts in one transaction. Returns, after the fsync, the new events in the order of their offsets.
+        """Store drafts in one transaction. Return the new events, in offset order, after the fsync.
 
-        Drafts that the log already has are skipped and take no offset: same txid, kind and ref, or an alert for a whale
-        of which any event is held. Calls that wait at the same time share a transaction, and its failure.
+        A draft that the log already holds is skipped and takes no offset: one with the same txid, kind and ref, or an
+        alert for a whale that has any event in the log. Calls that wait at the same time share one transaction, and
+        fail together.
 
-        If the caller is cancelled while its transaction runs, the events may be stored all the same: `head` then moves
-        although nobody was given the events. Who publishes sees that the next offset is not the one expected.
+        If the caller is cancelled while its transaction runs, the events may still be stored: `head` then advances
+        although no caller received them. A publisher notices because the next offset is not the one it expects.
         """
         self._refuse_if_closed()
         if not drafts:
@@ -209,17 +212,20 @@ class EventLog:
         return await call.outcome
 
     async def rehearse(self, draft: Draft) -> Event:
-        """Take a draft the way of `append`, to the disk and back, and keep nothing of it. Its offset is nobody's."""
+        """Pass a draft through the same steps as `append`, including the fsync, without keeping it.
+
+        Returns the event that `append` would have returned; its offset is not assigned.
+        """
         event, wants_checkpoint = await self._write(self._threads.writer.rehearse, draft)
         if not self._is_committing:
             self._commit(checkpoint=wants_checkpoint)
         return event
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        """Events with after < offset <= through, ascending, at most `limit`; empty only if there is none.
+        """Return the events with after < offset <= through, ascending, at most `limit`; empty only if there are none.
 
-        If the first one is not `after` + 1 (or there is none although `through` has been reached), or one does not
-        follow the one before it, retention has removed what is missing, or it is damaged.
+        Offsets absent from the result, up to its last event or (if it is empty) up to `through` or `head`, were
+        removed by retention or are damaged.
         """
         self._refuse_if_closed()
         require_limit(limit)
@@ -232,21 +238,22 @@ class EventLog:
         return events
 
     async def page(self, after: int, through: int, limit: int) -> Page:
-        """As `between`, but of at most `limit` rows, damaged ones included, and 1 MiB; the page says how far the log
-        was read: go on after that.
+        """Return one page of the events with after < offset <= through: at most `limit` rows and about 1 MiB.
+
+        Damaged rows count towards `limit`. Read the next page after the offset `Page.through`.
         """
         require_limit(limit)
         return await self._on(self._threads.page_thread, self._threads.pages.page, after, through, limit)
 
     async def offset_before(self, at: float) -> int:
-        """The greatest offset that is, like all before it, older than `at`: replay after it misses nothing since `at`.
+        """Return the greatest offset such that it and all offsets before it are older than `at` (Unix seconds).
 
-        `oldest` - 1 if none is.
+        A replay after that offset misses no event since `at`. Returns `oldest` - 1 if no event is older.
         """
         return await self._on(self._threads.time_thread, self._threads.times.offset_before, at)
 
     async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        """The alerts known for these txids, as they were logged. Sees every append that has returned."""
+        """Return the stored whales by txid, without an entry for unknown ones. Sees every append that has returned."""
         known: dict[str, Whale] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
@@ -254,7 +261,7 @@ class EventLog:
         return known
 
     async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
-        """The txids of the whales that spend each of these outpoints, oldest first; none known, no entry."""
+        """Return, by outpoint, the txids of the whales that spend it, oldest first; no entry if none is known."""
         found: dict[str, list[str]] = {}
         rest = iter(outpoints)
         while chunk := list(islice(rest, TXID_CHUNK)):
@@ -262,7 +269,7 @@ class EventLog:
         return found
 
     async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
-        """The outpoints that each of these whales spends; no entry for whales stored before they were kept."""
+        """Return, by txid, the outpoints that the whale spends; no entry for whales of a schema version before 3."""
         found: dict[str, list[str]] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
@@ -270,15 +277,15 @@ class EventLog:
         return found
 
     async def pending(self, after: int, limit: int) -> list[Event]:
-        """The newest event of every whale of which nothing final has been said, ascending, at most `limit`.
+        """Return the newest event of each whale without an outcome, ascending, with offset > `after`, at most `limit`.
 
-        What a restarted daemon still has to follow. `after` pages, and leaves out what is older than it cares for.
+        A restarted daemon continues to follow these whales. `after` serves for paging and to leave out old events.
         """
         require_limit(limit)
         return await self._search(self._threads.searches.pending, after, limit)
 
     async def histories(self, txids: Iterable[str]) -> dict[str, list[tuple[Kind, str]]]:
-        """Kind and ref of every event about these whales that is held, in their order."""
+        """Return, by txid, kind and ref of each event held about the whale, in offset order."""
         found: dict[str, list[tuple[Kind, str]]] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
@@ -286,46 +293,47 @@ class EventLog:
         return found
 
     async def newest_alert(self) -> Event | None:
-        """The alert that was stored last, None if none is held."""
+        """Return the newest alert, or None if none is held."""
         return await self._search(self._threads.searches.newest_alert)
 
     async def confirmed_in(self, block_hash: str) -> list[Whale]:
-        """The whales of which the newest word is that they are in this block. Looks through every event."""
+        """Return the whales whose newest event confirms them in this block. Reads through all events."""
         return await self._search(self._threads.searches.confirmed_in, block_hash)
 
     async def gone_since(self, at: float, limit: int) -> dict[str, int]:
-        """The whales of which the newest word, not older than `at`, is that they were replaced or dropped, newest
-        first, and how many events there are about each.
+        """Return txid and number of events of the whales whose newest event is `replaced` or `dropped`.
+
+        Newest first, at most `limit`; a newest event older than `at` (Unix seconds) does not count.
         """
         require_limit(limit)
         return await self._search(self._threads.searches.gone_since, at, limit)
 
     async def scans(self, low: int, high: int) -> list[Scan]:
-        """The blocks scanned between two heights, both included, ascending."""
+        """Return the scans of the blocks between two heights, both included, ascending."""
         return await self._look_up(self._threads.lookups.scans, low, high)
 
     async def newest_scans(self, limit: int, below: int = schema.NO_HEIGHT) -> list[Scan]:
-        """The highest blocks scanned below a height, descending, at most `limit`."""
+        """Return the scans of the highest blocks below a height, descending, at most `limit`."""
         require_limit(limit)
         return await self._look_up(self._threads.lookups.newest_scans, limit, below)
 
     async def put_scan(self, scan: Scan) -> None:
-        """Store what the scan of a block found; returns after the fsync."""
+        """Store the result of a block scan; returns after the fsync."""
         await self._write(self._threads.writer.put_scan, scan)
 
     async def forget_scan(self, height: int) -> None:
-        """The block at this height is to be scanned again."""
+        """Remove the scan of the block at this height, so that the block is scanned again."""
         await self._write(self._threads.writer.forget_scan, height)
 
     async def prune(self, now: float, *, follows_blocks: bool = True) -> int:
-        """Remove what is older than the retention, oldest first, a batch at a time. Returns how many events.
+        """Remove events older than the retention, oldest first, in batches. Return the number of removed events.
 
-        A `now` that is more than a day after the newest block scanned is taken for that day, with a warning: a clock
-        that jumped ahead must not empty the log. Unless no blocks are followed (any more).
+        If blocks are followed, a `now` more than a day after the newest scanned block is replaced by the end of that
+        day, with a warning: a clock that jumped ahead must not empty the log.
 
-        `oldest` moves up; `head` and the numbering stay, even if nothing is left. A whale stays known as long as any
-        event about it is held. After that it is forgotten: a transaction that outlives the retention in the mempool
-        would be alerted again after a restart (nodes drop a transaction after 14 days unless told otherwise).
+        `oldest` advances; `head` and the numbering stay, even if no event is left. A whale stays known while any event
+        about it is held. After that it is removed: a transaction that outlives the retention in the mempool would be
+        alerted again after a restart (nodes drop a transaction after 14 days by default).
         """
         if follows_blocks:
             now = await self._proven(now)
@@ -342,7 +350,7 @@ class EventLog:
         return removed
 
     async def _proven(self, now: float) -> float:
-        """`now`, as far as the chain bears it out. As it is while no block has been scanned."""
+        """Return `now`, at most a day after the newest scanned block; unchanged if no block has been scanned."""
         newest = await self._search(self._threads.searches.latest_scan)
         if newest is None or now - newest.mined_at <= AHEAD_LIMIT_S:
             return now
@@ -354,23 +362,23 @@ class EventLog:
         return newest.mined_at + AHEAD_LIMIT_S
 
     async def state(self, key: str) -> str | None:
-        """The text stored under a key."""
+        """Return the text stored under a key, or None."""
         return await self._look_up(self._threads.lookups.state, key)
 
     async def set_state(self, key: str, value: str) -> None:
-        """Store a small text under a key; returns after the fsync."""
+        """Store a short text under a key; returns after the fsync."""
         await self._write(self._threads.writer.set_state, key, value)
 
     async def check(self) -> None:
-        """Look through the whole file for damage, however long it takes. Searches wait meanwhile."""
+        """Check the whole file for damage, without a time limit. Searches wait meanwhile."""
         await self._search(self._threads.searches.check)
 
     def _commit(self, *, checkpoint: bool = False) -> None:
-        """Give what waits to the writer; with nothing waiting, let it checkpoint if it wants to."""
+        """Submit the waiting appends to the writer; if there are none and `checkpoint` is set, a checkpoint."""
         calls = [call for call in self._waiting if not call.outcome.cancelled()]
         self._waiting.clear()
         if calls:
-            # The future of the transaction is nobody's to cancel: its outcome always reaches `_apply_commit`.
+            # No caller holds the future of the transaction, so none can cancel it: `_apply_commit` always runs.
             job = on_thread(self._threads.write_thread, self._threads.writer.append, [call.drafts for call in calls])
             job.add_done_callback(partial(self._apply_commit, calls))
             self._is_committing = True
@@ -380,7 +388,7 @@ class EventLog:
             )
 
     def _apply_commit(self, calls: Sequence[WaitingAppend], job: asyncio.Future[Committed]) -> None:
-        """On the event loop, before any caller wakes."""
+        """Apply the outcome of a transaction. Runs on the event loop before any waiting caller resumes."""
         self._is_committing = False
         error = job.exception()
         if error is None:
@@ -415,7 +423,7 @@ class EventLog:
     def _apply_checkpoint(self, job: asyncio.Future[None]) -> None:
         error = job.exception()
         if error is not None:
-            # Nothing is lost and the next commit tries again; if the disk is full, an append will say so.
+            # Nothing is lost, and the next commit tries again. If the disk is full, the next append fails and reports.
             self._count_failure(error)
             logger.warning("event log not checkpointed", error=str(error))
 
@@ -439,9 +447,9 @@ class EventLog:
             self._note_damage()
 
     def _note_damage(self) -> None:
-        """Count and log what the threads have met; each row once, and one line for all that was met together."""
-        met = [self._threads.found.popleft() for _ in range(len(self._threads.found))]
-        new = {damage: rows for damage in merged(met) if (rows := self._known_damage.add(damage))}
+        """Count and log the damage that the threads found: each row once, with one log line for all of it."""
+        reported = [self._threads.found.popleft() for _ in range(len(self._threads.found))]
+        new = {damage: rows for damage in merged(reported) if (rows := self._known_damage.add(damage))}
         if not new:
             return
         self._newest_damage = max(self._newest_damage, *(damage.through for damage in new))
@@ -449,8 +457,8 @@ class EventLog:
         first = next(iter(new))
         self._meter.damaged(self._known_damage.rows)
         logger.error(
-            "damaged rows in the event log are skipped: clients that ask for them are told that something is missing. "
-            "`whaled check --deep` lists them all, `whaled repair` takes them out",
+            "damaged rows in the event log are skipped: clients that ask for them are informed that events are "
+            "missing. `whaled check --deep` lists them all, `whaled repair` removes them",
             table=first.table.value,
             row=first.row,
             problem=first.problem,
@@ -471,14 +479,14 @@ class EventLog:
 
 
 def require_limit(limit: int) -> None:
-    """A page must have an end: SQLite takes a negative limit for none."""
+    """Raise ValueError if `limit` is below 1: SQLite treats a negative limit as no limit."""
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
 
 
 def threads_for(settings: sections.EventLog) -> Threads:
-    """The connections, not opened yet, and their threads."""
-    # Resolved, so that two names of one file have one lock.
+    """Make the connections, not opened yet, and their threads."""
+    # Resolved, so that two names for the same file share one lock.
     path = Path(settings.path).resolve()
     found: deque[Damage] = deque(maxlen=FOUND_LIMIT)
     options = (path, settings.busy_timeout, found.append)
@@ -502,12 +510,12 @@ def threads_for(settings: sections.EventLog) -> Threads:
 
 
 def on_thread(thread: ThreadPoolExecutor, function: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
-    """Run a plain function on one of the threads."""
+    """Run a synchronous function on one of the threads."""
     return asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
 
 async def check_within(limit_s: float, threads: Threads) -> bool:
-    """Look through the file for damage, but not for longer than the limit. Returns whether it got to the end."""
+    """Check the file for damage, for at most `limit_s` seconds. Return whether the check reached the end."""
     timer = asyncio.get_running_loop().call_later(limit_s, threads.searches.interrupt)
     try:
         is_complete = await on_thread(threads.search_thread, threads.searches.check)

@@ -1,4 +1,4 @@
-"""The writing connection. One thread uses it; sqlite3 itself refuses any other."""
+"""The writing connection. Only one thread uses it; the sqlite3 module refuses any other thread."""
 
 import contextlib
 import sqlite3
@@ -32,26 +32,26 @@ from whaled.model import Draft, Event, Kind, Scan, Whale
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Above this the write-ahead log is copied into the database once the commit has been answered: SQLite would do it
-# inside the commit (4 MiB is its default too), and make that one event wait.
+# Above this size the write-ahead log is checkpointed, after the commit has returned. SQLite (whose default is also
+# 4 MiB) would checkpoint inside the commit and delay that one event.
 CHECKPOINT_BYTES = 4 * 1024 * 1024
-# Should our checkpoints not keep up, SQLite does it itself at this many pages (64 MiB): the write-ahead log is bounded.
+# If these checkpoints do not keep up, SQLite checkpoints at this many pages (64 MiB): the write-ahead log is bounded.
 AUTOCHECKPOINT_PAGES = 16_384
 
 LONG_AGO = -9e99  # `high_at` before the first event
-# The three are ends of indexes: microseconds. Beyond 2^62 there are only damaged numbers.
+# Each of the three maxima is the end of an index and takes microseconds. Only damaged rows have numbers beyond 2^62.
 NEXT_WHALE = """
     SELECT 1 + max(
         coalesce((SELECT max(id) FROM whales WHERE id < 1 << 62), 0),
         coalesce((SELECT max(whale) FROM events WHERE whale < 1 << 62), 0),
         coalesce((SELECT max(whale) FROM spends WHERE whale < 1 << 62), 0)
     )"""
-NEWEST_ROWS = 1_000  # how far back an intact event is searched for, for its `high_at`
+NEWEST_ROWS = 1_000  # at most this many of the newest rows are read to find an intact `high_at`
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the database held when it was opened. `gaps` are what `whaled repair` took out, first and last offsets."""
+    """The state of the database at opening. `gaps` are the first and last offsets that `whaled repair` removed."""
 
     epoch: str
     head: int
@@ -62,7 +62,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What one transaction stored: the new events of each call, the newest offset, how long it took."""
+    """The result of one transaction: the new events of each call, the newest offset, the duration."""
 
     events: tuple[list[Event], ...]
     head: int
@@ -72,8 +72,9 @@ class Committed:
 
 
 class Writer:
-    """Offsets come from the counter in the database, inside the transaction, so that a transaction that failed leaves
-    no hole.
+    """The only writer of the event log.
+
+    It takes offsets from the counter in the database inside the transaction, so a failed transaction leaves no hole.
     """
 
     def __init__(self, path: Path, busy_timeout_s: float, report: Report) -> None:
@@ -88,7 +89,7 @@ class Writer:
         self._newest: tuple[int, float] | None = None  # head and its `high_at`, after a commit
 
     def open(self, now: float) -> Opened:
-        """Lock out other daemons; make or migrate the database. Raises EventLogError."""
+        """Lock the log against other daemons, then create or migrate the database. Raises EventLogError."""
         self._lock.take()
         files.ensure_exists(self._path)
         files.refuse_stray_wal(self._path)
@@ -100,7 +101,7 @@ class Writer:
             if is_copy:
                 schema.settle_copy(db, renew=True)
             db.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
-            # The file shrinks to this when it starts over, so that its size says how much is not copied yet.
+            # SQLite truncates the write-ahead log to this when it restarts it: the size shows what is not copied yet.
             db.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
             files.read_rows(db)
             epoch, head = self._sound_counter(now)
@@ -110,14 +111,14 @@ class Writer:
             gaps, wrong = schema.gaps(db, head)
             for row in wrong:
                 self._report(of_gap(*row))
-            self._look_before(oldest, gaps)
+            self._report_lost_before(oldest, gaps)
         if before == 0:
             logger.info("event log made", path=str(self._path), epoch=epoch)
         elif before < after:
             logger.info("event log migrated", path=str(self._path), from_version=before, to_version=after)
         if is_copy:
             logger.warning(
-                "event log is a backup put in place: it has a new epoch, no position is honoured",
+                "event log is a backup put in place: a new epoch begins, earlier positions are no longer valid",
                 path=str(self._path),
                 epoch=epoch,
                 head=head,
@@ -125,20 +126,22 @@ class Writer:
         held = tuple(gap for gap in gaps if gap[1] >= oldest)
         return Opened(epoch, head, oldest, held, files.size_bytes(self._path))
 
-    def _look_before(self, oldest: int, gaps: Gaps) -> None:
+    def _report_lost_before(self, oldest: int, gaps: Gaps) -> None:
         """Report events that are missing before the oldest one although retention did not remove them."""
         with self._transaction("look for what retention removed") as db:
             pruned = schema.pruned_offset(db)
             if pruned is None:
-                # Older versions did not note it: what is there is where it begins.
+                # Older versions did not record this offset: the log is taken to begin at its oldest event.
                 schema.put_state(db, schema.PRUNED_MARK, str(oldest - 1))
                 return
         for damage in lost_before(oldest, pruned, gaps):
             self._report(damage)
 
     def _sound_counter(self, now: float) -> tuple[str, int]:
-        """Epoch and head. Where their row is damaged, a new epoch begins behind the newest event: which offsets clients
-        know is not known any more. An event beyond an intact counter is damaged, and in the way of those to come.
+        """Return epoch and head, and repair their row if it is damaged.
+
+        In that case the offsets that clients have received are unknown, so a new epoch begins after the newest event.
+        If the counter is intact, an event beyond it is damaged and occupies an offset still to be assigned: remove it.
         """
         with self._transaction("look at the counter") as db:
             counter = schema.counter(db)
@@ -165,8 +168,8 @@ class Writer:
     def append(self, calls: Sequence[Sequence[Draft]]) -> Committed:
         """Store the drafts of all calls in one transaction; returns after the fsync. Raises EventLogError.
 
-        What failed is not in the log, with one exception that no program can rule out: if the disk failed in the fsync
-        itself, it may be found there after a restart.
+        After a failure none of the drafts is in the log, with one exception that no program can rule out: if the fsync
+        itself failed, they may be found in the log after a restart.
         """
         began = time.perf_counter()
         with self._transaction("store events") as db:
@@ -196,8 +199,10 @@ class Writer:
         )
 
     def rehearse(self, draft: Draft) -> tuple[Event, bool]:
-        """Insert as `append` does, take it back, and commit the time of it instead: all of the way to the disk, and
-        nothing is left but a mark. Returns the event that it would have been, and whether a checkpoint is due.
+        """Insert a draft as `append` does, roll it back, and commit its time as a mark instead.
+
+        The commit exercises the whole path to the disk and leaves nothing but the mark. Returns the event that
+        `append` would have stored, and whether a checkpoint is due.
         """
         with self._transaction("rehearse") as db:
             (head,) = db.execute("SELECT head FROM log").fetchone()
@@ -206,12 +211,12 @@ class Writer:
             db.execute("ROLLBACK TO rehearsal")
             db.execute("RELEASE rehearsal")
             if event is None:
-                raise self._corrupt(f"it has the whale {draft.whale.alert.transaction_id}, which nobody sent")
+                raise self._corrupt(f"it holds the rehearsed whale {draft.whale.alert.transaction_id}")
             schema.put_state(db, schema.CANARY_MARK, str(draft.at))
         return event, files.wal_bytes(self._path) > CHECKPOINT_BYTES
 
     def prune(self, before: int) -> tuple[int, int]:
-        """Delete the events below an offset, and the whales no event speaks of any more. Returns (deleted, size)."""
+        """Delete the events below an offset, and the whales left without events. Returns (events deleted, size)."""
         with self._transaction("prune events") as db:
             whales = db.execute("DELETE FROM events WHERE offset < ? RETURNING whale", (before,)).fetchall()
             db.executemany(
@@ -227,12 +232,12 @@ class Writer:
         return len(whales), files.size_bytes(self._path)
 
     def set_state(self, key: str, value: str) -> None:
-        """Store a small text under a key. Raises EventLogError."""
+        """Store a short text under a key. Raises EventLogError."""
         with self._transaction("store state") as db:
             schema.put_state(db, key, value)
 
     def put_scan(self, scan: Scan) -> None:
-        """Store what the scan of a block found. Raises EventLogError."""
+        """Store the result of a block scan. Raises EventLogError."""
         with self._transaction("store a block scan") as db:
             values = astuple(scan)
             db.execute(
@@ -241,17 +246,17 @@ class Writer:
             )
 
     def forget_scan(self, height: int) -> None:
-        """The block at this height is to be scanned again. Raises EventLogError."""
+        """Remove the scan of the block at this height. Raises EventLogError."""
         with self._transaction("forget a block scan") as db:
             db.execute("DELETE FROM blocks WHERE height = ?", (height,))
 
     def checkpoint(self) -> None:
-        """Copy the write-ahead log into the database, as far as readers allow; the next commit starts it over."""
+        """Copy the write-ahead log into the database as far as readers allow; after a full copy it is reused."""
         with files.explained(self._path, "checkpoint the event log"):
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def close(self, *readers_closed: Future[None]) -> None:
-        """Once all readers are done: checkpoint, close, let other daemons in. Also after an open that failed."""
+        """Wait until all readers are closed, then checkpoint, close and release the lock. Safe after a failed open."""
         try:
             for closed in readers_closed:
                 closed.exception()
@@ -263,10 +268,10 @@ class Writer:
 
     def _close(self, db: sqlite3.Connection) -> None:
         try:
-            db.execute("PRAGMA busy_timeout = 0")  # a backup that is reading must not hold up the stop
+            db.execute("PRAGMA busy_timeout = 0")  # a running backup must not delay the stop
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
-            # Nothing is lost: the write-ahead log stays beside the database and is read at the next start.
+            # Nothing is lost: the write-ahead log stays next to the database, and the next start reads it.
             logger.warning("event log not checkpointed at close", path=str(self._path), error=str(error))
         finally:
             db.close()
@@ -286,15 +291,15 @@ class Writer:
                 self._refuse_if_moved()
                 db.execute("COMMIT")
             except BaseException:
-                # SQLite has rolled back by itself after some failures (a full disk, an I/O error).
+                # After some failures (a full disk, an I/O error) SQLite has already rolled back.
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
 
     def _insert(self, db: sqlite3.Connection, draft: Draft, offset: int, high_at: float) -> Event | None:
-        """The event, or None if it is in the log already.
+        """Insert a draft. Return its event, or None if the log already holds it.
 
-        An alert is a duplicate as long as its whale is known, that is while any event about it is held.
+        An alert is a duplicate while its whale is known, that is, while any event about the whale is held.
         """
         whale = draft.whale
         txid = whale.alert.transaction_id
@@ -302,11 +307,11 @@ class Writer:
         known = db.execute("SELECT id, alert, addresses, checksum FROM whales WHERE txid = ?", (txid,)).fetchone()
         if known is None:
             whale_id = self._insert_whale(db, key, whale)
-            whale = Whale(whale.alert, whale.addresses)  # as a reader would get it
+            whale = Whale(whale.alert, whale.addresses)  # without outpoints, as readers return it
         elif draft.kind is Kind.ALERT:
             return None
         else:
-            # Live delivery and replay must filter alike: an update goes with the alert that is in the log.
+            # Live delivery and replay must filter alike: an update carries the alert that is in the log.
             whale_id, *columns = known
             try:
                 whale = self._codec.whale(key, *columns)
@@ -314,7 +319,7 @@ class Writer:
                 self._report(Damage(table=Table.WHALES, row=txid, problem=str(error)))
                 whale = Whale(whale.alert, whale.addresses)
         body = None if draft.update is None else self._codec.json(draft.update)
-        # Zero is added because SQLite stores no -0.0: the checksum must be that of what is read.
+        # SQLite stores -0.0 as 0.0, and the checksum must match the value that is read back: adding 0.0 does the same.
         checksum = checksums.of_event(
             offset, draft.kind.value.encode(), draft.ref.encode(), draft.at + 0.0, high_at + 0.0, body, key
         )
@@ -326,20 +331,20 @@ class Writer:
             (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, text, checksum),
         ).rowcount
         if not inserted:
-            if known is None:  # a new whale: the event that is in its way is another one's
-                raise self._corrupt(f"an index of events names whale {whale_id}, which was not there")
+            if known is None:  # a new whale has no events yet: the conflicting row belongs to another whale
+                raise self._corrupt(f"an index of events refers to whale {whale_id}, which did not exist")
             return None
         return Event(offset=offset, kind=draft.kind, at=draft.at, whale=whale, ref=draft.ref, update=draft.update)
 
     def _insert_whale(self, db: sqlite3.Connection, txid: bytes, whale: Whale) -> int:
-        """The number of the new row: one that no event and no outpoint names, also of whales that are lost."""
+        """Insert a whale. Return its row number: one that no event or outpoint refers to, not even of a lost whale."""
         alert, addresses = self._codec.json(whale.alert), self._codec.json(whale.addresses)
         number = int(db.execute(NEXT_WHALE).fetchone()[0])
         db.execute(
             "INSERT INTO whales (id, txid, alert, addresses, checksum) VALUES (?, ?, ?, ?, ?)",
             (number, txid.decode(), alert.decode(), addresses.decode(), checksums.of_whale(txid, alert, addresses)),
         )
-        # OR IGNORE: a backend that names an outpoint twice must not end the daemon.
+        # OR IGNORE: a backend that sends the same outpoint twice must not end the daemon.
         db.executemany(
             "INSERT OR IGNORE INTO spends (outpoint, whale, checksum) VALUES (?, ?, ?)",
             ((outpoint, number, checksums.of_spend(outpoint.encode(), number)) for outpoint in whale.outpoints),
@@ -353,7 +358,7 @@ class Writer:
         )
 
     def _high_at_of(self, db: sqlite3.Connection, head: int) -> float:
-        """`high_at` of the newest event held that is intact. Known from the last commit, as long as that was ours."""
+        """Return `high_at` of the newest intact event; from memory if `head` is unchanged since the last commit."""
         if self._newest is not None and self._newest[0] == head:
             return self._newest[1]
         newest = f"{self._queries.columns} WHERE e.offset <= ? ORDER BY e.offset DESC LIMIT {NEWEST_ROWS}"
@@ -365,7 +370,10 @@ class Writer:
         return LONG_AGO
 
     def _refuse_if_moved(self) -> None:
-        """SQLite goes on writing into a deleted file without a word; all of it would be gone at the end."""
+        """Raise EventLogError if the file was deleted, moved or replaced.
+
+        SQLite would silently continue to write into the deleted file, and all of those events would be lost.
+        """
         if files.inode(self._path) != self._inode:
             raise EventLogError(
                 f"{self._path}: the event log was deleted, moved or replaced while whaled was using it. "
