@@ -570,7 +570,7 @@ async def test_without_a_token_a_server_that_wants_one_is_named(tmp_path: Path) 
         out, errors = await process.communicate()
     assert (process.returncode, out) == (1, b"")
     assert errors.decode() == (
-        "whaled tail: Token required: this server wants a token, and this stream has none. "
+        "whaled tail: Token required: this server requires a token, and this stream has none. "
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
 
