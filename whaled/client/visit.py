@@ -67,7 +67,7 @@ class Visit:
         self._subscribed_at: float | None = None
 
     async def run(self) -> NoReturn:
-        """Receive until the connection ends. Raises LinkLostError if the stream should reconnect, else a final error."""
+        """Receive until the connection ends. Raises LinkLostError for the stream to reconnect, or a final error."""
         try:
             response = await self._enter()
             await self._report(response)
