@@ -912,7 +912,7 @@ async def test_without_reconnect_a_refused_token_is_named_with_its_advice_whatev
                 with pytest.raises(AuthenticationFailed) as caught:
                     await anext(source)
             said.add(str(caught.value).replace("the same token was given again; ", ""))
-    assert said == {"Invalid or expired token: get a new token; the server's log says why this one was refused"}
+    assert said == {"Invalid or expired token: get a new token; the server's log has the reason for the refusal"}
 
 
 async def test_an_expiring_token_is_replaced_in_place_by_the_provider() -> None:

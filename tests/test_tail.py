@@ -371,7 +371,7 @@ async def test_a_refused_token_ends_with_status_1_and_advice() -> None:
         status, out, errors = await follow(quick(server.url, token=jwt("t0psecret")))
     assert (status, out) == (1, [])
     assert errors == (
-        "whaled tail: Invalid or expired token: get a new token; the server's log says why this one was refused. "
+        "whaled tail: Invalid or expired token: get a new token; the server's log has the reason for the refusal. "
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
     assert jwt("t0psecret") not in errors
@@ -389,7 +389,7 @@ async def test_without_retry_a_refused_token_of_a_file_ends_with_the_same_advice
         status, out, errors = await follow(opened(*options))
     assert (status, out) == (1, [])
     assert errors == (
-        "whaled tail: Invalid or expired token: get a new token; the server's log says why this one was refused. "
+        "whaled tail: Invalid or expired token: get a new token; the server's log has the reason for the refusal. "
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
 

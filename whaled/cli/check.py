@@ -112,7 +112,7 @@ def _verdict(found: Inspected, *, is_deep: bool, seconds: float) -> str:
     unverified = (
         f", {found.unverified:,} events have none (written before schema version 4)" if found.unverified else ""
     )
-    return f"no damage: {found.rows:,} rows are what was written, by their checksums{unverified} ({seconds:.1f} s)"
+    return f"no damage: {found.rows:,} rows match their checksums{unverified} ({seconds:.1f} s)"
 
 
 def damaged(found: Inspected) -> str:

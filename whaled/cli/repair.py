@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitStatus.FAILED
     if done.salvaged.is_renewed:
         print(
-            f"new epoch {done.salvaged.epoch}, behind offset {done.salvaged.head}: the old one is not known. Clients "
-            "are answered recovered: false once"
+            f"new epoch {done.salvaged.epoch}, after offset {done.salvaged.head}: the old one is unknown. Clients "
+            "receive recovered: false once"
         )
     else:
         print("epoch kept: clients that resume across what was taken out are answered recovered: false, others resume")

@@ -83,7 +83,7 @@ async def _serve(settings: SimulatorSettings) -> None:
     async with Simulator(settings) as simulator:
         print(
             f"simulated mempool backend: {simulator.url} rest {simulator.rest_url} control {simulator.control_url}\n"
-            f"its owners, all invented, for detection.address_book: {BOOKS[settings.network]}",
+            f"address book of its invented owners, for detection.address_book: {BOOKS[settings.network]}",
             flush=True,
         )
         await stop.wait()

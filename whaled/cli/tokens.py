@@ -186,9 +186,10 @@ def _flaw(token: str) -> str | None:
 
 
 def _summary(before: str, grant: Grant) -> str:
-    until = datetime.fromtimestamp(grant.expires_at, UTC).isoformat() if grant.expires_at is not None else "for ever"
+    expiry = grant.expires_at
+    until = "no expiry" if expiry is None else f"until {datetime.fromtimestamp(expiry, UTC).isoformat()}"
     permissions = ", ".join(sorted(grant.permissions)) or "no permissions"
-    return f"{before} {grant.client_id}: {permissions}, until {until}, signed with {_key(grant.key_id)}"
+    return f"{before} {grant.client_id}: {permissions}, {until}, signed with {_key(grant.key_id)}"
 
 
 def _ascii(text: str) -> str:

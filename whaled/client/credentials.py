@@ -129,7 +129,7 @@ def _advice(token: str) -> str:
     """Return what to do about a refused token, with the reason if the token itself shows it."""
     reason = f"it is {OPAQUE}" if is_opaque(token) else time_problem(token, time.time())
     if reason is None:
-        reason = "the server's log says why this one was refused"
+        reason = "the server's log has the reason for the refusal"
     return f"get a new token; {reason}"
 
 
