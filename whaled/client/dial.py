@@ -109,10 +109,10 @@ class _Found(Struct, frozen=True):
 
 
 async def _diagnose(error: Exception, dial: Dial) -> _Found | None:
-    """Return the protocol mismatch between port and URL; None if there is none or it cannot be determined.
+    """Return a protocol mismatch between port and URL, or a hint for a silent port; None if there is neither.
 
-    Through a proxy it cannot be determined. A certificate error or an HTTP status proves that the protocol is the right
-    one, except that some servers respond with status 400 to plain HTTP on a TLS port.
+    Through a proxy neither can be determined. A certificate error or an HTTP status proves that the protocol is the
+    right one, except that some servers respond with status 400 to plain HTTP on a TLS port.
     """
     place = dial.place
     is_clear = isinstance(error, ssl.SSLCertVerificationError | socket.gaierror)
