@@ -1,1 +1,1 @@
-"""Measures whaled against the limit of the machine it runs on: `make bench`. docs/performance.md has the results."""
+"""Benchmarks of whaled, compared with the limits of the machine: `make bench`. docs/performance.md has the results."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print tables, say which aims are met. Fails only if something is broken."""
+"""`python -m bench`: measure, print tables, and report which aims are met. Fails only if something is broken."""
 
 import argparse
 import asyncio
@@ -14,12 +14,12 @@ from bench.programs import BrokenError
 from bench.report import Aim, Section, aims_table
 
 NAMES = ("decode", "daemon", "fanout")
-# Nothing here takes that long; a hung child must not hang CI.
+# Longer than any measurement takes; a hung child process must not hang CI.
 LIMIT_S = 900.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what was asked for. 0: measured, whatever the numbers; 1: something is broken."""
+    """Run the selected measurements. Returns 0 if they ran, whatever the numbers; 1 if something is broken."""
     options = parser().parse_args(arguments)
     try:
         asyncio.run(run(options))
@@ -32,21 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     made = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    made.add_argument("only", nargs="*", choices=[*NAMES, []], help=f"what to measure, of {', '.join(NAMES)}")
-    made.add_argument("--quick", action="store_true", help="small and short, for CI: shows that it works, not how fast")
+    made.add_argument(
+        "only", nargs="*", choices=[*NAMES, []], help=f"what to measure: {', '.join(NAMES)} (default: all)"
+    )
+    made.add_argument("--quick", action="store_true", help="short runs for CI, which show only that everything works")
     made.add_argument("--clients", type=int, default=5000, help="connections in the fan-out (%(default)s)")
     made.add_argument("--rate", type=float, default=10, help="messages per second in the fan-out (%(default)g)")
-    made.add_argument("--rounds", type=int, default=15, help="turns of each server in the fan-out (%(default)s)")
-    made.add_argument("--with-tasks", action="store_true", help="fan-out also with a queue and a task per client")
-    # /tmp is often memory, and an fsync there costs nothing.
-    made.add_argument("--directory", default="/var/tmp", help="where databases are written: a disk (%(default)s)")
+    made.add_argument("--rounds", type=int, default=15, help="rounds of each server in the fan-out (%(default)s)")
+    made.add_argument("--with-tasks", action="store_true", help="add a server with a queue and a task per client")
+    # /tmp is often in memory, where an fsync costs nothing.
+    made.add_argument("--directory", default="/var/tmp", help="directory for databases, on a disk (%(default)s)")
     return made
 
 
 async def run(options: argparse.Namespace) -> None:
-    """Measure one after the other, printing as it goes."""
+    """Run the measurements one after another, and print each result at once."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -58,13 +60,13 @@ async def run(options: argparse.Namespace) -> None:
                 print(section.text(), flush=True)
                 aims += section.aims
     if options.quick:
-        print(f"It works. --quick is too short to say how fast; load average after: {machine.busy()}")
+        print(f"It works. --quick is too short to measure speed; load average after: {machine.busy()}")
     else:
         print(f"{aims_table(aims)}\n\nload average after: {machine.busy()}")
 
 
 async def sections(options: argparse.Namespace, directory: Path) -> AsyncIterator[Section]:
-    """The measurements that were asked for."""
+    """Run the selected measurements and yield their results."""
     wanted = options.only or NAMES
     if "decode" in wanted:
         yield decode.measure(rounds=3 if options.quick else 25)

@@ -1,7 +1,7 @@
-"""`python -m bench.book`: what a large address book costs: the start, memory, and alerts during a reload.
+"""`python -m bench.book`: the cost of a large address book for the start, memory, and alerts during a reload.
 
-The real daemon on a simulated backend, with a book of as many addresses as asked for; ten whales a second, timed from
-the frame's sending to the alert's receipt, for a while with nothing else and then during a reload.
+Runs the real daemon with a generated book on a simulated backend. Ten whales a second are timed from the sending of the
+frame to the receipt of the alert, first without other work, then during a reload.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LIMIT_S = 300.0
 
 
 def write_book(path: Path, addresses: int, owners: int) -> None:
-    """Valid addresses, as many as asked for."""
+    """Write a book with this number of valid addresses."""
     kinds = list(OwnerType)
     with path.open("w", encoding="utf-8") as file:
         for number in range(addresses):
@@ -43,7 +43,7 @@ def write_book(path: Path, addresses: int, owners: int) -> None:
 
 
 def peak_mib(pid: int) -> float:
-    """The most that was resident of a process, 0 if it is gone."""
+    """Return the peak resident memory of a process, 0 if it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
@@ -52,7 +52,7 @@ def peak_mib(pid: int) -> float:
 
 
 def readers(parent: int) -> list[int]:
-    """Processes that read an address book for this one."""
+    """Return the child processes of `parent` that read an address book."""
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208
         with suppress(OSError):
@@ -64,7 +64,7 @@ def readers(parent: int) -> list[int]:
 
 
 class Watch:
-    """Sends whales, and times their alerts."""
+    """A load that sends whales and times their alerts."""
 
     def __init__(self, relay: Relay, client: ClientConnection) -> None:
         self.taken_s: list[float] = []
@@ -72,7 +72,7 @@ class Watch:
         self._client = client
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Send whales until cancelled."""
         loop = asyncio.get_running_loop()
         number, due = 0, loop.time()
         while True:
@@ -85,17 +85,17 @@ class Watch:
             self.taken_s.append(time.monotonic() - began)
 
     def row(self, what: str) -> Row:
-        """What was timed since the last call."""
+        """Return the table row of the times since the last call."""
         taken_ms, self.taken_s = [1000 * each for each in self.taken_s], []
         if not taken_ms:
-            raise BrokenError(f"no alert came: {what}")
+            raise BrokenError(f"no alert arrived: {what}")
         parts = (percentile(taken_ms, 0.5), percentile(taken_ms, 0.99), max(taken_ms))
         return (what, str(len(taken_ms)), *(f"{each:.1f}" for each in parts))
 
 
 @asynccontextmanager
 async def watching(relay: Relay, ready: Ready) -> AsyncIterator[Watch]:
-    """Whales come, and a client hears of them."""
+    """Send whales and time their alerts while the body runs."""
     async with (
         connect(f"ws://127.0.0.1:{ready.port}", proxy=None, compression=None, max_queue=None) as client,
         asyncio.TaskGroup() as tasks,
@@ -109,7 +109,7 @@ async def watching(relay: Relay, ready: Ready) -> AsyncIterator[Watch]:
 
 
 async def reloaded(ready: Ready) -> tuple[float, float]:
-    """Reload; how long it took, and the most that the process which reads the book took."""
+    """Reload the daemon. Return the seconds it took and the peak memory of the process that reads the book, in MiB."""
     before = (await scrape(ready.metrics_url))[RELOADED]
     began, most_mib = time.monotonic(), 0.0
     os.kill(ready.pid, signal.SIGHUP)
@@ -121,7 +121,7 @@ async def reloaded(ready: Ready) -> tuple[float, float]:
 
 
 async def measure(addresses: int, owners: int, directory: Path) -> str:
-    """Both tables."""
+    """Run the measurement and return both tables."""
     async with upstream.relaying() as relay:
         config = write_config(directory, "book", relay.url, relay.rest_url)
         async with daemon(config) as ready:
@@ -155,11 +155,11 @@ async def measure(addresses: int, owners: int, directory: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0, or 1 if something is broken."""
+    """Measure and print. Returns 1 if something is broken, else 0."""
     made = argparse.ArgumentParser(prog="python -m bench.book", description=__doc__)
-    made.add_argument("--addresses", type=int, default=1_000_000, help="in the book (%(default)s)")
-    made.add_argument("--owners", type=int, default=OWNERS, help="labels in the book (%(default)s)")
-    made.add_argument("--directory", default="/var/tmp", help="where book and database are written (%(default)s)")
+    made.add_argument("--addresses", type=int, default=1_000_000, help="addresses in the book (%(default)s)")
+    made.add_argument("--owners", type=int, default=OWNERS, help="owners in the book (%(default)s)")
+    made.add_argument("--directory", default="/var/tmp", help="directory for the book and the database (%(default)s)")
     options = made.parse_args(arguments)
     print(f"{machine.kind()}\nload average before: {machine.busy()}", flush=True)
     try:

@@ -1,4 +1,4 @@
-"""The daemon as an operator runs it: how fast it is ready, what it takes when idle, and from frame to sockets."""
+"""The daemon as an operator runs it: its start time, its idle memory and CPU, and the latency from frame to sockets."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ SAMPLE = re.compile(r"(whaled_\w+)(?:\{le=\"([^\"]+)\"\})? (\S+)")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured."""
+    """The number and duration of the measurements."""
 
     starts: int
     idle_s: float
@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A daemon that serves."""
+    """A running daemon that is ready."""
 
     pid: int
     port: int
@@ -51,7 +51,7 @@ class Ready:
 
 
 async def measure(plan: Plan, directory: Path) -> list[Section]:
-    """Starts, idling, latency. Raises BrokenError if the daemon fails, or if a client misses an alert."""
+    """Measure starts, idling and latency. Raises BrokenError if the daemon fails or a client misses an alert."""
     starts = await start_times(plan.starts, directory)
     idle_mib, idle_cpu = await idling(plan.idle_s, directory)
     alone = Section(
@@ -73,7 +73,7 @@ async def measure(plan: Plan, directory: Path) -> list[Section]:
 
 
 async def start_times(starts: int, directory: Path) -> list[float]:
-    """Seconds from spawning the process to its "ready", each with a database of its own."""
+    """Measure the seconds from spawning the process to its "ready", each time with a new database."""
     times = []
     async with upstream.relaying() as relay:
         for number in range(starts):
@@ -84,11 +84,11 @@ async def start_times(starts: int, directory: Path) -> list[float]:
 
 
 async def idling(seconds: float, directory: Path) -> tuple[float, float]:
-    """Resident MiB and per cent of a core without clients."""
+    """Return resident MiB and CPU in percent of a core, without clients."""
     async with upstream.main_network() as backend:
         config = write_config(directory, "idle", backend.url, backend.rest_url)
         async with daemon(config) as ready:
-            # What follows the start (first connect, snapshot) is not idling.
+            # Wait until the work after the start (first connect, mempool comparison) is done.
             await asyncio.sleep(seconds / 4)
             before_s, began = cpu_s(ready.pid), time.monotonic()
             await asyncio.sleep(seconds)
@@ -97,7 +97,7 @@ async def idling(seconds: float, directory: Path) -> tuple[float, float]:
 
 
 async def latency(plan: Plan, directory: Path) -> Section:
-    """From a frame of the backend to every client's socket, through detection, fsync and hub."""
+    """Measure from a frame of the backend to every client's socket, including detection, fsync and the hub."""
     load = compile_c("load", directory)
     disk_ms = await asyncio.to_thread(fsync_ms, directory, plan.messages)
     limit_ms = await sending_ms(plan, directory)
@@ -148,7 +148,7 @@ async def latency(plan: Plan, directory: Path) -> Section:
 
 
 async def sending_ms(plan: Plan, directory: Path) -> list[float]:
-    """How long the C limit takes for each message until the last client has it: no server is faster on one core."""
+    """Return how long the C limit takes per message until the last client has it: no server on one core is faster."""
     async with fanout.limit(directory) as rig:
         await fanout.connect(rig, plan.clients)
         await fanout.publish(rig, plan.clients, plan.warm_up, plan.rate)
@@ -157,7 +157,7 @@ async def sending_ms(plan: Plan, directory: Path) -> list[float]:
 
 
 async def send_whales(relay: Relay, clients: Program, count: int, first: int, rate: float) -> dict[str, Any]:
-    """Send whales at a rate and wait until every client has them all."""
+    """Send whales at a rate and wait until all clients have received all of them."""
     seconds = count / rate
     await clients.ask(f"expect {count} {first} {(seconds + LATE_S) * 1000:g}")
     loop = asyncio.get_running_loop()
@@ -172,13 +172,13 @@ async def send_whales(relay: Relay, clients: Program, count: int, first: int, ra
 
 
 def write_config(directory: Path, name: str, url: str, rest_url: str) -> Path:
-    """The defaults, but loopback, any port, no tokens, and all clients from one address."""
+    """Write a configuration with the defaults, except loopback, any port, no tokens, all clients from one address."""
     config = {
         "upstream": {"url": url, "rest_url": rest_url},
         "eventlog": {"path": str(directory / f"{name}.db")},
         "gateway": {"port": 0, "max_connections_per_address": 1_000_000, "max_unauthenticated": 1_000_000},
         "auth": {"enabled": False},
-        "http": {"port": 0, "render_interval": "1ms"},  # a scrape right before the messages, and right behind them
+        "http": {"port": 0, "render_interval": "1ms"},  # scrapes directly before and after the messages must be exact
         "log": {"format": "json"},
     }
     path = directory / f"{name}.yaml"
@@ -188,9 +188,9 @@ def write_config(directory: Path, name: str, url: str, rest_url: str) -> Path:
 
 @asynccontextmanager
 async def daemon(config: Path, *, limit_s: float = START_LIMIT_S, log: Path = Path(os.devnull)) -> AsyncIterator[Ready]:
-    """`whaled run` once it is ready, within `limit_s`. On leaving it is asked to stop, and must do so in good order.
+    """Run `whaled run` and yield once it is ready. Raises BrokenError if it is not ready within `limit_s`.
 
-    Its log goes to `log` as well.
+    On exit it is sent SIGTERM and must stop with status 0. Its log is copied to `log`.
     """
     began = time.monotonic()
     process = await asyncio.create_subprocess_exec(
@@ -199,38 +199,38 @@ async def daemon(config: Path, *, limit_s: float = START_LIMIT_S, log: Path = Pa
         env={"PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert process.stderr is not None
-    said: list[str] = []
+    unusual: list[str] = []
     ready: asyncio.Future[tuple[float, dict[str, str]]] = asyncio.get_running_loop().create_future()
-    listener = asyncio.create_task(_listen(process.stderr, said, ready, log))
+    reader = asyncio.create_task(_read_log(process.stderr, unusual, ready, log))
     try:
         try:
             async with asyncio.timeout(limit_s):
                 at, line = await ready
         except (TimeoutError, EOFError):
-            raise BrokenError("whaled is not ready:\n" + "\n".join(said)) from None
+            raise BrokenError("whaled is not ready:\n" + "\n".join(unusual)) from None
         yield Ready(process.pid, int(line["listen"].rsplit(":", 1)[1]), line["metrics"], at - began)
         process.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
                 status = await process.wait()
         except TimeoutError:
-            raise BrokenError("whaled does not stop:\n" + "\n".join(said)) from None
+            raise BrokenError("whaled does not stop:\n" + "\n".join(unusual)) from None
         if status != 0:
-            raise BrokenError(f"whaled ended with status {status}:\n" + "\n".join(said))
+            raise BrokenError(f"whaled ended with status {status}:\n" + "\n".join(unusual))
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        await listener
+        await reader
 
 
-async def _listen(
+async def _read_log(
     lines: asyncio.StreamReader,
-    said: list[str],
+    unusual: list[str],
     ready: "asyncio.Future[tuple[float, dict[str, str]]]",
     log: Path,
 ) -> None:
-    """Read the daemon's log to its end; keep what is not routine."""
+    """Read the daemon's log to its end, and keep the latest lines above level info in `unusual`."""
     with log.open("ab", buffering=0) as copy:
         async for raw in lines:
             copy.write(raw)
@@ -238,8 +238,8 @@ async def _listen(
             if line.get("event") == "ready" and not ready.done():
                 ready.set_result((time.monotonic(), line))
             if line.get("level") != "info":
-                said.append(raw.decode().rstrip())
-                del said[:-50]
+                unusual.append(raw.decode().rstrip())
+                del unusual[:-50]
     if not ready.done():
         ready.set_exception(EOFError())
 
@@ -248,33 +248,33 @@ async def _listen(
 
 
 async def scrape(url: str) -> dict[str, float]:
-    """The samples without labels, and the buckets of histograms."""
+    """Return the samples without labels and the buckets of histograms, by `sample_key`."""
     async with aiohttp.ClientSession(trust_env=False) as session, session.get(url) as response:
         lines = (await response.text()).splitlines()
     return {key: float(line.rsplit(" ", 1)[1]) for line in lines if (key := sample_key(line))}
 
 
 def sample_key(line: str) -> str:
-    """The name of a sample, `name bound` for a bucket, "" for everything else."""
+    """Return the name of a sample, `name bound` for a bucket, "" for any other line."""
     found = SAMPLE.fullmatch(line)
     return " ".join(filter(None, found.group(1, 2))) if found else ""
 
 
 def spread(title: str, values_ms: Sequence[float]) -> tuple[str, ...]:
-    """Mean and percentiles."""
+    """Return a row of mean and percentiles."""
     numbers = (statistics.mean(values_ms), percentile(values_ms, 0.5), percentile(values_ms, 0.99))
     return (title, *(f"{number:.1f}" for number in numbers))
 
 
 def inside_row(title: str, histogram: str, samples: Mapping[str, float]) -> tuple[str, ...]:
-    """Mean, and the buckets in which the percentiles lie."""
+    """Return a row of the mean of a histogram, and the buckets that contain the percentiles."""
     count = samples[f"{histogram}_count"]
     mean_ms = 1000 * samples[f"{histogram}_sum"] / count
     return (title, f"{mean_ms:.1f}", *(bucket(histogram, samples, part * count) for part in (0.5, 0.99)))
 
 
 def bucket(histogram: str, samples: Mapping[str, float], rank: float) -> str:
-    """The upper bound, in ms, of the bucket with this rank."""
+    """Return the upper bound, in ms, of the bucket that contains a rank."""
     prefix = f"{histogram}_bucket "
     for key, value in samples.items():
         if key.startswith(prefix) and value >= rank:
@@ -283,7 +283,7 @@ def bucket(histogram: str, samples: Mapping[str, float], rank: float) -> str:
 
 
 def fsync_ms(directory: Path, times: int) -> list[float]:
-    """How long an append of a page takes until it is on the disk: no commit is faster."""
+    """Measure an append of a page with fsync: no commit is faster."""
     page, taken = b"x" * 4096, []
     with (directory / "fsync").open("wb", buffering=0) as file:
         for _ in range(times):
@@ -295,7 +295,7 @@ def fsync_ms(directory: Path, times: int) -> list[float]:
 
 
 def file_system(directory: Path) -> str:
-    """The type of the file system, so that a database in memory cannot pass for one on a disk."""
+    """Return the type of the file system, so that the report shows whether the database was on a disk."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     here = directory.resolve()
     fitting = [(mount, kind) for mount, kind in mounts if here.is_relative_to(mount)]

@@ -1,4 +1,4 @@
-"""Decode and detect: from the bytes of a backend's frame to the whales in it, beside json.loads on the same bytes."""
+"""Decode and detect: from the bytes of a backend's frame to its whales, compared with json.loads on the same bytes."""
 
 import gc
 import gzip
@@ -53,18 +53,18 @@ class _Message(msgspec.Struct):
     delta: _Changes = msgspec.field(name=DELTA)
 
 
-# What decoding would take if every transaction were read in full instead of the few that may be whales.
+# Decodes every transaction in full, instead of only those that may be whales.
 read_in_full = msgspec.json.Decoder(_Message).decode
 
 
 def measure(rounds: int) -> Section:
-    """All ways in turns, `rounds` times, on two frames; the medians. Raises BrokenError if a whale is missed."""
+    """Measure each way in turn, `rounds` times, on two frames; report medians. Raises BrokenError on a missed whale."""
     raws = frames()
     rows: list[tuple[str, ...]] = []
     ratios = []
     for raw in raws:
         found = check(raw)
-        # What is alive now is no garbage of those who are measured: the collector need not look at it in their time.
+        # Exclude the existing objects from garbage collection, which would otherwise scan them during measurements.
         gc.collect()
         gc.freeze()
         loads_s, full_s, detect_s = [], [], []
@@ -96,13 +96,13 @@ def measure(rounds: int) -> Section:
 
 
 def frames() -> tuple[bytes, bytes]:
-    """A frame with the transactions as recorded, and one with few whales."""
+    """Return a frame with the transactions as recorded, and one with few whales."""
     recorded = transactions()
     return frame(recorded[:TRANSACTIONS]), frame(with_few_whales(recorded))
 
 
 def transactions() -> list[dict[str, Any]]:
-    """Every transaction that entered the mempool in the recording, once."""
+    """Return every transaction that entered the mempool in the recording, once."""
     found: dict[str, dict[str, Any]] = {}
     for message in messages():
         for each in message.get(DELTA, {}).get("added", ()):
@@ -113,19 +113,19 @@ def transactions() -> list[dict[str, Any]]:
 
 
 def with_few_whales(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As many transactions, of which few are whales; they stand where they stood."""
+    """Return the same number of transactions in the same order, with only a few whales."""
     whales = [each for each in recorded if value_sat(each) >= THRESHOLD_SAT]
     dropped = {each["txid"] for each in whales[FEW_WHALES:]}
     return [each for each in recorded if each["txid"] not in dropped][:TRANSACTIONS]
 
 
 def value_sat(transaction: dict[str, Any]) -> int:
-    """The sum of the outputs."""
+    """Return the sum of the outputs."""
     return sum(output["value"] for output in transaction["vout"])
 
 
 def frame(added: list[dict[str, Any]]) -> bytes:
-    """One message with these transactions and with everything else that a backend sends along."""
+    """Return a message with these transactions and all the other parts that a backend sends."""
     message: dict[str, Any] = {}
     for recorded in messages():
         if recorded.get(DELTA, {}).get("added"):
@@ -135,7 +135,7 @@ def frame(added: list[dict[str, Any]]) -> bytes:
 
 
 def messages() -> Iterator[dict[str, Any]]:
-    """What the backend of the recording said."""
+    """Yield the backend's messages in the recording."""
     with gzip.open(RECORDING, "rt", encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
@@ -144,7 +144,7 @@ def messages() -> Iterator[dict[str, Any]]:
 
 
 def detect(raw: bytes) -> list[Whale]:
-    """What the daemon does with a frame until it has something to store."""
+    """Process a frame as the daemon does, up to the whales that it stores."""
     delta = decode(raw).delta
     assert delta is not None
     detector = Detector(Rules(THRESHOLD_SAT))
@@ -154,7 +154,7 @@ def detect(raw: bytes) -> list[Whale]:
 
 
 def check(raw: bytes) -> int:
-    """The whales are those that json.loads and a sum find; returns how many. Raises BrokenError."""
+    """Check the whales against json.loads and a sum, and return their number. Raises BrokenError."""
     found = {(whale.alert.transaction_id, whale.alert.value_sat) for whale in detect(raw)}
     sums = {(each["txid"], value_sat(each)) for each in json.loads(raw)[DELTA]["added"]}
     wanted = {(txid, value) for txid, value in sums if value >= THRESHOLD_SAT}
@@ -164,19 +164,19 @@ def check(raw: bytes) -> int:
 
 
 def seconds(work: Callable[[bytes], object], raw: bytes) -> float:
-    """How long it takes, with the garbage collector on as in a daemon."""
+    """Measure a call, with the garbage collector enabled as in the daemon."""
     began = time.perf_counter()
     work(raw)
     return time.perf_counter() - began
 
 
 def ratio(slow_s: list[float], fast_s: list[float]) -> float:
-    """How many times as fast, the median of the turns."""
+    """Return the speed-up, as the median over the rounds."""
     return statistics.median(slow / fast for slow, fast in zip(slow_s, fast_s, strict=True))
 
 
 def peak_mib(work: Callable[[bytes], object], raw: bytes) -> float:
-    """The most memory it has allocated at once."""
+    """Return the peak of the memory allocated during a call."""
     tracemalloc.start()
     try:
         work(raw)
@@ -186,6 +186,6 @@ def peak_mib(work: Callable[[bytes], object], raw: bytes) -> float:
 
 
 def row(title: str, times_s: list[float], peak: float, times: float) -> tuple[str, ...]:
-    """One line of the table."""
+    """Return a row of the table."""
     typical_s = statistics.median(times_s) / TRANSACTIONS
     return (title, f"{typical_s * 1e6:.2f}", f"{1 / typical_s:,.0f}", f"{peak:.2f}", f"{times:.1f}")

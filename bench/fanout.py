@@ -1,7 +1,7 @@
-"""Fan-out: what a delivery costs the server, beside a program that only sends and beside websockets.broadcast().
+"""Fan-out: the server's cost of a delivery, compared with a program that only sends and with websockets.broadcast().
 
-The servers run at the same time, each with its own load client and its own connections, and publish in turns:
-what else happens on the machine then falls on all alike. Every delivery is counted, in order, once.
+The servers run at the same time, each with its own load client and connections, and publish in turns, so that other
+work on the machine affects all of them alike. Every delivery is checked: exactly once and in order.
 """
 
 import statistics
@@ -19,18 +19,18 @@ from bench.servers import EPOCH
 
 OPEN_LIMIT_S = 120.0
 COMPRESSED = "whaled, compressed"
-# How long deliveries may take beyond the time of publishing until they count as lost.
+# A delivery counts as lost this long after the end of publishing.
 LATE_S = 20.0
-# Memory per client is the slope from the first few clients on, so that what the first one brings is not divided up.
+# Memory per client is measured from the first few clients on, which excludes one-time allocations.
 FIRST_CLIENTS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured: `rounds` turns of `messages` messages for each server.
+    """The amount of work: `rounds` turns of `messages` messages for each server.
 
-    `with_tasks` adds a server with a queue and a task for each client. It is off by default because it cannot keep up
-    with the others at 5000 clients, and keeps a core busy while it tries.
+    `with_tasks` adds a server with a queue and a task per client. It is off by default because that server cannot keep
+    up with 5000 clients, and keeps a core busy.
     """
 
     clients: int
@@ -43,24 +43,24 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One server's turn. CPU per delivery in microseconds, latencies from publish to receipt in milliseconds."""
+    """One turn of a server. CPU is per delivery in microseconds, latency is publish to receipt in milliseconds."""
 
     user_us: float
     system_us: float
     p50_ms: float
     p99_ms: float
-    last_ms: tuple[float, ...]  # of each message, to the last client
-    frame_bytes: float  # of a delivery
+    last_ms: tuple[float, ...]  # per message, until the last client
+    frame_bytes: float  # per delivery
 
     @property
     def cpu_us(self) -> float:
-        """User and system together."""
+        """Return the sum of user and system time."""
         return self.user_us + self.system_us
 
 
 @dataclass
 class Rig:
-    """A server, its load client, and what came out."""
+    """A server, its load client, and the results."""
 
     title: str
     server: Program
@@ -71,12 +71,12 @@ class Rig:
     turns: list[Turn] = field(default_factory=list)
 
     def typical(self, of: str) -> float:
-        """The median over the turns."""
+        """Return the median of an attribute over the turns."""
         return statistics.median(float(getattr(turn, of)) for turn in self.turns)
 
 
 async def measure(plan: Plan, directory: Path) -> Section:
-    """CPU, latency and memory per client of the servers. Raises BrokenError if anything is lost or doubled."""
+    """Measure CPU, latency and memory per client. Raises BrokenError if a message is lost or duplicated."""
     async with servers(directory, with_tasks=plan.with_tasks) as rigs:
         for rig in rigs:
             await connect(rig, plan.clients)
@@ -89,7 +89,7 @@ async def measure(plan: Plan, directory: Path) -> Section:
 
 @asynccontextmanager
 async def servers(directory: Path, *, with_tasks: bool) -> AsyncIterator[Sequence[Rig]]:
-    """The servers, each with a load client."""
+    """Run the servers, each with a load client."""
     commands = {
         "whaled": (sys.executable, "-m", "bench.servers", "gateway"),
         COMPRESSED: (sys.executable, "-m", "bench.servers", "gateway"),
@@ -106,7 +106,7 @@ async def servers(directory: Path, *, with_tasks: bool) -> AsyncIterator[Sequenc
 
 
 def limit(directory: Path) -> AbstractAsyncContextManager[Rig]:
-    """The program that only sends."""
+    """Run the program that only sends."""
     frame = directory / "frame"
     frame.write_bytes(messages.frame(0, EPOCH, messages.padding(EPOCH)))
     return rig_of("C limit", directory, compile_c("limit", directory), frame)
@@ -114,7 +114,7 @@ def limit(directory: Path) -> AbstractAsyncContextManager[Rig]:
 
 @asynccontextmanager
 async def rig_of(title: str, directory: Path, *command: str | Path, deflates: bool = False) -> AsyncIterator[Rig]:
-    """A server and its load client, which asks for compression or not."""
+    """Run a server and its load client, which offers compression if `deflates`."""
     load = compile_c("load", directory)
     async with running(title, *command) as server:
         port = (await server.answer())["port"]
@@ -123,7 +123,7 @@ async def rig_of(title: str, directory: Path, *command: str | Path, deflates: bo
 
 
 async def connect(rig: Rig, clients: int) -> None:
-    """Open the connections, and note what they cost."""
+    """Open the connections, and measure memory per client and handshakes per second."""
     few = min(FIRST_CLIENTS, clients // 2)
     await opened(rig.load, few, few)
     before_kib = resident_kib(rig.server.pid)
@@ -133,7 +133,7 @@ async def connect(rig: Rig, clients: int) -> None:
 
 
 async def opened(load: Program, more: int, in_all: int) -> dict[str, Any]:
-    """Open more connections; all must be there then."""
+    """Open more connections. Raises BrokenError unless all of them are open then."""
     answer = await load.ask(f"open {more}", OPEN_LIMIT_S)
     if answer["open"] != in_all or answer["lost"]:
         raise BrokenError(f"{in_all} connections wanted, {answer['open']} open, {answer['lost']} refused or lost")
@@ -141,13 +141,13 @@ async def opened(load: Program, more: int, in_all: int) -> dict[str, Any]:
 
 
 async def publish(rig: Rig, clients: int, count: int, rate: float) -> Turn:
-    """One turn: `count` messages to every client."""
+    """Run a turn: `count` messages to every client."""
     first, rig.number = rig.number, rig.number + count
     seconds = count / rate
     await rig.load.ask(f"expect {count} {first} {(seconds + LATE_S) * 1000:g}")
     before = await rig.server.ask("usage")
     if before["clients"] != clients:
-        raise BrokenError(f"{rig.title} knows {before['clients']} clients instead of {clients}")
+        raise BrokenError(f"{rig.title} has {before['clients']} clients instead of {clients}")
     await rig.server.ask(f"publish {count} {first} {rate:g}", seconds + LATE_S)
     received = await rig.load.answer(seconds + 2 * LATE_S)
     after = await rig.server.ask("usage")
@@ -163,14 +163,14 @@ async def publish(rig: Rig, clients: int, count: int, rate: float) -> Turn:
 
 
 def check_deliveries(title: str, received: dict[str, Any], wanted: int) -> None:
-    """Everything arrived at everybody, once and in order. Raises BrokenError."""
+    """Raise BrokenError unless every client received every message once and in order."""
     wrong = {key: received[key] for key in ("duplicates", "gaps", "strays", "lost") if received[key]}
     if received["delivered"] != wanted or received["wanted"] != wanted or wrong:
         raise BrokenError(f"{title}: {received['delivered']} of {wanted} deliveries, {wrong or 'the rest is missing'}")
 
 
 def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
-    """The table and the aims. Ratios are medians of the ratios turn by turn."""
+    """Return the table and the aims. A ratio is the median of the ratios of the single turns."""
     c_limit, whaled, compressed, broadcast = rigs[:4]
     delivered = len(rigs) * plan.clients * (plan.rounds * plan.messages + plan.warm_up)
     rows = [
@@ -222,15 +222,15 @@ def section(plan: Plan, rigs: Sequence[Rig]) -> Section:
 
 
 def ratio(one: Rig, other: Rig) -> float:
-    """CPU per delivery of one server as a multiple of another's: the median turn."""
+    """Return the CPU per delivery of one server as a multiple of another's, as the median over the turns."""
     return statistics.median(ratios(one, other))
 
 
 def middle_half(one: Rig, other: Rig) -> str:
-    """Between which ratios half of the turns lie: how much to make of the median."""
+    """Return the interquartile range of the ratios."""
     return " to ".join(f"{percentile(ratios(one, other), part):.2f}" for part in (0.25, 0.75))
 
 
 def ratios(one: Rig, other: Rig) -> list[float]:
-    """CPU per delivery, turn by turn."""
+    """Return the ratio of CPU per delivery for each turn."""
     return [a.cpu_us / b.cpu_us for a, b in zip(one.turns, other.turns, strict=True)]

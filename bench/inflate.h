@@ -1,4 +1,4 @@
-/* Inflates one raw DEFLATE stream (RFC 1951), so that the load client needs no library. Slow and short. */
+/* Inflates one raw DEFLATE stream (RFC 1951), so that the load client needs no library. Short rather than fast. */
 #include <stddef.h>
 #include <string.h>
 
@@ -6,10 +6,10 @@ struct bits {
     const unsigned char *data;
     size_t size, at;
     unsigned held, count;
-    int is_short; /* more was read than there is */
+    int is_short; /* the end was reached before all requested bits */
 };
 
-/* A canonical Huffman code: how many symbols each length has, and the symbols in the order of their codes. */
+/* A canonical Huffman code: the number of symbols of each length, and the symbols in the order of their codes. */
 struct code {
     unsigned short lengths[16], symbols[288];
 };
@@ -40,7 +40,7 @@ static void make_code(struct code *code, const unsigned char *lengths, unsigned 
         if (lengths[i]) code->symbols[next[lengths[i]]++] = (unsigned short)i;
 }
 
-/* The next symbol, or -1. */
+/* Returns the next symbol, or -1. */
 static int take_symbol(struct bits *in, const struct code *code) {
     int value = 0, first = 0, index = 0;
     for (int length = 1; length < 16 && !in->is_short; length++) {
@@ -76,7 +76,7 @@ static int take_codes(struct bits *in, struct code *literals, struct code *dista
     return 0;
 }
 
-/* Writes what `data` inflates to; returns how many bytes that is, or -1: damaged, cut off, more than `room`. */
+/* Inflates `data` into `out`. Returns the number of bytes, or -1 if it is damaged, truncated or larger than `room`. */
 static ptrdiff_t inflate_all(const unsigned char *data, size_t size, unsigned char *out, size_t room) {
     static const unsigned short LENGTH[29] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
                                               31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};

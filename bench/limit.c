@@ -1,9 +1,9 @@
-/* The limit: a server that does nothing but send() the same frame to every socket.
+/* The limit: a server that only calls send() with the same frame on every socket.
  *
- *   limit FRAME        FRAME: a file with a whole WebSocket frame that carries MARK
+ *   limit FRAME        FRAME: a file with a complete WebSocket frame that contains MARK
  *
- * Says its port on stdout. Commands on stdin, each answered by one line of JSON; the end of stdin ends the program.
- *   publish COUNT FIRST RATE   send messages FIRST .. FIRST+COUNT-1, so many per second
+ * Prints its port. Reads commands from stdin and responds to each with a line of JSON; the end of stdin ends it.
+ *   publish COUNT FIRST RATE   send messages FIRST .. FIRST+COUNT-1 at RATE per second
  *   usage                      CPU microseconds so far, user and system, and connections
  */
 #define _GNU_SOURCE
@@ -27,9 +27,9 @@
 #define MARK_SIZE 16
 #define EVENTS 256
 
-/* The answer to the one key that the load client sends: both are the example of RFC 6455, 1.3. */
-static const char ANSWER[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                             "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+/* The response to the only key that the load client sends: the example of RFC 6455, 1.3. */
+static const char RESPONSE[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                               "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 static int poller, listener;
 static int *clients;
@@ -89,8 +89,8 @@ static void leave(int fd) {
     close(fd);
 }
 
-/* The only thing a client says is its request; it fits one segment. */
-static void hear(int fd) {
+/* The only thing a client sends is its request, which fits into one segment. */
+static void receive_request(int fd) {
     char text[4096];
     ssize_t size = recv(fd, text, sizeof text, 0);
     if (size <= 0) {
@@ -98,7 +98,7 @@ static void hear(int fd) {
         return;
     }
     if (!memmem(text, (size_t)size, "\r\n\r\n", 4)) return;
-    if (send(fd, ANSWER, sizeof ANSWER - 1, MSG_NOSIGNAL) != sizeof ANSWER - 1) fail("handshake");
+    if (send(fd, RESPONSE, sizeof RESPONSE - 1, MSG_NOSIGNAL) != sizeof RESPONSE - 1) fail("handshake");
     if (clients_open == clients_room) {
         clients_room = clients_room ? 2 * clients_room : 1024;
         clients = realloc(clients, clients_room * sizeof *clients);
@@ -117,7 +117,7 @@ static void send_to(int fd) {
             struct pollfd wait = {.fd = fd, .events = POLLOUT};
             poll(&wait, 1, 1000);
         } else {
-            return; /* the load client counts what is missing */
+            return; /* the load client detects missing messages */
         }
     }
 }
@@ -149,7 +149,7 @@ static void command(void) {
     char line[128];
     unsigned long count, first;
     double rate;
-    ssize_t size = read(0, line, sizeof line - 1); /* one command at a time: the next one comes after the answer */
+    ssize_t size = read(0, line, sizeof line - 1); /* one command: the next one is sent only after the response */
     if (size <= 0) exit(0);
     line[size] = 0;
     if (sscanf(line, "publish %lu %lu %lf", &count, &first, &rate) == 3) {
@@ -185,7 +185,7 @@ int main(int argc, char **argv) {
             else if (events[i].data.fd == listener)
                 accept_clients();
             else
-                hear(events[i].data.fd);
+                receive_request(events[i].data.fd);
         }
     }
 }

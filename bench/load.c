@@ -1,13 +1,14 @@
-/* Load client: opens many WebSocket connections to one port of 127.0.0.1, drains them with epoll, times receipts.
+/* Load client: opens many WebSocket connections to one port of 127.0.0.1, reads them with epoll, and times receipts.
  *
- *   load PORT [deflate]          deflate: ask for permessage-deflate (RFC 7692) without context takeover
+ *   load PORT [deflate]          deflate: offer permessage-deflate (RFC 7692) without context takeover
  *
- * Commands on stdin, each answered by one line of JSON on stdout; the end of stdin ends the program.
- *   open N                       open N more connections, handshake included
+ * Reads commands from stdin and responds to each with a line of JSON; the end of stdin ends it.
+ *   open N                       open N more connections, including the handshake
  *   expect COUNT FIRST LIMIT_MS  every connection is to receive messages FIRST .. FIRST+COUNT-1, once and in order:
- *                                answers "expecting" at once, and the counts and latencies when all is there or late
+ *                                responds "expecting" at once, and with counts and latencies when all have arrived or
+ *                                LIMIT_MS has passed
  *
- * A message carries MARK, then its number and its CLOCK_MONOTONIC time of sending in ns, 16 hex digits each.
+ * A message contains MARK, then its number and its CLOCK_MONOTONIC time of sending in ns, 16 hex digits each.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,7 +31,7 @@
 #define MARK_SIZE 16
 #define READ_SIZE (1 << 20)
 #define FRAME_LIMIT (1 << 20)
-#define IN_FLIGHT 64 /* handshakes at a time: below every backlog */
+#define IN_FLIGHT 64 /* concurrent handshakes, fewer than any listen backlog */
 #define EVENTS 1024
 
 enum state { CONNECTING, UPGRADING, OPEN, CLOSED };
@@ -38,7 +39,7 @@ enum state { CONNECTING, UPGRADING, OPEN, CLOSED };
 struct connection {
     int fd;
     enum state state;
-    uint64_t next;       /* number of the message it is to receive next */
+    uint64_t next;       /* number of the message expected next */
     unsigned char *rest; /* an incomplete frame */
     size_t have;
 };
@@ -50,7 +51,7 @@ static const char PLAIN_REQUEST[] = REQUEST "\r\n";
 static const char DEFLATE_REQUEST[] =
     REQUEST "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n\r\n";
 static const char AGREED[] = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover";
-/* The answer to that key: both are the example of RFC 6455, 1.3. */
+/* The accept value for that key: the example of RFC 6455, 1.3. */
 static const char ACCEPT[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 static int poller, port, deflates;
@@ -62,8 +63,8 @@ static int is_opening;
 static int is_expecting;
 static uint64_t first, count, target, delivered, duplicates, gaps, strays, received_bytes;
 static double deadline;
-static uint32_t *latencies_us;                       /* of each delivery */
-static uint64_t *first_ns, *last_ns;                 /* of each message: its first and its last receipt */
+static uint32_t *latencies_us;                       /* per delivery */
+static uint64_t *first_ns, *last_ns;                 /* per message: latency of its first and its last receipt */
 static unsigned char buffer[READ_SIZE + FRAME_LIMIT + 16];
 
 static void fail(const char *what) {
@@ -195,7 +196,7 @@ static void take_message(struct connection *connection, const unsigned char *pay
     connection->next = number + 1;
     latency = now - hex(mark + MARK_SIZE + 16);
     if (delivered >= target) {
-        strays++; /* of a connection that was opened meanwhile */
+        strays++; /* a connection that was opened meanwhile */
         return;
     }
     latencies_us[delivered++] = (uint32_t)(latency / 1000);
@@ -204,14 +205,14 @@ static void take_message(struct connection *connection, const unsigned char *pay
     if (latency > last_ns[number]) last_ns[number] = latency;
 }
 
-/* All clients get the same bytes, so that the message before was most likely this one. */
+/* All clients get the same bytes, so this message is most likely the same as the previous one. */
 static void take_compressed(struct connection *connection, const unsigned char *payload, size_t size, uint64_t now) {
     static unsigned char last[FRAME_LIMIT], message[FRAME_LIMIT];
     static size_t last_size;
     static ptrdiff_t message_size;
     if (size != last_size || memcmp(payload, last, size)) {
         memcpy(last, payload, size);
-        memcpy(last + size, "\0\0\xff\xff", 4); /* which the sender leaves out */
+        memcpy(last + size, "\0\0\xff\xff", 4); /* removed by the sender (RFC 7692) */
         last_size = size;
         message_size = inflate_all(last, size + 4, message, sizeof message);
     }
@@ -227,7 +228,7 @@ static int pong(struct connection *connection, const unsigned char *payload, siz
     return send(connection->fd, frame, 6 + size, MSG_NOSIGNAL) == (ssize_t)(6 + size);
 }
 
-/* Takes the whole frames of `data`. Returns how many bytes they are, or -1 if the connection is to be closed. */
+/* Processes the complete frames of `data`. Returns their number of bytes, or -1 to close the connection. */
 static ssize_t take_frames(struct connection *connection, const unsigned char *data, size_t size, uint64_t now) {
     size_t at = 0;
     while (size - at >= 2) {
@@ -240,7 +241,7 @@ static ssize_t take_frames(struct connection *connection, const unsigned char *d
             header = 4;
             length = (size_t)frame[2] << 8 | frame[3];
         } else if (length == 127) {
-            return -1; /* no message here is that long */
+            return -1; /* no message of these servers is that long */
         }
         if (size - at < header + length) break;
         switch (frame[0] & 0x0f) {
@@ -259,7 +260,7 @@ static ssize_t take_frames(struct connection *connection, const unsigned char *d
     return (ssize_t)at;
 }
 
-/* Returns the size of the answer to the handshake, 0 if it is not whole yet, -1 if it is a refusal. */
+/* Returns the size of the handshake's response, 0 if it is incomplete, -1 if it is a refusal. */
 static ssize_t take_answer(const unsigned char *data, size_t size) {
     const unsigned char *end = memmem(data, size, "\r\n\r\n", 4);
     if (!end) return size < 4096 ? 0 : -1;
@@ -333,7 +334,7 @@ static void command(void) {
     char line[128];
     unsigned long a, b;
     double limit_ms;
-    ssize_t size = read(0, line, sizeof line - 1); /* one command at a time: the next one comes after the answer */
+    ssize_t size = read(0, line, sizeof line - 1); /* one command: the next one is sent only after the response */
     if (size <= 0) exit(0);
     line[size] = 0;
     if (sscanf(line, "open %lu", &a) == 1) {

@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and how many descriptors it gives."""
+"""A description of the machine that measured, and its limit of descriptors."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-# Descriptors a server needs beside its clients': log, listeners, epoll, pipes.
+# Descriptors that a server needs in addition to its clients': log, listeners, epoll, pipes.
 RESERVED = 100
 
 
 def kind() -> str:
-    """Processor, cores, memory, kernel, Python and the libraries that matter, in one line."""
+    """Return processor, cores, memory, kernel, Python and the relevant libraries, in one line."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return ", ".join(
         (
@@ -31,7 +31,7 @@ def kind() -> str:
 
 
 def busy() -> str:
-    """How many processes wanted to run in the last minute: what else happens blurs every number."""
+    """Return the load average of the last minute: other work on the machine affects every number."""
     return f"{os.getloadavg()[0]:.1f}"
 
 
@@ -52,7 +52,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def clients_possible(wanted: int) -> int:
-    """How many of `wanted` clients this process and its children can hold, once the soft limit is raised."""
+    """Raise the soft limit of descriptors, and return how many of `wanted` clients it allows per process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + RESERVED
     if soft != resource.RLIM_INFINITY and soft < needed:

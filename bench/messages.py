@@ -1,6 +1,6 @@
-"""The messages that are measured: each carries its number and the time it was sent, where the load client finds them.
+"""The messages that are measured. Each contains its number and the time of sending, for the load client.
 
-A transaction id is 64 hex digits and travels unchanged from the backend's frame to the client's, so both stand there.
+Both are in the transaction id, which has 64 hex digits and is the same in the backend's frame and in the client's.
 """
 
 import hashlib
@@ -9,20 +9,20 @@ import time
 from whaled.gateway import wire
 from whaled.model import Alert, Event, Flow, Kind, Shape, Source, Status, Whale
 
-# As in load.c and limit.c.
+# The same as in load.c and limit.c.
 MARK = "b0a7b0a7b0a7b0a7"
 FRAME_BYTES = 900
-# Offsets all have the same number of digits, so that all frames have the same size.
+# All offsets have the same number of digits, so that all frames have the same size.
 FIRST_OFFSET = 1_000_000
 
 
 def stamp(number: int) -> str:
-    """A txid with a message's number and the monotonic time in ns, 16 hex digits each behind MARK."""
+    """Return a txid of MARK, the message's number and the monotonic time in ns, 16 hex digits each."""
     return f"{MARK}{number:016x}{time.monotonic_ns():016x}".ljust(64, "0")
 
 
 def event(number: int, padding: str = "") -> Event:
-    """An alert like those of a live daemon; `padding` makes its frame longer."""
+    """Return an alert like those of a live daemon; `padding` makes its frame longer."""
     alert = Alert(
         transaction_id=stamp(number),
         btc_value=150.00001470,
@@ -56,11 +56,11 @@ def event(number: int, padding: str = "") -> Event:
 
 
 def padding(epoch: str) -> str:
-    """What makes the frame of an event FRAME_BYTES long."""
+    """Return the padding that makes the frame of an event FRAME_BYTES long."""
     noise = hashlib.sha512(b"nothing repeats in it, as in addresses").hexdigest()
     return noise[: FRAME_BYTES - len(wire.event_frame(event(0), epoch))]
 
 
 def frame(number: int, epoch: str, filler: str) -> bytes:
-    """The whole WebSocket frame of an event."""
+    """Return the complete WebSocket frame of an event."""
     return wire.event_frame(event(number, filler), epoch)

@@ -1,4 +1,4 @@
-"""Child processes that are asked line by line and answer in JSON. They end with their stdin, or are killed by id."""
+"""Child processes that read commands line by line and respond in JSON. They end with their stdin, or are killed."""
 
 import asyncio
 import json
@@ -11,16 +11,16 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ANSWER_LIMIT_S = 30.0
-# The longest line is the load client's answer: two numbers for each message.
+# The longest line is the load client's response: two numbers per message.
 LINE_LIMIT = 1 << 22
 
 
 class BrokenError(Exception):
-    """The measurement is worth nothing: a message was lost, a count is wrong, a process died."""
+    """The measurement is invalid: a message was lost, a count is wrong, or a process died."""
 
 
 def compile_c(name: str, directory: Path) -> Path:
-    """`bench/<name>.c` as a program in `directory`, compiled once. Raises BrokenError."""
+    """Compile `bench/<name>.c` into `directory`, unless it is there already. Raises BrokenError without a compiler."""
     program = directory / name
     if program.exists():
         return program
@@ -32,7 +32,7 @@ def compile_c(name: str, directory: Path) -> Path:
 
 
 class Program:
-    """A running child."""
+    """A running child process."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
@@ -40,32 +40,32 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         return self.process.pid
 
     async def ask(self, line: str, within_s: float = ANSWER_LIMIT_S) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
+        """Send a command and wait for its response."""
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
         return await self.answer(within_s)
 
     async def answer(self, within_s: float = ANSWER_LIMIT_S) -> dict[str, Any]:
-        """The next line. Raises BrokenError if it does not come."""
+        """Read the next response. Raises BrokenError if there is none in time."""
         assert self.process.stdout is not None
         try:
             async with asyncio.timeout(within_s):
                 line = await self.process.stdout.readline()
         except TimeoutError:
-            raise BrokenError(f"{self.name} did not answer within {within_s:g} s") from None
+            raise BrokenError(f"{self.name} did not respond within {within_s:g} s") from None
         if not line:
-            raise BrokenError(f"{self.name} ended; what it said is above")
+            raise BrokenError(f"{self.name} ended; its output is above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @asynccontextmanager
 async def running(name: str, *command: str | Path) -> AsyncIterator[Program]:
-    """A child process, killed when left."""
+    """Run a child process, and kill it on exit."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_LIMIT
     )
@@ -78,14 +78,14 @@ async def running(name: str, *command: str | Path) -> AsyncIterator[Program]:
 
 
 def resident_kib(pid: int) -> int:
-    """Resident memory of a process."""
+    """Return the resident memory of a process."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
-    raise BrokenError(f"process {pid} has no memory: it ended")
+    raise BrokenError(f"process {pid} has ended")
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds of a process so far, all threads, from the scheduler's own accounting in nanoseconds."""
+    """Return the CPU seconds of a process so far, all threads, from the scheduler's accounting in nanoseconds."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text(encoding="utf-8").split()[0]) for thread in threads) / 1e9

@@ -1,4 +1,4 @@
-"""What was measured, as a table that reads well on a terminal and in Markdown."""
+"""Results as Markdown tables that are also readable on a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """A number that whaled is to reach: at most `bound`, or at least if `more_is_better`."""
+    """A target for a measured number: at most `bound`, or at least `bound` if `more_is_better`."""
 
     what: str
     value: float
@@ -18,11 +18,11 @@ class Aim:
 
     @property
     def is_met(self) -> bool:
-        """Whether it does."""
+        """Return whether the aim is met."""
         return self.value >= self.bound if self.more_is_better else self.value <= self.bound
 
     def row(self) -> Row:
-        """For the table of aims."""
+        """Return the row in the table of aims."""
         sign = ">=" if self.more_is_better else "<="
         return (
             self.what,
@@ -34,7 +34,7 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """The outcome of one measurement."""
+    """The result of one measurement."""
 
     title: str
     header: Row
@@ -43,13 +43,13 @@ class Section:
     aims: Sequence[Aim] = ()
 
     def text(self) -> str:
-        """Title, table, notes."""
+        """Return title, table and notes."""
         notes = "".join(f"\n{note}" for note in self.notes)
         return f"### {self.title}\n\n{table(self.header, self.rows)}\n{notes}\n"
 
 
 def table(header: Row, rows: Sequence[Row]) -> str:
-    """A Markdown table with columns of equal width; the first to the left, the others to the right."""
+    """Return a Markdown table with aligned columns: the first one left, the others right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     rule = [f"{'-' * width}" if column == 0 else f"{'-' * (width - 1)}:" for column, width in enumerate(widths)]
 
@@ -64,11 +64,11 @@ def table(header: Row, rows: Sequence[Row]) -> str:
 
 
 def aims_table(aims: Sequence[Aim]) -> str:
-    """Every aim, and whether it is met."""
+    """Return the table of all aims, with whether each is met."""
     return table(("aim", "measured", "bound", ""), [aim.row() for aim in aims])
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The value below which this part lies (nearest rank)."""
+    """Return the percentile for a part from 0 to 1 (nearest rank)."""
     ordered = sorted(values)
     return ordered[round(part * (len(ordered) - 1))]

@@ -1,9 +1,9 @@
-"""Labelled transactions, made by the published rules of coinjoin protocols and by what wallets and exchanges do. Pure.
+"""Labelled transactions, built by the published rules of coinjoin protocols and the habits of wallets. Pure.
 
-WabiSabi's standard values follow Wasabi Wallet's AmountDecomposer, its choice among decompositions is simplified;
-Whirlpool and Wasabi 1 follow what the scanner of Dumplings looks for; JoinMarket its description of makers and takers.
-That Wasabi 1 doubles its levels is how these are usually described, not checked against its source. Sizes and fees are
-invented. Everything is varied: participants, coins, remixes, change, fees.
+WabiSabi's standard values follow Wasabi Wallet's AmountDecomposer; the choice among decompositions is simplified.
+Whirlpool and Wasabi 1 follow the scanner of Dumplings, JoinMarket its description of makers and takers. The doubling
+levels of Wasabi 1 follow the usual description and were not checked against its source. Sizes and fees are invented.
+Participants, coins, remixes, change and fees are all varied.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ DUST_SAT = 546
 WHIRLPOOL_POOLS = (100_000, 1_000_000, 5_000_000, 50_000_000)
 WABISABI_LEAST_SAT = 5_000
 WABISABI_MOST_SAT = 134_375_000_000
-# An output's and an input's size in vB, native segwit.
+# Sizes of an output and an input in vB, native segwit.
 OUTPUT_VB, INPUT_VB = 31, 68
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A transaction, which rules made it, and its right shape. `no_prevouts` is what a backend without them sends."""
+    """A transaction, the rules that made it, and its correct shape. `no_prevouts` is the same without prevouts."""
 
     kind: str
     shape: Shape
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Amounts of a transaction before it has scripts. A coin is (value, owner's address number)."""
+    """The amounts of a transaction before it has scripts. A coin is (value, owner's address number)."""
 
     coins: list[tuple[int, int]]
     paid: list[int]
@@ -41,7 +41,7 @@ class Draft:
 
 
 def samples(seed: int, each: int) -> Iterator[Sample]:
-    """`each` transactions of every kind, the same for the same seed."""
+    """Yield `each` transactions of every kind, determined by the seed."""
     for kind, (shape, make) in KINDS.items():
         random = Random(f"{seed} {kind}")
         for number in range(each):
@@ -50,7 +50,7 @@ def samples(seed: int, each: int) -> Iterator[Sample]:
 
 
 def by_counts(draft: Draft) -> Shape:
-    """The shape of what one owner sends, by the number of its inputs and outputs alone."""
+    """Return the shape of a transaction of one owner, from the numbers of its inputs and outputs alone."""
     outputs = len(draft.paid) + len(draft.returned)
     if outputs <= 2 and len(draft.coins) >= 5 * outputs:
         return Shape.CONSOLIDATION
@@ -84,7 +84,7 @@ def _sample(kind: str, shape: Shape, draft: Draft, random: Random, number: int) 
 
 
 def _btc(random: Random, median: float, spread: float) -> int:
-    """An amount in satoshi, log-normal around a median in BTC: amounts on the chain span many orders of magnitude."""
+    """Return an amount in satoshi, log-normal around a median in BTC: real amounts span many orders of magnitude."""
     return max(20_000, int(random.lognormvariate(0, spread) * median * SAT_PER_BTC))
 
 
@@ -93,7 +93,7 @@ def _fee(random: Random, inputs: int, outputs: int) -> int:
 
 
 def _coins(random: Random, total: int, count: int, owner: int) -> list[tuple[int, int]]:
-    """This much in so many coins, each at an address of its own from `owner` on."""
+    """Split a total into `count` coins, each at a separate address from `owner` on."""
     cuts = sorted(random.uniform(0.02, 1) for _ in range(count))
     whole = sum(cuts)
     values = [max(1_000, int(total * cut / whole)) for cut in cuts]
@@ -102,13 +102,13 @@ def _coins(random: Random, total: int, count: int, owner: int) -> list[tuple[int
 
 
 def _round_btc(random: Random, median: float) -> int:
-    """An amount as people type it: 1, 2, 2.5 or 5 with zeros."""
+    """Return a round amount as people type it: 1, 2, 2.5 or 5 with zeros."""
     power = 10 ** random.choice((-2, -1, -1, 0, 0, 1))
     return max(50_000, int(random.choice((1, 1, 1.5, 2, 2.5, 3, 5)) * power * median * SAT_PER_BTC))
 
 
 def _owned(random: Random, paid: list[int], inputs: int, *, change: bool = True, reuse: bool = False) -> Draft:
-    """One owner pays: coins that suffice, the rest as change to a fresh address or to the address of an input."""
+    """Pay from one owner's coins, with change to a new address or (`reuse`) to the address of an input."""
     fee = _fee(random, inputs, len(paid) + 1)
     # Coins of about the size of what is paid, or a few large ones.
     rest = int(sum(paid) * random.choice((0.002, 0.05, 0.3, 1.5, 8.0))) + 50_000 if change else 0
@@ -123,14 +123,16 @@ def _owned(random: Random, paid: list[int], inputs: int, *, change: bool = True,
 
 
 def joinmarket(random: Random) -> Draft:
-    """A taker and 2 to 12 makers: each has one output of the common amount and its change; the taker may sweep, and
-    pays the makers and the miner. A maker spends what its wallet selects in one mixdepth.
+    """Make a JoinMarket coinjoin of a taker and 2 to 12 makers.
+
+    Each has one output of the common amount and its change. The taker may sweep, and pays the makers and the miner. A
+    maker spends the coins that its wallet selects in one mixdepth.
     """
     return _joinmarket(random, random.choice((3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 13)))
 
 
 def joinmarket_pair(random: Random) -> Draft:
-    """The same with one maker, the least possible."""
+    """Make a JoinMarket coinjoin with one maker, the minimum."""
     return _joinmarket(random, 2)
 
 
@@ -157,7 +159,7 @@ def _joinmarket(random: Random, parties: int) -> Draft:
 
 
 def whirlpool(random: Random) -> Draft:
-    """5 to 10 inputs and as many outputs of the pool's size; new coins bring the miner's fee, remixed ones do not."""
+    """Make a Whirlpool round: 5 to 10 inputs and as many outputs of the pool's size. New coins pay the miner's fee."""
     pool = random.choice(WHIRLPOOL_POOLS)
     parties = random.choice((5, 5, 5, 6, 7, 8, 9, 10))
     new = random.randint(1, parties - 1)
@@ -166,12 +168,12 @@ def whirlpool(random: Random) -> Draft:
 
 
 def wasabi_single(random: Random) -> Draft:
-    """ZeroLink as Wasabi 1 began: one denomination near 0.1 BTC, change, the coordinator's fee."""
+    """Make a round of early Wasabi 1 (ZeroLink): one denomination near 0.1 BTC, change, the coordinator's fee."""
     return _wasabi(random, levels=1)
 
 
 def wasabi_levels(random: Random) -> Draft:
-    """Wasabi 1 with levels: who has enough takes an output of twice, four times ... the denomination as well."""
+    """Make a Wasabi 1 round with levels: larger participants also get outputs of 2, 4 ... times the denomination."""
     return _wasabi(random, levels=random.randint(2, 7))
 
 
@@ -196,7 +198,7 @@ def _wasabi(random: Random, levels: int) -> Draft:
                 wanted[-1].append(base * 2**level)
                 has -= base * 2**level
         left.append(has)
-    # A level that only one can afford is not mixed: its value stays change.
+    # A level that only one participant can afford is not mixed: its value remains change.
     paid: list[int] = []
     for outputs, rest in zip(wanted, left, strict=True):
         alone = sum(value for value in outputs if sum(value in other for other in wanted) < 2)
@@ -208,17 +210,17 @@ def _wasabi(random: Random, levels: int) -> Draft:
 
 
 def wabisabi(random: Random) -> Draft:
-    """A WabiSabi round of a large coordinator: 150 to 400 inputs."""
+    """Make a WabiSabi round of a large coordinator: 150 to 400 inputs."""
     return _wabisabi(random, random.randint(40, 100), random.choice((0.3, 0.6, 0.85)))
 
 
 def wabisabi_small(random: Random) -> Draft:
-    """A round of one of the small coordinators of today: a dozen to sixty inputs."""
+    """Make a WabiSabi round of one of today's small coordinators: 12 to 60 inputs."""
     return _wabisabi(random, random.randint(4, 20), random.choice((0.0, 0.4, 0.8)))
 
 
 def denominations() -> list[int]:
-    """WabiSabi's standard values: powers of two, of three and twice these, and 1, 2, 5 with zeros."""
+    """Return WabiSabi's standard values: powers of two, powers of three and twice these, and 1, 2, 5 with zeros."""
     powers = {factor * base**power for base, factors in ((2, (1,)), (3, (1, 2)), (10, (1, 2, 5)))
               for factor in factors for power in range(40)}  # fmt: skip
     return sorted((value for value in powers if WABISABI_LEAST_SAT <= value <= WABISABI_MOST_SAT), reverse=True)
@@ -245,7 +247,7 @@ def _wabisabi(random: Random, parties: int, remixed: float) -> Draft:
     paid: list[int] = []
     for wallet in wallets:
         has = sum(coin - INPUT_VB * rate for coin in wallet)
-        # A wallet chooses among decompositions of nearly the same cost: leave out some of the values.
+        # A wallet chooses among decompositions of similar cost: omit some of the values.
         mine = [value for value in frequent if random.random() < 0.8]
         outputs = _greedy(has, mine, output_fee)[: random.choice((6, 8, 8))]
         rest = has - sum(value + output_fee for value in outputs)
@@ -264,17 +266,17 @@ def _greedy(amount: int, values: Sequence[int], output_fee: int) -> list[int]:
     return taken
 
 
-# --- what one owner sends ---------------------------------------------------------------------------------------------
+# --- transactions of one owner ----------------------------------------------------------------------------------------
 
 
 def payment(random: Random) -> Draft:
-    """One or two are paid."""
+    """Make a payment."""
     paid = [random.choice((_btc, _btc, lambda r, m, _s: _round_btc(r, m)))(random, 30, 1.5)]
     return _owned(random, paid, random.choice((1, 1, 2, 3)), reuse=random.random() < 0.4)
 
 
 def payjoin(random: Random) -> Draft:
-    """The payee adds a coin of its own (BIP 78): two outputs, like any payment."""
+    """Make a payjoin (BIP 78), to which the payee adds a coin: two outputs, like any payment."""
     price, change = _btc(random, 20, 1), _btc(random, 20, 1)
     payer = _coins(random, price + change + 5_000, random.choice((1, 1, 2)), 1)
     theirs = (_btc(random, 10, 1), 50)
@@ -282,18 +284,18 @@ def payjoin(random: Random) -> Draft:
 
 
 def withdrawals(random: Random) -> Draft:
-    """An exchange pays a batch from one to three coins."""
+    """Make a batch of an exchange's withdrawals, from one to three coins."""
     paid = [_btc(random, 0.3, 2) for _ in range(random.randint(12, 250))]
     return _owned(random, paid, random.choice((1, 1, 2, 3)), reuse=random.random() < 0.5)
 
 
 def withdrawals_round(random: Random) -> Draft:
-    """The same where most ask for round amounts, less the exchange's fee or not."""
+    """Make a batch of withdrawals of mostly round amounts, some less the exchange's fee."""
     return _owned(random, _round_withdrawals(random, random.randint(20, 250)), random.choice((1, 2, 4)))
 
 
 def withdrawals_many_coins(random: Random) -> Draft:
-    """Round and other amounts paid from deposits: as many coins as payments, or more."""
+    """Make a batch of withdrawals paid from deposits, with 0.3 to 2 coins per payment."""
     paid = _round_withdrawals(random, random.randint(5, 120))
     return _owned(random, paid, max(2, int(len(paid) * random.uniform(0.3, 2))), reuse=random.random() < 0.3)
 
@@ -308,7 +310,7 @@ def _round_withdrawals(random: Random, count: int) -> list[int]:
 
 
 def airdrop(random: Random) -> Draft:
-    """An exchange's hot wallet pays the same to everybody, from many coins."""
+    """Make an exchange's payment of the same amount to many payees, from many coins."""
     count = random.randint(5, 150)
     amount = _round_btc(random, 1)
     extra = [_btc(random, 1, 1) for _ in range(random.choice((0, 0, 1, count // 6)))]
@@ -316,7 +318,7 @@ def airdrop(random: Random) -> Draft:
 
 
 def pool_payout(random: Random) -> Draft:
-    """A mining pool pays its miners; some are at the pool's least amount."""
+    """Make a mining pool's payout to its miners; some get the pool's minimum."""
     count = random.randint(30, 400)
     least = random.choice((100_000, 500_000, 1_000_000))
     paid = [least if random.random() < 0.1 else least + _btc(random, 0.05, 1.5) for _ in range(count)]
@@ -324,14 +326,14 @@ def pool_payout(random: Random) -> Draft:
 
 
 def equal_split(random: Random) -> Draft:
-    """An owner splits its coins into equal parts for its own addresses; what is left over is one more output."""
+    """Split an owner's coins into equal parts for its own addresses; the remainder is another output."""
     parts = random.randint(3, 25)
     amount = random.choice((10, 25, 50, 100, 500)) * SAT_PER_BTC if random.random() < 0.7 else _btc(random, 20, 1)
     return _owned(random, [amount] * parts, random.randint(1, parts * 2))
 
 
 def equal_dust(random: Random) -> Draft:
-    """The same few hundred or thousand satoshi to many, for tracing or advertising; the rest goes back or on."""
+    """Send the same tiny amount to many addresses, for tracing or advertising, and the rest to one or more outputs."""
     count = random.randint(5, 200)
     amount = random.choice((547, 555, 600, 999, 1_000, 3_000, 5_000, 10_000, 20_000))
     coins = [(_btc(random, 20, 1), 1 + place) for place in range(random.choice((1, 2, 5, 30, count, count + 5)))]
@@ -342,7 +344,7 @@ def equal_dust(random: Random) -> Draft:
 
 
 def tx0(random: Random) -> Draft:
-    """What leads into Whirlpool: equal outputs of one owner, the pool's fee, change, a data output; no round itself."""
+    """Make a Tx0, which precedes a Whirlpool round: equal outputs of one owner, pool fee, change, a data output."""
     pool = random.choice(WHIRLPOOL_POOLS)
     premix = [pool + random.randint(200, 30_000)] * random.randint(2, 70)
     draft = _owned(random, [*premix, max(5_000, pool // 20)], random.choice((1, 1, 2, 3, 8, 20)))
@@ -350,14 +352,14 @@ def tx0(random: Random) -> Draft:
 
 
 def channels(random: Random) -> Draft:
-    """A Lightning service opens channels in one transaction: round amounts, change."""
+    """Open several Lightning channels in one transaction: round amounts, change."""
     size = [random.choice((1, 2, 5, 10, 16, 20, 50)) * 1_000_000 for _ in range(random.choice((1, 2, 3)))]
     paid = [random.choice(size) for _ in range(random.randint(3, 30))]
     return _owned(random, paid, random.choice((1, 1, 2, 3, 6, 12)))
 
 
 def consolidation(random: Random) -> Draft:
-    """Many coins become one, or one and a payment."""
+    """Spend many coins to one output, or to one and a payment."""
     count = random.randint(5, 300)
     if count >= 10 and random.random() < 0.3:
         return _owned(random, [_btc(random, 5, 1)], count)
@@ -366,7 +368,7 @@ def consolidation(random: Random) -> Draft:
 
 
 def self_transfer(random: Random) -> Draft:
-    """Everything returns to an address that it came from."""
+    """Return everything to the address of an input."""
     coins = _coins(random, _btc(random, 100, 1), random.choice((1, 1, 2, 4)), 1)
     return Draft(coins, [], (sum(value for value, _ in coins) - 2_000,))
 

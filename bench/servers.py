@@ -1,6 +1,6 @@
 """The Python servers under test, each as a process: `python -m bench.servers gateway|broadcast|tasks`.
 
-They say their port on stdout and then obey the commands on stdin that limit.c obeys.
+They print their port and then process the same commands from stdin as limit.c.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from whaled.model import Event, UpstreamState
 from whaled.ops.metrics import Metrics
 
 EPOCH = "benchbenchbench0"
-# All servers ping this often, so that neither pays for more keepalive than the other.
+# All servers ping at the same interval, so that their keepalive costs are equal.
 PING_INTERVAL_S = 30.0
 
 
 class MemoryLog:
-    """The event log without a disk: what is measured here is delivery. Holds the newest events for who falls behind."""
+    """An event log in memory, since only delivery is measured. Keeps the newest events for clients that fall behind."""
 
     KEPT = 1000
 
@@ -38,24 +38,24 @@ class MemoryLog:
         self._events: list[Event] = []
 
     def append(self, event: Event) -> None:
-        """Hold an event."""
+        """Append an event."""
         self._events.append(event)
         del self._events[: -self.KEPT]
         self.head = event.offset
         self.oldest = self.whole_from = self._events[0].offset
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        """Events with after < offset <= through."""
+        """Return events with after < offset <= through."""
         return [event for event in self._events if after < event.offset <= through][:limit]
 
     async def offset_before(self, at: float) -> int:
-        """The newest offset older than a time."""
+        """Return the newest offset older than a time."""
         return max((event.offset for event in self._events if event.at < at), default=self.oldest - 1)
 
 
-async def obey(port: int, publish: Callable[[int], None], clients: Callable[[], int]) -> None:
-    """Answer the commands until stdin ends."""
-    say({"port": port})
+async def process_commands(port: int, publish: Callable[[int], None], clients: Callable[[], int]) -> None:
+    """Print the port and process commands until stdin ends."""
+    respond({"port": port})
     commands = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -66,29 +66,29 @@ async def obey(port: int, publish: Callable[[int], None], clients: Callable[[], 
                 for index in range(int(count)):
                     await asyncio.sleep(began + index / float(rate) - loop.time())
                     publish(int(first) + index)
-                say({"published": int(count)})
+                respond({"published": int(count)})
             case [b"usage"]:
                 usage = resource.getrusage(resource.RUSAGE_SELF)
-                say({"user_us": usage.ru_utime * 1e6, "system_us": usage.ru_stime * 1e6, "clients": clients()})
+                respond({"user_us": usage.ru_utime * 1e6, "system_us": usage.ru_stime * 1e6, "clients": clients()})
             case unknown:
                 raise ValueError(unknown)
 
 
-def say(answer: dict[str, float]) -> None:
-    """One line of JSON."""
-    print(json.dumps(answer), flush=True)
+def respond(response: dict[str, float]) -> None:
+    """Print a line of JSON."""
+    print(json.dumps(response), flush=True)
 
 
 async def gateway() -> None:
-    """whaled's own client side, as the daemon wires it, without feed, detection and disk."""
-    everybody = 1_000_000
+    """Run whaled's gateway as the daemon does, without the link to a backend, detection and disk."""
+    unlimited = 1_000_000
     settings = GatewaySettings(
         port=0,
         ping_interval=PING_INTERVAL_S,
-        max_connections=everybody,
-        max_connections_per_address=everybody,
-        max_unauthenticated=everybody,
-        compression=True,  # for clients that ask
+        max_connections=unlimited,
+        max_connections_per_address=unlimited,
+        max_unauthenticated=unlimited,
+        compression=True,  # for clients that offer it
     )
     log = MemoryLog()
     server = Gateway(settings, Auth(enabled=False), event_log=log, authenticator=None, meter=Metrics().gateway)
@@ -101,11 +101,11 @@ async def gateway() -> None:
         server.publish((event,))
 
     async with server.serving() as address:
-        await obey(int(address.rpartition(":")[2]), publish, lambda: server.hub.live_members)
+        await process_commands(int(address.rpartition(":")[2]), publish, lambda: server.hub.live_members)
 
 
 async def bare_broadcast() -> None:
-    """The fewest lines that deliver with the `websockets` library: its server, a set, its broadcast()."""
+    """Run the simplest server with the `websockets` library: its server, a set of connections, its broadcast()."""
     connections: set[ServerConnection] = set()
 
     async def serve_client(connection: ServerConnection) -> None:
@@ -125,15 +125,15 @@ async def bare_broadcast() -> None:
         serve_client, "127.0.0.1", 0, compression=None, ping_interval=PING_INTERVAL_S, ping_timeout=PING_INTERVAL_S
     ) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        await obey(port, publish, lambda: len(connections))
+        await process_commands(port, publish, lambda: len(connections))
 
 
 async def task_per_client() -> None:
-    """The design that most servers have: a queue for each client, and a task that sends what is in it."""
+    """Run a server of the most common design: a queue per client, and a task that sends its messages."""
     queues: set[asyncio.Queue[str]] = set()
 
     async def serve_client(connection: ServerConnection) -> None:
-        queue = asyncio.Queue[str]()  # unbounded: what is measured ends long before memory does
+        queue = asyncio.Queue[str]()  # unbounded: the measurement is too short to exhaust memory
         queues.add(queue)
         try:
             while True:
@@ -154,7 +154,7 @@ async def task_per_client() -> None:
         serve_client, "127.0.0.1", 0, compression=None, ping_interval=PING_INTERVAL_S, ping_timeout=PING_INTERVAL_S
     ) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        await obey(port, publish, lambda: len(queues))
+        await process_commands(port, publish, lambda: len(queues))
 
 
 SERVERS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
@@ -166,7 +166,7 @@ SERVERS: dict[str, Callable[[], Coroutine[None, None, None]]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Run one server until its stdin ends."""
-    # The daemon logs a line for each client; here that would only mix with the commands' answers.
+    # The daemon logs a line per client, which would mix with the responses here.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     asyncio.run(SERVERS[arguments[0]]())
 

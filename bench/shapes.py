@@ -11,47 +11,47 @@ from whaled.model import Shape
 from whaled.whales.amounts import shape
 
 SEED, EACH = 1, 300
-# What the documentation prints and the test repeats.
+# The headings of the tables in the documentation; a test compares them.
 HEADER: Row = ("shape", "precision", "recall", "precision, inputs unknown", "recall, inputs unknown")
 KIND_HEADER: Row = ("made by", "transactions", "right", "coinjoin", "right, inputs unknown", "coinjoin, inputs unknown")
 
 
 @dataclass(slots=True)
 class Confusion:
-    """How often a shape was found (second) where another was right (first); the same by kind of transaction."""
+    """A confusion matrix: counts by (correct shape, found shape), and counts by kind of transaction."""
 
     pairs: Counter[tuple[Shape, Shape]] = field(default_factory=Counter)
     kinds: Counter[tuple[str, Shape, bool]] = field(default_factory=Counter)
 
     def add(self, kind: str, right: Shape, found: Shape) -> None:
-        """One transaction."""
+        """Count a transaction."""
         self.pairs[right, found] += 1
         self.kinds[kind, found, right is found] += 1
 
     def precision(self, which: Shape) -> float:
-        """The part of what was found that is right."""
+        """Return the share of the transactions found to have a shape that do have it."""
         return _part(self.pairs[which, which], sum(n for (_, found), n in self.pairs.items() if found is which))
 
     def recall(self, which: Shape) -> float:
-        """The part of what is right that was found."""
+        """Return the share of the transactions with a shape that were found to have it."""
         return _part(self.pairs[which, which], sum(n for (right, _), n in self.pairs.items() if right is which))
 
     def right(self, kind: str) -> float:
-        """The part of a kind that was called what it is."""
+        """Return the share of a kind whose shape was found correctly."""
         return _part(sum(n for (name, _, good), n in self.kinds.items() if name == kind and good), self.count(kind))
 
     def coinjoins(self, kind: str) -> float:
-        """The part of a kind that was called a coinjoin."""
+        """Return the share of a kind that was found to be a coinjoin."""
         called = sum(n for (name, found, _), n in self.kinds.items() if name == kind and found is Shape.COINJOIN)
         return _part(called, self.count(kind))
 
     def count(self, kind: str) -> int:
-        """Transactions of a kind."""
+        """Return the number of transactions of a kind."""
         return sum(n for (name, _, _), n in self.kinds.items() if name == kind)
 
 
 def measure(labelled: Iterable[Sample]) -> tuple[Confusion, Confusion]:
-    """With the inputs, and without."""
+    """Return the confusion matrices with known inputs, and with unknown inputs."""
     known, unknown = Confusion(), Confusion()
     for sample in labelled:
         known.add(sample.kind, sample.shape, shape(sample.transaction)[0])
@@ -60,13 +60,13 @@ def measure(labelled: Iterable[Sample]) -> tuple[Confusion, Confusion]:
 
 
 def shape_rows(known: Confusion, unknown: Confusion) -> list[Row]:
-    """A row for each shape."""
+    """Return a row per shape."""
     parts = (known.precision, known.recall, unknown.precision, unknown.recall)
     return [(f"`{which}`", *(f"{part(which):.1%}" for part in parts)) for which in Shape]
 
 
 def kind_rows(known: Confusion, unknown: Confusion) -> list[Row]:
-    """A row for each kind of transaction."""
+    """Return a row per kind of transaction."""
     kinds = dict.fromkeys(kind for kind, _, _ in known.kinds)
     return [
         (kind, str(known.count(kind)), *(f"{part:.1%}" for found in (known, unknown)

@@ -1,8 +1,9 @@
 """`python -m bench.soak`: the daemon for an hour at 20 times the main network's rate, under faults and churn.
 
-The real daemon, the simulated backend with routine faults every few seconds, clients of every manner; at the end log
-and clients are compared with what was really sent, and memory, descriptors, loop lag and delivery are held to bounds.
-Needs PYTHONPATH=tests (see `make soak`), where the comparison with the truth lives. Exits with 1 if a bound is missed.
+Runs the real daemon on the simulated backend with a routine fault every few seconds, and clients of different kinds. At
+the end it compares the log and the clients' events with the ground truth, and memory, descriptors, loop lag and
+delivery with their bounds. Needs PYTHONPATH=tests (see `make soak`), which contains the comparison. Exits with 1 if a
+bound is missed.
 """
 
 import argparse
@@ -40,44 +41,44 @@ from whaled.simulator import faults
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import MAX_BLOCK_WEIGHT, SimulatorSettings
 
-# The main network brings 7 transactions a second.
+# 20 times the main network's 7 transactions per second.
 RATE = 140.0
 WHALE_SHARE = 0.02
 POLL_S = 1.0
 # 140 transactions a second fill a block of 4 million weight units in 24 s. Blocks come twice as fast and leave MEMPOOL
-# transactions waiting: the mempool is of one size but for what came since the last block, and what memory does besides
-# following the mempool can be seen.
+# transactions, so the mempool keeps its size, except for the arrivals since the last block. Changes of memory that do
+# not follow the mempool are then visible.
 BLOCK_S = 12.0
 MEMPOOL = 4_000
 SAMPLE_S = 2.0
 SETTLE_S = 180.0
-# Memory is flat once it is warm: caches and Python's pools are full after a third of an hour. A shorter soak sees them
-# fill and can only show that there is no large leak.
+# Memory is flat after the warm-up: caches and Python's pools are full after a third of an hour. In a shorter soak they
+# still fill, so it can only show that there is no large leak.
 WARM_UP_S, FLAT_S = 1200.0, 2400.0
 FLAT_MIB, SHORT_MIB = 1.0, 8.0
-# Frames of tens of megabytes (a restarted backend brings its mempool again) come and go within seconds: memory is the
-# median of a minute.
+# A restarted backend sends its mempool again, in frames of tens of megabytes that are freed within seconds. So memory
+# is the median of a minute.
 MINUTE_S = 60.0
-# The mean of the last third against the second.
+# Allowed change of the mempool's mean size from the second third to the last.
 MEMPOOL_STEADY_PERCENT = 15.0
-# The simulated backend and the clients share a process with the faults: their medians differ by tens of milliseconds.
+# The simulated backend and the clients share a process with the faults, so medians differ by tens of milliseconds.
 DRIFT_NOISE_MS = 100.0
-# A third of a soak of six minutes is two: there one stall of a machine that runs other things as well, or one whale
-# that waited for its inputs while REST failed, moves the median. What is wrong by more shows there, too.
+# In a short soak, one stall of a shared machine, or one whale that waited for its inputs while REST failed, moves the
+# median of a third. Larger errors are still detected.
 SHORT_S, SHORT_DRIFT_NOISE_MS = 1800.0, 500.0
 TIMELINE = 20
-# Outages decide how many: 2 to 4 with a fault every 10 s. With more than this the comparison says little.
+# Depends on the outages: 2 to 4 % with a fault every 10 s. With more than this the comparison proves little.
 UNKNOWABLE_PERCENT = 8.0
-# Of its bounded caches the daemon here has small ones, so that they are full when the measuring begins.
+# The daemon's bounded caches are small here, so that they are full when the measurement begins.
 SMALL_CACHES = {"detection": {"seen_limit": 300}}
-# Where the material of a soak with differences is kept, until the next one.
+# Keeps the files of a soak with differences, until the next one.
 EVIDENCE = Path("var/soak")
 LIVE = ("whaled_frame_to_sent_seconds", "whaled_event_loop_lag_seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """What a client is like."""
+    """The behaviour of a client."""
 
     name: str
     min_btc: int | None = None
@@ -99,7 +100,7 @@ MANNERS = (
 
 
 class Client:
-    """A bot: keeps what it gets, and goes on at its position whatever happens."""
+    """A bot that records its events, and resumes at its position after every failure."""
 
     def __init__(self, manner: Manner, url: str) -> None:
         self.manner = manner
@@ -110,7 +111,7 @@ class Client:
         self._url = url
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Receive events until cancelled."""
         async with WhaleStream(
             self._url,
             filters={} if self.manner.min_btc is None else {"min_btc": self.manner.min_btc},
@@ -140,7 +141,7 @@ class Client:
 
 @dataclass
 class Sample:
-    """A look at the process."""
+    """A sample of the daemon's process."""
 
     at: float
     rss_mib: float
@@ -150,7 +151,7 @@ class Sample:
 
 @dataclass
 class Course:
-    """What is noted along the way."""
+    """The observations during the soak."""
 
     samples: list[Sample] = field(default_factory=list)
     thirds: list[dict[str, float]] = field(default_factory=list)
@@ -159,12 +160,12 @@ class Course:
     cuts: int = 0
 
 
-# Seconds from a whale's first showing to its receipt, in the first third and in the last.
+# Seconds from a whale's first appearance in the backend to its receipt, in the first third and in the last.
 Received = tuple[list[float], list[float]]
 
 
 class Soak:
-    """The world, the daemon's surroundings, and whoever disturbs them."""
+    """The simulated world, the clients, and the disturbances."""
 
     def __init__(
         self, simulator: Simulator, ready: Ready, gateway: Proxy, rng: random.Random, knowable: Knowable
@@ -173,7 +174,7 @@ class Soak:
         self.course = Course()
         self.shown: dict[str, float] = {}
         self.url = f"ws://127.0.0.1:{ready.port}"
-        # Through the proxy come those whose connections are reset.
+        # Clients whose connections are reset connect through the proxy.
         through = f"ws://{gateway.address}"
         self.clients = [Client(each, through if each.is_killed else self.url) for each in MANNERS]
         self._ready = ready
@@ -184,7 +185,7 @@ class Soak:
         self._knowable = knowable
 
     async def live(self) -> None:
-        """The world goes on in real time; when each whale was first shown is noted."""
+        """Advance the world in real time, and record when the backend first has each whale."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -193,7 +194,7 @@ class Soak:
             await self.poll()
 
     async def poll(self) -> None:
-        """The backend looks at its node."""
+        """Let the backend poll its node, and record new whales and inputs."""
         before = time.monotonic()
         with suppress(OSError):
             await self.sim.poll()
@@ -209,7 +210,7 @@ class Soak:
                 inputs[tx.txid] = frozenset(coin.outpoint for coin in tx.inputs)
 
     async def fail(self, every_s: float) -> None:
-        """A routine fault every few seconds."""
+        """Trigger a routine fault every few seconds."""
         while True:
             await asyncio.sleep(self._rng.uniform(0.5, 1.5) * every_s)
             fault = self._rng.choice(faults.ROUTINE)
@@ -217,7 +218,7 @@ class Soak:
             await self.sim.apply(fault)
 
     async def churn(self) -> None:
-        """Strangers come and go, some without a word; those who go through the proxy are reset now and then."""
+        """Open and close short-lived connections, half of them abruptly; sometimes reset those through the proxy."""
         while True:
             await asyncio.sleep(self._rng.uniform(0.05, 0.4))
             with suppress(OSError, TimeoutError, WebSocketException):
@@ -233,25 +234,25 @@ class Soak:
                 self._gateway.cut()
 
     async def watch(self) -> None:
-        """Memory and descriptors, regularly."""
+        """Sample memory and descriptors regularly."""
         while True:
             self.course.samples.append(self.look())
             await asyncio.sleep(SAMPLE_S)
 
     def look(self) -> Sample:
-        """Memory and descriptors now."""
+        """Return a sample of memory and descriptors."""
         pid = self._ready.pid
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
         return Sample(time.monotonic(), resident_kib(pid) / 1024, descriptors, len(self.sim.backend.mempool))
 
     async def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics."""
+        """Return every sample of /metrics."""
         async with aiohttp.ClientSession(trust_env=False) as session, session.get(self._ready.metrics_url) as response:
             lines = (await response.text()).splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
     async def run(self, seconds: float, fault_every_s: float) -> None:
-        """The soak itself."""
+        """Run all jobs for `seconds`."""
         async with asyncio.TaskGroup() as tasks:
             jobs = [tasks.create_task(job) for job in (self.live(), self.churn(), self.watch())]
             if fault_every_s:
@@ -264,19 +265,19 @@ class Soak:
                 job.cancel()
 
     async def settle(self, database: Path) -> Verdict:
-        """Heal everything, let the world stand still and the daemon catch up, and compare."""
+        """End all faults, stop the world, let the daemon catch up, and compare."""
         self.sim.resume()
         self.sim.find_bitcoind()
         for client in self.clients:
             client.hurry = True
-        # What a fault of the last moments still holds back.
+        # A fault from the last moments may still delay something.
         await asyncio.sleep(4)
         await self.poll()
         verdict = Verdict(problems=["never up to date"])
         end = time.monotonic() + SETTLE_S
         while time.monotonic() < end:
             await asyncio.sleep(3)
-            self._reckon()
+            self._update_first_height()
             chain, known = self.sim.world.chain, self._knowable
             verdict = compare(read(database), self.sim.truth, chain, known, self._clients())
             if verdict.is_clean:
@@ -287,7 +288,7 @@ class Soak:
         return verdict
 
     async def keep(self, directory: Path) -> None:
-        """Copy the event log, the log, the metrics and both mempools to EVIDENCE, to look into a difference."""
+        """Copy the event log, the log, the metrics and both mempools to EVIDENCE, for the analysis of a difference."""
         await asyncio.to_thread(shutil.rmtree, EVIDENCE, ignore_errors=True)
         await asyncio.to_thread(shutil.copytree, directory, EVIDENCE)
         (EVIDENCE / "metrics.json").write_text(json.dumps(await self.metrics(), indent=1), encoding="utf-8")
@@ -295,9 +296,11 @@ class Soak:
         (EVIDENCE / "mempools.json").write_text(json.dumps(mempools), encoding="utf-8")
         print(f"event log, log and mempools are kept in {EVIDENCE}", flush=True)
 
-    def _reckon(self) -> None:
-        """From which height on every whale must be known: what took the place of a block that was there at the start
-        was mined since. It does not ask the daemon, which may be wrong about it.
+    def _update_first_height(self) -> None:
+        """Update the height from which on every whale must be known.
+
+        A block that replaced one from before the start was mined since. The daemon is not consulted, since it may be
+        wrong.
         """
         chain, known = self.sim.world.chain, self._knowable
         for height, block_hash in self._at_start.items():
@@ -312,11 +315,11 @@ class Soak:
         }
 
 
-# --- what comes of it ------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def by_minute(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """The middle of each minute that has samples, and the median of resident memory in it."""
+    """Return the middle of each minute that has samples, and the median of resident memory in it."""
     minutes: dict[int, list[float]] = {}
     for sample in samples:
         minutes.setdefault(int((sample.at - samples[0].at) // MINUTE_S), []).append(sample.rss_mib)
@@ -324,7 +327,7 @@ def by_minute(samples: Sequence[Sample]) -> list[tuple[float, float]]:
 
 
 def grown_mib(samples: Sequence[Sample]) -> float:
-    """What resident memory grew from the first sample to the last, by least squares through its minutes."""
+    """Return the growth of resident memory from the first sample to the last, by least squares over the minutes."""
     found = by_minute(samples)
     if len(found) < 2:
         return 0.0
@@ -332,30 +335,30 @@ def grown_mib(samples: Sequence[Sample]) -> float:
 
 
 def minutes_of(samples: Sequence[Sample]) -> float:
-    """From the first sample to the last."""
+    """Return the minutes from the first sample to the last."""
     return (samples[-1].at - samples[0].at) / 60
 
 
 def is_long(samples: Sequence[Sample]) -> bool:
-    """Whether the soak went on for long enough to see whether memory is flat."""
+    """Return whether the soak was long enough to tell whether memory is flat."""
     return samples[-1].at - samples[0].at >= WARM_UP_S + FLAT_S - 2 * MINUTE_S
 
 
 def warm(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples that growth is measured over: the last 40 minutes of a long soak, two thirds of a short one."""
+    """Return the samples for the growth of memory: the last 40 minutes of a long soak, two thirds of a short one."""
     if is_long(samples):
         return [sample for sample in samples if sample.at >= samples[-1].at - FLAT_S]
     return list(samples[len(samples) // 3 :])
 
 
 def mean_ms(name: str, before: dict[str, float], after: dict[str, float]) -> float:
-    """The mean of a histogram between two looks."""
+    """Return the mean of a histogram between two scrapes."""
     count = after[f"{name}_count"] - before[f"{name}_count"]
     return 1000 * (after[f"{name}_sum"] - before[f"{name}_sum"]) / count if count else 0.0
 
 
 def aims(course: Course, verdict: Verdict, received: Received, left: Sample) -> list[Aim]:
-    """What has to hold. `left` is the process once all clients are gone."""
+    """Return the bounds with their measured values. `left` is a sample from after all clients have disconnected."""
     samples = course.samples
     drift = statistics.median(received[1]) - statistics.median(received[0])
     noise_ms = SHORT_DRIFT_NOISE_MS if samples[-1].at - samples[0].at < SHORT_S else DRIFT_NOISE_MS
@@ -376,7 +379,7 @@ def aims(course: Course, verdict: Verdict, received: Received, left: Sample) -> 
 
 
 def memory_aims(samples: list[Sample]) -> list[Aim]:
-    """Of an hour: flat in its last 40 minutes while the mempool kept its size. A shorter one: not much."""
+    """Return the bounds on memory: flat in the last 40 minutes of a long soak, little growth in a short one."""
     grown = grown_mib(warm(samples))
     if not is_long(samples):
         return [Aim("memory grown after the first third", grown, SHORT_MIB, " MiB")]
@@ -388,7 +391,7 @@ def memory_aims(samples: list[Sample]) -> list[Aim]:
 
 
 def latencies(soak: Soak) -> Received:
-    """What the plain clients say. Raises BrokenError where nothing came."""
+    """Return the latencies of the plain clients. Raises BrokenError if a third has none."""
     begin, end = soak.course.samples[0].at, soak.course.samples[-1].at
     each = [
         (at, at - soak.shown[txid])
@@ -405,7 +408,7 @@ def latencies(soak: Soak) -> Received:
 
 
 def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
-    """What happened, in a table."""
+    """Return the results as text and a table."""
     course, samples = soak.course, soak.course.samples
     warmed, by_the_minute = warm(samples), by_minute(samples)
     third = len(samples) // 3
@@ -440,12 +443,12 @@ def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
 
 
 def parts(samples: list[Sample], third: int) -> tuple[list[Sample], ...]:
-    """Thirds."""
+    """Return the thirds of the samples."""
     return samples[:third], samples[third : 2 * third], samples[2 * third :]
 
 
 async def soaked(options: argparse.Namespace, directory: Path) -> bool:
-    """Run, print, and tell whether every bound was kept."""
+    """Run the soak and print the results. Return whether all bounds hold."""
     seconds = 60 * options.minutes
     settings = SimulatorSettings(
         port=0, seed=options.seed, manual=True, rate=options.rate, whale_share=WHALE_SHARE, block_interval=BLOCK_S,
@@ -458,7 +461,7 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
         knowable = Knowable(since=simulator.world.now, first_height=simulator.world.chain.tip.height + 1, inputs={})
         async with daemon(config, log=directory / "whaled.log") as ready:
             gateway.target = ("127.0.0.1", ready.port)
-            await told(directory / "soak.db")
+            await has_blocks(directory / "soak.db")
             soak = Soak(simulator, ready, gateway, random.Random(options.seed), knowable)
             async with asyncio.TaskGroup() as tasks:
                 followers = [tasks.create_task(client.run()) for client in soak.clients]
@@ -475,15 +478,15 @@ async def soaked(options: argparse.Namespace, directory: Path) -> bool:
     return all(aim.is_met for aim in found)
 
 
-async def told(database: Path) -> None:
-    """Wait until the daemon keeps which blocks there are: every one from then on counts."""
+async def has_blocks(database: Path) -> None:
+    """Wait until the daemon has stored the current blocks: from then on it must know the whales of every block."""
     async with asyncio.timeout(SETTLE_S):
         while state(database, "told_blocks") is None:  # noqa: ASYNC110 - another process decides
             await asyncio.sleep(0.05)
 
 
 def write_config(directory: Path, simulator: Simulator) -> Path:
-    """Defaults, but loopback, no tokens, and questions about what left the mempool asked at once."""
+    """Write a configuration with the defaults, except loopback, no tokens, and short intervals."""
     config: dict[str, dict[str, object]] = {
         "upstream": {
             "url": simulator.url,
@@ -506,13 +509,13 @@ def write_config(directory: Path, simulator: Simulator) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: every bound was kept; 1: one was not, or something is broken."""
+    """Run the soak. Returns 0 if all bounds hold, 1 if one does not or something is broken."""
     made = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    made.add_argument("--minutes", type=float, default=60, help="how long (%(default)g)")
+    made.add_argument("--minutes", type=float, default=60, help="duration (%(default)g)")
     made.add_argument("--rate", type=float, default=RATE, help="transactions per second (%(default)g)")
     made.add_argument("--fault-every", type=float, default=10, help="seconds between faults, 0: none (%(default)g)")
-    made.add_argument("--seed", type=int, default=1, help="of world and faults (%(default)s)")
-    made.add_argument("--directory", default="/var/tmp", help="where the database is written: a disk (%(default)s)")
+    made.add_argument("--seed", type=int, default=1, help="seed of the world and the faults (%(default)s)")
+    made.add_argument("--directory", default="/var/tmp", help="directory for the database, on a disk (%(default)s)")
     options = made.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the daemon ends with it
     print(f"{machine.kind()}\nload average before: {machine.busy()}", flush=True)

@@ -1,6 +1,6 @@
-"""A backend whose every whale says when it was sent: the simulated one, with frames of our own slipped into its stream.
+"""A backend whose whales contain their time of sending: the simulator, with additional frames in its stream.
 
-The simulator stays in charge of everything else, so that the daemon finds a backend that makes sense.
+The simulator provides everything else, so that the daemon sees a consistent backend.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from bench.programs import BrokenError
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import Mode, SimulatorSettings
 
-# What the main network brings between two of a backend's polls: 7 transactions a second, 2 s.
+# New transactions of the main network between two polls of a backend: 7 per second, 2 s.
 TRANSACTIONS_PER_FRAME = 14
 CONNECT_LIMIT_S = 30.0
 _TXID = "0" * 64
@@ -27,7 +27,7 @@ _SEQUENCE = 1_000_000_007
 
 
 class Relay:
-    """Passes a simulator's stream to the daemon, and sends deltas of its own."""
+    """A proxy between the daemon and a simulator that adds deltas to the stream."""
 
     def __init__(self, simulator: Simulator) -> None:
         self.rest_url = simulator.rest_url
@@ -39,45 +39,45 @@ class Relay:
         self._parts = _template()
 
     async def send_whale(self, number: int) -> None:
-        """A poll's worth of transactions; one is a whale, whose txid holds the number and the time of sending."""
+        """Send the transactions of one poll. One is a whale, whose txid contains the number and the time of sending."""
         if self._daemon is None:
             raise BrokenError("the daemon is not connected to its backend")
         self._sequence += 1
-        # An output of its own to spend: two whales that spend the same one replace each other.
+        # Each whale spends a different output: two that spend the same one would replace each other.
         values = (str(self._sequence), messages.stamp(number), f"{number:064x}")
         parts = zip(self._parts, (*(value.encode() for value in values), b""), strict=True)
         await self._daemon.send(b"".join(each for pair in parts for each in pair), text=True)
 
     async def serve_daemon(self, connection: ServerConnection) -> None:
-        """Both ways until one side ends."""
+        """Forward in both directions until one side closes."""
         async with connect(self._simulator.url, proxy=None, compression=None, max_size=None) as backend:
             self._daemon = connection
             self._sequence = self._simulator.backend.sequence
             async with asyncio.TaskGroup() as tasks:
-                answers = tasks.create_task(self._pass_answers(backend, connection))
+                stream = tasks.create_task(self._forward_stream(backend, connection))
                 try:
-                    async for said in connection:
-                        await backend.send(said, text=True)
-                        if b"track-mempool" in (said if isinstance(said, bytes) else said.encode()):
+                    async for message in connection:
+                        await backend.send(message, text=True)
+                        if b"track-mempool" in (message if isinstance(message, bytes) else message.encode()):
                             self.subscribed.set()
                 except ConnectionClosed:
                     pass
                 finally:
                     self._daemon = None
-                    answers.cancel()
+                    stream.cancel()
 
     @staticmethod
-    async def _pass_answers(backend: ClientConnection, daemon: ServerConnection) -> None:
+    async def _forward_stream(backend: ClientConnection, daemon: ServerConnection) -> None:
         try:
-            async for said in backend:
-                await daemon.send(said, text=True)
+            async for message in backend:
+                await daemon.send(message, text=True)
         except ConnectionClosed:
             pass
 
 
 @asynccontextmanager
 async def relaying() -> AsyncIterator[Relay]:
-    """A relay to a simulator in which nothing happens by itself."""
+    """Run a relay to a simulator without events of its own."""
     settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0, mode=Mode.ESPLORA)
     async with Simulator(settings) as simulator:
         relay = Relay(simulator)
@@ -87,16 +87,16 @@ async def relaying() -> AsyncIterator[Relay]:
 
 
 def main_network() -> Simulator:
-    """A backend as busy as one on the main network, without whales."""
+    """Return a simulator as busy as a backend on the main network, without whales."""
     return Simulator(SimulatorSettings(port=0, rate=7, whale_share=0, block_interval=0, events=0))
 
 
 def _template() -> tuple[bytes, ...]:
-    """A delta of recorded transactions, cut where the sequence, the whale's txid and the txid it spends from go."""
+    """Return a delta of recorded transactions, split at the sequence, the whale's txid, and the txid it spends from."""
     recorded = decode.transactions()
     small = [each for each in recorded if decode.value_sat(each) < decode.THRESHOLD_SAT]
     whale = dict(next(each for each in recorded if _is_plain_whale(each)))
-    # Inputs known, as a backend on electrs gives them: what is measured is whaled, not a call to the backend.
+    # The inputs are known, as with a backend on electrs: whaled is measured, not a request to the backend.
     payer = {key: whale["vout"][0][key] for key in ("scriptpubkey", "scriptpubkey_address", "scriptpubkey_type")}
     prevout = {**payer, "value": decode.value_sat(whale) + whale["fee"]}
     whale |= {"txid": _TXID, "vin": [{**whale["vin"][0], "txid": _SPENT_TXID, "prevout": prevout}]}

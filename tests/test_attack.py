@@ -144,7 +144,7 @@ def test_attacks_are_chosen_by_name_or_by_part_of_it() -> None:
     assert [attack.name for attack in choose(["replays"], is_quick=False)] == ["replays"]
     assert len(choose(["replays,", "nobody"], is_quick=False)) > 3
     assert 10 <= len(choose([], is_quick=True)) <= 16 < len(choose([], is_quick=False))
-    with pytest.raises(SystemExit, match="no attack is named like 'replais'"):
+    with pytest.raises(SystemExit, match="no attack matches 'replais'"):
         choose(["replais"], is_quick=False)
 
 
@@ -208,7 +208,7 @@ def alert(number: int) -> bytes:
 
 async def test_victims_find_whales_in_frames_however_they_are_cut_and_count_doubles() -> None:
     crowd = Crowd(VictimsOrder(0, []))
-    client = Client(b"", crowd._hear)
+    client = Client(b"", crowd._record)
     crowd.clients.append(client)
     stream = b"HTTP/1.1 101 Switching Protocols\r\n\r\n" + alert(7) + alert(8) + alert(8)
     for cut in range(0, len(stream), 11):

@@ -222,7 +222,7 @@ def test_what_takes_a_changed_ring_is_told_and_a_directory_that_was_made(
         capsys.readouterr()
         assert main(["keys", "generate", "--key-ring", str(path)]) == 0
         out, err = capsys.readouterr()
-        assert (f"the directory {path.parent} was made\n" in err) is (verb == "reload")
+        assert (f"created the directory {path.parent}\n" in err) is (verb == "reload")
         assert err.endswith(f"it signs once whaled is started, or after: systemctl {verb} whaled\n")
         assert main(["keys", "retire", "--key-ring", str(path), out.strip(), "--force"]) == 0
         assert capsys.readouterr().err.endswith(f"after: systemctl {verb} whaled\n")

@@ -151,18 +151,18 @@ async def test_a_status_that_does_not_pass_ends_the_stream_with_its_cause(status
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (answered(521), " (the proxy before the server does not reach it)"),
-        (answered(526), " (the proxy before the server makes no TLS connection to it)"),
+        (answered(521), " (the proxy in front of the server cannot reach it)"),
+        (answered(526), " (the proxy in front of the server cannot establish TLS with it)"),
         (answered(503, b"come later\n"), ": come later"),
         (
             answered(404, b"<html>edge</html>"),
             " (nothing is served at this path: is the URL right, and does a proxy pass",
         ),
         (answered(403, b"origin not allowed"), ": origin not allowed (a proxy, a firewall or an allow list"),
-        (answered(403, b"\x1b[2J"), " (a proxy, a firewall or an allow list turns this client away)"),
+        (answered(403, b"\x1b[2J"), " (a proxy, a firewall or an allow list refuses this client)"),
         (answered(302, Location="https://u:p@x/?t=1"), " (a redirect to 'https://***@x/?***', which is not followed"),
-        (answered(301), " (a redirect, which is not followed, since the token goes to nobody else)"),
-        (answered(200, b"<p>"), " (a web page, no WebSocket: is the URL right, does a proxy pass on `Upgrade`?)"),
+        (answered(301), " (a redirect, which is not followed: the token is sent to no other server)"),
+        (answered(200, b"<p>"), " (a web page, not a WebSocket: is the URL right, does a proxy pass on `Upgrade`?)"),
     ],
 )
 def test_a_status_is_explained_and_only_plain_text_is_quoted(error: InvalidStatus, text: str) -> None:
@@ -233,9 +233,9 @@ async def test_a_busy_server_that_says_so_twice_is_tried_again() -> None:
 async def test_wss_on_a_port_without_tls_is_named() -> None:
     async with scripted() as server:
         place = server.url.removeprefix("ws://")
-        assert await ended(f"wss://{place}") == f"{place}: this port speaks no TLS: use ws://{place}"
+        assert await ended(f"wss://{place}") == f"{place}: this port does not speak TLS: use ws://{place}"
     async with port(answers(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as place:
-        assert await ended(f"wss://u:s3cret@{place}/x") == f"{place}: this port speaks no TLS: use ws://{place}"
+        assert await ended(f"wss://u:s3cret@{place}/x") == f"{place}: this port does not speak TLS: use ws://{place}"
 
 
 async def test_ws_on_a_port_with_tls_is_named(certificate: Certificate) -> None:
@@ -249,7 +249,7 @@ async def test_ws_on_a_port_with_tls_is_named(certificate: Certificate) -> None:
 async def test_both_are_named_at_the_real_gateway(tmp_path: Path, certificate: Certificate) -> None:
     chain, key, _ = certificate
     async with running_gateway(tmp_path) as rig:
-        assert "this port speaks no TLS: use ws://" in await ended(rig.url.replace("ws://", "wss://"))
+        assert "this port does not speak TLS: use ws://" in await ended(rig.url.replace("ws://", "wss://"))
     (tmp_path / "tls").mkdir()
     async with running_gateway(tmp_path / "tls", tls=server_context(chain, key)) as rig:
         assert "this port speaks TLS: use wss://" in await ended(rig.url.replace("wss://", "ws://"))
@@ -287,7 +287,7 @@ async def test_a_port_that_answers_nothing_is_named_and_tried_again(
     monkeypatch.setattr("whaled.client.probe.ANSWER_S", 0.2)
     async with port(silent) as place:
         reason = await lost(f"{scheme}://{place}", limits=QUICK)
-    assert reason == f"{place} accepts connections and answers nothing within 0.3 s: is it a whaled server?"
+    assert reason == f"{place} accepts connections and sends nothing within 0.3 s: is it a whaled server?"
 
 
 def test_what_a_port_says_is_quoted_in_part_and_without_control_characters() -> None:
@@ -328,8 +328,8 @@ async def test_a_stream_that_worked_is_not_ended_by_what_stands_at_the_port_late
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "no address is known for 127.0.0.1: is the"),
-        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "the name server does not answer for 127.0.0.1"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "no address found for 127.0.0.1: is the"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure"), "the name server does not respond for 127.0.0.1"),
         (OSError("Multiple exceptions: [Errno 111] Connect call failed, [Errno 111] x"), "Connection refused"),
         (OSError("Multiple exceptions: [Errno 101] x, [Errno 111] y"), "Connection refused, Network is unreachable"),
         (ConnectionRefusedError(111, "Connect call failed"), "Connection refused"),
@@ -348,7 +348,7 @@ async def test_a_proxy_of_the_environment_is_not_used_and_named_where_nothing_is
     monkeypatch.setenv(name, "http://127.0.0.1:1")
     number = closed_port()
     assert await lost(f"ws://127.0.0.1:{number}") == (
-        f"cannot connect to 127.0.0.1:{number}: Connection refused ({name} of the environment is not used: give a "
+        f"cannot connect to 127.0.0.1:{number}: Connection refused (the environment's {name} is not used: give a "
         "proxy with `proxy=`, `whaled tail --proxy`)"
     )
 
@@ -368,7 +368,7 @@ async def test_a_proxy_of_the_environment_is_not_used_and_named_where_nothing_is
     ("status", "text", "is_passing"),
     [
         (403, "HTTP 403 (it does not allow connections to whales.example:8765)", False),
-        (407, "HTTP 407 (it wants a login: put it into its URL)", False),
+        (407, "HTTP 407 (it requires a login: put it into its URL)", False),
         (502, "HTTP 502 (for whales.example:8765)", True),
         (501, "HTTP 501 (for whales.example:8765)", False),
     ],
@@ -389,7 +389,7 @@ async def test_a_proxy_that_is_not_there_is_named_and_not_its_login() -> None:
 async def test_a_port_that_is_no_proxy_is_named() -> None:
     async with port(answers(b"SSH-2.0-x\r\n")) as place:
         reason = await ended("ws://whales.example:8765", proxy=f"http://{place}")
-    assert reason.startswith(f"the proxy {place} is no such proxy, or failed: ")
+    assert reason.startswith(f"the proxy {place} failed, or is not a proxy of this kind: ")
 
 
 async def test_a_stream_goes_through_a_proxy() -> None:
@@ -505,7 +505,7 @@ async def test_a_server_that_hangs_up_amid_the_tls_handshake_is_said_to(certific
     ("name", "words"),
     [
         ("TLSV1_ALERT_PROTOCOL_VERSION", "no TLS version in common"),
-        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "the server wants a certificate of the client"),
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "the server requires a client certificate"),
         ("SSLV3_ALERT_HANDSHAKE_FAILURE", "sslv3 alert handshake failure"),
     ],
 )
@@ -524,7 +524,7 @@ async def test_a_server_that_wants_a_token_is_found_out_within_a_second(tmp_path
     async with running_gateway(tmp_path, authenticator=Tokens()) as rig, stream(rig.url) as source:
         began = loop.time()
         with pytest.raises(
-            AuthenticationFailed, match="Token required: this server wants a token, and this stream has none"
+            AuthenticationFailed, match="Token required: this server requires a token, and this stream has none"
         ):
             await anext(source)
         assert loop.time() - began < 1.0

@@ -79,7 +79,7 @@ def test_a_file_that_is_no_event_log_is_left_alone_and_named(
 ) -> None:
     (tmp_path / "README.md").write_text("# not a database\n")
     assert main(["coverage", "--db-path", str(tmp_path / "README.md")]) == 78
-    assert "README.md: this is no event log" in capsys.readouterr().err
+    assert "README.md: this is not an event log" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("blocks", ["0", "-3", "9" * 30])

@@ -36,8 +36,8 @@ async def test_a_log_of_a_real_backend_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(OperatorError) as caught:
         await begin_log(settings(tmp_path), "1")
     assert str(caught.value) == (
-        f"{tmp_path}/whaled.db: this event log holds what came from another backend; --simulate begins a world of its "
-        "own, and needs a log of its own: name a file that does not exist yet with --db-path"
+        f"{tmp_path}/whaled.db: this event log holds events from another backend; --simulate starts a new world, which "
+        "needs a separate log: name a file that does not exist yet with --db-path"
     )
     async with EventLog.open(settings(tmp_path), Metrics().eventlog) as real:
         assert (real.head, await real.state(WORLD_KEY)) == (1, None)

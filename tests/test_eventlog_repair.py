@@ -301,7 +301,7 @@ def test_without_a_log_both_say_so(path: Path, capsys: pytest.CaptureFixture[str
     path.write_text("gateway:\n  port: 8765\n")
     for command in ("check", "repair"):
         assert main([command, "--db-path", str(path)]) == 78
-        assert "this is no event log" in capsys.readouterr().err
+        assert "this is not an event log" in capsys.readouterr().err
 
 
 async def test_the_shallow_check_finds_missing_events(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +319,7 @@ async def test_commands_that_read_the_log_leave_damaged_rows_out_and_say_so(
     await filled(path)
     edit(path, "UPDATE whales SET alert = '{' WHERE id = 1", "UPDATE blocks SET seen = 5 WHERE height = 800000")
     assert main(["accuracy", "--json", "--db-path", str(path)]) == 0
-    assert "1 damaged row left out, the first: offset 5" in capsys.readouterr().err
+    assert "1 damaged row skipped, the first: offset 5" in capsys.readouterr().err
     assert main(["coverage", "--json", "--db-path", str(path)]) == 0
     shown = capsys.readouterr()
     assert [json.loads(line)["height"] for line in shown.out.splitlines()] == [800_001]

@@ -356,7 +356,7 @@ async def test_a_file_of_something_else_is_not_taken_for_a_damaged_log(
     for command in ("check", "repair"):
         status, shown = lines_of(capsys, command, "--db-path", path)
         assert status == 78
-        assert "this is no event log" in shown
+        assert "this is not an event log" in shown
     write(path, b"")
     edit(path, "CREATE TABLE events (offset INTEGER PRIMARY KEY, x TEXT)", "INSERT INTO events VALUES (1, 'y')")
     assert "was not made by whaled" in lines_of(capsys, "check", "--db-path", path)[1]

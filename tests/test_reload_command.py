@@ -53,7 +53,7 @@ async def test_the_command_ends_as_the_reload_did(tmp_path: Path) -> None:
         assert status == 78
         assert err == (
             f"whaled: no running whaled has {tmp_path}/other.db open (eventlog.path): is it running, and with this "
-            "configuration? A changed eventlog.path takes a restart\n"
+            "configuration? A changed eventlog.path requires a restart\n"
         )
 
         config.write_text(good + "detection: {threshold_btcs: 5}\n")  # by its process, the file is the daemon's to read
@@ -94,7 +94,7 @@ async def test_a_daemon_that_does_not_answer_or_ends_is_no_success(tmp_path: Pat
         whaled.signal(signal.SIGSTOP)
         status, _, err = await reload("--config", str(config), "--timeout", "300ms")
         assert (status, err) == (
-            1, f"whaled: no answer of process {pid} within 0.3 s; its log says what becomes of the reload\n",
+            1, f"whaled: no response from process {pid} within 0.3 s; its log reports the result of the reload\n",
         )  # fmt: skip
         whaled.signal(signal.SIGKILL)
         whaled.signal(signal.SIGCONT)
@@ -114,7 +114,7 @@ async def test_a_process_that_is_no_whaled_is_sent_nothing(tmp_path: Path) -> No
             status, _, err = await reload("--pid", str(other.pid), "--config", str(config))
             assert status == 78
             shown = " ".join(words)[:100]
-            assert err == f"whaled: --pid {other.pid} is no `whaled run` but {shown!r}: it was sent nothing\n"
+            assert err == f"whaled: --pid {other.pid} is not `whaled run` but {shown!r}: no signal was sent\n"
             assert other.returncode is None
         finally:
             other.kill()

@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from whaled.cli.tail_lines import bar
 from whaled.model import FeeMarket, Flow, Input, Output, Transaction
-from whaled.simulator.answers import GENESIS
 from whaled.simulator.life import Life
 from whaled.simulator.owners import BOOKS, OWNERS, book, scripts_of
+from whaled.simulator.responses import GENESIS
 from whaled.simulator.scripts import Network
 from whaled.simulator.settings import DEMO, SimulatorSettings
 from whaled.simulator.transactions import Payment, Tx, TxKind

@@ -248,7 +248,7 @@ def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
 
 def test_a_starting_time_without_a_zone_is_shown_as_it_is_read() -> None:
     assert parse("--since", "2026-11-28 10:00").since.note == (
-        "starting at 2026-11-28T10:00:00+00:00: --since names no zone, and is read as UTC"
+        "starting at 2026-11-28T10:00:00+00:00: --since has no time zone and is read as UTC"
     )
     assert parse("--since", "2026-11-28 10:00Z").since.note is None
     assert parse("--since", "last:5").since.note is None
@@ -306,7 +306,7 @@ async def test_a_token_from_a_pipe_is_read_once(tmp_path: Path) -> None:
 def test_a_file_without_certificates_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_text("nothing")
-    with pytest.raises(ValueError, match="holds no certificates"):
+    with pytest.raises(ValueError, match="contains no certificates"):
         opened("--ca-file", str(file), "--url", "wss://127.0.0.1:1")
 
 
@@ -359,9 +359,7 @@ async def test_lost_connections_and_gaps_are_told_on_standard_error() -> None:
     assert [line["type"] for line in out] == ["missed", "whale_alert"]
     assert out[0] == {"type": "missed", "since": position(5), "position": position(90), "oldest": position(40)}
     assert "Service restart (1012); trying again in 0.0 s" in errors
-    assert (
-        f"does not hold everything since {EPOCH}:5; the oldest it holds is {EPOCH}:40; live from {EPOCH}:90" in errors
-    )
+    assert f"no longer has all events since {EPOCH}:5; the oldest it has is {EPOCH}:40; live from {EPOCH}:90" in errors
 
 
 async def test_a_refused_token_ends_with_status_1_and_advice() -> None:
@@ -373,7 +371,7 @@ async def test_a_refused_token_ends_with_status_1_and_advice() -> None:
         status, out, errors = await follow(quick(server.url, token=jwt("t0psecret")))
     assert (status, out) == (1, [])
     assert errors == (
-        "whaled tail: Invalid or expired token: get a new token; the server's log says why this one was refused. "
+        "whaled tail: Invalid or expired token: get a new token; the server's log has the reason for the refusal. "
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
     assert jwt("t0psecret") not in errors
@@ -391,7 +389,7 @@ async def test_without_retry_a_refused_token_of_a_file_ends_with_the_same_advice
         status, out, errors = await follow(opened(*options))
     assert (status, out) == (1, [])
     assert errors == (
-        "whaled tail: Invalid or expired token: get a new token; the server's log says why this one was refused. "
+        "whaled tail: Invalid or expired token: get a new token; the server's log has the reason for the refusal. "
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
 
@@ -570,7 +568,7 @@ async def test_without_a_token_a_server_that_wants_one_is_named(tmp_path: Path) 
         out, errors = await process.communicate()
     assert (process.returncode, out) == (1, b"")
     assert errors.decode() == (
-        "whaled tail: Token required: this server wants a token, and this stream has none. "
+        "whaled tail: Token required: this server requires a token, and this stream has none. "
         "Give a valid token with --token-file or WHALED_TOKEN; on the server, `whaled token issue` makes one\n"
     )
 

@@ -58,14 +58,14 @@ def test_the_daemon_starts_reloads_and_stops_where_the_working_directory_is_gone
     assert not any("Traceback" in line for line in lines)
 
 
-NOTE = "whaled: note: the working directory is gone, so relative paths lead nowhere: write whole paths"
+NOTE = "whaled: note: the working directory is gone, so relative paths cannot be resolved: use absolute paths"
 
 
 @pytest.mark.slow
 def test_a_relative_path_is_named_where_the_working_directory_is_gone(tmp_path: Path, config: Path) -> None:
     config.write_text(config.read_text().replace(str(tmp_path / "whaled.db"), "whaled.db"))
     line = next(number for number, text in enumerate(config.read_text().splitlines(), 1) if "whaled.db" in text)
-    problem = "the working directory is gone, and this path counts from it: write the whole path"
+    problem = "the working directory is gone, and this path is relative to it: use an absolute path"
     for command in (("check-config",), ("run", "--config")):
         found = run(tmp_path, *command, str(config))
         assert found.returncode == 78

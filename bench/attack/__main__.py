@@ -1,4 +1,4 @@
-"""`make attack`: strangers, neighbours and greedy clients against the daemon. Exits with 1 if a bound is missed."""
+"""`make attack`: unauthenticated, neighbouring and greedy clients attack the daemon. Exits with 1 on a missed bound."""
 
 import argparse
 import asyncio
@@ -23,21 +23,21 @@ from bench.attack.verdict import GENEROUS, HEADER, STRICT, Bounds, Outcome, Used
 from bench.programs import BrokenError
 from bench.report import table
 
-# How long alerts may still come after the attack: later, they are lost.
+# An alert counts as lost this long after the attack.
 RECOVERY_S = 45.0
 CALM_LOOK_S = 0.25
 WARM_UP_S = 1.0
 QUIET_S, QUICK_QUIET_S = 5.0, 3.0
-# The long log, and as much again.
+# Twice the size of the long log.
 FREE_BYTES = 3 * 2**30
 EVENTS, QUICK_EVENTS = 1_000_000, 100_000
-# To start and stop a daemon and its clients, and until memory is back, as a rule; and to write a long log.
+# Estimates: to start and stop a daemon and its clients and wait for memory, and to write a long log.
 AROUND_S = 8.0
 EVENTS_PER_SECOND = 15_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: every bound holds; 1: one does not, or something is broken."""
+    """Run the attacks. Returns 0 if every bound holds, 1 if one does not or something is broken."""
     options = parser().parse_args(arguments)
     chosen = choose(options.only, is_quick=options.quick)
     if options.list:
@@ -56,24 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     made = argparse.ArgumentParser(prog="python -m bench.attack", description=__doc__)
     made.add_argument("--quick", action="store_true", help="a dozen attacks, shorter, with generous bounds, for CI")
-    made.add_argument("--only", nargs="+", default=[], metavar="NAME", help="attacks whose names contain one of these")
-    made.add_argument("--list", action="store_true", help="print the names and end")
-    made.add_argument("--sizes", action="store_true", help="measure the memory of connections only")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
-    made.add_argument("--seconds", type=float, default=0, help="how long each attack lasts (default: its own time)")
-    made.add_argument("--quiet-seconds", type=float, default=0, help="how long the quiet is measured before and after")
-    made.add_argument("--calm", type=float, default=0, help="how long memory may take until it is back")
-    made.add_argument("--events", type=int, default=0, help=f"of the log that is replayed ({EVENTS:,})")
-    made.add_argument("--victims", type=int, default=VICTIMS, help="clients that must not notice (%(default)s)")
-    made.add_argument("--directory", default=directory(), help="where databases are written (%(default)s)")
+    made.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only attacks whose names contain one of these"
+    )
+    made.add_argument("--list", action="store_true", help="print the names and exit")
+    made.add_argument("--sizes", action="store_true", help="only measure the memory of connections")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
+    made.add_argument("--seconds", type=float, default=0, help="duration of each attack (default: specific to it)")
+    made.add_argument("--quiet-seconds", type=float, default=0, help="duration of the measurements before and after")
+    made.add_argument("--calm", type=float, default=0, help="time within which memory must be released")
+    made.add_argument("--events", type=int, default=0, help=f"events in the replayed log ({EVENTS:,})")
+    made.add_argument("--victims", type=int, default=VICTIMS, help="clients that must not be affected (%(default)s)")
+    made.add_argument("--directory", default=directory(), help="directory for databases (%(default)s)")
     return made
 
 
 def directory() -> str:
-    """Memory where there is enough of it: what a disk does now and then would be taken for the attack's doing."""
+    """Return a directory in memory if there is enough: delays of a disk would look like effects of the attack."""
     memory = Path("/dev/shm")
     with contextlib.suppress(OSError):
         if shutil.disk_usage(memory).free > FREE_BYTES:
@@ -82,12 +84,12 @@ def directory() -> str:
 
 
 def choose(names: Sequence[str], *, is_quick: bool) -> list[Attack]:
-    """The attacks that are meant, in the order of the catalogue. Raises SystemExit if a name fits none."""
+    """Return the selected attacks in the order of the catalogue. Raises SystemExit if a name matches none."""
     if not names:
         return [attack for attack in ATTACKS if attack.quick_s or not is_quick]
     for name in names:
         if not any(name in attack.name for attack in ATTACKS):
-            raise SystemExit(f"no attack is named like {name!r}; --list names them")
+            raise SystemExit(f"no attack matches {name!r}; --list prints their names")
     full = {attack.name for attack in ATTACKS}
     return [
         attack
@@ -97,7 +99,7 @@ def choose(names: Sequence[str], *, is_quick: bool) -> list[Attack]:
 
 
 async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: Path) -> int:
-    """One after the other."""
+    """Run the attacks one after another."""
     settle_priorities()
     bounds = GENEROUS if options.quick else STRICT
     if options.calm:
@@ -129,13 +131,13 @@ async def run(options: argparse.Namespace, chosen: Sequence[Attack], directory: 
 
 
 def times_of(options: argparse.Namespace, attack: Attack) -> tuple[float, float]:
-    """Seconds of an attack, and of the quiet before it and after it."""
+    """Return the seconds of an attack, and of the quiet periods before and after it."""
     seconds = options.seconds or ((options.quick and attack.quick_s) or attack.seconds)
     return seconds, options.quiet_seconds or (QUICK_QUIET_S if options.quick else QUIET_S)
 
 
 def expected_s(options: argparse.Namespace, chosen: Sequence[Attack]) -> float:
-    """About how long it takes on a machine that does nothing else."""
+    """Estimate the duration on an otherwise idle machine."""
     if options.sizes:
         return sizes.expected_s()
     spent_s = 0.0
@@ -148,12 +150,12 @@ def expected_s(options: argparse.Namespace, chosen: Sequence[Attack]) -> float:
 
 
 def duration(seconds: float) -> str:
-    """For people: seconds below two minutes, else minutes."""
+    """Format a duration: seconds below two minutes, else minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def causes(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:
-    """The messages in a group of groups."""
+    """Yield the messages in nested exception groups."""
     for each in group.exceptions:
         if isinstance(each, BaseExceptionGroup):
             yield from causes(each)
@@ -162,7 +164,7 @@ def causes(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:
 
 
 async def with_history(place: Place, events: int) -> Place:
-    """The place with a long log."""
+    """Return the place with a long log."""
     path = place.directory / "history.db"
     began = time.monotonic()
     await asyncio.to_thread(history.build, path, events)
@@ -171,7 +173,7 @@ async def with_history(place: Place, events: int) -> Place:
 
 
 async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float, bounds: Bounds) -> Outcome:
-    """Quiet, attack, quiet again."""
+    """Measure a quiet period, an attack, and another quiet period."""
     async with rig(place, attack.around) as running:
         daemon = running.daemon
         await running.window(WARM_UP_S)
@@ -217,7 +219,7 @@ async def attacked(place: Place, attack: Attack, seconds: float, quiet_s: float,
 
 
 async def calm(running: Rig, memory_mib: float, descriptors: int, within_s: float) -> None:
-    """Wait until memory and descriptors are no more than this."""
+    """Wait until memory and descriptors are at most these values."""
     end = time.monotonic() + within_s
     daemon = running.daemon
     while time.monotonic() < end and daemon.is_alive:
@@ -227,7 +229,7 @@ async def calm(running: Rig, memory_mib: float, descriptors: int, within_s: floa
 
 
 def summary(name: str, did: Did) -> str:
-    """The work of a process, in a few words."""
+    """Summarise what an attacking process did."""
     rate = did.opened / did.seconds if did.seconds else 0.0
     parts = [f"{did.opened} opened ({rate:.0f}/s)"]
     parts += [f"{count} {what}" for count, what in ((did.replies, "replies"), (did.refused, "refused"),
@@ -236,7 +238,7 @@ def summary(name: str, did: Did) -> str:
 
 
 def report(outcome: Outcome, bounds: Bounds) -> dict[str, object]:
-    """For --json."""
+    """Return an outcome for --json."""
     ratio = outcome.ratio if math.isfinite(outcome.ratio) else None
     return asdict(outcome) | {"ratio": ratio, "broken": outcome.broken(bounds)}
 

@@ -1,7 +1,7 @@
-"""One attacking process: `python -m bench.attack.assaults ORDER`, where ORDER is JSON. Ends by itself; answers in JSON.
+"""One attacking process: `python -m bench.attack.assaults ORDER`, where ORDER is JSON. Prints a result in JSON.
 
-Plain sockets and one epoll, so that a single process can make more connections a second than the daemon can serve.
-Two machines do everything: `Strangers` have no session, `Clients` have authenticated. Nothing but loopback is attacked.
+It uses plain sockets and one epoll, so that a single process can open more connections per second than the daemon can
+serve. `Strangers` have no session, `Clients` authenticate. It only attacks loopback.
 """
 
 import contextlib
@@ -18,31 +18,31 @@ from pathlib import Path
 
 from bench.attack.payloads import FRAMES, LOOPBACK, PAYLOADS, request
 
-# linux/in.h; the socket module does not name it. The port is chosen at connect: one address has 28,000 to each target.
+# From linux/in.h; the socket module lacks it. The port is chosen at connect: one address has 28,000 per target.
 IP_BIND_ADDRESS_NO_PORT = 24
-# Connections begun in one turn, so that replies are read in between.
+# Connections opened before replies are read again.
 TURN = 64
 POLL_S = 0.005
 OPEN_LIMIT_S = 3.0
-# Where clients are not let in within this time, those that are begin.
+# The attack starts after this time even if not all clients are accepted.
 ALL_OPEN_LIMIT_S = 20.0
 RECEIVE_BYTES = 1 << 18
-# A client that is closed comes back, but not in an endless loop of its own.
+# Interval at which closed clients reconnect.
 REOPEN_S = 0.05
-# In the frame that refuses a credential.
+# Part of the frame that refuses a token.
 REFUSAL = b'"type":"error"'
-# SO_LINGER with no time: closing resets, and leaves no TIME_WAIT behind.
+# SO_LINGER with time 0: close() resets the connection, which leaves no TIME_WAIT.
 RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Everything one process is to do.
+    """The task of one process.
 
-    `payload` names what a stranger sends (PAYLOADS), `opening` and `message` what a client sends (FRAMES) at first and
-    every `every_s` seconds. `finish` is when a stranger hangs up: "at once", at the first "reply", when it is
-    "refused", or never ("held": when the daemon closes, another takes its place). The time of clients begins when all
-    are in.
+    `payload` is what a stranger sends (a key of PAYLOADS). `opening` and `message` are what a client sends first and
+    every `every_s` seconds (keys of FRAMES). `finish` is when a stranger disconnects: "at once", at the first "reply",
+    when it is "refused", or never ("held": when the daemon closes the connection, another one is opened). The time of
+    clients begins when all are connected.
     """
 
     who: str
@@ -70,14 +70,14 @@ class Order:
     target: str = "clients"
 
     def source(self, number: int) -> str:
-        """The address connection `number` comes from: 250 in each /24, each process in a /16 of its own."""
+        """Return the source address of a connection: 250 in each /24, and a separate /16 for each process."""
         place = self.first_address + number % self.addresses
         return f"127.{1 + self.index}.{place // 250 % 250}.{1 + place % 250}"
 
 
 @dataclass
 class Did:
-    """The answer: what really happened, so that an attack that did not take place cannot pass for one survived."""
+    """The counts of what a process actually did, so that an attack that did not happen is not reported as survived."""
 
     opened: int = 0
     at_once: int = 0
@@ -92,7 +92,7 @@ class Did:
 
 
 def dial(order: Order, number: int) -> socket.socket:
-    """A connection that is being made."""
+    """Start a non-blocking connection."""
     made = socket.socket()
     try:
         made.setblocking(False)
@@ -111,7 +111,7 @@ def dial(order: Order, number: int) -> socket.socket:
 
 @dataclass(slots=True)
 class Link:
-    """A stranger's connection: the bytes it has not sent yet."""
+    """A stranger's connection, with its unsent bytes."""
 
     socket: socket.socket
     unsent: bytes = b""
@@ -119,7 +119,7 @@ class Link:
 
 
 class Strangers:
-    """Connections without a session: as many as `count` at a time, `rate` new ones a second (0: as fast as it goes)."""
+    """Connections without a session: at most `count` at a time, `rate` new ones per second (0: as fast as possible)."""
 
     def __init__(self, order: Order, tokens: Sequence[str]) -> None:
         self.did = Did()
@@ -130,7 +130,7 @@ class Strangers:
         self._began = time.monotonic()
 
     def run(self) -> None:
-        """Until the time is over."""
+        """Attack until the time has passed."""
         order = self._order
         end = self._began + order.seconds
         while (now := time.monotonic()) < end:
@@ -159,12 +159,12 @@ class Strangers:
                 return
             did.opened += 1
             if order.finish == "at once":
-                # On loopback the connection is there already; if the queue is full, it is not, and that is all.
+                # On loopback the connection is already established, unless the daemon's accept queue is full.
                 with contextlib.suppress(OSError):
                     made.send(self._payload)
                 made.close()
                 continue
-            # Readable also means the end, hence always; writable only while there is something to send.
+            # EPOLLRDHUP is always needed, to detect the end; EPOLLOUT only while there are unsent bytes.
             interest = select.EPOLLIN | select.EPOLLRDHUP if order.reads else select.EPOLLRDHUP
             self._poll.register(made.fileno(), interest | (select.EPOLLOUT if self._payload else 0))
             self._links[made.fileno()] = Link(made, self._payload, now)
@@ -207,7 +207,7 @@ class Strangers:
                     self.did.sent += len(piece)
 
     def _burst(self, end: float) -> None:
-        """`count` connections at once, held for `burst_s`, dropped together."""
+        """Open `count` connections at once, hold them for `burst_s`, and close them together."""
         burst = []
         for _ in range(self._order.count):
             with contextlib.suppress(OSError):
@@ -236,18 +236,18 @@ class Session:
 
 @dataclass(slots=True)
 class Clients:
-    """`count` connections with valid tokens, each sending `message` every `every_s` (0: as fast as it is taken)."""
+    """`count` connections with valid tokens that each send `message` every `every_s` (0: as fast as possible)."""
 
     order: Order
     tokens: Sequence[str]
     did: Did = field(default_factory=Did)
     sessions: list[Session] = field(default_factory=list)
-    # The certificate is the suite's own.
+    # The certificate is a test certificate.
     context: ssl.SSLContext = field(default_factory=ssl._create_unverified_context)  # noqa: SLF001
     end: float = 0.0
 
     def run(self) -> None:
-        """Open all, then send and read until the time is over."""
+        """Open all connections, then send and receive until the time has passed."""
         order = self.order
         self.end = time.monotonic() + ALL_OPEN_LIMIT_S
         missing = self._open(range(order.count))
@@ -269,7 +269,7 @@ class Clients:
                 time.sleep(POLL_S)
 
     def _open(self, numbers: Sequence[int]) -> list[int]:
-        """Those that did not get in. After a failure the others wait for the next turn."""
+        """Open connections, and return the numbers of those that failed. After a failure the others are not tried."""
         failed: list[int] = []
         for number in numbers:
             if failed or time.monotonic() >= self.end:
@@ -293,7 +293,7 @@ class Clients:
         made = dial(order, number)
         try:
             within_s = min(OPEN_LIMIT_S, max(0.05, self.end - time.monotonic()))
-            poll = select.poll()  # select.select takes no descriptor beyond 1,023
+            poll = select.poll()  # select.select supports only descriptors up to 1,023
             poll.register(made, select.POLLOUT)
             if not poll.poll(1000 * within_s):
                 raise TimeoutError("not accepted")
@@ -301,12 +301,12 @@ class Clients:
             if order.tls:
                 made = self.context.wrap_socket(made)
             token = self.tokens[0 if order.one_client else (order.index * order.count + number) % len(self.tokens)]
-            made.sendall(request(token, deflates=True))  # it costs the daemon more, if anything
+            made.sendall(request(token, deflates=True))  # compression costs the daemon more, if anything
             reply = b""
             while b"welcome" not in reply:
                 received = made.recv(4096)
                 if not received:
-                    raise ConnectionResetError(f"not let in: {reply[-80:]!r}")
+                    raise ConnectionResetError(f"refused: {reply[-80:]!r}")
                 reply += received
         except OSError:
             made.close()
@@ -314,7 +314,7 @@ class Clients:
         return made
 
     def _turn(self, session: Session) -> bool:
-        """Send what is due, read what is there; False where the connection has ended."""
+        """Send a message and receive available data. Return False if the connection has ended."""
         order = self.order
         try:
             if order.message:
@@ -337,7 +337,7 @@ class Clients:
 
 
 def main() -> None:
-    """Do what the order says; the last line of the output is what was done."""
+    """Carry out the order, and print the counts."""
     order = Order(**json.loads(sys.argv[1]))
     tokens = json.loads(Path(order.tokens).read_text(encoding="utf-8")) if order.tokens else []
     attacker = Strangers(order, tokens) if order.who == "strangers" else Clients(order, tokens)

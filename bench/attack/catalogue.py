@@ -1,4 +1,4 @@
-"""The attacks. Each is a set of attacking processes, and the surroundings of the daemon they meet."""
+"""The attacks. Each consists of attacking processes and the setup of the attacked daemon."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ PLAIN = Surroundings()
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`orders` are what the processes do; their time is set when it runs."""
+    """An attack. `orders` are the tasks of its processes; their duration is set when it runs."""
 
     name: str
     orders: Sequence[Order]
     around: Surroundings = PLAIN
-    # Floods of connections: the kernel's own work for them is on the daemon's core, too.
+    # A flood of connections: the kernel's work for them also uses the daemon's core.
     is_flood: bool = False
-    # How long it lasts in the quick form; 0: it is no part of that.
+    # Duration with --quick; 0: not part of it.
     quick_s: float = 0.0
     seconds: float = 8.0
 
@@ -28,17 +28,17 @@ LOG = Surroundings(history=True)
 
 
 def times(count: int, order: Order) -> list[Order]:
-    """The same from several processes, each with addresses of its own."""
+    """Repeat an order for several processes, each with separate addresses."""
     return [replace(order, index=index) for index in range(count)]
 
 
 def strangers(count: int, payload: str = "", **more: object) -> Order:
-    """Connections without a session."""
+    """Return an order for connections without a session."""
     return replace(Order("strangers", count=count, payload=payload), **more)  # type: ignore[arg-type]
 
 
 def clients(count: int, message: str = "", **more: object) -> Order:
-    """Authenticated attackers."""
+    """Return an order for authenticated attackers."""
     return replace(Order("clients", count=count, message=message), **more)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A long event log, built once for all attacks that read it."""
+"""A long event log, built once for all attacks that replay it."""
 
 import hashlib
 import time
@@ -16,14 +16,15 @@ BUSY_TIMEOUT_S = 5.0
 APART_S = 2.0
 AGO_S = 30 * 86_400.0
 PAGE = 20_000
-# From 100 BTC on, so that filters have something to choose from.
+# Values from 100 BTC on, so that filters match some of them.
 LEAST_SAT = 10_000_000_000
 SPREAD_SAT = 90_000_000_000
 
 
 def build(path: Path, count: int) -> None:
-    """`count` events, `APART_S` apart: alerts, each dropped in the next event. The last is so old that the daemon does
-    not ask the backend about it again.
+    """Build a log of `count` events, `APART_S` apart: alerts, each followed by its `dropped`.
+
+    The last event is so old that the daemon does not check it with the backend again.
     """
     writer = Writer(path, BUSY_TIMEOUT_S, _damaged)
     now = time.time()

@@ -1,4 +1,4 @@
-"""The bytes of the attacks, by name: handshakes, frames and messages, right and wrong."""
+"""The bytes of the attacks, by name: valid and invalid handshakes, frames and messages."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def request(token: str = "", path: str = "/", *, deflates: bool = False) -> bytes:
-    """A WebSocket handshake, which asks for compression or not."""
+    """Return a WebSocket handshake, which offers compression if `deflates`."""
     extensions = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflates else ""
     credential = f"Authorization: Bearer {token}\r\n" if token else ""
     return (
@@ -23,7 +23,7 @@ def request(token: str = "", path: str = "/", *, deflates: bool = False) -> byte
 
 
 def frame(payload: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
-    """A client's WebSocket frame, masked with zeros."""
+    """Return a client's WebSocket frame, masked with zeros."""
     first, size = opcode | (0x80 if fin else 0), len(payload)
     if size < 126:
         head = struct.pack("!BB", first, 0x80 | size)
@@ -35,36 +35,36 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True) -> bytes:
 
 
 def compressed(payload: bytes) -> bytes:
-    """A message that is compressed to this payload, as a client's frame."""
+    """Return a client's frame of a compressed message with this payload."""
     plain = frame(payload)
     return bytes((plain[0] | 0x40,)) + plain[1:]
 
 
-# An empty block that brings Huffman codes of its own: no bytes make more work for whoever inflates them.
+# An empty block with dynamic Huffman codes: no other bytes are more expensive to inflate.
 EMPTY_BLOCK, EMPTY_BLOCK_BITS = 0x6BFF90000000000081C004, 90
 
 
 def empty_blocks(size: int) -> bytes:
-    """A compressed form of nothing, in that many bytes or a few less."""
-    count = (8 * size - 3) // EMPTY_BLOCK_BITS  # and the first 3 bits of the block whose rest the sender leaves out
+    """Return a compressed form of the empty message, of at most `size` bytes."""
+    count = (8 * size - 3) // EMPTY_BLOCK_BITS  # 3 bits for the header of the last block, whose rest the sender removes
     blocks = sum(EMPTY_BLOCK << number * EMPTY_BLOCK_BITS for number in range(count))
     return blocks.to_bytes((count * EMPTY_BLOCK_BITS + 10) // 8, "little")
 
 
 def long_ping(size: int) -> bytes:
-    """A ping of so many bytes, compressed."""
+    """Return a compressed ping of `size` bytes."""
     deflate = zlib.compressobj(wbits=-15)
     ping = b'{"type":"ping","x":"%s"}' % (b"x" * (size - 22))
     return (deflate.compress(ping) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def message(**fields: object) -> bytes:
-    """A message of the client protocol as a frame."""
+    """Return a message of the client protocol as a frame."""
     return frame(json.dumps(fields, separators=(",", ":")).encode())
 
 
 def hello() -> bytes:
-    """A TLS ClientHello; it can be sent again and again, and each makes the server compute a key exchange."""
+    """Return a TLS ClientHello. It can be sent repeatedly, and each one makes the server compute a key exchange."""
     out = ssl.MemoryBIO()
     pipe = ssl._create_unverified_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")  # noqa: SLF001
     with contextlib.suppress(ssl.SSLWantReadError):
@@ -72,7 +72,7 @@ def hello() -> bytes:
     return out.read()
 
 
-# Of three parts, none of which is right.
+# A well-formed token with an invalid signature.
 WRONG_TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJjbGllbnRfaWQiOiJ4In0.c2ln"
 EMPTY_PING = frame(b"", 9)
 PAYLOADS: dict[str, Callable[[str], bytes]] = {
@@ -95,13 +95,13 @@ PAYLOADS: dict[str, Callable[[str], bytes]] = {
 
 @cache
 def large_filter(number: int) -> bytes:
-    """A filter of as many addresses as fit into a frame."""
+    """Return a filter with as many addresses as fit into a frame."""
     draw = random.Random(number)
     return message(type="subscribe", filters={"addresses": [f"{draw.getrandbits(56):014x}" for _ in range(900)]})
 
 
 def own_filter(number: int) -> bytes:
-    """A filter that no other client has, and that nothing passes."""
+    """Return a filter that no other client has, and that no event matches."""
     return message(
         type="subscribe",
         filters={"min_btc": 20_000_000 + number / 1e3, "addresses": [f"{number:010d}{each:04d}" for each in range(10)]},
@@ -109,13 +109,13 @@ def own_filter(number: int) -> bytes:
 
 
 def whole_log(**filters: object) -> bytes:
-    """Replay everything."""
+    """Return a subscription that replays the whole log."""
     return message(type="subscribe", filters=filters, since={"last": 1_000_000})
 
 
 BOMBS = (compressed(long_ping(16_000)), compressed(empty_blocks(16_000)))
 LARGE_FILTERS = 64
-# By name: number of the client and of the turn -> what it sends.
+# By name: functions of the client's number and the turn's number.
 FRAMES: dict[str, Callable[[int, int], bytes]] = {
     "": lambda _client, _turn: b"",
     "pings": lambda _client, _turn: EMPTY_PING * 8,

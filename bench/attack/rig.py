@@ -1,7 +1,7 @@
-"""The surroundings of an attack: the daemon as a process, a backend that sends whales, victims, attackers.
+"""The setup of an attack: the daemon as a process, a backend that sends whales, victims, attackers.
 
-The daemon has one core and everything else another, where there are two: an attacker on another machine takes none of
-the daemon's time but what the daemon spends on it. Attackers are niced, so that victims and backend are never late.
+If there are several cores, the daemon has one and everything else the others, since an attacker on another machine
+would not use the daemon's CPU either. Attackers are niced, so that victims and backend are never late.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ STOP_LIMIT_S = 30.0
 SEND_LIMIT_S = 5.0
 SAMPLE_S = 0.1
 READY_LOOK_S = 0.02
-# Attackers may take this long beyond their time until they are killed.
+# Attackers are killed this long after their time has passed.
 LATE_S = 15.0
-# Of the unit, where the kernel slows down what uses more, and kills it a little above.
+# The limit of the systemd unit, above which the kernel throttles the daemon, and a little later kills it.
 MEMORY_LIMIT = "960MiB"
 DAEMON_NICE, RIG_NICE = -10, -15
-# Attackers are this much behind.
+# Nice value of the attackers.
 NICER = 15
 TOKEN_LIFE_S = 7200.0
 PIPE_BYTES = 4096
@@ -56,23 +56,23 @@ F_SETPIPE_SZ = 1031
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The daemon of an attack, where it differs from the defaults."""
+    """The setup of an attack, where it differs from the defaults."""
 
     tls: bool = False
-    # Limit of descriptors; 0: as many as this machine gives, up to the unit's.
+    # Limit of descriptors; 0: this machine's, at most that of the unit.
     descriptors: int = 0
-    # Its log goes into a pipe, or its notifications to a socket, that is not read.
+    # Its log goes to a pipe, or its notifications to a socket, that is not read.
     log_pipe: bool = False
     deaf_systemd: bool = False
-    # Events in the log when it starts.
+    # It starts with a long event log.
     history: bool = False
-    # Newcomers come from the address of the attackers.
+    # New clients connect from the address of the attackers.
     newcomers_beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Made once for all attacks: a directory, keys, tokens, a certificate, a long log."""
+    """The files shared by all attacks: keys, tokens, a certificate, a long log."""
 
     directory: Path
     history: Path | None = None
@@ -81,12 +81,12 @@ class Place:
 
     @property
     def tokens(self) -> Path:
-        """Valid tokens for attackers, each of a client of its own."""
+        """Return the file with valid tokens for attackers, each of a different client."""
         return self.directory / "tokens.json"
 
 
 def prepare(directory: Path, *, victims: int = VICTIMS) -> Place:
-    """Keys, tokens and a certificate."""
+    """Create keys, tokens and a certificate."""
     ring = directory / "keys.json"
     keys.generate(ring, time.time())
     loaded, settings = keys.ring_of(keys.read(ring), ring), Auth()
@@ -109,7 +109,7 @@ def prepare(directory: Path, *, victims: int = VICTIMS) -> Place:
 
 
 def write_config(place: Place, around: Surroundings, relay: Relay) -> Path:
-    """The defaults but for addresses, files, and the memory limit of the unit."""
+    """Write a configuration with the defaults, except for addresses, files, and the memory limit of the unit."""
     database = place.history if around.history and place.history else place.directory / f"{secrets.token_hex(4)}.db"
     config: dict[str, dict[str, object]] = {
         "upstream": {"url": relay.url, "rest_url": relay.rest_url},
@@ -133,7 +133,7 @@ def write_config(place: Place, around: Surroundings, relay: Relay) -> Path:
 
 @dataclass
 class Daemon:
-    """A running daemon, and the descriptors it has open."""
+    """A running daemon, with its number of open descriptors."""
 
     process: asyncio.subprocess.Process
     log: Path
@@ -147,40 +147,40 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Return its process id."""
         return self.process.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended."""
+        """Return whether the process is running."""
         return self.process.returncode is None
 
     def waited_s(self) -> float:
-        """Seconds its main thread was ready to run and had no core; 0 where it has ended (proc(5), schedstat)."""
+        """Return the seconds that its main thread was ready to run without a core; 0 if it has ended (schedstat)."""
         try:
             return int(Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
         except OSError:
             return 0.0
 
     def resident_mib(self) -> float:
-        """Resident memory now; 0 where it has ended."""
+        """Return its resident memory, 0 if it has ended."""
         try:
             return resident_kib(self.pid) / 1024
         except (BrokenError, OSError):
             return 0.0
 
     def peak_mib(self) -> float:
-        """The most since `forget_peak`, as the kernel has counted it."""
+        """Return the peak of its resident memory since `forget_peak`."""
         return peak_kib(self.pid) / 1024
 
     def forget_peak(self) -> None:
-        """Let the kernel count the peak from now on (proc(5), clear_refs)."""
+        """Reset the kernel's record of the peak (proc(5), clear_refs)."""
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/clear_refs").write_text("5", encoding="ascii")
         self.most_descriptors = 0
 
     def deafen(self) -> None:
-        """Read nothing of the log's pipe from now on, and fill the queue of the socket that stands for systemd's."""
+        """Stop reading the log's pipe, and fill the queue of the socket that replaces systemd's."""
         if self.pipe is not None:
             asyncio.get_running_loop().remove_reader(self.pipe)
         if self.notify is None:
@@ -191,7 +191,7 @@ class Daemon:
                 sender.sendto(b"STATUS=x", self.notify.getsockname())
 
     def listen(self) -> None:
-        """Read the log's pipe and the notifications, if there are such, until `deafen`."""
+        """Read the log's pipe and the notifications, if there are any, until `deafen`."""
         loop = asyncio.get_running_loop()
         if self.pipe is not None:
             loop.add_reader(self.pipe, self.pipe.read)
@@ -199,7 +199,7 @@ class Daemon:
             loop.add_reader(self.notify, self.notify.recv, NOTIFICATION_BYTES)
 
     async def watch(self) -> None:
-        """Count descriptors until cancelled."""
+        """Count descriptors until the process ends or this is cancelled."""
         while self.is_alive:
             self.descriptors = open_descriptors(self.pid)
             self.most_descriptors = max(self.most_descriptors, self.descriptors)
@@ -207,7 +207,7 @@ class Daemon:
 
 
 def peak_kib(pid: int) -> int:
-    """VmHWM; 0 where the process has ended."""
+    """Return the peak resident memory (VmHWM), 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):
@@ -216,7 +216,7 @@ def peak_kib(pid: int) -> int:
 
 
 def open_descriptors(pid: int) -> int:
-    """0 where the process has ended."""
+    """Return the number of open descriptors, 0 if the process has ended."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
     except OSError:
@@ -224,14 +224,14 @@ def open_descriptors(pid: int) -> int:
 
 
 def pin(pid: int, *, daemon: bool) -> None:
-    """The daemon to the first core, others to the rest, where there is more than one."""
+    """Pin the daemon to the first core and other processes to the rest, if there are several cores."""
     cores = sorted(usable_cores())
     if len(cores) > 1:
         os.sched_setaffinity(pid, cores[:1] if daemon else cores[1:])
 
 
 def usable_cores() -> set[int]:
-    """As init has them: this process may be pinned already."""
+    """Return the cores of init, since this process may already be pinned."""
     try:
         return os.sched_getaffinity(1)
     except OSError:
@@ -239,14 +239,14 @@ def usable_cores() -> set[int]:
 
 
 def renice(pid: int, nice: int) -> None:
-    """As far as we may."""
+    """Set a nice value, if permitted."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)
 
 
 @asynccontextmanager
 async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncIterator[Daemon]:
-    """`whaled run` once it is ready; asked to stop when left, and killed where it does not."""
+    """Run `whaled run` and yield once it is ready. On exit it is sent SIGTERM, and killed if it does not stop."""
     log = place.directory / "log"
     log.write_bytes(b"")
     with contextlib.ExitStack() as stack:
@@ -290,7 +290,7 @@ async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncItera
 
 
 def open_log(log: Path, around: Surroundings, stack: contextlib.ExitStack) -> tuple[FileIO, int]:
-    """A file to read "ready" from, and the descriptor that the daemon writes to."""
+    """Return a file for reading the daemon's log, and the descriptor to which the daemon writes it."""
     if not around.log_pipe:
         return stack.enter_context(log.open("rb", buffering=0)), os.open(log, os.O_WRONLY | os.O_APPEND)
     reading, writing = os.pipe()
@@ -300,12 +300,12 @@ def open_log(log: Path, around: Surroundings, stack: contextlib.ExitStack) -> tu
 
 
 def port_of(url: str) -> int:
-    """The port of a URL that names one."""
+    """Return the port of a URL that contains one."""
     return int(url.rsplit(":", 1)[1].partition("/")[0])
 
 
 async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, Any]:
-    """The line with the addresses it listens on."""
+    """Wait for the log line "ready", which contains the addresses. Raises BrokenError if there is none in time."""
     lines: list[bytes] = []
     rest = b""
     end = time.monotonic() + START_LIMIT_S
@@ -322,7 +322,7 @@ async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, A
 
 
 class Rig:
-    """A daemon with its victims."""
+    """A daemon with its backend and victims."""
 
     def __init__(self, place: Place, around: Surroundings, relay: Relay, daemon: Daemon, crowd: Program) -> None:
         self.place = place
@@ -330,18 +330,21 @@ class Rig:
         self.daemon = daemon
         self._relay = relay
         self._crowd = crowd
-        # Rigs may share a log: what whales of one spend those of the next must not spend again.
+        # Rigs may share a log, so their whales must not spend the same outputs.
         self._next = time.time_ns() // 1_000
         self.unsent = 0
         self.did: list[assaults.Did] = []
 
     async def window(self, seconds: float, within_s: float = 10.0) -> Gathered:
-        """Send whales for so long, and wait until all victims have them."""
+        """Send whales for `seconds`, and wait until all victims have received them."""
         first, count = await self.send_during(asyncio.sleep(seconds))
         return await self.gather(first, count, within_s)
 
     async def send_during(self, work: Coroutine[Any, Any, object]) -> tuple[int, int]:
-        """A whale every tenth of a second, each on time whatever became of the one before. Returns (first, count)."""
+        """Send a whale every tenth of a second while `work` runs, on time even if earlier ones are delayed.
+
+        Returns the number of the first whale and their count.
+        """
         loop = asyncio.get_running_loop()
         first, began = self._next, loop.time()
         async with asyncio.TaskGroup() as tasks:
@@ -357,25 +360,25 @@ class Rig:
             async with asyncio.timeout(SEND_LIMIT_S):
                 await self._relay.send_whale(number)
         except TimeoutError:
-            pass  # it lies in the buffer, and goes out when the daemon reads
+            pass  # it is buffered, and is sent when the daemon reads
         except (BrokenError, ConnectionClosed, OSError):
             self.unsent += 1
 
     async def gather(self, first: int, count: int, within_s: float) -> Gathered:
-        """The deliveries of these whales."""
+        """Return the deliveries of these whales."""
         return Gathered(**await self._crowd.ask(f"gather {first} {count} {within_s:g}", within_s + LATE_S))
 
     async def begin_newcomers(self) -> None:
-        """Valid clients arrive from now on."""
+        """Start the arrival of valid new clients."""
         await self._crowd.ask("newcomers")
 
     async def arrivals(self) -> list[victims.Arrival]:
-        """Those that arrived."""
-        answer = await self._crowd.ask("arrivals", LATE_S)
-        return [victims.Arrival(**each) for each in answer["arrivals"]]
+        """End the arrival of new clients, and return them."""
+        response = await self._crowd.ask("arrivals", LATE_S)
+        return [victims.Arrival(**each) for each in response["arrivals"]]
 
     async def attack(self, orders: Sequence[assaults.Order]) -> None:
-        """Let the attackers loose; returns when all have ended, and `did` is what they did."""
+        """Run the attackers until all have ended, and store their counts in `did`."""
         async with asyncio.TaskGroup() as tasks:
             jobs = [tasks.create_task(self._attacker(order)) for order in orders]
         self.did = [job.result() for job in jobs]
@@ -388,13 +391,13 @@ class Rig:
 
 
 def nice_command() -> tuple[str, ...]:
-    """Python, run with the attackers' priority."""
+    """Return the command that runs a Python module with the attackers' priority."""
     return ("nice", "-n", str(NICER), sys.executable, "-m")
 
 
 @asynccontextmanager
 async def rig(place: Place, around: Surroundings) -> AsyncIterator[Rig]:
-    """A daemon, a backend that it is subscribed to, and victims that are welcome."""
+    """Run a daemon, a backend to which it is subscribed, and connected victims."""
     async with relaying() as relay:
         config = write_config(place, around, relay)
         async with daemon(place, around, config) as started:
@@ -410,7 +413,7 @@ async def rig(place: Place, around: Surroundings) -> AsyncIterator[Rig]:
                     await relay.subscribed.wait()
                 opened = await crowd.ask("open")
                 if opened["open"] != place.victims:
-                    raise BrokenError(f"{opened['open']} of {place.victims} victims are welcome")
+                    raise BrokenError(f"{opened['open']} of {place.victims} victims are connected")
                 watching = asyncio.create_task(started.watch())
                 try:
                     yield Rig(place, around, relay, started, crowd)
@@ -419,7 +422,7 @@ async def rig(place: Place, around: Surroundings) -> AsyncIterator[Rig]:
 
 
 def settle_priorities() -> None:
-    """For this process, which is the backend."""
+    """Set core, priority and descriptor limit of this process, which runs the backend."""
     pin(0, daemon=False)
     renice(0, RIG_NICE)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -1,4 +1,4 @@
-"""Resident memory of a connection, by how far it has come."""
+"""The resident memory of a connection, by its state."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -7,18 +7,18 @@ from bench.attack.assaults import Order
 from bench.attack.rig import Place, Surroundings, rig
 from bench.report import Row
 
-# Below gateway.max_unauthenticated, so that none is displaced; measured before the handshake times out.
+# Below gateway.max_unauthenticated, so that none is displaced. It is measured before the handshake times out.
 COUNT = 800
 LOOK_S, SETTLE_S = 0.05, 0.5
 SECONDS = 4.0
-# For each number: a daemon's start, its clients, its end.
+# Estimate per number: start a daemon, connect clients, stop it.
 AROUND_S = 10.0
 HEADER: Row = ("connection", "KiB, ws", "KiB, wss")
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A kind of connection, and how it is made over ws and wss; None where there is no such."""
+    """A kind of connection, with its orders for ws and wss; None if it does not exist."""
 
     name: str
     plain: Order | None
@@ -26,7 +26,7 @@ class Size:
 
 
 def held(payload: str) -> Order:
-    """Strangers that wait."""
+    """Return an order for strangers that stay connected."""
     return Order("strangers", count=COUNT, payload=payload, addresses=COUNT, seconds=SECONDS)
 
 
@@ -45,12 +45,12 @@ SIZES = (
 
 
 def expected_s() -> float:
-    """About how long `measure` takes: it starts a daemon for each number."""
+    """Estimate the duration of `measure`, which starts a daemon for each number."""
     return AROUND_S * sum((size.plain is not None) + (size.tls is not None) for size in SIZES)
 
 
 async def measure(place: Place) -> list[Row]:
-    """A row for each kind."""
+    """Return a row per kind of connection."""
     found: list[Row] = []
     for size in SIZES:
         cells = [await kib(place, order, is_tls=is_tls) for order, is_tls in ((size.plain, False), (size.tls, True))]
@@ -59,14 +59,14 @@ async def measure(place: Place) -> list[Row]:
 
 
 async def kib(place: Place, order: Order | None, *, is_tls: bool) -> str:
-    """KiB of each of COUNT connections."""
+    """Measure the KiB per connection, with COUNT connections."""
     if order is None:
         return ""
     async with rig(replace(place, victims=1, victim_tokens=place.victim_tokens[:2]), Surroundings(tls=is_tls)) as it:
         await it.window(1.0)
         before_mib, before = it.daemon.resident_mib(), it.daemon.descriptors
         attacking = asyncio.create_task(it.attack([order]))
-        while it.daemon.descriptors < before + COUNT - 2 and not attacking.done():  # noqa: ASYNC110 - of another process
+        while it.daemon.descriptors < before + COUNT - 2 and not attacking.done():  # noqa: ASYNC110 - the state of another process
             await asyncio.sleep(LOOK_S)
         await asyncio.sleep(SETTLE_S)
         there, grown_mib = it.daemon.descriptors - before, it.daemon.resident_mib() - before_mib

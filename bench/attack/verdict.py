@@ -1,4 +1,4 @@
-"""The outcome of an attack, and the bounds it is held to."""
+"""The outcome of an attack, and its bounds."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,16 @@ from bench.report import Row
 
 MEMORY_LIMIT_MIB = 1024.0
 IN_TIME_MS = 1000.0
-# A daemon that waited longer for a core than this part of the time was slowed by the machine: its times say little.
+# If the daemon waited for a core for more than this share of the time, the machine slowed it, and times prove little.
 WAITED_PART = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Latency is within bounds by its ratio to a quiet daemon's or, if `p99_ms` is given, by itself; beyond `most_ms`
-    it never is. Memory may take `calm_s` until it is back.
+    """The bounds of an attack.
+
+    Latency is within bounds if its ratio to that of a quiet daemon is, or if it is at most `p99_ms`; above `most_ms` it
+    never is. Memory must be released within `calm_s`.
     """
 
     ratio: float = 2.0
@@ -25,15 +27,15 @@ class Bounds:
     p99_ms: float = 0.0
     most_ms: float = float("inf")
     memory_part: float = 0.10
-    # Free memory goes back to the kernel once a minute.
+    # The daemon returns free memory to the kernel once a minute.
     calm_s: float = 75.0
     newcomers_part: float = 1.0
     flood_newcomers_part: float = 1.0
 
 
 STRICT = Bounds()
-# For machines that do other things as well: what is worse than this is no noise. Newcomers are not judged in floods of
-# connections: those that come faster than they can be accepted fill the kernel's queue, as long as the machine is slow.
+# For shared machines: values beyond these bounds are not noise. New clients have no bound in floods of connections,
+# which fill the kernel's accept queue while the machine is slow.
 GENEROUS = Bounds(
     ratio=10.0, flood_ratio=10.0, p99_ms=150.0, most_ms=1000.0, memory_part=0.6, calm_s=15.0, newcomers_part=0.8,
     flood_newcomers_part=0.0,
@@ -42,14 +44,14 @@ GENEROUS = Bounds(
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """MiB or descriptors: before, at most, afterwards."""
+    """MiB or descriptors: before the attack, at most, and afterwards."""
 
     before: float
     peak: float
     after: float
 
     def text(self) -> str:
-        """For the table."""
+        """Return the text for the table."""
         return f"{self.before:.0f} {self.peak:.0f} {self.after:.0f}"
 
 
@@ -58,7 +60,7 @@ NOTHING = Used(0, 0, 0)
 
 @dataclass
 class Outcome:
-    """Everything measured about one attack."""
+    """The measurements of one attack."""
 
     name: str
     is_flood: bool = False
@@ -72,19 +74,19 @@ class Outcome:
     is_alive: bool = False
     exit_status: int | None = None
     unsent: int = 0
-    # Of the time, by the daemon's main thread for a core: much of it is a machine that does other things.
+    # Share of the time that the daemon's main thread waited for a core. It is large on a busy machine.
     waited_part: float = 0.0
     did: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
-        """p99 under attack by p99 before it; infinite where nothing came."""
+        """Return p99 under attack divided by p99 before it; infinite if no alert arrived."""
         return self._ratio(self.attacked)
 
     @property
     def ratio_after(self) -> float:
-        """The same after the attack."""
+        """Return the same ratio for the period after the attack."""
         return self._ratio(self.after)
 
     def _ratio(self, window: Gathered) -> float:
@@ -94,21 +96,21 @@ class Outcome:
 
     @property
     def doubled(self) -> int:
-        """Counted by the victims from their beginning."""
+        """Return the number of duplicates, which the victims count from their start."""
         return max(each.doubled for each in (self.quiet, self.attacked, self.after))
 
     @property
     def lost(self) -> int:
-        """Deliveries that never came."""
+        """Return the number of deliveries that never arrived."""
         return self.quiet.lost + self.attacked.lost + self.after.lost
 
     @property
     def cut(self) -> int:
-        """Victims whose connection ended."""
+        """Return the number of victims whose connection ended."""
         return max(each.cut for each in (self.quiet, self.attacked, self.after))
 
     def newcomers(self, *, in_header: bool) -> tuple[int, int, float, float]:
-        """(in within a second, all, median ms, worst ms); who never got in counts with infinity."""
+        """Return (accepted within a second, all, median ms, worst ms); infinity for a client never accepted."""
         took = [
             each.after_ms if each.after_ms is not None else float("inf")
             for each in self.arrivals
@@ -119,7 +121,7 @@ class Outcome:
         return sum(each <= IN_TIME_MS for each in took), len(took), median(took), max(took)
 
     def broken(self, bounds: Bounds) -> list[str]:
-        """The bounds that do not hold, in words: what was measured, and what is allowed."""
+        """Return a description of each bound that does not hold, with the measured and the allowed value."""
         found = list(self.complaints)
         if not self.is_alive:
             found.append("it ended")
@@ -154,7 +156,7 @@ class Outcome:
                 yield f"{count - in_time} of {count} newcomers late ({way}), bound {math.floor(count * (1 - part))}"
 
     def row(self, bounds: Bounds) -> Row:
-        """For the table."""
+        """Return the row of the table."""
         newcomers = [self.newcomers(in_header=each) for each in (True, False)]
         return (
             self.name,
@@ -172,12 +174,12 @@ class Outcome:
 
 
 def _above(ratio: float, allowed: float) -> str:
-    """A ratio that is above what is allowed, with as many digits as show it."""
+    """Format a ratio above the allowed one, with enough digits to show that it is."""
     return f"{ratio:.1f}" if float(f"{ratio:.1f}") > allowed else f"{ratio:.3f}"
 
 
 def total(outcomes: Sequence[Outcome], bounds: Bounds) -> str:
-    """The last line: how many missed a bound, and how many the machine slowed."""
+    """Return the last line: how many attacks missed a bound, and how many the machine slowed."""
     missed = sum(bool(outcome.broken(bounds)) for outcome in outcomes)
     waited = sum(outcome.waited_part > WAITED_PART for outcome in outcomes)
     line = f"{missed} of {len(outcomes)} missed a bound"
@@ -204,5 +206,5 @@ HEADER: Row = (
 
 
 def rows(outcomes: Sequence[Outcome], bounds: Bounds) -> list[Row]:
-    """A row for each."""
+    """Return a row per attack."""
     return [outcome.row(bounds) for outcome in outcomes]

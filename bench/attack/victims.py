@@ -1,8 +1,8 @@
-"""The load process: clients that must not notice the attack, and newcomers. Reads commands, answers in JSON.
+"""The load process: clients that the attack must not affect, and new clients. Reads commands and responds in JSON.
 
-`open` connects all. `gather FIRST COUNT S` waits at most S seconds until all have these whales, and answers with
-latencies, lost, doubled and cut. `newcomers` lets valid clients arrive until `arrivals`, which waits for the last of
-them and answers with the time each took.
+`open` connects all. `gather FIRST COUNT S` waits at most S seconds until all have received these whales, and returns
+latencies, lost, doubled and cut. `newcomers` lets valid new clients arrive until `arrivals`, which waits for the last
+one and returns the time that each took.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from bench.messages import MARK
 
 OPENINGS_AT_ONCE = 20
 OPEN_LIMIT_S = 20.0
-# A newcomer that takes longer is counted as not let in, with this as its time.
+# A new client that takes longer counts as not accepted.
 NEWCOMER_LIMIT_S = 5.0
 NEWCOMER_EVERY_S = 0.1
 LOOK_S = 0.02
@@ -32,7 +32,7 @@ _ALERT = b'"whale_alert"'
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Where the daemon is, and who comes."""
+    """The daemon's port, and the tokens of the clients."""
 
     port: int
     tokens: list[str]
@@ -42,7 +42,7 @@ class Order:
 
 @dataclass
 class Gathered:
-    """The deliveries of a window of whales."""
+    """The deliveries of a range of whales."""
 
     p50_ms: float = 0.0
     p99_ms: float = 0.0
@@ -55,22 +55,22 @@ class Gathered:
 
 @dataclass
 class Arrival:
-    """A newcomer: by which way its token came, and after how long it was welcome; None if never."""
+    """A new client: whether its token was in the header, and after how long it was accepted, None if never."""
 
     in_header: bool
     after_ms: float | None
 
 
 class Client(asyncio.Protocol):
-    """A client that reads frames as they come."""
+    """A client that reads frames as they arrive."""
 
-    def __init__(self, first: bytes, heard: "Callable[[Client, bytes, int], None] | None" = None) -> None:
+    def __init__(self, first: bytes, on_alert: "Callable[[Client, bytes, int], None] | None" = None) -> None:
         self.welcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.numbers: set[int] = set()
         self.doubled = 0
         self.is_cut = False
         self._first = first
-        self._heard = heard
+        self._on_alert = on_alert
         self._rest = b""
         self._is_upgraded = False
         self.transport: asyncio.Transport | None = None
@@ -82,7 +82,7 @@ class Client(asyncio.Protocol):
         transport.write(self._first)
 
     def data_received(self, data: bytes) -> None:
-        """Take the frames that are whole."""
+        """Process the complete frames."""
         now = time.monotonic_ns()
         rest = self._rest + data if self._rest else data
         if not self._is_upgraded:
@@ -114,28 +114,28 @@ class Client(asyncio.Protocol):
         elif opcode == 1:
             if b'"welcome"' in payload and not self.welcome.done():
                 self.welcome.set_result(None)
-            elif self._heard is not None and _ALERT in payload:
-                self._heard(self, payload, now)
+            elif self._on_alert is not None and _ALERT in payload:
+                self._on_alert(self, payload, now)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - the interface
-        """The end, whoever brought it about."""
+        """Handle the end of the connection, whichever side closed it."""
         self.lose()
 
     def lose(self) -> None:
-        """It is not, or no longer, a client."""
+        """Mark the client as not connected."""
         self.is_cut = True
         if not self.welcome.done():
             self.welcome.set_exception(ConnectionResetError())
             self.welcome.exception()
 
     def abort(self) -> None:
-        """Leave without a word."""
+        """Abort the connection."""
         if self.transport is not None:
             self.transport.abort()
 
 
 class Crowd:
-    """All of the victims."""
+    """The victims and the new clients."""
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -149,7 +149,7 @@ class Crowd:
         self._is_over = False
 
     async def open(self) -> dict[str, int]:
-        """Connect all and wait until they are welcome."""
+        """Connect all victims and wait until they are accepted."""
         tokens = self.order.tokens[1:]
         for begin in range(0, len(tokens), OPENINGS_AT_ONCE):
             async with asyncio.timeout(OPEN_LIMIT_S), asyncio.TaskGroup() as tasks:
@@ -160,19 +160,19 @@ class Crowd:
         return {"open": sum(not client.is_cut for client in self.clients)}
 
     async def _join(self, number: int, token: str) -> None:
-        client = await self._connect(f"127.0.9.{1 + number % VICTIM_ADDRESSES}", request(token), self._hear)
+        client = await self._connect(f"127.0.9.{1 + number % VICTIM_ADDRESSES}", request(token), self._record)
         await client.welcome
         self.clients.append(client)
 
     async def _connect(
-        self, source: str, first: bytes, heard: Callable[[Client, bytes, int], None] | None = None
+        self, source: str, first: bytes, on_alert: Callable[[Client, bytes, int], None] | None = None
     ) -> Client:
         _, client = await asyncio.get_running_loop().create_connection(
-            lambda: Client(first, heard), LOOPBACK, self.order.port, ssl=self._context, local_addr=(source, 0)
+            lambda: Client(first, on_alert), LOOPBACK, self.order.port, ssl=self._context, local_addr=(source, 0)
         )
         return client
 
-    def _hear(self, client: Client, payload: bytes, now: int) -> None:
+    def _record(self, client: Client, payload: bytes, now: int) -> None:
         at = payload.find(_MARK)
         if at < 0:
             return
@@ -187,7 +187,7 @@ class Crowd:
         """Wait for whales `first` to `first + count - 1`."""
         wanted = range(first, first + count)
         end = time.monotonic() + within_s
-        # An event for each delivery would cost what is measured.
+        # An asyncio.Event per delivery would add to the measured cost.
         while time.monotonic() < end and not self._have(wanted):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         found = sorted(took for number in wanted for took in self.latencies.pop(number, ()))
@@ -211,13 +211,13 @@ class Crowd:
         return sum(client.is_cut for client in self.clients)
 
     def begin_newcomers(self) -> None:
-        """A valid client every tenth of a second, by turns with its token in the header and in the first message."""
+        """Connect a new client every tenth of a second, with its token alternately in the header and in a message."""
         self.arrivals = []
         self._is_over = False
         self._coming = asyncio.create_task(self._come())
 
     async def end_newcomers(self) -> list[Arrival]:
-        """Wait for those that are on their way."""
+        """Stop, and wait for the new clients that are still connecting."""
         assert self._coming is not None
         self._is_over = True
         await self._coming
@@ -240,7 +240,7 @@ class Crowd:
                 client = await self._connect(self.order.newcomer_address, first)
                 await client.welcome
             after_ms = 1000 * (time.monotonic() - began)
-        except OSError:  # TimeoutError too
+        except OSError:  # includes TimeoutError
             pass
         finally:
             if client is not None:
@@ -249,7 +249,7 @@ class Crowd:
 
 
 async def serve(order: Order) -> None:
-    """Answer commands until stdin ends."""
+    """Process commands until stdin ends."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -257,21 +257,21 @@ async def serve(order: Order) -> None:
     async for line in reader:
         match line.decode().split():
             case ["open"]:
-                answer: object = await crowd.open()
+                response: object = await crowd.open()
             case ["gather", first, count, within_s]:
-                answer = asdict(await crowd.gather(int(first), int(count), float(within_s)))
+                response = asdict(await crowd.gather(int(first), int(count), float(within_s)))
             case ["newcomers"]:
                 crowd.begin_newcomers()
-                answer = {}
+                response = {}
             case ["arrivals"]:
-                answer = {"arrivals": [asdict(arrival) for arrival in await crowd.end_newcomers()]}
+                response = {"arrivals": [asdict(arrival) for arrival in await crowd.end_newcomers()]}
             case _:
                 raise ValueError(line)
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(response), flush=True)
 
 
 def main() -> None:
-    """The order is in a file: two hundred tokens are too long for a command line."""
+    """Run the process. Its order is in a file, since two hundred tokens are too long for a command line."""
     order = Order(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     asyncio.run(serve(order))
 

@@ -1,13 +1,13 @@
-"""A bot that acts on every whale exactly once, whatever restarts in between: itself, whaled, the network.
+"""A bot that acts on every whale exactly once, across restarts of itself and of whaled, and network failures.
 
-    python bot.py ws://127.0.0.1:8765 bot.db          (the token in WHALED_TOKEN, if the server wants one)
+    python bot.py ws://127.0.0.1:8765 bot.db          (the token in WHALED_TOKEN, if the server requires one)
 
-What it does about a whale (here: a row in `ledger`) and the position it has reached are committed in one transaction.
-If it dies before the commit, neither happened, and the server tells the event again; if it dies after, both did.
+The bot commits its action on a whale (here: a row in `ledger`) and its position in one transaction. If it dies before
+the commit, neither took effect, and the server replays the event. If it dies after the commit, both did.
 
-The server renews a token before it ends, and does so once: the new one is kept in the database, which is therefore as
-secret as the token. It is used by the next run as long as WHALED_TOKEN is the one that it was made from. For a wss://
-server with a certificate of one's own authority, SSL_CERT_FILE names the authority's certificate.
+The server renews a token before it expires, and each token only once. The bot keeps the new token in its database,
+which is therefore as secret as the token. The next run uses it if WHALED_TOKEN is still the token that it was renewed
+from. For a wss:// server with a certificate from your own authority, set SSL_CERT_FILE to the authority's certificate.
 """
 
 import asyncio
@@ -44,18 +44,18 @@ CREATE TABLE IF NOT EXISTS renewed (
 
 
 def saved_position(db: sqlite3.Connection) -> Position | None:
-    """Where the last run came to; None on the very first, which then starts now."""
+    """Return the position of the last run, None on the first run, which starts now."""
     row = db.execute('SELECT epoch, "offset" FROM progress').fetchone()
     return Position(*row) if row else None
 
 
 def save_position(db: sqlite3.Connection, position: Position) -> None:
-    """Part of the transaction that also holds what was done about the event."""
+    """Save the position, in the same transaction as the action on the event."""
     db.execute("INSERT OR REPLACE INTO progress VALUES (1, ?, ?)", (position.epoch, position.offset))
 
 
 def newest_token(db: sqlite3.Connection, given: str | None) -> str | None:
-    """What the server made of the token that was given, if it did: the given one must not be renewed again."""
+    """Return the newest token that was renewed from the given one, since the given one must not be renewed again."""
     if given is None:
         return None
     row = db.execute("SELECT token FROM renewed WHERE given_sha256 = ?", (sha256(given),)).fetchone()
@@ -63,24 +63,24 @@ def newest_token(db: sqlite3.Connection, given: str | None) -> str | None:
 
 
 def save_token(db: sqlite3.Connection, given: str | None, token: str) -> None:
-    """Keep a renewed token, with the hash of the one that was given."""
+    """Save a renewed token, with the hash of the given one."""
     if given is not None and token != given:
         db.execute("INSERT OR REPLACE INTO renewed VALUES (1, ?, ?)", (sha256(given), token))
 
 
 def sha256(token: str) -> str:
-    """A name for a token that does not tell it."""
+    """Return a name for a token that does not reveal it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def open_stream(url: str, db: sqlite3.Connection, given: str | None) -> WhaleStream:
-    """A stream that goes on where the last run came to. Raises ValueError for an impossible URL or token."""
+    """Return a stream that resumes at the position of the last run. Raises ValueError for an invalid URL or token."""
     return WhaleStream(
         url,
         token=newest_token(db, given),
         filters={"min_btc": 100},
         since=saved_position(db),
-        link_events=True,  # for Progress (on a quiet day the position moves on without an event) and TokenRenewed
+        link_events=True,  # for TokenRenewed, and for Progress: the position advances when no event matches
     )
 
 
@@ -91,17 +91,19 @@ async def trade(stream: WhaleStream, db: sqlite3.Connection, given: str | None) 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stream.stop)
         async for event in stream:
-            with db:  # one transaction: all of it, or nothing
+            with db:  # one transaction for the action and the position
                 match event:
                     case WhaleAlert(data=whale):
                         db.execute(
                             "INSERT INTO ledger VALUES (?, ?, 'pending')", (whale.transaction_id, whale.btc_value)
                         )
-                    case WhaleUpdate(data=news):
-                        db.execute("UPDATE ledger SET status = ? WHERE txid = ?", (news.status, news.transaction_id))
+                    case WhaleUpdate(data=update):
+                        db.execute(
+                            "UPDATE ledger SET status = ? WHERE txid = ?", (update.status, update.transaction_id)
+                        )
                     case Missed():
-                        # The bot was away for longer than the server keeps events. It must not carry on as if
-                        # nothing had happened: here it says so, and leaves what is open to a person.
+                        # The bot was disconnected for longer than the server keeps events, so `ledger` may be
+                        # incomplete. A real bot should stop here until a person has checked; this one reports it.
                         print(f"missed events between {event.since} and {event.position}", file=sys.stderr)
                     case Progress():
                         pass
@@ -115,12 +117,12 @@ async def trade(stream: WhaleStream, db: sqlite3.Connection, given: str | None) 
                         continue
                 save_position(db, event.position)
         if stream.token is not None:
-            with db:  # a stop drops what was not handed over: it may have been a TokenRenewed
+            with db:  # a stop drops buffered events, which may include a TokenRenewed
                 save_token(db, given, stream.token)
 
 
 def main() -> int:
-    """Exit status: 0 stopped, 1 the server does not let the bot in, 2 an argument that cannot be."""
+    """Run the bot. Exit status: 0 stopped, 1 the server refused the bot, 2 an invalid argument."""
     if len(sys.argv) != 3:
         print(USAGE, file=sys.stderr)
         return 2
@@ -130,7 +132,7 @@ def main() -> int:
     try:
         db = sqlite3.connect(path)
         db.executescript(SCHEMA)
-        Path(path).chmod(0o600)  # it may hold a token, and be older than this run
+        Path(path).chmod(0o600)  # it may contain a token, and an existing file keeps its old mode otherwise
         stream = open_stream(url, db, given)
     except (ValueError, OSError, sqlite3.Error) as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`whaled accuracy`: what urgencies and predicted blocks were worth."""
+"""`whaled accuracy`: how well urgency and predicted block matched the actual confirmation."""
 
 import argparse
 import sys
@@ -20,22 +20,22 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "accuracy",
-        help="how good urgencies and predicted blocks were",
-        description="For the whales that were alerted unconfirmed and are in a block now, by their urgency: how many "
-        "came in the block predicted, before or after it, how many blocks off it was for all but a tenth at each end, "
-        "and how long they waited from the alert: the median, and within what 90 % were mined. Whales that are in no "
-        "block are not counted. whaled may run.",
+        help="show how accurate urgencies and predicted blocks were",
+        description="Compare predictions with outcomes, by urgency, for the whales that were alerted unconfirmed and "
+        "have been confirmed since: how many were confirmed in the predicted block, before it and after it; by how "
+        "many blocks the prediction was off (10th to 90th percentile); and how long after the alert they were "
+        "confirmed (median and 90th percentile). Unconfirmed whales are not counted. whaled may be running.",
     )
     add_log_options(parser)
     parser.add_argument(
-        "--last", type=duration, metavar="TIME", help="confirmed in the last 24h, 7d, ... (default: all)"
+        "--last", type=duration, metavar="TIME", help="only whales confirmed in the last 24h, 7d, ... (default: all)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object for each band of urgency")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per urgency band")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print. Raises OperatorError or EventLogError."""
+    """Print the table. Raises OperatorError or EventLogError."""
     since = 0.0 if arguments.last is None else time.time() - arguments.last
     with reading(arguments) as reader:
         outcomes = reader.outcomes(since)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif found:
         Console().print(_table(found, band(None, outcomes)))
     else:
-        print("no whale that was alerted before its block has been confirmed in this time")
+        print("no whale that was alerted before its block was confirmed in this time")
     return ExitStatus.STOPPED
 
 

@@ -1,4 +1,4 @@
-"""`whaled backup`: a copy of the event log, while whaled runs."""
+"""`whaled backup`: copy the event log while whaled runs."""
 
 import argparse
 import sys
@@ -16,19 +16,20 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "backup",
         help="copy the event log while whaled runs",
-        description="Copy the event log as it is at this moment; whaled may run and does not wait. FILE appears when "
-        "the copy is whole, checked and on the disk. Put it back with `whaled restore`.",
-        epilog="exit status: 0 done; 78 FILE exists, or there is no event log; 1 it is damaged, or cannot be copied",
+        description="Copy the event log as it is at this moment. whaled may be running and is not delayed. FILE "
+        "appears once the copy is complete, checked and on the disk. `whaled restore` puts it back.",
+        epilog="exit status: 0 done; 78 FILE exists, or there is no event log; 1 the log is damaged or cannot be "
+        "copied",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="where the copy goes, on a file system with room")
+    parser.add_argument("file", type=Path, metavar="FILE", help="the copy, on a file system with enough space")
     add_config_option(parser)
     parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists, once the new copy is whole")
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists, once the new copy is complete")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Copy. Raises OperatorError or EventLogError."""
+    """Copy the log. Raises OperatorError or EventLogError."""
     source = Path(load_for(arguments).config.eventlog.path)
     with progress_line(sys.stderr, f"copying {source}") as progress:
         done = back_up(source, arguments.file, now=time.time(), overwrite=arguments.force, progress=progress)

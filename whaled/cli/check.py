@@ -1,4 +1,4 @@
-"""`whaled check`: what is damaged in the event log."""
+"""`whaled check`: look for damage in the event log."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ SHOWN = 20
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Damaged rows, for --json: `first` and `through` are offsets, 0 where the rows are no events."""
+    """Damaged rows, for --json. `first` and `through` are offsets, 0 for rows that are not events."""
 
     table: Table
     row: str
@@ -28,8 +28,8 @@ class Finding(msgspec.Struct, frozen=True):
     through: int
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What --json prints. `rows_read` is 0 without --deep."""
+class Report(msgspec.Struct, frozen=True):
+    """The output of --json. `rows_read` is 0 without --deep."""
 
     path: str
     is_whole: bool
@@ -53,30 +53,29 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "check",
         help="look for damage in the event log",
-        description="Look for damage in the event log, or in a backup of it (--db-path FILE). Nothing is changed, and "
-        "whaled may run. Without --deep: the structure of the file, and whether events are missing; seconds for "
-        "a million events, minutes from a cold disk. `whaled repair` takes out what is found.",
-        epilog="exit status: 0 nothing found; 1 something is damaged, or the file cannot be read; 78 there is no event "
-        "log",
+        description="Look for damage in the event log, or in a backup of it (--db-path FILE). Changes nothing, and "
+        "whaled may be running. Without --deep, checks the structure of the file and that no event is missing, which "
+        "takes seconds for a million events, or minutes from a cold disk. `whaled repair` removes the damaged rows.",
+        epilog="exit status: 0 no damage found; 1 the log is damaged or cannot be read; 78 there is no event log",
     )
     add_log_options(parser)
     parser.add_argument(
-        "--deep", action="store_true", help="read every row and compare it with its checksum, and every index entry"
+        "--deep", action="store_true", help="also verify the checksum of every row, and every index entry"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object, with every finding")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all findings")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look and print. Raises OperatorError or EventLogError."""
+    """Check the log and print the findings. Raises OperatorError or EventLogError."""
     path = log_path(arguments)
     began = time.perf_counter()
     with progress_line(sys.stderr, f"reading {path}") as progress:
         found = inspect(path, progress, is_deep=arguments.deep)
     seconds = time.perf_counter() - began
     if arguments.json:
-        answer = _answer(path, found, is_deep=arguments.deep, seconds=seconds)
-        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        report = _report(path, found, is_deep=arguments.deep, seconds=seconds)
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
         print_findings(path, found)
         print(_verdict(found, is_deep=arguments.deep, seconds=seconds))
@@ -84,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_findings(path: Path, found: Inspected) -> None:
-    """What the log holds and what is wrong with it, a line each, the first SHOWN of them."""
+    """Print the contents of the log, and one line for each of the first SHOWN findings."""
     counter = found.counter
     held = f"offsets {found.oldest} to {counter.head}"
     if found.oldest > counter.head:
@@ -113,19 +112,19 @@ def _verdict(found: Inspected, *, is_deep: bool, seconds: float) -> str:
     unverified = (
         f", {found.unverified:,} events have none (written before schema version 4)" if found.unverified else ""
     )
-    return f"no damage: {found.rows:,} rows are what was written, by their checksums{unverified} ({seconds:.1f} s)"
+    return f"no damage: {found.rows:,} rows match their checksums{unverified} ({seconds:.1f} s)"
 
 
 def damaged(found: Inspected) -> str:
-    """How much is damaged, in words."""
+    """Describe how much is damaged."""
     parts = [f"{found.damaged:,} row{'s' * (found.damaged != 1)}"] if found.damaged else []
     if found.structure:
         parts.append("the structure of the file")
     return " and ".join(parts)
 
 
-def _answer(path: Path, found: Inspected, *, is_deep: bool, seconds: float) -> Answer:
-    return Answer(
+def _report(path: Path, found: Inspected, *, is_deep: bool, seconds: float) -> Report:
+    return Report(
         path=str(path),
         is_whole=found.is_whole,
         is_deep=is_deep,

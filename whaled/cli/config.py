@@ -1,4 +1,4 @@
-"""`whaled check-config`: says everything that is wrong with a configuration, before a daemon would."""
+"""`whaled check-config`: report every fault of a configuration before the daemon uses it."""
 
 import argparse
 import asyncio
@@ -26,10 +26,11 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "check-config",
-        help="check a configuration file and what it names",
-        description="Check a configuration file, and the key ring, address book and certificate it names. Exit status "
-        "0 if all of that is fine, 78 and every fault if not. The event log and the ports are not opened. Of the file "
-        "of whaled.service, what its unit sets and where whaled.socket listens are checked and shown as well.",
+        help="check a configuration file and the files it names",
+        description="Check a configuration file, and the key ring, address book and certificate it names. The event "
+        "log and the ports are not opened. For the configuration file of whaled.service, the settings of the unit and "
+        "the addresses of whaled.socket are checked and shown as well.",
+        epilog="exit status: 0 no faults; 78 faults, all of which are printed",
     )
     parser.add_argument(
         "config", type=Path, nargs="?", metavar="FILE", help="default: /etc/whaled/whaled.yaml if it exists"
@@ -39,7 +40,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check. Raises ConfigError with every fault."""
+    """Check the configuration. Raises ConfigError with every fault."""
     loaded = load_for(arguments)
     faults, ring, book = faults_of_files(loaded)
     served = _served(loaded)
@@ -62,13 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _served(loaded: Loaded) -> unit.Served | None:
-    """What whaled.service does with this file, where systemd has it."""
+    """Return how whaled.service uses this file, None if it does not or is not installed."""
     found = unit.installed() if loaded.path is not None else None
     return unit.served(found, Path(loaded.path), loaded.config) if found is not None and loaded.path else None
 
 
 def faults_of_files(loaded: Loaded) -> tuple[tuple[Fault, ...], KeyRing | None, AddressBook]:
-    """What is wrong with the files a configuration names, the key ring in force, and the address book."""
+    """Return the faults of the files that a configuration names, the key ring in effect, and the address book."""
     config = loaded.config
     faults: list[Fault] = []
     ring = None
@@ -90,7 +91,10 @@ def faults_of_files(loaded: Loaded) -> tuple[tuple[Fault, ...], KeyRing | None, 
 
 
 async def _warnings_of_hosts(loaded: Loaded) -> list[Fault]:
-    """Hosts that are missing on this machine. No fault: whaled listens on the others, or on sockets of systemd."""
+    """Return a warning for each host that this machine lacks.
+
+    It is not a fault: whaled listens on the other hosts, or on sockets from systemd.
+    """
     config = loaded.config
     sections = [
         ("gateway.host", config.gateway.host),

@@ -1,4 +1,4 @@
-"""`whaled coverage`: how well the mempool was watched, block by block."""
+"""`whaled coverage`: how many whales of each block were alerted before it."""
 
 import argparse
 import sys
@@ -22,20 +22,23 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "coverage",
-        help="which whales of each block were known before it",
-        description="For each block scanned, newest first: how many whales it holds, how many were alerted before it "
-        "and by how long (median), and how many were late, or missed until the block was scanned, and why: whaled or "
-        "its link was down, messages were missed (gap), or the backend never told of them (unrelayed). Blocks that are "
-        "still to be scanned, or were skipped (backfill.max_blocks), are counted. whaled may run.",
+        help="show how many whales of each block were known before it",
+        description="Show for each scanned block, newest first: its number of whales, how many of them were alerted "
+        "before it, and the median lead time; how many alerts were late; and how many whales were missed until the "
+        "block was scanned, because whaled or its link was down, because of a gap in the stream, or because the "
+        "backend never published them (unrelayed). Blocks that are not scanned yet or were skipped "
+        "(backfill.max_blocks) are counted. whaled may be running.",
     )
     add_log_options(parser)
-    parser.add_argument("--blocks", type=int, default=BLOCKS_SHOWN, metavar="N", help="how many (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each block")
+    parser.add_argument(
+        "--blocks", type=int, default=BLOCKS_SHOWN, metavar="N", help="number of blocks (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per block")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print. Raises OperatorError or EventLogError."""
+    """Print the table. Raises OperatorError or EventLogError."""
     if not 1 <= arguments.blocks <= BLOCKS_LIMIT:
         raise OperatorError(f"--blocks: found {arguments.blocks}, expected a number from 1 to {BLOCKS_LIMIT}")
     with reading(arguments) as reader:
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _table(scans: Sequence[Scan], unscanned: int, oldest: int) -> Table:
-    """The rows that are asked for. `unscanned` counts the blocks that are missing from the oldest scanned on."""
+    """Return the table of scans. `unscanned` counts the blocks since the oldest scanned one that were not scanned."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("block", "mined (UTC)", "whales", "seen", "lead", "late", "down", "gap", "unrelayed"):
         table.add_column(title, justify="left" if title.startswith("mined") else "right", no_wrap=True)
@@ -79,8 +82,8 @@ def _table(scans: Sequence[Scan], unscanned: int, oldest: int) -> Table:
     return table
 
 
-def _count(number: int, of: str) -> str:
-    return f"{number:,} {of}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _whales(scan: Scan) -> int:

@@ -1,4 +1,4 @@
-"""What `whaled run --simulate` needs besides a backend: an event log for its world alone, and its address book."""
+"""The event log and address book of `whaled run --simulate`."""
 
 from pathlib import Path
 
@@ -16,24 +16,24 @@ from whaled.simulator.settings import DEMO
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# In the log's state: its events are those of a simulated world, which ended with the process that made it.
+# Key in the log's state. Its presence marks the log of a simulated world, which ended with the process that ran it.
 WORLD_KEY = "simulated_world"
 DATABASE_FILES = ("", "-wal", "-shm")
 
 
 def with_owners(config: Config) -> Config:
-    """The configuration with the address book of the invented owners, unless it names a book of its own."""
+    """Return the configuration with the address book of the invented owners, unless it already names a book."""
     if config.detection.address_book is not None:
         return config
     return structs.replace(config, detection=structs.replace(config.detection, address_book=str(BOOKS[DEMO.network])))
 
 
 async def begin_log(settings: EventLogSettings, world: str) -> None:
-    """Begin an event log for a new simulated world; one of an earlier world is removed.
+    """Create an event log for a new simulated world, after removing the log of an earlier world.
 
-    Every world is another chain: in the log of an earlier one each whale would become pending and then dropped, as
-    after a reorganisation of everything. Raises OperatorError for a log that holds something else, and EventLogError as
-    `EventLog.open` does.
+    Every world is a different chain. In an earlier world's log every whale would become pending and then dropped, as
+    after a reorganisation of the whole chain. Raises OperatorError if the log holds events from another backend, and
+    EventLogError as `EventLog.open` does.
     """
     path = Path(settings.path).resolve()  # noqa: ASYNC240 - nothing else runs yet
     if path.exists():
@@ -42,8 +42,8 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
             events, is_used = old.head, old.head > 0 or bool(await old.newest_scans(1))
         if is_used and not is_simulated:
             raise OperatorError(
-                f"{path}: this event log holds what came from another backend; --simulate begins a world of its own, "
-                "and needs a log of its own: name a file that does not exist yet with --db-path"
+                f"{path}: this event log holds events from another backend; --simulate starts a new world, which "
+                "needs a separate log: name a file that does not exist yet with --db-path"
             )
         if is_simulated:
             _remove(path)

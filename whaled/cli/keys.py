@@ -14,7 +14,7 @@ from whaled.cli.settings import Subparsers, add_config_option, load_for
 from whaled.errors import ExitStatus
 
 DAY_S = 86400
-# The unit's credential: LoadCredential=keys.json:/etc/whaled/keys.json
+# Source of the unit's credential: LoadCredential=keys.json:/etc/whaled/keys.json
 UNIT_KEY_RING = "/etc/whaled/keys.json"
 
 
@@ -22,30 +22,33 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "keys",
-        help="make, list and retire signing keys",
-        description="The key ring: the newest key signs tokens, all that are not retired verify them. To rotate: "
-        "generate, reload whaled, wait until tokens of the old key have ended (auth.max_token_ttl), retire, reload. "
-        f"Of {UNIT_KEY_RING}, a credential of the unit, only a restart sees the new file on every systemd.",
+        help="generate, list and retire signing keys",
+        description="Manage the key ring. The newest key signs tokens; all keys that are not retired verify them. To "
+        "rotate: generate a key, reload whaled, wait until the tokens of the old key have expired "
+        f"(auth.max_token_ttl), retire it, reload. If the key ring is {UNIT_KEY_RING}, a credential of the unit, "
+        "restart instead: not every systemd passes a changed credential on a reload.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, text, handler in (
-        ("generate", "add a key; it signs from the next reload or restart on", _generate),
-        ("list", "show the keys, never their secrets", _list),
-        ("retire", "take a key out of use; the next reload or restart ends its tokens, open connections too", _retire),
+        ("generate", "add a key; it signs after the next reload or restart", _generate),
+        ("list", "show the keys without their secrets", _list),
+        ("retire", "retire a key; the next reload or restart revokes its tokens and closes their connections", _retire),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         add_config_option(command)
         command.add_argument("--key-ring", type=Path, metavar="FILE", help="default: auth.key_ring")
-        command.add_argument("--json", action="store_true", help="one JSON object a line")
+        command.add_argument("--json", action="store_true", help="print one JSON object per line")
         command.set_defaults(run=handler)
         if name == "retire":
             command.add_argument("kid", help="id of the key, as `list` shows it")
-            command.add_argument("--force", action="store_true", help="also if no key is left: nobody can connect then")
+            command.add_argument(
+                "--force", action="store_true", help="retire the last key too: then no client can connect"
+            )
 
 
-def _taking(path: Path) -> str:
-    """The command that puts a changed key ring into force."""
-    # The unit has it as a credential, whose new file a reload does not see on every systemd.
+def _activation(path: Path) -> str:
+    """Return the command after which whaled uses the changed key ring."""
+    # The unit's key ring is a credential, and not every systemd passes a changed credential on a reload.
     return f"systemctl {'restart' if path == Path(UNIT_KEY_RING) else 'reload'} whaled"
 
 
@@ -58,11 +61,14 @@ def _generate(arguments: argparse.Namespace) -> int:
     is_new = not os.access(path.parent, os.F_OK)
     key = keys.generate(path, time.time())
     if is_new:
-        print(f"the directory {path.parent} was made", file=sys.stderr)
-    print(f"key {key.kid} made in {path}; it signs once whaled is started, or after: {_taking(path)}", file=sys.stderr)
+        print(f"created the directory {path.parent}", file=sys.stderr)
+    print(
+        f"key {key.kid} added to {path}; it signs once whaled is started, or after: {_activation(path)}",
+        file=sys.stderr,
+    )
     for variable in (keys.SECRET_VARIABLE, keys.SECRET_FILE_VARIABLE):
         if variable in os.environ:
-            print(f"note: {variable} is set and comes before the key ring where it is set", file=sys.stderr)
+            print(f"note: {variable} is set here; wherever it is set, it overrides the key ring", file=sys.stderr)
     print(_json(key, "signs") if arguments.json else key.kid)
     return ExitStatus.STOPPED
 
@@ -80,7 +86,7 @@ def _list(arguments: argparse.Namespace) -> int:
             age = f"{max(0, int(now - key.created_at)) // DAY_S} days ago"
             print(f"{key.kid}  {state:8}  made {_iso(key.created_at)}, {age}")
     if signing is None:
-        print(f"no key of {path} is in use; make one: whaled keys generate --key-ring {path}", file=sys.stderr)
+        print(f"no key of {path} is in use; add one: whaled keys generate --key-ring {path}", file=sys.stderr)
     return ExitStatus.STOPPED
 
 
@@ -88,8 +94,8 @@ def _retire(arguments: argparse.Namespace) -> int:
     path = _path(arguments)
     key = keys.retire(path, arguments.kid, time.time(), force=arguments.force)
     print(
-        f"key {key.kid} retired in {path}; whaled refuses its tokens, and closes the connections that rest on it, "
-        f"after: {_taking(path)}",
+        f"key {key.kid} retired in {path}; whaled refuses its tokens and closes their connections "
+        f"after: {_activation(path)}",
         file=sys.stderr,
     )
     if arguments.json:

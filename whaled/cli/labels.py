@@ -1,4 +1,4 @@
-"""`whaled labels`: address books made of other label files, checked and counted."""
+"""`whaled labels`: import other label files into an address book; check and count address books."""
 
 import argparse
 import contextlib
@@ -23,15 +23,15 @@ from whaled.model import OwnerType
 from whaled.whales.booklines import TYPES, LineFaultError, Lines
 from whaled.whales.owners import Owners, summary
 
-MOST_ADDRESSES = 10_000_000  # detection.max_book_addresses allows no more
+MOST_ADDRESSES = 10_000_000  # the upper limit of detection.max_book_addresses
 SHOWN = 20
-STATUS = "exit status: 0 it can be used, 1 it cannot"
-# Sources are counted by host, and there may be one for each line all the same.
+STATUS = "exit status: 0 the book can be used, 1 it cannot"
+# Limits memory: sources are counted by host, but a book may have a different one in each line.
 MAX_SOURCES = 100_000
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What --json prints: lines with an address by owner, type, source and network."""
+    """The output of --json: the number of lines with an address, by owner, type, source and network."""
 
     addresses: int
     owners: int
@@ -48,28 +48,28 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "labels",
         help="import, check and count address books",
-        description="Address books (detection.address_book): make one of other label files, check it, count it. "
-        "docs/labels.md describes the formats.",
+        description="Create an address book (detection.address_book) from other label files, check it, or count its "
+        "entries. docs/labels.md describes the formats.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _register_import(commands)
     check = commands.add_parser(
         "check",
-        help="print what is wrong with an address book",
-        description="Read address books as the daemon does, the first file first, and print what is wrong: the first "
-        "20 lines with file and line.",
+        help="print the faults of an address book",
+        description="Read address books as the daemon does, in the order given, and print the first 20 faults with "
+        "file and line.",
         epilog=STATUS,
     )
     check.set_defaults(run=_check)
     stats = commands.add_parser(
         "stats",
-        help="count an address book by owner, type and source",
+        help="count the entries of an address book by owner, type and source",
         description="Count the lines of address books by type, network, source and owner. Sources that are URLs are "
         "counted by host.",
         epilog=STATUS,
     )
-    stats.add_argument("--all", action="store_true", help=f"every owner and source, not only the first {SHOWN}")
-    stats.add_argument("--json", action="store_true", help="one JSON object, with everything")
+    stats.add_argument("--all", action="store_true", help=f"show every owner and source, not only the first {SHOWN}")
+    stats.add_argument("--json", action="store_true", help="print one JSON object with all counts")
     stats.set_defaults(run=_stats)
     for command in (check, stats):
         command.add_argument("files", nargs="+", metavar="FILE")
@@ -78,25 +78,25 @@ def register(subparsers: Subparsers) -> None:
 def _register_import(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "import",
-        help="make an address book of BIP 329, GraphSense TagPacks or WalletExplorer",
-        description="Make an address book of label files: BIP 329 (JSON lines of wallets), GraphSense TagPacks (YAML), "
-        "WalletExplorer (CSV of a wallet's addresses). Lines that cannot be used are named and left out.",
-        epilog="exit status: 0 something was imported; 1 nothing was, a file cannot be read, or --strict and a line "
-        "cannot be used: nothing is written then",
+        help="create an address book from BIP 329, GraphSense TagPack or WalletExplorer files",
+        description="Create an address book from label files: BIP 329 (JSON lines of wallets), GraphSense TagPacks "
+        "(YAML), WalletExplorer (CSV of a wallet's addresses). Invalid lines are reported and skipped.",
+        epilog="exit status: 0 at least one address was imported; 1 nothing was written: no address was found, a file "
+        "cannot be read, or a line is invalid with --strict",
     )
     add = parser.add_argument
     add("files", type=Path, nargs="+", metavar="FILE")
-    add("--output", type=Path, metavar="FILE", help="the address book (default: standard output)")
+    add("--output", type=Path, metavar="FILE", help="the address book to write (default: standard output)")
     add("--force", action="store_true", help="replace the output if it exists")
-    add("--format", choices=[str(form) for form in Format], help="default: by the first lines of each file")
+    add("--format", choices=[str(form) for form in Format], help="default: detected from the first lines of each file")
     add(
         "--type",
         choices=[str(kind) for kind in OwnerType],
-        help="type of owners that the file gives none (default: own for BIP 329, other for TagPacks)",
+        help="type for owners without one in the file (default: own for BIP 329, other for TagPacks)",
     )
-    add("--label", metavar="TEXT", help="one label for all addresses")
-    add("--source", metavar="TEXT", help="source of all addresses, instead of the file's own")
-    add("--strict", action="store_true", help="write nothing if any line cannot be used")
+    add("--label", metavar="TEXT", help="label for all addresses, in place of the file's labels")
+    add("--source", metavar="TEXT", help="source for all addresses, in place of the file's sources")
+    add("--strict", action="store_true", help="write nothing if any line is invalid")
     parser.set_defaults(run=_import)
 
 
@@ -104,7 +104,7 @@ def _register_import(commands: Subparsers) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    """Convert and report. Raises WhaledError."""
+    """Convert the files and print a report. Raises WhaledError."""
     kind = OwnerType(arguments.type) if arguments.type is not None else None
     options = Options(kind, arguments.label, arguments.source)
     written = faults = 0
@@ -124,8 +124,8 @@ def _import(arguments: argparse.Namespace) -> int:
             _report(path, form, report)
             if form is Format.BIP329 and kind not in {None, OwnerType.OWN} and report.written:
                 print(
-                    f"whaled: warning: {path} (BIP 329): --type {kind} is for all files: labels of a wallet of one's "
-                    "own would be `own` without it",
+                    f"whaled: warning: {path} (BIP 329): --type {kind} applies to all files; without it, these labels "
+                    "of your own wallet would be `own`",
                     file=sys.stderr,
                 )
             written += report.written
@@ -139,10 +139,10 @@ def _import(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _output(path: Path | None, *, force: bool) -> Iterator[TextIO]:
-    """Where the book is written: it appears whole, or not at all. Raises WhaledError."""
+    """Open the output. It is written completely, or not at all if the body raises. Raises WhaledError."""
     try:
         if path is None:
-            # A line that cannot be used with --strict may come last.
+            # With --strict an invalid last line must leave standard output empty.
             with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
                 yield file
                 file.seek(0)
@@ -198,12 +198,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _read(paths: Sequence[str]) -> Owners | None:
-    """The book, None if it cannot be used; faults and remarks are printed."""
+    """Return the book, None if it cannot be used. Prints faults and warnings."""
     try:
         owners = bookfile.read(paths, MOST_ADDRESSES)
     except BookError as error:
         for fault in error.faults:
-            # The command has files, no configuration.
+            # The name of a configuration key means nothing here: the files come from the command line.
             print(str(fault).removeprefix(f"{fault.where}: ") if fault.where.startswith(bookfile.KEY) else fault)
         if error.lines:
             print(f"{_lines(error.lines)} cannot be used")
@@ -244,7 +244,7 @@ def _counted(paths: Sequence[str], owners: Owners) -> Counts:
     for path in paths:
         book = Lines()
         for line in bookfile.lines(Path(path)):
-            with contextlib.suppress(LineFaultError):  # the file changed since it was read
+            with contextlib.suppress(LineFaultError):  # the file was checked, but may have changed since
                 entry = book.entry(line)
                 if entry is not None:
                     types[str(TYPES[entry.type])] += 1

@@ -1,4 +1,4 @@
-"""The command line: `whaled COMMAND`. An error is one clear line, and the exit status says whose it is."""
+"""The entry point of `whaled COMMAND`. It prints errors without a traceback and maps them to the exit status."""
 
 import argparse
 import contextlib
@@ -14,39 +14,39 @@ from whaled.errors import ExitStatus, OperatorError, WhaledError
 
 
 class Command(NamedTuple):
-    """A command's module, which has `register(subparsers)`, and its line in `whaled --help`."""
+    """A command: its module, which has `register(subparsers)`, and its line in `whaled --help`."""
 
     module: str
     help: str
 
 
-# Only the module of the command that is asked for is imported: `token issue` must not wait for a web server.
+# Only the module of the requested command is imported: `token issue` must not load a web server.
 COMMANDS = {
     "run": Command("whaled.cli.run", "run the daemon"),
-    "reload": Command("whaled.cli.reload", "let a running daemon read its configuration again"),
-    "check-config": Command("whaled.cli.config", "check a configuration file and what it names"),
-    "keys": Command("whaled.cli.keys", "make, list and retire signing keys"),
+    "reload": Command("whaled.cli.reload", "make a running daemon read its configuration again"),
+    "check-config": Command("whaled.cli.config", "check a configuration file and the files it names"),
+    "keys": Command("whaled.cli.keys", "generate, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
     "labels": Command("whaled.cli.labels", "import, check and count address books"),
-    "coverage": Command("whaled.cli.coverage", "which whales of each block were known before it"),
-    "accuracy": Command("whaled.cli.accuracy", "how good urgencies and predicted blocks were"),
+    "coverage": Command("whaled.cli.coverage", "show how many whales of each block were known before it"),
+    "accuracy": Command("whaled.cli.accuracy", "show how accurate urgencies and predicted blocks were"),
     "tail": Command("whaled.cli.tail", "watch the alerts of a running whaled"),
     "backup": Command("whaled.cli.backup", "copy the event log while whaled runs"),
     "check": Command("whaled.cli.check", "look for damage in the event log"),
-    "repair": Command("whaled.cli.repair", "take damaged rows out of the event log"),
-    "restore": Command("whaled.cli.restore", "put a backup in the event log's place"),
+    "repair": Command("whaled.cli.repair", "remove damaged rows from the event log"),
+    "restore": Command("whaled.cli.restore", "replace the event log with a backup"),
     "simulate": Command("whaled.cli.simulate", "run a simulated mempool backend"),
 }
 
 STDERR = 2
-# In characters; systemd takes no more than 4096 bytes at a time.
+# In characters; systemd accepts at most 4096 bytes per notification.
 STATUS_LENGTH = 500
 
 EXAMPLES = """\
 examples:
-  whaled run --simulate --no-auth --db-path w.db   see it work, no node needed
-  whaled keys generate --key-ring keys.json       make the key that tokens are signed with
-  whaled check-config whaled.yaml                 everything that is wrong with a configuration
+  whaled run --simulate --no-auth --db-path w.db  try it without a node
+  whaled keys generate --key-ring keys.json       generate the key that signs tokens
+  whaled check-config whaled.yaml                 print every fault of a configuration
   whaled run --config whaled.yaml
   whaled token issue --client c1 --permissions read --ttl 24h
   whaled tail --min-btc 500                       watch alerts in a terminal
@@ -54,30 +54,32 @@ examples:
 
 
 def entry() -> None:
-    """Console script."""
+    """Run the console script and exit."""
     _hold_standard_descriptors()
     if sys.argv[1:2] == ["run"]:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload asked for during the start: the file is read anyway
+        # A reload during the start must not end the process; the start reads the configuration anyway.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(main(sys.argv[1:]))
 
 
 def _hold_standard_descriptors() -> None:
-    """Open /dev/null for each of stdin, stdout and stderr that was closed.
+    """Open /dev/null in place of each closed descriptor among stdin, stdout and stderr.
 
-    Else the next file or socket gets its number, and a last message of the interpreter or a library is written to it.
+    Otherwise the next file or socket would get its number, and messages of the interpreter or a library would be
+    written into it.
     """
-    with contextlib.suppress(OSError):  # there is no /dev/null
+    with contextlib.suppress(OSError):  # no /dev/null
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
             pass
         os.close(descriptor)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command; returns its exit status."""
+    """Run a command and return its exit status."""
     arguments = _parser(argv).parse_args(argv)
     try:
         status = int(arguments.run(arguments))
-        if sys.stdout is not None:  # started without one
+        if sys.stdout is not None:  # None if it was closed at the start
             sys.stdout.flush()
     except WhaledError as error:
         lines = [*str(error).splitlines(), *_about_working_directory()]
@@ -93,15 +95,15 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # The reader has enough (`| head`). What is still buffered would raise again when Python flushes at its end.
+        # The reader is gone (`| head`). Buffered output would raise again when Python flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
 
 
 def _about_working_directory() -> list[str]:
-    """A line if relative paths lead nowhere, which errors about files leave out."""
-    remedy = "so relative paths lead nowhere: write whole paths"
+    """Return a note if relative paths cannot be resolved, which the errors about files do not mention."""
+    remedy = "so relative paths cannot be resolved: use absolute paths"
     try:
         place = os.getcwd()  # noqa: PTH109 - pathlib would only wrap it
     except OSError:
@@ -113,7 +115,7 @@ def _about_working_directory() -> list[str]:
 
 def _complain(lines: Sequence[str]) -> None:
     logs = sys.modules.get("whaled.ops.logs")
-    if logs is not None:  # a command that logs: behind its lines, and without waiting for a reader that is gone
+    if logs is not None:  # the command has logged: write behind its lines, and do not wait for a reader that is gone
         logs.last_words(lines)
         return
     for line in lines:
@@ -121,7 +123,7 @@ def _complain(lines: Sequence[str]) -> None:
 
 
 def _report_to_systemd(lines: Sequence[str]) -> None:
-    """The status line: `systemctl status` shows no log lines of a unit that waits for its next start, but this."""
+    """Set the status line, which `systemctl status` shows while the unit waits for a restart; it shows no log then."""
     if "NOTIFY_SOCKET" in os.environ and lines:
         from whaled.ops.systemd import Notifier  # noqa: PLC0415 - no other command needs it
 
@@ -139,9 +141,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"whaled {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    asked = next((argument for argument in argv if not argument.startswith("-")), None)
+    requested = next((argument for argument in argv if not argument.startswith("-")), None)
     for name, command in COMMANDS.items():
-        if name == asked:
+        if name == requested:
             importlib.import_module(command.module).register(subparsers)
         else:
             subparsers.add_parser(name, help=command.help)

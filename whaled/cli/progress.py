@@ -1,4 +1,4 @@
-"""How far a copy is, in one line of a terminal."""
+"""A progress line for a terminal."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,18 +10,21 @@ INTERVAL_S = 0.1
 
 @contextmanager
 def progress_line(stream: TextIO, doing: str) -> Iterator[Callable[[int, int], None]]:
-    """Takes (done, of all). Shows nothing where nobody watches; the line is gone when left."""
+    """Yield a function that takes (done, total) and updates the line. Erases the line on exit.
+
+    It writes nothing if `stream` is not a terminal.
+    """
     if not stream.isatty():
         yield _show_nothing
         return
     shown_at = 0.0
 
-    def show(done: int, of_all: int) -> None:
+    def show(done: int, total: int) -> None:
         nonlocal shown_at
         now = time.monotonic()
         if now - shown_at >= INTERVAL_S:
             shown_at = now
-            stream.write(f"\r{doing}: {100 * done // max(1, of_all):3} %")
+            stream.write(f"\r{doing}: {100 * done // max(1, total):3} %")
             stream.flush()
 
     try:
@@ -31,5 +34,5 @@ def progress_line(stream: TextIO, doing: str) -> Iterator[Callable[[int, int], N
         stream.flush()
 
 
-def _show_nothing(_done: int, _of_all: int) -> None:
+def _show_nothing(_done: int, _total: int) -> None:
     pass

@@ -1,4 +1,4 @@
-"""What commands share that read the event log, beside a daemon that may be writing it."""
+"""The parts shared by the commands that read the event log, which a daemon may be writing at the same time."""
 
 import argparse
 import sys
@@ -16,14 +16,15 @@ from whaled.eventlog.reader import Reader
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
-    """Which log."""
+    """Add the options that select the event log."""
     add_config_option(parser)
     parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
 
 
 def log_path(arguments: argparse.Namespace) -> Path:
-    """The file of the log. Raises OperatorError if there is none, or if it is no database; EventLogError if its first
-    page is damaged.
+    """Return the path of the event log.
+
+    Raises OperatorError if the file does not exist or is not an event log, EventLogError if its first page is damaged.
     """
     path = Path(load_for(arguments).config.eventlog.path).resolve()
     require_file(path, "name the event log with --db-path or --config")
@@ -32,13 +33,13 @@ def log_path(arguments: argparse.Namespace) -> Path:
     if begin not in {b"", MAGIC} and not firstpage.is_sound(path):
         if firstpage.is_damaged(path):
             raise firstpage.damaged(path)
-        raise OperatorError(f"{path}: this is no event log; name one with --db-path or --config")
+        raise OperatorError(f"{path}: this is not an event log; name one with --db-path or --config")
     return path
 
 
 @contextmanager
 def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
-    """The log, open. Raises OperatorError or EventLogError."""
+    """Open the log for reading, and report damaged rows on exit. Raises OperatorError or EventLogError."""
     path = log_path(arguments)
     found: list[Damage] = []
     reader = Reader(path, load_for(arguments).config.eventlog.busy_timeout, found.append)
@@ -51,7 +52,7 @@ def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
     if found:
         rows = sum(damage.rows for damage in found)
         print(
-            f"whaled: {path}: {rows} damaged row{'s' * (rows > 1)} left out, the first: {found[0].text}. "
+            f"whaled: {path}: {rows} damaged row{'s' * (rows > 1)} skipped, the first: {found[0].text}. "
             "`whaled check --deep` lists them all",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""`whaled repair`: take damaged rows out of the event log."""
+"""`whaled repair`: remove damaged rows from the event log."""
 
 import argparse
 import sys
@@ -12,30 +12,30 @@ from whaled.errors import ExitStatus
 from whaled.eventlog.repair import Repaired, rehearse, repair
 from whaled.eventlog.salvage import Outcome, Salvaged
 
-NOTHING = "nothing to repair: every row is what was written"
+NOTHING = "nothing to repair: every row matches its checksum"
 
 
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "repair",
-        help="take damaged rows out of the event log",
-        description="Read every row of the event log, write those that are intact into a new file, and put that in "
-        "its place; stop whaled before. Where a page of the file is damaged, the rows around it are saved. The damaged "
-        "log is kept beside it (FILE.damaged-TIME), and each row that is lost is listed (FILE.damaged-TIME.jsonl). It "
-        "needs as much room as the log; --dry-run as much where temporary files go. Epoch and offsets stay: a client "
-        "that resumes across what was taken out is answered that it missed something, all others resume as before. If "
-        "nothing is damaged, nothing is changed.",
-        epilog="exit status: 0 repaired, or nothing to repair; 1 whaled runs, nothing can be saved, or the disk is "
-        "full; with --dry-run: something is damaged; 78 there is no event log",
+        help="remove damaged rows from the event log",
+        description="Write the intact rows of the event log into a new file, which then replaces the log. Stop whaled "
+        "first. Rows around a damaged page are saved. The damaged log is kept in the same directory "
+        "(FILE.damaged-TIME), with a list of the lost rows (FILE.damaged-TIME.jsonl). Needs as much disk space as the "
+        "log; --dry-run needs it in the directory for temporary files. Epoch and offsets are kept: a client that "
+        "resumes across removed rows is told that it missed events, all others resume as before. Without damage, "
+        "nothing is changed.",
+        epilog="exit status: 0 repaired, or nothing to repair; 1 whaled is running, nothing can be saved, or the disk "
+        "is full; with --dry-run: the log is damaged; 78 there is no event log",
     )
     add_log_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="list what would be taken out; whaled may run")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be removed; whaled may be running")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Repair. Raises OperatorError or EventLogError."""
+    """Repair the log. Raises OperatorError or EventLogError."""
     path = log_path(arguments)
     with progress_line(sys.stderr, f"reading {path}") as progress:
         do = rehearse if arguments.dry_run else repair
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         return ExitStatus.FAILED
     if done.salvaged.is_renewed:
         print(
-            f"new epoch {done.salvaged.epoch}, behind offset {done.salvaged.head}: the old one is not known. Clients "
-            "are answered recovered: false once"
+            f"new epoch {done.salvaged.epoch}, after offset {done.salvaged.head}: the old one is unknown. Clients "
+            "receive recovered: false once"
         )
     else:
         print("epoch kept: clients that resume across what was taken out are answered recovered: false, others resume")

@@ -1,4 +1,4 @@
-"""`whaled restore`: put a backup in the event log's place."""
+"""`whaled restore`: replace the event log with a backup."""
 
 import argparse
 import sys
@@ -15,19 +15,21 @@ def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "restore",
-        help="put a backup in the event log's place",
-        description="Put a backup in the event log's place; stop whaled before. The log that was there is kept beside "
-        "it. Clients' positions stay good only if that log proves that nothing was lost; otherwise a new epoch begins.",
-        epilog="exit status: 0 done; 78 there is no FILE; 1 whaled runs, or FILE cannot be used, or the copy failed",
+        help="replace the event log with a backup",
+        description="Replace the event log with a backup. Stop whaled first. The previous log is kept in the same "
+        "directory. Clients' positions stay valid only if the previous log proves that no event was lost; otherwise a "
+        "new epoch begins.",
+        epilog="exit status: 0 done; 78 FILE does not exist; 1 whaled is running, FILE cannot be used, or the copy "
+        "failed",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="what `whaled backup` made; it stays as it is")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a copy made by `whaled backup`; it is not changed")
     add_config_option(parser)
     parser.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Restore. Raises OperatorError or EventLogError."""
+    """Restore the backup. Raises OperatorError or EventLogError."""
     path = Path(load_for(arguments).config.eventlog.path)
     with progress_line(sys.stderr, f"copying {arguments.file}") as progress:
         done = restore(arguments.file, path, now=time.time(), progress=progress)

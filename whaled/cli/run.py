@@ -29,17 +29,17 @@ def register(subparsers: Subparsers) -> None:
         "run",
         help="run the daemon",
         description="Run the daemon until SIGTERM or SIGINT; SIGHUP reloads, SIGUSR1 and SIGUSR2 are ignored. "
-        "Options lay over environment variables (WHALED_SECTION_KEY), those over the configuration file, that over the "
-        "defaults.",
-        epilog="exit status: 0 asked to stop; 78 configuration, key ring or port; 1 event log, second signal or a bug",
+        "Options override environment variables (WHALED_SECTION_KEY), which override the configuration file.",
+        epilog="exit status: 0 stopped by a signal; 78 a fault of the configuration, key ring or port; 1 a failure of "
+        "the event log, a second signal, or a bug",
     )
     add_config_option(parser)
     add_run_options(parser)
     parser.add_argument(
         "--simulate",
         action="store_true",
-        help="use the bundled simulated mempool backend: whales within seconds, owners' names invented; the event log "
-        "must be the demo's own, and begins anew each time",
+        help="use the bundled simulated mempool backend: whales within seconds, with invented owners; it needs an "
+        "event log of its own, which is recreated at each start",
     )
     parser.set_defaults(run=run)
 
@@ -47,7 +47,7 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # by default they end the process, and log rotation likes to send them
+        signal.signal(number, signal.SIG_IGN)  # by default they end the process, and log rotation often sends them
     memory.keep_large_apart()
     memory.share_heap()
     loaded = load_for(arguments)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     except WhaledError:
         raise
     except Exception:
-        # Logged rather than printed by the interpreter, which would wait for the reader of stderr.
+        # Logged here, since the interpreter would print it and block on a reader of stderr that does not read.
         logger.critical("ended by a bug", exc_info=True)
         return ExitStatus.FAILED
     return ExitStatus.STOPPED

@@ -1,4 +1,4 @@
-"""What commands share: finding the configuration, and the options that lay over it."""
+"""The parts shared by the commands: loading the configuration, and the options that override it."""
 
 import argparse
 import os
@@ -13,35 +13,35 @@ from whaled.errors import ConfigError, Fault
 
 
 class Subparsers(Protocol):
-    """What argparse's `add_subparsers()` returns, as far as commands need it."""
+    """The part of the result of argparse's `add_subparsers()` that the commands use."""
 
     def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        """Begin a command. It sets `run`: the parsed arguments in, the exit status out."""
+        """Add a command. It sets `run`, which takes the parsed arguments and returns the exit status."""
         ...
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:
-    """The configuration file."""
+    """Add `--config`."""
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="configuration file (default: /etc/whaled/whaled.yaml if it exists)"
     )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options that lay over file and environment."""
+    """Add the options that override the configuration file and the environment."""
     add = parser.add_argument
     add("--db-path", metavar="FILE", help="event log (eventlog.path)")
-    add("--ws-host", metavar="HOST", help="address clients connect to, or several with commas (gateway.host)")
-    add("--ws-port", metavar="PORT", help="port clients connect to (gateway.port)")
-    add("--mempool-url", metavar="URL", help="WebSocket of the mempool backend (upstream.url)")
-    add("--whale-threshold", metavar="BTC", help="smallest whale (detection.threshold_btc)")
+    add("--ws-host", metavar="HOST", help="address for clients, or several separated by commas (gateway.host)")
+    add("--ws-port", metavar="PORT", help="port for clients (gateway.port)")
+    add("--mempool-url", metavar="URL", help="WebSocket URL of the mempool backend (upstream.url)")
+    add("--whale-threshold", metavar="BTC", help="minimum value of a whale (detection.threshold_btc)")
     add("--no-auth", action="store_true", help="no authentication; listens on loopback unless a host is given")
     add("--log-level", metavar="LEVEL", help="debug, info, warning or error (log.level)")
     add("--log-format", metavar="FORMAT", help="auto, text, json or journald (log.format)")
 
 
 def duration(text: str) -> float:
-    """Seconds of an argument like 24h; for argparse."""
+    """Parse an argument such as 24h into seconds, for argparse."""
     try:
         return units.duration(text)
     except ValueError as error:
@@ -49,7 +49,7 @@ def duration(text: str) -> float:
 
 
 def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Loaded:
-    """The configuration that a command's options ask for. Raises ConfigError."""
+    """Load the configuration for a command's options. Raises ConfigError."""
     flags: dict[str, object] = {
         path: value
         for path, option in OPTIONS.items()
@@ -63,7 +63,7 @@ def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.envi
 
 
 def working_directory() -> Path:
-    """The directory that this process was started in, `.` if it is gone: nothing is found in it then."""
+    """Return the working directory, `.` if it no longer exists."""
     try:
         return Path.cwd()
     except OSError:
@@ -71,10 +71,10 @@ def working_directory() -> Path:
 
 
 def _check_paths(loaded: Loaded) -> None:
-    """Raise ConfigError for relative paths if the directory that they count from is gone."""
+    """Raise ConfigError for relative paths if the working directory no longer exists."""
     if working_directory().is_absolute():
         return
-    problem = "the working directory is gone, and this path counts from it: write the whole path"
+    problem = "the working directory is gone, and this path is relative to it: use an absolute path"
     faults = [
         Fault(path, f"found {value!r}: {problem}", loaded.origins.get(path, ""))
         for path, key in keys().items()

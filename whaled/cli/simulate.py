@@ -1,4 +1,4 @@
-"""`whaled simulate`: a mempool backend in miniature, for the demo and for trying whaled out."""
+"""`whaled simulate`: run a simulated mempool backend, for trying whaled out and for tests."""
 
 import argparse
 import asyncio
@@ -16,10 +16,10 @@ DEFAULTS = DEMO
 
 
 class Subparsers(Protocol):
-    """What argparse's `add_subparsers()` returns, as far as it is needed here."""
+    """The part of the result of argparse's `add_subparsers()` that this command uses."""
 
     def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        """Begin a command."""
+        """Add a command."""
         ...
 
 
@@ -28,40 +28,47 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help="run a simulated mempool backend",
-        description="Run a simulated mempool backend: the stream on any WebSocket path, REST under /api/v1, electrs' "
-        "under /api in esplora mode, and the ground truth, faults and whales on demand under /simulator. Nothing in "
-        "it is real. Ends on SIGINT or SIGTERM.",
+        description="Run a simulated mempool backend: the stream on any WebSocket path, REST under /api/v1, electrs's "
+        "REST under /api in esplora mode, and under /simulator the ground truth, faults and whales on demand. All its "
+        "data is invented. Ends on SIGINT or SIGTERM.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--host", default=DEFAULTS.host, help="address to listen on")
     add("--port", type=int, default=DEFAULTS.port, help="port to listen on, 0 for any free one")
-    # Not the same world at every start: its whales would be old news to a whaled that keeps its log.
+    # A fixed default would repeat the same world, whose whales a whaled with an existing log already knows.
     add(
         "--seed",
         type=int,
         default=argparse.SUPPRESS,
-        help="the same seed makes the same world; another one if left out",
+        help="the same seed makes the same world; random if omitted",
     )
-    add("--network", type=Network, choices=list(Network), default=DEFAULTS.network, help="decides address prefixes")
+    add("--network", type=Network, choices=list(Network), default=DEFAULTS.network, help="determines address prefixes")
     add("--rate", type=float, default=DEFAULTS.rate, help="transactions per second")
-    add("--whale-share", type=float, default=DEFAULTS.whale_share, help="part of them that is a whale, 0 to 1")
-    add("--owner-share", type=float, default=DEFAULTS.owner_share, help="how often an invented owner pays or is paid")
-    add("--backlog", type=int, default=DEFAULTS.backlog, help="transactions always waiting: a fee market; 0 for none")
-    add("--whale-btc", type=float, default=DEFAULTS.whale_btc, help="least outputs of a whale, in BTC")
-    add("--events", type=float, default=DEFAULTS.events, help="how often transactions are replaced and blocks surprise")
+    add("--whale-share", type=float, default=DEFAULTS.whale_share, help="share of whales among them, 0 to 1")
+    add(
+        "--owner-share",
+        type=float,
+        default=DEFAULTS.owner_share,
+        help="probability that a payer or payee is an invented owner",
+    )
+    add("--backlog", type=int, default=DEFAULTS.backlog, help="transactions kept waiting for a fee market; 0 for none")
+    add("--whale-btc", type=float, default=DEFAULTS.whale_btc, help="minimum total output of a whale, in BTC")
+    add(
+        "--events", type=float, default=DEFAULTS.events, help="scale of replacements and odd blocks: 1 is usual, 0 none"
+    )
     add("--block-interval", type=float, default=DEFAULTS.block_interval, help="mean seconds between blocks, 0 for none")
     add("--poll-interval", type=float, default=DEFAULTS.poll_interval, help="seconds between polls of the backend")
-    add("--btc-usd", type=int, default=DEFAULTS.btc_usd, help="first price (mainnet only)")
-    add("--database", action="store_true", help="behave like a backend with a database: it notices reorganisations")
-    add("--mode", type=Mode, choices=list(Mode), default=DEFAULTS.mode, help="what the backend reads")
+    add("--btc-usd", type=int, default=DEFAULTS.btc_usd, help="initial price (mainnet only)")
+    add("--database", action="store_true", help="behave like a backend with a database, which detects reorganisations")
+    add("--mode", type=Mode, choices=list(Mode), default=DEFAULTS.mode, help="where the backend gets its data")
     add("--projected-blocks", type=int, default=DEFAULTS.projected_blocks, help="blocks the backend projects, 1 to 8")
     add("--fault-every", type=float, default=DEFAULTS.fault_every, help="seconds between random faults, 0 for none")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until asked to stop. ConfigError: a value out of range; ListenError: the port cannot be had."""
+    """Serve until a signal. Raises ConfigError for a value out of range, ListenError if the port is not available."""
     names = SimulatorSettings.__struct_fields__
     chosen = {name: value for name, value in vars(arguments).items() if name in names}
     asyncio.run(_serve(SimulatorSettings(**{"seed": time.time_ns(), **chosen})))
@@ -76,7 +83,7 @@ async def _serve(settings: SimulatorSettings) -> None:
     async with Simulator(settings) as simulator:
         print(
             f"simulated mempool backend: {simulator.url} rest {simulator.rest_url} control {simulator.control_url}\n"
-            f"its owners, all invented, for detection.address_book: {BOOKS[settings.network]}",
+            f"address book of its invented owners, for detection.address_book: {BOOKS[settings.network]}",
             flush=True,
         )
         await stop.wait()

@@ -1,4 +1,4 @@
-"""`whaled tail`: watch alerts in a terminal, or feed them to another program as JSON lines."""
+"""`whaled tail`: show alerts in a terminal, or write them as JSON lines for another program."""
 
 import argparse
 import asyncio
@@ -45,10 +45,10 @@ from whaled.errors import ExitStatus
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 URL_VARIABLE = "WHALED_URL"
-# Of a terminal that gives no width.
+# Used if the terminal reports no width.
 FALLBACK_WIDTH = 80
 TOKEN_VARIABLE = "WHALED_TOKEN"  # noqa: S105 - the name of a variable
-# What a terminal shows at the start, so that it is not empty until the next whale.
+# A terminal starts with these events, so that it is not empty until the next whale.
 TERMINAL_SINCE = Last(10)
 
 
@@ -57,32 +57,31 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "tail",
         help="watch the alerts of a running whaled",
-        description="Watch the alerts of a running whaled. On a terminal a line for each; otherwise, or with --json, "
-        "a JSON object per line on standard output and nothing else there. Connections are told on standard error. "
-        "Comes back by itself after a lost connection, without a gap and without a repetition. Ends on SIGINT or "
-        "SIGTERM.",
+        description="Watch the alerts of a running whaled. On a terminal, print a line for each alert; otherwise, or "
+        "with --json, only JSON objects, one per line. Messages about the connection go to standard error. After a "
+        "lost connection, reconnect and resume without missing or repeating an alert. Ends on SIGINT or SIGTERM.",
         epilog=f"The token is read from --token-file, else from the environment variable {TOKEN_VARIABLE}. "
-        "It is not an option, since options can be seen by every user of the machine.",
+        "It is not an option, since every user of the machine can see the options of a process.",
         allow_abbrev=False,  # `--token` must not be taken for `--token-file`
     )
     add = parser.add_argument
-    add("--url", help=f"the server, ws:// or wss:// (default: {URL_VARIABLE} of the environment, else {DEFAULT_URL})")
+    add("--url", help=f"server, ws:// or wss:// (default: environment variable {URL_VARIABLE}, else {DEFAULT_URL})")
     add("--token-file", type=Path, metavar="FILE", help="file with a token or an API key")
     add("--ca-file", type=Path, metavar="FILE", help="certificates (PEM) to trust instead of the system's, for wss://")
     add("--proxy", metavar="URL", help="HTTP proxy to connect through, http://[user:password@]host:port")
-    add("--min-btc", type=_amount, metavar="X", help="only whales of at least so many BTC")
-    add("--min-flow-btc", type=_amount, metavar="X", help="only whales of which at least so many BTC flow")
+    add("--min-btc", type=_amount, metavar="X", help="only whales of at least X BTC")
+    add("--min-flow-btc", type=_amount, metavar="X", help="only whales with a flow of at least X BTC")
     add(
         "--updates",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="what became of the whales (default: yes)",
+        help="show the outcomes of the whales too (default: yes)",
     )
     add(
         "--since",
         type=_since,
         metavar="WHEN",
-        help="start at `last:20`, an ISO 8601 time (UTC if it names no zone), a position `epoch:offset`, or `now` "
+        help="start at `last:20`, an ISO 8601 time (UTC without a zone), a position `epoch:offset`, or `now` "
         "(default: last:10 on a terminal, else now)",
     )
     add(
@@ -91,14 +90,14 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         default=None,
         help="ask the server to compress alerts (default: yes, unless it is on this machine)",
     )
-    add("--count", type=_count, metavar="N", help="end after N alerts and updates")
-    add("--json", action="store_true", help="JSON lines on a terminal too")
-    add("--no-retry", action="store_true", help="end with status 1 when the connection fails or is lost")
+    add("--count", type=_count, metavar="N", help="exit after N alerts and updates")
+    add("--json", action="store_true", help="write JSON lines on a terminal too")
+    add("--no-retry", action="store_true", help="exit with status 1 when the connection fails or is lost")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Watch until asked to stop. Status 2: an option that cannot be; 1: the server does not let this client in."""
+    """Show alerts until a signal. Status 2: an invalid option; 1: the server refused this client."""
     return asyncio.run(_run(arguments))
 
 
@@ -107,7 +106,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     try:
         stream = open_stream(arguments, os.environ, is_terminal=is_terminal)
     except OSError as error:
-        # OpenSSL names no file.
+        # An error from OpenSSL has no file name.
         print(f"whaled tail: {error.filename or arguments.ca_file}: {error.strerror}", file=sys.stderr)
         return ExitStatus.USAGE
     except ValueError as error:
@@ -121,7 +120,7 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is_terminal: bool) -> WhaleStream:
-    """The stream the options ask for. Raises ValueError or OSError with what is wrong."""
+    """Return a stream for the options. Raises ValueError or OSError for an invalid one."""
     filters: dict[str, object] = {}
     if arguments.min_btc is not None:
         filters["min_btc"] = arguments.min_btc
@@ -148,7 +147,7 @@ def open_stream(arguments: argparse.Namespace, environ: Mapping[str, str], *, is
 
 
 def _credentials(path: Path | None, environ: Mapping[str, str]) -> tuple[str | None, TokenProvider | None]:
-    """A token, or what reads one from a file again and again. Raises ValueError or OSError."""
+    """Return a token, or a provider that reads it from a file each time. Raises ValueError or OSError."""
     if path is None:
         text = environ.get(TOKEN_VARIABLE, "").strip()
         try:
@@ -162,7 +161,10 @@ def _credentials(path: Path | None, environ: Mapping[str, str]) -> tuple[str | N
         return found.token, None
 
     async def provide() -> str:
-        """A job that renews the token is noticed. While it writes, the file may be empty: that is tried again."""
+        """Read the file again: another program may have renewed the token.
+
+        The file may be empty while it is written, so an invalid file is an OSError, which the stream retries.
+        """
         try:
             return tokenfile.read(path).token
         except ValueError as error:
@@ -175,11 +177,11 @@ def _trust(path: Path) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(path))
     except ssl.SSLError as error:
-        raise ValueError(f"{path} holds no certificates in PEM form: {error.reason or error}") from error
+        raise ValueError(f"{path} contains no certificates in PEM format: {error.reason or error}") from error
 
 
 async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count: int | None) -> int:
-    """Show events until `count` of them, the end of the stream, or nobody reads any more. Returns the exit status."""
+    """Show at most `count` events, until the stream ends or the output's reader is gone. Returns the exit status."""
     notes = _Console(file=errors, highlight=False)
     left = math.inf if count is None else count
     try:
@@ -192,7 +194,7 @@ async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count
                 if left <= 0:
                     break
     except BrokenPipeError:
-        # Who read this has seen enough. What Python would still flush at exit has nowhere to go either.
+        # The reader of standard output is gone, so drop what Python would still flush at exit.
         screen.discard()
         return ExitStatus.STOPPED
     except AuthenticationFailed as error:
@@ -213,7 +215,7 @@ def _print_problem(notes: Console, problem: str) -> None:
 
 
 def _note(event: StreamEvent) -> str | None:
-    """What standard error says about an event."""
+    """Return the line for standard error about an event, if any."""
     match event:
         case Connected(head=head, client_id=client_id):
             who = f" as {lines.clean(client_id)}" if client_id is not None else ""
@@ -234,35 +236,35 @@ def _note(event: StreamEvent) -> str | None:
 
 
 class _Console(Console):
-    """A console that leaves a broken pipe to `follow`, which ends with status 0."""
+    """A console that raises on a broken pipe, so that `follow` ends with status 0."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Screen(Protocol):
-    """Where events go."""
+    """An output for events."""
 
     def show(self, event: StreamEvent) -> int:
-        """Write an event, if it is one to be written; 1 if it counts."""
+        """Write an event. Return 1 if it counts towards `--count`, else 0."""
         ...
 
     def discard(self) -> None:
-        """Nobody reads any more."""
+        """Drop buffered output: its reader is gone."""
         ...
 
 
 class Table:
-    """Lines for a person."""
+    """Aligned lines for a person."""
 
     def __init__(self, out: TextIO, *, width: int | None = None) -> None:
         self._console = _Console(file=out, highlight=False, width=width)
-        if self._console.width < 1:  # COLUMNS=0: some shells and containers
+        if self._console.width < 1:  # some shells and containers set COLUMNS=0
             self._console.width = FALLBACK_WIDTH
         self._columns: tuple[lines.Column, ...] = ()
 
     def show(self, event: StreamEvent) -> int:
-        """A line for an alert or an update; titles at first, and when a resize changed the columns."""
+        """Write an alert or update. Titles precede the first one, and the first after a resize changed the columns."""
         if not isinstance(event, WhaleAlert | WhaleUpdate):
             return 0
         fit = lines.layout(self._console.width, is_ascii=self._console.options.ascii_only)
@@ -279,18 +281,18 @@ class Table:
         self._console.print(line, no_wrap=True, overflow="crop", crop=True)
 
     def discard(self) -> None:
-        """Nobody reads any more."""
+        """Drop buffered output."""
         _discard(self._console.file)
 
 
 class JsonLines:
-    """Frames for a program, as the server sent them, each flushed; and `missed`, which no frame tells in one word."""
+    """Frames as the server sent them, one per line and each flushed, and a `missed` line for a gap."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
 
     def show(self, event: StreamEvent) -> int:
-        """A line for an alert, an update or a gap."""
+        """Write an alert, an update or a gap."""
         match event:
             case WhaleAlert() | WhaleUpdate():
                 self._write(msgspec.json.format(event.raw, indent=-1))
@@ -307,7 +309,7 @@ class JsonLines:
         self._out.flush()
 
     def discard(self) -> None:
-        """Nobody reads any more."""
+        """Drop buffered output."""
         _discard(self._out)
 
 
@@ -318,14 +320,17 @@ def _discard(out: IO[str] | IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def _stopping(stream: WhaleStream) -> Iterator[None]:
-    """Stop the stream on a signal, or when the reader of our pipe is gone, which a quiet day would hide for hours."""
+    """Stop the stream on a signal, or when the reader of standard output is gone.
+
+    Without the latter, a gone reader would go unnoticed until the next whale.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stream.stop)
     out = sys.stdout.fileno()
     is_pipe = stat.S_ISFIFO(os.fstat(out).st_mode)
     if is_pipe:
-        # The write end of a pipe never has anything to read: being ready for it is how epoll tells an error.
+        # The write end of a pipe is never readable. epoll reports it as ready when the read end was closed.
         loop.add_reader(out, stream.stop)
     try:
         yield
@@ -340,7 +345,7 @@ def _stopping(stream: WhaleStream) -> Iterator[None]:
 
 
 class _Start(msgspec.Struct, frozen=True):
-    """A --since that was given; `since` is None for `now`. `note` is how it was read, where that is not certain."""
+    """The value of --since. `since` is None for `now`. `note` states how an ambiguous time was read."""
 
     since: Since | None
     note: str | None = None
@@ -356,7 +361,7 @@ def _since(text: str) -> _Start:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if isinstance(since, datetime) and not times.names_zone(text):
-        return _Start(since, f"starting at {since.isoformat()}: --since names no zone, and is read as UTC")
+        return _Start(since, f"starting at {since.isoformat()}: --since has no time zone and is read as UTC")
     return _Start(since)
 
 
@@ -366,11 +371,11 @@ def _amount(text: str) -> float:
     except ValueError:
         amount = math.nan
     if not 0 <= amount <= 21_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of BTC; give a number from 0 to 21000000")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of BTC; give a number from 0 to 21000000")
     return amount
 
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count; give an integer of at least 1")
     return int(text)

@@ -1,4 +1,4 @@
-"""How `whaled tail` shows events to a person: one line each, fitted to the width. Pure."""
+"""The lines of `whaled tail` on a terminal: one per event, fitted to the width. Pure."""
 
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from whaled.client import Missed, Position, TokenRenewed, UpstreamStatus, WhaleAlert, WhaleUpdate
 
-# (at least so many BTC, style)
+# (minimum BTC, style)
 SIZES = ((10_000.0, "bold red"), (1_000.0, "bold yellow"), (500.0, "yellow"), (0.0, "cyan"))
 OUTCOMES = {"confirmed": "green", "replaced": "magenta", "dropped": "red", "pending": "yellow"}
 STATUS_WIDTH = max(map(len, OUTCOMES))
@@ -19,7 +19,7 @@ TXID_SHORT = 17
 
 
 class Column(Struct, frozen=True):
-    """A column of fixed width. The higher `spare`, the sooner it goes when the terminal is narrow; 0 stays."""
+    """A column of fixed width. On a narrow terminal, columns with the highest `spare` are removed first, 0 never."""
 
     name: str
     title: str
@@ -41,7 +41,7 @@ COLUMNS = (
 
 
 class Layout(Struct, frozen=True):
-    """The columns that fit, and how wide a txid may be. `is_ascii` where the terminal knows no block characters."""
+    """The columns that fit, and the width of a txid. `is_ascii` if the terminal lacks block characters."""
 
     columns: tuple[Column, ...]
     txid_width: int
@@ -49,12 +49,12 @@ class Layout(Struct, frozen=True):
 
     @property
     def columns_width(self) -> int:
-        """Everything before the txid."""
+        """Return the width of everything before the txid."""
         return sum(column.width + 1 for column in self.columns)
 
 
 def layout(width: int, *, is_ascii: bool = False) -> Layout:
-    """Fit the columns to a terminal: the least needed go first, then the txid is full if there is room."""
+    """Fit the columns to the width of a terminal. The txid is complete if there is space left for it."""
     columns = list(COLUMNS)
     while sum(column.width + 1 for column in columns) + TXID_SHORT > width:
         spare = max(columns, key=lambda column: column.spare)
@@ -66,15 +66,15 @@ def layout(width: int, *, is_ascii: bool = False) -> Layout:
 
 
 def header(fit: Layout) -> Text:
-    """The titles of the columns."""
+    """Return the line of column titles."""
     return Text(_cells(fit.columns, {column.name: column.title for column in fit.columns}) + " txid", style="dim")
 
 
 def alert_line(event: WhaleAlert, fit: Layout, now: datetime) -> Text:
-    """A whale. `now` is local time: events of another day show their date."""
+    """Return the line of an alert. `now` is local time: events of another day show their date."""
     data = event.data
     block = data.predicted_confirmation_block
-    # One that was in its block already when whaled heard of it.
+    # A whale that was already in a block when whaled first saw it.
     unknown = "mined" if data.status == "confirmed" else UNKNOWN
     values = {
         "time": clock(event.timestamp, now),
@@ -91,7 +91,7 @@ def alert_line(event: WhaleAlert, fit: Layout, now: datetime) -> Text:
 
 
 def update_line(event: WhaleUpdate, fit: Layout, now: datetime) -> Text:
-    """What became of a whale: the amount where alerts have theirs, then words."""
+    """Return the line of an update: the amount in the column of the alerts' amounts, then the outcome."""
     data = event.data
     values = {
         "time": clock(event.timestamp, now),
@@ -104,7 +104,7 @@ def update_line(event: WhaleUpdate, fit: Layout, now: datetime) -> Text:
 
 
 def outcome(event: WhaleUpdate, room: int, *, is_ascii: bool = False) -> str:
-    """The news in words, the most important first, as far as there is room."""
+    """Describe an outcome. The least important parts are left out if it is longer than `room` characters."""
     data = event.data
     parts = [data.status]
     if data.block_height is not None:
@@ -122,27 +122,27 @@ def outcome(event: WhaleUpdate, room: int, *, is_ascii: bool = False) -> str:
 
 
 def missed_line(event: Missed) -> str:
-    """A gap, in words."""
-    since = at(event.since) if isinstance(event.since, Position) else "the time asked for"
-    held = f"; the oldest it holds is {at(event.oldest)}" if event.oldest is not None else ""
+    """Describe a gap."""
+    since = at(event.since) if isinstance(event.since, Position) else "the requested start"
+    held = f"; the oldest it has is {at(event.oldest)}" if event.oldest is not None else ""
     live = f"live from {at(event.position)}"
-    return f"events may be missing: the server does not hold everything since {since}{held}; {live}"
+    return f"events may be missing: the server no longer has all events since {since}{held}; {live}"
 
 
 def upstream_line(event: UpstreamStatus) -> str:
-    """The state of the server's backend, in words."""
+    """Describe the state of the server's link to its backend."""
     since = f" since {_local(event.since):%H:%M:%S}" if event.since is not None else ""
     return f"mempool backend {clean(event.state)}{since}"
 
 
 def renewed_line(event: TokenRenewed) -> str:
-    """A new token, in words. It is kept nowhere: a file belongs to its owner."""
+    """Describe a renewed token. `whaled tail` does not save it: it never writes the user's token file."""
     until = f" until {event.expires_at.isoformat()}" if event.expires_at is not None else ""
     return f"the server renewed the token{until}, for this run only: the next one needs a new token"
 
 
 def at(position: Position) -> str:
-    """A position as --since takes it."""
+    """Return a position in the form that --since accepts."""
     return f"{clean(position.epoch)}:{position.offset}"
 
 
@@ -150,13 +150,13 @@ def at(position: Position) -> str:
 
 
 def clock(moment: datetime, now: datetime) -> str:
-    """Local time of day, with the date if that is not today."""
+    """Return the local time of day, or date and time if it is another day."""
     local = _local(moment, now.tzinfo)
     return f"{local:%H:%M:%S}" if local.date() == now.date() else f"{local:%m-%d %H:%M}"
 
 
 def _local(moment: datetime, zone: tzinfo | None = None) -> datetime:
-    """Local time, or that of `zone`; a moment at an end of the calendar, which a server may send, as it came."""
+    """Convert to local time or `zone`. A time at the end of the calendar, which a server may send, stays unchanged."""
     try:
         return moment.astimezone(zone)
     except OverflowError:
@@ -164,7 +164,7 @@ def _local(moment: datetime, zone: tzinfo | None = None) -> datetime:
 
 
 def dollars(value: float | None) -> str:
-    """An amount of USD in at most eight characters."""
+    """Return an amount of USD in at most eight characters."""
     if value is None:
         return UNKNOWN
     for least, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -174,7 +174,7 @@ def dollars(value: float | None) -> str:
 
 
 def bar(part: float | None, *, is_ascii: bool = False) -> str:
-    """A part of 1 as a bar."""
+    """Return a number from 0 to 1 as a bar."""
     if part is None:
         return UNKNOWN
     filled = min(URGENCY_STEPS, max(0, round(part * URGENCY_STEPS)))
@@ -183,7 +183,7 @@ def bar(part: float | None, *, is_ascii: bool = False) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time, in its one or two largest units."""
+    """Return a duration in its one or two largest units."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -195,13 +195,13 @@ def duration(seconds: float) -> str:
 
 
 def short(txid: str, *, is_ascii: bool = False) -> str:
-    """Both ends of a txid."""
+    """Return the first and last eight characters of a txid."""
     text = clean(txid)
     return text if len(text) <= TXID_SHORT else f"{text[:8]}{'~' if is_ascii else chr(0x2026)}{text[-8:]}"
 
 
 def clean(text: str) -> str:
-    """Without control characters: what a server sends must not drive the terminal."""
+    """Replace control characters: text from a server must not control the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""`whaled token`: credentials for clients."""
+"""`whaled token`: issue and inspect the tokens of clients."""
 
 import argparse
 import json
@@ -23,35 +23,37 @@ from whaled.replacing import replacing
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "token", help="issue and inspect tokens", description="Tokens that clients authenticate with (JWT)."
+        "token", help="issue and inspect tokens", description="Issue and inspect the tokens (JWT) of clients."
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     issue = commands.add_parser(
         "issue",
-        help="make a token; it alone goes to standard output",
-        description="Make a token for a client. Only the token goes to standard output, or to FILE, which nobody else "
-        "can read. Make one for each program: two that refresh the same token end it for both.",
+        help="issue a token and print it",
+        description="Issue a token for a client. Prints only the token to standard output, or writes it to FILE, which "
+        "no other user can read. Issue one for each program: two programs that refresh the same token revoke it for "
+        "both.",
         epilog="example: whaled token issue --client desk-1 --permissions read --ttl 30d --output desk-1.token",
     )
-    issue.add_argument("--client", required=True, metavar="ID", help="who it is for; shown in logs")
+    issue.add_argument("--client", required=True, metavar="ID", help="name of the client; shown in logs")
     issue.add_argument(
         "--permissions", type=_permissions, default=[Permission.READ], metavar="LIST",
-        help="of read, write, admin, separated by commas (default: read)",
+        help="read, write or admin, separated by commas (default: read)",
     )  # fmt: skip
-    issue.add_argument("--ttl", type=duration, metavar="TIME", help="like 24h or 30d (default: auth.token_ttl)")
-    issue.add_argument("--output", type=Path, metavar="FILE", help="write it there (mode 0600), not to standard output")
+    issue.add_argument("--ttl", type=duration, metavar="TIME", help="lifetime, 24h or 30d (default: auth.token_ttl)")
+    issue.add_argument("--output", type=Path, metavar="FILE", help="write the token to FILE (mode 0600)")
     issue.add_argument("--force", action="store_true", help="replace FILE if it exists")
     issue.set_defaults(run=_issue)
     inspect = commands.add_parser(
         "inspect",
-        help="show what a token says and whether it is accepted",
-        description="Show what a token says, and whether this configuration's keys accept it: exit status 0 or 1. The "
-        "signature is not shown: what is shown lets nobody in.",
+        help="show the contents of a token and whether it is accepted",
+        description="Show the contents of a token, and whether the keys of this configuration accept it. The signature "
+        "is not shown, so the output cannot be used as a token.",
+        epilog="exit status: 0 the token is accepted, 1 it is not",
     )
     inspect.add_argument(
         "token", nargs="?", default="-", metavar="FILE",
-        help="a file with the token, as `issue --output` writes it; - for standard input (default); or the token "
-        "itself, which other users of this machine can see",
+        help="a file with the token, as written by `issue --output`; - for standard input (default); or the token "
+        "itself, which other users of this machine can then see",
     )  # fmt: skip
     inspect.set_defaults(run=_inspect)
     for command in (issue, inspect):
@@ -69,7 +71,7 @@ def _permissions(text: str) -> list[Permission]:
 
 def _ring(arguments: argparse.Namespace, settings: Auth) -> tokens.KeyRing:
     path = arguments.key_ring
-    if path is not None:  # it is meant, whatever the environment holds
+    if path is not None:  # an explicit --key-ring overrides the environment
         return keys.ring_of(keys.read(path), path)
     return keys.load_ring(settings, os.environ, working_directory())
 
@@ -102,16 +104,16 @@ def _issue(arguments: argparse.Namespace) -> int:
 
 
 def _write(path: Path, token: str, *, overwrite: bool) -> None:
-    """Put a token into a file that nobody else can read, never through a link. Raises OperatorError."""
+    """Write a token into a file that no other user can read, never through a link. Raises OperatorError."""
     try:
         if overwrite and os.path.lexists(path):
             _replace(path, token)
             return
-        # Anything of that name is left alone, links too (open(2), O_EXCL).
+        # Never overwrites an existing file or link (open(2), O_EXCL).
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                os.fchmod(file.fileno(), 0o600)  # whatever the umask
+                os.fchmod(file.fileno(), 0o600)  # regardless of the umask
                 file.write(token + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -125,9 +127,9 @@ def _write(path: Path, token: str, *, overwrite: bool) -> None:
 
 
 def _replace(path: Path, token: str) -> None:
-    """Put a new file in the place of a file or a link; one that was readable for others does not stay so."""
+    """Replace a file or link with a new file, which no other user can read."""
     if not stat.S_ISREG(path.lstat().st_mode) and not path.is_symlink():
-        raise OperatorError(f"{path}: exists and is no ordinary file; name a file that a token may have")
+        raise OperatorError(f"{path}: exists and is not a regular file; name another file for the token")
     with replacing(path) as file:
         file.write(f"{token}\n".encode("ascii"))
 
@@ -146,7 +148,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         problem = _flaw(token) or f"holds no token: {str(error)[:200]}"
         print(f"whaled: {_ascii(name)} {_ascii(problem)}", file=sys.stderr)
         return ExitStatus.FAILED
-    # ASCII, escaped: whoever made the token must not write to this terminal.
+    # Escaped to ASCII: the contents of a foreign token must not control this terminal.
     print(json.dumps({"header": header, "claims": claims}, indent=2))
     settings = load_for(arguments).config.auth
     try:
@@ -163,7 +165,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _unwrapped(argument: str) -> tuple[str, str]:
-    """Where a token was looked for, and what stands there in its place. Raises ValueError or OSError."""
+    """Return the name of the token's source and the text found there. Raises ValueError or OSError."""
     if argument == "-":
         return "standard input", tokenfile.unwrapped(sys.stdin.buffer, "standard input")
     if os.sep in argument or os.path.lexists(argument):
@@ -175,7 +177,7 @@ def _unwrapped(argument: str) -> tuple[str, str]:
 
 
 def _flaw(token: str) -> str | None:
-    """Why a text is refused whatever the key is, None if it may be a token."""
+    """Return why a text is not a token under any key, None if it may be one."""
     try:
         tokentext.check(token)
     except ValueError as error:
@@ -184,9 +186,10 @@ def _flaw(token: str) -> str | None:
 
 
 def _summary(before: str, grant: Grant) -> str:
-    until = datetime.fromtimestamp(grant.expires_at, UTC).isoformat() if grant.expires_at is not None else "for ever"
+    expiry = grant.expires_at
+    until = "no expiry" if expiry is None else f"until {datetime.fromtimestamp(expiry, UTC).isoformat()}"
     permissions = ", ".join(sorted(grant.permissions)) or "no permissions"
-    return f"{before} {grant.client_id}: {permissions}, until {until}, signed with {_key(grant.key_id)}"
+    return f"{before} {grant.client_id}: {permissions}, {until}, signed with {_key(grant.key_id)}"
 
 
 def _ascii(text: str) -> str:

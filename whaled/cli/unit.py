@@ -1,6 +1,6 @@
-"""What whaled.service and whaled.socket put in the place of the configuration, for `check-config` outside the unit.
+"""The settings by which whaled.service and whaled.socket override the configuration, for `check-config`.
 
-systemd is asked, with a limit on time; without it, or without these units, there is nothing to tell.
+They are read from systemd, with a timeout. Without systemd or these units there are none.
 """
 
 import os
@@ -28,7 +28,7 @@ STREAM = " (Stream)"
 
 
 class Unit(Struct, frozen=True):
-    """The units as systemd has loaded them: the variables for whaled, and the file of each credential by its name."""
+    """The units as loaded by systemd: environment variables for whaled, and source files of credentials by name."""
 
     config: str
     variables: dict[str, str]
@@ -37,7 +37,7 @@ class Unit(Struct, frozen=True):
 
 
 class Served(Struct, frozen=True):
-    """What the service will do with a configuration file: where clients connect, and which keys the unit sets."""
+    """How the service uses a configuration file: the URLs for clients, and the keys that the unit sets."""
 
     urls: tuple[str, ...]
     keys: tuple[str, ...]
@@ -45,7 +45,7 @@ class Served(Struct, frozen=True):
 
 
 def installed() -> Unit | None:
-    """The units of this machine; None if there are none, or nobody tells."""
+    """Return the units of this machine, None if there are none or systemd does not respond."""
     shown = _systemctl("show", SERVICE, "--property=LoadState,Environment,EnvironmentFiles,ExecStart")
     text = _systemctl("cat", SERVICE)
     sockets = _systemctl("show", SOCKET, "--property=LoadState,Listen")
@@ -53,12 +53,15 @@ def installed() -> Unit | None:
         return None
     try:
         return _parsed(shown, text, sockets or "")
-    except ValueError:  # quotes that do not match
+    except ValueError:  # unbalanced quotes
         return None
 
 
 def served(unit: Unit, path: Path, own: Config) -> Served | None:
-    """What the service does with the file at `path`, of which this process makes `own`; None for another file."""
+    """Return how the service uses the configuration file at `path`, None if it uses another file.
+
+    `own` is the configuration of this process from the same file.
+    """
     if not _is_same(path, Path(unit.config)):
         return None
     try:
@@ -71,7 +74,7 @@ def served(unit: Unit, path: Path, own: Config) -> Served | None:
 
 
 def clients(config: Config) -> tuple[str, ...]:
-    """Where clients connect by the configuration alone."""
+    """Return the URLs for clients by the configuration alone."""
     return tuple(f"{_scheme(config)}{host_port(host, config.gateway.port)}" for host in config.gateway.host)
 
 
@@ -80,7 +83,10 @@ def _scheme(config: Config) -> str:
 
 
 def sentence(found: Served, own: tuple[str, ...]) -> str:
-    """What `check-config` adds to `own`, where clients connect by the configuration alone; empty if that is all."""
+    """Describe how the service deviates from the configuration, empty if it does not.
+
+    `own` are the URLs for clients by the configuration alone.
+    """
     if found.urls == own and not found.keys:
         return ""
     because = [f"set by the unit: {', '.join(found.keys)}"] if found.keys else []
@@ -90,7 +96,7 @@ def sentence(found: Served, own: tuple[str, ...]) -> str:
 
 
 def _keys(variables: Mapping[str, str], own: Config, config: Config) -> list[str]:
-    """Keys that variables of the unit change."""
+    """Return the configuration keys that the unit's variables change."""
     variable_of = {path: key.variable for path, key in keys().items()}
     return [path for path in diff(own, config) if {variable_of[path], f"{variable_of[path]}_FILE"} & variables.keys()]
 
@@ -133,7 +139,7 @@ def _variables_in(path: Path) -> dict[str, str]:
 
 
 def _outside(tls: Tls, credentials: Mapping[str, str]) -> Tls:
-    """The files that the credentials are made of: these exist while the unit runs only."""
+    """Replace credentials by their source files: the credentials exist only while the unit runs."""
 
     def source(path: str | None) -> str | None:
         if path is None or not path.startswith(CREDENTIALS):
@@ -151,13 +157,13 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _systemctl(*words: str) -> str | None:
-    # With NOTIFY_SOCKET, systemctl would report its own failure as that of the unit that this process belongs to.
+    # With NOTIFY_SOCKET, systemctl would report its failure as the status of this process's unit.
     environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     try:
         done = subprocess.run(  # noqa: S603 - constants
-            ["systemctl", "--no-pager", *words],  # noqa: S607 - wherever this system has it
+            ["systemctl", "--no-pager", *words],  # noqa: S607 - its path differs between systems
             stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S, check=False, env=environment,
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):  # no systemd here, or inside the unit's own sandbox
+    except (OSError, subprocess.TimeoutExpired):  # no systemd, or this runs inside the unit's sandbox
         return None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

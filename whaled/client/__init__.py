@@ -1,4 +1,4 @@
-"""The public Python client: whale alerts as an async stream that resumes by itself. docs/client.md is its manual.
+"""The public Python client: whale alerts as an async stream that resumes by itself. See docs/client.md.
 
     async with WhaleStream("ws://127.0.0.1:8765", token=token, filters={"min_btc": 500}) as stream:
         async for event in stream:

@@ -1,4 +1,4 @@
-"""The token of a stream: given, asked for, renewed, refused."""
+"""The token of a stream: where it comes from, when it is renewed, and what happens when the server refuses it."""
 
 import asyncio
 import logging
@@ -15,40 +15,43 @@ TokenProvider = Callable[[], Awaitable[str]]
 
 log = logging.getLogger("whaled.client")
 
-# Before the first connection a token is judged by this machine's clock only if no clock can be as wrong as that.
+# Before the first connection, a token counts as expired or not yet valid only if it is off by more than this: the clock
+# of this machine may be wrong.
 CLOCK_TOLERANCE_S = 300.0
 OPAQUE = "neither a JWT (three parts with dots between) nor an API key (whk_...)"
-# A provider whose tokens are refused one after the other is misconfigured; going on would only earn a ban.
+# A provider whose tokens are refused one after another is misconfigured, and further attempts would run into the
+# server's rate limit.
 MAX_REFUSED_IN_A_ROW = 3
 
 
 class Credentials:
-    """At most one token at a time. `provider` is asked when there is none, or the one there was is refused or ends."""
+    """The current token of a stream. `provider` is awaited when there is none, it was refused, or it expires soon."""
 
     def __init__(
         self, token: str | None, provider: TokenProvider | None, timeout_s: float, *, comes_back: bool = True
     ) -> None:
         self.token = None if token is None else _read("`token`", token)
         self._was_accepted = False
-        self._named: str | None = None  # an odd token that was logged
+        self._warned_about: str | None = None  # the token of the last warning
         self._provider = provider
         self._timeout_s = timeout_s
-        self._comes_back = comes_back  # with another token of the provider
+        self._comes_back = comes_back  # whether a refused token may be replaced by another one from the provider
         self._given = self.token
-        self._descendant: str | None = None  # what the server made of the token that was given
+        self._descendant: str | None = None  # the newest token that the server issued in place of `_given`
         self._refused: str | None = None
         self._refused_in_a_row = 0
 
     async def current(self) -> str | None:
-        """The token to connect with, None if there is none.
+        """Return the token to connect with, None if there is none.
 
-        Raises LinkLostError if one may be had later, AuthenticationFailed if the server is certain to refuse it. Once
-        the server accepted one, it alone judges: the clock of this machine may be wrong.
+        Raises LinkLostError if the provider may have one later, AuthenticationFailed if the server is certain to refuse
+        the token. Once the server has accepted a token, later ones are not checked here: the clock of this machine may
+        be wrong.
         """
         if self.token is None and self._provider is not None:
             try:
-                token = await self._ask(self._provider)
-            except OSError as error:  # TimeoutError too
+                token = await self._fetch(self._provider)
+            except OSError as error:  # includes TimeoutError
                 raise LinkLostError(f"no token: {str(error) or 'the token provider did not answer in time'}") from error
             if token == self._refused:
                 raise AuthenticationFailed(
@@ -56,23 +59,23 @@ class Credentials:
                 )
             self.token = token
         if self.token is not None and not self._was_accepted:
-            self._look_at(self.token)
+            self._check(self.token)
         return self.token
 
-    def _look_at(self, token: str) -> None:
+    def _check(self, token: str) -> None:
         problem = time_problem(token, time.time(), CLOCK_TOLERANCE_S)
         if problem is not None:
             raise AuthenticationFailed("Invalid or expired token", f"{problem}; get a new token")
-        if is_opaque(token) and token != self._named:
-            self._named = token
+        if is_opaque(token) and token != self._warned_about:
+            self._warned_about = token
             log.warning("the token is %s: the server may refuse it", OPAQUE)
 
     async def renewed(self) -> str | None:
-        """A fresh token of the provider; None if the server should be asked to refresh the old one."""
+        """Return a new token from the provider, None if the stream should ask the server to refresh the current one."""
         if self._provider is None:
             return None
         try:
-            token = await self._ask(self._provider)
+            token = await self._fetch(self._provider)
         except (OSError, AuthenticationFailed):
             return None
         if token == self.token:
@@ -80,61 +83,61 @@ class Credentials:
         self.token = token
         return token
 
-    async def _ask(self, provider: TokenProvider) -> str:
+    async def _fetch(self, provider: TokenProvider) -> str:
         async with asyncio.timeout(self._timeout_s):
             text = await provider()
         try:
-            token = _read("what the token provider gave", text)
+            token = _read("the text from the token provider", text)
         except ValueError as error:
             raise AuthenticationFailed("Invalid or expired token", str(error)) from None
         if token == self._given and self._descendant is not None:
-            return self._descendant  # a token that was refreshed must not be refreshed again
+            return self._descendant  # refreshing the same token twice would revoke its whole family
         self._given, self._descendant = token, None
         return token
 
     def refreshed(self, token: str) -> None:
-        """The server gave this token in place of the one in use."""
+        """Use the token that the server issued in place of the current one."""
         self.token = self._descendant = token
 
     def accepted(self) -> None:
-        """The server let this stream in."""
+        """Record that the server accepted the token."""
         self._refused_in_a_row = 0
         self._was_accepted = True
 
     def doubted(self, token: str | None) -> None:
-        """The server may not take this token, and does not say: the provider is asked before the next attempt."""
+        """Fetch another token before the next attempt: the server did not state whether this one is valid."""
         if self._provider is not None and self.token == token:
             self.token = None
 
     def refused(self, token: str | None, message: str) -> None:
-        """The server does not take this token (any more). Raises AuthenticationFailed if there is no other."""
+        """Record that the server refused this token. Raises AuthenticationFailed if there is no other."""
         if self.token != token:
-            return  # a newer one is there already
+            return  # a newer token has already replaced it
         self._refused_in_a_row += 1
         self._refused, self.token = token, None
         if token is None:
-            raise AuthenticationFailed(message, "this server wants a token, and this stream has none")
+            raise AuthenticationFailed(message, "this server requires a token, and this stream has none")
         if self._provider is None or not self._comes_back:
             raise AuthenticationFailed(message, _advice(token))
         if self._refused_in_a_row >= MAX_REFUSED_IN_A_ROW:
             raise AuthenticationFailed(
-                message, f"{self._refused_in_a_row} tokens of the provider in a row were refused"
+                message, f"the server refused {self._refused_in_a_row} tokens from the provider in a row"
             )
 
 
 def _advice(token: str) -> str:
-    """What to do about a token that was refused, with the reason if it can be seen from here."""
+    """Return what to do about a refused token, with the reason if the token itself shows it."""
     reason = f"it is {OPAQUE}" if is_opaque(token) else time_problem(token, time.time())
     if reason is None:
-        reason = "the server's log says why this one was refused"
+        reason = "the server's log has the reason for the refusal"
     return f"get a new token; {reason}"
 
 
 def read_token(path: str | os.PathLike[str]) -> str:
-    """The token in a file, whatever surrounds it (docs/client.md lists the forms).
+    """Return the token in a file, in any of the forms that docs/client.md lists.
 
-    A file that every user of the machine can read is logged as a warning. Raises ValueError that names the file and
-    what is wrong, or OSError.
+    Logs a warning if every user of the machine can read the file. Raises ValueError with the file's name and the
+    problem, or OSError.
     """
     found = tokenfile.read(Path(path))
     if found.warning is not None:
@@ -150,5 +153,5 @@ def _read(name: str, text: str) -> str:
 
 
 def auth_message(token: str) -> dict[str, str]:
-    """The first message."""
+    """Return the `auth` message for a token, the first message of a connection."""
     return {"type": "auth", "api_key" if token.startswith(API_KEY_PREFIX) else "token": token}

@@ -1,4 +1,4 @@
-"""How far a stream came, and what it asks for when it comes back. Pure: no event is asked for twice, none left out."""
+"""The position of a stream, and where it resumes after a reconnect. Pure: no event is skipped or received twice."""
 
 from whaled.client.events import Missed, Subscribed
 from whaled.client.failures import ProtocolError
@@ -7,45 +7,48 @@ from whaled.model import Position
 
 
 class Cursor:
-    """`received` is the newest position that came in; the consumer may not have got that far yet."""
+    """The position of one stream. `received` is the newest one received; the consumer may still be behind it."""
 
     def __init__(self, start: Since | None) -> None:
         self._start = start
         self.received = start if isinstance(start, Position) else None
 
-    def ask(self, head: Position | None) -> Since | None:
-        """What to subscribe with, `head` being the position in `welcome`.
+    def start(self, head: Position | None) -> Since | None:
+        """Return the `since` to subscribe with. `head` is the position in `welcome`.
 
-        A stream that starts now asks for everything since `welcome`: what the server delivers between `welcome` and
-        `subscribed` is unfiltered, and would be lost or doubled.
+        A stream that starts now resumes from `head`: events between `welcome` and `subscribed` are unfiltered, and
+        without a position they would be lost or delivered twice.
         """
         if self.received is not None:
             return self.received
         return self._start if self._start is not None else head
 
-    def answered(self, asked: Since | None, answer: Subscribed) -> Missed | None:
-        """The server subscribed this stream; what it lost, if it did. Raises ProtocolError."""
-        head = answer.position
-        if asked is None or answer.recovered:
-            match asked:
+    def subscribed(self, since: Since | None, response: Subscribed) -> Missed | None:
+        """Advance to where the subscription starts, and return the gap if the server did not honour `since`.
+
+        Raises ProtocolError.
+        """
+        head = response.position
+        if since is None or response.recovered:
+            match since:
                 case Position():
-                    self.received = asked
+                    self.received = since
                 case Last(last=count) if head is not None:
-                    # A place from now on: after a reconnect, `count` back would be another one.
+                    # Fix the start as a position: after a reconnect, `count` events back would be a different one.
                     self.received = Position(head.epoch, max(0, head.offset - count))
                 case None:
                     self.received = head
                 case _:
-                    pass  # a time stays where it is
+                    pass  # a time means the same after a reconnect
             return None
-        # Not honoured, or not said whether: what is not promised is not assumed.
+        # `recovered` is false or absent. An absent one promises nothing, so it counts as false.
         if head is None:
-            raise ProtocolError("the server did not recover the position and does not say where it goes on")
+            raise ProtocolError("the server did not recover the position and does not state where the stream resumes")
         self.received = head
-        return Missed(since=asked, position=head, oldest=answer.oldest)
+        return Missed(since=since, position=head, oldest=response.oldest)
 
     def take(self, position: Position) -> bool:
-        """Whether this position is new; from now on it is not."""
+        """Advance to a position. Return False if it was received before."""
         received = self.received
         if received is not None and received.epoch == position.epoch and position.offset <= received.offset:
             return False

@@ -1,4 +1,4 @@
-"""Opening a connection to the server and closing one, and what it means when the first does not work."""
+"""Open and close a connection to the server, and classify why one could not be opened."""
 
 import asyncio
 import socket
@@ -14,17 +14,18 @@ from whaled.client import probe
 from whaled.client.failures import LinkLostError, UnusableServerError
 from whaled.client.reasons import Place, is_passing, reason_of, retry_after
 
-# The longest a server may ask this client to stay away: a slip of its clock or its unit must not be for ever.
+# Longest wait that a server can impose: a wrong clock or unit on its side must not stop the stream for hours.
 RETRY_AFTER_MAX_S = 600.0
-# How the answer to a handshake begins.
+# First bytes of a response to the handshake.
 HTTP = b"HTTP/"
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """How long a stream waits for what, and how much it holds.
+    """The timeouts and buffer sizes of a stream.
 
-    A message from whaled is a few KiB; `max_message_bytes` is for one with thousands of labelled addresses.
-    `buffered_events` wait for a busy consumer, then the server is not read any further, and later goes on from its log.
+    A message from whaled is a few KiB; `max_message_bytes` leaves room for thousands of labelled addresses. At most
+    `buffered_events` wait for a busy consumer. Then the stream stops reading, and the server later continues from its
+    log.
     """
 
     open_timeout_s: float = 10.0
@@ -36,34 +37,35 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Dial(Struct, frozen=True, kw_only=True):
-    """Whom to call, how, and for what. `tls` True is the verifying default context."""
+    """The parameters of a connection. `tls` True is the verifying default context."""
 
     url: str
-    place: Place  # for messages: a URL may carry a password
+    place: Place  # for error messages: a URL may contain a password
     filters: Mapping[str, object]
     tls: ssl.SSLContext | bool | None
     proxy: str | None
-    compresses: bool  # ask for permessage-deflate
+    compresses: bool  # offer permessage-deflate
     limits: Limits
 
 
 class _Connect(connect):
-    """A connect that follows no redirects: the token goes to the server it was meant for."""
+    """A `connect` that follows no redirects, so that the token is sent only to the configured server."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
 
 
 class _Connection(ClientConnection):
-    """A connection that is cut as soon as the other side speaks anything but HTTP: it may wait for a client of its own.
+    """A connection that is aborted as soon as the peer sends anything but HTTP.
 
-    websockets would wait for the end of the connection, or of `open_timeout_s`.
+    Without this, websockets waits until the peer closes or `open_timeout_s` has passed: a peer that speaks another
+    protocol may be waiting for the client to send something.
     """
 
     _begin = b""
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in."""
+        """Process received bytes."""
         super().data_received(data)
         if len(self._begin) < len(HTTP):
             self._begin += data[: len(HTTP)]
@@ -72,10 +74,10 @@ class _Connection(ClientConnection):
 
 
 async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
-    """Open the connection. Raises LinkLostError, or UnusableServerError where trying again will not help.
+    """Open the connection. Raises LinkLostError, or UnusableServerError if retrying will not help.
 
-    What looks like a mistake in the URL or the certificate ends a stream that never worked (`is_first`); one that did
-    work goes on trying, since then it is somebody's outage.
+    An error that points to a wrong URL or certificate ends a stream that has never connected (`is_first`). A stream
+    that has been connected keeps retrying, since the cause is then an outage.
     """
     limits = dial.limits
     try:
@@ -92,7 +94,7 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
             ssl=dial.tls,
         )
     except (OSError, UnicodeError, WebSocketException) as error:
-        found = await _look(error, dial) if is_first else None
+        found = await _diagnose(error, dial) if is_first else None
         reason = reason_of(error, dial.place, timeout_s=limits.open_timeout_s) if found is None else found.reason
         if is_first and (not is_passing(error) if found is None else found.is_mistake):
             raise UnusableServerError(reason) from error
@@ -100,17 +102,17 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
 
 
 class _Found(Struct, frozen=True):
-    """What a second look at the port found, and whether it is a mistake in the URL, which no waiting mends."""
+    """The result of probing the port. With `is_mistake` the URL is wrong, and retrying will not help."""
 
     reason: str
     is_mistake: bool = True
 
 
-async def _look(error: Exception, dial: Dial) -> _Found | None:
-    """Whether the port speaks something else than the URL says; None if that is not so, or cannot be found out.
+async def _diagnose(error: Exception, dial: Dial) -> _Found | None:
+    """Return a protocol mismatch between port and URL, or a hint for a silent port; None if there is neither.
 
-    A proxy is in the way of finding it out, and what has a certificate or a status speaks what it should. But a status
-    400 is also how some servers answer plain HTTP on a port that speaks TLS.
+    Through a proxy neither can be determined. A certificate error or an HTTP status proves that the protocol is the
+    right one, except that some servers respond with status 400 to plain HTTP on a TLS port.
     """
     place = dial.place
     is_clear = isinstance(error, ssl.SSLCertVerificationError | socket.gaierror)
@@ -126,23 +128,23 @@ async def _look(error: Exception, dial: Dial) -> _Found | None:
     if greeting.service is not None:
         return _Found(f"{place} speaks {greeting.service}, not WebSocket: is the port right?")
     if greeting.is_http and place.is_secure:
-        return _Found(f"{place}: this port speaks no TLS: use ws://{place}")
+        return _Found(f"{place}: this port does not speak TLS: use ws://{place}")
     if isinstance(error, TimeoutError) and not greeting.received:
         waited = f"within {dial.limits.open_timeout_s:g} s"
         if greeting.is_open:
-            return _Found(f"{place} accepts connections and answers nothing {waited}: is it a whaled server?", False)
+            return _Found(f"{place} accepts connections and sends nothing {waited}: is it a whaled server?", False)
         reason = reason_of(error, place, timeout_s=dial.limits.open_timeout_s)
         return _Found(f"{reason}: is the address right, does a firewall drop packets?", False)
     return None
 
 
 def _is_open(error: Exception) -> bool:
-    """Whether something may listen at the port, or did."""
+    """Return whether a server may be listening on the port."""
     return not isinstance(error, OSError) or isinstance(error, ssl.SSLError | TimeoutError | ConnectionResetError)
 
 
 async def hang_up(ws: ClientConnection, timeout_s: float) -> None:
-    """Close politely, then for certain: a peer that stopped reading would hold a close for ever."""
+    """Close the connection; abort it after `timeout_s`, since a peer that stopped reading never completes the close."""
     try:
         async with asyncio.timeout(timeout_s):
             await ws.close()
@@ -153,5 +155,5 @@ async def hang_up(ws: ClientConnection, timeout_s: float) -> None:
 
 
 def bounded(retry_after_s: float | None) -> float | None:
-    """How long to stay away, within reason."""
+    """Return a server's `retry_after` limited to 0 ... RETRY_AFTER_MAX_S."""
     return None if retry_after_s is None else min(max(0.0, retry_after_s), RETRY_AFTER_MAX_S)

@@ -1,8 +1,8 @@
-"""What a stream yields, and how frames become it.
+"""The events that a stream yields, and the decoder that makes them from frames.
 
-A server may be newer than this client: unknown fields and frame types are passed over, and only the fields that every
-version has are required. Values the server picks from a list (`shape`, `flow_type` ...) are plain strings, since the
-list may grow; they compare equal to the enums of whaled.model.
+A server may be newer than this client: unknown fields and frame types are ignored, and only the fields that every
+version has are required. Enumerated values (`shape`, `flow_type` ...) are plain strings, since a newer server may have
+more of them; they compare equal to the enums of whaled.model.
 """
 
 from datetime import datetime
@@ -15,12 +15,12 @@ from whaled.client.failures import ProtocolError
 from whaled.client.since import Since
 from whaled.model import Position
 
-# How much of a frame an error message quotes.
+# At most this much of a frame is quoted in an error message.
 QUOTED_BYTES = 120
 
 
 class AlertData(Struct, frozen=True, kw_only=True):
-    """A whale, as docs/protocol.md lists it under whale_alert.data. None is unknown."""
+    """A whale: the fields of whale_alert.data in docs/protocol.md. None means unknown."""
 
     transaction_id: str
     btc_value: float
@@ -55,7 +55,7 @@ class AlertData(Struct, frozen=True, kw_only=True):
 
 
 class UpdateData(Struct, frozen=True, kw_only=True):
-    """What became of a whale, as docs/protocol.md lists it under whale_update.data. None does not apply."""
+    """The new status of a whale: the fields of whale_update.data in docs/protocol.md. None means not applicable."""
 
     transaction_id: str
     status: str
@@ -72,9 +72,9 @@ class UpdateData(Struct, frozen=True, kw_only=True):
 
 
 class WhaleAlert(Struct, frozen=True, kw_only=True):
-    """A whale was seen. `raw` is the frame as it came, with fields this client does not know.
+    """A new whale. `raw` is the frame as received, including fields that this client does not know.
 
-    `matched_addresses` are the addresses of the stream's filter that the transaction spends from or pays to.
+    `matched_addresses` are the addresses in the stream's filter that the transaction spends from or pays to.
     """
 
     data: AlertData
@@ -85,9 +85,9 @@ class WhaleAlert(Struct, frozen=True, kw_only=True):
 
 
 class WhaleUpdate(Struct, frozen=True, kw_only=True):
-    """A whale was confirmed, replaced, dropped, or is pending again. `raw` is the frame as it came.
+    """A whale was confirmed, replaced or dropped, or is pending again. `raw` is the frame as received.
 
-    `matched_addresses` as in the whale's alert.
+    `matched_addresses` is the same as in the whale's alert.
     """
 
     data: UpdateData
@@ -98,9 +98,9 @@ class WhaleUpdate(Struct, frozen=True, kw_only=True):
 
 
 class UpstreamStatus(Struct, frozen=True, kw_only=True, tag="status"):
-    """The server's link to its mempool backend: `connected`, `degraded` or `disconnected`, and since when.
+    """The state of the server's link to its backend: `connected`, `degraded` or `disconnected`, and since when.
 
-    While it is not `connected` alerts come late, not never: the server closes the gap afterwards.
+    While it is not `connected`, alerts are delayed, not lost: the server backfills the gap afterwards.
     """
 
     state: str = field(name="upstream")
@@ -108,9 +108,9 @@ class UpstreamStatus(Struct, frozen=True, kw_only=True, tag="status"):
 
 
 class Missed(Struct, frozen=True, kw_only=True):
-    """The server no longer holds everything after `since`: events may be lost between there and `position`.
+    """A gap: the server no longer has all events after `since`, so events up to `position` may be lost.
 
-    The stream goes on live after `position`. `oldest` is the oldest event the server holds, where it says so.
+    The stream continues live after `position`. `oldest` is the oldest event in the server's log, if the server sent it.
     """
 
     since: Since
@@ -119,8 +119,8 @@ class Missed(Struct, frozen=True, kw_only=True):
 
 
 class Connected(Struct, frozen=True, kw_only=True):
-    """The subscription stands. `head` is the server's newest event; `is_recovered` says that everything since the last
-    position follows.
+    """The stream is connected and subscribed. `head` is the server's newest event. If `is_recovered` is true, all
+    events since the last position follow.
     """
 
     client_id: str | None
@@ -129,7 +129,7 @@ class Connected(Struct, frozen=True, kw_only=True):
 
 
 class Disconnected(Struct, frozen=True, kw_only=True):
-    """The connection ended or could not be made; the stream tries again in `retry_in_s` seconds."""
+    """The connection was lost or could not be opened; the stream reconnects in `retry_in_s` seconds."""
 
     reason: str
     code: int
@@ -137,15 +137,16 @@ class Disconnected(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """Nothing for this stream up to `position`: a bot that saves its position may save this one."""
+    """No event up to `position` matches the stream's filter. A bot that saves its position can save this one."""
 
     position: Position
 
 
 class TokenRenewed(Struct, frozen=True, kw_only=True):
-    """The server gave a new token in place of the stream's. Save it: coming back with an older one may end them all.
+    """The server issued a new token in place of the current one. Save it: using an older one again may revoke them all.
 
-    Told before the events that wait. `expires_at` is its end, where the server says so. The token is not in the repr.
+    Yielded ahead of buffered events. `expires_at` is the token's expiry, if the server sent it. The repr omits the
+    token.
     """
 
     token: str
@@ -155,7 +156,7 @@ class TokenRenewed(Struct, frozen=True, kw_only=True):
         return f"{type(self).__name__}(token=..., expires_at={self.expires_at!r})"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """The fields that rich shows."""
+        """Return the fields that the library rich displays."""
         return [("expires_at", self.expires_at)]
 
 
@@ -166,7 +167,7 @@ StreamEvent = WhaleAlert | WhaleUpdate | UpstreamStatus | Missed | Connected | D
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
-    """The server delivers from here on."""
+    """The server accepted the client and delivers events from here on."""
 
     authenticated: bool = False
     client_id: str | None = None
@@ -175,7 +176,7 @@ class Welcome(Struct, frozen=True, tag="welcome"):
 
 
 class Subscribed(Struct, frozen=True, tag="subscribed"):
-    """The answer to subscribe. `recovered` is None where the server does not say."""
+    """The response to `subscribe`. `recovered` is None if the server did not send it."""
 
     recovered: bool | None = None
     position: Position | None = None
@@ -183,7 +184,7 @@ class Subscribed(Struct, frozen=True, tag="subscribed"):
 
 
 class ErrorFrame(Struct, frozen=True, tag="error"):
-    """Something was not done."""
+    """The server refused a message."""
 
     message: str = ""
     code: str = ""
@@ -192,25 +193,25 @@ class ErrorFrame(Struct, frozen=True, tag="error"):
 
 
 class Closing(Struct, frozen=True, tag="closing"):
-    """The server closes the connection in a moment."""
+    """The server is about to close the connection."""
 
     code: int = 1012
     retry_after: float | None = None
 
 
 class TokenExpiring(Struct, frozen=True, tag="token_expiring"):
-    """The credential of this connection ends soon."""
+    """The token of this connection is about to expire."""
 
 
 class Token(Struct, frozen=True, tag="token"):
-    """A new token of the same client."""
+    """A new token for the same client."""
 
     token: str
     expires_at: datetime | None = None
 
 
 class Moved(Struct, frozen=True, tag="position"):
-    """The head moved and nothing matched."""
+    """The head of the log advanced without an event that matches the filter."""
 
     position: Position
 
@@ -256,7 +257,7 @@ _PLAIN = {"status", "welcome", "subscribed", "error", "closing", "token_expiring
 
 
 def decode(raw: bytes) -> Frame | None:
-    """The frame in a message; None for a type this client does not know. Raises ProtocolError."""
+    """Decode a message; None for a frame type that this client does not know. Raises ProtocolError."""
     try:
         kind = _head.decode(raw).type
         if kind == "whale_alert":
@@ -279,9 +280,9 @@ def decode(raw: bytes) -> Frame | None:
             )
         return _plain.decode(raw) if kind in _PLAIN else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        # A frame that may hold a token is not quoted.
+        # A frame that may contain a token is not quoted.
         quoted = "(not shown)" if b'"token"' in raw else ascii(raw[:QUOTED_BYTES].decode(errors="replace"))
         raise ProtocolError(
-            f"the server sent what no frame of protocol 1 looks like ({error}): {quoted}; is this a whaled server, "
-            "and is this client new enough for it?"
+            f"the server sent an invalid frame for protocol 1 ({error}): {quoted}; is this a whaled server, "
+            "and is this client recent enough for it?"
         ) from error

@@ -1,17 +1,17 @@
-"""What ends a stream. Everything else is answered by coming back."""
+"""The errors that end a stream. On any other failure the stream reconnects."""
 
 from whaled.errors import WhaledError
 
 
 class StreamError(WhaledError):
-    """Base of what iterating over a stream raises. The stream is over; `stream.position` says how far it came."""
+    """Base class of the errors that iterating over a stream raises. The stream has ended at `stream.position`."""
 
 
-class AuthenticationFailed(StreamError):  # noqa: N818 - the public name says what happened, not what class it is
-    """The server does not accept the credential, or wants one and none was given. Coming back with the same is useless.
+class AuthenticationFailed(StreamError):  # noqa: N818 - the public name states the event
+    """The server refused the token, or requires one and none was given. Retrying with the same token is useless.
 
-    `message` is what the server said, or would say; it never says why a token was refused (the server's log does).
-    `advice` is what can be seen from here, and what to do.
+    `message` is the server's error message, or the one it would send. It never contains the reason for the refusal,
+    which is in the server's log. `advice` is the reason as far as the token itself shows it, and what to do.
     """
 
     def __init__(self, message: str, advice: str = "") -> None:
@@ -21,10 +21,10 @@ class AuthenticationFailed(StreamError):  # noqa: N818 - the public name says wh
 
 
 class SubscriptionError(StreamError):
-    """The server does not accept the filters or the position, or the token has no `read` permission.
+    """The server refused the filters or the position, or the token lacks the `read` permission.
 
-    `code` is the server's error code (`invalid_filter`, `invalid_position`, `forbidden` ...), `path` the part of the
-    filters it is about, where there is one.
+    `code` is the server's error code (`invalid_filter`, `invalid_position`, `forbidden` ...). `path` is the part of the
+    filters that the error refers to, if any.
     """
 
     def __init__(self, code: str, message: str, path: str | None = None) -> None:
@@ -34,22 +34,22 @@ class SubscriptionError(StreamError):
 
 
 class ProtocolError(StreamError):
-    """The other side sent something that protocol version 1 does not allow. Nothing was skipped: it is the next thing
-    after `stream.position`.
+    """The server sent something that protocol version 1 does not allow. No event was skipped: the invalid frame is the
+    first one after `stream.position`.
     """
 
 
 class UnusableServerError(StreamError):
-    """The server turned the connection away in a way that waiting does not mend: a status such as 403 or 404, a
-    redirect, a certificate that cannot be verified, or a close for abuse.
+    """The server refused the connection for a lasting reason: a status such as 403 or 404, a redirect, a certificate
+    that cannot be verified, or a close for abuse.
     """
 
 
 class LinkLostError(StreamError):
-    """The connection could not be made, or ended. Raised by a stream with `reconnect=False` only.
+    """The connection was lost or could not be opened. Only a stream with `reconnect=False` raises it.
 
-    `code` is the WebSocket close code, 1006 where there was none. `retry_after_s` is how long the server asked to
-    stay away. `was_up_s` is how long the subscription had been standing.
+    `code` is the WebSocket close code, 1006 if there was none. `retry_after_s` is the wait that the server requested.
+    `was_up_s` is how long the stream had been subscribed.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""A second look at a port that is no WebSocket server: what does it speak? Nothing secret is sent.
+"""Probe a port that did not respond as a WebSocket server, to find out which protocol it speaks. Sends nothing secret.
 
-Only for a stream that never worked: a mistake in the URL should be named, an outage only be waited for.
+Used only for a stream that has never connected: a wrong URL should be reported, whereas an outage only needs patience.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ import ssl
 
 from msgspec import Struct
 
-# How long a service may take to greet, then to answer a plain HTTP request, then a TLS handshake.
+# Timeouts for a service's greeting, and for its response to a plain HTTP request or a TLS handshake.
 GREETING_S = 0.5
 ANSWER_S = 2.0
-# How much of what a port says is read.
+# At most this much of a response is read, and quoted.
 READ_BYTES = 256
 QUOTED_CHARACTERS = 40
-# How services greet that speak first, or what they answer to a plain HTTP request.
+# First bytes of services that greet, or of their responses to a plain HTTP request.
 _SERVICES = (
     (b"SSH-", "SSH"),
     (b"220", "SMTP or FTP"),
@@ -28,19 +28,19 @@ _SERVICES = (
 
 
 class Greeting(Struct, frozen=True):
-    """What a port said to a client that speaks no TLS: nothing (`is_open`), or these bytes."""
+    """The bytes that a port sent to a plain TCP client. Empty with `is_open`: it accepted the connection silently."""
 
     is_open: bool
     received: bytes = b""
 
     @property
     def is_http(self) -> bool:
-        """Whether it is a web server, WebSocket or not."""
+        """Return whether the port speaks HTTP, with or without WebSocket."""
         return self.received.startswith(b"HTTP/")
 
     @property
     def service(self) -> str | None:
-        """The name of what it speaks, None where it said nothing or plain HTTP/1.1."""
+        """Return the name of the protocol, None if the port sent nothing or speaks HTTP/1.1."""
         for start, name in _SERVICES:
             if self.received.startswith(start):
                 return name
@@ -51,7 +51,7 @@ class Greeting(Struct, frozen=True):
 
 
 async def listen(host: str, port: int) -> Greeting:
-    """What the port says by itself, else to a plain HTTP request."""
+    """Read the port's greeting or, if it sends none, its response to a plain HTTP request."""
     try:
         async with asyncio.timeout(ANSWER_S):
             reader, writer = await asyncio.open_connection(host, port)
@@ -68,15 +68,15 @@ async def listen(host: str, port: int) -> Greeting:
 
 
 async def speaks_tls(host: str, port: int) -> bool:
-    """Whether the port answers a TLS handshake, with whatever certificate."""
+    """Return whether the port responds to a TLS handshake, with any certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing is sent over it
+    context.verify_mode = ssl.CERT_NONE  # safe: nothing is sent over this connection
     try:
         async with asyncio.timeout(ANSWER_S):
             _, writer = await asyncio.open_connection(host, port, ssl=context)
     except ssl.SSLError as error:
-        return "_ALERT_" in (error.reason or "")  # it does, and wants something else
+        return "_ALERT_" in (error.reason or "")  # an alert is TLS: the server rejects this handshake's parameters
     except (OSError, UnicodeError):
         return False
     writer.transport.abort()
@@ -84,7 +84,7 @@ async def speaks_tls(host: str, port: int) -> bool:
 
 
 async def _read(reader: asyncio.StreamReader, timeout_s: float) -> bytes:
-    with contextlib.suppress(OSError):  # TimeoutError too
+    with contextlib.suppress(OSError):  # includes TimeoutError
         async with asyncio.timeout(timeout_s):
             return await reader.read(READ_BYTES)
     return b""

@@ -1,4 +1,4 @@
-"""Where a stream starts: a position, so many events back, or a time."""
+"""The start of a stream: a position, a number of events back, or a time."""
 
 import re
 from datetime import datetime
@@ -19,17 +19,17 @@ class Last(Struct, frozen=True):
 Since = Position | Last | datetime
 
 _LAST = re.compile(r"last:(\d{1,12})")
-# What is meant as a time, right or wrong: a clock alone (10:00) has the form of a position too.
+# Texts that are meant as a time, valid or not. A time of day alone (10:00) also has the form of a position.
 _LIKE_TIME = re.compile(r"\d{4}-|\d{8}T|\d{1,2}:\d{2}(?!\d)|\d{8,}(\.|$)|\d{1,4}[./]\d", re.ASCII)
 _POSITION = re.compile(r"([^\s:]+):(\d{1,18})")
 
 
 class NoStartError(ValueError):
-    """A text that has the form of no starting point."""
+    """A text that is in none of the forms of a starting point."""
 
 
 def parse_since(text: str) -> Since:
-    """`last:20`, a time as `times.parse` reads it (UTC where it names no zone) or `epoch:offset`. Raises ValueError."""
+    """Parse `last:20`, a time as `times.parse` reads it (UTC without a zone), or `epoch:offset`. Raises ValueError."""
     text = text.strip()
     if found := _LAST.fullmatch(text):
         return Last(int(found[1]))
@@ -38,13 +38,13 @@ def parse_since(text: str) -> Since:
     if found := _POSITION.fullmatch(text):
         return Position(found[1], int(found[2]))
     raise NoStartError(
-        f"{text!r} is no starting point; give `last:20`, a time such as 2026-01-31T12:00:00Z, "
+        f"{text!r} is not a starting point; give `last:20`, a time such as 2026-01-31T12:00:00Z, "
         "or a position as epoch:offset"
     )
 
 
 def checked(since: Since | str | None) -> Since | None:
-    """Where a stream starts, from what its user gave. Raises ValueError."""
+    """Return the start of a stream from its `since` argument. Raises ValueError."""
     if isinstance(since, str):
         return parse_since(since)
     if isinstance(since, datetime) and since.utcoffset() is None:
@@ -55,7 +55,7 @@ def checked(since: Since | str | None) -> Since | None:
 
 
 def to_wire(since: Since) -> object:
-    """The `since` of a subscribe message."""
+    """Return the `since` of a `subscribe` message."""
     if isinstance(since, datetime):
         return {"time": since.isoformat()}
     return since

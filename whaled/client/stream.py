@@ -1,4 +1,4 @@
-"""WhaleStream: connects, comes back, hands over."""
+"""WhaleStream: connects, reconnects and resumes, and hands the events to its consumer."""
 
 import asyncio
 import importlib.util
@@ -36,19 +36,19 @@ from whaled.client.visit import Visit
 from whaled.config.rules import is_loopback, redacted
 from whaled.model import Position
 
-# Plain logging, not structlog: a bot that has configured neither still sees warnings, on stderr.
+# Standard logging, not structlog: a bot that configures neither still gets warnings on stderr.
 log = logging.getLogger("whaled.client")
 
-# Told only where they are asked for.
+# Yielded only with `link_events=True`.
 LINK_EVENTS = (Connected, Disconnected, Progress, TokenRenewed)
-# They are not used, and named where no connection can be made without a proxy.
+# These variables are not used. If one is set, an error message of a failed connection names it.
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """How a stream comes back: after a random part of `initial_s`, which doubles up to `max_s` with each failure in a
-    row. A connection that stood for `stable_after_s` starts the row anew. What the server asks for (`retry_after`,
-    Retry-After) is waited on top.
+    """The reconnect backoff: a random wait of at most `initial_s`, which doubles with each failure in a row up to
+    `max_s`. A connection that lasted `stable_after_s` resets it. A wait that the server requests (`retry_after`,
+    Retry-After) is added.
     """
 
     initial_s: float = 0.5
@@ -57,23 +57,27 @@ class Retry(Struct, frozen=True, kw_only=True):
 
 
 class WhaleStream:
-    """Whale alerts of one server, each once and in order, over as many connections as it takes.
+    """The whale alerts of one server, each once and in order, across any number of connections.
 
-    `url` is `ws://` or `wss://`; `ssl` replaces the verifying default context of the latter. `token` is a JWT or an API
-    key. `token_provider` is awaited for a token when there is none, when it was refused and before it expires; an
-    OSError or TimeoutError from it is tried again, anything else ends the stream. `filters` are those of
-    docs/protocol.md. `since` is where to start: a Position (usually the one saved by the last run), a Last, a datetime
-    with its zone, or text as `parse_since` takes it; None is now. `link_events` also yields Connected, Disconnected,
-    Progress and TokenRenewed; without it connections are logged (`whaled.client`). `reconnect=False` raises
-    LinkLostError instead of coming back. `proxy` is an HTTP or SOCKS proxy; the environment's is not used.
-    `compression` asks the server to compress alerts; None is yes, unless the server is on this machine, where it costs
-    time and saves nothing.
+    - `url`: `ws://` or `wss://`. `ssl` replaces the verifying default context of `wss://`.
+    - `token`: a JWT or an API key.
+    - `token_provider`: awaited for a token when there is none, when the server refused it, and before it expires. An
+      OSError or TimeoutError from it is retried; any other exception ends the stream.
+    - `filters`: as in docs/protocol.md.
+    - `since`: the start: a Position (usually saved by the last run), a Last, a datetime with a time zone, or a text for
+      `parse_since`. None starts now.
+    - `link_events`: also yield Connected, Disconnected, Progress and TokenRenewed. Without it, connects and losses are
+      logged (logger `whaled.client`).
+    - `reconnect`: False raises LinkLostError instead of reconnecting.
+    - `proxy`: an HTTP or SOCKS proxy. The environment's proxy variables are not used.
+    - `compression`: ask the server to compress alerts. None means yes, unless the server is on this machine, where
+      compression costs time and saves nothing.
 
-    Iterate in one task. Raises ValueError for an impossible argument; iterating raises StreamError (see
-    whaled.client.failures), or what `token_provider` raised.
+    Iterate in one task. Raises ValueError for an invalid argument. Iterating raises StreamError (see
+    whaled.client.failures), or the exception of `token_provider`.
     """
 
-    def __init__(  # noqa: PLR0913 - all by name, and few streams need more than two
+    def __init__(  # noqa: PLR0913 - all are keyword arguments, and few streams need more than two
         self,
         url: str,
         *,
@@ -106,20 +110,20 @@ class WhaleStream:
 
     @property
     def position(self) -> Position | None:
-        """The newest position handed over: inside the loop, that of the event in hand. Save it after the event is dealt
-        with, and give it as `since` to the next run. None before the server told one.
+        """The position of the newest event that was yielded; inside the loop, of the current event. Save it once the
+        event is processed, and pass it as `since` to the next run. None until the server has sent a position.
         """
         return self._position
 
     @property
     def token(self) -> str | None:
-        """The token in use. Save it whenever it changes (TokenRenewed): coming back with an older one may end both."""
+        """The current token. Save it whenever it changes (TokenRenewed): using an older one again may revoke both."""
         return self._credentials.token
 
     async def __aenter__(self) -> Self:
         if self._reader is not None:
             raise RuntimeError("a WhaleStream is entered once; make a new one with since=stream.position")
-        # A TaskGroup would wrap what the body raises in an ExceptionGroup. This task is ended in __aexit__.
+        # A TaskGroup would wrap an exception of the `async with` body in an ExceptionGroup. __aexit__ ends this task.
         self._reader = asyncio.create_task(self._read(), name="whaled stream")
         return self
 
@@ -131,7 +135,7 @@ class WhaleStream:
             await asyncio.wait({self._reader})
 
     def stop(self) -> None:
-        """End the iteration: the event in hand was the last one. What was not handed over is not in `position`."""
+        """End the iteration after the current event. Buffered events are dropped and not included in `position`."""
         self._buffer.end(None, drop=True)
         if self._reader is not None:
             self._reader.cancel()
@@ -151,7 +155,7 @@ class WhaleStream:
             if self._link_events or not isinstance(event, LINK_EVENTS):
                 return event
 
-    # --- the task behind it ---
+    # --- the reading task ---
 
     async def _read(self) -> None:
         try:
@@ -164,21 +168,19 @@ class WhaleStream:
         except asyncio.CancelledError:
             self._buffer.end(None)
             raise
-        except Exception as error:  # noqa: BLE001 - the consumer's task is where it is raised
+        except Exception as error:  # noqa: BLE001 - it is raised in the consumer's task
             self._buffer.end(error)
 
     async def _visit(self) -> None:
         await self._credentials.current()
         ws = await call(self._dial, is_first=not self._was_connected)
         try:
-            visit = Visit(
-                ws, self._dial, credentials=self._credentials, cursor=self._cursor, deliver=self._take_delivery
-            )
+            visit = Visit(ws, self._dial, credentials=self._credentials, cursor=self._cursor, deliver=self._deliver)
             await visit.run()
         finally:
             await hang_up(ws, self._dial.limits.close_timeout_s)
 
-    async def _take_delivery(self, event: StreamEvent) -> None:
+    async def _deliver(self, event: StreamEvent) -> None:
         if isinstance(event, TokenRenewed):
             if self._link_events:
                 self._buffer.put_first(event)
@@ -208,14 +210,14 @@ class WhaleStream:
 
 
 class _Buffer:
-    """Events between the reading task and the consumer: bounded, in order, with an end."""
+    """A bounded queue of events between the reading task and the consumer, with an end."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._events: deque[StreamEvent] = deque()
         self._is_ended = False
         self._error: Exception | None = None
-        self._changed = asyncio.Event()  # something came in, or the end
+        self._changed = asyncio.Event()  # an event was added, or the end was set
         self._room = asyncio.Event()
 
     async def put(self, event: StreamEvent) -> None:
@@ -228,7 +230,7 @@ class _Buffer:
             self._changed.set()
 
     def put_first(self, event: TokenRenewed) -> None:
-        """Add an event before those that wait, in place of one like it: it is the newer one. Needs no room."""
+        """Add an event ahead of the waiting ones, even if the buffer is full. It replaces an older one at the front."""
         if self._is_ended:
             return
         if self._events and isinstance(self._events[0], TokenRenewed):
@@ -237,7 +239,7 @@ class _Buffer:
         self._changed.set()
 
     async def get(self) -> StreamEvent | None:
-        """The next event; None at the end, or the error that made the end. Safe to cancel."""
+        """Return the next event, None at the end. Raises the error that ended the stream. Safe to cancel."""
         while not self._events:
             if self._error is not None:
                 raise self._error
@@ -249,7 +251,7 @@ class _Buffer:
         return self._events.popleft()
 
     def end(self, error: Exception | None, *, drop: bool = False) -> None:
-        """No more events after those that are here, or after none of them. The first end counts."""
+        """Accept no more events, and with `drop` discard the waiting ones. The error of the first call counts."""
         if not self._is_ended:
             self._is_ended = True
             self._error = error
@@ -262,7 +264,7 @@ class _Buffer:
 
 def _lost(state: RetryCallState) -> LinkLostError:
     error = state.outcome.exception() if state.outcome is not None else None
-    assert isinstance(error, LinkLostError)  # `_comes_back` lets nothing else come here
+    assert isinstance(error, LinkLostError)  # `_comes_back` retries no other error
     return error
 
 
@@ -275,7 +277,7 @@ def _dial(
     compression: bool | None,
     limits: Limits,
 ) -> Dial:
-    """Raises ValueError."""
+    """Return the parameters of a connection from a stream's arguments. Raises ValueError."""
     try:
         uri = parse_uri(url)
     except (InvalidURI, ValueError) as error:
@@ -286,7 +288,7 @@ def _dial(
             + (f"; {hint}" if hint else "")
         ) from None
     if ssl is not None and not uri.secure:
-        raise ValueError(f"{redacted(url)!r} is not encrypted: a TLS context goes with wss://")
+        raise ValueError(f"{redacted(url)!r} is not encrypted: a TLS context requires wss://")
     tls = ssl if ssl is not None else True if uri.secure else None
     place = Place(
         host=uri.host,
@@ -317,7 +319,7 @@ def _url_hint(url: str) -> str | None:
 
 
 def _proxy_place(proxy: str) -> str:
-    """Host and port of a proxy. Raises ValueError for one that cannot be used."""
+    """Return the host and port of a proxy. Raises ValueError for one that cannot be used."""
     try:
         parsed = parse_proxy(proxy)
     except (InvalidProxy, ValueError) as error:

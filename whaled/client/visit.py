@@ -1,4 +1,4 @@
-"""One connection to the server: authentication, subscription, frames, and what its end means."""
+"""One connection to the server: authentication, subscription, frames, and the classification of its end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,11 +24,11 @@ from whaled.client.events import (
 from whaled.client.failures import LinkLostError, ProtocolError, SubscriptionError, UnusableServerError
 from whaled.client.since import Since, to_wire
 
-# What is said before a close 1008 when the token was not even looked at: the same one may come again.
+# Error messages before a close 1008 when the server did not check the token: the same token may be used again.
 NOT_JUDGED = {"Rate limit exceeded", "Authentication timeout"}
-# A server that wants no token sends `welcome` at once; one that wants a token waits for it (`gateway.auth_timeout`).
+# A server that requires no token sends `welcome` at once; otherwise it waits for one (`gateway.auth_timeout`).
 WELCOME_S = 0.5
-# What a close means where the server gives no reason.
+# Descriptions of close codes, for a close without a reason.
 CLOSES = {
     1000: "closed by the server",
     1001: "server is going away",
@@ -42,7 +42,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Visit:
-    """The conversation over one connection."""
+    """The session on one connection."""
 
     def __init__(
         self,
@@ -60,24 +60,24 @@ class Visit:
         self._deliver = deliver
         self._token = credentials.token
         self._welcome: events.Welcome | None = None
-        self._asked: Since | None = None
-        self._status: UpstreamStatus | None = None  # what came before `subscribed`; told after it
-        self._last_error = ""  # the newest error message: a close 1008 follows some of them
+        self._since: Since | None = None  # of the `subscribe` message
+        self._status: UpstreamStatus | None = None  # received before `subscribed`, delivered after it
+        self._last_error = ""  # the newest error message: it explains a following close 1008
         self._retry_after_s: float | None = None
         self._subscribed_at: float | None = None
 
     async def run(self) -> NoReturn:
-        """Talk until the connection ends. Raises LinkLostError where the stream should come back, else what ends it."""
+        """Receive until the connection ends. Raises LinkLostError for the stream to reconnect, or a final error."""
         try:
-            answer = await self._enter()
-            await self._report(answer)
+            response = await self._enter()
+            await self._report(response)
             while True:
                 await self._take(await self._receive())
         except ConnectionClosed as closed:
             raise self._ended(closed) from closed
 
     async def _enter(self) -> events.Subscribed:
-        """Authenticate and subscribe. No delivery here waits for the consumer: a slow one is not a slow server."""
+        """Authenticate and subscribe. Nothing here waits for the consumer, which would count as a slow server."""
         timeout_s = self._dial.limits.open_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -96,7 +96,10 @@ class Visit:
             ) from error
 
     async def _first(self) -> events.Frame | None:
-        """The first frame of a server that was sent no token. One that wants a token waits for it: ask, it refuses."""
+        """Receive the first frame when there is no token to send.
+
+        A server that requires a token sends nothing until it gets one; an empty `auth` makes it refuse at once.
+        """
         try:
             async with asyncio.timeout(WELCOME_S):
                 return await self._receive()
@@ -125,29 +128,29 @@ class Visit:
                 if self._welcome is not None:
                     raise _refusal(frame)
                 if frame.code == "rate_limited":
-                    # Whether the token is any good was not said: bring another one, if there is one.
+                    # The message does not state whether the token is valid, so use another one, if there is one.
                     self._credentials.doubted(self._token)
             case events.Closing() | events.TokenExpiring() | events.Token():
                 await self._control(frame)
             case _:
-                pass  # an alert before `subscribed` is unfiltered, and comes again after it
+                pass  # an alert before `subscribed` is unfiltered, and is replayed after it
 
     async def _subscribe(self, welcome: events.Welcome) -> None:
         self._welcome = welcome
         self._credentials.accepted()
-        self._asked = self._cursor.ask(welcome.position)
+        self._since = self._cursor.start(welcome.position)
         message: dict[str, object] = {"type": "subscribe", "filters": self._dial.filters}
-        if self._asked is not None:
-            message["since"] = to_wire(self._asked)
+        if self._since is not None:
+            message["since"] = to_wire(self._since)
         await self._send(message)
 
-    async def _report(self, answer: events.Subscribed) -> None:
-        """Deliver what the consumer must know before the first event."""
+    async def _report(self, response: events.Subscribed) -> None:
+        """Deliver the state of the new connection, ahead of its first event."""
         assert self._welcome is not None
         self._subscribed_at = asyncio.get_running_loop().time()
-        missed = self._cursor.answered(self._asked, answer)
+        missed = self._cursor.subscribed(self._since, response)
         await self._deliver(
-            Connected(client_id=self._welcome.client_id, head=answer.position, is_recovered=missed is None)
+            Connected(client_id=self._welcome.client_id, head=response.position, is_recovered=missed is None)
         )
         if missed is not None:
             await self._deliver(missed)
@@ -156,7 +159,7 @@ class Visit:
         if self._status is not None:
             await self._deliver(self._status)
 
-    # --- after it ---
+    # --- after `subscribed` ---
 
     async def _take(self, frame: events.Frame | None) -> None:
         match frame:
@@ -169,7 +172,7 @@ class Visit:
             case UpstreamStatus():
                 await self._deliver(frame)
             case events.ErrorFrame():
-                self._last_error = frame.message  # about a renewal: the token's end will tell
+                self._last_error = frame.message  # of a failed renewal: the server closes when the token expires
             case events.Closing() | events.TokenExpiring() | events.Token():
                 await self._control(frame)
             case _:
@@ -191,13 +194,13 @@ class Visit:
                     self._token = token
                     await self._send(auth_message(token))
 
-    # --- the end ---
+    # --- the end of the connection ---
 
     def _ended(self, closed: ConnectionClosed) -> Exception:
-        """What the end of the connection means. May raise AuthenticationFailed."""
+        """Return the error for the end of the connection. May raise AuthenticationFailed."""
         received, sent = closed.rcvd, closed.sent
         if sent is not None and not closed.rcvd_then_sent:
-            # This side closed: a frame over the bound, or no pong in time.
+            # This side closed the connection: a frame above the limit, or no pong in time.
             if sent.code == 1009:
                 limit = self._dial.limits.max_message_bytes
                 return ProtocolError(f"the server sent a message above max_message_bytes ({limit})")
@@ -207,11 +210,11 @@ class Visit:
         if code == 1009:
             return SubscriptionError("too_big", "the filters are larger than this server takes in one message")
         if code == 1008:
-            return self._turned_away(reason)
+            return self._refused(reason)
         return self._lost(code, reason)
 
-    def _turned_away(self, reason: str) -> Exception:
-        """What a close 1008 means."""
+    def _refused(self, reason: str) -> Exception:
+        """Return the error for a close 1008."""
         if self._welcome is None:
             message = self._last_error or reason
             if self._token is None or message not in NOT_JUDGED:
@@ -234,7 +237,7 @@ class Visit:
 
 
 def _refusal(frame: events.ErrorFrame) -> Exception:
-    """What an error instead of `subscribed` means."""
+    """Return the error for an `error` frame in place of `subscribed`."""
     if frame.code in {"rate_limited", "internal"}:
         return LinkLostError(f"subscribing: {frame.message}", retry_after_s=bounded(frame.retry_after))
     return SubscriptionError(frame.code, frame.message, frame.path)

@@ -1,7 +1,7 @@
-"""The mempool backend itself: polls its node and says what changed, with the quirks of the real one.
+"""The mempool backend: polls its node and reports the changes, with the quirks of the real backend.
 
-Paths in comments are those of the backend's source. In one respect it is exact on purpose: it knows only what its
-polls showed it. What came and went between two polls it never mentions.
+File names in comments refer to the backend's source. Like the real one, it knows only what its polls observed: it never
+reports a transaction that came and went between two polls.
 """
 
 from collections import deque
@@ -17,25 +17,25 @@ from whaled.simulator.settings import Mode, SimulatorSettings
 from whaled.simulator.transactions import Tx
 from whaled.simulator.txframes import classified, mined_rate, sigops, unrounded
 
-# `blocks.ts`: shown at the start; beyond this many at once the backend skips to the last 8.
+# `blocks.ts`: blocks shown at the start. If more than MOST_BLOCKS_AT_ONCE are new, the backend skips to the last 8.
 SHOWN_BLOCKS = 8
 MOST_BLOCKS_AT_ONCE = 16
-# `mempool.ts:98`: so many failed polls and it is out of sync.
+# `mempool.ts:98`: after this many failed polls the backend is out of sync.
 FAILED_POLLS = 5
-# Summaries of blocks kept as they were when the block came (`blocks.ts`): four times the blocks shown.
+# `blocks.ts`: summaries kept from when the block was read, four times the blocks shown.
 SUMMARIES_KEPT = 32
-# Electrs reads its node twice a second: so long a block is unknown to it, and what it mined still pending.
+# Electrs reads its node twice a second: until then it does not know a block, and reports its transactions as pending.
 ELECTRS_LAG_S = 0.5
-# `common.ts:83`: a loser is looked for among what left within this many updates.
+# `common.ts:83`: replaced transactions are searched among those that left within this many updates.
 LOSERS_REMEMBERED = 10
-# Corrected blocks after a reorganisation, with a database.
+# With a database: blocks sent again after a reorganisation.
 CORRECTED_BLOCKS = 32
 LATEST_TXS = 6
 RATE_WINDOW_S = 150
 
 
 class Delta(Struct, frozen=True, kw_only=True):
-    """One `mempool-transactions` message, with the block if it is about one."""
+    """The contents of one `mempool-transactions` message, with the block that caused it, if any."""
 
     sequence: int
     block: Block | None = None
@@ -47,7 +47,7 @@ class Delta(Struct, frozen=True, kw_only=True):
 
 
 class Indicators(Struct, frozen=True):
-    """`loadingIndicators`, pushed to everybody."""
+    """`loadingIndicators`, pushed to all clients."""
 
     values: dict[str, int]
 
@@ -59,7 +59,7 @@ class Corrected(Struct, frozen=True):
 
 
 class Prices(Struct, frozen=True):
-    """`conversions`, pushed to everybody."""
+    """`conversions`, pushed to all clients."""
 
     values: dict[str, int]
 
@@ -68,7 +68,7 @@ Update = Delta | Indicators | Corrected | Prices
 
 
 class Backend:
-    """One process of the backend: it reads `chain` and remembers what it saw. `usd` None: no price known yet."""
+    """One process of the backend, which polls `chain`. `usd` None means that the price is not known yet."""
 
     def __init__(self, chain: Chain, settings: SimulatorSettings, now: float, *, usd: int | None) -> None:
         self._chain = chain
@@ -98,31 +98,31 @@ class Backend:
         self._still_pending: list[str] = []
 
     def load_cache(self, old: "Backend") -> None:
-        """Start from what the process before had: its mempool and blocks, but not its sequence or replacements."""
+        """Load the mempool and blocks of the previous process, but not its sequence or replacements."""
         self.mempool = dict(old.mempool)
         self._spenders = {coin.outpoint: txid for txid, seen in self.mempool.items() for coin in seen.tx.inputs}
         self.blocks.extend(old.blocks)
         self._height = old.blocks[-1].height if old.blocks else None
         self._uid = max((seen.uid or 0 for seen in self.mempool.values()), default=0)
 
-    # --- what it knows ---
+    # --- state ---
 
     @property
     def height(self) -> int:
-        """Height of the last block it read."""
+        """Return the height of the last block read."""
         return self._height or 0
 
     @property
     def behind(self) -> int:
-        """How many blocks of its node it has not read yet."""
+        """Return the number of the node's blocks that are not read yet."""
         return max(0, self._chain.tip.height - self.height)
 
     def bytes_per_second(self, now: float) -> int:
-        """vB that arrived per second of late (`vBytesPerSecond`)."""
+        """Return the recent rate of arrivals in vB per second (`vBytesPerSecond`)."""
         return round(sum(vsize for at, vsize in self._arrived if at >= now - RATE_WINDOW_S) / RATE_WINDOW_S)
 
     def adjustment(self, now: float) -> Adjustment | None:
-        """The difficulty adjustment; None while fewer than two blocks are known."""
+        """Return the difficulty adjustment, None while fewer than two blocks are known."""
         return adjustment(self.blocks[-1], self.blocks[0], now) if len(self.blocks) > 1 else None
 
     # --- polling ---
@@ -134,11 +134,11 @@ class Backend:
         usd: int | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> Iterator[Update]:
-        """One look at the node: getrawmempool, then blocks, then (`meanwhile` goes by) what is new in the mempool.
+        """Poll the node: getrawmempool, then blocks, then `meanwhile()`, then the new transactions of the mempool.
 
-        Yields one update after the other, each while the backend is as it was when that one was sent. After blocks it
-        looks again at once (`index.ts`), so changes of the mempool may follow. `usd` is the price outside; it is
-        looked at once per interval.
+        Yields each update while the backend is in the state that the update describes. After blocks the backend polls
+        again at once (`index.ts`), so changes of the mempool may follow. `usd` is the current price, which the backend
+        reads once per `price_interval`.
         """
         raw = list(self._chain.mempool)
         self._failed = 0
@@ -165,7 +165,7 @@ class Backend:
             yield Indicators({})
 
     def fail(self) -> list[Update]:
-        """A poll that the node did not answer."""
+        """Record a poll to which the node did not respond, and return the updates."""
         self._failed += 1
         if self._failed < FAILED_POLLS:
             return []
@@ -193,10 +193,10 @@ class Backend:
             self._height += 1
             yield self._read_block(block, now)
 
-    def _correct(self, newcomer: Block) -> list[Update]:
-        """With a database a reorganisation is noticed, at the first block above the old tip."""
-        if newcomer.height != self.blocks[-1].height + 1:
-            return []  # skipped blocks look the same from here and are no reorganisation
+    def _correct(self, newest: Block) -> list[Update]:
+        """Replace stale blocks. With a database, a reorganisation is detected at the first block above the old tip."""
+        if newest.height != self.blocks[-1].height + 1:
+            return []  # blocks were skipped, which looks like a reorganisation here
         for place, known in enumerate(self.blocks):
             real = self._chain.block_at(known.height)
             if real is not None and real.hash != known.hash:
@@ -208,7 +208,8 @@ class Backend:
         txids = block.txids
         replaced: list[tuple[str, Seen]] = []
         inside = set(txids)
-        # Electrs does not know the block yet: what is new in it is read from the node, and what is not comes again.
+        # Electrs does not know the block yet: the backend reads unknown transactions from the node, and electrs still
+        # lists the known ones as pending, so the next poll adds them again.
         lags = self.reads_electrs and block.found_at > now - ELECTRS_LAG_S
         if lags:
             self._still_pending += [txid for txid in txids if txid in self.mempool]
@@ -234,7 +235,7 @@ class Backend:
         return Delta(sequence=sequence, block=block, mined=txids, replaced=replaced, similarity=similarity)
 
     def _unseen(self, tx: Tx, block: Block, *, lags: bool) -> Seen:
-        """A transaction that was never in this mempool: none of the fields a mempool gives, and the node's fee."""
+        """Return a transaction that was never in the backend's mempool: without mempool fields, with the node's fee."""
         is_from_node = lags or not self.reads_electrs
         fee = unrounded(tx.fee) if is_from_node else tx.fee
         seen = Seen(tx, fee, None, None, 0.0, block=block, is_from_node=is_from_node)
@@ -252,7 +253,7 @@ class Backend:
             del self.summaries[next(iter(self.summaries))]
 
     def _similarity(self, txids: set[str]) -> float:
-        """How much of the projected block was mined, by weight."""
+        """Return the share of the projected block that was mined, by weight."""
         if not self.projected:
             return 1.0
         expected = self.projected[0]
@@ -281,7 +282,7 @@ class Backend:
         self._losers.append(removed)
         self._project()
         replaced = self._match(added, now)
-        # As `order` has it: not the order of arrival.
+        # The real backend sorts by `order`, not by arrival.
         added.sort(key=lambda seen: seen.tx.txid[::-1])
         return Delta(
             sequence=self._next_sequence(),
@@ -291,7 +292,10 @@ class Backend:
         )
 
     def _fetch(self, txid: str, now: float) -> Seen | None:
-        """A new transaction, or None if it is gone since its txid was read. Mined since: without fee and time."""
+        """Fetch a new transaction, None if it has left since its txid was read.
+
+        One that was mined since then has no fee and no time.
+        """
         entry = self._chain.mempool.get(txid)
         block = None
         tx: Tx | None
@@ -302,7 +306,7 @@ class Backend:
             if tx is None:
                 return None
         if self.reads_electrs:
-            block = None  # listed by electrs, so pending to it
+            block = None  # electrs lists it, so it is pending there
         self._uid += 1
         return Seen(
             tx,
@@ -320,7 +324,7 @@ class Backend:
         return tuple(self._chain.mempool[txid].tx for txid in sorted(txids))
 
     def _match(self, added: Sequence[Seen], now: float) -> list[tuple[str, Seen]]:
-        """Pairs of loser and replacer: they share an input, the replacer pays more in fee and in rate."""
+        """Return pairs of replaced txid and replacement, which share an input; the latter has a higher fee and rate."""
         lost: dict[tuple[str, int], list[Seen]] = {}
         for update in self._losers:
             for loser in update:

@@ -1,4 +1,4 @@
-"""A block as a backend writes it: header, and the `extras` it computes."""
+"""The JSON of a block as a backend writes it: the header, and the `extras` that it computes."""
 
 from whaled.simulator.chain import Block
 from whaled.simulator.frames import Json, number
@@ -19,8 +19,10 @@ def block_frame(
     similarity: float | None = None,
     database: bool = False,
 ) -> Json:
-    """One of `blocks`, or `block`. `similarity` (to the projected block) is there only for blocks seen live; the
-    pool's id and the match rate only with a database.
+    """Return an element of `blocks`, or `block`.
+
+    `similarity` (to the projected block) exists only for blocks that the backend received live; the pool's id and the
+    match rate exist only with a database.
     """
     size, weight = block_size(block)
     extras = _extras(block, weight, limit)

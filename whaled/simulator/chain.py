@@ -1,4 +1,4 @@
-"""The node behind the backend: a mempool with conflicts and descendants, and a chain that can reorganise."""
+"""The node behind the backend: a mempool with conflicts and descendants, and a chain with reorganisations."""
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -7,11 +7,12 @@ from msgspec import Struct, field
 
 from whaled.simulator.transactions import Coin, Tx
 
-# Room for the coinbase and the header in a block.
+# Reserved in each block for the coinbase and the header.
 RESERVED_WEIGHT = 4_000
-# Txids of transactions that left unmined, so that their outputs are never spent; a coin is offered much sooner.
+# Txids kept of transactions that left unmined, so that their outputs are not spent. Wallets offer a coin long before
+# that many others have left.
 REMEMBERED_DEAD = 20_000
-# Bitcoin's limit on unconfirmed ancestors; a spend beyond it is refused.
+# The node's limit on unconfirmed ancestors.
 MAX_ANCESTORS = 25
 
 
@@ -32,7 +33,7 @@ class Entry(Struct, eq=False):
 
 
 class Block(Struct, frozen=True, kw_only=True, eq=False):
-    """A block with its transactions, coinbase first. `found_at` is when the node got it."""
+    """A block with its transactions, coinbase first. `found_at` is the time at which the node received it."""
 
     hash: str
     height: int
@@ -47,15 +48,15 @@ class Block(Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def txids(self) -> list[str]:
-        """Every txid, coinbase first."""
+        """Return all txids, coinbase first."""
         return [tx.txid for tx in self.txs]
 
 
 class Chain:
-    """Mempool and best chain. Keeps the last `keep` blocks whole and forgets older ones.
+    """The mempool and the best chain. Keeps the last `keep` blocks, and at most `limit` transactions after `trim`.
 
-    `on_leave(tx, why, by)` is called for each transaction that leaves the mempool unmined: `by` is the one that took
-    its place (for a descendant the one that removed its parent), or None.
+    `on_leave(tx, why, by)` is called for each transaction that leaves the mempool unmined. `by` is the transaction that
+    replaced it (for a descendant, the one that replaced its parent), or None.
     """
 
     def __init__(self, keep: int, limit: int, on_leave: Callable[[Tx, Leaving, Tx | None], None]) -> None:
@@ -71,64 +72,64 @@ class Chain:
         self._spent: dict[tuple[str, int], str] = {}
         self._dead: dict[str, None] = {}
 
-    # --- questions ---
+    # --- queries ---
 
     @property
     def tip(self) -> Block:
-        """The newest block of the best chain."""
+        """Return the newest block of the best chain."""
         return self.blocks[-1]
 
     def block_at(self, height: int) -> Block | None:
-        """The block of the best chain at this height, if it is kept."""
+        """Return the block of the best chain at a height, if it is kept."""
         index = height - self.blocks[0].height
         return self.blocks[index] if 0 <= index < len(self.blocks) else None
 
     def block_by_hash(self, block_hash: str) -> Block | None:
-        """A kept block of the best chain, or of a dead branch."""
+        """Return a kept block of the best chain or of a stale branch."""
         for block in reversed(self.blocks):
             if block.hash == block_hash:
                 return block
         return self.stale.get(block_hash)
 
     def find(self, txid: str) -> Tx | None:
-        """A transaction in the mempool or in a kept block of the best chain."""
+        """Return a transaction in the mempool or in a kept block of the best chain."""
         entry = self.mempool.get(txid)
         return entry.tx if entry else self._mined_txs.get(txid)
 
     def spender(self, outpoint: tuple[str, int]) -> str | None:
-        """Txid of the transaction in the mempool that spends this output."""
+        """Return the txid of the transaction in the mempool that spends an output."""
         return self._spenders.get(outpoint)
 
     def is_spendable(self, coin: Coin) -> bool:
-        """Whether a confirmed coin is still there: not spent, its transaction not thrown out by a reorganisation."""
+        """Return whether a coin is confirmed and unspent, and its transaction has not left the chain."""
         if coin.outpoint in self._spenders or coin.outpoint in self._spent:
             return False
-        # A transaction in none of these places is older than anything kept.
+        # A transaction in none of these is older than the kept blocks.
         return coin.txid in self._mined_txs or (coin.txid not in self.mempool and coin.txid not in self._dead)
 
     def spent_by(self, outpoint: tuple[str, int]) -> str | None:
-        """Txid of the transaction in a kept block of the best chain that spends this output."""
+        """Return the txid of the transaction in a kept block of the best chain that spends an output."""
         return self._spent.get(outpoint)
 
     def unspent(self, outpoint: tuple[str, int]) -> Coin | None:
-        """A confirmed output that no block has spent, as gettxout says it: also if the mempool spends it."""
+        """Return a confirmed output that no block has spent, as gettxout does: also if the mempool spends it."""
         if outpoint in self._spent or outpoint[0] in self.mempool:
             return None
         txid, vout = outpoint
         tx = self._mined_txs.get(txid)
         if tx is not None:
             return tx.coin(vout)
-        # Older than anything kept: known through whoever wants to spend it.
+        # The output is older than the kept blocks: only the transaction that spends it has its value and script.
         spender = self._spenders.get(outpoint)
         inputs = self.mempool[spender].tx.inputs if spender else ()
         return next((coin for coin in inputs if coin.outpoint == outpoint), None)
 
     def ancestors(self, txid: str) -> set[str]:
-        """Unconfirmed ancestors of a transaction in the mempool."""
+        """Return the unconfirmed ancestors of a transaction in the mempool."""
         return self._walk(txid, lambda entry: entry.parents)
 
     def descendants(self, txid: str) -> set[str]:
-        """Unconfirmed descendants of a transaction in the mempool."""
+        """Return the unconfirmed descendants of a transaction in the mempool."""
         return self._walk(txid, lambda entry: entry.children)
 
     def _walk(self, txid: str, relatives: Callable[[Entry], set[str]]) -> set[str]:
@@ -144,7 +145,7 @@ class Chain:
     # --- the mempool ---
 
     def accept(self, tx: Tx) -> bool:
-        """Take a transaction into the mempool, replacing conflicts (full RBF). False if a node would refuse it."""
+        """Add a transaction to the mempool, replacing conflicts (full RBF). Return False if a node would refuse it."""
         if any(coin.outpoint in self._spent for coin in tx.inputs) or tx.txid in self.mempool:
             return False
         parents = {coin.txid for coin in tx.inputs if coin.txid in self.mempool}
@@ -162,11 +163,11 @@ class Chain:
         return True
 
     def accept_package(self, parent: Tx, child: Tx) -> bool:
-        """Take two that pay together for what `parent` replaces, as it could not alone. False if a node would not."""
+        """Add a package that pays together for what `parent` replaces. Return False if a node would refuse it."""
         parents = {coin.txid for coin in parent.inputs if coin.txid in self.mempool}
         spends_parent = any(coin.txid == parent.txid for coin in child.inputs)
         is_known = parent.txid in self.mempool or any(coin.outpoint in self._spent for coin in parent.inputs)
-        # A package that replaces has no other ancestors (BIP 431).
+        # A package that replaces others must have no other ancestors (BIP 431).
         if is_known or parents or not spends_parent:
             return False
         rivals = {self._spenders[coin.outpoint] for coin in parent.inputs if coin.outpoint in self._spenders}
@@ -185,7 +186,7 @@ class Chain:
         self.mempool[tx.txid] = entry
         for coin in tx.inputs:
             self._spenders[coin.outpoint] = tx.txid
-        # Children are there already when a reorganisation brings a parent back.
+        # After a reorganisation a parent may return when its children are already in the mempool.
         for index in range(len(tx.outputs)):
             child = self._spenders.get((tx.txid, index))
             if child is not None:
@@ -197,7 +198,7 @@ class Chain:
             self._rescore({tx.txid, *self.ancestors(tx.txid), *self.descendants(tx.txid)})
 
     def _rescore(self, txids: set[str]) -> None:
-        """Effective rates: that of the package with all ancestors if lower, that of a better descendant's if higher."""
+        """Update effective rates: the package rate with all ancestors if that is lower, or a descendant's if higher."""
         for txid in txids:
             family = (txid, *self.descendants(txid))
             self.mempool[txid].score = max(self._package_rate(each) for each in family)
@@ -208,7 +209,7 @@ class Chain:
         return min(tx.rate, sum(each.fee for each in package) / sum(each.vsize for each in package))
 
     def _throw_out(self, rivals: set[str], losers: set[str], by: Tx | None) -> None:
-        for loser in sorted(losers):  # sets have no order of their own, and a seed must always give the same
+        for loser in sorted(losers):  # sets are unordered, and a seed must always give the same world
             tx = self._forget(loser)
             self._dead[loser] = None
             if len(self._dead) > REMEMBERED_DEAD:
@@ -229,23 +230,23 @@ class Chain:
         return entry.tx
 
     def trim(self) -> None:
-        """Evict the cheapest transactions, with their descendants, while there are more than the limit."""
+        """Evict the cheapest transactions, with their descendants, if there are more than the limit."""
         if len(self.mempool) <= self._limit:
             return
         cheapest = sorted(self.mempool.values(), key=lambda entry: entry.score)
-        # A tenth at once, so that a full mempool is not sorted for every newcomer.
+        # Evicts a tenth at once, so that a full mempool is not sorted for every new transaction.
         for entry in cheapest[: len(self.mempool) - self._limit * 9 // 10]:
             self.evict(entry.tx.txid)
 
     def evict(self, txid: str) -> None:
-        """Drop a transaction and its descendants from the mempool, as a node that runs out of room or forgets."""
+        """Remove a transaction and its descendants from the mempool, as a full or restarted node does."""
         if txid in self.mempool:
             self._throw_out({txid}, {txid, *self.descendants(txid)}, None)
 
     # --- the chain ---
 
     def template(self, weight: int) -> list[Tx]:
-        """What a miner would take: greedily by effective fee rate, ancestors before descendants."""
+        """Return the transactions a miner would select: greedily by effective rate, ancestors before descendants."""
         chosen: dict[str, Tx] = {}
         room = weight - RESERVED_WEIGHT
         for entry in sorted(self.mempool.values(), key=lambda each: -each.score):
@@ -267,7 +268,7 @@ class Chain:
         return [*(each.tx for each in missing), entry.tx]
 
     def connect(self, block: Block) -> None:
-        """Put a block on the tip: its transactions leave the mempool, and so does what conflicts with them."""
+        """Connect a block to the tip. Its transactions leave the mempool, and so do those that conflict with them."""
         for tx in block.txs:
             if tx.txid in self.mempool:
                 self._forget(tx.txid)
@@ -286,7 +287,7 @@ class Chain:
             del self.stale[next(iter(self.stale))]
 
     def disconnect(self) -> Block:
-        """Take the tip off. Its transactions are nowhere until they are accepted or mined again."""
+        """Disconnect the tip. Its transactions exist nowhere until they are accepted or mined again."""
         block = self.blocks.pop()
         self._unindex(block.txs)
         self.stale[block.hash] = block

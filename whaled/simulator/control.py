@@ -1,4 +1,4 @@
-"""`/simulator/...`: what no real backend has. The ground truth, faults and whales on demand, over HTTP."""
+"""The control interface under `/simulator`: ground truth, faults and whales on demand, over HTTP."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated
@@ -13,19 +13,19 @@ from whaled.simulator.transactions import ImpossibleError
 from whaled.simulator.truth import Record
 from whaled.simulator.world import World
 
-# Records per chunk of the truth: a chunk is some 100 KB, so the loop is never held for long.
+# Records per chunk of the truth. A chunk is about 100 KB, so encoding one does not block the event loop for long.
 RECORDS_PER_CHUNK = 250
 
 
 class Send(Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /simulator/send`: outputs that sum to exactly `btc`, at `rate` sat/vB."""
+    """The body of `POST /simulator/send`: outputs that sum to exactly `btc`, at `rate` sat/vB."""
 
     btc: Annotated[float, Meta(ge=0.0001, le=1_000_000)]
     rate: Annotated[float, Meta(ge=1, le=300)] | None = None
 
 
 class Control:
-    """Routes that act on one world. `apply` makes a fault happen, `catch_up` brings the world to this moment."""
+    """The routes that act on a world. `apply` triggers a fault, `catch_up` advances the world to the current time."""
 
     def __init__(
         self, world: World, apply: Callable[[AnyFault], Awaitable[None]], catch_up: Callable[[], None]
@@ -35,7 +35,7 @@ class Control:
         self._catch_up = catch_up
 
     def add_to(self, app: web.Application) -> None:
-        """Put the routes on an application."""
+        """Add the routes to an application."""
         app.router.add_get("/simulator", self._overview)
         app.router.add_get("/simulator/truth", self._truth)
         app.router.add_post("/simulator/fault", self._fault)
@@ -55,7 +55,7 @@ class Control:
         )
 
     async def _truth(self, request: web.Request) -> web.StreamResponse:
-        """JSON lines; `?whales=1` leaves out everybody else."""
+        """Respond with JSON lines; `?whales=1` selects the whales."""
         only_whales = request.query.get("whales") in ("1", "true")
         records = self._world.truth.whales() if only_whales else self._world.truth.records()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -76,9 +76,9 @@ class Control:
 
     async def _send(self, request: web.Request) -> web.Response:
         try:
-            wish = msgspec.json.decode(await request.read(), type=Send)
+            order = msgspec.json.decode(await request.read(), type=Send)
             self._catch_up()
-            tx = self._world.pay(round(wish.btc * SAT_PER_BTC), rate=wish.rate)
+            tx = self._world.pay(round(order.btc * SAT_PER_BTC), rate=order.rate)
         except (msgspec.DecodeError, ImpossibleError) as error:
             return _json({"error": str(error)}, 400)
         return _json(self._world.truth[tx.txid])

@@ -1,4 +1,4 @@
-"""One client's side of the conversation: what it asked for, and so what it gets. No I/O."""
+"""The subscriptions of one client, and the messages it gets for them. No I/O."""
 
 from collections import deque
 from typing import Any
@@ -14,16 +14,16 @@ from whaled.simulator.messages import STATS, Messages, Parts
 MAX_MESSAGE_BYTES = 50_000
 MAX_MESSAGES = 100
 WINDOW_S = 10.0
-# Newly wanted, and what is answered at once.
-_ANSWERS = {"blocks": ("blocks",), "mempool-blocks": ("mempool-blocks",), "stats": STATS}
+# Parts that the backend sends at once for a newly wanted name.
+_IMMEDIATE = {"blocks": ("blocks",), "mempool-blocks": ("mempool-blocks",), "stats": STATS}
 
 
 class HangUp(Exception):  # noqa: N818 -- not an error: the real backend closes without a code here
-    """The backend closes the connection: too many messages, or one that is not JSON."""
+    """The backend closes the connection: there were too many messages, or one is not JSON."""
 
 
 class Dialogue:
-    """What a client wants. `hear` takes what it says, `tell` picks what it gets of an update."""
+    """The subscriptions of one client. `receive` handles its messages, `push` selects its parts of an update."""
 
     def __init__(self) -> None:
         self._wanted: set[str] = set()
@@ -36,11 +36,11 @@ class Dialogue:
 
     @property
     def is_subscribed(self) -> bool:
-        """Whether deltas go to this client."""
+        """Return whether this client gets deltas."""
         return self._tracks_mempool or self._tracks_txids
 
     def receive(self, text: bytes, now: float, messages: Messages) -> Parts:
-        """The answer to a message, empty for none. HangUp: close without a code."""
+        """Return the response to a message, empty for none. Raises HangUp to close without a code."""
         if len(self._received_at) == MAX_MESSAGES and now - self._received_at[0] < WINDOW_S:
             raise HangUp("too many messages")
         self._received_at.append(now)
@@ -62,7 +62,7 @@ class Dialogue:
             case "want" if isinstance(message.get("data"), list):
                 wanted = {name for name in message["data"] if isinstance(name, str)}
                 for name in sorted(wanted - self._wanted):
-                    parts |= messages.parts(_ANSWERS.get(name, ()))
+                    parts |= messages.parts(_IMMEDIATE.get(name, ()))
                 self._wanted = wanted
         # Only the JSON booleans count: "yes" is ignored.
         if isinstance(message.get("track-mempool"), bool):
@@ -76,7 +76,7 @@ class Dialogue:
         return parts
 
     def _track_block(self, index: object, messages: Messages) -> Parts:
-        # Beyond the last block there is no answer: what was tracked is not tracked any more.
+        # For an index beyond the last block there is no response, and the previous tracking ends.
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < messages.projected_blocks:
             self._tracked_block = None
             self._remember([])
@@ -95,7 +95,7 @@ class Dialogue:
         self._rates = {seen.tx.txid: seen.rate for seen in txs}
 
     def push(self, update: Update, own: Parts, messages: Messages) -> Parts:
-        """The parts of an update (`own`) this client gets, and what else goes with them."""
+        """Return the parts of an update (`own`) that this client gets, and the further parts sent with them."""
         if not isinstance(update, Delta):
             return own
         parts: Parts = {}
@@ -114,7 +114,7 @@ class Dialogue:
         return parts
 
     def _changed_block(self, index: int, messages: Messages, *, after_block: bool) -> Parts:
-        """After a block: nothing of an empty one, and all of one that is mostly new."""
+        """Return the change of a projected block. After a block: nothing if it is empty, all of it if most is new."""
         before, rates, prevouts = self._shown, self._rates, messages.has_prevouts
         txs = messages.projected(index)
         new = [seen for seen in txs if seen.tx.txid not in before]

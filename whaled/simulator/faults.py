@@ -1,4 +1,4 @@
-"""What can be made to go wrong, as values: the same for tests, the command line and `POST /simulator/fault`."""
+"""The faults that can be simulated, as values for tests, the command line and `POST /simulator/fault`."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -10,7 +10,7 @@ Positive = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class Garbage(StrEnum):
-    """Frames no backend should send."""
+    """Kinds of invalid frames."""
 
     NOT_JSON = "not_json"
     TRUNCATED = "truncated"
@@ -45,7 +45,7 @@ PAYLOADS = {
 
 
 class RestMode(StrEnum):
-    """How REST fails: an error status, no answer at all, or a late one."""
+    """How REST fails: with an error status, without a response, or with a late response."""
 
     STATUS = "status"
     TIMEOUT = "timeout"
@@ -53,7 +53,7 @@ class RestMode(StrEnum):
 
 
 class Fault(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="fault"):
-    """One fault. `{"fault":"burst","n":2000}` in JSON."""
+    """Base class of the faults. In JSON: `{"fault":"burst","n":2000}`."""
 
 
 class DropLink(Fault, frozen=True, kw_only=True, tag="drop_link"):
@@ -61,16 +61,16 @@ class DropLink(Fault, frozen=True, kw_only=True, tag="drop_link"):
 
 
 class Stall(Fault, frozen=True, kw_only=True, tag="stall"):
-    """The backend freezes: connections stay open, nothing is said, pings are not answered."""
+    """The backend freezes: connections stay open, it sends nothing and does not respond to pings or REST."""
 
     seconds: Positive = 10.0
 
 
 class Restart(Fault, frozen=True, kw_only=True, tag="restart"):
-    """The backend process ends without a word and comes back after `down` seconds: sequence 0.
+    """The backend process ends without close frames and restarts after `down` seconds, with sequence 0.
 
-    With `cache` it has its mempool at once. Without, `resend` holds its start back until a client has subscribed,
-    which then gets the last 8 blocks and the whole mempool again; otherwise nobody hears of what happened meanwhile.
+    With `cache` it has its mempool at once. Without it, `resend` delays its start until a client has subscribed, which
+    then gets the last 8 blocks and the whole mempool again. Otherwise no client is sent what happened meanwhile.
     """
 
     cache: bool = False
@@ -79,33 +79,33 @@ class Restart(Fault, frozen=True, kw_only=True, tag="restart"):
 
 
 class SendGarbage(Fault, frozen=True, kw_only=True, tag="garbage"):
-    """One bad frame to everybody."""
+    """The backend sends an invalid frame to every client."""
 
     kind: Garbage = Garbage.NOT_JSON
 
 
 class Burst(Fault, frozen=True, kw_only=True, tag="burst"):
-    """Many transactions at once."""
+    """`n` transactions arrive at once."""
 
     n: Annotated[int, Meta(ge=1, le=20_000)] = 2_000
 
 
 class Reorg(Fault, frozen=True, kw_only=True, tag="reorg"):
-    """`depth` blocks are replaced by one more. `database`: the backend has one, notices, and corrects its blocks."""
+    """`depth` blocks are replaced by `depth` + 1 others. With `database` the backend notices it."""
 
     depth: Annotated[int, Meta(ge=1, le=1_000)] = 1
     database: bool | None = None
 
 
 class LoseBitcoind(Fault, frozen=True, kw_only=True, tag="lose_bitcoind"):
-    """The node does not answer the backend. With `forget` it comes back with an empty mempool."""
+    """The node does not respond to the backend. With `forget` it comes back with an empty mempool."""
 
     seconds: Positive = 10.0
     forget: bool = False
 
 
 class FailRest(Fault, frozen=True, kw_only=True, tag="fail_rest"):
-    """The next `times` REST answers fail."""
+    """The next `times` REST requests fail."""
 
     mode: RestMode = RestMode.STATUS
     status: Annotated[int, Meta(ge=400, le=599)] = 500
@@ -114,18 +114,18 @@ class FailRest(Fault, frozen=True, kw_only=True, tag="fail_rest"):
 
 
 class LateBlock(Fault, frozen=True, kw_only=True, tag="late_block"):
-    """A block comes while the backend fetches: new transactions are `added` as confirmed, without fee or time."""
+    """A block arrives while the backend fetches: new transactions are `added` as confirmed, without fee or time."""
 
 
 AnyFault = DropLink | Stall | Restart | SendGarbage | Burst | Reorg | LoseBitcoind | FailRest | LateBlock
 
 
 def encode(fault: AnyFault) -> bytes:
-    """The body of `POST /simulator/fault` for this fault."""
+    """Return the body of `POST /simulator/fault` for a fault."""
     return msgspec.json.encode(fault)
 
 
-# What `--fault-every` picks from: everything a client must survive by itself.
+# `--fault-every` draws from these: all faults that a client must survive unattended.
 ROUTINE: tuple[AnyFault, ...] = (
     DropLink(),
     Stall(seconds=5),

@@ -1,4 +1,4 @@
-"""The bits of `flags` as a backend sets them (`common.ts`): what inputs spend counts only where prevouts are filled."""
+"""The bits of `flags` as a backend sets them (`common.ts`). Spent outputs count only if the prevouts are filled."""
 
 from whaled.simulator.scripts import ScriptType
 from whaled.simulator.transactions import REPLACEABLE, Tx
@@ -20,14 +20,14 @@ _TYPES = {
     ScriptType.OP_RETURN: 1 << 24,
 }
 _OUTPUTS_ONLY = frozenset({ScriptType.OP_RETURN})
-# A signature in the witness is seen without the prevout, one in a scriptSig only in electrs' form.
+# The backend finds a signature in the witness without the prevout, but one in a scriptSig only in electrs's form.
 _WITNESS_SIGNED = frozenset({ScriptType.P2WPKH, ScriptType.P2WSH, ScriptType.P2SH})
 _UNSTANDARD_TYPES = frozenset({ScriptType.NONSTANDARD, ScriptType.UNKNOWN})
 MANY = 5
 
 
 def flags_of(tx: Tx, *, prevouts: bool) -> int:
-    """The bits that a transaction has by itself. Not tried: whether a public key is a point of the curve."""
+    """Return the bits of a transaction without its relatives. Invalid public keys are not detected."""
     bits = (RBF if tx.sequence <= REPLACEABLE else NO_RBF) | _VERSIONS[tx.version]
     for payment in tx.outputs:
         bits |= _TYPES.get(payment.script.type, 0)
@@ -46,7 +46,7 @@ def _heuristics(tx: Tx, *, prevouts: bool) -> int:
     bits |= BATCH if n_in * MANY <= n_out else 0
     if any(payment.script.type in _UNSTANDARD_TYPES for payment in tx.outputs) and not tx.is_coinbase:
         bits |= NONSTANDARD
-    # Values that are not known count as different.
+    # Unknown values count as distinct.
     distinct = len({coin.value for coin in tx.inputs}) if prevouts else n_in
     distinct += len({payment.value for payment in tx.outputs})
     has_data = any(payment.script.type in _OUTPUTS_ONLY for payment in tx.outputs)

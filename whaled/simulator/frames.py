@@ -1,6 +1,6 @@
-"""The JSON a backend writes. Every shape here is held against a recording of a real one by a test.
+"""The JSON that a backend writes. A test compares every shape with a recording of a real backend.
 
-JavaScript knows one kind of number: 8.0 is written 8. `number` does that; amounts, counts and heights are integers.
+JavaScript has only one type of number and writes 8.0 as 8, as `number` does. Amounts, counts and heights are integers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ from whaled.simulator.market import Adjustment, Fees, Projected
 from whaled.simulator.settings import Mode
 from whaled.simulator.transactions import Tx
 
-Json = dict[str, Any]  # a frame about to be encoded; nothing reads it
+Json = dict[str, Any]  # only encoded, never read
 
 ENCODER = msgspec.json.Encoder()
 
 
 def number(value: float) -> float:
-    """As JavaScript writes it: whole numbers without a point."""
+    """Return a number as JavaScript writes it: integers without a decimal point."""
     return int(value) if value == int(value) else value
 
 
@@ -29,7 +29,7 @@ def number(value: float) -> float:
 
 
 def mempool_info(txs: Iterable[Tx], limit: int) -> Json:
-    """`mempoolInfo`, the node's getmempoolinfo: fees in BTC."""
+    """Return `mempoolInfo`, the node's getmempoolinfo, with fees in BTC."""
     count = size = fees = 0
     for tx in txs:
         count += 1
@@ -49,7 +49,7 @@ def mempool_info(txs: Iterable[Tx], limit: int) -> Json:
 
 
 def mempool_blocks(blocks: Sequence[Projected]) -> list[Json]:
-    """`mempool-blocks`."""
+    """Return `mempool-blocks`."""
     return [
         {
             "blockSize": block.size,
@@ -64,7 +64,7 @@ def mempool_blocks(blocks: Sequence[Projected]) -> list[Json]:
 
 
 def fees(recommended: Fees) -> Json:
-    """`fees`, and REST `fees/...`."""
+    """Return `fees`, also the response to REST `fees/...`."""
     return {
         "fastestFee": number(recommended.fastest),
         "halfHourFee": number(recommended.half_hour),
@@ -75,7 +75,7 @@ def fees(recommended: Fees) -> Json:
 
 
 def difficulty(estimate: Adjustment) -> Json:
-    """`da`."""
+    """Return `da`."""
     return {
         "progressPercent": number(estimate.progress),
         "difficultyChange": number(estimate.change),
@@ -93,7 +93,7 @@ def difficulty(estimate: Adjustment) -> Json:
 
 
 def backend_info(hostname: str, mode: Mode) -> Json:
-    """`backendInfo`."""
+    """Return `backendInfo`."""
     return {
         "hostname": hostname,
         "version": "3.4-dev",

@@ -16,15 +16,15 @@ from whaled.simulator.messages import Messages, join
 from whaled.simulator.rest import Handler
 
 CONTROL_PREFIX = "/simulator"
-# How long requests in progress may take to end when the simulator does.
+# Timeout for requests in progress when the simulator stops.
 STOP_WAIT_S = 1.0
 
 
 class Front:
-    """Serves the stream on any path, and the routes of `app` to whatever does not ask for a WebSocket.
+    """The server: the stream on any path, and the routes of `app` for requests without a WebSocket upgrade.
 
-    `messages` returns what the backend of the moment can say. While `running` is not set nothing is said or heard.
-    Connections to the control routes outlive `go_down`: they are not the backend's.
+    `messages` returns the messages of the current backend process. While `running` is not set, the server neither sends
+    nor reads messages. Connections to the control routes survive `go_down`: they are not the backend's.
     """
 
     def __init__(self, host: str, port: int, running: asyncio.Event, messages: Callable[[], Messages]) -> None:
@@ -40,7 +40,7 @@ class Front:
         self._listener: asyncio.Server | None = None
 
     async def come_up(self) -> None:
-        """Listen, after the first time on the same port. ListenError: the port cannot be had."""
+        """Listen; after a `go_down` on the same port. Raises ListenError if the port is not available."""
         if self._runner.server is None:
             await self._runner.setup()
         assert self._runner.server is not None
@@ -52,13 +52,13 @@ class Front:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def go_down(self) -> None:
-        """Like a process that is gone: no close frames, and connections are refused."""
+        """Behave like a process that has died: abort connections without close frames, and refuse new ones."""
         await self._stop_listening()
         self.subscribed.clear()
         self._abort_connections()
 
     async def close(self) -> None:
-        """For good."""
+        """Stop the server for good."""
         await self._stop_listening()
         self._spared.clear()
         self._abort_connections()
@@ -70,7 +70,7 @@ class Front:
             self._listener = None
 
     def broadcast(self, update: Update) -> None:
-        """Give an update to everybody who asked for it."""
+        """Send an update to all clients that are subscribed to it."""
         messages = self._messages()
         messages.changed()
         if not self.links:
@@ -89,7 +89,7 @@ class Front:
 
     @web.middleware
     async def _upgrade(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        # Like the real one: whatever asks for a WebSocket gets it, on any path.
+        # Like the real backend, this accepts a WebSocket on any path.
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self._serve(request)
         if request.path.startswith(CONTROL_PREFIX):
@@ -109,7 +109,7 @@ class Front:
             self._spared.discard(transport)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        # aiohttp refuses what reaches its limit, the real backend what exceeds it.
+        # aiohttp refuses a message that reaches its limit, the real backend one that exceeds it.
         socket = web.WebSocketResponse(
             autoping=False, compress=False, max_msg_size=MAX_MESSAGE_BYTES + 1, timeout=CLOSE_WAIT_S, decode_text=False
         )
@@ -147,7 +147,7 @@ class Front:
 
 
 async def _hang_up(socket: "web.WebSocketResponse[bool]") -> None:
-    """Close without a code, then wait a moment for the answer."""
+    """Close without a code, then wait at most CLOSE_WAIT_S for the client's close frame."""
     await socket.send_frame(b"", WSMsgType.CLOSE)
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_WAIT_S):

@@ -1,6 +1,7 @@
-"""What happens by chance: arrivals, replacements, children, blocks and what blocks bring with them.
+"""The random events of a world: arrivals, replacements, children, blocks, and unexpected transactions in blocks.
 
-Events lie in a heap by time, and chance is drawn when one happens: how often `advance` is called changes nothing.
+Events are in a heap ordered by time, and random numbers are drawn when an event happens. So the course of a world does
+not depend on how often `advance` is called.
 """
 
 from collections.abc import Callable
@@ -24,25 +25,26 @@ _KINDS = {
     TxKind.OP_RETURN: 4,
     TxKind.ALL_SCRIPTS: 2,
 }
-# How often something happens to a transaction later on, with `events` at 1. Whales more often: they are watched.
+# Probability that something happens to a transaction later, with `events` at 1. It is higher for whales, since tests
+# watch them.
 TROUBLE_OF_WHALES = 0.15
 TROUBLE_OF_OTHERS = 0.05
-# How often a block brings a surprise, see `_surprise`; and how often the chain reorganises with it.
+# Probability that a block contains a surprise (see `_surprise`), and that the chain reorganises instead.
 SURPRISE = 0.3
 REORG = 0.01
-# Log-normal amounts of everybody else, in BTC: the median, and the spread as sigma of the logarithm.
+# Log-normal amounts of the other transactions: median in BTC, and sigma of the logarithm.
 USUAL_BTC = 0.03
 USUAL_SPREAD = 1.8
-# Longest wait for a block, in block intervals. Chance alone would allow any.
+# Maximum time between blocks, in block intervals. The exponential distribution has none.
 LONGEST_WAIT = 5.0
-# A look at the recommended fees serves so long: to compute them takes a millisecond for each thousand transactions.
+# Recommended fees are reused for this long: computing them takes a millisecond per thousand transactions.
 FEES_LAST_S = 5.0
-# How many whales pay the minimum, and how many for economy, an hour, half an hour, the next block, and twice that.
+# Relative numbers of whales that pay the minimum, economy, hour, half-hour and fastest fee, and twice the fastest.
 HURRY = (1, 1, 2, 3, 3, 2)
 
 
 class Life:
-    """Makes a world live, as its settings say."""
+    """The random events of a world, according to its settings."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -64,14 +66,14 @@ class Life:
             self._later(self._settings.price_interval, self._drift)
 
     def advance(self, now: float) -> None:
-        """Let everything happen that is due by `now`."""
+        """Process all events that are due by `now`."""
         while self._events and self._events[0][0] <= now:
             at, _, happen = heappop(self._events)
             self._world.now = max(self._world.now, at)
             try:
                 happen()
             except ImpossibleError:
-                # What was planned no longer fits, such as a replacement of what has been mined meanwhile.
+                # The event has become impossible, such as a replacement of a transaction that has been mined.
                 continue
         self._world.now = max(self._world.now, now)
 
@@ -100,7 +102,7 @@ class Life:
         return self._world.transact(self._any_kind(), least, at_most=least * 5 // 4, rate=self._rate_in_a_hurry())
 
     def _rate_in_a_hurry(self) -> float | None:
-        """What is recommended for one of several degrees of hurry, where there is a fee market; None for any rate."""
+        """Return a recommended rate for a random urgency, None (any rate) without a fee market."""
         if not self._settings.backlog:
             return None
         if self._fees is None or self._world.now >= self._fees_until:
@@ -112,7 +114,7 @@ class Life:
     def _other(self) -> Tx:
         if self._rng.random() < 0.002:
             return self._world.pay(self._threshold - 1)
-        # Well below, for a coin may be half as big again and a big one would make a whale of a small payment.
+        # Well below the threshold: a coin may be half as large again, and its change must not make this a whale.
         most = self._threshold * 9 // 10
         usual = int(self._rng.lognormvariate(0, USUAL_SPREAD) * USUAL_BTC * SAT_PER_BTC)
         least = min(max(usual, 100_000), most // 2)
@@ -125,7 +127,7 @@ class Life:
         soon, poll = self._rng.uniform(0, 0.02), self._settings.poll_interval
         later = self._rng.uniform(0.5, 4) * poll
         match self._rng.randrange(8):
-            case 0:  # replaced within one poll: mostly nobody will ever hear of the first one
+            case 0:  # replaced within one poll: the stream usually never contains the first one
                 self._later(soon, lambda: self._replace(tx.txid, 0))
             case 1:
                 self._later(later, lambda: self._replace(tx.txid, 0))
@@ -138,9 +140,9 @@ class Life:
                 self._later(later, lambda: self._act(lambda txid: self._world.spend(txid, rate=rate), tx.txid))
             case 5:
                 self._later(later, lambda: self._replace_by_package(tx.txid))
-            case 6:  # replaced, and back again once its coin is free
+            case 6:  # replaced, and sent again once its coin is free
                 self._later(later, lambda: self._displace(tx))
-            case _:  # a child goes down with its parent
+            case _:  # a child is evicted with its parent
                 self._later(soon, lambda: self._act(self._world.spend, tx.txid))
                 self._later(later, lambda: self._replace(tx.txid, 0))
 
@@ -180,19 +182,19 @@ class Life:
         self._world.mine(extra)
 
     def _surprise(self) -> list[Tx]:
-        """What a block brings that the stream tells late or not at all."""
+        """Return transactions for a block that the stream reports late or not at all."""
         amount = int(self._threshold * self._rng.uniform(1, 3))
         match self._rng.randrange(6):
-            case 0:  # sent a moment before
+            case 0:  # sent immediately before the block
                 self._world.pay(amount, rate=250.0)
                 return []
             case 1:
                 return [self._world.pay(amount, relay=False)]
-            case 2:  # from 13 inputs on a page of the block gives no fee, from 14 on not all that is spent
+            case 2:  # from 13 inputs on, a page of the block lacks the fee; from 14 on, also some prevouts
                 return [self._world.gather(amount, self._rng.randint(12, 16), relay=False)]
-            case 3:  # beyond 100 nobody asks for each
+            case 3:  # a client does not request more than 100 prevouts one by one
                 return [self._world.gather(amount, self._rng.randint(99, 130), relay=False)]
-            case 4:  # an anchor, bare multisig, OP_RETURN and all the others
+            case 4:  # outputs of every script type, including anchor, bare multisig and OP_RETURN
                 return [self._world.transact(TxKind.ALL_SCRIPTS, amount, relay=False)]
             case _:
                 waiting = [record.txid for record in self._world.truth.whales()[-20:] if record.fate == "pending"]

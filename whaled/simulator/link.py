@@ -1,4 +1,4 @@
-"""One client's connection: what waits to be sent, bounded as the real backend bounds it."""
+"""The connection of one client: its unsent frames, with the real backend's limit."""
 
 import asyncio
 from collections import deque
@@ -8,14 +8,14 @@ from aiohttp.web import WebSocketResponse
 
 from whaled.simulator.dialogue import Dialogue
 
-# `websocket-handler.ts:1386`: more than this unsent, and the connection is cut without a close frame.
+# `websocket-handler.ts:1386`: with more unsent bytes, the backend aborts the connection without a close frame.
 MAX_BUFFERED_BYTES = 10_000_000
-# How long a client has to answer a close frame.
+# Timeout for a client's close frame.
 CLOSE_WAIT_S = 1.0
 
 
 class Link:
-    """Frames go into an outbox by `send` and out by `pump`. While `running` is not set nothing leaves."""
+    """A connection with an outbox: `send` fills it, `pump` empties it. While `running` is not set, nothing is sent."""
 
     def __init__(self, socket: WebSocketResponse, transport: asyncio.Transport, running: asyncio.Event) -> None:
         self.dialogue = Dialogue()
@@ -30,7 +30,7 @@ class Link:
         self._is_cut = False
 
     def send(self, payload: bytes, kind: WSMsgType = WSMsgType.TEXT) -> None:
-        """Queue a frame; a client that does not read is cut off."""
+        """Queue a frame. Aborts the connection if the client has too many unsent bytes."""
         if self._is_cut:
             return
         if self._waiting + self._transport.get_write_buffer_size() > MAX_BUFFERED_BYTES:
@@ -49,7 +49,7 @@ class Link:
         self._transport.abort()
 
     async def pump(self) -> None:
-        """Send what is queued, for ever."""
+        """Send queued frames until cancelled."""
         while True:
             await self._filled.wait()
             await self._running.wait()
@@ -59,7 +59,7 @@ class Link:
                 try:
                     await self._socket.send_frame(payload, kind)
                 except (ClientConnectionResetError, ConnectionError):
-                    # The reader sees the end of the connection too, and ends this.
+                    # The reading task also detects the end of the connection, and cancels this one.
                     self._outbox.clear()
                     self._waiting = 0
             if not self._outbox:

@@ -1,7 +1,7 @@
-"""What a backend makes of its mempool: projected blocks, recommended fees, the difficulty adjustment, prices.
+"""The values that a backend derives: projected blocks, recommended fees, the difficulty adjustment, prices.
 
-Follows the backend's own rules (`mempool-blocks.ts`, `fee-api.ts`, `difficulty-adjustment.ts`); its constants for a
-block of 4 million weight units are scaled where the simulator fills smaller ones.
+Follows the backend's rules (`mempool-blocks.ts`, `fee-api.ts`, `difficulty-adjustment.ts`). Its constants for a block
+of 4 million weight units are scaled if the simulator fills smaller blocks.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ TARGET_SPACING_S = 600
 
 
 class Seen(Struct, eq=False):
-    """A transaction as the backend has it: when it fetched it first (`uid` counts), and how it ranks.
+    """A transaction as the backend has it. `uid` counts the fetched transactions, `rate` ranks them.
 
-    `block` is set if it had been mined by the time it was fetched. `fee` is 0 where the backend does not know it, and
-    not whole where a block brought it. `is_known_replacement`: it was one when blocks were last projected, which comes
-    before losers are looked for. `has_prevouts`: a REST request had them filled. `is_from_node`: read from the node
-    although the backend reads electrs, which did not know it yet.
+    `block` is set if the transaction was mined before it was fetched. `fee` is 0 if the backend does not know it, and
+    not an integer if a block brought the transaction. `is_known_replacement`: it was known to be a replacement when
+    blocks were last projected, which happens before replaced transactions are searched. `has_prevouts`: a REST request
+    filled its prevouts. `is_from_node`: a backend that reads electrs read it from the node, since electrs did not know
+    it yet.
     """
 
     tx: Tx
@@ -45,7 +46,7 @@ class Seen(Struct, eq=False):
 
 
 class Projected(Struct, frozen=True):
-    """A block the backend expects; `txs` are sorted by rate, best first. Rates in sat/vB."""
+    """A projected block. `txs` are sorted by rate, best first. Rates are in sat/vB."""
 
     txs: list[Seen]
     size: int
@@ -66,7 +67,7 @@ class Fees(Struct, frozen=True):
 
 
 def project(mempool: Sequence[Seen], limit: int, count: int) -> list[Projected]:
-    """The next `count` blocks of `limit` weight units each; the last holds all the rest. Notes each one's position."""
+    """Project the next `count` blocks of `limit` weight units; the last has all the rest. Sets each one's position."""
     blocks: list[Projected] = []
     chosen: list[Seen] = []
     weight = 0
@@ -94,7 +95,7 @@ def _summarise(chosen: list[Seen], weight: int, limit: int) -> Projected:
 
 
 def median_rate(rates: Sequence[tuple[float, int]], limit: int) -> float:
-    """The rate in the middle of a full block, from (rate, weight) with the best first; 0 if it is not half full."""
+    """Return the rate in the middle of a full block, from (rate, weight), best first; 0 if it is not half full."""
     weight = 0
     for rate, each in rates:
         weight += each
@@ -104,7 +105,7 @@ def median_rate(rates: Sequence[tuple[float, int]], limit: int) -> float:
 
 
 def fee_range(ascending: Sequence[float]) -> tuple[float, ...]:
-    """Lowest, 10th, 25th, 50th, 75th, 90th percentile and highest; zeros for none."""
+    """Return the minimum, 10th, 25th, 50th, 75th and 90th percentile, and maximum; zeros if empty."""
     if not ascending:
         return (0.0,) * 7
     last = len(ascending) - 1
@@ -112,8 +113,10 @@ def fee_range(ascending: Sequence[float]) -> tuple[float, ...]:
 
 
 def recommend(blocks: Sequence[Projected], limit: int, *, whole: bool) -> Fees:
-    """Recommended fees: `whole` numbers (`fees/recommended`), or in thousandths with the extra 0.5 and 0.25 on the two
-    fastest (`fees/precise` and the stream).
+    """Return the recommended fees.
+
+    With `whole` they are integers (`fees/recommended`). Otherwise they are in thousandths, and the two fastest are
+    higher by 0.5 and 0.25 (`fees/precise` and the stream).
     """
     rates: list[float] = []
     for place in range(3):
@@ -138,7 +141,7 @@ def _optimise(blocks: Sequence[Projected], place: int, previous: float | None, l
 
 
 class Adjustment(Struct, frozen=True):
-    """The difficulty adjustment, as `da` has it (times in milliseconds but for `previous_time`)."""
+    """The difficulty adjustment as in `da`. Times are in milliseconds, except `previous_time` in seconds."""
 
     progress: float
     change: float
@@ -152,12 +155,12 @@ class Adjustment(Struct, frozen=True):
 
 
 def adjustment(tip: Block, first: Block, now: float) -> Adjustment:
-    """Estimated from the mean spacing between two known blocks; the epoch is taken to have run at that pace."""
+    """Estimate the adjustment from the mean spacing of the known blocks, assumed for the whole epoch."""
     spacing = max(1.0, (tip.timestamp - first.timestamp) / max(1, tip.height - first.height))
     done = tip.height % RETARGET_BLOCKS
     remaining = RETARGET_BLOCKS - done
     began = tip.timestamp - done * spacing
-    # Consensus lets difficulty change fourfold at most.
+    # Consensus limits a change of difficulty to a factor of four.
     change = min(300.0, max(-75.0, (TARGET_SPACING_S / spacing - 1) * 100))
     return Adjustment(
         progress=done / RETARGET_BLOCKS * 100,
@@ -172,19 +175,19 @@ def adjustment(tip: Block, first: Block, now: float) -> Adjustment:
     )
 
 
-# What one US dollar buys, roughly: good enough for keys that must be there.
+# Approximate exchange rates per US dollar. Only the keys matter.
 PER_USD = {
     "USD": 1.0, "EUR": 0.92, "GBP": 0.78, "CAD": 1.37, "CHF": 0.88, "AUD": 1.52, "JPY": 151.0, "BGN": 1.8, "BRL": 5.6,
     "CNY": 7.2, "CZK": 23.2, "DKK": 6.87, "HKD": 7.8, "HRK": 6.93, "HUF": 365.0, "IDR": 15800.0, "ILS": 3.7,
     "INR": 84.0, "ISK": 138.0, "KRW": 1380.0, "MXN": 19.5, "MYR": 4.4, "NOK": 10.9, "NZD": 1.66, "PHP": 57.5,
     "PLN": 3.98, "RON": 4.58, "RUB": 96.0, "SEK": 10.6, "SGD": 1.33, "THB": 34.0, "TRY": 34.2, "ZAR": 17.8,
 }  # fmt: skip
-# With a database a backend has only these.
+# The currencies of a backend with a database.
 WITH_DATABASE = ("USD", "EUR", "GBP", "CAD", "CHF", "AUD", "JPY")
 
 
 def prices(usd: int | None, at: int, *, database: bool) -> dict[str, int]:
-    """`conversions`: whole numbers, -1 for unknown, time 0 for never."""
+    """Return `conversions`: integers, -1 for unknown, time 0 for never."""
     names = WITH_DATABASE if database else tuple(PER_USD)
     if usd is None:
         return {"time": 0, **dict.fromkeys(names, -1)}

@@ -1,7 +1,7 @@
-"""What the backend can say at this moment, part by part: each part is encoded once, whoever it goes to.
+"""The parts of the backend's messages in its current state. Each part is encoded once for all clients.
 
-A message to a client is one JSON object made of the parts it asked for (`websocket-handler.ts` merges them the same
-way); clients tell messages apart by their keys.
+A message to a client is one JSON object of the parts that it subscribed to (`websocket-handler.ts` merges them in the
+same way). Clients distinguish messages by their keys.
 """
 
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ from whaled.simulator.chain import Block
 from whaled.simulator.market import Seen, recommend
 from whaled.simulator.world import World
 
-# Encoded blocks kept, more than are ever shown together.
+# Encoded blocks kept, more than any message contains.
 ENCODED_BLOCKS = 64
-# `mempool-blocks.ts`: the last projected block shows no more than this many times a block's size.
+# `mempool-blocks.ts`: the last projected block is cut at this multiple of a block's weight.
 LAST_BLOCK_SHOWN = 1.2
 HOSTNAME = "simulator"
 
@@ -28,12 +28,12 @@ STATS = ("mempoolInfo", "vBytesPerSecond", "fees", "da")
 
 
 def join(parts: Parts) -> bytes:
-    """One message of these parts."""
+    """Join parts into one message."""
     return b"{" + b",".join(b'"%s":%s' % (key.encode(), value) for key, value in parts.items()) + b"}"
 
 
 class Messages:
-    """Encodes what one backend knows. Call `changed` after every poll."""
+    """The encoded parts of one backend process. Call `changed` after every poll."""
 
     def __init__(self, backend: Backend, world: World) -> None:
         self._backend = backend
@@ -43,11 +43,11 @@ class Messages:
         self._similarity: dict[str, float] = {}
 
     def changed(self) -> None:
-        """Forget what was encoded: the world or the backend moved on."""
+        """Clear the cache: the world or the backend has changed."""
         self._cache.clear()
 
     def part(self, key: str) -> bytes | None:
-        """One part as it is now; None if the backend has none (`da` while it starts)."""
+        """Return the current value of a part, None if the backend has none (`da` while it starts)."""
         if key not in self._cache:
             value = self._make(key)
             if value is None:
@@ -56,12 +56,12 @@ class Messages:
         return self._cache[key]
 
     def parts(self, keys: Iterable[str]) -> Parts:
-        """Those of the parts there are."""
+        """Return those of the parts that exist."""
         found = ((key, self.part(key)) for key in keys)
         return {key: value for key, value in found if value is not None}
 
     def init(self) -> Parts:
-        """The answer to `{"action":"init"}`."""
+        """Return the response to `{"action":"init"}`."""
         return self.parts(
             (
                 "mempoolInfo",
@@ -80,7 +80,7 @@ class Messages:
         )
 
     def block(self, block: Block) -> Raw:
-        """A block's frame; `stale` is right only with a database."""
+        """Return the JSON of a block. As in the real backend, `stale` is correct only with a database."""
         stale = self._backend.has_database and block.hash in self._backend.stale
         key = (block.hash, stale)
         if key not in self._blocks:
@@ -98,7 +98,7 @@ class Messages:
         return Raw(self._blocks[key])
 
     def update(self, update: Update) -> Parts:
-        """The parts only this update has; `Delta` goes to those who track, the others to everybody who listens."""
+        """Return the parts of an update. A `Delta` goes to the clients that track it, the others to all clients."""
         match update:
             case Indicators(values):
                 return {"loadingIndicators": frames.ENCODER.encode(values)}
@@ -121,7 +121,7 @@ class Messages:
                 {"replaced": loser, "by": txframes.full_tx(winner, electrs=electrs)} for loser, winner in delta.replaced
             ],
         }
-        # The encoded text is big and was needed for this message only.
+        # The encoded text is large, and only this message needs it.
         for seen in (*delta.added, *(winner for _, winner in delta.replaced)):
             seen.frame = b""
         short = full | {
@@ -136,7 +136,7 @@ class Messages:
         return parts
 
     def projected(self, index: int) -> list[Seen]:
-        """Transactions of a projected block, the last one cut short."""
+        """Return the transactions of a projected block; the last block is truncated."""
         blocks = self._backend.projected
         if index >= len(blocks):
             return []
@@ -144,7 +144,7 @@ class Messages:
         shown: list[Seen] = []
         for seen in blocks[index].txs:
             room -= seen.tx.weight
-            # With a small `block_weight` a transaction may be larger: a block that is there is never shown empty.
+            # With a small `block_weight` one transaction may exceed the limit, but a block is never shown empty.
             if room < 0 and shown:
                 break
             shown.append(seen)
@@ -152,20 +152,20 @@ class Messages:
 
     @property
     def sequence(self) -> int:
-        """Of the last delta."""
+        """Return the sequence of the last delta."""
         return self._backend.sequence
 
     @property
     def projected_blocks(self) -> int:
-        """How many blocks can be asked for."""
+        """Return the number of projected blocks that a client can track."""
         return self._world.settings.projected_blocks
 
     @property
     def has_prevouts(self) -> bool:
-        """Whether transactions of the mempool come with what they spend."""
+        """Return whether transactions of the mempool include their prevouts."""
         return self._backend.reads_electrs
 
-    def _make(self, key: str) -> object:  # noqa: C901, PLR0912 -- a table of what is said under which key
+    def _make(self, key: str) -> object:  # noqa: C901, PLR0912 -- a table of the parts
         backend, now = self._backend, self._world.now
         match key:
             case "mempoolInfo":
@@ -194,7 +194,7 @@ class Messages:
             case "backendInfo":
                 return frames.backend_info(HOSTNAME, self._world.settings.mode)
             case "rbfSummary":
-                # There is one from the first change of the mempool on, empty as it may be.
+                # It exists from the first change of the mempool on, even if it is empty.
                 return backend.rbf.summary() if backend.saw_changes else None
             case _:
                 raise AssertionError(f"no part is called {key}")

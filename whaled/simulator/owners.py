@@ -1,7 +1,7 @@
-"""Owners of addresses in the simulated world, all invented, and the address book that lists them.
+"""The invented owners of addresses in the simulated world, and the address books that list them.
 
-Their addresses are the same in every world, whatever its seed: one book of each
-network fits all. `BOOKS` has what `book` gives.
+Their addresses do not depend on the seed, so one book per network fits every world. The files in `BOOKS` contain the
+output of `book`.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ _TYPES = (ScriptType.P2WPKH, ScriptType.P2TR, ScriptType.P2SH, ScriptType.P2PKH,
 
 
 class InventedOwner(Struct, frozen=True):
-    """Somebody who does not exist. `weight` is how often it takes part, compared with the others."""
+    """An invented owner. `weight` is its relative frequency in transactions."""
 
     label: str
     type: OwnerType
@@ -47,13 +47,13 @@ OWNERS = (
 
 
 def scripts_of(owner: InventedOwner, network: Network) -> tuple[Script, ...]:
-    """The scripts of an owner; the same each time."""
+    """Return the scripts of an owner, always the same."""
     scripts = Scripts(network, Random(owner.label))  # noqa: S311 -- reproducible, nothing secret
     return tuple(scripts.make(_TYPES[index % len(_TYPES)]) for index in range(ADDRESSES_EACH))
 
 
 def book(network: Network) -> str:
-    """The address book of all owners on a network, as CSV for `detection.address_book`."""
+    """Return the address book of all owners on a network, as CSV for `detection.address_book`."""
     lines = [
         f"{owner.label},{script.address},{owner.type}\n" for owner in OWNERS for script in scripts_of(owner, network)
     ]
@@ -61,7 +61,7 @@ def book(network: Network) -> str:
 
 
 class Owners:
-    """Draws owners for one world. With a `share` of 0 nobody takes part, and `rng` is left alone."""
+    """A random source of owners for one world. With a `share` of 0 it returns none and does not use `rng`."""
 
     def __init__(self, network: Network, rng: Random, share: float) -> None:
         self._rng = rng
@@ -70,13 +70,13 @@ class Owners:
         self._owner = {script.hex: label for label, scripts in self._scripts.items() for script in scripts}
 
     def draw(self) -> Script | None:
-        """A script of some owner, `share` of the time."""
+        """Return a script of a random owner with probability `share`, else None."""
         if not self._share or self._rng.random() >= self._share:
             return None
         (owner,) = self._rng.choices(OWNERS, [owner.weight for owner in OWNERS])
         return self._rng.choice(self._scripts[owner.label])
 
     def sibling(self, script: Script) -> Script | None:
-        """Another script of the same owner, as for change; None if the script is nobody's."""
+        """Return another script of the same owner, as for change; None if the script belongs to no owner."""
         label = self._owner.get(script.hex)
         return None if label is None else self._rng.choice([each for each in self._scripts[label] if each != script])

@@ -1,4 +1,4 @@
-"""Who replaced whom, as a backend remembers it: trees whose root is the final replacer."""
+"""The replacements that a backend remembers: trees whose root is the final replacement."""
 
 from typing import TypedDict
 
@@ -9,7 +9,7 @@ from whaled.simulator.market import Seen
 from whaled.simulator.transactions import REPLACEABLE
 from whaled.simulator.txframes import effective
 
-# A backend keeps 24 hours. Transactions are kept whole here (some 2 KB each), so there is a bound in number.
+# A backend keeps 24 hours. Here the number is limited, since each transaction takes about 2 KB.
 REMEMBERED = 5_000
 # `replacements` shows this many trees; `rbfSummary` six.
 TREES_SHOWN = 25
@@ -17,14 +17,14 @@ SUMMARIES_SHOWN = 6
 
 
 class Replacement(Struct, frozen=True):
-    """One transaction that took the place of others."""
+    """A transaction that is part of a replacement."""
 
     seen: Seen
     at: int
 
 
 class RbfTx(TypedDict, total=False):
-    """A transaction in a tree, stripped."""
+    """A transaction in a tree, in the stripped form."""
 
     txid: str
     fee: float
@@ -38,7 +38,7 @@ class RbfTx(TypedDict, total=False):
 
 
 class RbfTree(TypedDict, total=False):
-    """A replacer and, below it, what it replaced."""
+    """A replacement, with the trees of the transactions that it replaced."""
 
     tx: RbfTx
     time: int
@@ -49,7 +49,7 @@ class RbfTree(TypedDict, total=False):
 
 
 class RbfHistory:
-    """Replacements in both directions. Lost when the backend restarts without its cache."""
+    """The known replacements, in both directions. Lost when the backend restarts."""
 
     def __init__(self) -> None:
         self._txs: dict[str, Replacement] = {}
@@ -58,10 +58,10 @@ class RbfHistory:
         self._mined: set[str] = set()
 
     def note(self, loser: Seen, winner: Seen, now: float, *, mined: bool = False) -> None:
-        """`winner` takes the place of `loser`."""
+        """Record that `winner` replaced `loser`."""
         for seen in (loser, winner):
             self._txs.setdefault(seen.tx.txid, Replacement(seen, int(now)))
-        # An older loser comes again with each later replacer; the tree keeps who was first.
+        # The backend pairs an older loser again with each later replacement; the tree keeps the first pair.
         if loser.tx.txid not in self._replaced_by:
             self._replaced_by[loser.tx.txid] = winner.tx.txid
             self._replaces.setdefault(winner.tx.txid, []).append(loser.tx.txid)
@@ -71,20 +71,20 @@ class RbfHistory:
             self._forget(next(iter(self._txs)))
 
     def mined(self, txids: list[str]) -> None:
-        """These were mined."""
+        """Record that these transactions were mined."""
         self._mined.update(txid for txid in txids if txid in self._txs)
 
     def cached(self, txid: str) -> Seen | None:
-        """A transaction of a tree in full: one that was replaced, or that replaced another."""
+        """Return a transaction that was replaced or replaced another, None for any other."""
         known = self._txs.get(txid)
         return known.seen if known else None
 
     def replaces(self, txid: str) -> list[str] | None:
-        """What this one replaced itself."""
+        """Return the txids that a transaction replaced directly, None if there are none."""
         return self._replaces.get(txid)
 
     def tree(self, txid: str) -> RbfTree | None:
-        """The whole tree a transaction is part of."""
+        """Return the whole tree that contains a transaction."""
         if txid not in self._txs:
             return None
         while txid in self._replaced_by:
@@ -93,17 +93,17 @@ class RbfHistory:
             return None
         tree = self._branch(txid, None)
         if _has_mined(tree):
-            # Of the whole tree: also where one that had been replaced came back and was mined.
+            # Set for the whole tree, even if a replaced transaction came back and was mined.
             tree["mined"] = True
         return tree
 
     def latest(self) -> list[RbfTree]:
-        """The latest trees, newest first."""
+        """Return the latest trees, newest first."""
         roots = [txid for txid in reversed(self._replaces) if txid not in self._replaced_by][:TREES_SHOWN]
         return [tree for tree in map(self.tree, roots) if tree is not None]
 
     def summary(self) -> list[dict[str, object]]:
-        """`rbfSummary`: the latest replacements, each with the fee it beat."""
+        """Return `rbfSummary`: the latest replacements, each with the fees of the replaced transactions."""
         found: list[dict[str, object]] = []
         for winner in list(reversed(self._replaces))[:SUMMARIES_SHOWN]:
             new = self._txs[winner].seen

@@ -1,4 +1,4 @@
-"""The routes of the backend's REST interface and of electrs' beside it, and the faults instead of an answer."""
+"""The routes of the backend's REST API and of electrs's, and the simulated REST failures."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,30 +7,30 @@ from typing import TypeVar
 from aiohttp import web
 from msgspec import Struct
 
-from whaled.simulator.answers import Answer, Answers, error, nowhere
 from whaled.simulator.electrs import Electrs
 from whaled.simulator.electrs import nowhere as electrs_nowhere
 from whaled.simulator.faults import FailRest, RestMode
+from whaled.simulator.responses import Response, Responses, error, nowhere
 
 PREFIX = "/api/v1/"
-# Where nginx shows electrs.
+# nginx serves electrs under this prefix.
 ELECTRS_PREFIX = "/api/"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Server = TypeVar("Server", Answers, Electrs)
+Server = TypeVar("Server", Responses, Electrs)
 
 
 class RestFaults(Struct):
-    """How many answers fail from now on, and how."""
+    """The current REST fault, and the number of requests that it still affects."""
 
     fault: FailRest | None = None
     left: int = 0
 
     def begin(self, fault: FailRest) -> None:
-        """The next answers fail."""
+        """Make the next responses fail."""
         self.fault, self.left = fault, fault.times
 
     def take(self) -> FailRest | None:
-        """The fault for this answer, if one is due."""
+        """Return the fault for the current request, if any, and count it."""
         if self.fault is None or self.left == 0:
             return None
         self.left -= 1
@@ -38,13 +38,14 @@ class RestFaults(Struct):
 
 
 class Rest:
-    """REST of the backend that `current` returns, and of electrs where it reads it. While `running` is not set nothing
-    is answered.
+    """The REST API of the backend that `current` returns, and of electrs in esplora mode.
+
+    Requests wait while `running` is not set.
     """
 
     def __init__(
         self,
-        current: Callable[[], Answers],
+        current: Callable[[], Responses],
         electrs: Electrs | None,
         faults: RestFaults,
         running: asyncio.Event,
@@ -55,24 +56,24 @@ class Rest:
         self._running = running
 
     def add_to(self, app: web.Application) -> None:
-        """Put the routes on an application."""
-        for path, answer in _GET.items():
-            app.router.add_get(PREFIX + path, self._handler(self._current, answer))
+        """Add the routes to an application."""
+        for path, respond in _GET.items():
+            app.router.add_get(PREFIX + path, self._handler(self._current, respond))
         app.router.add_post(PREFIX + "prevouts", self._prevouts)
         electrs = self._electrs
         if electrs is None:
-            for path, answer in _GET_OF_NODE.items():
-                app.router.add_get(PREFIX + path, self._handler(self._current, answer))
+            for path, respond in _GET_OF_NODE.items():
+                app.router.add_get(PREFIX + path, self._handler(self._current, respond))
         app.router.add_route("*", PREFIX + "{rest:.*}", self._handler(self._current, _nowhere))
         if electrs is not None:
             for path, found in _GET_OF_ELECTRS.items():
                 app.router.add_get(ELECTRS_PREFIX + path, self._handler(lambda: electrs, found))
             app.router.add_route("*", ELECTRS_PREFIX + "{rest:.*}", self._handler(lambda: electrs, _nowhere_in_electrs))
 
-    def _handler(self, current: Callable[[], Server], answer: Callable[[Server, web.Request], Answer]) -> Handler:
+    def _handler(self, current: Callable[[], Server], respond: Callable[[Server, web.Request], Response]) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             refusal = await self._fault()
-            return _respond(refusal or answer(current(), request))
+            return _respond(refusal or respond(current(), request))
 
         return handle
 
@@ -81,14 +82,14 @@ class Rest:
         refusal = await self._fault()
         return _respond(refusal or self._current().prevouts(body))
 
-    async def _fault(self) -> Answer | None:
+    async def _fault(self) -> Response | None:
         await self._running.wait()
         fault = self._faults.take()
         if fault is None:
             return None
         match fault.mode:
             case RestMode.TIMEOUT:
-                # Ends when the client gives up: aiohttp then cancels this handler.
+                # Waits until the client disconnects: aiohttp then cancels this handler.
                 await asyncio.Event().wait()
             case RestMode.SLOW:
                 await asyncio.sleep(fault.seconds)
@@ -98,73 +99,73 @@ class Rest:
         return None
 
 
-def _respond(answer: Answer) -> web.Response:
-    headers = {"Content-Type": answer.kind} if answer.body else {}
-    return web.Response(body=answer.body, status=answer.status, headers=headers)
+def _respond(response: Response) -> web.Response:
+    headers = {"Content-Type": response.kind} if response.body else {}
+    return web.Response(body=response.body, status=response.status, headers=headers)
 
 
-def _not_without_index(_answers: Answers, _request: web.Request) -> Answer:
+def _not_without_index(_responses: Responses, _request: web.Request) -> Response:
     return error(405, "Address lookups cannot be used with bitcoind as backend.")
 
 
-def _nowhere(_answers: Answers, request: web.Request) -> Answer:
+def _nowhere(_responses: Responses, request: web.Request) -> Response:
     return nowhere(request.method, request.path)
 
 
-def _nowhere_in_electrs(_electrs: Electrs, request: web.Request) -> Answer:
+def _nowhere_in_electrs(_electrs: Electrs, request: web.Request) -> Response:
     return electrs_nowhere(request.path.removeprefix(ELECTRS_PREFIX.rstrip("/")))
 
 
-def _named(answer: Callable[[Server, str], Answer], name: str) -> Callable[[Server, web.Request], Answer]:
-    return lambda server, request: answer(server, request.match_info[name])
+def _named(respond: Callable[[Server, str], Response], name: str) -> Callable[[Server, web.Request], Response]:
+    return lambda server, request: respond(server, request.match_info[name])
 
 
 def _paired(
-    answer: Callable[[Server, str, str], Answer], first: str, second: str
-) -> Callable[[Server, web.Request], Answer]:
-    return lambda server, request: answer(server, request.match_info[first], request.match_info[second])
+    respond: Callable[[Server, str, str], Response], first: str, second: str
+) -> Callable[[Server, web.Request], Response]:
+    return lambda server, request: respond(server, request.match_info[first], request.match_info[second])
 
 
-# What the backend answers in every mode.
-_GET: dict[str, Callable[[Answers, web.Request], Answer]] = {
-    "tx/{txid}/rbf": _named(Answers.tx_rbf, "txid"),
-    "tx/{txid}/cached": _named(Answers.tx_cached, "txid"),
-    "replacements": lambda answers, _: answers.replacements(),
-    "transaction-times": lambda answers, request: answers.transaction_times(request.query.getall("txId[]", [])),
-    "blocks/tip/height": lambda answers, _: answers.tip_height(),
-    "blocks": lambda answers, _: answers.blocks(),
-    "blocks/{height}": _named(Answers.blocks, "height"),
-    "block/{hash}": _named(Answers.block, "hash"),
-    "block/{hash}/summary": _named(Answers.block_summary, "hash"),
-    "chain-tips": lambda answers, _: answers.chain_tips(),
-    "fees/recommended": lambda answers, _: answers.fees(whole=True),
-    "fees/precise": lambda answers, _: answers.fees(whole=False),
-    "fees/mempool-blocks": lambda answers, _: answers.part("mempool-blocks"),
-    "prices": lambda answers, _: answers.part("conversions"),
-    "backend-info": lambda answers, _: answers.part("backendInfo"),
-    "difficulty-adjustment": lambda answers, _: answers.part("da"),
-    "init-data": lambda answers, _: answers.init_data(),
+# Routes of the backend in every mode.
+_GET: dict[str, Callable[[Responses, web.Request], Response]] = {
+    "tx/{txid}/rbf": _named(Responses.tx_rbf, "txid"),
+    "tx/{txid}/cached": _named(Responses.tx_cached, "txid"),
+    "replacements": lambda responses, _: responses.replacements(),
+    "transaction-times": lambda responses, request: responses.transaction_times(request.query.getall("txId[]", [])),
+    "blocks/tip/height": lambda responses, _: responses.tip_height(),
+    "blocks": lambda responses, _: responses.blocks(),
+    "blocks/{height}": _named(Responses.blocks, "height"),
+    "block/{hash}": _named(Responses.block, "hash"),
+    "block/{hash}/summary": _named(Responses.block_summary, "hash"),
+    "chain-tips": lambda responses, _: responses.chain_tips(),
+    "fees/recommended": lambda responses, _: responses.fees(whole=True),
+    "fees/precise": lambda responses, _: responses.fees(whole=False),
+    "fees/mempool-blocks": lambda responses, _: responses.part("mempool-blocks"),
+    "prices": lambda responses, _: responses.part("conversions"),
+    "backend-info": lambda responses, _: responses.part("backendInfo"),
+    "difficulty-adjustment": lambda responses, _: responses.part("da"),
+    "init-data": lambda responses, _: responses.init_data(),
 }
-# What it does not answer where it reads electrs, which does.
-_GET_OF_NODE: dict[str, Callable[[Answers, web.Request], Answer]] = {
-    "tx/{txid}": _named(Answers.tx, "txid"),
-    "tx/{txid}/hex": _named(Answers.tx_hex, "txid"),
-    "tx/{txid}/status": _named(Answers.tx_status, "txid"),
-    "tx/{txid}/outspends": _named(Answers.tx_outspends, "txid"),
-    "mempool": lambda answers, _: answers.mempool(),
-    "mempool/txids": lambda answers, _: answers.mempool_txids(),
-    "mempool/recent": lambda answers, _: answers.mempool_recent(),
-    "blocks/tip/hash": lambda answers, _: answers.tip_hash(),
-    "block-height/{height}": _named(Answers.block_height, "height"),
-    "block/{hash}/header": _named(Answers.block_header, "hash"),
-    "block/{hash}/raw": _named(Answers.block_raw, "hash"),
-    "block/{hash}/txids": _named(Answers.block_txids, "hash"),
-    "block/{hash}/txs": _named(Answers.block_txs, "hash"),
-    "block/{hash}/txs/{index}": _paired(Answers.block_txs, "hash", "index"),
+# Routes that the backend serves only if it reads its node. In esplora mode electrs serves them.
+_GET_OF_NODE: dict[str, Callable[[Responses, web.Request], Response]] = {
+    "tx/{txid}": _named(Responses.tx, "txid"),
+    "tx/{txid}/hex": _named(Responses.tx_hex, "txid"),
+    "tx/{txid}/status": _named(Responses.tx_status, "txid"),
+    "tx/{txid}/outspends": _named(Responses.tx_outspends, "txid"),
+    "mempool": lambda responses, _: responses.mempool(),
+    "mempool/txids": lambda responses, _: responses.mempool_txids(),
+    "mempool/recent": lambda responses, _: responses.mempool_recent(),
+    "blocks/tip/hash": lambda responses, _: responses.tip_hash(),
+    "block-height/{height}": _named(Responses.block_height, "height"),
+    "block/{hash}/header": _named(Responses.block_header, "hash"),
+    "block/{hash}/raw": _named(Responses.block_raw, "hash"),
+    "block/{hash}/txids": _named(Responses.block_txids, "hash"),
+    "block/{hash}/txs": _named(Responses.block_txs, "hash"),
+    "block/{hash}/txs/{index}": _paired(Responses.block_txs, "hash", "index"),
     "address/{rest:.*}": _not_without_index,
     "scripthash/{rest:.*}": _not_without_index,
 }
-_GET_OF_ELECTRS: dict[str, Callable[[Electrs, web.Request], Answer]] = {
+_GET_OF_ELECTRS: dict[str, Callable[[Electrs, web.Request], Response]] = {
     "tx/{txid}": _named(Electrs.tx, "txid"),
     "tx/{txid}/hex": _named(Electrs.tx_hex, "txid"),
     "tx/{txid}/raw": _named(Electrs.tx_raw, "txid"),

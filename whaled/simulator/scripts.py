@@ -1,6 +1,6 @@
-"""Output scripts of every type a backend names, with their addresses, and what an input that spends them looks like.
+"""Output scripts of every type that a backend distinguishes, with their addresses, and the inputs that spend them.
 
-Addresses are right in form (checksum, prefix, length); the keys behind them are random bytes and exist nowhere.
+Addresses are well-formed (checksum, prefix, length). Their keys are random bytes that belong to no one.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from whaled.addresses import base58check, segwit_address
 
 
 class Network(StrEnum):
-    """Decides address prefixes, difficulty, and whether the backend knows a price."""
+    """The network, which determines address prefixes, difficulty, and whether there is a price."""
 
     MAINNET = "mainnet"
     REGTEST = "regtest"
@@ -37,7 +37,7 @@ class ScriptType(StrEnum):
 
 
 class Script(Struct, frozen=True, gc=False):
-    """A scriptPubKey: hex, address (empty where there is none), assembly text, type."""
+    """A scriptPubKey: hex, address (empty if there is none), assembly text, type."""
 
     hex: str
     address: str
@@ -46,7 +46,7 @@ class Script(Struct, frozen=True, gc=False):
 
 
 class Spend(Struct, frozen=True, gc=False):
-    """What an input carries: scriptSig in hex and assembly, and its witness items in hex."""
+    """The signature data of an input: scriptSig in hex and assembly, and witness items in hex."""
 
     scriptsig: str
     scriptsig_asm: str
@@ -54,7 +54,7 @@ class Spend(Struct, frozen=True, gc=False):
 
 
 class SpendSize(Struct, frozen=True, gc=False):
-    """Bytes of a spend: the scriptSig, and the serialised witness stack (0 if the input has none)."""
+    """The sizes of a spend in bytes: the scriptSig, and the serialised witness stack (0 if there is none)."""
 
     scriptsig: int
     witness: int
@@ -72,7 +72,7 @@ SPENDABLE = {
 
 
 class Scripts:
-    """Makes scripts of one network out of one random source."""
+    """A factory of random scripts for one network."""
 
     def __init__(self, network: Network, rng: Random) -> None:
         self._rng = rng
@@ -94,7 +94,7 @@ class Scripts:
         }
 
     def make(self, kind: ScriptType) -> Script:
-        """A script of this type that has not been seen before (an anchor is always the same)."""
+        """Return a new script of a type (an anchor is always the same)."""
         return self._makers[kind]()
 
     def _pubkey(self) -> str:
@@ -141,7 +141,7 @@ class Scripts:
 
 
 def spend(kind: ScriptType, salt: str) -> Spend:
-    """Signature data of the right shape and length for an input of this type; the same salt gives the same data."""
+    """Return signature data of the correct form and length for an input of a type, determined by the salt."""
     noise = shake_128(salt.encode()).hexdigest(120)
     first = f"30440220{noise[0:64]}0220{noise[64:128]}01"
     key = f"02{noise[128:192]}"
@@ -166,7 +166,7 @@ def spend(kind: ScriptType, salt: str) -> Spend:
 
 
 def witness_script_asm(data: Spend) -> str:
-    """The script that a P2WSH input reveals, in assembly: two of three keys."""
+    """Return the script of a P2WSH input in assembly: two of three keys."""
     script = data.witness[-1]
     keys = " ".join(f"OP_PUSHBYTES_33 {script[start : start + 66]}" for start in (4, 72, 140))
     return f"OP_PUSHNUM_2 {keys} OP_PUSHNUM_3 OP_CHECKMULTISIG"

@@ -1,4 +1,4 @@
-"""Transactions and blocks as the network serialises them (BIP 144): every id here is the hash of what it names."""
+"""Transactions and blocks as the network serialises them (BIP 144). Every txid and block hash is a real hash."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -10,23 +10,23 @@ from whaled.simulator.transactions import REPLACEABLE, Coin, Payment, Tx, TxKind
 
 HEADER_BYTES = 80
 BLOCK_VERSION = 0x30000000
-# The witness of a coinbase: the reserved value of BIP 141.
+# Witness of a coinbase: the reserved value of BIP 141.
 COINBASE_WITNESS = "0" * 64
 _NOWHERE = b"\0" * 32 + b"\xff" * 4
 
 
 def twice(data: bytes) -> str:
-    """Double SHA-256, written as ids are."""
+    """Return the double SHA-256 in the byte order of txids and block hashes, in hex."""
     return sha256(sha256(data).digest()).digest()[::-1].hex()
 
 
 def signature(coin: Coin, fee: int) -> Spend:
-    """What the input that spends `coin` carries, in a transaction that pays `fee`."""
+    """Return the signature data of the input that spends `coin`, in a transaction with this fee."""
     return spend(coin.script.type, f"{coin.txid}/{coin.vout}/{fee}")
 
 
 class Parts(NamedTuple):
-    """A transaction's serialisation without its witnesses in four pieces, and its witnesses (empty for none)."""
+    """The pieces of a transaction's serialisation. `witnesses` is empty if no input has one."""
 
     version: bytes
     body: bytes
@@ -35,19 +35,19 @@ class Parts(NamedTuple):
 
     @property
     def stripped(self) -> bytes:
-        """Without witnesses: what the txid is the hash of."""
+        """Return the serialisation without witnesses, whose hash is the txid."""
         return self.version + self.body + self.locktime
 
     @property
     def whole(self) -> bytes:
-        """As it is sent and stored."""
+        """Return the complete serialisation."""
         if not self.witnesses:
             return self.stripped
         return self.version + b"\0\1" + self.body + self.witnesses + self.locktime
 
 
 def parts_of(tx: Tx) -> Parts:
-    """The serialisation of a transaction."""
+    """Serialise a transaction."""
     return _parts(tx.inputs, tx.outputs, tx.fee, sequence=tx.sequence, version=tx.version, coinbase=tx.coinbase)
 
 
@@ -62,7 +62,10 @@ def assemble(
     version: int = 2,
     coinbase: str = "",
 ) -> Tx:
-    """A transaction with the txid, size and weight of its serialisation. `coinbase` is the scriptSig of one, in hex."""
+    """Return a transaction with the txid, size and weight of its serialisation.
+
+    `coinbase` is the scriptSig of a coinbase in hex, empty for other transactions.
+    """
     parts = _parts(inputs, outputs, fee, sequence=sequence, version=version, coinbase=coinbase)
     stripped, size = parts.stripped, len(parts.whole)
     return Tx(
@@ -113,7 +116,7 @@ def _varint(count: int) -> bytes:
 
 
 def merkle_root(txids: Sequence[str]) -> str:
-    """Of the txids of a block."""
+    """Return the merkle root of a block's txids."""
     level = [bytes.fromhex(txid)[::-1] for txid in txids]
     while len(level) > 1:
         if len(level) % 2:
@@ -124,7 +127,7 @@ def merkle_root(txids: Sequence[str]) -> str:
 
 
 def header(previous: str, root: str, timestamp: int, bits: int, nonce: int) -> bytes:
-    """The 80 bytes that a block's hash is the hash of. No work is in it: the hash is not below the target."""
+    """Return the 80 bytes of a block header. There is no proof of work: its hash is not below the target."""
     fields = (timestamp, bits, nonce)
     return (
         BLOCK_VERSION.to_bytes(4, "little")
@@ -135,17 +138,17 @@ def header(previous: str, root: str, timestamp: int, bits: int, nonce: int) -> b
 
 
 def header_of(block: Block) -> bytes:
-    """A block's header."""
+    """Return the header of a block."""
     return header(block.previous, block.merkle_root, block.timestamp, block.bits, block.nonce)
 
 
 def block_bytes(block: Block) -> bytes:
-    """A whole block."""
+    """Serialise a block."""
     count = _varint(len(block.txs))
     return header_of(block) + count + b"".join(parts_of(tx).whole for tx in block.txs)
 
 
 def block_size(block: Block) -> tuple[int, int]:
-    """Its (size, weight)."""
+    """Return the (size, weight) of a block."""
     frame = HEADER_BYTES + len(_varint(len(block.txs)))
     return frame + sum(tx.size for tx in block.txs), frame * 4 + sum(tx.weight for tx in block.txs)

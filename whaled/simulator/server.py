@@ -1,8 +1,8 @@
-"""A mempool backend in miniature on one port: WebSocket on any path, REST under /api/v1/, control under /simulator.
+"""The simulated backend on one port: WebSocket on any path, REST under /api/v1/, control under /simulator.
 
 async with Simulator(SimulatorSettings(port=0, manual=True, rate=0)) as sim:
     sim.world.pay(100 * SAT_PER_BTC)
-    await sim.poll()        # whoever listens on sim.url has it now
+    await sim.poll()        # the clients of sim.url have received it now
 """
 
 import asyncio
@@ -18,7 +18,6 @@ import structlog
 from aiohttp import WSMsgType
 
 from whaled.simulator import faults
-from whaled.simulator.answers import Answers
 from whaled.simulator.backend import Backend, Corrected, Update
 from whaled.simulator.control import Control
 from whaled.simulator.electrs import Electrs
@@ -26,6 +25,7 @@ from whaled.simulator.faults import AnyFault, FailRest, Garbage, RestMode
 from whaled.simulator.front import CONTROL_PREFIX, Front
 from whaled.simulator.life import Life
 from whaled.simulator.messages import Messages
+from whaled.simulator.responses import Responses
 from whaled.simulator.rest import ELECTRS_PREFIX, PREFIX, Rest, RestFaults
 from whaled.simulator.settings import Mode, SimulatorSettings
 from whaled.simulator.truth import Truth
@@ -33,38 +33,39 @@ from whaled.simulator.world import World
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# A poll in manual mode waits no longer than this for clients to be sent what it gave: some do not read.
+# In manual mode a poll waits at most this long until its frames are sent: some clients do not read.
 FLUSH_WAIT_S = 0.2
-# While the node is gone a backend tries, and says so, once a second.
+# While the node is unreachable, a backend retries once a second and reports it.
 RETRY_S = 1.0
-# The indexer slows polling down after a reorganisation with a database: 10 s instead of 1 s were measured.
+# After a reorganisation, a backend with a database polls more slowly, because its indexer runs: 10 s instead of 1 s
+# were measured.
 SLOW_POLLS = 10
 
 
 class Simulator:
-    """The simulated backend as an async context manager; listening from `__aenter__` to `__aexit__`.
+    """The simulated backend as an async context manager. It listens from `__aenter__` to `__aexit__`.
 
-    `world` makes things happen, `truth` says what did. With `manual` settings nothing happens by itself but by
-    `poll()`; otherwise the settings' rates apply, on the wall clock. Raises ListenError if the port cannot be had.
+    `world` has methods that cause events, `truth` records them. With `manual` settings time passes only in `poll()`;
+    otherwise the settings' rates apply to the wall clock. Raises ListenError if the port is not available.
     """
 
     def __init__(self, settings: SimulatorSettings, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self._clock = clock
         self._now = clock() if settings.start is None else settings.start
-        # With a start of its own the world keeps that distance from the clock.
+        # With `start` the world's time differs from the clock by a constant.
         self._ahead = self._now - clock()
         self.world = World(settings, self._now)
         self.backend = Backend(self.world.chain, settings, self._now, usd=self.world.usd)
         self._life = Life(self.world)
         self._messages = Messages(self.backend, self.world)
-        self._answers = Answers(self.world, self.backend, self._messages, self._push)
+        self._responses = Responses(self.world, self.backend, self._messages, self._push)
         self._rest_faults = RestFaults()
         self._running = asyncio.Event()
         self._running.set()
         self._front = Front(settings.host, settings.port, self._running, lambda: self._messages)
         electrs = Electrs(self.world) if settings.mode is Mode.ESPLORA else None
-        Rest(lambda: self._answers, electrs, self._rest_faults, self._running).add_to(self._front.app)
+        Rest(lambda: self._responses, electrs, self._rest_faults, self._running).add_to(self._front.app)
         Control(self.world, self.apply, self._catch_up).add_to(self._front.app)
         self._waits_for_subscriber = settings.early_subscriber
         self._node_is_lost = False
@@ -74,41 +75,41 @@ class Simulator:
         self._tasks = asyncio.TaskGroup()
         self._jobs: set[asyncio.Task[None]] = set()
 
-    # --- where it is ---
+    # --- addresses ---
 
     @property
     def port(self) -> int:
-        """The port in use."""
+        """Return the port in use."""
         return self._front.port
 
     @property
     def url(self) -> str:
-        """Of the stream."""
+        """Return the URL of the stream."""
         return f"ws://{self.settings.host}:{self.port}/api/v1/ws"
 
     @property
     def rest_url(self) -> str:
-        """Of the REST interface."""
+        """Return the URL of the REST API."""
         return f"http://{self.settings.host}:{self.port}{PREFIX.rstrip('/')}"
 
     @property
     def electrs_url(self) -> str:
-        """Of electrs' REST interface, in esplora mode."""
+        """Return the URL of electrs's REST API in esplora mode."""
         return f"http://{self.settings.host}:{self.port}{ELECTRS_PREFIX.rstrip('/')}"
 
     @property
     def control_url(self) -> str:
-        """Of truth, faults and whales on demand."""
+        """Return the URL of the control interface."""
         return f"http://{self.settings.host}:{self.port}{CONTROL_PREFIX}"
 
     @property
     def truth(self) -> Truth:
-        """What was really sent, and what became of it."""
+        """Return the ground truth of all transactions."""
         return self.world.truth
 
     @property
     def clients(self) -> int:
-        """Open connections to the stream."""
+        """Return the number of open connections to the stream."""
         return len(self._front.links)
 
     # --- life ---
@@ -134,7 +135,7 @@ class Simulator:
         if isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, trace)
         else:
-            # Whatever the body raised is not the task group's: it must not come out wrapped in an exception group.
+            # Hide the body's exception from the task group, which would wrap it in an exception group.
             await self._stack.__aexit__(None, None, None)
 
     def _begin(self, job: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -148,7 +149,7 @@ class Simulator:
             task.cancel()
 
     async def poll(self, seconds: float | None = None) -> None:
-        """Manual mode: let `seconds` (default: a poll interval) go by, poll once, and see everybody served."""
+        """In manual mode: advance by `seconds` (default: a poll interval), poll, and wait until all frames are sent."""
         self._now += self.settings.poll_interval if seconds is None else seconds
         if self._running.is_set():
             self._step(self._now)
@@ -171,7 +172,7 @@ class Simulator:
             await asyncio.sleep(min(pause, RETRY_S) if self._node_is_lost else pause)
 
     async def _fail_for_ever(self) -> None:
-        rng = Random(self.settings.seed)  # noqa: S311 -- not the world's, whose course faults must not change
+        rng = Random(self.settings.seed)  # noqa: S311 -- separate from the world's, whose course must not depend on faults
         while True:
             await asyncio.sleep(self.settings.fault_every)
             fault = rng.choice(faults.ROUTINE)
@@ -179,7 +180,7 @@ class Simulator:
             await self.apply(fault)
 
     def _step(self, now: float) -> bool:
-        """One poll. True if a reorganisation was noticed and polling slows down."""
+        """Poll once. Return True if the backend detected a reorganisation, after which it polls more slowly."""
         corrected = False
         if self._node_is_lost:
             self._life.advance(now)
@@ -213,14 +214,14 @@ class Simulator:
     # --- faults ---
 
     async def apply(self, fault: AnyFault) -> None:
-        """Make a fault happen that is given as a value. ImpossibleError: it cannot happen now."""
+        """Trigger a fault. Raises ImpossibleError if it cannot happen now."""
         match fault:
             case faults.DropLink():
                 self.drop_link()
             case faults.Stall():
                 self.stall(fault.seconds)
             case faults.Restart():
-                # Its own task: whoever asked for it may be gone before it is over.
+                # It runs in a separate task: the requesting connection may end before the restart does.
                 restart = self.restart(cache=fault.cache, resend=fault.resend, down=fault.down)
                 await asyncio.shield(self._begin(restart))
             case faults.SendGarbage():
@@ -237,22 +238,22 @@ class Simulator:
                 self.late_block()
 
     def drop_link(self) -> None:
-        """Cut every stream without a close frame."""
+        """Abort every stream without a close frame."""
         for link in list(self._front.links):
             link.abort()
 
     def stall(self, seconds: float | None = None) -> None:
-        """Freeze, for some seconds or until `resume`: nothing is polled, said or answered, not even pings."""
+        """Freeze for `seconds` or until `resume`: no polls, no frames, no REST responses, no pongs."""
         self._running.clear()
         if seconds is not None:
             asyncio.get_running_loop().call_later(seconds, self.resume)
 
     def resume(self) -> None:
-        """Go on after a stall."""
+        """Continue after a stall."""
         self._running.set()
 
     async def restart(self, *, cache: bool = False, resend: bool = True, down: float = 0.0) -> None:
-        """End and begin again, see `faults.Restart`. In manual mode `resend` leaves the first poll to you."""
+        """Restart the backend, see `faults.Restart`. In manual mode with `resend`, the caller does the first poll."""
         async with self._restarting:
             old = self.backend
             await self._front.go_down()
@@ -263,7 +264,7 @@ class Simulator:
             if cache:
                 self.backend.load_cache(old)
             self._messages = Messages(self.backend, self.world)
-            self._answers = Answers(self.world, self.backend, self._messages, self._push)
+            self._responses = Responses(self.world, self.backend, self._messages, self._push)
             self._waits_for_subscriber = resend and not cache
             if not self._waits_for_subscriber:
                 self._read_clock()
@@ -271,23 +272,23 @@ class Simulator:
             await self._front.come_up()
 
     def send_garbage(self, kind: Garbage = Garbage.NOT_JSON) -> None:
-        """One bad frame to everybody."""
+        """Send an invalid frame to every client."""
         opcode = WSMsgType.BINARY if kind is Garbage.BINARY else WSMsgType.TEXT
         for link in list(self._front.links):
             link.send(faults.PAYLOADS[kind], opcode)
 
     def burst(self, n: int = 2_000) -> None:
-        """Many small payments at once; the next poll delivers them in one message."""
+        """Send `n` small payments at once; the next poll reports them in one message."""
         self.world.burst(n)
 
     def reorg(self, depth: int, *, database: bool | None = None) -> None:
-        """Replace `depth` blocks by one more. `database` sets whether the backend has one, from now on."""
+        """Replace `depth` blocks by `depth` + 1 others. `database` sets whether the backend has one from now on."""
         if database is not None:
             self.backend.has_database = database
         self.world.reorg(depth)
 
     def lose_bitcoind(self, seconds: float | None = None, *, forget: bool = False) -> None:
-        """The node is gone, for some seconds or until `find_bitcoind`. With `forget` its mempool is lost."""
+        """Make the node unreachable for `seconds` or until `find_bitcoind`. With `forget` its mempool is lost."""
         self._node_is_lost = True
         if forget:
             for txid in list(self.world.chain.mempool):
@@ -296,7 +297,7 @@ class Simulator:
             asyncio.get_running_loop().call_later(seconds, self.find_bitcoind)
 
     def find_bitcoind(self) -> None:
-        """The node answers again."""
+        """Make the node reachable again."""
         self._node_is_lost = False
 
     def fail_rest(
@@ -307,9 +308,9 @@ class Simulator:
         seconds: float = 5.0,
         times: int = 1,
     ) -> None:
-        """The next `times` REST requests fail."""
+        """Make the next `times` REST requests fail."""
         self._rest_faults.begin(FailRest(mode=mode, status=status, seconds=seconds, times=times))
 
     def late_block(self) -> None:
-        """A block comes in the midst of the next poll, with all that the poll has just heard of."""
+        """Mine a block during the next poll, after the backend has read the txids of the mempool."""
         self._late_block = True

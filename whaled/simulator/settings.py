@@ -1,4 +1,4 @@
-"""What can be chosen about the simulated world and its backend."""
+"""The settings of the simulated world and its backend."""
 
 from enum import StrEnum
 
@@ -7,15 +7,15 @@ from msgspec import Struct
 from whaled.errors import ConfigError, Fault
 from whaled.simulator.scripts import Network
 
-# A backend's own limit: a block is 4 million weight units. The simulator may fill smaller blocks, see `block_weight`.
+# The consensus limit on a block's weight. The simulator may fill smaller blocks, see `block_weight`.
 MAX_BLOCK_WEIGHT = 4_000_000
 MAX_PROJECTED_BLOCKS = 8
-# Mean weight of a transaction as the default mix of kinds makes them (measured over 20,000).
+# Mean weight of a transaction with the default mix of kinds (measured over 20,000).
 MEAN_TX_WEIGHT = 1_200
 
 
 class Mode(StrEnum):
-    """What the backend reads (`MEMPOOL.BACKEND`): its node, its node and an Electrum server, or electrs."""
+    """The backend's data source (`MEMPOOL.BACKEND`): its node, its node and an Electrum server, or electrs."""
 
     NONE = "none"
     ELECTRUM = "electrum"
@@ -23,26 +23,27 @@ class Mode(StrEnum):
 
 
 class SimulatorSettings(Struct, frozen=True, kw_only=True):
-    """Settings of a `Simulator`. The defaults are a whale every few seconds and a block a minute; `DEMO` adds owners of
-    an address book and a fee market.
+    """The settings of a `Simulator`. By default there is a whale every few seconds and a block per minute. `DEMO` adds
+    the invented owners and a fee market.
 
-    `rate` is transactions per second, `whale_share` the part of them that is a whale (at least `whale_btc` in
-    outputs). `events` scales how often replacements, children and surprises in blocks happen; 0 turns them off.
-    `block_interval` is the mean in seconds, 0 means no block unless asked for. `block_weight` None fits blocks to the
-    load, so that fees move. `poll_interval` is how often the backend looks at its node.
+    `rate` is in transactions per second; `whale_share` is the share of whales among them (outputs of at least
+    `whale_btc`). `events` scales the frequency of replacements, children and surprises in blocks; 0 turns them off.
+    `block_interval` is the mean in seconds; with 0, blocks are mined only on request. `block_weight` None sizes blocks
+    to the load, so that fees vary. `poll_interval` is the time between the backend's polls of its node.
 
-    `manual` runs no timers: every `poll()` moves the clock by `poll_interval`. `start` is the first moment in Unix
-    seconds, None is now. `early_subscriber` holds back the first poll until a client has subscribed, so that it gets
-    what a backend sends while it starts. `mode` is what the backend reads; in `esplora` the routes of electrs
-    are there too, under `/api`. `projected_blocks` is how many blocks it projects (`MEMPOOL_BLOCKS_AMOUNT`).
+    `manual` runs no timers: every `poll()` advances the clock by `poll_interval`. `start` is the initial time in Unix
+    seconds, None means now. `early_subscriber` delays the first poll until a client has subscribed, so that the client
+    gets what a backend sends while it starts. `mode` is the backend's data source; in `esplora` mode the routes of
+    electrs are served too, under `/api`. `projected_blocks` is the number of projected blocks
+    (`MEMPOOL_BLOCKS_AMOUNT`).
 
-    Bounds on memory: `keep_blocks` blocks with their transactions, `mempool_limit` transactions (the cheapest are
-    evicted beyond), and `truth_limit` whales, and as many other transactions, in the ground truth. With `mempool_floor`
-    blocks leave as many transactions waiting, the cheapest: a mempool of one size.
+    Limits on memory: `keep_blocks` blocks with their transactions, `mempool_limit` transactions (beyond it the cheapest
+    are evicted), and in the ground truth `truth_limit` whales and as many other transactions. With `mempool_floor`,
+    blocks leave that many of the cheapest transactions, so that the mempool keeps its size.
 
-    `owner_share` is how often a payer, and how often a payee, is one of the invented owners (`owners.OWNERS`).
-    `backlog` makes a fee market: so many transactions wait from the start on and after every block, none of them a
-    whale at the start, and whales pay what is recommended for the hurry they are in.
+    `owner_share` is the probability that a payer is one of the invented owners (`owners.OWNERS`), and the same for a
+    payee. `backlog` creates a fee market: that many transactions, initially no whales, are waiting from the start and
+    after every block, and whales pay the recommended fee for a random urgency.
     """
 
     host: str = "127.0.0.1"
@@ -106,16 +107,16 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def weight_of_block(self) -> int:
-        """Weight a block can hold."""
+        """Return the weight limit of a block."""
         if self.block_weight is not None:
             return self.block_weight
         load = self.rate * self.block_interval * MEAN_TX_WEIGHT
-        # A little more than the load: the mempool then grows and empties by chance, as it does outside.
+        # Slightly more than the load: the mempool then grows and empties by chance, as on a real network.
         return int(min(MAX_BLOCK_WEIGHT, max(60_000, load * 1.15)))
 
     @property
     def usd(self) -> int | None:
-        """The price the backend starts with; test networks have none."""
+        """Return the initial price, None on regtest."""
         return self.btc_usd if self.network is Network.MAINNET else None
 
 
@@ -141,5 +142,5 @@ RANGES = {
     "truth_limit": "use at least 100",
 }
 
-# What `whaled run --simulate` and `whaled simulate` show: flows, and a fee market in which urgency differs.
+# The settings of `whaled run --simulate` and `whaled simulate`: owners for flows, and a fee market for urgency.
 DEMO = SimulatorSettings(owner_share=0.6, backlog=700)

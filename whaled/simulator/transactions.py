@@ -1,4 +1,4 @@
-"""A transaction of the simulated world: exact inputs, outputs and fee, and sizes that follow from them."""
+"""The transactions of the simulated world, with exact inputs, outputs, fees and sizes."""
 
 from enum import StrEnum
 from hashlib import sha256
@@ -13,11 +13,11 @@ FINAL = 0xFFFFFFFF
 
 
 class ImpossibleError(WhaledError):
-    """What was asked of the simulated world cannot happen; the message says why."""
+    """A requested event cannot happen in the simulated world; the message states why."""
 
 
 class TxKind(StrEnum):
-    """Why a transaction was made (the ground truth says it, the stream does not)."""
+    """The reason for which a transaction was made. Only the ground truth contains it."""
 
     PAYMENT = "payment"
     CHANGE_TO_SELF = "change_to_self"
@@ -40,7 +40,7 @@ class TxKind(StrEnum):
 
 
 class Coin(Struct, frozen=True, gc=False):
-    """An output that can be spent."""
+    """An output, to be spent by an input."""
 
     txid: str
     vout: int
@@ -49,20 +49,21 @@ class Coin(Struct, frozen=True, gc=False):
 
     @property
     def outpoint(self) -> tuple[str, int]:
-        """What an input names."""
+        """Return the (txid, vout) by which an input refers to the coin."""
         return self.txid, self.vout
 
 
 class Payment(Struct, frozen=True, gc=False):
-    """An output of a transaction: satoshi to a script."""
+    """An output of a transaction: an amount in satoshi and a script."""
 
     value: int
     script: Script
 
 
 class Tx(Struct, frozen=True, kw_only=True, eq=False):
-    """A transaction. `inputs` is empty for a coinbase, `coinbase` is its scriptSig. Made by `serial.assemble`, for
-    `txid`, `size` and `weight` follow from the rest.
+    """A transaction. A coinbase has no `inputs`, and `coinbase` is its scriptSig.
+
+    Use `serial.assemble` to make one: it derives `txid`, `size` and `weight`.
     """
 
     txid: str
@@ -79,43 +80,43 @@ class Tx(Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def out_sat(self) -> int:
-        """Sum of the outputs."""
+        """Return the sum of the outputs."""
         return sum(payment.value for payment in self.outputs)
 
     @property
     def in_sat(self) -> int:
-        """Sum of the spent coins."""
+        """Return the sum of the inputs."""
         return sum(coin.value for coin in self.inputs)
 
     @property
     def moved_sat(self) -> int:
-        """Sum of the outputs that do not return to the script of an input."""
+        """Return the sum of the outputs that do not return to the script of an input."""
         own = {coin.script.hex for coin in self.inputs}
         return sum(payment.value for payment in self.outputs if payment.script.hex not in own)
 
     @property
     def vsize(self) -> float:
-        """Virtual bytes, fractional."""
+        """Return the size in virtual bytes, not rounded."""
         return self.weight / 4
 
     @property
     def rate(self) -> float:
-        """Fee rate in sat/vB, without relatives."""
+        """Return the transaction's own fee rate in sat/vB, without relatives."""
         return self.fee / self.vsize
 
     @property
     def is_coinbase(self) -> bool:
-        """Whether this is the first transaction of a block."""
+        """Return whether this is the first transaction of a block."""
         return not self.inputs
 
     def coin(self, vout: int) -> Coin | None:
-        """Output `vout` as a coin, whatever its script; None if there is none."""
+        """Return output `vout` as a coin, regardless of its script; None if there is none."""
         if not 0 <= vout < len(self.outputs):
             return None
         return Coin(self.txid, vout, self.outputs[vout].value, self.outputs[vout].script)
 
     def coins(self) -> list[Coin]:
-        """The outputs somebody could spend next."""
+        """Return the outputs that can be spent."""
         return [
             Coin(self.txid, index, payment.value, payment.script)
             for index, payment in enumerate(self.outputs)
@@ -124,20 +125,20 @@ class Tx(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Ids:
-    """Ids of what is older than anything here: double SHA-256 of seed and counter, so a seed always gives the same."""
+    """A source of txids for transactions older than the world: the double SHA-256 of seed and counter."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._count = 0
 
     def next(self) -> str:
-        """A new id in hex."""
+        """Return a new id in hex."""
         self._count += 1
         return sha256(sha256(f"{self._seed}/{self._count}".encode()).digest()).hexdigest()
 
 
 def measure(spent: list[ScriptType], scripts: list[Script]) -> tuple[int, int]:
-    """(size, weight) of a transaction that spends outputs of these types and pays to these scripts."""
+    """Return the (size, weight) of a transaction that spends outputs of these types and pays to these scripts."""
     base = 8 + _varint(len(spent)) + _varint(len(scripts))
     witness = 0
     for kind in spent:
@@ -145,7 +146,7 @@ def measure(spent: list[ScriptType], scripts: list[Script]) -> tuple[int, int]:
         base += 41 + size.scriptsig
         witness += size.witness or 1
     base += sum(9 + len(script.hex) // 2 for script in scripts)
-    if witness == len(spent):  # no input has a witness: the old serialisation
+    if witness == len(spent):  # no input has a witness: the serialisation without witnesses
         witness = 0
     else:
         witness += 2

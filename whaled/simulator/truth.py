@@ -1,4 +1,4 @@
-"""The ground truth: what was really sent, and what became of it."""
+"""The ground truth: every transaction that was made, and its outcome."""
 
 from enum import StrEnum
 
@@ -7,12 +7,12 @@ from msgspec import Struct, field
 from whaled.simulator.chain import Block, Leaving
 from whaled.simulator.transactions import Tx, TxKind
 
-# A transaction that goes back and forth longer than this keeps its latest turns only.
+# Turns kept per transaction, the latest ones.
 MAX_TURNS = 256
 
 
 class Fate(StrEnum):
-    """Where a transaction is now. `unrelayed`: made, but neither in the mempool nor mined."""
+    """The state of a transaction. `unrelayed`: made, but neither in the mempool nor mined."""
 
     UNRELAYED = "unrelayed"
     PENDING = "pending"
@@ -22,7 +22,7 @@ class Fate(StrEnum):
 
 
 class Turn(Struct, frozen=True, gc=False):
-    """A change of fate: when, to what, and because of which txid or block hash."""
+    """A change of state: its time, the new state, and the txid or block hash that caused it."""
 
     at: float
     fate: Fate
@@ -30,8 +30,10 @@ class Turn(Struct, frozen=True, gc=False):
 
 
 class Record(Struct):
-    """One transaction: amounts in satoshi, times in Unix seconds. `moved_sat` leaves out what returned to the script
-    of an input; `via_block` means it was never in the mempool; `turns` is its whole life.
+    """The record of a transaction. Amounts are in satoshi, times in Unix seconds.
+
+    `moved_sat` excludes outputs to the script of an input. `via_block` means that it was never in the mempool. `turns`
+    is its history.
     """
 
     txid: str
@@ -54,7 +56,7 @@ class Record(Struct):
 
 
 class Truth:
-    """Records by txid. Holds the latest `limit` whales and as many others; older ones are forgotten."""
+    """The records by txid: the latest `limit` whales, and as many other transactions."""
 
     def __init__(self, threshold_sat: int, limit: int) -> None:
         self._threshold = threshold_sat
@@ -72,19 +74,19 @@ class Truth:
         return record
 
     def get(self, txid: str) -> Record | None:
-        """The record of a transaction, if it is still known."""
+        """Return the record of a transaction, None if it is unknown or was dropped."""
         return self._whales.get(txid) or self._others.get(txid)
 
     def records(self) -> list[Record]:
-        """All of them, in the order they were made."""
+        """Return all records in the order in which the transactions were made."""
         return sorted((*self._whales.values(), *self._others.values()), key=lambda record: record.sent_at)
 
     def whales(self) -> list[Record]:
-        """Those of at least the threshold, coinbases aside."""
+        """Return the records of transactions of at least the threshold, without coinbases."""
         return list(self._whales.values())
 
     def note(self, tx: Tx) -> Record:
-        """Begin the record of a transaction."""
+        """Return the record of a transaction, creating it if there is none."""
         known = self.get(tx.txid)
         if known is not None:
             return known
@@ -109,7 +111,7 @@ class Truth:
         return record
 
     def pending(self, tx: Tx, at: float) -> None:
-        """It entered the mempool, or came back to it."""
+        """Record that a transaction entered the mempool, or returned to it."""
         record = self.note(tx)
         if not record.turns:
             record.via_block = False
@@ -117,7 +119,7 @@ class Truth:
         self._turn(record, Turn(at, Fate.PENDING))
 
     def left(self, tx: Tx, why: Leaving, by: Tx | None, at: float) -> None:
-        """It left the mempool without being mined."""
+        """Record that a transaction left the mempool without being mined."""
         record = self.note(tx)
         fate = Fate.REPLACED if why is Leaving.REPLACED else Fate.EVICTED
         record.replaced_by = by.txid if by and fate is Fate.REPLACED else None
@@ -125,14 +127,14 @@ class Truth:
         self._turn(record, Turn(at, fate, by.txid if by else ""))
 
     def mined(self, block: Block, at: float) -> None:
-        """Its block joined the best chain."""
+        """Record that a block joined the best chain."""
         for tx in block.txs:
             record = self.note(tx)
             record.height, record.block_hash, record.replaced_by = block.height, block.hash, None
             self._turn(record, Turn(at, Fate.CONFIRMED, block.hash))
 
     def unmined(self, block: Block, at: float) -> None:
-        """Its block left the best chain. A coinbase is gone for good."""
+        """Record that a block left the best chain, which ends its coinbase for good."""
         record = self.get(block.txs[0].txid)
         if record is not None:
             record.height = record.block_hash = None

@@ -1,7 +1,7 @@
-"""A transaction as it is written by a backend that reads its node, and as electrs writes it.
+"""The JSON of a transaction as written by a backend that reads its node, and as written by electrs.
 
-The two forms differ in keys and their order. The backend takes over the form of what it reads (`bitcoin-api.ts`,
-`esplora-api.ts`) and adds its own fields behind (`transaction-utils.ts`).
+The two forms differ in their keys and the order of keys. The backend keeps the form of its data source
+(`bitcoin-api.ts`, `esplora-api.ts`) and appends its own fields (`transaction-utils.ts`).
 """
 
 from collections.abc import Sequence
@@ -19,28 +19,28 @@ from whaled.simulator.scripts import Script, ScriptType, witness_script_asm
 from whaled.simulator.serial import COINBASE_WITNESS, signature
 from whaled.simulator.transactions import Coin, Tx
 
-# `bitcoin-api.ts`: in a page of a block's transactions the prevouts of so many inputs are read, and the fee only if
-# there are fewer.
+# `bitcoin-api.ts`: for a page of a block's transactions the backend reads the prevouts of at most this many inputs, and
+# computes the fee only if there are fewer.
 EAGER_INPUTS = 13
-# `transaction-utils.ts`: bytes that a signature operation counts for.
+# `transaction-utils.ts`: bytes that a signature operation counts as.
 BYTES_PER_SIGOP = 5
 NULL_TXID, NULL_VOUT = "0" * 64, 0xFFFFFFFF
-# Signature operations in an output script; those of old script types count fourfold.
+# Signature operations of an output script; those of legacy script types count fourfold.
 _OUTPUT_SIGOPS = {ScriptType.P2PK: 4, ScriptType.P2PKH: 4, ScriptType.MULTISIG: 80}
-# In what a witness proves; a backend sees it only where the prevout is filled.
+# Signature operations of an input's witness; a backend counts them only if the prevout is filled.
 _INPUT_SIGOPS = {ScriptType.P2WPKH: 1, ScriptType.P2SH: 1, ScriptType.P2WSH: 3}
 
 
 def unrounded(fee: int) -> float:
-    """A fee as the backend reckons it for what its mempool never had: the node's BTC times 1e8, in doubles."""
+    """Return the fee that the backend computes for a transaction its mempool never had: BTC times 1e8 in doubles."""
     return fee / SAT_PER_BTC * SAT_PER_BTC
 
 
-# --- what is spent and paid ---
+# --- inputs and outputs ---
 
 
 def core_output(value: int, script: Script) -> Json:
-    """An output as a backend that reads its node writes it."""
+    """Return an output in the form of a backend that reads its node."""
     return {
         "value": value,
         "scriptpubkey": script.hex,
@@ -51,7 +51,7 @@ def core_output(value: int, script: Script) -> Json:
 
 
 def electrs_output(value: int, script: Script) -> Json:
-    """An output as electrs writes it: without an address where there is none."""
+    """Return an output in electrs's form, which omits a missing address."""
     kind = ScriptType.UNKNOWN if script.type is ScriptType.NONSTANDARD else script.type
     frame: Json = {"scriptpubkey": script.hex, "scriptpubkey_asm": script.asm, "scriptpubkey_type": kind}
     if script.address:
@@ -61,7 +61,7 @@ def electrs_output(value: int, script: Script) -> Json:
 
 
 def core_tx(tx: Tx, fee: float, status: Json, *, prevouts: bool) -> Json:
-    """A transaction as a backend reads it from its node."""
+    """Return a transaction in the form of a backend that reads its node."""
     spending = [_core_input(coin, tx, prevouts=prevouts) for coin in tx.inputs]
     return {
         "txid": tx.txid,
@@ -94,7 +94,7 @@ def _core_input(coin: Coin, tx: Tx, *, prevouts: bool) -> Json:
 
 
 def _redeem_asm(scriptsig: str) -> str:
-    """Of a P2SH input that spends a nested P2WPKH output: the only kind there is here."""
+    """Return the redeem script of a P2SH input in assembly. The simulator's P2SH outputs are all nested P2WPKH."""
     return f"OP_0 OP_PUSHBYTES_20 {scriptsig[6:]}"
 
 
@@ -118,7 +118,7 @@ def _core_coinbase(tx: Tx) -> Json:
 
 
 def electrs_tx(tx: Tx, status: Json) -> Json:
-    """A transaction as electrs writes it: everything is known, and nothing is written that is empty."""
+    """Return a transaction in electrs's form, which has all prevouts and omits empty keys."""
     vin = [_electrs_coinbase(tx)] if tx.is_coinbase else [_electrs_input(coin, tx) for coin in tx.inputs]
     return {
         "txid": tx.txid,
@@ -167,7 +167,7 @@ def _electrs_coinbase(tx: Tx) -> Json:
 
 
 def sigops(tx: Tx, *, prevouts: bool) -> int:
-    """Signature operations as the backend counts them; electrs counts the same with prevouts."""
+    """Return the number of signature operations as the backend counts them; electrs's count is that with prevouts."""
     count = sum(_OUTPUT_SIGOPS.get(payment.script.type, 0) for payment in tx.outputs)
     if prevouts:
         count += sum(_INPUT_SIGOPS.get(coin.script.type, 0) for coin in tx.inputs)
@@ -175,7 +175,10 @@ def sigops(tx: Tx, *, prevouts: bool) -> int:
 
 
 def status_of(block: Block | None, behind: int = 0) -> Json:
-    """`status`. The backend counts the height down from its own, so it is too low by as many blocks as it is behind."""
+    """Return `status`.
+
+    The backend derives the height from its own, so it is too low by the number of blocks that the backend is behind.
+    """
     if block is None:
         return {"confirmed": False}
     return {
@@ -186,23 +189,23 @@ def status_of(block: Block | None, behind: int = 0) -> Json:
     }
 
 
-# --- the mempool's ---
+# --- transactions of the mempool ---
 
 
 def full_tx(seen: Seen, *, electrs: bool, behind: int = 0) -> msgspec.Raw:
-    """A transaction as in `added` and `replaced[].by`, encoded once. `electrs`: the backend reads electrs."""
+    """Return an element of `added` or `replaced[].by`, encoded once. `electrs`: the backend reads electrs."""
     if not seen.frame:
         seen.frame = ENCODER.encode(mempool_tx(seen, electrs=electrs, behind=behind))
     return msgspec.Raw(seen.frame)
 
 
 def mempool_tx(seen: Seen, *, electrs: bool, behind: int = 0) -> Json:
-    """A transaction of the mempool. What a block brought that electrs did not know yet has the node's form."""
+    """Return a transaction of the mempool. One that electrs did not know when its block came has the node's form."""
     tx, status = seen.tx, status_of(seen.block, behind)
     is_electrs = electrs and not seen.is_from_node
     prevouts = is_electrs or seen.has_prevouts
     frame = electrs_tx(tx, status) if is_electrs else core_tx(tx, seen.fee, status, prevouts=prevouts)
-    # What was counted when the transaction was fetched stays, also when its prevouts are filled later.
+    # The count from when the transaction was fetched stays, even if its prevouts are filled later.
     frame |= _extended(tx, seen.fee, effective(seen), count=seen.sigops)
     if seen.first_seen is not None:
         frame["firstSeen"] = seen.first_seen
@@ -222,7 +225,7 @@ def mempool_tx(seen: Seen, *, electrs: bool, behind: int = 0) -> Json:
             frame["lastBoosted"] = seen.first_seen
         frame["position"] = {"block": seen.in_block, "vsize": number(seen.at_vsize)}
     bits = flags(seen, prevouts=prevouts)
-    # First classified before it is known to be a replacement; again when REST fills its prevouts.
+    # It is classified before it is known to be a replacement, and again when REST fills its prevouts.
     frame["flags"] = bits if seen.has_prevouts else bits & ~REPLACEMENT
     if seen.is_replacement:
         frame["replacement"] = True
@@ -247,12 +250,12 @@ def _relative(tx: Tx) -> Json:
 
 
 def adjusted_vsize(tx: Tx, count: int) -> float:
-    """What the backend ranks by: `count` signature operations stand for bytes."""
+    """Return the vsize by which the backend ranks, in which `count` signature operations count as bytes."""
     return max(tx.vsize, count * BYTES_PER_SIGOP)
 
 
 def effective(seen: Seen) -> float:
-    """`effectiveFeePerVsize`: the transaction's own rate, but with relatives that of the package."""
+    """Return `effectiveFeePerVsize`: the transaction's own rate, or the package's if it has relatives."""
     is_in_mempool = seen.uid is not None or seen.first_seen is not None
     if seen.ancestors or seen.descendants or not is_in_mempool:
         return seen.rate
@@ -260,14 +263,14 @@ def effective(seen: Seen) -> float:
 
 
 def mined_rate(seen: Seen) -> float:
-    """Its rate in the summary of a block that the backend followed: the vsize is rounded up there."""
+    """Return the rate in the summary of a block that the backend read live, in which the vsize is rounded up."""
     if seen.ancestors or seen.descendants:
         return seen.rate
     return seen.fee / ceil(adjusted_vsize(seen.tx, seen.sigops))
 
 
 def flags(seen: Seen, *, prevouts: bool) -> int:
-    """The bits of a transaction and of its relatives."""
+    """Return the bits of a transaction, including those for its relatives."""
     bits = flags_of(seen.tx, prevouts=prevouts)
     bits |= CPFP_PARENT if seen.descendants else 0
     bits |= CPFP_CHILD if seen.ancestors else 0
@@ -275,23 +278,24 @@ def flags(seen: Seen, *, prevouts: bool) -> int:
 
 
 def projected_flags(seen: Seen, *, prevouts: bool) -> int:
-    """The bits as projected blocks have them: a replacement is known from the change after its own."""
+    """Return the bits in projected blocks, where a replacement is known only one change after its own."""
     bits = flags(seen, prevouts=prevouts)
     return bits if seen.is_known_replacement else bits & ~REPLACEMENT
 
 
-# --- REST's ---
+# --- transactions of REST ---
 
 
 def found_tx(tx: Tx, status: Json) -> Json:
-    """`tx/:txid` of what is not in the backend's mempool."""
+    """Return `tx/:txid` for a transaction that is not in the backend's mempool."""
     frame, count = core_tx(tx, tx.fee, status, prevouts=True), sigops(tx, prevouts=True)
     return frame | _extended(tx, tx.fee, tx.fee / adjusted_vsize(tx, count), count=count)
 
 
 def page_tx(tx: Tx, status: Json) -> Json:
-    """One of `block/:hash/txs/:index`. From the 13th input on the fee is -1, and rates are negative with it; inputs
-    beyond the 13th say that they are `lazy`.
+    """Return an element of `block/:hash/txs/:index`.
+
+    With 13 inputs or more the fee is -1, so the rates are negative too. Inputs after the 13th have `lazy`.
     """
     fee = -1 if len(tx.inputs) >= EAGER_INPUTS else tx.fee
     frame = core_tx(tx, fee, status, prevouts=True)
@@ -302,7 +306,7 @@ def page_tx(tx: Tx, status: Json) -> Json:
 
 
 def stale_page_tx(tx: Tx, status: Json, now: int) -> Json:
-    """The same in a dead block: what was only in it counts as pending."""
+    """Return an element of `block/:hash/txs/:index` for a stale block: its transactions count as pending."""
     frame = page_tx(tx, status)
     count = sigops(tx, prevouts=True)
     fee = frame["fee"]
@@ -311,11 +315,11 @@ def stale_page_tx(tx: Tx, status: Json, now: int) -> Json:
     return frame | {"firstSeen": now}
 
 
-# --- in a line ---
+# --- short forms ---
 
 
 def stripped(seen: Seen, rate: float | None = None) -> Json:
-    """A transaction in a line (`common.ts`): `value` is the sum of the outputs; `time` only if the mempool had it."""
+    """Return the stripped form (`common.ts`): `value` is the sum of the outputs; no `time` if never in the mempool."""
     tx = seen.tx
     frame: Json = {
         "txid": tx.txid,
@@ -330,12 +334,12 @@ def stripped(seen: Seen, rate: float | None = None) -> Json:
 
 
 def classified(seen: Seen, rate: float, *, prevouts: bool) -> Json:
-    """A line of `block/:hash/summary`."""
+    """Return an element of `block/:hash/summary`."""
     return stripped(seen, rate) | {"flags": flags(seen, prevouts=prevouts)}
 
 
 def compressed(seen: Seen, *, prevouts: bool) -> list[Any]:
-    """A transaction as `projected-block-transactions` has it: the rate in hundredths."""
+    """Return an element of `projected-block-transactions`, with the rate rounded to hundredths."""
     line = stripped(seen)
     numbers = (line[key] for key in ("fee", "vsize", "value"))
     return [
@@ -348,11 +352,11 @@ def compressed(seen: Seen, *, prevouts: bool) -> list[Any]:
 
 
 def cents(rate: float) -> float:
-    """A rate in hundredths, rounded as JavaScript rounds."""
+    """Return a rate rounded to hundredths, as JavaScript rounds."""
     return number(int(rate * 100 + 0.5) / 100)
 
 
 def projected_block(index: int, sequence: int, txs: Sequence[Seen], *, prevouts: bool) -> Json:
-    """The answer to `track-mempool-block`."""
+    """Return the response to `track-mempool-block`."""
     lines = [compressed(seen, prevouts=prevouts) for seen in txs]
     return {"index": index, "sequence": sequence, "blockTransactions": lines}

@@ -1,4 +1,4 @@
-"""Coins and the transactions made of them. Inputs, outputs and fee always add up."""
+"""The coins of the world, and the transactions that spend them. Inputs always equal outputs plus fee."""
 
 from collections.abc import Callable
 from math import ceil
@@ -10,13 +10,13 @@ from whaled.simulator.serial import assemble
 from whaled.simulator.transactions import REPLACEABLE, Coin, Ids, ImpossibleError, Payment, Tx, TxKind, measure
 
 DUST_SAT = 546
-# Spare coins beyond this many are forgotten, as if their owners slept: memory stays bounded.
+# Coins kept for spending. Further ones are dropped, which limits memory.
 MAX_COINS = 4_000
 CONTACTS = 300
-# More than any transaction made here pays in fees at MAX_RATE, so that a whale stays one after its fee.
+# More than the fee of any transaction made here at MAX_RATE, so that a whale's outputs stay above the threshold.
 FEE_BUDGET = 3_000_000
 MAX_RATE = 300.0
-# Smallest sum of coins for kinds with few and with many parts: a fifth of it pays any fee.
+# Minimum sum of coins for kinds with few and with many parts: a fifth of it covers any fee.
 FEW_PARTS_SAT = 500_000
 MANY_PARTS_SAT = 20_000_000
 MANY_PARTS = frozenset({TxKind.CONSOLIDATION, TxKind.BATCH, TxKind.COINJOIN, TxKind.ALL_SCRIPTS})
@@ -36,7 +36,9 @@ Plan = tuple[list[Coin], list[Payment], Script]
 
 
 class Wallets:
-    """Everybody's coins. Recipes take coins worth `gross` satoshi and return (coins, payments, script of the rest)."""
+    """The coins of all wallets. A recipe takes coins of at least `gross` satoshi and returns a plan: (coins, payments,
+    script for the rest).
+    """
 
     def __init__(
         self, scripts: Scripts, ids: Ids, rng: Random, is_spendable: Callable[[Coin], bool], owners: Owners
@@ -64,7 +66,7 @@ class Wallets:
     # --- coins ---
 
     def put(self, coins: list[Coin]) -> None:
-        """Confirmed outputs that may be spent from now on."""
+        """Add confirmed outputs that may be spent from now on."""
         for coin in coins:
             if self._count >= MAX_COINS:
                 return
@@ -72,14 +74,14 @@ class Wallets:
             self._count += 1
 
     def mint(self, value: int, kind: ScriptType | None = None, script: Script | None = None) -> Coin:
-        """A coin from long ago, of exactly this value; its transaction is older than anything kept."""
+        """Return an old coin of exactly this value, whose transaction precedes the kept blocks."""
         txid, vout = self._ids.next(), self._rng.randrange(4)
         if script is None and kind is None:
             script = self._owners.draw()
         return Coin(txid, vout, value, script or self._scripts.make(kind or self._any_type()))
 
     def take(self, at_least: int, at_most: int) -> Coin:
-        """A coin of a value between these: one received before if there is one, else one from long ago."""
+        """Return a coin with a value in this range: a received one if there is one, else an old one."""
         for size in range(at_least.bit_length(), at_most.bit_length() + 1):
             pocket = self._coins.get(size)
             if not pocket:
@@ -95,7 +97,10 @@ class Wallets:
     # --- transactions ---
 
     def make(self, kind: TxKind, gross: int, at_most: int, rate: float, now: float) -> Tx:
-        """A transaction of this kind, coins between `gross` and `at_most` satoshi. ImpossibleError: no such recipe."""
+        """Return a transaction of a kind, with coins of `gross` to `at_most` satoshi.
+
+        Raises ImpossibleError if there is no recipe for the kind.
+        """
         recipe = self._recipes.get(kind)
         if recipe is None:
             allowed = ", ".join(self._recipes)
@@ -105,7 +110,7 @@ class Wallets:
         return self.compose(kind, recipe(gross, max(gross, at_most)), rate, now)
 
     def compose(self, kind: TxKind, plan: Plan, rate: float, now: float, *, sequence: int = REPLACEABLE) -> Tx:
-        """Put a plan together: what is left after payments and fee goes to the plan's script, dust to the fee."""
+        """Return the transaction of a plan. What remains goes to the plan's script, dust to the fee."""
         coins, payments, rest_script = plan
         spent = [coin.script.type for coin in coins]
         scripts = [payment.script for payment in payments]
@@ -114,7 +119,7 @@ class Wallets:
         fee = ceil(rate * weight / 4)
         rest = left - fee
         if rest >= DUST_SAT:
-            # Change stands at either end, as wallets shuffle it.
+            # Change is the first or last output, since wallets shuffle outputs.
             at = self._rng.choice((0, len(payments)))
             outputs = (*payments[:at], Payment(rest, rest_script), *payments[at:])
         else:
@@ -125,7 +130,7 @@ class Wallets:
         return assemble(kind, coins, outputs, fee, sent_at=now, sequence=sequence)
 
     def exact(self, out_sat: int, rate: float, now: float, kind: TxKind = TxKind.EXACT) -> Tx:
-        """A payment with change whose outputs sum to exactly `out_sat`."""
+        """Return a payment with change whose outputs sum to exactly `out_sat`."""
         script = self._scripts.make(ScriptType.P2WPKH)
         payee, change = self._payee(), self._scripts.make(ScriptType.P2WPKH)
         _, weight = measure([ScriptType.P2WPKH], [payee, change])
@@ -136,19 +141,22 @@ class Wallets:
         return self.compose(kind, ([coin], [Payment(paid, payee)], change), rate, now)
 
     def gather(self, out_sat: int, count: int, rate: float, now: float, kind: TxKind) -> Tx:
-        """`count` coins of one owner into one output of exactly `out_sat`."""
+        """Return a transaction of `count` coins into one output of exactly `out_sat`."""
         script = self._scripts.make(ScriptType.P2WPKH)
         fee = ceil(rate * measure([ScriptType.P2WPKH] * count, [script])[1] / 4)
         coins = [self.mint(value, ScriptType.P2WPKH) for value in self._split(out_sat + fee, count)]
         return self.compose(kind, (coins, [Payment(out_sat, script)], script), rate, now)
 
     def resent(self, old: Tx, rate: float, now: float, kind: TxKind) -> Tx:
-        """All of its inputs to one new script: neither the payees nor the fee of `old`."""
+        """Return a transaction of all inputs of `old` to one new script, with another fee."""
         script = self._scripts.make(ScriptType.P2WPKH)
         return self.compose(kind, (list(old.inputs), [], script), rate, now)
 
     def widened(self, old: Tx, fee_above: int, now: float) -> Tx:
-        """Its first input and a coin from long ago, for more than `fee_above`: the coin can be spent without it."""
+        """Return a transaction of the first input of `old` and another coin, with a fee above `fee_above`.
+
+        The other coin can later be spent without the first input.
+        """
         coins = [old.inputs[0], self.mint(old.in_sat + FEE_BUDGET, old.inputs[0].script.type)]
         script = self._scripts.make(coins[0].script.type)
         vsize = measure([coin.script.type for coin in coins], [script])[1] / 4
@@ -156,7 +164,7 @@ class Wallets:
         return self.compose(TxKind.REPLACEMENT, (coins, [], script), fee / vsize, now)
 
     def narrowed(self, wide: Tx, now: float) -> Tx:
-        """Only the last input of `wide`, for more than it pays."""
+        """Return a transaction of only the last input of `wide`, with a higher fee."""
         coin = wide.inputs[-1]
         script = self._scripts.make(coin.script.type)
         vsize = measure([coin.script.type], [script])[1] / 4
@@ -164,7 +172,10 @@ class Wallets:
         return self.compose(TxKind.REPLACEMENT, ([coin], [], script), fee / vsize, now)
 
     def replacement(self, old: Tx, rate: float, now: float, fee_above: int) -> Tx:
-        """The same payment for a higher rate and more than `fee_above` (BIP 125), taken from its largest output."""
+        """Return the same payment at a higher rate and with a fee above `fee_above` (BIP 125).
+
+        The largest output pays for it.
+        """
         vsize = ceil(old.vsize)
         fee = max(fee_above + vsize, ceil(rate * vsize))
         largest = max(range(len(old.outputs)), key=lambda at: old.outputs[at].value)
@@ -175,7 +186,10 @@ class Wallets:
         return assemble(TxKind.REPLACEMENT, old.inputs, outputs, fee, sent_at=now)
 
     def takeback(self, old: Tx, fee_above: int, now: float, kind: TxKind = TxKind.CANCELLATION) -> Tx:
-        """Spends only the smallest input of `old`, to a new script of the same owner, paying more than `fee_above`."""
+        """Return a transaction of the smallest input of `old` to a new script, with a fee above `fee_above`.
+
+        Adds another coin if that input cannot pay the fee.
+        """
         coins = [min(old.inputs, key=lambda each: each.value)]
         kind_of_script = coins[0].script.type
         script = self._scripts.make(kind_of_script)
@@ -188,7 +202,7 @@ class Wallets:
         return self.compose(kind, (coins, [], script), fee / vsize, now)
 
     def child(self, coin: Coin, rate: float, now: float) -> Tx:
-        """Spends an output of another transaction, all of it."""
+        """Return a transaction that spends one output of another transaction completely."""
         return self.compose(TxKind.CHILD, ([coin], [], self._scripts.make(coin.script.type)), rate, now)
 
     # --- recipes ---
@@ -197,7 +211,7 @@ class Wallets:
         return self._rng.choices(_OWN_TYPES, _OWN_SHARES)[0]
 
     def _change(self, coin: Coin) -> Script:
-        """Where change of this coin goes: to its owner."""
+        """Return a script for change of a coin, of the same owner."""
         return self._owners.sibling(coin.script) or self._scripts.make(coin.script.type)
 
     def _payee(self) -> Script:
@@ -219,7 +233,7 @@ class Wallets:
         coin = self.take(gross, at_most)
         coins = [coin]
         if self._rng.random() < 0.15:
-            # The small second input is what makes a later cancellation small.
+            # The small second input makes a later cancellation small.
             small = max(FEW_PARTS_SAT // 5, gross // 1000)
             coins.append(self.mint(small, coin.script.type, self._owners.sibling(coin.script)))
         paid = int(coin.value * self._rng.uniform(0.1, 0.8))
@@ -241,7 +255,7 @@ class Wallets:
     def _consolidation(self, gross: int, at_most: int) -> Plan:
         kind = self._any_type()
         total = self._rng.randint(gross, at_most)
-        # Mostly a handful of inputs, now and then many.
+        # Usually few inputs, sometimes many.
         parts = min(60, 4 + int(self._rng.expovariate(1 / 8)))
         owner = self._owners.draw()
         if owner is not None:
@@ -266,7 +280,7 @@ class Wallets:
         total = self._rng.randint(gross, at_most)
         equal = total // parts * 4 // 5
         coins = [self.mint(total // parts, ScriptType.P2WPKH) for _ in range(parts)]
-        # Everybody gets the round amount and, but for the one who pays the fee, exact change.
+        # Every participant gets the equal amount and exact change, except the one that pays the fee.
         payments = [Payment(equal, self._scripts.make(ScriptType.P2WPKH)) for _ in range(parts)]
         change = total // parts - equal
         payments += [Payment(change, self._scripts.make(ScriptType.P2WPKH)) for _ in range(parts - 1)]

@@ -1,7 +1,7 @@
-"""The simulated Bitcoin: wallets, a node's mempool, a chain, and the truth about all of it.
+"""The simulated Bitcoin: wallets, a node's mempool, a chain, and the ground truth.
 
-Nothing happens here by itself: `life.Life` makes things happen by chance, tests and faults make them happen on
-purpose. The same seed and the same calls give the same world.
+A world changes only by calls: from `life.Life` (random events), from tests and from faults. The same seed and the same
+calls give the same world.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,21 +19,21 @@ from whaled.simulator.transactions import FINAL, Ids, ImpossibleError, Payment, 
 from whaled.simulator.truth import Truth
 from whaled.simulator.wallets import FEE_BUDGET, MAX_RATE, Wallets
 
-# Blocks there are at the start, with nothing but a coinbase. A backend shows the last 8.
+# Initial blocks, which have only a coinbase. A backend shows the last 8.
 FIRST_BLOCKS = 12
-# A reorganisation leaves this many blocks untouched below it, so that a backend can find where branches part.
+# A reorganisation leaves this many blocks below it unchanged, so that a backend can find the common ancestor.
 UNTOUCHED_BLOCKS = 9
-# Logarithm of the median fee rate: 4.5 sat/vB, and 20 where transactions always wait. What waits for long is what pays
-# least, so the rates have to begin well above the minimum for the recommended fees to stay apart.
+# Logarithm of the median fee rate: 4.5 sat/vB, and 20 with a backlog. A backlog consists of the cheapest transactions,
+# so rates must be well above the minimum for the recommended fees to differ.
 QUIET_RATE, BUSY_RATE = 1.5, 3.0
-# Of the blocks to come, as many decide the recommended fees.
+# The recommended fees depend on this many projected blocks.
 PRICED_BLOCKS = 3
-# Targets: the easiest possible on regtest, an ordinary day's on mainnet.
+# Difficulty targets: the easiest possible on regtest, a typical one on mainnet.
 BITS = {Network.REGTEST: 0x207FFFFF, Network.MAINNET: 0x1702905C}
 
 
 class World:
-    """A mempool and a chain. `now` is the moment of whatever happens next; amounts are satoshi."""
+    """A mempool and a chain. `now` is the time of the next event. Amounts are in satoshi."""
 
     def __init__(self, settings: SimulatorSettings, now: float) -> None:
         self.settings = settings
@@ -55,7 +55,7 @@ class World:
     # --- sending ---
 
     def send(self, tx: Tx) -> Tx:
-        """Offer a transaction to the node's mempool. ImpossibleError: the node refuses it."""
+        """Send a transaction to the node's mempool. Raises ImpossibleError if the node refuses it."""
         if not self.chain.accept(tx):
             self.truth.note(tx)
             raise ImpossibleError(
@@ -66,7 +66,7 @@ class World:
         return tx
 
     def pay(self, sat: int, *, rate: float | None = None, relay: bool = True) -> Tx:
-        """A payment whose outputs sum to exactly `sat`. With `relay` False only a miner knows it: see `mine`."""
+        """Make a payment whose outputs sum to exactly `sat`. With `relay` False it is only for a miner: see `mine`."""
         kind = TxKind.EXACT if relay else TxKind.UNRELAYED
         tx = self.wallets.exact(sat, rate or self.usual_rate(), self.now, kind)
         return self.send(tx) if relay else self._keep_back(tx)
@@ -74,29 +74,29 @@ class World:
     def transact(
         self, kind: TxKind, sat: int, *, at_most: int | None = None, rate: float | None = None, relay: bool = True
     ) -> Tx:
-        """A transaction of some kind whose outputs sum to at least `sat` (and at most `at_most`)."""
+        """Make a transaction of a kind whose outputs sum to at least `sat` (and at most `at_most`)."""
         least = sat + FEE_BUDGET
         tx = self.wallets.make(kind, least, max(least, at_most or sat * 3), rate or self.usual_rate(), self.now)
         return self.send(tx) if relay else self._keep_back(tx)
 
     def gather(self, sat: int, inputs: int, *, rate: float | None = None, relay: bool = True) -> Tx:
-        """Many inputs into one output of exactly `sat`."""
+        """Make a transaction of many inputs into one output of exactly `sat`."""
         kind = TxKind.CONSOLIDATION if relay else TxKind.UNRELAYED
         tx = self.wallets.gather(sat, inputs, rate or self.usual_rate(), self.now, kind)
         return self.send(tx) if relay else self._keep_back(tx)
 
     def replace(self, txid: str, *, rate: float | None = None) -> Tx:
-        """Pay more for the same: the old transaction leaves, and its descendants with it."""
+        """Replace a transaction by the same payment with a higher fee. Its descendants leave with it."""
         old = self._pending(txid)
         return self.send(self.wallets.replacement(old, rate or old.rate * 1.5 + 1, self.now, self._fees_above(old)))
 
     def cancel(self, txid: str) -> Tx:
-        """Spend one of its inputs back to the owner."""
+        """Replace a transaction by one that returns an input to its owner."""
         old = self._pending(txid)
         return self.send(self.wallets.takeback(old, self._fees_above(old), self.now))
 
     def spend(self, txid: str, *, rate: float | None = None) -> Tx:
-        """A child that spends the largest output: a CPFP if its rate is high."""
+        """Make a child that spends the largest output of a transaction: CPFP if its rate is high."""
         parent = self._pending(txid)
         coins = [coin for coin in parent.coins() if self.chain.spender(coin.outpoint) is None]
         if not coins:
@@ -105,11 +105,12 @@ class World:
         return self.send(self.wallets.child(coin, rate or self.usual_rate(), self.now))
 
     def replace_by_package(self, txid: str) -> tuple[Tx, Tx]:
-        """A parent that pays less than what it replaces, and a child that pays for both (package RBF). A backend looks
-        for a higher fee, and does not name the pair.
+        """Replace a transaction by a parent that pays less, and a child that pays for both (package RBF).
+
+        A backend pairs only with a higher fee, so it does not report this replacement.
         """
         old = self._pending(txid)
-        # In this world no parent pays nothing: half of what the old one paid is enough to be overlooked.
+        # Parents in this world always pay a fee. Half the old rate suffices for the backend not to find the pair.
         parent = self.wallets.resent(old, max(0.1, old.rate / 2), self.now, TxKind.PACKAGE)
         vsize = self.wallets.child(parent.coins()[0], 1.0, self.now).vsize
         needed = self._fees_above(old) + (old.rate + 1) * (parent.vsize + vsize)
@@ -121,32 +122,32 @@ class World:
         return parent, child
 
     def displace(self, txid: str) -> Tx:
-        """A replacement that spends a coin of its own too: the first step of replacement cycling."""
+        """Replace a transaction by one that also spends another coin: the first step of replacement cycling."""
         old = self._pending(txid)
         return self.send(self.wallets.widened(old, self._fees_above(old), self.now))
 
     def release(self, txid: str) -> Tx:
-        """The second step: replace what `displace` sent by what leaves the first coin alone; then `send` the old."""
+        """Replace the result of `displace` by one that does not spend the first coin; then `send` the old one again."""
         return self.send(self.wallets.narrowed(self._pending(txid), self.now))
 
     def rival(self, txid: str, *, whole: bool = False) -> Tx:
-        """A double spend that only a miner knows: hand it to `mine`. `whole`: of all inputs, to somebody else."""
+        """Make a double spend for `mine`, without sending it. With `whole` it spends all inputs, to another owner."""
         old = self._pending(txid)
         if whole:
             return self._keep_back(self.wallets.resent(old, old.rate, self.now, TxKind.DOUBLE_SPEND))
         return self._keep_back(self.wallets.takeback(old, old.fee, self.now, TxKind.DOUBLE_SPEND))
 
     def burst(self, count: int) -> list[Tx]:
-        """Many small payments at once."""
+        """Make `count` small payments."""
         return [self.pay(self.rng.randint(100_000, 10_000_000)) for _ in range(count)]
 
     def usual_rate(self) -> float:
-        """A fee rate as people choose them, sat/vB."""
+        """Return a random fee rate in sat/vB."""
         level = BUSY_RATE if self.settings.backlog else QUIET_RATE
         return min(MAX_RATE, max(1.0, self.rng.lognormvariate(level, 0.8)))
 
     def recommended(self) -> Fees:
-        """Fee rates that a wallet would recommend by this mempool, as a backend computes them."""
+        """Return the recommended fees for the current mempool, as a backend computes them."""
         entries = self.chain.mempool.values()
         waiting = [Seen(entry.tx, entry.tx.fee, None, None, entry.score) for entry in entries]
         limit = self.settings.weight_of_block
@@ -169,7 +170,7 @@ class World:
     # --- blocks ---
 
     def mine(self, extra: Iterable[Tx] = (), *, only: Collection[str] | None = None) -> Block:
-        """A block on the tip: first `extra`, then what pays best of the mempool, or of the txids in `only`."""
+        """Mine a block: first `extra`, then the best-paying transactions of the mempool, or of the txids in `only`."""
         chosen = list(extra)
         gone = {coin.outpoint for tx in chosen for coin in tx.inputs}
         included: set[str] = set()
@@ -191,10 +192,10 @@ class World:
     def reorg(
         self, depth: int, *, double_spend: Collection[str] = (), keep: Collection[str] | None = None
     ) -> list[Block]:
-        """Throw `depth` blocks away and build one more than that; returns the new ones.
+        """Replace `depth` blocks by `depth` + 1 others, and return the new ones.
 
-        Transactions of the dead branch go to any of the new blocks or back to the mempool by chance; those named in
-        `double_spend` lose to another one, those in `keep` are mined again for certain (and no others).
+        Transactions of the stale branch go to random new blocks or back to the mempool. Those in `double_spend` lose to
+        a double spend. With `keep`, exactly those in it are mined again.
         """
         most = len(self.chain.blocks) - UNTOUCHED_BLOCKS
         if not 1 <= depth <= most:
@@ -214,7 +215,7 @@ class World:
             slots[place].add(tx.txid)
         built = []
         for place in range(depth + 1):
-            # Whoever waits for a parent gets a chance in each later block.
+            # A transaction whose parent is not mined yet can still go into a later block.
             allowed = set().union(*slots[: place + 1])
             built.append(self.mine(rivals if place == 0 else (), only=allowed))
         return built
@@ -222,7 +223,7 @@ class World:
     def _connect(self, txs: Collection[Tx]) -> Block:
         blocks = self.chain.blocks
         height = blocks[-1].height + 1 if blocks else self.settings.start_height - FIRST_BLOCKS + 1
-        # Header times must grow past the median of the last 11 (mediantime is that of the block before it).
+        # A block's time must exceed the median of the last 11 (`mediantime` is that of the previous block).
         mediantime = int(median([block.timestamp for block in blocks[-11:]])) if blocks else int(self.now) - 1
         whole = (self._coinbase(height, sum(tx.fee for tx in txs)), *txs)
         previous = blocks[-1].hash if blocks else self._ids.next()
@@ -251,7 +252,7 @@ class World:
         halving = 210_000 if self.settings.network is Network.MAINNET else 150
         reward = (50 * SAT_PER_BTC >> height // halving) + fees
         payee, commitment = self._scripts.make(ScriptType.P2WPKH), self._scripts.make(ScriptType.OP_RETURN)
-        # The height comes first (BIP 34): no two blocks of one chain have the same coinbase.
+        # It starts with the height (BIP 34), so that coinbases of one chain differ.
         scriptsig = f"03{height.to_bytes(3, 'little').hex()}0101"
         outputs = (Payment(reward, payee), Payment(0, commitment))
         return assemble(TxKind.COINBASE, (), outputs, 0, sent_at=self.now, sequence=FINAL, coinbase=scriptsig)
