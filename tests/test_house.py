@@ -6,6 +6,7 @@ Imports go down the ranks, never sideways between capabilities.
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -180,16 +181,8 @@ def named(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose)
 
 
-@pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
-def test_files_that_maintainers_pages_name_exist(page: Path) -> None:
-    """A name with a slash counts from the root of the repository; `{a,b}` and `*` as in a shell."""
-    pattern = re.compile(r"[\w.{},*-]+(?:/[\w.{},*-]+)+/?")
-    paths = [text for text in named(page) if pattern.fullmatch(text) and text.partition("/")[0] in TREES]
-    assert [path for path in paths if not all(any(ROOT.glob(each.rstrip("/"))) for each in expanded(path))] == []
-
-
 def expanded(pattern: str) -> Iterator[str]:
-    """The paths that a pattern with one pair of braces means."""
+    """The paths that a pattern with at most one pair of braces means."""
     braces = re.search(r"\{([^}]*)\}", pattern)
     if braces is None:
         yield pattern
@@ -198,14 +191,7 @@ def expanded(pattern: str) -> Iterator[str]:
         yield pattern[: braces.start()] + each + pattern[braces.end() :]
 
 
-@pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
-def test_tests_that_maintainers_pages_name_exist(page: Path) -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    known = set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
-    assert {name for name in named(page) if re.fullmatch(r"test_\w+", name)} - known == set()
-
-
-def attributes(tree: ast.AST) -> dict[str, ast.AST]:
+def members(tree: ast.AST) -> dict[str, ast.AST]:
     """What a module or class defines by name; of a class also what its methods set on `self`."""
     found: dict[str, ast.AST] = {}
     for node in ast.iter_child_nodes(tree):
@@ -221,28 +207,63 @@ def attributes(tree: ast.AST) -> dict[str, ast.AST]:
     return found
 
 
-def is_there(name: str) -> bool:
-    """Whether a dotted name below `whaled` leads to a package, a module, or something in one."""
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        place = PACKAGE.joinpath(*parts[:count])
-        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if path.exists():
-            node: ast.AST = ast.parse(path.read_text())
-            for part in parts[count:]:
-                known = attributes(node)
-                if part not in known:
-                    return False
-                node = known[part]
-            return True
-    return False
+@cache
+def parsed(source: Path) -> ast.Module:
+    """A module's tree."""
+    return ast.parse(source.read_text())
+
+
+def is_in_the_code(name: str) -> bool:
+    """Whether `package/module.Class.method`, or a part of such a name, leads to something below `whaled/`."""
+    path, *parts = name.rstrip("/").split(".")
+    place = PACKAGE / path
+    source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not source.exists():
+        return False
+    node: ast.AST = parsed(source)
+    for part in parts:
+        known = members(node)
+        if part not in known:
+            return False
+        node = known[part]
+    return True
+
+
+def is_in_the_repository(pattern: str) -> bool:
+    """Whether every path that a pattern means leads to a file or directory; they count from the root."""
+    return all(any(ROOT.glob(each.rstrip("/"))) for each in expanded(pattern))
 
 
 @pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
-def test_names_in_the_code_that_maintainers_pages_use_exist(page: Path) -> None:
-    """Names begin with a package or a top-level module: `pipeline.Pipeline.handle`, `gateway.hub.Hub`."""
-    names = [text.removesuffix("()") for text in named(page)]
-    dotted = [name for name in names if re.fullmatch(r"\w+(?:\.\w+)+", name) and room(name) in RANKS]
-    files = (".py", ".md", ".yaml", ".json", ".toml")
-    wanted = [name for name in dotted if name not in keys() and not name.endswith(files)]
-    assert [name for name in wanted if not is_there(name)] == []
+def test_files_and_names_that_maintainers_pages_quote_exist(page: Path) -> None:
+    """A path from the root (`tests/test_{hub,wire}.py`), a name in the code (`gateway/hub.Hub`), or a key."""
+    wrong = []
+    for text in map(str.strip, named(page)):
+        name = text.removesuffix("()")
+        first = re.split(r"[./]", name, maxsplit=1)[0]
+        if re.fullmatch(r"[\w.{},*-]+(?:/[\w.{},*-]*)+", name) and (first in RANKS or first in TREES):
+            is_known = is_in_the_code(name) or is_in_the_repository(name)
+        elif re.fullmatch(r"\w+(?:\.\w+)+", name) and first in RANKS:
+            is_known = name in keys() or is_in_the_code(name) or is_in_the_repository(name)
+        else:
+            continue
+        if not is_known:
+            wrong.append(text)
+    assert wrong == []
+
+
+@cache
+def identifiers() -> set[str]:
+    """Every word in the sources, the tests and what runs them; of a test only its definition counts."""
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    text = "\n".join(path.read_text() for path in paths)
+    defined = set(re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE))
+    return defined | {word for word in re.findall(r"\w+", text) if not word.startswith("test_")}
+
+
+@pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
+def test_identifiers_that_maintainers_pages_quote_are_in_the_sources(page: Path) -> None:
+    """Each part of `Rig.value`, `RELOADABLE`, `register(subparsers)` or the name of a test."""
+    quoted = [text.partition("(")[0] for text in named(page) if re.fullmatch(r"\w+(?:\.\w+)*(?:\(.*\))?", text)]
+    parts = {part for name in quoted for part in name.split(".") if not part.isdecimal()}
+    assert parts - identifiers() == set()
