@@ -26,7 +26,10 @@ from whaled.whales import amounts, coinjoins, fees
 from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 CONFIGURATION, DETECTION, EVENTLOG = (
     ROOT / "docs" / f"{name}.md" for name in ("configuration", "detection", "eventlog")
 )

@@ -1,13 +1,28 @@
-"""The house: which module may import which. Imports go down the ranks, never sideways between capabilities."""
+"""The house: which module may import which, and whether the maintainers' pages describe the code that is here.
+
+Imports go down the ranks, never sideways between capabilities.
+"""
 
 import ast
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
+import pytest
+
 import whaled
+from whaled.config.keys import keys
 
 PACKAGE = Path(whaled.__file__).parent
+ROOT = PACKAGE.parent
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+INDEX = ROOT / "docs" / "README.md"
+TREES = {path.name for path in ROOT.iterdir() if path.is_dir()}
+# The pages for maintainers: what they name has to exist.
+MAINTAINERS_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ARCHITECTURE, INDEX]
 
-# The first matching prefix decides. Modules of one prefix may import each other; otherwise only lower ranks.
+# By package or top-level module. Modules of one package may import each other; otherwise only lower ranks.
 RANKS = {
     "errors": 0,
     "model": 1,
@@ -41,8 +56,6 @@ RANKS = {
     "cli": 9,
     "__main__": 10,
 }
-# The gateway performs sessions, and sessions replay from the log.
-SIDEWAYS = {("gateway", "eventlog")}
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
@@ -109,7 +122,7 @@ def test_imports_go_down_the_ranks_only() -> None:
             if not imported.startswith("whaled."):
                 continue
             theirs = room(imported.removeprefix("whaled."))
-            if theirs not in RANKS or theirs == mine or (mine, theirs) in SIDEWAYS:
+            if theirs not in RANKS or theirs == mine:
                 continue
             if RANKS[theirs] >= RANKS[mine]:
                 wrong.append(f"{name} (rank {RANKS[mine]}) imports {imported} (rank {RANKS[theirs]})")
@@ -126,3 +139,131 @@ def test_pure_modules_do_no_io() -> None:
         if imported.split(".", maxsplit=1)[0] in IMPURE_MODULES
     ]
     assert not wrong
+
+
+# --- the maintainers' pages ---
+
+
+def ranks_table() -> str:
+    """RANKS as docs/architecture.md has them."""
+    rows = ["| rank | packages and modules |", "|---:|---|"]
+    for rank in sorted(set(RANKS.values())):
+        names = sorted(name for name, each in RANKS.items() if each == rank)
+        shown = (f"`{name}/`" if (PACKAGE / name).is_dir() else f"`{name}`" for name in names)
+        rows.append(f"| {rank} | {', '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def test_the_architecture_page_has_the_ranks() -> None:
+    found = re.search(
+        r"^<!-- ranks: begin -->\n(.*?)\n?^<!-- ranks: end -->$", ARCHITECTURE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert found is not None, f"{ARCHITECTURE} has no table between <!-- ranks: begin --> and <!-- ranks: end -->"
+    assert found[1].strip() == ranks_table(), f"put this between the markers in {ARCHITECTURE}:\n\n{ranks_table()}\n"
+
+
+def test_every_package_has_a_docstring() -> None:
+    packages = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name == "__init__.py"]
+    silent = [
+        str(path.relative_to(ROOT)) for path in packages if not (ast.get_docstring(ast.parse(path.read_text())) or "")
+    ]
+    assert silent == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", INDEX.read_text()))
+    assert listed == {path.name for path in INDEX.parent.glob("*.md")} - {INDEX.name}
+
+
+def named(page: Path) -> list[str]:
+    """What a page quotes as code within a line."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The paths that a pattern with at most one pair of braces means."""
+    braces = re.search(r"\{([^}]*)\}", pattern)
+    if braces is None:
+        yield pattern
+        return
+    for each in braces[1].split(","):
+        yield pattern[: braces.start()] + each + pattern[braces.end() :]
+
+
+def members(tree: ast.AST) -> dict[str, ast.AST]:
+    """What a module or class defines by name; of a class also what its methods set on `self`."""
+    found: dict[str, ast.AST] = {}
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found.update((target.id, node) for target in targets if isinstance(target, ast.Name))
+    if isinstance(tree, ast.ClassDef):
+        for each in ast.walk(tree):
+            if isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) and each.value.id == "self":
+                found.setdefault(each.attr, each)
+    return found
+
+
+@cache
+def parsed(source: Path) -> ast.Module:
+    """A module's tree."""
+    return ast.parse(source.read_text())
+
+
+def is_in_the_code(name: str) -> bool:
+    """Whether `package/module.Class.method`, or a part of such a name, leads to something below `whaled/`."""
+    path, *parts = name.rstrip("/").split(".")
+    place = PACKAGE / path
+    source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not source.exists():
+        return False
+    node: ast.AST = parsed(source)
+    for part in parts:
+        known = members(node)
+        if part not in known:
+            return False
+        node = known[part]
+    return True
+
+
+def is_in_the_repository(pattern: str) -> bool:
+    """Whether every path that a pattern means leads to a file or directory; they count from the root."""
+    return all(any(ROOT.glob(each.rstrip("/"))) for each in expanded(pattern))
+
+
+@pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
+def test_files_and_names_that_maintainers_pages_quote_exist(page: Path) -> None:
+    """A path from the root (`tests/test_{hub,wire}.py`), a name in the code (`gateway/hub.Hub`), or a key."""
+    wrong = []
+    for text in map(str.strip, named(page)):
+        name = text.removesuffix("()")
+        first = re.split(r"[./]", name, maxsplit=1)[0]
+        if re.fullmatch(r"[\w.{},*-]+(?:/[\w.{},*-]*)+", name) and (first in RANKS or first in TREES):
+            is_known = is_in_the_code(name) or is_in_the_repository(name)
+        elif re.fullmatch(r"\w+(?:\.\w+)+", name) and first in RANKS:
+            is_known = name in keys() or is_in_the_code(name) or is_in_the_repository(name)
+        else:
+            continue
+        if not is_known:
+            wrong.append(text)
+    assert wrong == []
+
+
+@cache
+def identifiers() -> set[str]:
+    """Every word in the sources, the tests and what runs them; of a test only its definition counts."""
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    text = "\n".join(path.read_text() for path in paths)
+    defined = set(re.findall(r"^(?:async )?def (test_\w+)", text, re.MULTILINE))
+    return defined | {word for word in re.findall(r"\w+", text) if not word.startswith("test_")}
+
+
+@pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
+def test_identifiers_that_maintainers_pages_quote_are_in_the_sources(page: Path) -> None:
+    """Each part of `Rig.value`, `RELOADABLE`, `register(subparsers)` or the name of a test."""
+    quoted = [text.partition("(")[0] for text in named(page) if re.fullmatch(r"\w+(?:\.\w+)*(?:\(.*\))?", text)]
+    parts = {part for name in quoted for part in name.split(".") if not part.isdecimal()}
+    assert parts - identifiers() == set()
