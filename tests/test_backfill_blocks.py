@@ -137,7 +137,7 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: bool, page: int
 ) -> None:
     """A long time away: what was scanned or confirmed before it may be in no chain any more."""
-    monkeypatch.setattr(blocks, "PAST_PAGE", page)
+    monkeypatch.setattr(blocks, "OLD_SCANS_PAGE", page)
     async with world() as (sim, clock):
         whales = []
         async with watching(sim, clock, tmp_path, max_blocks=2) as rig:

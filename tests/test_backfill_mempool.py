@@ -138,7 +138,7 @@ async def test_what_the_backend_does_not_give_is_asked_for_again_while_it_is_in_
     tmp_path: Path, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a projected block, where its value is known, and behind the last of them."""
-    monkeypatch.setattr(mempool, "TAIL_AFTER_S", 1.0)
+    monkeypatch.setattr(mempool, "UNVALUED_AFTER_S", 1.0)
     front = Front()
     async with world(block_weight=20_000) as (sim, clock), front.before(sim):
         for _ in range(8 * 36):

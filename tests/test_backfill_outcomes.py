@@ -146,7 +146,7 @@ async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
         await wait(rig, 5)
         await is_there.wait()
         outcomes = rig.ear._worker._outcomes
-        assert outcomes._turns.is_asking(tx.txid)
+        assert outcomes._turns.is_running(tx.txid)
         let_go.set()
         await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped"])
         assert front.times(f"tx/{tx.txid}/status") == 1
@@ -490,7 +490,7 @@ async def test_whales_beyond_those_that_are_followed_at_a_time_have_their_turn_l
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outcomes, "MISSING_LIMIT", 2)
-    monkeypatch.setattr(outcomes, "FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr(outcomes, "FIRST_CHECK_S", 0.01)
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=0.01, interval=0.5) as rig:
         whales = [sim.world.pay(150 * BTC).txid for _ in range(5)]
         await rig.settled()

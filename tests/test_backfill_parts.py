@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from support import alert_draft, confirmed_draft, txid, whale
-from whaled.backfill import mempool
-from whaled.backfill.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
+from whaled.backfill import seen_txids
+from whaled.backfill.coverage import INTERRUPTIONS_LIMIT, Cover, Interruptions, Sighting, covers, scan_of
 from whaled.backfill.first_run import (
     BEGAN_KEY,
     BLOCKS_LIMIT,
@@ -16,10 +16,11 @@ from whaled.backfill.first_run import (
     FirstRun,
     began_at,
     blocks_at_start,
-    standing_below,
+    chain_below,
 )
-from whaled.backfill.mempool import Candidate, SeenTxids
-from whaled.backoff import ASKED_MOST_S, FIRST_S, MOST_S, Backoff
+from whaled.backfill.mempool import Candidate
+from whaled.backfill.seen_txids import SeenTxids
+from whaled.backoff import INITIAL_S, MAX_RETRY_AFTER_S, MAX_S, Backoff
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import EventLogError
 from whaled.eventlog.store import EventLog
@@ -59,20 +60,20 @@ def test_what_fails_waits_longer_each_time_and_not_for_ever() -> None:
     time = Time()
     backoff = Backoff(time)
     waits = [backoff.failed("x") for _ in range(10)]
-    assert waits[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
-    assert waits[-1] == MOST_S
+    assert waits[:3] == [INITIAL_S, 2 * INITIAL_S, 4 * INITIAL_S]
+    assert waits[-1] == MAX_S
     assert not backoff.is_due("x")
     assert backoff.is_due("y")
-    assert backoff.next_due() == time.now + MOST_S
-    time.now += MOST_S
+    assert backoff.next_due() == time.now + MAX_S
+    time.now += MAX_S
     assert backoff.is_due("x")
 
 
 def test_a_pause_that_is_asked_for_is_kept_within_reason() -> None:
     backoff = Backoff(Time())
     assert backoff.failed("x", 30.0) == 30.0
-    assert backoff.failed("x", 1e9) == ASKED_MOST_S
-    assert backoff.failed("y", 0.0) == FIRST_S
+    assert backoff.failed("x", 1e9) == MAX_RETRY_AFTER_S
+    assert backoff.failed("y", 0.0) == INITIAL_S
 
 
 def test_what_was_answered_or_is_not_wanted_any_more_is_forgotten() -> None:
@@ -81,50 +82,50 @@ def test_what_was_answered_or_is_not_wanted_any_more_is_forgotten() -> None:
         backoff.failed(key)
     assert backoff.forget("x")
     assert not backoff.forget("x")
-    backoff.keep(["z", "w"])
+    backoff.retain(["z", "w"])
     assert backoff.is_due("y")
     assert not backoff.is_due("z")
-    backoff.keep([])
+    backoff.retain([])
     assert backoff.next_due() is None
-    assert backoff.failed("z") == FIRST_S
+    assert backoff.failed("z") == INITIAL_S
 
 
 # --- coverage ---
 
 
 def test_a_whale_is_missed_for_the_outage_before_the_gap_and_for_the_gap_before_nothing() -> None:
-    spans = Spans()
-    spans.was_down(100.0, 200.0)
-    spans.gap(300.0)
-    assert spans.why_missed(150.0, 160.0) is Cover.DOWN
-    assert spans.why_missed(50.0, 100.0) is Cover.DOWN
-    assert spans.why_missed(200.0, 350.0) is Cover.DOWN
-    assert spans.why_missed(201.0, 350.0) is Cover.GAP
-    assert spans.why_missed(301.0, 350.0) is Cover.NEVER_RELAYED
-    assert spans.why_missed(201.0, 299.0) is Cover.NEVER_RELAYED
+    interruptions = Interruptions()
+    interruptions.was_down(100.0, 200.0)
+    interruptions.gap(300.0)
+    assert interruptions.why_missed(150.0, 160.0) is Cover.DOWN
+    assert interruptions.why_missed(50.0, 100.0) is Cover.DOWN
+    assert interruptions.why_missed(200.0, 350.0) is Cover.DOWN
+    assert interruptions.why_missed(201.0, 350.0) is Cover.GAP
+    assert interruptions.why_missed(301.0, 350.0) is Cover.NEVER_RELAYED
+    assert interruptions.why_missed(201.0, 299.0) is Cover.NEVER_RELAYED
 
 
 def test_an_outage_lasts_until_the_link_is_back_however_often_it_is_told() -> None:
-    spans = Spans()
-    spans.connected(5.0)  # nothing was lost
-    spans.lost(10.0)
-    spans.lost(20.0)
-    assert spans.why_missed(0.0, 9.0) is Cover.NEVER_RELAYED
-    assert spans.why_missed(0.0, 10.0) is Cover.DOWN
-    assert spans.why_missed(1000.0, 1001.0) is Cover.DOWN
-    spans.connected(30.0)
-    assert spans.why_missed(15.0, 16.0) is Cover.DOWN
-    assert spans.why_missed(31.0, 32.0) is Cover.NEVER_RELAYED
+    interruptions = Interruptions()
+    interruptions.connected(5.0)  # nothing was lost
+    interruptions.lost(10.0)
+    interruptions.lost(20.0)
+    assert interruptions.why_missed(0.0, 9.0) is Cover.NEVER_RELAYED
+    assert interruptions.why_missed(0.0, 10.0) is Cover.DOWN
+    assert interruptions.why_missed(1000.0, 1001.0) is Cover.DOWN
+    interruptions.connected(30.0)
+    assert interruptions.why_missed(15.0, 16.0) is Cover.DOWN
+    assert interruptions.why_missed(31.0, 32.0) is Cover.NEVER_RELAYED
 
 
 def test_outages_and_gaps_are_remembered_within_bounds() -> None:
-    spans = Spans()
-    for number in range(SPANS_LIMIT + 1):
-        spans.was_down(10.0 * number, 10.0 * number + 1)
-        spans.gap(10.0 * number + 5)
-    assert spans.why_missed(0.0, 5.0) is Cover.NEVER_RELAYED
-    assert spans.why_missed(10.0, 10.0) is Cover.DOWN
-    assert spans.why_missed(15.0, 15.0) is Cover.GAP
+    interruptions = Interruptions()
+    for number in range(INTERRUPTIONS_LIMIT + 1):
+        interruptions.was_down(10.0 * number, 10.0 * number + 1)
+        interruptions.gap(10.0 * number + 5)
+    assert interruptions.why_missed(0.0, 5.0) is Cover.NEVER_RELAYED
+    assert interruptions.why_missed(10.0, 10.0) is Cover.DOWN
+    assert interruptions.why_missed(15.0, 15.0) is Cover.GAP
 
 
 def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> None:
@@ -144,33 +145,33 @@ def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> Non
 
 
 def test_what_is_in_the_mempool_and_was_not_looked_at_is_found_and_what_left_is_forgotten() -> None:
-    judged = SeenTxids()
-    judged.add(txid(n) for n in range(4))
-    assert judged.compare(txid(n) for n in range(2, 6)) == [txid(4), txid(5)]
-    assert [n for n in range(6) if txid(n) in judged] == [2, 3]
-    judged.discard([txid(2), txid(7)])
-    assert judged.compare([txid(2), txid(3)]) == [txid(2)]
-    assert len(judged) == 1
+    seen = SeenTxids()
+    seen.add(txid(n) for n in range(4))
+    assert seen.compare(txid(n) for n in range(2, 6)) == [txid(4), txid(5)]
+    assert [n for n in range(6) if txid(n) in seen] == [2, 3]
+    seen.discard([txid(2), txid(7)])
+    assert seen.compare([txid(2), txid(3)]) == [txid(2)]
+    assert len(seen) == 1
 
 
 def test_what_was_looked_at_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mempool, "JUDGED_LIMIT", 100)
-    judged = SeenTxids()
+    monkeypatch.setattr(seen_txids, "SEEN_LIMIT", 100)
+    seen = SeenTxids()
     for n in range(1_000):
-        judged.add([txid(n)])
-        assert len(judged) <= 100
+        seen.add([txid(n)])
+        assert len(seen) <= 100
 
 
 def test_what_is_remembered_of_a_mempool_that_emptied_takes_no_more_than_what_is_left() -> None:
-    judged = SeenTxids()
-    judged.add(txid(n) for n in range(20_000))
-    full = judged.table_bytes
-    judged.discard(txid(n) for n in range(1_000, 20_000))
-    assert len(judged) == 1_000
-    assert judged.table_bytes < full / 8
-    judged.add(txid(n) for n in range(20_000))
-    judged.compare([txid(1)])
-    assert judged.table_bytes < full / 100
+    seen = SeenTxids()
+    seen.add(txid(n) for n in range(20_000))
+    full = seen.table_bytes
+    seen.discard(txid(n) for n in range(1_000, 20_000))
+    assert len(seen) == 1_000
+    assert seen.table_bytes < full / 8
+    seen.add(txid(n) for n in range(20_000))
+    seen.compare([txid(1)])
+    assert seen.table_bytes < full / 100
 
 
 @pytest.mark.parametrize(("snapshot", "fee"), [(0.0, 192), (-1.0, 192), (None, 192), (190.0, 190)])
@@ -307,10 +308,10 @@ async def test_a_first_start_that_is_yet_to_come_was_after_the_tip_of_that_time(
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
         assert await began_at(log, NOW) == 0
         await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
-        start = FirstRun(log)
-        await start.keep()
-        start.observe([block(A, 800_001), block(B)])
-        await start.keep()
+        first_run = FirstRun(log)
+        await first_run.store()
+        first_run.observe([block(A, 800_001), block(B)])
+        await first_run.store()
         assert await began_at(log, NOW + 41 * 86_400) == NOW + 40 * 86_400  # nothing is wrong with that
         assert await began_at(log, NOW + 600) == NOW
         assert await began_at(log, NOW + 41 * 86_400) == NOW
@@ -326,26 +327,26 @@ async def test_a_first_start_that_is_yet_to_come_was_no_later_than_now_where_no_
 
 async def test_the_blocks_of_the_first_start_are_kept_once_and_in_order(tmp_path: Path) -> None:
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
-        told = [block(f"{height:064x}", height) for height in range(20)]
-        for blocks in (told[::-1], told[:3]):
-            start = FirstRun(log)
-            start.observe(blocks)
-            start.observe(told[:1])
-            await start.keep()
-            assert await blocks_at_start(log) == told[-BLOCKS_LIMIT:]
+        reported = [block(f"{height:064x}", height) for height in range(20)]
+        for blocks in (reported[::-1], reported[:3]):
+            first_run = FirstRun(log)
+            first_run.observe(blocks)
+            first_run.observe(reported[:1])
+            await first_run.store()
+            assert await blocks_at_start(log) == reported[-BLOCKS_LIMIT:]
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), Metrics().eventlog) as log:
         await log.set_state(FIRST_KEY, "7")  # the first start is long past
-        start = FirstRun(log)
-        start.observe(told)
-        await start.keep()
+        first_run = FirstRun(log)
+        first_run.observe(reported)
+        await first_run.store()
         assert await blocks_at_start(log) == []
 
 
 def test_what_stands_below_a_height_ends_at_the_first_hole() -> None:
-    told = [block(f"{height:064x}", height) for height in (3, 5, 6, 7, 8)]
-    assert list(standing_below(told, 8)) == [7, 6, 5]
-    assert standing_below(told, 10) == {}
-    assert standing_below([block("", 7)], 8) == {}
+    reported = [block(f"{height:064x}", height) for height in (3, 5, 6, 7, 8)]
+    assert list(chain_below(reported, 8)) == [7, 6, 5]
+    assert chain_below(reported, 10) == {}
+    assert chain_below([block("", 7)], 8) == {}
 
 
 def test_a_confirmation_of_the_stream_and_one_of_a_scan_are_the_same() -> None:

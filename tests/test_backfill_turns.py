@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backfill_kit import BTC, Front, watching, world
 
-from whaled.backfill.mempool import Candidate, perishable_first
+from whaled.backfill.mempool import Candidate, most_urgent_first
 from whaled.backfill.turns import FAILURES_IN_A_ROW, Turns
 from whaled.model import SAT_PER_BTC, Kind
 from whaled.simulator.scripts import ScriptType
@@ -29,9 +29,9 @@ def test_the_newest_and_the_best_paying_come_in_turn() -> None:
         "newer": candidate(2, 10),
         "dear": candidate(80, 2),
     }
-    assert list(perishable_first(candidates, 10)) == ["newer", "old and dear", "new", "dear"]
-    assert list(perishable_first(candidates, 1)) == ["newer", "old and dear"]
-    assert list(perishable_first({}, 10)) == []
+    assert list(most_urgent_first(candidates, 10)) == ["newer", "old and dear", "new", "dear"]
+    assert list(most_urgent_first(candidates, 1)) == ["newer", "old and dear"]
+    assert list(most_urgent_first({}, 10)) == []
 
 
 @pytest.mark.slow
@@ -150,24 +150,24 @@ async def test_a_turn_is_over_for_what_goes_on_and_a_key_is_asked_for_once(
     monkeypatch.setattr("whaled.backfill.turns.TURN_S", 0.5)
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         worker = rig.ear._worker
-        turns = Turns(worker._tools, worker._backoff, 2)
+        turns = Turns(worker._context, worker._backoff, 2)
         let_go, is_over, asked = asyncio.Event(), asyncio.Event(), []
 
-        async def ask(key: str) -> None:
+        async def request(key: str) -> None:
             asked.append(key)
             if key == "slow":
                 await let_go.wait()
                 is_over.set()
 
-        assert await turns.take(["slow"], ask)
-        assert turns.is_asking("slow")
-        assert await turns.take(["slow", "a", "b"], ask)
+        assert await turns.take(["slow"], request)
+        assert turns.is_running("slow")
+        assert await turns.take(["slow", "a", "b"], request)
         assert asked == ["slow", "a", "b"]
         let_go.set()
-        await turns.take(["c"], ask)
+        await turns.take(["c"], request)
         assert asked == ["slow", "a", "b", "c"]
         await is_over.wait()
-        assert await turns.take(["slow"], ask)
+        assert await turns.take(["slow"], request)
         assert asked[-1] == "slow"
 
 
@@ -378,7 +378,7 @@ async def test_an_answer_about_a_block_that_left_the_chain_meanwhile_confirms_no
         assert tip.hash != dead.hash
         await rig.until(lambda: rig.tally.open["blocks"] == 0)
         let_go.set()
-        await rig.until(lambda: not rig.ear._worker._blocks._turns._tasks)
+        await rig.until(lambda: not rig.ear._worker._blocks._scanner._turns._tasks)
         confirmed = [event.ref for event in rig.events if event.kind is Kind.CONFIRMED]
         assert dead.hash not in confirmed
         assert await rig.nothing_dead_is_scanned()
