@@ -340,7 +340,7 @@ async def test_a_whale_replaced_by_a_transaction_sent_directly_to_a_miner_is_not
         assert [event.ref for event in rig.events if event.ref] == [by]
 
 
-async def test_a_transaction_that_spends_an_output_of_a_missing_whale_has_replaced_it(tmp_path: Path) -> None:
+async def test_a_transaction_that_spends_the_same_output_as_a_missing_whale_has_replaced_it(tmp_path: Path) -> None:
     """The two are in different messages, and the backend does not report them as a replacement."""
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=600.0) as rig:
         whale: Tx = sim.world.pay(150 * BTC)

@@ -246,7 +246,7 @@ class Outcomes:
         return is_done and len(unresolved) <= BATCH
 
     async def _commit_spenders(self) -> None:
-        """Commit the replacements of whales whose outputs another transaction of the stream spends."""
+        """Commit the replacements of watched whales by transactions of the stream that spend the same outputs."""
         spenders, self._spenders = self._spenders, {}
         if not spenders:
             return
@@ -259,8 +259,8 @@ class Outcomes:
             self._stop(txid)
 
     async def _drop(self, _: str) -> None:
-        """Drop the whales whose grace period has passed, unless a block has a replacement of it or the mempool has it
-        again: the responses about it are seconds or minutes old by now.
+        """Drop the whales whose grace period has passed, except those that a transaction in a block replaced, and
+        those that are in the mempool again: the earlier responses are seconds or minutes old by now.
         """
         context = self._context
         expired = {txid: self._missing[txid] for txid in self._expired if txid in self._missing}
@@ -298,8 +298,9 @@ class Outcomes:
                 self._stop(txid)
 
     async def _replaced_in_blocks(self, whales: dict[str, Missing], limit: int) -> dict[str, Draft]:
-        """Return the replacements of those whales whose outputs another transaction in a block spends: it was sent
-        directly to a miner, or mined while the link was down, so the backend never reported it.
+        """Return the replacements of those whales that conflict with a transaction in a block, which spends an output
+        that the whale spends: it was sent directly to a miner, or mined while the link was down, so the backend never
+        reported it.
 
         Searches the newest `limit` scanned blocks, back to the oldest alert, except those that were searched for all of
         these whales.
