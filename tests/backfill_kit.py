@@ -1,4 +1,4 @@
-"""A simulated backend, and all of whaled between its socket and the clients, in one process and on one clock."""
+"""A simulated backend and whaled, from the backend's socket to the clients, in one process and on one clock."""
 
 import asyncio
 import json
@@ -33,12 +33,12 @@ from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
 BTC = 10**8
-# Far beyond what any of these waits takes; who runs into it hangs.
+# Far longer than any wait of these tests takes: reaching it means that something hangs.
 HANG_S = 20.0
 
 
 class Clock:
-    """The wall clock, as far ahead as the test wants it."""
+    """The wall clock, `ahead_s` seconds ahead."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -48,7 +48,7 @@ class Clock:
 
 
 class Tally:
-    """Counts what backfill tells its meter."""
+    """A meter that remembers what the backfill reports."""
 
     def __init__(self) -> None:
         self.failures: Counter[RestFailure] = Counter()
@@ -90,7 +90,7 @@ class Tally:
 
 
 class Clients:
-    """Remembers what clients would hear."""
+    """A publisher that remembers what clients would receive."""
 
     def __init__(self, changed: asyncio.Event) -> None:
         self.events: list[Event] = []
@@ -109,13 +109,13 @@ class Clients:
         self._changed.set()
 
 
-class Ear:
-    """Hears what the worker hears, after it."""
+class Observer:
+    """Passes messages of the feed to the worker and remembers them."""
 
     def __init__(self, worker: Worker, tally: Tally) -> None:
         self._worker = worker
         self._tally = tally
-        # How many rounds of work had ended when the stream brought a transaction.
+        # The number of finished rounds of work when the stream announced a transaction, by txid.
         self.rounds: dict[str, int] = {}
         self.messages: list[FeedMessage] = []
 
@@ -126,8 +126,8 @@ class Ear:
             self.rounds.update((glance.txid, self._tally.rounds) for glance in message.frame.delta.added)
         self._tally.changed.set()
 
-    def brought(self, txid: str) -> list[FeedMessage]:
-        """The messages that brought a transaction."""
+    def announcements(self, txid: str) -> list[FeedMessage]:
+        """Return the messages that announced a transaction."""
         return [
             message
             for message in self.messages
@@ -138,7 +138,7 @@ class Ear:
 
 
 class Rig:
-    """whaled at work on a simulated backend."""
+    """A running whaled on a simulated backend."""
 
     def __init__(self, sim: Any, clock: Clock, log: EventLog, pipeline: Pipeline, tally: Tally) -> None:
         self.sim = sim
@@ -148,72 +148,72 @@ class Rig:
         self.tally = tally
         self.metrics = Metrics()
         self.clients = Clients(tally.changed)
-        self.ear: Ear
+        self.observer: Observer
 
     @property
     def events(self) -> list[Event]:
-        """What clients heard."""
+        """The events that clients received."""
         return self.clients.events
 
     def statuses(self, txid: str) -> list[str]:
-        """Kinds of what clients heard of a transaction, in order."""
+        """Return the kinds of the events about a transaction that clients received, in order."""
         return [event.kind.value for event in self.events if event.whale.alert.transaction_id == txid]
 
     def sources(self) -> dict[str, str]:
-        """Source of each alert, by txid; fails if one came twice."""
+        """Return the source of each alert by txid. Fails if a transaction was alerted twice."""
         alerts = [event.whale.alert for event in self.events if event.update is None]
         found = {alert.transaction_id: alert.source.value for alert in alerts}
         assert len(found) == len(alerts)
         return found
 
-    async def until(self, claim: Callable[[], bool]) -> None:
-        """Wait for it to be so."""
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds."""
         try:
             async with asyncio.timeout(HANG_S):
-                while not claim():
+                while not condition():
                     self.tally.changed.clear()
                     await self.tally.changed.wait()
         except TimeoutError:
-            said = [(event.kind.value, event.whale.alert.transaction_id[:8]) for event in self.events]
-            raise AssertionError(f"never came: open {self.tally.open}, {self.tally.failures}, said {said}") from None
+            events = [(event.kind.value, event.whale.alert.transaction_id[:8]) for event in self.events]
+            raise AssertionError(f"timeout: open {self.tally.open}, {self.tally.failures}, events {events}") from None
 
-    async def observe(self, **parts: object) -> None:
-        """A message about the mempool, beside those of the stream."""
+    async def inject_delta(self, **parts: object) -> None:
+        """Handle a change of the mempool in addition to the messages of the stream."""
         delta = {"sequence": 0, "added": [], "removed": [], "mined": [], "replaced": [], **parts}
         raw = json.dumps({"mempool-transactions": delta})
         now = self.clock()
         message = Received(frame=decode(raw), received_at=now, received_monotonic=now, raw_bytes=len(raw))
         await self.pipeline.handle(message)
-        self.ear.observe(message)
+        self.observer.observe(message)
 
     async def poll(self, seconds: float = 2.0) -> None:
-        """Let time go by, for everybody."""
+        """Advance all clocks and let the backend poll its node."""
         self.clock.ahead_s += seconds
         await self.sim.poll(seconds)
 
-    async def heard(self) -> None:
-        """Wait until everything that the backend said until now was taken in, and another round of work is over."""
+    async def processed(self) -> None:
+        """Wait until everything that the backend has sent is handled and another round of work is finished."""
         mark = self.sim.world.pay(1_000_000).txid
         await self.poll()
-        await self.until(lambda: self.tally.rounds > self.ear.rounds.get(mark, self.tally.rounds))
+        await self.until(lambda: self.tally.rounds > self.observer.rounds.get(mark, self.tally.rounds))
 
     async def settled(self) -> None:
-        """Wait until everything that the backend said until now was taken in, and nothing is left to ask."""
-        for _ in range(2):  # a round may be under way, which did not hear all
-            await self.heard()
+        """Wait until everything that the backend has sent is handled and no block or whale is left to fetch."""
+        for _ in range(2):  # the current round may have begun before the last message
+            await self.processed()
             await self.until(lambda: self.tally.open["blocks"] == self.tally.open["candidates"] == 0)
 
     async def scans(self) -> dict[int, Scan]:
-        """Every row of the coverage, by height."""
+        """Return the stored scans by height."""
         return {scan.height: scan for scan in await self.log.scans(0, 10**9)}
 
-    async def nothing_dead_is_scanned(self) -> bool:
-        """Whether every row of the coverage is about a block of the chain."""
+    async def no_scan_is_stale(self) -> bool:
+        """Return whether each stored scan is of a block of the chain."""
         chain = {block.height: block.hash for block in self.sim.world.chain.blocks}
         return all(chain[height] == scan.hash for height, scan in (await self.scans()).items())
 
     async def chain_is_scanned(self, first: int) -> bool:
-        """Whether the blocks from a height on are in the coverage, and no others."""
+        """Return whether exactly the blocks from a height on have a stored scan."""
         chain = self.sim.world.chain
         expected = {h: block.hash for h in range(first, chain.tip.height + 1) if (block := chain.block_at(h))}
         return {height: scan.hash for height, scan in (await self.scans()).items()} == expected
@@ -221,7 +221,7 @@ class Rig:
 
 @asynccontextmanager
 async def world(**settings: Any) -> AsyncIterator[tuple[Simulator, Clock]]:
-    """A simulated backend in which nothing happens by itself."""
+    """Run a simulated backend in which nothing happens by itself."""
     clock = Clock()
     quiet = {"port": 0, "manual": True, "rate": 0, "block_interval": 0, "fetch_latency": 0, **settings}
     async with Simulator(SimulatorSettings(**quiet), clock) as sim:
@@ -229,38 +229,38 @@ async def world(**settings: Any) -> AsyncIterator[tuple[Simulator, Clock]]:
 
 
 class Front:
-    """A proxy before the backend's REST interface, which answers some paths itself: `spoil` says which and how."""
+    """A proxy in front of the backend's REST interface that responds to some paths itself (`spoil`)."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self._spoiled: list[tuple[re.Pattern[str], int, bytes, dict[str, str]]] = []
         self._held: tuple[re.Pattern[str], asyncio.Event, asyncio.Event] | None = None
 
     def spoil(self, path: str, status: int = 200, body: bytes = b"", **headers: str) -> None:
-        """Answer every path that matches with this from now on."""
+        """Respond like this to every path that matches from now on."""
         self._spoiled.append((re.compile(path), status, body, headers))
 
     def hold(self, path: str) -> tuple[asyncio.Event, asyncio.Event]:
-        """Keep the next answer for a path back. Returns (it is there and waits, let it go)."""
+        """Hold back the next response for a path. Returns the event that is set then, and the one that releases it."""
         self._held = (re.compile(path), asyncio.Event(), asyncio.Event())
         return self._held[1:]
 
-    def mend(self) -> None:
-        """Answer as the backend does."""
+    def restore(self) -> None:
+        """Respond as the backend does to all paths again."""
         self._spoiled.clear()
 
     def times(self, path: str) -> int:
-        """How often paths that match were asked for."""
-        return sum(re.fullmatch(path, asked) is not None for asked in self.asked)
+        """Return the number of requests for paths that match."""
+        return sum(re.fullmatch(path, requested) is not None for requested in self.requested)
 
     @asynccontextmanager
     async def before(self, sim: Simulator) -> AsyncIterator[Self]:
-        """Listen."""
+        """Listen in front of a simulated backend."""
 
-        async def answer(request: web.Request) -> web.StreamResponse:
+        async def respond(request: web.Request) -> web.StreamResponse:
             path = request.raw_path.removeprefix("/api/v1/")
-            self.asked.append(path)
+            self.requested.append(path)
             for pattern, status, body, headers in self._spoiled:
                 if pattern.fullmatch(path):
                     return web.Response(status=status, body=body, headers=headers)
@@ -275,7 +275,7 @@ class Front:
             return web.Response(status=real.status, body=body, content_type=real.content_type)
 
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", answer)
+        app.router.add_route("*", "/{path:.*}", respond)
         runner = web.AppRunner(app)
         async with aiohttp.ClientSession() as session:
             await runner.setup()
@@ -300,9 +300,9 @@ async def watching(
     rest_timeout: float = 5.0,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """whaled from its start to its end, which comes without warning; the log stays in the directory.
+    """Run whaled, and end it like a kill; the log stays in the directory.
 
-    `sim` is a Simulator, or anything that listens at its `url`. A test about timeouts wants a short `rest_timeout`.
+    `sim` is a Simulator, or anything that listens at its `url`. Tests about timeouts set a short `rest_timeout`.
     """
     backfill = Backfill(**{"requests_per_second": 2000.0, **settings})
     upstream = Upstream(
@@ -342,7 +342,7 @@ async def watching(
         )
         rig = Rig(sim, clock, log, pipeline, tally)
         rig.clients, rig.metrics = clients, metrics
-        rig.ear = pipeline.observer = Ear(worker, tally)
+        rig.observer = pipeline.observer = Observer(worker, tally)
         working = [
             tasks.create_task(pipeline.run(Feed(upstream, metrics.upstream, clock))),
             tasks.create_task(worker.run()),

@@ -1,4 +1,4 @@
-"""What is asked of a backend: the simulated one's answers, and those that no backend should give."""
+"""The REST calls of the backfill: responses of the simulated backend, and invalid ones."""
 
 import asyncio
 import time
@@ -123,17 +123,17 @@ async def test_a_chain_of_replacements_is_told_whole_and_its_losers_in_full() ->
 Ask = Callable[[Backend], Awaitable[object]]
 ENTRY = Summary(TXID, 5, 1, 1.0, 1)
 CALLS: dict[str, tuple[str, Ask]] = {
-    "mempool": ("mempool/txids", lambda ask: ask.mempool()),
-    "transaction": (f"tx/{TXID}", lambda ask: ask.transaction(TXID)),
-    "cached": (f"tx/{TXID}/cached", lambda ask: ask.cached(TXID)),
-    "confirmation": (f"tx/{TXID}/status", lambda ask: ask.confirmation(TXID)),
-    "family": (f"tx/{TXID}/rbf", lambda ask: ask.family(TXID)),
-    "latest": ("replacements", lambda ask: ask.latest_families()),
-    "tip": ("blocks/tip/height", lambda ask: ask.tip_height()),
-    "hash": ("block-height/900000", lambda ask: ask.block_hash(900_000)),
-    "block": (f"block/{HASH}", lambda ask: ask.block(HASH)),
-    "summary": (f"block/{HASH}/summary", lambda ask: ask.summary(HASH)),
-    "page": (f"block/{HASH}/txs/1", lambda ask: ask.page(HASH, [ENTRY])),
+    "mempool": ("mempool/txids", lambda backend: backend.mempool()),
+    "transaction": (f"tx/{TXID}", lambda backend: backend.transaction(TXID)),
+    "cached": (f"tx/{TXID}/cached", lambda backend: backend.cached(TXID)),
+    "confirmation": (f"tx/{TXID}/status", lambda backend: backend.confirmation(TXID)),
+    "family": (f"tx/{TXID}/rbf", lambda backend: backend.family(TXID)),
+    "latest": ("replacements", lambda backend: backend.latest_families()),
+    "tip": ("blocks/tip/height", lambda backend: backend.tip_height()),
+    "hash": ("block-height/900000", lambda backend: backend.block_hash(900_000)),
+    "block": (f"block/{HASH}", lambda backend: backend.block(HASH)),
+    "summary": (f"block/{HASH}/summary", lambda backend: backend.summary(HASH)),
+    "page": (f"block/{HASH}/txs/1", lambda backend: backend.page(HASH, [ENTRY])),
 }
 GARBAGE = {
     "page": b"<html></html>",
@@ -267,7 +267,7 @@ async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
         front.spoil("block/.*/txs/4", 200, b"[%s]" % page)
         entries = [Summary("01" * 32, 1, 0, 1.0, 4), Summary(None, None, None, 0.0, 5)]
         assert [found and found.txid for found in await backend.page(HASH, entries)] == ["01" * 32, "02" * 32]
-        front.mend()
+        front.restore()
         front.spoil("block/.*/txs/4", 200, b'[%s,{"txid":7}]' % page.partition(b",{")[0])
         assert [found and found.txid for found in await backend.page(HASH, entries)] == ["01" * 32, None]
 
@@ -311,12 +311,12 @@ async def test_an_id_that_is_none_stays_within_its_place_in_the_path() -> None:
     async with asking() as (backend, _, front):
         with pytest.raises(RestError, match="Invalid transaction ID"):
             await backend.transaction("../" * 21 + "?")
-        (path,) = front.asked
+        (path,) = front.requested
         assert path.startswith("tx/")
         assert path.count("/") == 1
 
 
-async def test_questions_are_no_faster_than_allowed() -> None:
+async def test_requests_are_no_faster_than_allowed() -> None:
     async with asking(per_second=50.0) as (backend, _, _):
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
@@ -333,7 +333,7 @@ async def test_only_electrs_tells_which_transaction_spends_an_output() -> None:
         async with Rest.open(Upstream(url=sim.url), Metrics().upstream) as rest:
             backend = Backend(rest, 10_000.0)
             outpoint = f"{spent.txid}:{spent.vout}"
-            assert await backend.spender(outpoint) is None  # not asked: the mode is not known
+            assert await backend.spender(outpoint) is None  # not requested: the mode is not known
             rest.routes.mode, rest.routes.esplora = "esplora", f"{sim.electrs_url.rstrip('/')}/"
             assert await backend.spender(outpoint) == spender.txid
             assert await backend.spender(unspent) is None

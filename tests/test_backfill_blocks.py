@@ -1,4 +1,4 @@
-"""Every block since the first start is looked through, and what leaves the chain is undone."""
+"""Each block since the first start is scanned, and blocks that leave the chain are undone."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
 
 
-async def test_a_whale_mined_while_the_link_was_away_is_alerted_from_its_block_and_confirmed(tmp_path: Path) -> None:
+async def test_a_whale_mined_during_an_outage_is_alerted_from_its_block_and_confirmed(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             first = sim.world.chain.tip.height + 1
@@ -56,7 +56,7 @@ async def test_a_whale_that_was_never_relayed_is_alerted_from_its_block(tmp_path
         assert scan.lead_s is None
 
 
-async def test_coverage_tells_how_long_before_its_block_a_whale_was_known(tmp_path: Path) -> None:
+async def test_coverage_counts_whales_alerted_before_their_block_and_their_lead(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         whales = [sim.world.pay(150 * BTC).txid for _ in range(2)]
         await rig.settled()
@@ -89,7 +89,7 @@ async def test_a_prediction_is_scored_by_the_block_that_came(tmp_path: Path) -> 
         assert rig.metrics.registry.get_sample_value("whaled_prediction_error_blocks_count") == 1
 
 
-async def test_twenty_blocks_at_once_leave_no_hole(tmp_path: Path) -> None:
+async def test_twenty_blocks_at_once_are_all_scanned(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         first = sim.world.chain.tip.height + 1
         known = [sim.world.pay(150 * BTC).txid for _ in range(2)]
@@ -101,8 +101,8 @@ async def test_twenty_blocks_at_once_leave_no_hole(tmp_path: Path) -> None:
         with structlog.testing.capture_logs() as lines:
             await rig.settled()
             await rig.until(lambda: any(line["event"] == "caught up with the chain" for line in lines))
-        (said,) = [line for line in lines if line["event"] == "caught up with the chain"]
-        assert (said["blocks"], said["whales"]) == (20, 20)
+        (line,) = [line for line in lines if line["event"] == "caught up with the chain"]
+        assert (line["blocks"], line["whales"]) == (20, 20)
         for whale in [*known, *(tx.txid for tx in hidden)]:
             assert rig.statuses(whale) == ["alert", "confirmed"]
         assert await rig.chain_is_scanned(first)
@@ -110,7 +110,7 @@ async def test_twenty_blocks_at_once_leave_no_hole(tmp_path: Path) -> None:
         assert offsets == list(range(1, len(offsets) + 1))
 
 
-async def test_catching_up_begins_with_the_newest_and_ends_at_the_bound(tmp_path: Path) -> None:
+async def test_catching_up_scans_newest_blocks_first_down_to_max_blocks(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path):
             pass
@@ -133,11 +133,11 @@ async def test_catching_up_begins_with_the_newest_and_ends_at_the_bound(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scanned", "page"), [(True, 2_000), (True, 2), (False, 2_000)])
-async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
+async def test_a_reorganisation_below_skipped_blocks_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scanned: bool, page: int
 ) -> None:
-    """A long time away: what was scanned or confirmed before it may be in no chain any more."""
-    monkeypatch.setattr(blocks, "PAST_PAGE", page)
+    """After a long outage, blocks that were scanned or confirmed before it may be stale."""
+    monkeypatch.setattr(blocks, "OLD_SCANS_PAGE", page)
     async with world() as (sim, clock):
         whales = []
         async with watching(sim, clock, tmp_path, max_blocks=2) as rig:
@@ -163,56 +163,54 @@ async def test_a_reorganisation_below_blocks_that_were_skipped_is_noticed(
             await rig.poll(5)
             await rig.until(lambda: rig.statuses(kept) == ["pending", "confirmed"])
             assert [event.ref for event in rig.events if event.kind == "confirmed"] == [sim.truth[kept].block_hash]
-            assert await rig.nothing_dead_is_scanned()
+            assert await rig.no_scan_is_stale()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("bound", "missing"), [(1, 1), (2, 2), (2, 3)])
-async def test_a_reorganisation_below_as_many_blocks_as_are_scanned_is_noticed(
-    tmp_path: Path, bound: int, missing: int
-) -> None:
-    """Nothing that is followed stands upon the dead block, whether or not a block is skipped."""
+async def test_a_reorganisation_below_max_blocks_is_noticed(tmp_path: Path, bound: int, missing: int) -> None:
+    """No followed block builds on the stale one, whether or not a block is skipped."""
     async with world() as (sim, clock), watching(sim, clock, tmp_path, max_blocks=bound) as rig:
         whale = sim.world.pay(150 * BTC).txid
         await rig.settled()
-        dead = sim.world.mine()
+        stale = sim.world.mine()
         await rig.settled()
         sim.fail_rest(status=503, times=1_000)
         sim.world.reorg(1, keep=())
-        while sim.world.chain.tip.height < dead.height + missing:
+        while sim.world.chain.tip.height < stale.height + missing:
             sim.world.mine(only=())
         await rig.poll()
         sim.fail_rest(RestMode.SLOW, seconds=0.0, times=1)
         await rig.poll(70)
         await rig.settled()
         await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed", "pending"])
-        assert await rig.nothing_dead_is_scanned()
+        assert await rig.no_scan_is_stale()
 
 
 @pytest.mark.slow
-async def test_a_block_from_before_is_asked_for_until_it_is_answered(tmp_path: Path) -> None:
-    """Also by the next start, and before anything is scanned above it."""
+async def test_the_request_that_verifies_an_old_block_is_repeated_until_it_succeeds(tmp_path: Path) -> None:
+    """Also by the next start, and before a block above it is scanned."""
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
             whale = sim.world.pay(150 * BTC).txid
             await rig.settled()
-            dead = sim.world.mine()
+            stale = sim.world.mine()
             await rig.settled()
         sim.world.reorg(1, keep=())
         sim.world.mine(only=())
         await sim.poll()
-        front.spoil(f"block-height/{dead.height}", 503)
+        front.spoil(f"block-height/{stale.height}", 503)
         async with watching(sim, clock, tmp_path, front=front, max_blocks=2, settled=False) as rig:
             await rig.until(lambda: rig.tally.failures.total() > 0)
-        front.mend()
+        front.restore()
         sim.world.mine(only=())
         await sim.poll()
         async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
             await rig.until(lambda: rig.statuses(whale) == ["pending"])
 
 
-async def test_blocks_from_before_a_long_time_away_are_asked_for_once(tmp_path: Path) -> None:
+async def test_blocks_from_before_a_long_outage_are_verified_once(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
@@ -222,16 +220,16 @@ async def test_blocks_from_before_a_long_time_away_are_asked_for_once(tmp_path: 
         for _ in range(6):
             sim.world.mine()
         await sim.poll()
-        asked = front.times(f"block-height/{old}")
+        requested = front.times(f"block-height/{old}")
         async with watching(sim, clock, tmp_path, front=front, max_blocks=2) as rig:
             for _ in range(3):
                 sim.world.mine()
                 await rig.settled()
-            assert front.times(f"block-height/{old}") == asked + 1
+            assert front.times(f"block-height/{old}") == requested + 1
             assert rig.tally.reorgs == []
 
 
-async def test_a_block_between_the_first_connection_and_the_first_answer_is_scanned(tmp_path: Path) -> None:
+async def test_a_block_between_the_first_connection_and_the_first_response_is_scanned(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         hidden = sim.world.pay(150 * BTC, relay=False)
         await sim.poll()
@@ -245,7 +243,7 @@ async def test_a_block_between_the_first_connection_and_the_first_answer_is_scan
 
 
 @pytest.mark.slow
-async def test_a_block_between_a_first_start_that_was_killed_and_the_next_one_is_scanned(tmp_path: Path) -> None:
+async def test_a_block_between_a_killed_first_start_and_the_next_start_is_scanned(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         hidden = [sim.world.pay(150 * BTC, relay=False) for _ in range(2)]
         first = sim.world.chain.tip.height + 1
@@ -264,14 +262,14 @@ async def test_a_block_between_a_first_start_that_was_killed_and_the_next_one_is
             assert await rig.chain_is_scanned(first)
 
 
-async def test_a_first_start_that_is_killed_in_its_first_question_has_kept_what_it_was_told(tmp_path: Path) -> None:
+async def test_a_first_start_killed_during_its_first_request_has_stored_the_reported_blocks(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         first = sim.world.chain.tip.height + 1
-        is_there, let_go = front.hold(".*")
+        is_held, release = front.hold(".*")
         async with watching(sim, clock, tmp_path, front=front, settled=False):
-            await is_there.wait()
-        let_go.set()
+            await is_held.wait()
+        release.set()
         hidden = sim.world.pay(150 * BTC, relay=False)
         sim.world.mine([hidden])
         await sim.poll()
@@ -282,10 +280,8 @@ async def test_a_first_start_that_is_killed_in_its_first_question_has_kept_what_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_scanned(
-    tmp_path: Path, is_killed: bool
-) -> None:
-    """They were mined after it. The first block that is scanned stood upon what is gone now."""
+async def test_blocks_that_replace_those_before_the_first_start_are_scanned(tmp_path: Path, is_killed: bool) -> None:
+    """They were mined after it. The first block to scan built on blocks that are stale now."""
     async with world() as (sim, clock):
         if is_killed:
             sim.fail_rest(status=503, times=1_000)
@@ -308,7 +304,7 @@ async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_sc
             await rig.settled()
             assert rig.statuses(known.txid) == rig.statuses(hidden.txid) == ["alert", "confirmed"]
             assert await rig.chain_is_scanned(start - 2)
-            for _ in range(5):  # and one more below
+            for _ in range(5):  # one block deeper than before
                 chain.disconnect()
             for _ in range(6):
                 sim.world.mine(only=())
@@ -318,7 +314,7 @@ async def test_blocks_that_take_the_place_of_those_before_the_first_start_are_sc
             assert await rig.chain_is_scanned(start - 3)
 
 
-async def test_of_the_blocks_before_the_first_start_those_that_were_told_are_held_against_the_chain(
+async def test_the_reported_blocks_from_before_the_first_start_are_verified_against_the_chain(
     tmp_path: Path,
 ) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
@@ -332,25 +328,27 @@ async def test_of_the_blocks_before_the_first_start_those_that_were_told_are_hel
 
 
 @pytest.mark.slow
-async def test_a_block_that_does_not_stand_upon_what_was_there_at_the_start_lays_that_bare(tmp_path: Path) -> None:
-    """The chain is replaced between the question whether it was and the scan."""
+async def test_a_block_that_does_not_build_on_the_tip_of_the_first_start_reveals_a_reorganisation(
+    tmp_path: Path,
+) -> None:
+    """The chain is replaced between the check of the old blocks and the scan."""
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         async with watching(sim, clock, tmp_path, front=front):
             start, chain = sim.world.chain.tip.height, sim.world.chain
         hidden = sim.world.pay(150 * BTC, relay=False)
-        dead = [sim.world.mine() for _ in range(2)]
+        stale = [sim.world.mine() for _ in range(2)]
         await sim.poll()
-        front.spoil(f"block/{dead[1].hash}.*", 500)
-        is_there, let_go = front.hold(f"block-height/{start}")
+        front.spoil(f"block/{stale[1].hash}.*", 500)
+        is_held, release = front.hold(f"block-height/{start}")
         async with watching(sim, clock, tmp_path, front=front, settled=False) as rig:
-            await is_there.wait()
+            await is_held.wait()
             for _ in range(3):
                 chain.disconnect()
             sim.world.mine([hidden])
             for _ in range(4):
                 sim.world.mine(only=())
-            let_go.set()
+            release.set()
             await rig.until(lambda: rig.tally.failures.total() > 0)
             for _ in range(2):
                 await rig.poll(70)
@@ -373,7 +371,7 @@ async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_ne
             await rig.poll()
             sim.world.mine()
             await rig.settled()
-        # Deep enough in the past for the simulated backend to find where the branches part.
+        # The simulated backend finds the fork at any depth.
         sim.world.reorg(depth, keep=whales)
         await rig.settled()
         for whale in whales:
@@ -385,7 +383,7 @@ async def test_a_reorganisation_makes_whales_pending_and_confirms_them_in_the_ne
         assert rig.tally.reorgs == [depth]
 
 
-async def test_a_whale_that_the_new_branch_left_out_is_pending_until_it_is_mined_again(tmp_path: Path) -> None:
+async def test_a_whale_missing_in_the_new_branch_is_pending_until_it_is_mined_again(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         whale = sim.world.pay(150 * BTC).txid
         await rig.poll()
@@ -413,7 +411,7 @@ async def test_a_double_spend_in_the_new_branch_replaces_a_whale(tmp_path: Path)
         assert [event.ref for event in rig.events if event.kind is Kind.REPLACED] == [winner.transaction_id]
 
 
-async def test_a_block_that_died_before_it_could_be_scanned_confirms_nothing(tmp_path: Path) -> None:
+async def test_the_confirmation_in_a_stale_block_that_was_not_scanned_is_undone(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         whale = sim.world.pay(150 * BTC).txid
         await rig.settled()
@@ -430,7 +428,7 @@ async def test_a_block_that_died_before_it_could_be_scanned_confirms_nothing(tmp
         await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed", "pending"])
 
 
-async def test_a_kill_between_the_commit_and_the_row_of_a_block_is_made_good(tmp_path: Path) -> None:
+async def test_a_block_whose_scan_was_killed_before_its_row_was_stored_is_scanned_again(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             whale = sim.world.pay(150 * BTC).txid
@@ -438,7 +436,7 @@ async def test_a_kill_between_the_commit_and_the_row_of_a_block_is_made_good(tmp
             block = sim.world.mine()
             await rig.settled()
             assert rig.statuses(whale) == ["alert", "confirmed"]
-            await rig.log.forget_scan(block.height)  # as if it had never come to it
+            await rig.log.forget_scan(block.height)  # as if the scan had been killed before
         async with watching(sim, clock, tmp_path) as rig:
             assert rig.events == []
             assert await rig.chain_is_scanned(block.height)
@@ -446,14 +444,14 @@ async def test_a_kill_between_the_commit_and_the_row_of_a_block_is_made_good(tmp
             assert (scan.seen, scan.late) == (1, 0)
 
 
-async def test_a_block_that_died_between_the_commit_and_its_row_is_undone_after_a_restart(tmp_path: Path) -> None:
+async def test_a_stale_block_whose_row_was_not_stored_is_undone_after_a_restart(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             whale = sim.world.pay(150 * BTC).txid
             await rig.settled()
-            dead = sim.world.mine()
+            stale = sim.world.mine()
             await rig.settled()
-            await rig.log.forget_scan(dead.height)
+            await rig.log.forget_scan(stale.height)
             await rig.log.set_state("verified_offset", "0")
         sim.world.reorg(1, keep=())
         await sim.poll()
@@ -469,19 +467,19 @@ async def test_a_node_that_is_only_behind_undoes_nothing(tmp_path: Path) -> None
         sim.world.mine()
         sim.world.mine()
         await rig.settled()
-        taken = [sim.world.chain.disconnect() for _ in range(2)]
+        disconnected = [sim.world.chain.disconnect() for _ in range(2)]
         sim.drop_link()
         await rig.until(lambda: rig.tally.snapshots == 2)
         await rig.settled()
         assert rig.statuses(whale) == ["alert", "confirmed"]
-        for block in reversed(taken):
+        for block in reversed(disconnected):
             sim.world.chain.connect(block)
         await rig.settled()
         assert rig.statuses(whale) == ["alert", "confirmed"]
         assert rig.tally.reorgs == []
 
 
-async def test_flip_flop_between_two_branches_is_told_each_time(tmp_path: Path) -> None:
+async def test_each_switch_between_two_branches_is_published(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         chain = sim.world.chain
         whale = sim.world.pay(150 * BTC)
@@ -500,8 +498,8 @@ async def test_flip_flop_between_two_branches_is_told_each_time(tmp_path: Path) 
         assert rig.statuses(whale.txid) == ["alert", "confirmed", "pending", "confirmed"]
         refs = [event.ref for event in rig.events if event.kind == "confirmed"]
         assert refs == [there.hash, f"{there.hash}#2"]
-        drafts = [event.update for event in rig.events if event.kind == "confirmed"]
-        assert [update and update.block_hash for update in drafts] == [there.hash, there.hash]
+        updates = [event.update for event in rig.events if event.kind == "confirmed"]
+        assert [update and update.block_hash for update in updates] == [there.hash, there.hash]
 
 
 async def test_a_whale_alerted_after_its_block_is_late(tmp_path: Path) -> None:
@@ -516,17 +514,17 @@ async def test_a_whale_alerted_after_its_block_is_late(tmp_path: Path) -> None:
         assert rig.tally.covers.total() == 1
 
 
-async def test_a_whale_of_a_block_that_shows_a_gap_was_missed_in_it(tmp_path: Path) -> None:
+async def test_a_whale_of_the_block_that_reveals_a_gap_counts_as_missed_in_the_gap(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         hidden = sim.world.pay(150 * BTC, relay=False)
-        sim.backend.sequence += 3  # messages that never came
+        sim.backend.sequence += 3  # messages that were never sent
         block = sim.world.mine([hidden])
         await rig.settled()
         assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
         assert (await rig.scans())[block.height].missed_gap == 1
 
 
-async def test_a_whale_sent_and_mined_between_two_polls_is_not_put_down_to_an_outage_before(tmp_path: Path) -> None:
+async def test_a_whale_sent_and_mined_between_two_polls_is_not_attributed_to_an_earlier_outage(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         sim.drop_link()
         await rig.until(lambda: rig.tally.snapshots == 2)
@@ -538,22 +536,22 @@ async def test_a_whale_sent_and_mined_between_two_polls_is_not_put_down_to_an_ou
         assert (row.missed_down, row.missed_never_relayed) == (0, 1)
 
 
-async def test_a_whale_that_came_after_a_gap_was_closed_is_not_put_down_to_it(tmp_path: Path) -> None:
+async def test_a_whale_sent_after_a_gap_was_closed_is_not_attributed_to_it(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         await rig.poll(5)
         sim.world.mine()
         await rig.poll(5)
         hidden = sim.world.pay(150 * BTC, relay=False)
-        sim.backend.sequence += 3  # messages that never came
+        sim.backend.sequence += 3  # messages that were never sent
         await rig.settled()
-        assert rig.tally.snapshots == 2  # the mempool is asked for again
+        assert rig.tally.snapshots == 2  # the gap causes another snapshot
         block = sim.world.mine([hidden])
         await rig.settled()
         assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
         assert (await rig.scans())[block.height].missed_never_relayed == 1
 
 
-async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_the_outage(tmp_path: Path) -> None:
+async def test_a_whale_mined_before_an_outage_was_noticed_is_attributed_to_the_outage(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         sim.world.mine()
         await rig.settled()
@@ -564,7 +562,7 @@ async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_
         await rig.poll(20)
         sim.drop_link()
         sim.resume()
-        await sim.poll()  # the backend has told of it before whaled is there again
+        await sim.poll()  # the backend has announced it before whaled connects again
         await rig.until(lambda: rig.tally.snapshots == 2)
         await rig.settled()
         row = (await rig.scans())[block.height]
@@ -572,7 +570,7 @@ async def test_a_whale_mined_in_a_silence_that_was_noticed_later_was_missed_for_
 
 
 @pytest.mark.slow
-async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp_path: Path) -> None:
+async def test_stale_blocks_are_undone_while_another_block_cannot_be_scanned(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim), watching(sim, clock, tmp_path, front=front) as rig:
         stuck, whale = (sim.world.pay(150 * BTC).txid for _ in range(2))
@@ -586,12 +584,12 @@ async def test_dead_blocks_are_undone_although_another_one_cannot_be_scanned(tmp
         sim.world.reorg(1, keep=())
         for _ in range(3):
             await rig.poll(70)
-            await rig.heard()
+            await rig.processed()
         await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed", "pending"])
         assert rig.statuses(stuck) == ["alert", "confirmed"]
 
 
-async def test_without_canaries_the_last_block_scanned_tells_since_when_nobody_listened(tmp_path: Path) -> None:
+async def test_without_canaries_an_outage_counts_from_the_last_scan(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             sim.world.mine()
@@ -606,7 +604,7 @@ async def test_without_canaries_the_last_block_scanned_tells_since_when_nobody_l
             assert rig.tally.covers == {Cover.DOWN: 1}
 
 
-async def test_a_tip_that_cannot_be_asked_for_shows_in_the_backlog(tmp_path: Path) -> None:
+async def test_a_block_is_in_the_backlog_while_the_tip_cannot_be_requested(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         sim.fail_rest(status=503, times=1_000)
         sim.world.mine()
@@ -614,7 +612,7 @@ async def test_a_tip_that_cannot_be_asked_for_shows_in_the_backlog(tmp_path: Pat
         await rig.until(lambda: rig.tally.open["blocks"] == 1)
 
 
-async def test_a_price_of_now_is_not_that_of_a_whale_in_an_old_block(tmp_path: Path) -> None:
+async def test_the_current_price_is_not_applied_to_a_whale_in_an_old_block(tmp_path: Path) -> None:
     async with world(network=Network.MAINNET, price_interval=600.0) as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             assert rig.pipeline.market.price is not None
@@ -632,7 +630,7 @@ async def test_a_price_of_now_is_not_that_of_a_whale_in_an_old_block(tmp_path: P
             assert alerts[new.txid].price_timestamp is not None
 
 
-async def test_a_watched_owner_that_was_not_heard_of_is_alerted_from_the_block(tmp_path: Path) -> None:
+async def test_an_unknown_transaction_of_a_watched_owner_is_alerted_from_its_block(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         paid = sim.world.pay(2 * BTC, relay=False)
         other = sim.world.pay(2 * BTC, relay=False)

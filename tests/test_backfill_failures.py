@@ -1,4 +1,4 @@
-"""Whatever the backend answers, what is known stays, the failure is counted, and it comes right once answers do."""
+"""Failing requests: known events stay, the failure is counted, and the work is done once requests succeed."""
 
 import gc
 import sqlite3
@@ -20,20 +20,20 @@ from whaled.upstream.messages import SnapshotTaken
 
 @asynccontextmanager
 async def behind(front: Front) -> AsyncIterator[tuple[Simulator, Clock]]:
-    """A simulated backend with a proxy before its REST interface."""
+    """Run a simulated backend with a proxy in front of its REST interface."""
     async with world() as (sim, clock), front.before(sim):
         yield sim, clock
 
 
 async def later(rig: Rig, times: int = 2) -> None:
-    """Let what failed be due again, and asked again."""
+    """Let failed requests become due and be repeated."""
     for _ in range(times):
         await rig.poll(70)
         await rig.settled()
 
 
 async def dropped_whale(rig: Rig) -> Tx:
-    """A whale that was said to be dropped; `drop_after` is to be short."""
+    """Return a whale that was dropped. `drop_after` must be short."""
     tx: Tx = rig.sim.world.pay(150 * BTC)
     await rig.settled()
     rig.sim.world.chain.evict(tx.txid)
@@ -60,7 +60,7 @@ ANSWERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", ANSWERS)
-async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_right(
+async def test_invalid_responses_to_all_requests_change_nothing_and_requests_are_repeated(
     tmp_path: Path, answer: str
 ) -> None:
     status, body, reason = ANSWERS[answer]
@@ -79,9 +79,9 @@ async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_ri
         for _ in range(3):
             await rig.poll(70)
         assert rig.tally.failures[reason] == rig.tally.failures.total()
-        told = {txid: rig.statuses(txid) for txid in (mined, gone, kept, hidden.txid)}
-        assert told == {mined: ["alert", "confirmed"], gone: ["alert"], kept: ["alert"], hidden.txid: []}
-        front.mend()
+        statuses = {txid: rig.statuses(txid) for txid in (mined, gone, kept, hidden.txid)}
+        assert statuses == {mined: ["alert", "confirmed"], gone: ["alert"], kept: ["alert"], hidden.txid: []}
+        front.restore()
         await later(rig, 3)
         await rig.until(lambda: rig.statuses(gone) == ["alert", "dropped"])
         assert rig.statuses(hidden.txid) == ["alert", "confirmed"]
@@ -89,27 +89,25 @@ async def test_a_backend_that_answers_nothing_right_changes_nothing_and_comes_ri
         assert rig.statuses(kept) == ["alert"]
 
 
-@pytest.mark.parametrize("question", ["mempool/txids", "replacements"])
-async def test_a_snapshot_that_is_taken_while_the_one_before_is_worked_on_is_worked_on_too(
-    tmp_path: Path, question: str
-) -> None:
-    """The answer that is on its way does not know what happened between the two."""
+@pytest.mark.parametrize("path", ["mempool/txids", "replacements"])
+async def test_a_snapshot_taken_while_the_previous_one_is_processed_is_processed_too(tmp_path: Path, path: str) -> None:
+    """The pending response does not show what happened between the two."""
     front = Front()
     async with (
         behind(front) as (sim, clock),
         watching(sim, clock, tmp_path, front=front, interval=86_400.0) as rig,
     ):
-        is_there, let_go = front.hold(question)
-        rig.ear.observe(SnapshotTaken())
-        await is_there.wait()
-        asked = front.times(question)
-        rig.ear.observe(SnapshotTaken())
-        let_go.set()
-        await rig.until(lambda: front.times(question) > asked)
+        is_held, release = front.hold(path)
+        rig.observer.observe(SnapshotTaken())
+        await is_held.wait()
+        requested = front.times(path)
+        rig.observer.observe(SnapshotTaken())
+        release.set()
+        await rig.until(lambda: front.times(path) > requested)
 
 
 @pytest.mark.slow
-async def test_a_whale_that_comes_back_holds_up_no_other(tmp_path: Path) -> None:
+async def test_a_whale_that_returns_delays_no_other(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):
         async with watching(sim, clock, tmp_path, front=front, drop_after=1.0, interval=86_400.0) as rig:
@@ -119,12 +117,12 @@ async def test_a_whale_that_comes_back_holds_up_no_other(tmp_path: Path) -> None
         new = {sim.world.pay(150 * BTC).txid for _ in range(200)}
         await sim.poll()
         async with watching(sim, clock, tmp_path, settled=False, front=front, interval=86_400.0) as rig:
-            # Ten lots: were each to wait for the question that fails, and is asked later each time, it took minutes.
+            # Several batches: if each waited for the failing request, whose backoff grows, it would take minutes.
             await rig.until(lambda: new <= rig.sources().keys())
             assert rig.tally.failures.total() > 0
 
 
-async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_counted(tmp_path: Path) -> None:
+async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_returns_it_is_counted(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):
         gone, mined = (sim.world.pay(150 * BTC) for _ in range(2))
@@ -135,7 +133,7 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_
             sim.world.mine(only=[mined.txid])
             sim.world.chain.evict(gone.txid)
             await rig.poll()
-            front.mend()
+            front.restore()
             await later(rig)
             assert rig.statuses(gone.txid) == []
             assert rig.tally.unread_whales == 1
@@ -144,7 +142,7 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_gives_it_is_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["90000q", "{}", "[1,2]", "null", "9" * 24])
-async def test_no_note_that_cannot_be_read_ends_a_start(tmp_path: Path, value: str) -> None:
+async def test_unreadable_stored_state_does_not_stop_a_start(tmp_path: Path, value: str) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             first = sim.world.chain.tip.height + 1
@@ -162,7 +160,7 @@ async def test_no_note_that_cannot_be_read_ends_a_start(tmp_path: Path, value: s
             assert await rig.chain_is_scanned(first)
 
 
-async def test_one_absurd_tip_passes_over_no_block(tmp_path: Path) -> None:
+async def test_one_absurd_tip_height_skips_no_block(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
         first = await rig.log.state("first_block")
@@ -173,14 +171,14 @@ async def test_one_absurd_tip_passes_over_no_block(tmp_path: Path) -> None:
         await rig.until(lambda: rig.tally.failures[RestFailure.GARBAGE] > 0)
         assert await rig.log.state("first_block") == first
         assert rig.tally.skipped_blocks == 0
-        front.mend()
+        front.restore()
         await later(rig)
         assert rig.tally.open["blocks"] == 0
         assert len(await rig.scans()) == 1
 
 
 @pytest.mark.slow
-async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(tmp_path: Path) -> None:
+async def test_a_failed_request_does_not_cause_rounds_of_work_while_it_waits(tmp_path: Path) -> None:
     front = Front()
     async with (
         behind(front) as (sim, clock),
@@ -194,12 +192,12 @@ async def test_while_a_question_stays_open_it_is_not_looked_at_again_and_again(t
         await rig.poll(5)
         await rig.until(lambda: rig.tally.failures.total() > 0)
         rounds, failures = rig.tally.rounds, rig.tally.failures.total()
-        await rig.until(lambda: rig.tally.failures.total() > failures)  # a second later, or two
+        await rig.until(lambda: rig.tally.failures.total() > failures)  # one or two seconds later
         assert rig.tally.rounds <= rounds + 3
 
 
 @pytest.mark.slow
-async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_pending_once_it_can(
+async def test_a_whale_that_returns_while_the_mempool_request_fails_is_pending_once_it_succeeds(
     tmp_path: Path,
 ) -> None:
     front = Front()
@@ -214,7 +212,7 @@ async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_
         await rig.until(lambda: rig.tally.failures.total() > 0)
         await rig.poll(70)
         assert rig.statuses(tx.txid) == ["alert", "dropped"]
-        front.mend()
+        front.restore()
         await later(rig, 1)
         await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped", "pending"])
 
@@ -230,7 +228,7 @@ async def test_a_whale_that_comes_back_while_the_mempool_cannot_be_asked_for_is_
 @pytest.mark.parametrize(
     "path", ["tx/[0-9a-f]+", "tx/[0-9a-f]+/rbf", "tx/[0-9a-f]+/status", "mempool/txids", "replacements"]
 )
-async def test_one_call_that_fails_does_not_hold_up_the_others(tmp_path: Path, path: str, answer: str) -> None:
+async def test_one_failing_call_does_not_delay_the_others(tmp_path: Path, path: str, answer: str) -> None:
     status, body, _ = ANSWERS[answer]
     front = Front()
     async with behind(front) as (sim, clock):
@@ -246,19 +244,19 @@ async def test_one_call_that_fails_does_not_hold_up_the_others(tmp_path: Path, p
             block = sim.world.mine(only=[known])
             for _ in range(3):
                 await rig.poll(70)
-                await rig.heard()
+                await rig.processed()
             await rig.until(lambda: rig.statuses(known) == ["alert", "confirmed"])
             await rig.until(lambda: rig.tally.covers.total() == 1)
             assert block.height in await rig.scans()
             await rig.until(lambda: rig.tally.failures.total() > 0)
-            front.mend()
+            front.restore()
             await later(rig, 4)
             assert rig.statuses(known) == ["alert", "confirmed"]
             assert rig.statuses(there) == ["alert"]
 
 
 @pytest.mark.slow
-async def test_a_whale_that_cannot_be_fetched_does_not_hold_up_the_others(tmp_path: Path) -> None:
+async def test_a_whale_that_cannot_be_fetched_does_not_delay_the_others(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):
         stuck = sim.world.pay(150 * BTC, rate=400.0).txid
@@ -272,13 +270,13 @@ async def test_a_whale_that_cannot_be_fetched_does_not_hold_up_the_others(tmp_pa
             sim.world.mine([hidden], only=())
             await rig.poll()
             await rig.until(lambda: rig.statuses(hidden.txid) == ["alert", "confirmed"])
-            front.mend()
+            front.restore()
             await later(rig)
             assert rig.statuses(stuck) == ["alert"]
 
 
 @pytest.mark.slow
-async def test_a_block_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
+async def test_a_block_that_cannot_be_read_does_not_delay_the_others(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock):
         async with watching(sim, clock, tmp_path, front=front):
@@ -294,13 +292,13 @@ async def test_a_block_that_cannot_be_read_does_not_hold_up_the_others(tmp_path:
         async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
             await rig.until(lambda: rig.tally.open.get("blocks") == 4)
             assert rig.sources().keys() == {whales[place].txid for place in (0, 1, 2, 4, 5)}
-            front.mend()
+            front.restore()
             await later(rig)
             assert rig.sources().keys() == {tx.txid for tx in whales}
             assert await rig.chain_is_scanned(blocks[0].height)
 
 
-async def test_a_whale_of_a_block_that_the_backend_does_not_find_is_asked_for_until_it_does(tmp_path: Path) -> None:
+async def test_a_whale_of_a_block_that_the_backend_does_not_find_is_requested_until_it_does(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
         hidden = [sim.world.pay(150 * BTC, relay=False) for _ in range(2)]
@@ -314,13 +312,13 @@ async def test_a_whale_of_a_block_that_the_backend_does_not_find_is_asked_for_un
         assert rig.statuses(known) == ["alert", "confirmed"]
         await rig.until(lambda: rig.tally.failures[RestFailure.INCOMPLETE] > 0)
         assert block.height not in await rig.scans()
-        front.mend()
+        front.restore()
         await later(rig)
         assert rig.statuses(hidden[0].txid) == ["alert", "confirmed"]
         assert block.height in await rig.scans()
 
 
-async def test_an_answer_that_failed_is_gone_with_its_error_before_any_collector_comes_by(tmp_path: Path) -> None:
+async def test_a_failed_response_and_its_error_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
         block = sim.world.mine([sim.world.pay(150 * BTC, relay=False)])
@@ -335,7 +333,7 @@ async def test_an_answer_that_failed_is_gone_with_its_error_before_any_collector
             gc.enable()
 
 
-async def test_a_chain_that_answers_nonsense_undoes_nothing(tmp_path: Path) -> None:
+async def test_invalid_block_hashes_undo_nothing(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
         whale = sim.world.pay(150 * BTC).txid
@@ -343,7 +341,7 @@ async def test_a_chain_that_answers_nonsense_undoes_nothing(tmp_path: Path) -> N
         sim.world.mine()
         await rig.settled()
         for status, body in ((404, b""), (200, GARBAGE), (200, b""), (204, b""), (200, b"00")):
-            front.mend()
+            front.restore()
             front.spoil("block-height/.*", status, body)
             sim.world.mine()
             await rig.poll(70)
@@ -354,8 +352,8 @@ async def test_a_chain_that_answers_nonsense_undoes_nothing(tmp_path: Path) -> N
         assert rig.tally.reorgs == []
 
 
-async def test_a_backend_without_these_calls_is_told_of_once_and_asked_now_and_then(tmp_path: Path) -> None:
-    """As in esplora mode, asked at the backend's own port: electrs has those routes."""
+async def test_a_backend_without_these_calls_is_logged_once_and_requested_at_intervals(tmp_path: Path) -> None:
+    """As in esplora mode at the backend's own port: electrs has those routes."""
     front = Front()
     front.spoil("mempool/.*|tx/[0-9a-f]+(/status)?|block-height/.*|block/[0-9a-f]+/txs.*|blocks/tip/hash", 404)
     async with behind(front) as (sim, clock):
@@ -367,48 +365,48 @@ async def test_a_backend_without_these_calls_is_told_of_once_and_asked_now_and_t
                 whale = sim.world.pay(150 * BTC).txid
                 await rig.poll()
                 for _ in range(50):
-                    await rig.heard()
+                    await rig.processed()
                 sim.world.mine()
                 await rig.poll()
                 await rig.until(lambda: rig.statuses(whale) == ["alert", "confirmed"])
                 assert rig.statuses(there) == []
                 assert rig.tally.failures.keys() == {RestFailure.NOT_FOUND}
                 assert front.times("block-height/.*") < 10
-                # The block that has the other one is still to be scanned: nothing is given up.
+                # The block with the whale is still to be scanned: nothing is given up.
                 assert (rig.tally.open["candidates"], rig.tally.open["blocks"]) == (0, 1)
-        told = [line for line in lines if line["event"] == "the backend cannot be asked, gaps stay open"]
-        assert len(told) == 1
-        assert "block-height" in told[0]["problem"]
+        warnings = [line for line in lines if line["event"] == "the backend cannot be asked, gaps stay open"]
+        assert len(warnings) == 1
+        assert "block-height" in warnings[0]["problem"]
 
 
-async def test_a_pause_that_the_server_asks_for_is_kept(tmp_path: Path) -> None:
+async def test_a_retry_after_of_the_server_is_honoured(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
         front.spoil(".*", 429, b"", **{"Retry-After": "300"})
         sim.world.mine()
         await rig.poll()
         await rig.until(lambda: rig.tally.failures[RestFailure.RATE_LIMITED] == 1)
-        asked = len(front.asked)
+        requested = len(front.requested)
         for _ in range(4):
             await rig.poll(70)
-        assert len(front.asked) == asked
-        front.mend()
+        assert len(front.requested) == requested
+        front.restore()
         await later(rig)
         assert rig.tally.open["blocks"] == 0
         assert len(await rig.scans()) == 1
 
 
-async def test_ids_from_the_stream_that_are_none_harm_nobody(tmp_path: Path) -> None:
+async def test_invalid_txids_in_the_stream_do_no_harm(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         strange = "../" * 21 + "%"
         added = {"txid": strange, "version": 2, "vin": [], "vout": [{"value": 150 * BTC, "scriptpubkey": ""}]}
-        await rig.observe(removed=[strange], mined=[strange], added=[added])
+        await rig.inject_delta(removed=[strange], mined=[strange], added=[added])
         await rig.settled()
         await later(rig)
         assert rig.statuses(strange) == ["alert"]
 
 
-async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Path) -> None:
+async def test_with_the_basis_moved_a_snapshot_alerts_the_same_whales_as_the_stream(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         whale = sim.world.pay(150 * BTC).txid
         await sim.poll()
@@ -423,7 +421,7 @@ async def test_by_what_moved_a_snapshot_alerts_what_a_stream_would(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [RestMode.TIMEOUT, RestMode.SLOW])
-async def test_a_backend_that_takes_too_long_is_asked_again(tmp_path: Path, mode: RestMode) -> None:
+async def test_a_request_that_times_out_is_repeated(tmp_path: Path, mode: RestMode) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, rest_timeout=0.3) as rig:
         known = sim.world.pay(150 * BTC).txid
         await rig.settled()

@@ -1,4 +1,4 @@
-"""What is in the mempool is known, whether the stream told it or not."""
+"""Whales of the mempool are found, whether or not the stream announced them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from backfill_kit import BTC, Front, watching, world
 from whaled.backfill import mempool
 
 
-async def test_what_is_in_the_mempool_at_the_first_start_is_alerted_once(tmp_path: Path) -> None:
+async def test_whales_in_the_mempool_at_the_first_start_are_alerted_once(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         whales = [sim.world.pay(150 * BTC).txid for _ in range(3)]
         sim.world.pay(99 * BTC)
@@ -24,7 +24,7 @@ async def test_what_is_in_the_mempool_at_the_first_start_is_alerted_once(tmp_pat
             assert again.events == []
 
 
-async def test_what_is_in_the_mempool_at_the_first_start_is_left_alone_if_so_configured(tmp_path: Path) -> None:
+async def test_whales_in_the_mempool_at_the_first_start_are_not_alerted_without_first_mempool(tmp_path: Path) -> None:
     async with world(start=1_700_000_000.0) as (sim, clock):
         clock.ahead_s = 1_700_000_000.0 - clock()
         old = sim.world.pay(150 * BTC).txid
@@ -44,7 +44,7 @@ async def test_what_is_in_the_mempool_at_the_first_start_is_left_alone_if_so_con
             assert old not in rig.sources()
 
 
-async def test_a_first_start_in_the_wrong_time_leaves_nothing_alone_that_came_after_it(tmp_path: Path) -> None:
+async def test_whales_after_a_first_start_with_a_clock_ahead_are_alerted(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         clock.ahead_s += 40 * 86_400
         async with watching(sim, clock, tmp_path, first_mempool=False):
@@ -56,15 +56,15 @@ async def test_a_first_start_in_the_wrong_time_leaves_nothing_alone_that_came_af
             assert rig.sources() == {missed: "snapshot"}
 
 
-async def test_what_arrives_while_the_mempool_is_asked_for_is_neither_lost_nor_doubled(tmp_path: Path) -> None:
+async def test_whales_that_arrive_during_the_mempool_snapshot_are_alerted_exactly_once(tmp_path: Path) -> None:
     async with world(block_weight=20_000) as (sim, clock):
         before = [sim.world.pay(150 * BTC).txid for _ in range(40)]
         await sim.poll()
         async with watching(sim, clock, tmp_path, settled=False) as rig:
             during = []
             while rig.tally.snapshots == 0:
-                heard = len(rig.ear.messages)
-                await rig.until(lambda heard=heard: len(rig.ear.messages) > heard)  # type: ignore[misc]
+                received = len(rig.observer.messages)
+                await rig.until(lambda received=received: len(rig.observer.messages) > received)  # type: ignore[misc]
                 during.append(sim.world.pay(150 * BTC).txid)
                 await rig.poll(0.1)
             await rig.settled()
@@ -89,7 +89,9 @@ async def test_a_whale_in_no_projected_block_is_found(tmp_path: Path) -> None:
             await rig.until(lambda: rig.tally.open["tail"] == 0)
 
 
-async def test_what_left_the_mempool_is_no_longer_asked_for_even_while_nothing_can_be_asked(tmp_path: Path) -> None:
+async def test_transactions_that_left_the_mempool_are_no_longer_fetched_even_while_requests_fail(
+    tmp_path: Path,
+) -> None:
     front = Front()
     async with world(block_weight=20_000) as (sim, clock), front.before(sim):
         for _ in range(8 * 36):
@@ -101,18 +103,18 @@ async def test_what_left_the_mempool_is_no_longer_asked_for_even_while_nothing_c
             await rig.until(lambda: rig.tally.open["tail"] >= 6)
             held = rig.tally.open["tail"]
             pair = {"replaced": cheap[3], "by": {"txid": "ab" * 32, "vin": [], "vout": [], "fee": 1, "vsize": 100}}
-            await rig.observe(removed=[cheap[0], cheap[1], cheap[3]], mined=[cheap[2]], replaced=[pair])
-            # The backend keeps what was replaced for a day, and gives it.
+            await rig.inject_delta(removed=[cheap[0], cheap[1], cheap[3]], mined=[cheap[2]], replaced=[pair])
+            # The backend keeps replaced transactions for a day, and returns them.
             assert rig.tally.open["tail"] == held - 3
-            asked_before = len(front.asked)
-            front.mend()
+            requested_before = len(front.requested)
+            front.restore()
             await rig.poll(11)
             await rig.until(lambda: rig.tally.open["tail"] == 0)
-            asked = {path.split("/")[1] for path in front.asked[asked_before:] if path.endswith("/hex")}
-            assert asked & set(cheap) == set(cheap[3:])
+            requested = {path.split("/")[1] for path in front.requested[requested_before:] if path.endswith("/hex")}
+            assert requested & set(cheap) == set(cheap[3:])
 
 
-async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_block_alone(tmp_path: Path) -> None:
+async def test_a_whale_mined_before_it_was_fetched_is_found_in_its_block_only(tmp_path: Path) -> None:
     front = Front()
     async with world() as (sim, clock), front.before(sim):
         await sim.poll()
@@ -126,7 +128,7 @@ async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_blo
             sim.world.mine()
             await rig.poll()
             await rig.until(lambda: rig.tally.open["candidates"] == 0)
-            front.mend()
+            front.restore()
             await rig.settled()
             assert rig.sources() == {whale: "block"}
             assert rig.statuses(whale) == ["alert", "confirmed"]
@@ -134,11 +136,11 @@ async def test_a_whale_that_is_mined_before_it_was_asked_for_is_found_in_its_blo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [50.0, 1.0])
-async def test_what_the_backend_does_not_give_is_asked_for_again_while_it_is_in_the_mempool(
+async def test_a_transaction_that_the_backend_does_not_return_is_fetched_again_while_in_the_mempool(
     tmp_path: Path, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a projected block, where its value is known, and behind the last of them."""
-    monkeypatch.setattr(mempool, "TAIL_AFTER_S", 1.0)
+    """Both in a projected block, which shows its value, and in none."""
+    monkeypatch.setattr(mempool, "UNVALUED_AFTER_S", 1.0)
     front = Front()
     async with world(block_weight=20_000) as (sim, clock), front.before(sim):
         for _ in range(8 * 36):
@@ -150,7 +152,7 @@ async def test_what_the_backend_does_not_give_is_asked_for_again_while_it_is_in_
             await rig.poll(11)
             await rig.until(lambda: front.times(f".*{whale}.*") > 0 and rig.tally.open["tail"] == 0)
             assert rig.sources() == {}
-            front.mend()
+            front.restore()
             for _ in range(3):
                 await rig.poll(11)
             await rig.until(lambda: rig.sources() == {whale: "snapshot"})

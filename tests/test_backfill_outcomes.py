@@ -1,4 +1,4 @@
-"""What became of a whale that left the mempool without a word, and what is said of one that comes back."""
+"""Outcomes of whales that left the mempool without an explanation, and the return of whales that were gone."""
 
 import json
 from functools import partial
@@ -12,17 +12,17 @@ from whaled.model import Kind, Status
 from whaled.simulator.faults import RestMode
 from whaled.simulator.transactions import TxKind
 
-# So that no sweep interferes.
+# An interval that lets no periodic mempool comparison interfere.
 DAY_S = 86400.0
 
 
 async def wait(rig: Rig, seconds: float) -> None:
-    """Let time go by until what is due then was asked."""
+    """Advance the clocks and wait for the requests that become due."""
     await rig.poll(seconds)
     await rig.settled()
 
 
-async def test_a_whale_replaced_while_nobody_listened_is_replaced_and_linked_both_ways(tmp_path: Path) -> None:
+async def test_a_whale_replaced_during_an_outage_is_replaced_and_linked_both_ways(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             old = sim.world.pay(150 * BTC).txid
@@ -39,13 +39,13 @@ async def test_a_whale_replaced_while_nobody_listened_is_replaced_and_linked_bot
             assert update.replaced_by == new
 
 
-async def test_a_whale_cancelled_and_buried_while_nobody_listened_is_replaced(tmp_path: Path) -> None:
+async def test_a_whale_cancelled_by_a_mined_transaction_during_an_outage_is_replaced(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             old = sim.world.transact(TxKind.CONSOLIDATION, 150 * BTC).txid
             await rig.settled()
         by = sim.world.cancel(old)
-        assert by.out_sat < 100 * BTC  # a whale's own alert would tell as well
+        assert by.out_sat < 100 * BTC  # else the alert of a whale would reveal the replacement as well
         sim.world.mine()
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
@@ -55,7 +55,7 @@ async def test_a_whale_cancelled_and_buried_while_nobody_listened_is_replaced(tm
 
 
 @pytest.mark.parametrize("mines_first", [True, False])
-async def test_a_whale_replaced_by_a_transaction_that_only_a_block_shows_is_replaced_without_waiting_for_its_drop(
+async def test_a_whale_replaced_by_a_transaction_that_only_a_block_has_does_not_wait_for_drop_after(
     tmp_path: Path, mines_first: bool
 ) -> None:
     front = Front()
@@ -73,7 +73,7 @@ async def test_a_whale_replaced_by_a_transaction_that_only_a_block_shows_is_repl
             await wait(rig, 5)
             await wait(rig, 40)
             assert rig.statuses(old) == ["alert"]
-        by = sim.world.wallets.takeback(whale, 100_000, sim.world.now)  # to a miner, not to the mempool
+        by = sim.world.wallets.takeback(whale, 100_000, sim.world.now)  # sent directly to a miner
         sim.world.mine([by])
         await rig.poll()
         await wait(rig, 5)
@@ -84,8 +84,8 @@ async def test_a_whale_replaced_by_a_transaction_that_only_a_block_shows_is_repl
 
 
 @pytest.mark.slow
-async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path) -> None:
-    """After a reorganisation the backend may name the block that a transaction was in before."""
+async def test_a_block_outside_the_chain_confirms_nothing(tmp_path: Path) -> None:
+    """After a reorganisation the backend may name the stale block of a transaction."""
     front = Front()
     async with (
         world() as (sim, clock),
@@ -107,8 +107,8 @@ async def test_a_block_that_is_not_in_the_chain_confirms_nothing(tmp_path: Path)
 
 
 @pytest.mark.slow
-async def test_a_whale_whose_question_is_to_wait_is_not_due_before(tmp_path: Path) -> None:
-    """Else the rounds follow each other without a pause for as long as the server asked to wait."""
+async def test_a_whale_whose_request_must_wait_is_not_due_earlier(tmp_path: Path) -> None:
+    """Otherwise rounds of work would follow one another without a pause until the Retry-After has passed."""
     front = Front()
     async with (
         world() as (sim, clock),
@@ -122,15 +122,15 @@ async def test_a_whale_whose_question_is_to_wait_is_not_due_before(tmp_path: Pat
         await wait(rig, 5)
         await rig.until(lambda: rig.tally.failures.total() > 0)
         await wait(rig, 40)
-        due = rig.ear._worker._outcomes.next_due()
+        due = rig.observer._worker._outcomes.next_due()
         assert due is not None
         assert due > clock() + 3000
 
 
-async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
+async def test_a_whale_is_dropped_by_a_response_that_took_longer_than_its_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backend that always takes so long would never let a whale be dropped."""
+    """Otherwise a backend that is always slow would keep whales from being dropped."""
     monkeypatch.setattr("whaled.backfill.turns.TURN_S", 0.1)
     front = Front()
     async with (
@@ -140,20 +140,20 @@ async def test_a_whale_is_dropped_by_an_answer_that_took_longer_than_its_turn(
     ):
         tx = sim.world.pay(150 * BTC)
         await rig.settled()
-        is_there, let_go = front.hold(f"tx/{tx.txid}/rbf")
+        is_held, release = front.hold(f"tx/{tx.txid}/rbf")
         sim.world.chain.evict(tx.txid)
         await wait(rig, 5)
         await wait(rig, 5)
-        await is_there.wait()
-        outcomes = rig.ear._worker._outcomes
-        assert outcomes._turns.is_asking(tx.txid)
-        let_go.set()
+        await is_held.wait()
+        outcomes = rig.observer._worker._outcomes
+        assert outcomes._turns.is_running(tx.txid)
+        release.set()
         await rig.until(lambda: rig.statuses(tx.txid) == ["alert", "dropped"])
         assert front.times(f"tx/{tx.txid}/status") == 1
 
 
 @pytest.mark.slow
-async def test_blocks_that_are_searched_for_what_replaced_a_whale_hold_up_no_other(
+async def test_the_search_of_blocks_for_a_replacement_delays_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("whaled.backfill.turns.TURN_S", 0.1)
@@ -166,17 +166,17 @@ async def test_blocks_that_are_searched_for_what_replaced_a_whale_hold_up_no_oth
         gone = sim.world.pay(150 * BTC)
         sim.world.mine(only=())
         await rig.settled()
-        is_there, let_go = front.hold("block/.*/raw")
+        is_held, release = front.hold("block/.*/raw")
         sim.world.chain.evict(gone.txid)
         await wait(rig, 5)
         await wait(rig, 5)
-        await is_there.wait()
+        await is_held.wait()
         missed = sim.world.pay(150 * BTC, relay=False)
         sim.world.mine([missed])
         await rig.poll()
         await rig.until(lambda: missed.txid in rig.sources())
         assert rig.statuses(gone.txid) == ["alert"]
-        let_go.set()
+        release.set()
         await rig.until(lambda: rig.statuses(gone.txid) == ["alert", "dropped"])
 
 
@@ -184,7 +184,7 @@ def is_dropped(rig: Rig, txid: str) -> bool:
     return rig.statuses(txid) == ["alert", "dropped"]
 
 
-async def test_the_whales_dropped_last_are_watched_and_no_more_than_the_limit(
+async def test_the_most_recently_dropped_whales_are_watched_up_to_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("whaled.backfill.outcomes.WATCHED_LIMIT", 1)
@@ -197,12 +197,12 @@ async def test_the_whales_dropped_last_are_watched_and_no_more_than_the_limit(
                 for _ in range(2):
                     await wait(rig, 5)
                 await rig.until(partial(is_dropped, rig, txid))
-            assert set(rig.ear._worker._outcomes._watched.values()) == {whales[1]}
+            assert set(rig.observer._worker._outcomes._watched.values()) == {whales[1]}
         async with watching(sim, clock, tmp_path) as rig:
-            assert set(rig.ear._worker._outcomes._watched.values()) == {whales[1]}
+            assert set(rig.observer._worker._outcomes._watched.values()) == {whales[1]}
 
 
-async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told(tmp_path: Path) -> None:
+async def test_whales_announced_and_replaced_during_an_outage_are_published(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path):
             pass
@@ -229,7 +229,7 @@ async def test_whales_that_came_and_were_replaced_while_nobody_listened_are_told
             assert rig.events == []
 
 
-async def test_a_whale_that_came_and_was_cancelled_while_nobody_listened_is_told(tmp_path: Path) -> None:
+async def test_a_whale_announced_and_cancelled_during_an_outage_is_published(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path):
             pass
@@ -244,7 +244,7 @@ async def test_a_whale_that_came_and_was_cancelled_while_nobody_listened_is_told
             assert update.replaced_by == by
 
 
-async def test_what_was_replaced_before_the_first_start_is_left_alone(tmp_path: Path) -> None:
+async def test_a_whale_replaced_before_the_first_start_is_not_alerted(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         old = sim.world.pay(150 * BTC).txid
         await sim.poll(100)
@@ -257,7 +257,7 @@ async def test_what_was_replaced_before_the_first_start_is_left_alone(tmp_path: 
 
 
 @pytest.mark.parametrize("is_started_between", [True, False])
-async def test_a_clock_that_was_ahead_at_the_first_start_hides_no_whale_that_was_replaced_since(
+async def test_a_clock_ahead_at_the_first_start_hides_no_whale_replaced_since(
     tmp_path: Path, is_started_between: bool
 ) -> None:
     async with world() as (sim, clock):
@@ -280,7 +280,7 @@ async def test_a_clock_that_was_ahead_at_the_first_start_hides_no_whale_that_was
 
 
 @pytest.mark.slow
-async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was_asked(tmp_path: Path) -> None:
+async def test_a_whale_is_dropped_only_after_its_grace_period_and_a_response_of_the_backend(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0) as rig:
         whale = sim.world.pay(150 * BTC).txid
         await rig.settled()
@@ -299,7 +299,7 @@ async def test_a_whale_is_dropped_only_after_the_grace_and_after_the_backend_was
 
 
 @pytest.mark.slow
-async def test_a_whale_that_comes_back_while_the_backend_answers_is_not_dropped(tmp_path: Path) -> None:
+async def test_a_whale_that_returns_during_a_request_is_not_dropped(tmp_path: Path) -> None:
     front = Front()
     async with (
         world() as (sim, clock),
@@ -308,27 +308,27 @@ async def test_a_whale_that_comes_back_while_the_backend_answers_is_not_dropped(
     ):
         tx = sim.world.pay(150 * BTC)
         await rig.settled()
-        # The mempool was asked for without it; the next answer is on its way.
-        arrived, go = front.hold(f"tx/{tx.txid}/status")
+        # The mempool was returned without it; the next response is pending.
+        is_held, release = front.hold(f"tx/{tx.txid}/status")
         sim.world.chain.evict(tx.txid)
         await rig.poll()
         await rig.poll(5)
-        await arrived.wait()
+        await is_held.wait()
         sim.world.send(tx)
         await rig.poll()
-        await rig.until(lambda: len(rig.ear.brought(tx.txid)) == 2)
-        go.set()
+        await rig.until(lambda: len(rig.observer.announcements(tx.txid)) == 2)
+        release.set()
         await rig.settled()
         assert rig.statuses(tx.txid) == ["alert"]
 
 
-async def test_a_whale_that_came_back_and_left_again_has_all_of_its_grace_again(tmp_path: Path) -> None:
+async def test_a_whale_that_returned_and_left_again_gets_a_full_grace_period(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0, interval=DAY_S) as rig:
         tx = sim.world.pay(150 * BTC)
         await rig.settled()
         sim.world.chain.evict(tx.txid)
         await wait(rig, 5)
-        sim.fail_rest(status=503, times=100_000)  # nobody can ask whether it is back
+        sim.fail_rest(status=503, times=100_000)  # no request can find out whether it returned
         sim.world.send(tx)
         await rig.poll(90)
         sim.world.chain.evict(tx.txid)
@@ -342,10 +342,10 @@ async def test_a_whale_that_came_back_and_left_again_has_all_of_its_grace_again(
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-async def test_a_replacement_told_after_the_block_that_decided_otherwise_is_not_the_last_word(
+async def test_a_replacement_reported_after_the_confirming_block_was_scanned_does_not_prevail(
     tmp_path: Path, is_killed: bool
 ) -> None:
-    """A message may wait for the inputs of the whales before it, while REST knows of the block already."""
+    """A message may wait for the inputs of earlier whales while REST already has the block."""
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             whale = sim.world.pay(150 * BTC).txid
@@ -354,7 +354,7 @@ async def test_a_replacement_told_after_the_block_that_decided_otherwise_is_not_
             await rig.settled()
             output = {"value": 150 * BTC, "scriptpubkey": ""}
             by = {"txid": "bb" * 32, "version": 2, "vin": [], "vout": [output]}
-            await rig.observe(removed=[whale], replaced=[{"replaced": whale, "by": by}])
+            await rig.inject_delta(removed=[whale], replaced=[{"replaced": whale, "by": by}])
             assert rig.statuses(whale) == ["alert", "confirmed"]
             if not is_killed:
                 await wait(rig, 5)
@@ -365,8 +365,8 @@ async def test_a_replacement_told_after_the_block_that_decided_otherwise_is_not_
                 assert rig.statuses(whale) == []
 
 
-async def test_a_stream_behind_its_node_does_not_take_back_what_was_mined_after_it_came_back(tmp_path: Path) -> None:
-    """Replacement cycling: the whale is replaced, comes back and is mined; the block is scanned before all that."""
+async def test_a_stream_behind_its_node_does_not_undo_the_confirmation_of_a_returned_whale(tmp_path: Path) -> None:
+    """Replacement cycling: the whale is replaced, returns and is mined; the stream reports this after the scan."""
     async with world() as (sim, clock), watching(sim, clock, tmp_path, interval=DAY_S) as rig:
         whale = sim.world.pay(150 * BTC)
         wide = sim.world.displace(whale.txid)
@@ -377,14 +377,14 @@ async def test_a_stream_behind_its_node_does_not_take_back_what_was_mined_after_
         assert rig.statuses(whale.txid)[-1] == "confirmed"
         output = {"value": 150 * BTC, "scriptpubkey": ""}
         by = {"txid": wide.txid, "version": 2, "vin": [], "vout": [output]}
-        await rig.observe(removed=[whale.txid], replaced=[{"replaced": whale.txid, "by": by}])
-        await rig.observe(added=[{"txid": whale.txid, "version": 2, "vin": [], "vout": [output]}])
+        await rig.inject_delta(removed=[whale.txid], replaced=[{"replaced": whale.txid, "by": by}])
+        await rig.inject_delta(added=[{"txid": whale.txid, "version": 2, "vin": [], "vout": [output]}])
         await wait(rig, 5)
         assert rig.statuses(whale.txid)[-1] == "confirmed"
 
 
 @pytest.mark.slow
-async def test_a_whale_told_in_a_block_that_died_before_it_was_scanned_has_a_fate(tmp_path: Path) -> None:
+async def test_a_whale_alerted_in_a_stale_block_that_was_not_scanned_gets_an_outcome(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             await rig.poll(5)
@@ -405,7 +405,7 @@ async def test_a_whale_told_in_a_block_that_died_before_it_was_scanned_has_a_fat
             assert rig.statuses(tx.txid) == ["dropped"]
 
 
-async def test_a_dropped_whale_that_comes_back_is_pending_again(tmp_path: Path) -> None:
+async def test_a_dropped_whale_that_returns_is_pending_again(tmp_path: Path) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=10.0) as rig:
         tx = sim.world.pay(150 * BTC)
         for _ in range(2):
@@ -422,7 +422,7 @@ async def test_a_dropped_whale_that_comes_back_is_pending_again(tmp_path: Path) 
         assert refs == ["", "#2"]
 
 
-async def test_a_dropped_whale_that_came_back_while_nobody_listened_is_pending_again(tmp_path: Path) -> None:
+async def test_a_dropped_whale_that_returned_during_an_outage_is_pending_again(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path, drop_after=10.0) as rig:
             tx = sim.world.pay(150 * BTC)
@@ -437,22 +437,22 @@ async def test_a_dropped_whale_that_came_back_while_nobody_listened_is_pending_a
             assert rig.statuses(tx.txid) == ["pending"]
 
 
-async def test_what_the_stream_said_before_is_no_proof_that_a_whale_came_back(tmp_path: Path) -> None:
-    """A round of work may be long: the message that brought a whale is looked at when REST has already said that it is
-    replaced, and the message that says so was missed.
+async def test_an_old_message_of_the_stream_does_not_prove_that_a_whale_returned(tmp_path: Path) -> None:
+    """A round of work may be long: the announcement of a whale is processed after REST has reported its replacement,
+    and the message about the replacement was missed.
     """
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         old = sim.world.pay(150 * BTC).txid
         await rig.settled()
-        (brought,) = rig.ear.brought(old)
+        (announcement,) = rig.observer.announcements(old)
         sim.world.replace(old)
         await rig.settled()
-        rig.ear.observe(brought)
+        rig.observer.observe(announcement)
         await rig.settled()
         assert rig.statuses(old) == ["alert", "replaced"]
 
 
-async def test_a_whale_that_left_while_nobody_listened_is_looked_for(tmp_path: Path) -> None:
+async def test_a_whale_that_left_during_an_outage_is_followed(tmp_path: Path) -> None:
     async with world() as (sim, clock):
         async with watching(sim, clock, tmp_path) as rig:
             whales = [sim.world.pay(150 * BTC).txid for _ in range(2)]
@@ -468,7 +468,7 @@ async def test_a_whale_that_left_while_nobody_listened_is_looked_for(tmp_path: P
 
 
 @pytest.mark.parametrize("forget", [False, True])
-async def test_a_node_that_loses_its_mempool_costs_no_whale(tmp_path: Path, forget: bool) -> None:
+async def test_a_node_that_loses_its_mempool_drops_no_whale(tmp_path: Path, forget: bool) -> None:
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=100.0) as rig:
         tx = sim.world.pay(150 * BTC)
         await rig.settled()
@@ -486,11 +486,11 @@ async def test_a_node_that_loses_its_mempool_costs_no_whale(tmp_path: Path, forg
 
 
 @pytest.mark.slow
-async def test_whales_beyond_those_that_are_followed_at_a_time_have_their_turn_later(
+async def test_missing_whales_beyond_the_limit_are_followed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outcomes, "MISSING_LIMIT", 2)
-    monkeypatch.setattr(outcomes, "FIRST_LOOK_S", 0.01)
+    monkeypatch.setattr(outcomes, "FIRST_CHECK_S", 0.01)
     async with world() as (sim, clock), watching(sim, clock, tmp_path, drop_after=0.01, interval=0.5) as rig:
         whales = [sim.world.pay(150 * BTC).txid for _ in range(5)]
         await rig.settled()

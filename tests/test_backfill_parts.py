@@ -1,4 +1,4 @@
-"""The pure parts of backfill, and what the log answers it."""
+"""The pure parts of the backfill, and the queries of the event log that it uses."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from support import alert_draft, confirmed_draft, txid, whale
-from whaled.backfill import mempool
-from whaled.backfill.coverage import SPANS_LIMIT, Cover, Sighting, Spans, covers, scan_of
+from whaled.backfill import seen_txids
+from whaled.backfill.coverage import INTERRUPTIONS_LIMIT, Cover, Interruptions, Sighting, covers, scan_of
 from whaled.backfill.first_run import (
     BEGAN_KEY,
     BLOCKS_LIMIT,
@@ -16,10 +16,11 @@ from whaled.backfill.first_run import (
     FirstRun,
     began_at,
     blocks_at_start,
-    standing_below,
+    chain_below,
 )
-from whaled.backfill.mempool import Candidate, SeenTxids
-from whaled.backoff import ASKED_MOST_S, FIRST_S, MOST_S, Backoff
+from whaled.backfill.mempool import Candidate
+from whaled.backfill.seen_txids import SeenTxids
+from whaled.backoff import INITIAL_S, MAX_RETRY_AFTER_S, MAX_S, Backoff
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.errors import EventLogError
 from whaled.eventlog.store import EventLog
@@ -43,7 +44,7 @@ def ids(whales: Iterable[Whale]) -> list[str]:
 
 
 class Time:
-    """A clock that stands still."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -55,76 +56,76 @@ class Time:
 # --- backoff ---
 
 
-def test_what_fails_waits_longer_each_time_and_not_for_ever() -> None:
+def test_a_failing_key_waits_longer_each_time_up_to_a_maximum() -> None:
     time = Time()
     backoff = Backoff(time)
     waits = [backoff.failed("x") for _ in range(10)]
-    assert waits[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
-    assert waits[-1] == MOST_S
+    assert waits[:3] == [INITIAL_S, 2 * INITIAL_S, 4 * INITIAL_S]
+    assert waits[-1] == MAX_S
     assert not backoff.is_due("x")
     assert backoff.is_due("y")
-    assert backoff.next_due() == time.now + MOST_S
-    time.now += MOST_S
+    assert backoff.next_due() == time.now + MAX_S
+    time.now += MAX_S
     assert backoff.is_due("x")
 
 
-def test_a_pause_that_is_asked_for_is_kept_within_reason() -> None:
+def test_a_retry_after_is_honoured_up_to_a_maximum() -> None:
     backoff = Backoff(Time())
     assert backoff.failed("x", 30.0) == 30.0
-    assert backoff.failed("x", 1e9) == ASKED_MOST_S
-    assert backoff.failed("y", 0.0) == FIRST_S
+    assert backoff.failed("x", 1e9) == MAX_RETRY_AFTER_S
+    assert backoff.failed("y", 0.0) == INITIAL_S
 
 
-def test_what_was_answered_or_is_not_wanted_any_more_is_forgotten() -> None:
+def test_keys_that_succeeded_or_are_no_longer_wanted_are_forgotten() -> None:
     backoff = Backoff(Time())
     for key in "xyz":
         backoff.failed(key)
     assert backoff.forget("x")
     assert not backoff.forget("x")
-    backoff.keep(["z", "w"])
+    backoff.retain(["z", "w"])
     assert backoff.is_due("y")
     assert not backoff.is_due("z")
-    backoff.keep([])
+    backoff.retain([])
     assert backoff.next_due() is None
-    assert backoff.failed("z") == FIRST_S
+    assert backoff.failed("z") == INITIAL_S
 
 
 # --- coverage ---
 
 
-def test_a_whale_is_missed_for_the_outage_before_the_gap_and_for_the_gap_before_nothing() -> None:
-    spans = Spans()
-    spans.was_down(100.0, 200.0)
-    spans.gap(300.0)
-    assert spans.why_missed(150.0, 160.0) is Cover.DOWN
-    assert spans.why_missed(50.0, 100.0) is Cover.DOWN
-    assert spans.why_missed(200.0, 350.0) is Cover.DOWN
-    assert spans.why_missed(201.0, 350.0) is Cover.GAP
-    assert spans.why_missed(301.0, 350.0) is Cover.NEVER_RELAYED
-    assert spans.why_missed(201.0, 299.0) is Cover.NEVER_RELAYED
+def test_a_missed_whale_is_attributed_to_an_outage_first_and_to_a_gap_second() -> None:
+    interruptions = Interruptions()
+    interruptions.was_down(100.0, 200.0)
+    interruptions.gap(300.0)
+    assert interruptions.why_missed(150.0, 160.0) is Cover.DOWN
+    assert interruptions.why_missed(50.0, 100.0) is Cover.DOWN
+    assert interruptions.why_missed(200.0, 350.0) is Cover.DOWN
+    assert interruptions.why_missed(201.0, 350.0) is Cover.GAP
+    assert interruptions.why_missed(301.0, 350.0) is Cover.NEVER_RELAYED
+    assert interruptions.why_missed(201.0, 299.0) is Cover.NEVER_RELAYED
 
 
-def test_an_outage_lasts_until_the_link_is_back_however_often_it_is_told() -> None:
-    spans = Spans()
-    spans.connected(5.0)  # nothing was lost
-    spans.lost(10.0)
-    spans.lost(20.0)
-    assert spans.why_missed(0.0, 9.0) is Cover.NEVER_RELAYED
-    assert spans.why_missed(0.0, 10.0) is Cover.DOWN
-    assert spans.why_missed(1000.0, 1001.0) is Cover.DOWN
-    spans.connected(30.0)
-    assert spans.why_missed(15.0, 16.0) is Cover.DOWN
-    assert spans.why_missed(31.0, 32.0) is Cover.NEVER_RELAYED
+def test_an_outage_lasts_until_the_link_is_up_however_often_it_is_reported() -> None:
+    interruptions = Interruptions()
+    interruptions.connected(5.0)  # nothing was lost
+    interruptions.lost(10.0)
+    interruptions.lost(20.0)
+    assert interruptions.why_missed(0.0, 9.0) is Cover.NEVER_RELAYED
+    assert interruptions.why_missed(0.0, 10.0) is Cover.DOWN
+    assert interruptions.why_missed(1000.0, 1001.0) is Cover.DOWN
+    interruptions.connected(30.0)
+    assert interruptions.why_missed(15.0, 16.0) is Cover.DOWN
+    assert interruptions.why_missed(31.0, 32.0) is Cover.NEVER_RELAYED
 
 
 def test_outages_and_gaps_are_remembered_within_bounds() -> None:
-    spans = Spans()
-    for number in range(SPANS_LIMIT + 1):
-        spans.was_down(10.0 * number, 10.0 * number + 1)
-        spans.gap(10.0 * number + 5)
-    assert spans.why_missed(0.0, 5.0) is Cover.NEVER_RELAYED
-    assert spans.why_missed(10.0, 10.0) is Cover.DOWN
-    assert spans.why_missed(15.0, 15.0) is Cover.GAP
+    interruptions = Interruptions()
+    for number in range(INTERRUPTIONS_LIMIT + 1):
+        interruptions.was_down(10.0 * number, 10.0 * number + 1)
+        interruptions.gap(10.0 * number + 5)
+    assert interruptions.why_missed(0.0, 5.0) is Cover.NEVER_RELAYED
+    assert interruptions.why_missed(10.0, 10.0) is Cover.DOWN
+    assert interruptions.why_missed(15.0, 15.0) is Cover.GAP
 
 
 def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> None:
@@ -143,47 +144,49 @@ def test_the_row_of_a_block_counts_its_whales_and_gives_the_median_lead() -> Non
 # --- the mempool ---
 
 
-def test_what_is_in_the_mempool_and_was_not_looked_at_is_found_and_what_left_is_forgotten() -> None:
-    judged = SeenTxids()
-    judged.add(txid(n) for n in range(4))
-    assert judged.compare(txid(n) for n in range(2, 6)) == [txid(4), txid(5)]
-    assert [n for n in range(6) if txid(n) in judged] == [2, 3]
-    judged.discard([txid(2), txid(7)])
-    assert judged.compare([txid(2), txid(3)]) == [txid(2)]
-    assert len(judged) == 1
+def test_a_comparison_finds_unexamined_transactions_and_forgets_those_that_left() -> None:
+    seen = SeenTxids()
+    seen.add(txid(n) for n in range(4))
+    assert seen.compare(txid(n) for n in range(2, 6)) == [txid(4), txid(5)]
+    assert [n for n in range(6) if txid(n) in seen] == [2, 3]
+    seen.discard([txid(2), txid(7)])
+    assert seen.compare([txid(2), txid(3)]) == [txid(2)]
+    assert len(seen) == 1
 
 
-def test_what_was_looked_at_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mempool, "JUDGED_LIMIT", 100)
-    judged = SeenTxids()
+def test_examined_transactions_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen_txids, "SEEN_LIMIT", 100)
+    seen = SeenTxids()
     for n in range(1_000):
-        judged.add([txid(n)])
-        assert len(judged) <= 100
+        seen.add([txid(n)])
+        assert len(seen) <= 100
 
 
-def test_what_is_remembered_of_a_mempool_that_emptied_takes_no_more_than_what_is_left() -> None:
-    judged = SeenTxids()
-    judged.add(txid(n) for n in range(20_000))
-    full = judged.table_bytes
-    judged.discard(txid(n) for n in range(1_000, 20_000))
-    assert len(judged) == 1_000
-    assert judged.table_bytes < full / 8
-    judged.add(txid(n) for n in range(20_000))
-    judged.compare([txid(1)])
-    assert judged.table_bytes < full / 100
+def test_seen_txids_give_memory_back_when_the_mempool_empties() -> None:
+    seen = SeenTxids()
+    seen.add(txid(n) for n in range(20_000))
+    full = seen.table_bytes
+    seen.discard(txid(n) for n in range(1_000, 20_000))
+    assert len(seen) == 1_000
+    assert seen.table_bytes < full / 8
+    seen.add(txid(n) for n in range(20_000))
+    seen.compare([txid(1)])
+    assert seen.table_bytes < full / 100
 
 
 @pytest.mark.parametrize(("snapshot", "fee"), [(0.0, 192), (-1.0, 192), (None, 192), (190.0, 190)])
-def test_a_fee_of_nothing_in_a_snapshot_is_not_believed_over_the_transaction(snapshot: float | None, fee: int) -> None:
+def test_a_fee_of_zero_in_a_snapshot_does_not_override_that_of_the_transaction(
+    snapshot: float | None, fee: int
+) -> None:
     stripped = Stripped(txid=A, fee=snapshot, vsize=192.0, value=150 * 10**8)
     fetched = Transaction(txid=A, inputs=(), outputs=(), fee_sat=192, vsize=192.0)
     assert Candidate.of(stripped).completing(fetched).fee_sat == fee
 
 
-# --- what may be said ---
+# --- which event may follow which ---
 
 
-def test_the_same_is_not_said_twice_and_is_said_again_after_something_else() -> None:
+def test_a_repeated_event_is_stored_only_after_a_different_one() -> None:
     confirmed = lifecycle.confirmed(whale(1), block(A), NOW)
     assert next_event(confirmed, []) == confirmed
     assert next_event(confirmed, [(Kind.ALERT, "")]) == confirmed
@@ -198,7 +201,7 @@ def test_the_same_is_not_said_twice_and_is_said_again_after_something_else() -> 
     assert third.ref == f"{A}#3"
 
 
-def test_what_is_no_longer_so_is_not_said() -> None:
+def test_an_event_that_no_longer_holds_is_not_stored() -> None:
     buried = [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]
     assert next_event(lifecycle.dropped(whale(1), NOW), buried) is None
     assert next_event(lifecycle.replaced(whale(1), txid(2), NOW), buried) is None
@@ -214,28 +217,28 @@ def test_what_is_no_longer_so_is_not_said() -> None:
     assert next_event(lifecycle.alerted(whale(1), NOW), []) is not None
 
 
-def test_who_is_gone_is_not_pending_because_of_a_block_from_before() -> None:
+def test_a_replaced_whale_is_not_pending_because_of_an_earlier_block() -> None:
     gone = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.REPLACED, txid(2))]
     assert next_event(lifecycle.pending_again(whale(1), A, NOW), gone) is None
     assert next_event(lifecycle.pending_again(whale(1), "", NOW), gone) is not None
     assert next_event(lifecycle.pending_again(whale(1), "", NOW), gone[:2]) is None
 
 
-def test_a_fate_has_a_number_of_its_own_although_the_first_ones_were_removed() -> None:
+def test_a_repeated_outcome_gets_a_new_number_after_retention_removed_the_first() -> None:
     held = [(Kind.DROPPED, "#2"), (Kind.PENDING, "#2")]
     again = next_event(lifecycle.dropped(whale(1), NOW), held)
     assert again is not None
     assert again.ref == "#3"
 
 
-def test_there_is_a_rule_for_every_kind_of_update() -> None:
+def test_every_kind_of_update_has_a_rule() -> None:
     assert AFTER.keys() == set(Kind) - {Kind.ALERT}
 
 
-# --- families ---
+# --- RBF trees ---
 
 
-def test_a_tree_of_replacements_is_read_from_its_root() -> None:
+def test_an_rbf_tree_is_read_from_its_root() -> None:
     raw = {
         "tx": {"txid": txid(1), "value": 5, "time": None},
         "time": 30,
@@ -253,16 +256,16 @@ def test_a_tree_of_replacements_is_read_from_its_root() -> None:
     }
 
 
-def test_a_transaction_below_itself_in_a_tree_was_not_replaced_by_itself() -> None:
+def test_a_transaction_below_itself_in_an_rbf_tree_is_not_replaced_by_itself() -> None:
     raw = {"tx": {"txid": txid(1)}, "replaces": [{"tx": {"txid": txid(1)}, "replaces": [{"tx": {"txid": txid(2)}}]}]}
     replaced = [(each.txid, each.replaced_by) for each in relatives(msgspec.convert(raw, Tree))]
     assert replaced == [(txid(1), None), (txid(1), None), (txid(2), txid(1))]
 
 
-# --- the log ---
+# --- the event log ---
 
 
-async def test_the_log_tells_histories_and_what_is_confirmed_gone_or_scanned(tmp_path: Path) -> None:
+async def test_the_log_returns_histories_and_confirmed_gone_and_scanned(tmp_path: Path) -> None:
     settings = EventLogSettings(path=str(tmp_path / "w.db"))
     async with EventLog.open(settings, Metrics().eventlog) as log:
         await log.append([alert_draft(number, at=NOW) for number in range(4)])
@@ -303,52 +306,52 @@ async def test_the_log_tells_histories_and_what_is_confirmed_gone_or_scanned(tmp
         await log.scans(0, 1)
 
 
-async def test_a_first_start_that_is_yet_to_come_was_after_the_tip_of_that_time(tmp_path: Path) -> None:
+async def test_a_first_start_in_the_future_is_corrected_to_the_tip_of_that_time(tmp_path: Path) -> None:
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
         assert await began_at(log, NOW) == 0
         await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
-        start = FirstRun(log)
-        await start.keep()
-        start.observe([block(A, 800_001), block(B)])
-        await start.keep()
-        assert await began_at(log, NOW + 41 * 86_400) == NOW + 40 * 86_400  # nothing is wrong with that
+        first_run = FirstRun(log)
+        await first_run.store()
+        first_run.observe([block(A, 800_001), block(B)])
+        await first_run.store()
+        assert await began_at(log, NOW + 41 * 86_400) == NOW + 40 * 86_400  # in the past: not corrected
         assert await began_at(log, NOW + 600) == NOW
         assert await began_at(log, NOW + 41 * 86_400) == NOW
-        assert await began_at(log, NOW - 600) == NOW  # that clock is behind
+        assert await began_at(log, NOW - 600) == NOW  # this clock is behind
 
 
-async def test_a_first_start_that_is_yet_to_come_was_no_later_than_now_where_no_tip_was_kept(tmp_path: Path) -> None:
+async def test_a_first_start_in_the_future_is_corrected_to_now_if_no_tip_was_stored(tmp_path: Path) -> None:
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
         await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
         assert await began_at(log, NOW) == NOW
         assert await began_at(log, NOW + 60) == NOW
 
 
-async def test_the_blocks_of_the_first_start_are_kept_once_and_in_order(tmp_path: Path) -> None:
+async def test_the_blocks_of_the_first_start_are_stored_once_and_in_order(tmp_path: Path) -> None:
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
-        told = [block(f"{height:064x}", height) for height in range(20)]
-        for blocks in (told[::-1], told[:3]):
-            start = FirstRun(log)
-            start.observe(blocks)
-            start.observe(told[:1])
-            await start.keep()
-            assert await blocks_at_start(log) == told[-BLOCKS_LIMIT:]
+        reported = [block(f"{height:064x}", height) for height in range(20)]
+        for blocks in (reported[::-1], reported[:3]):
+            first_run = FirstRun(log)
+            first_run.observe(blocks)
+            first_run.observe(reported[:1])
+            await first_run.store()
+            assert await blocks_at_start(log) == reported[-BLOCKS_LIMIT:]
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), Metrics().eventlog) as log:
-        await log.set_state(FIRST_KEY, "7")  # the first start is long past
-        start = FirstRun(log)
-        start.observe(told)
-        await start.keep()
+        await log.set_state(FIRST_KEY, "7")  # a version that did not store the blocks had its first start
+        first_run = FirstRun(log)
+        first_run.observe(reported)
+        await first_run.store()
         assert await blocks_at_start(log) == []
 
 
-def test_what_stands_below_a_height_ends_at_the_first_hole() -> None:
-    told = [block(f"{height:064x}", height) for height in (3, 5, 6, 7, 8)]
-    assert list(standing_below(told, 8)) == [7, 6, 5]
-    assert standing_below(told, 10) == {}
-    assert standing_below([block("", 7)], 8) == {}
+def test_the_chain_below_a_height_ends_at_the_first_gap() -> None:
+    reported = [block(f"{height:064x}", height) for height in (3, 5, 6, 7, 8)]
+    assert list(chain_below(reported, 8)) == [7, 6, 5]
+    assert chain_below(reported, 10) == {}
+    assert chain_below([block("", 7)], 8) == {}
 
 
-def test_a_confirmation_of_the_stream_and_one_of_a_scan_are_the_same() -> None:
+def test_a_confirmation_by_a_scan_is_the_same_event_as_one_by_the_stream() -> None:
     draft = confirmed_draft(1)
     history = [(Kind.ALERT, ""), (draft.kind, draft.ref)]
     assert next_event(lifecycle.confirmed(whale(1), block(draft.ref), NOW), history) is None

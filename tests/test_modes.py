@@ -1,4 +1,4 @@
-"""A backend that reads its node and one beside electrs, recorded over one chain: the same backend, the same answers.
+"""A backend that reads its node and one next to electrs, recorded over one chain, give the same responses.
 
 `data/modes.json.gz` holds answers of two real backends (3.4-dev) over one regtest node: mode none, and mode esplora
 behind a front that joins it with an electrs, as nginx does. The electrs is a stand-in after mempool/electrs.

@@ -283,9 +283,9 @@ async def replayed(directory: Path, drop_after: float = 30.0) -> tuple[Rig, Node
                     started = True
                     async with asyncio.timeout(10):
                         await backend.subscribed.wait()
-                    heard = len(rig.ear.messages)
+                    heard = len(rig.observer.messages)
                     await backend.say(said)
-                    await rig.until(lambda heard=heard: len(rig.ear.messages) > heard)  # type: ignore[misc]
+                    await rig.until(lambda heard=heard: len(rig.observer.messages) > heard)  # type: ignore[misc]
                     await worked(rig, backend)
             for _ in range(4):
                 clock.ahead_s += drop_after

@@ -1,4 +1,4 @@
-"""How well the mempool was watched: for each whale of a block, whether it was known before, and if not, why. Pure."""
+"""Coverage of the mempool: for each whale of a block, whether it was known before the block, and if not, why. Pure."""
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -8,12 +8,12 @@ from msgspec import Struct
 
 from whaled.model import Scan
 
-# Outages and gaps remembered; older ones concern blocks that were scanned long ago.
-SPANS_LIMIT = 1000
+# Outages and gaps to remember. Blocks of older ones were scanned long ago.
+INTERRUPTIONS_LIMIT = 1000
 
 
 class Cover(StrEnum):
-    """When a whale of a block was known (a metric label): before the block, after it, or only from it, and why."""
+    """How a whale of a block was known (a metric label): alerted before the block, after it, or missed and why."""
 
     SEEN = "seen"
     LATE = "late"
@@ -23,71 +23,75 @@ class Cover(StrEnum):
 
 
 class Sighting(Struct, frozen=True):
-    """A whale of a block. `lead_s` is how long before the block it was alerted, negative if after; None: not at all."""
+    """A whale of a block. `lead_s` is the time from its alert to the block, negative if it was alerted after the block,
+    None if it was found only in the block.
+    """
 
     lead_s: float | None
 
 
-class Spans:
-    """When the backend could not be heard. Times are Unix seconds."""
+class Interruptions:
+    """The outages and gaps of the stream. Times are Unix seconds."""
 
     def __init__(self) -> None:
         self._down: list[tuple[float, float]] = []
         self._gaps: list[float] = []
-        self._since: float | None = None
-        # Why the mempool of now is not known whole.
-        self._excuse: Cover | None = None
+        self._down_since: float | None = None
+        # Why the current mempool is not completely known.
+        self._cause: Cover | None = None
 
-    def excuse(self) -> Cover | None:
-        """Why a whale of a block that comes now may be unknown although it was relayed; None if it cannot be."""
-        return self._excuse
+    def current_cause(self) -> Cover | None:
+        """Return why a relayed whale of a block that arrives now may be unknown; None if the mempool is completely
+        known.
+        """
+        return self._cause
 
     def caught_up(self) -> None:
-        """Everything in the mempool has been looked at since the stream was heard again."""
-        if self._since is None:
-            self._excuse = None
+        """Record that the whole mempool has been examined since the stream was interrupted."""
+        if self._down_since is None:
+            self._cause = None
 
     def lost(self, now: float) -> None:
-        """Nothing is heard from now on."""
-        self._excuse = Cover.DOWN
-        if self._since is None:
-            self._since = now
+        """Record that the stream is down from now on."""
+        self._cause = Cover.DOWN
+        if self._down_since is None:
+            self._down_since = now
 
     def connected(self, now: float) -> None:
-        """SeenBlock again."""
-        if self._since is not None:
-            self.was_down(self._since, now)
-            self._since = None
+        """Record that the stream is up again."""
+        if self._down_since is not None:
+            self.was_down(self._down_since, now)
+            self._down_since = None
 
     def was_down(self, start: float, end: float) -> None:
-        """Nothing was heard between the two."""
+        """Record an outage between two times."""
         self._down.append((start, end))
-        del self._down[:-SPANS_LIMIT]
+        del self._down[:-INTERRUPTIONS_LIMIT]
 
     def gap(self, now: float) -> None:
-        """Messages are missing that should have come before now."""
-        self._excuse = self._excuse or Cover.GAP
+        """Record that messages are missing that should have arrived before now."""
+        self._cause = self._cause or Cover.GAP
         self._gaps.append(now)
-        del self._gaps[:-SPANS_LIMIT]
+        del self._gaps[:-INTERRUPTIONS_LIMIT]
 
     def why_missed(self, start: float, end: float) -> Cover:
-        """Why a whale that was in the mempool at some time between the two, if at all, was not alerted there."""
+        """Return why the stream missed a whale that was in the mempool, if at all, between these two times."""
         if any(down <= end and up >= start for down, up in self._down) or (
-            self._since is not None and self._since <= end
+            self._down_since is not None and self._down_since <= end
         ):
             return Cover.DOWN
         return Cover.GAP if any(start <= gap <= end for gap in self._gaps) else Cover.NEVER_RELAYED
 
 
 def covers(sightings: Iterable[Sighting], missed: Cover) -> list[Cover]:
-    """What each sighting is. Those without a lead were missed for that reason."""
+    """Return the cover of each sighting; `missed` is that of sightings without a lead."""
     return [missed if seen.lead_s is None else Cover.SEEN if seen.lead_s > 0 else Cover.LATE for seen in sightings]
 
 
 def scan_of(
     height: int, block_hash: str, mined_at: float, now: float, sightings: Sequence[Sighting], missed: Cover
 ) -> Scan:
-    """The row of a block."""
+    """Return the scan of a block to be stored: its whales counted by cover, and the median lead."""
     found = covers(sightings, missed)
     leads = [seen.lead_s for seen in sightings if seen.lead_s is not None and seen.lead_s > 0]
     return Scan(

@@ -1,50 +1,57 @@
-"""What the first start found. It is kept at once: whatever ends that start early, the next one goes on from there."""
+"""State of the first run: when whaled was first started, and the newest blocks at that time.
+
+It is stored as soon as it is known, so a first run that is killed early leaves it to the next start.
+"""
 
 from collections.abc import Iterable
 
 import msgspec
 
-from whaled.backfill.tools import Log
+from whaled.backfill.ports import Log
 from whaled.model import Block
 
 BEGAN_KEY = "began_at"
 FIRST_KEY = "first_block"
 BLOCKS_KEY = "told_blocks"
-# As many as a backend tells at once.
+# A backend reports at most this many blocks in one message.
 BLOCKS_LIMIT = 8
 
 
 class FirstRun:
-    """The newest blocks there were when the backend was heard for the first time."""
+    """The newest blocks when the backend first reported any."""
 
     def __init__(self, event_log: Log) -> None:
-        self._log = event_log
+        self._event_log = event_log
         self._blocks: list[Block] = []
-        self._is_kept = False
+        self._is_stored = False
 
     def observe(self, blocks: Iterable[Block]) -> None:
-        """The stream said that these were the newest blocks. What it says later is not asked for."""
+        """Take these as the newest blocks if none were reported before."""
         if not self._blocks:
             self._blocks = sorted(blocks, key=lambda block: block.height)[-BLOCKS_LIMIT:]
 
-    async def keep(self) -> None:
-        """Store what was told, if this is the first start. Costs nothing once it is done."""
-        if self._blocks and not self._is_kept:
-            if await self._log.state(BLOCKS_KEY) is None and await self._log.state(FIRST_KEY) is None:
-                await self._log.set_state(BLOCKS_KEY, msgspec.json.encode(self._blocks).decode())
-            self._is_kept = True
+    async def store(self) -> None:
+        """Store the reported blocks if this is the first run. Does nothing once that is done."""
+        if self._blocks and not self._is_stored:
+            log = self._event_log
+            if await log.state(BLOCKS_KEY) is None and await log.state(FIRST_KEY) is None:
+                await log.set_state(BLOCKS_KEY, msgspec.json.encode(self._blocks).decode())
+            self._is_stored = True
 
 
 async def blocks_at_start(event_log: Log) -> list[Block]:
-    """The newest blocks there were at the first start, ascending; none in a log that is older than this is kept."""
+    """Return the newest blocks at the first start, ascending; none if the log is from a version that did not store
+    them.
+    """
     stored = await event_log.state(BLOCKS_KEY)
     return [] if stored is None else msgspec.json.decode(stored, type=list[Block])
 
 
 async def began_at(event_log: Log, now: float) -> float:
-    """When whaled was started first (Unix seconds), 0 if that was not noted.
+    """Return when whaled was first started (Unix seconds), 0 if that is not stored.
 
-    A time that is yet to come was told by a wrong clock. What is known then is that it was after the tip of that time.
+    A stored time in the future came from a wrong clock. It is corrected to the time of the newest block at the first
+    start, which the start cannot precede.
     """
     began = float(await event_log.state(BEGAN_KEY) or 0)
     if began <= now:
@@ -56,8 +63,8 @@ async def began_at(event_log: Log, now: float) -> float:
     return corrected
 
 
-def standing_below(blocks: Iterable[Block], height: int) -> dict[int, str]:
-    """Height and hash of those that lie below a height without a hole, descending."""
+def chain_below(blocks: Iterable[Block], height: int) -> dict[int, str]:
+    """Return height and hash of the blocks that lie directly below a height without a gap between them, descending."""
     found: dict[int, str] = {}
     for block in sorted(blocks, key=lambda block: -block.height):
         if block.height == height - 1 - len(found) and block.hash:

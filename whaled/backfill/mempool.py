@@ -1,6 +1,5 @@
-"""The mempool as a whole: what was in it before the stream told changes, and what the stream left out."""
+"""The mempool as a whole: what was in it before the stream reported changes, and what the stream left out."""
 
-import sys
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from heapq import nlargest
@@ -10,9 +9,10 @@ import structlog
 from msgspec import Struct
 from msgspec.structs import replace
 
+from whaled.backfill.context import BATCH, Context
 from whaled.backfill.first_run import began_at
 from whaled.backfill.replacements import Replacements
-from whaled.backfill.tools import LOT, Tools, commit_valid
+from whaled.backfill.seen_txids import SeenTxids
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
 from whaled.model import Draft, Kind, Source, Transaction
@@ -26,75 +26,22 @@ from whaled.whales.history import GONE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Whales to ask about. A mempool of 300,000 has some hundred; who lowers the threshold to nothing gets the rest later.
+# Whales to fetch. A mempool of 300,000 transactions has some hundred. With a threshold near zero there may be more; the
+# next mempool comparison finds those beyond.
 CANDIDATES_LIMIT = 50_000
-# Transactions of unknown value to ask about; the next sweep finds those beyond.
-TAIL_LIMIT = 50_000
-# Whales that the stream brings again; a restarted backend brings its whole mempool. The next sweep finds those beyond.
-AGAIN_LIMIT = 50_000
-# More than fit into any mempool: a node's default is 300 MB. The next sweep asks for what is beyond.
-JUDGED_LIMIT = 1_000_000
-HASH_BITS_LEFT_OUT = 4
-# The smallest input has 57.5 vB (a key spend of taproot): below this size there are at most `INPUTS_LIMIT`.
+# Transactions of unknown value to fetch; the next mempool comparison finds those beyond.
+UNVALUED_LIMIT = 50_000
+# Whales of the stream to remember, and to recheck; a restarted backend announces its whole mempool. The next mempool
+# comparison finds those beyond.
+STREAM_LIMIT = 50_000
+# The smallest input has 57.5 vB (a key spend of taproot): below this size a transaction has at most `INPUTS_LIMIT`.
 LARGE_VSIZE = 57.5 * INPUTS_LIMIT
-# The node knows a transaction before the backend's stream tells it: what is only ahead comes by itself.
-TAIL_AFTER_S = 10.0
-
-
-class SeenTxids:
-    """Transactions that have been looked at, by 60 bits of a hash: 32 bytes and a place in the table instead of 64
-    letters. Two of a million are alike once in 10^6 mempools.
-    """
-
-    def __init__(self) -> None:
-        self._hashes: set[int] = set()
-        self._tables = Tables(self._hashes)
-
-    def __len__(self) -> int:
-        return len(self._hashes)
-
-    def __contains__(self, txid: str) -> bool:
-        return _key(txid) in self._hashes
-
-    @property
-    def table_bytes(self) -> int:
-        """What the table takes, without the hashes in it."""
-        return sys.getsizeof(self._hashes)
-
-    def add(self, txids: Iterable[str]) -> None:
-        """These were looked at."""
-        self._hashes.update(map(_key, txids))
-        if len(self._hashes) > JUDGED_LIMIT:
-            self._hashes.clear()
-        self._tables.shrink()
-
-    def discard(self, txids: Iterable[str]) -> None:
-        """These are to be looked at if they come again."""
-        self._hashes.difference_update(map(_key, txids))
-        self._tables.shrink()
-
-    def compare(self, mempool: Iterable[str]) -> list[str]:
-        """Forget what is not in the mempool. Returns what is, and was not looked at."""
-        here: set[int] = set()
-        unseen: list[str] = []
-        for txid in mempool:
-            key = _key(txid)
-            if key in self._hashes:
-                here.add(key)
-            else:
-                unseen.append(txid)
-        self._hashes.intersection_update(here)
-        self._tables.shrink()
-        return unseen
-
-
-def _key(txid: str) -> int:
-    # Python keeps integers of up to 60 bits in 32 bytes, and larger ones in 48.
-    return hash(txid) >> HASH_BITS_LEFT_OUT
+# The node knows a transaction before the backend streams it. The stream delivers in this time what is merely ahead.
+UNVALUED_AFTER_S = 10.0
 
 
 class Candidate(Struct):
-    """A whale of a snapshot that is to be asked for. `has_left` is whether the stream said since that it left."""
+    """A whale of a snapshot that is to be fetched. `has_left`: the stream reported since that it left the mempool."""
 
     fee: int | None
     rate: float
@@ -105,8 +52,8 @@ class Candidate(Struct):
 
     @classmethod
     def of(cls, stripped: Stripped) -> "Candidate":
-        """As the snapshot has it; unknown counts for nothing, and so does a fee of 0, which a backend keeps of what it
-        once saw in a block.
+        """Return the candidate for an entry of a snapshot. What is unknown is 0 or None. A fee of 0 is unknown too: a
+        backend keeps it from having seen the transaction in a block.
         """
         return cls(
             round(stripped.fee) if stripped.fee is not None and stripped.fee > 0 else None,
@@ -117,7 +64,7 @@ class Candidate(Struct):
         )
 
     def completing(self, transaction: Transaction) -> Transaction:
-        """What the snapshot knows of a transaction beside itself."""
+        """Return the transaction with the fee, fee rate and first-seen time of the snapshot."""
         return replace(
             transaction,
             fee_sat=self.fee if self.fee is not None else transaction.fee_sat,
@@ -126,9 +73,9 @@ class Candidate(Struct):
         )
 
 
-def perishable_first(candidates: Mapping[str, Candidate], limit: int) -> Iterator[str]:
-    """The newest and the best paying in turn, at most `limit` of each: what is new may be replaced any moment, what
-    pays best is mined next.
+def most_urgent_first(candidates: Mapping[str, Candidate], limit: int) -> Iterator[str]:
+    """Yield the newest and the best paying candidates alternately, at most `limit` of each: a new transaction may be
+    replaced at any moment, and the best paying one is mined next.
     """
     newest = nlargest(limit, candidates, key=lambda txid: candidates[txid].first_seen)
     best = nlargest(limit, candidates, key=lambda txid: candidates[txid].rate)
@@ -136,267 +83,273 @@ def perishable_first(candidates: Mapping[str, Candidate], limit: int) -> Iterato
 
 
 class Mempool:
-    """Which transactions have been looked at, and which are still to be asked for.
+    """The transactions of the mempool that have been examined, and those still to be fetched.
 
-    The projected blocks of a snapshot give the value of every transaction in them; what is in the mempool and in none
-    of them, and was not in the stream either, has to be fetched one by one.
+    The projected blocks of a snapshot give the value of each transaction in them. A transaction of the mempool that is
+    in no projected block and was not in the stream either has to be fetched on its own.
     """
 
-    def __init__(self, tools: Tools, replacements: Replacements) -> None:
-        self._tools = tools
+    def __init__(self, context: Context, replacements: Replacements) -> None:
+        self._context = context
         self._replacements = replacements
-        self._backoff = Backoff(tools.monotonic)
+        self._backoff = Backoff(context.monotonic)
         self._candidates: OrderedDict[str, Candidate] = OrderedDict()
-        self._turns = Turns(tools, self._backoff, tools.settings.concurrency)
-        # With the time (monotonic) from which on they are asked for, in its order.
-        self._tail: OrderedDict[str, float] = OrderedDict()
-        self._tail_turns = Turns(tools, self._backoff, tools.settings.concurrency)
-        # Whales that the stream or a snapshot showed since it last began anew, and that have not left it.
-        self._shown: OrderedDict[str, None] = OrderedDict()
-        # Of those that are being asked for, the ones that left the stream's mempool meanwhile.
-        self._departed: set[str] = set()
-        self._again: dict[str, None] = {}
-        self._judged = SeenTxids()
-        self._tables = Tables(self._candidates, self._tail, self._shown)
+        self._turns = Turns(context, self._backoff, context.settings.concurrency)
+        # Transactions of unknown value and the time (monotonic) from which each is fetched, in the order of the times.
+        self._unvalued: OrderedDict[str, float] = OrderedDict()
+        self._unvalued_turns = Turns(context, self._backoff, context.settings.concurrency)
+        # Whales that the stream or a snapshot announced since the last interruption and that have not left since.
+        self._in_stream: OrderedDict[str, None] = OrderedDict()
+        # Transactions that left the stream's mempool while they are being fetched.
+        self._left_meanwhile: set[str] = set()
+        self._to_recheck: dict[str, None] = {}
+        self._seen = SeenTxids()
+        self._tables = Tables(self._candidates, self._unvalued, self._in_stream)
 
     @property
     def candidates(self) -> int:
-        """Whales to ask for."""
+        """Number of whales to fetch."""
         return len(self._candidates)
 
     @property
-    def tail(self) -> int:
-        """Transactions of unknown value to ask for."""
-        return len(self._tail)
+    def unvalued(self) -> int:
+        """Number of transactions of unknown value to fetch."""
+        return len(self._unvalued)
 
-    # --- what the stream tells: plain defs, nothing waits here ---
+    # --- messages of the stream: handled without waiting ---
 
-    def snapshot(self, part: Snapshot) -> None:
-        """A projected block."""
-        self._judged.add(stripped.txid for stripped in part.transactions)
-        for stripped in part.at_least(self._tools.committer.minimum_sat):
-            self._candidate(stripped.txid, Candidate.of(stripped))
-            self._show(stripped.txid)
+    def on_snapshot(self, part: Snapshot) -> None:
+        """Take in a projected block."""
+        self._seen.add(stripped.txid for stripped in part.transactions)
+        for stripped in part.at_least(self._context.committer.minimum_sat):
+            self._add_candidate(stripped.txid, Candidate.of(stripped))
+            self._add_to_stream(stripped.txid)
 
-    def streamed(self, delta: Delta) -> None:
-        """What the stream told was judged when it came."""
-        # The next sweep forgets who left, too; but it waits for an answer, perhaps for days.
-        self._judged.discard((*delta.removed, *delta.mined))
-        self._judged.add(glance.txid for glance in delta.added)
-        minimum_sat = self._tools.committer.minimum_sat
+    def on_delta(self, delta: Delta) -> None:
+        """Take in a change of the mempool. The pipeline has examined its transactions already."""
+        # The next mempool comparison forgets what left as well, but it waits for a response, possibly for days.
+        self._seen.discard((*delta.removed, *delta.mined))
+        self._seen.add(glance.txid for glance in delta.added)
+        minimum_sat = self._context.committer.minimum_sat
         for glance in delta.added:
             if glance.gross_sat >= minimum_sat:
-                self._show(glance.txid)
-                if len(self._again) < AGAIN_LIMIT:
-                    self._again[glance.txid] = None
+                self._add_to_stream(glance.txid)
+                if len(self._to_recheck) < STREAM_LIMIT:
+                    self._to_recheck[glance.txid] = None
         left = (*delta.removed, *delta.mined, *(pair.replaced for pair in delta.replaced))
-        self._departed = {txid for txid in (*self._departed, *left) if self._is_asking(txid)}
-        self._departed.difference_update(glance.txid for glance in delta.added)
+        self._left_meanwhile = {txid for txid in (*self._left_meanwhile, *left) if self._is_running(txid)}
+        self._left_meanwhile.difference_update(glance.txid for glance in delta.added)
         for txid in (*delta.removed, *delta.mined):
-            self._again.pop(txid, None)
-            self._shown.pop(txid, None)
+            self._to_recheck.pop(txid, None)
+            self._in_stream.pop(txid, None)
             if txid in self._candidates:
                 self._candidates[txid].has_left = True
-        self._forget_gone(delta)
+        self._stop_fetching(delta)
         self._tables.shrink()
 
-    def _forget_gone(self, delta: Delta) -> None:
-        """Stop asking for what a question no longer helps: the scan of its block finds what was mined, and the backend
-        does not give what it evicted. It still gives what it saw being replaced.
+    def _stop_fetching(self, delta: Delta) -> None:
+        """Stop fetching transactions that a request no longer helps: the block scan finds those that were mined, and
+        the backend does not return those that it evicted. It still returns those that it saw being replaced.
         """
         if self._candidates:
             for txid in delta.mined:
-                if not self._turns.is_asking(txid) and self._candidates.pop(txid, None) is not None:
+                if not self._turns.is_running(txid) and self._candidates.pop(txid, None) is not None:
                     self._backoff.forget(txid)
-        if self._tail:
+        if self._unvalued:
             replaced = {pair.replaced for pair in delta.replaced}
             for txid in (*delta.mined, *(removed for removed in delta.removed if removed not in replaced)):
-                if not self._tail_turns.is_asking(txid) and txid in self._tail:
-                    del self._tail[txid]
+                if not self._unvalued_turns.is_running(txid) and txid in self._unvalued:
+                    del self._unvalued[txid]
                     self._backoff.forget(txid)
 
-    def interrupted(self) -> None:
-        """The stream may have left out who left."""
-        self._shown.clear()
+    def on_interruption(self) -> None:
+        """Forget which whales are in the stream: it may have left out some that left."""
+        self._in_stream.clear()
 
-    def is_shown(self, txid: str) -> bool:
-        """Whether the stream brought this whale and has not let it go, without an interruption. The node that REST asks
-        may be another one, which never had it.
+    def is_in_stream(self, txid: str) -> bool:
+        """Return whether the stream announced this whale and has not removed it since, without an interruption. REST
+        requests may reach another node, which never had it.
         """
-        return txid in self._shown
+        return txid in self._in_stream
 
-    def _show(self, txid: str) -> None:
-        self._shown[txid] = None
-        if len(self._shown) > AGAIN_LIMIT:
-            self._shown.popitem(last=False)
+    def _add_to_stream(self, txid: str) -> None:
+        self._in_stream[txid] = None
+        if len(self._in_stream) > STREAM_LIMIT:
+            self._in_stream.popitem(last=False)
 
-    def _candidate(self, txid: str, candidate: Candidate) -> None:
+    def _add_candidate(self, txid: str, candidate: Candidate) -> None:
         self._candidates[txid] = candidate
         if len(self._candidates) > CANDIDATES_LIMIT:
-            dropped, _ = self._candidates.popitem(last=False)
-            self._backoff.forget(dropped)
-            self._judged.discard([dropped])
+            oldest, _ = self._candidates.popitem(last=False)
+            self._backoff.forget(oldest)
+            self._seen.discard([oldest])
 
-    # --- the whole mempool ---
+    # --- the mempool comparison ---
 
-    def sweep(self, txids: Iterable[str]) -> None:
-        """Compare with the whole mempool: what is in it and was never looked at is asked for."""
-        ask_from = self._tools.monotonic() + TAIL_AFTER_S
-        for txid in self._judged.compare(txids):
-            if len(self._tail) < TAIL_LIMIT:
-                self._tail.setdefault(txid, ask_from)  # one that waits does not wait anew at each sweep
+    def compare(self, mempool: Iterable[str]) -> None:
+        """Compare with the whole mempool: its transactions that were never examined will be fetched."""
+        fetch_from = self._context.monotonic() + UNVALUED_AFTER_S
+        for txid in self._seen.compare(mempool):
+            if len(self._unvalued) < UNVALUED_LIMIT:
+                self._unvalued.setdefault(txid, fetch_from)  # each comparison leaves the times of those that wait
 
     def next_due(self) -> float | None:
-        """When to ask for what waits (monotonic), None if nothing does."""
-        dues = [self._backoff.next_due(self._is_asking)]
-        waiting = (txid for txid in self._tail if self._backoff.is_due(txid) and not self._tail_turns.is_asking(txid))
-        dues.append(self._tail.get(next(waiting, "")))
+        """Return when to fetch the next transaction that has to wait (monotonic), None if there is none."""
+        dues = [self._backoff.next_due(self._is_running)]
+        waiting = (
+            txid for txid in self._unvalued if self._backoff.is_due(txid) and not self._unvalued_turns.is_running(txid)
+        )
+        dues.append(self._unvalued.get(next(waiting, "")))
         return min((due for due in dues if due is not None), default=None)
 
-    def _is_asking(self, txid: str) -> bool:
-        return self._turns.is_asking(txid) or self._tail_turns.is_asking(txid)
+    def _is_running(self, txid: str) -> bool:
+        return self._turns.is_running(txid) or self._unvalued_turns.is_running(txid)
 
-    # --- the backend ---
+    # --- requests to the backend ---
 
     async def recheck_gone(self) -> bool:
-        """Whales said to be gone that the stream or a snapshot brought again, or an answer called replaced, if they are
-        there.
+        """Recheck whales that the event log has as gone, although the stream or a snapshot announced them again or a
+        response reported them as replaced. Those in the mempool become pending again.
 
-        Whether they are is asked: what was brought may have left since, in a message that was missed. Raises RestError;
-        nothing is lost then.
+        The mempool is requested because an announced whale may have left since, in a message that was missed. Always
+        returns True. Raises RestError; nothing is lost then.
         """
-        again, self._again = self._again | self._tools.replaced, {}
-        self._tools.replaced.clear()
-        histories = await self._tools.log.histories(again)
+        recheck, self._to_recheck = self._to_recheck | self._context.replaced, {}
+        self._context.replaced.clear()
+        histories = await self._context.event_log.histories(recheck)
         gone = {txid: len(history) for txid, history in histories.items() if history[-1][0] in GONE}
         if gone:
             try:
-                mempool = set(await self._tools.backend.mempool())
+                mempool = set(await self._context.backend.mempool())
             except RestError:
-                self._again |= dict.fromkeys(gone)
+                self._to_recheck |= dict.fromkeys(gone)
                 raise
-            await self.revive(gone, mempool)
+            await self.mark_pending_again(gone, mempool)
         return True
 
-    async def ask_for_candidates(self) -> bool:
-        """Ask for whales of the snapshot. False if there are more. Raises RestError; nothing is lost then."""
+    async def fetch_candidates(self) -> bool:
+        """Fetch whales of the snapshot. Returns False if there are more. Raises RestError; nothing is lost then."""
         due = {
             txid: candidate
             for txid, candidate in self._candidates.items()
-            if self._backoff.is_due(txid) and not self._turns.is_asking(txid)
+            if self._backoff.is_due(txid) and not self._turns.is_running(txid)
         }
-        lot = list(perishable_first(due, LOT))
-        known = await self._tools.log.whales(lot)
+        batch = list(most_urgent_first(due, BATCH))
+        known = await self._context.event_log.whales(batch)
 
-        async def ask(txid: str) -> None:
+        async def request(txid: str) -> None:
             candidate = self._candidates.get(txid)
             if txid in known:
                 if candidate is not None and not candidate.has_left:
-                    self._again[txid] = None
+                    self._to_recheck[txid] = None
             elif not await self._fetch(txid, candidate):
                 await self._give_up(txid)
             self._candidates.pop(txid, None)
 
-        return await self._turns.take(lot, ask) and len(lot) == len(due)
+        return await self._turns.take(batch, request) and len(batch) == len(due)
 
-    async def ask_for_tail(self) -> bool:
-        """Ask for a lot of those of unknown value. False if there are more. Raises RestError; nothing is lost then."""
-        for txid in [txid for txid in self._tail if txid in self._judged]:
-            del self._tail[txid]
+    async def fetch_unvalued(self) -> bool:
+        """Fetch a batch of transactions of unknown value. Returns False if there are more. Raises RestError; nothing is
+        lost then.
+        """
+        for txid in [txid for txid in self._unvalued if txid in self._seen]:
+            del self._unvalued[txid]
             self._backoff.forget(txid)
-        now = self._tools.monotonic()
-        waited = (txid for txid, _ in takewhile(lambda each: each[1] <= now, self._tail.items()))
-        due = list(islice((txid for txid in waited if self._backoff.is_due(txid)), LOT + 1))
+        now = self._context.monotonic()
+        waited = (txid for txid, _ in takewhile(lambda each: each[1] <= now, self._unvalued.items()))
+        due = list(islice((txid for txid in waited if self._backoff.is_due(txid)), BATCH + 1))
 
-        async def ask(txid: str) -> None:
-            # What is in no projected block pays least: its outputs tell whether it is a whale, without the fee.
-            bare = await self._tools.backend.bare(txid)
+        async def request(txid: str) -> None:
+            # A transaction in no projected block pays least: its outputs decide whether it is a whale, without the fee.
+            bare = await self._context.backend.bare(txid)
             is_known = bare is not None
-            if bare is None or bare.value_sat >= self._tools.committer.minimum_sat:
+            if bare is None or bare.value_sat >= self._context.committer.minimum_sat:
                 is_known = await self._fetch(txid, None, is_large=bare is not None and len(bare.inputs) > INPUTS_LIMIT)
             if is_known:
-                self._judged.add([txid])
-            self._tail.pop(txid, None)
+                self._seen.add([txid])
+            self._unvalued.pop(txid, None)
 
-        return await self._tail_turns.take(due[:LOT], ask) and len(due) <= LOT
+        return await self._unvalued_turns.take(due[:BATCH], request) and len(due) <= BATCH
 
     async def _fetch(self, txid: str, candidate: Candidate | None, *, is_large: bool = False) -> bool:
-        """Alert it if it is a whale. False if the backend does not know it (any more)."""
-        tools = self._tools
+        """Fetch a transaction and alert it if it is a whale. Returns False if the backend does not have it."""
+        context = self._context
         is_replacement = candidate.is_replacement if candidate is not None else None
         if is_large or (candidate is not None and candidate.vsize > LARGE_VSIZE):
-            transaction = await tools.backend.large(txid)
+            transaction = await context.backend.large(txid)
             if transaction is not None and candidate is not None:
                 transaction = candidate.completing(transaction)
         else:
-            transaction = await tools.backend.transaction(txid)
+            transaction = await context.backend.transaction(txid)
         is_there = transaction is not None
         if transaction is None:
-            transaction = await tools.backend.cached(txid)
+            transaction = await context.backend.cached(txid)
         if transaction is None:
             return False
-        # Mined meanwhile: then it is in a block that is scanned.
-        if transaction.is_confirmed or transaction.gross_sat < tools.committer.minimum_sat:
+        # If it was mined meanwhile, the block scan finds it.
+        if transaction.is_confirmed or transaction.gross_sat < context.committer.minimum_sat:
             return True
-        if tools.settings.first_mempool or not await self._is_older(transaction.first_seen):
+        if context.settings.first_mempool or not await self._is_older(transaction.first_seen):
             drafts = await self._drafts(transaction, is_replacement, is_there=is_there)
-            await commit_valid(tools, drafts, lambda *_: not is_there or txid not in self._departed)
-            if is_there and txid in self._departed:
-                await commit_valid(tools, await self._drafts(transaction, is_replacement, is_there=False))
+            await context.commit_valid(drafts, lambda *_: not is_there or txid not in self._left_meanwhile)
+            if is_there and txid in self._left_meanwhile:
+                await context.commit_valid(await self._drafts(transaction, is_replacement, is_there=False))
         return True
 
     async def _give_up(self, txid: str) -> None:
-        """A whale of a snapshot that nobody has any more. Unless it was mined, it can only be counted."""
-        tools = self._tools
-        if await tools.backend.confirmation(txid) is None and txid not in await tools.log.whales([txid]):
-            tools.meter.unread()
-            logger.warning("a whale of the mempool was gone before the backend gave it", txid=txid)
-            self._judged.discard([txid])  # if a sweep finds it in the mempool, it is asked for once more
+        """Count a whale of a snapshot that the backend no longer has, unless it was mined or is known."""
+        context = self._context
+        if await context.backend.confirmation(txid) is None and txid not in await context.event_log.whales([txid]):
+            context.meter.unread()
+            logger.warning("a whale left the mempool before the backend returned it", txid=txid)
+            self._seen.discard([txid])  # if a comparison finds it in the mempool, it is fetched once more
 
     async def _drafts(self, transaction: Transaction, is_replacement: bool | None, *, is_there: bool) -> list[Draft]:
-        """The alert, and what is known of those it replaced and of who replaced it.
+        """Return the alert of a transaction, and the replacements of it and by it as far as they are known.
 
-        A transaction that is in the mempool has been replaced by none, whatever the tree says: what replaced it was
-        replaced in turn, by one that does not spend the same, and it came back.
+        A transaction in the mempool has not been replaced, whatever its RBF tree lists: its replacement was replaced in
+        turn by a transaction that does not spend the same outputs, and it returned.
         """
-        tools = self._tools
+        context = self._context
         txid = transaction.txid
-        now = tools.clock()
-        whale = tools.committer.assess(transaction, source=Source.SNAPSHOT, now=now, market=tools.committer.market)
+        now = context.clock()
+        whale = context.committer.assess(transaction, source=Source.SNAPSHOT, now=now, market=context.committer.market)
         if whale is None:
             return []
-        has_family = not is_there or is_replacement is not False
-        family = await tools.backend.family(txid) if has_family else []
-        whale, drafts = await self._replacements.replaced_by(whale, family, now)
-        earlier = await self._replacements.drafts([each for each in family if each.txid != txid])
-        winner = None
+        has_tree = not is_there or is_replacement is not False
+        rbf_tree = await context.backend.family(txid) if has_tree else []
+        whale, drafts = await self._replacements.with_replaced(whale, rbf_tree, now)
+        earlier = await self._replacements.drafts([each for each in rbf_tree if each.txid != txid])
+        replaced_by = None
         if not is_there:
-            winner = next((each.replaced_by for each in family if each.txid == txid), None)
-            winner = winner or await self._rival(transaction)
-        if winner is not None:
-            drafts.append(lifecycle.replaced(whale, winner, now))
+            replaced_by = next((each.replaced_by for each in rbf_tree if each.txid == txid), None)
+            replaced_by = replaced_by or await self._conflicting(transaction)
+        if replaced_by is not None:
+            drafts.append(lifecycle.replaced(whale, replaced_by, now))
         return [*earlier, lifecycle.alerted(whale, now), *drafts]
 
-    async def _rival(self, transaction: Transaction) -> str | None:
-        """A whale that spends what this transaction spends and is not gone, as far as is known; None if there is none.
+    async def _conflicting(self, transaction: Transaction) -> str | None:
+        """Return a whale that spends an output which this transaction spends and that is not known to be gone,
+        preferably a confirmed one; None if there is none.
 
-        Without it the one that left would be taken for the one that is there, because its alert comes later.
+        Without this, the transaction that left would count as the replacement of the one that is there, because it is
+        alerted later.
         """
-        found = await rivals_of(transaction.txid, transaction.outpoints, self._tools.log)
-        present = [rival for rival, last in found.items() if last not in GONE]
-        return next((rival for rival in present if found[rival] is Kind.CONFIRMED), next(iter(present), None))
+        found = await rivals_of(transaction.txid, transaction.outpoints, self._context.event_log)
+        present = [txid for txid, last in found.items() if last not in GONE]
+        return next((txid for txid in present if found[txid] is Kind.CONFIRMED), next(iter(present), None))
 
     async def _is_older(self, first_seen: int | None) -> bool:
-        """Whether the backend had a transaction before whaled's first start."""
-        began = await began_at(self._tools.log, self._tools.clock())
+        """Return whether the backend had a transaction before whaled's first start."""
+        began = await began_at(self._context.event_log, self._context.clock())
         return first_seen is not None and first_seen < began
 
-    async def revive(self, gone: Mapping[str, int], mempool: Container[str]) -> None:
-        """Whales that were said to be gone before the mempool was asked for, and are in it: pending again.
+    async def mark_pending_again(self, gone: Mapping[str, int], mempool: Container[str]) -> None:
+        """Mark whales as pending again that were gone before the mempool was requested and are in it.
 
-        `gone` has how many events there were about each.
+        `gone` has the number of events of each whale at that time: a whale with a newer event is left alone.
         """
-        tools = self._tools
-        whales = await tools.log.whales(txid for txid in gone if txid in mempool)
-        again = [lifecycle.pending_again(whale, "", tools.clock()) for whale in whales.values()]
-        await commit_valid(tools, again, lambda txid, history: len(history) == gone[txid])
+        context = self._context
+        whales = await context.event_log.whales(txid for txid in gone if txid in mempool)
+        again = [lifecycle.pending_again(whale, "", context.clock()) for whale in whales.values()]
+        await context.commit_valid(again, lambda txid, history: len(history) == gone[txid])

@@ -1,9 +1,9 @@
-"""Whales that came and were replaced while nobody listened: only who replaced them still tells of them."""
+"""Whales that were both announced and replaced while the stream was down, found in the backend's RBF trees."""
 
 from collections.abc import Iterable, Sequence
 
+from whaled.backfill.context import Context
 from whaled.backfill.first_run import began_at
-from whaled.backfill.tools import Tools, commit_valid
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
 from whaled.model import Draft, Source, Whale
@@ -13,104 +13,106 @@ from whaled.whales import lifecycle
 
 
 class Replacements:
-    """Looks through trees of replacements for whales that are not known."""
+    """Searches RBF trees for unknown whales."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._backoff = Backoff(tools.monotonic)
-        # By the transaction that nobody replaced. At most what the backend shows: 25.
-        self._families: dict[str, list[Relative]] = {}
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._backoff = Backoff(context.monotonic)
+        # The trees still to be searched, by their root, which was not replaced. The backend lists at most 25.
+        self._trees: dict[str, list[Relative]] = {}
         self._is_due = False
-        self._turns = Turns(tools, self._backoff, tools.settings.concurrency)
+        self._turns = Turns(context, self._backoff, context.settings.concurrency)
 
     @property
     def is_due(self) -> bool:
-        """Whether there are replacements to look through."""
-        return self._is_due or bool(self._families)
+        """Whether there are replacements to search."""
+        return self._is_due or bool(self._trees)
 
-    def ask(self) -> None:
-        """The latest replacements are to be looked through."""
+    def mark_due(self) -> None:
+        """Schedule a search of the latest replacements."""
         self._is_due = True
 
     def next_due(self) -> float | None:
-        """When to ask again for what could not be answered (monotonic)."""
-        return self._backoff.next_due(self._turns.is_asking)
+        """Return when to repeat a failed request (monotonic), None if none failed."""
+        return self._backoff.next_due(self._turns.is_running)
 
-    async def look(self) -> bool:
-        """Look through the latest replacements if that is due. False if there is more to do. Raises RestError."""
+    async def run(self) -> bool:
+        """Search the latest replacements if that is due. Returns False if there is more to do. Raises RestError."""
         if self._is_due:
-            self._is_due = False  # a snapshot taken from here on asks again
+            self._is_due = False  # a snapshot taken during the request marks it due again
             try:
-                families = await self._tools.backend.latest_families()
+                trees = await self._context.backend.latest_families()
             except RestError:
                 self._is_due = True
                 raise
-            self._families = {family[0].txid: family for family in families}
-            self._backoff.keep(self._families)
+            self._trees = {rbf_tree[0].txid: rbf_tree for rbf_tree in trees}
+            self._backoff.retain(self._trees)
 
-        async def ask(root: str) -> None:
-            await commit_valid(self._tools, await self.drafts(self._families[root]))
-            self._families.pop(root, None)
+        async def request(root: str) -> None:
+            await self._context.commit_valid(await self.drafts(self._trees[root]))
+            self._trees.pop(root, None)
 
-        due = [root for root in self._families if self._backoff.is_due(root)]
-        return await self._turns.take(due, ask) and not self._is_due
+        due = [root for root in self._trees if self._backoff.is_due(root)]
+        return await self._turns.take(due, request) and not self._is_due
 
-    async def drafts(self, family: Sequence[Relative]) -> list[Draft]:
-        """Alerts of those of a tree that were whales and are not known, and who took their place; the oldest first.
+    async def drafts(self, rbf_tree: Sequence[Relative]) -> list[Draft]:
+        """Return alerts and replacements of the replaced transactions of a tree that were whales and are not in the
+        event log, oldest first.
 
-        Those from before whaled's first start are left out. Raises RestError.
+        Transactions from before whaled's first start are left out. Raises RestError.
         """
-        tools = self._tools
-        wanted = [each for each in reversed(family) if self._may_be_whale(each)]
+        context = self._context
+        wanted = [each for each in reversed(rbf_tree) if self._may_be_whale(each)]
         if not wanted:
             return []
-        began = await began_at(tools.log, tools.clock())
-        known = await tools.log.whales(each.txid for each in wanted)
+        began = await began_at(context.event_log, context.clock())
+        known = await context.event_log.whales(each.txid for each in wanted)
         unknown = [
             each for each in wanted if each.txid not in known and each.seen is not None and each.seen >= int(began)
         ]
         if not unknown:
             return []
-        # One that is back in the mempool, or came back and was mined, was not replaced for good: it is found there, or
-        # was mined before the first start.
-        mempool = set(await tools.backend.mempool())
+        # A transaction that returned to the mempool, or was mined after its return, was not replaced for good. The
+        # mempool comparison or the block scan finds it, or it was mined before the first start.
+        mempool = set(await context.backend.mempool())
         drafts: list[Draft] = []
         for each in unknown:
             if each.txid not in mempool and not await self._is_mined(each.txid):
-                drafts += await self._drafts_of(each, family)
+                drafts += await self._drafts_of(each, rbf_tree)
         return drafts
 
-    async def replaced_by(self, whale: Whale, family: Sequence[Relative], now: float) -> tuple[Whale, list[Draft]]:
-        """The whale with what it replaced by its tree, a whale of the log if there is one, and the end of those."""
+    async def with_replaced(self, whale: Whale, rbf_tree: Sequence[Relative], now: float) -> tuple[Whale, list[Draft]]:
+        """Return the whale with the transaction that it replaced according to its tree, preferably a whale of the event
+        log, and the replacements of all whales of the log that it replaced.
+        """
         txid = whale.alert.transaction_id
-        replaced = [each.txid for each in family if each.replaced_by == txid]
-        known = await self._tools.log.whales(replaced)
+        replaced = [each.txid for each in rbf_tree if each.replaced_by == txid]
+        known = await self._context.event_log.whales(replaced)
         first = next((old for old in replaced if old in known), next(iter(replaced), None))
-        return lifecycle.replacing(whale, first), [lifecycle.replaced(loser, txid, now) for loser in known.values()]
+        return lifecycle.replacing(whale, first), [lifecycle.replaced(old, txid, now) for old in known.values()]
 
     async def _is_mined(self, txid: str) -> bool:
-        backend = self._tools.backend
+        backend = self._context.backend
         place = await backend.confirmation(txid)
         return place is not None and await backend.is_in_chain(place)
 
     def _may_be_whale(self, each: Relative) -> bool:
-        return (
-            each.replaced_by is not None and each.value is not None and each.value >= self._tools.committer.minimum_sat
-        )
+        minimum_sat = self._context.committer.minimum_sat
+        return each.replaced_by is not None and each.value is not None and each.value >= minimum_sat
 
-    async def _drafts_of(self, loser: Relative, family: Iterable[Relative]) -> list[Draft]:
-        tools = self._tools
-        transaction = await tools.backend.cached(loser.txid)
-        if transaction is None or loser.replaced_by is None:
+    async def _drafts_of(self, replaced: Relative, rbf_tree: Iterable[Relative]) -> list[Draft]:
+        context = self._context
+        transaction = await context.backend.cached(replaced.txid)
+        if transaction is None or replaced.replaced_by is None:
             return []
-        now = tools.clock()
-        whale = tools.committer.assess(
+        now = context.clock()
+        whale = context.committer.assess(
             transaction,
             source=Source.SNAPSHOT,
             now=now,
-            market=tools.committer.market,
-            replaces=next((each.txid for each in family if each.replaced_by == loser.txid), None),
+            market=context.committer.market,
+            replaces=next((each.txid for each in rbf_tree if each.replaced_by == replaced.txid), None),
         )
-        return (
-            [] if whale is None else [lifecycle.alerted(whale, now), lifecycle.replaced(whale, loser.replaced_by, now)]
-        )
+        if whale is None:
+            return []
+        return [lifecycle.alerted(whale, now), lifecycle.replaced(whale, replaced.replaced_by, now)]

@@ -1,38 +1,38 @@
-"""Several backend of one sort at a time, for the length of a turn; one that takes long holds up no other."""
+"""Concurrent requests of one kind within a turn of limited length: a slow request delays no other kind."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from whaled.backfill.tools import GENERAL, Tools
+from whaled.backfill.context import BACKEND_WIDE, Context
 from whaled.backoff import Backoff
 from whaled.upstream.http import RestError
 
-# After so long the next sort of question has its turn. What has not been answered by then goes on meanwhile.
+# After this time the next kind of request has its turn. Requests without a response by then continue in the background.
 TURN_S = 2.0
-# Requests that fail one after the other: the cause is not the single request.
+# After this many failures in a row the cause is probably not the single request.
 FAILURES_IN_A_ROW = 3
 
 
 class Turns:
-    """At most `limit` backend of one sort are under way, over all turns."""
+    """At most `limit` requests of one kind at a time, counted across turns."""
 
-    def __init__(self, tools: Tools, backoff: Backoff, limit: int) -> None:
-        self._tools = tools
+    def __init__(self, context: Context, backoff: Backoff, limit: int) -> None:
+        self._context = context
         self._backoff = backoff
         self._limit = limit
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failures = 0
         self._problem: RestError | None = None
 
-    def is_asking(self, key: str) -> bool:
-        """Whether a question is under way."""
+    def is_running(self, key: str) -> bool:
+        """Return whether a request for this key is running."""
         return key in self._tasks
 
-    async def take(self, keys: Iterable[str], ask: Callable[[str], Awaitable[None]]) -> bool:
-        """Ask about each key of which no question is under way, in their order, until the turn is over.
+    async def take(self, keys: Iterable[str], request: Callable[[str], Awaitable[None]]) -> bool:
+        """Call `request` for each key that has no running request, in their order, until the turn ends.
 
-        A question that fails waits (`backoff`), unless several did in a row, which ends the turn. False if there are
-        keys left. Raises RestError where every other question would fail as well, now or since the last turn.
+        A key whose request fails waits for its `backoff`. Several failures in a row end the turn. Returns False if
+        keys are left. Raises RestError if a request failed with a `BACKEND_WIDE` reason during or since the last turn.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + TURN_S
@@ -46,7 +46,7 @@ class Turns:
                 if key is None:
                     is_exhausted = True
                     break
-                started.add(self._start(key, ask))
+                started.add(self._start(key, request))
             pending = [task for task in self._tasks.values() if not is_exhausted or task in started]
             left_s = until - loop.time()
             if not pending or left_s <= 0 or self._failures >= FAILURES_IN_A_ROW:
@@ -57,25 +57,25 @@ class Turns:
             try:
                 raise problem
             finally:
-                del problem  # its traceback holds this frame: they would keep each other, and the answer that was read
+                del problem  # its traceback refers to this frame: the cycle would keep the response in memory
         return is_exhausted
 
-    def _start(self, key: str, ask: Callable[[str], Awaitable[None]]) -> asyncio.Task[None]:
-        task = self._tasks[key] = self._tools.background.start(self._one(key, ask))
+    def _start(self, key: str, request: Callable[[str], Awaitable[None]]) -> asyncio.Task[None]:
+        task = self._tasks[key] = self._context.background.start(self._run(key, request))
         return task
 
-    async def _one(self, key: str, ask: Callable[[str], Awaitable[None]]) -> None:
+    async def _run(self, key: str, request: Callable[[str], Awaitable[None]]) -> None:
         try:
-            await ask(key)
+            await request(key)
         except RestError as error:
-            if error.reason in GENERAL:
+            if error.reason in BACKEND_WIDE:
                 self._problem = error
             else:
                 self._failures += 1
-                self._tools.complain(error, self._backoff.failed(key, error.retry_after_s))
+                self._context.report_failure(error, self._backoff.failed(key, error.retry_after_s))
         else:
             self._failures = 0
             self._backoff.forget(key)
         finally:
             del self._tasks[key]
-            self._tools.background.changed()
+            self._context.background.on_change()

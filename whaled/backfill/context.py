@@ -1,0 +1,91 @@
+"""What the parts of the backfill share."""
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from whaled.backfill.background import Background
+from whaled.backfill.ports import BackfillMeter, Committer, Log
+from whaled.config.sections import Backfill
+from whaled.model import Draft, Kind
+from whaled.upstream.backend import Backend
+from whaled.upstream.http import RestError, RestFailure
+from whaled.upstream.sampling import Sampler
+from whaled.whales.history import History, next_event
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+# Whales or transactions that are looked up in the event log together and then requested, as far as the turn allows.
+BATCH = 100
+# These failures concern the backend as a whole, not the single request: the next request would fail alike.
+BACKEND_WIDE = frozenset({RestFailure.UNREACHABLE, RestFailure.RATE_LIMITED, RestFailure.TLS, RestFailure.REDIRECTED})
+# At most one log line per failure reason in this time.
+LOG_INTERVAL_S = 600.0
+
+
+class Context:
+    """Settings, backend, event log, committer, meter, clocks and background tasks of one backfill."""
+
+    def __init__(
+        self,
+        *,
+        settings: Backfill,
+        backend: Backend,
+        event_log: Log,
+        committer: Committer,
+        meter: BackfillMeter,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.event_log = event_log
+        self.committer = committer
+        self.meter = meter
+        self.clock = clock
+        self.monotonic = monotonic
+        self.background = Background()
+        # Whales committed as replaced because of a response, which may be older than their return to the mempool.
+        self.replaced: dict[str, None] = {}
+        self._sampler = Sampler(LOG_INTERVAL_S, monotonic)
+
+    def report_failure(self, error: RestError, again_s: float) -> None:
+        """Count a failed request that is repeated in `again_s` seconds, and log it at most once per `LOG_INTERVAL_S`
+        and reason.
+        """
+        self.meter.failed(error.reason)
+        suppressed = self._sampler.admit(error.reason)
+        if suppressed is not None:
+            logger.warning(
+                "the backend cannot be asked, gaps stay open",
+                reason=error.reason.value,
+                problem=str(error),
+                again_s=again_s,
+                suppressed=suppressed,
+            )
+
+    async def commit_valid(
+        self, drafts: Sequence[Draft], still_holds: Callable[[str, History], bool] | None = None
+    ) -> bool:
+        """Commit, all at once, those drafts that may follow the events in the log and are not in it yet.
+
+        `still_holds(txid, history)` returns whether the finding behind a draft is still true: the stream may have
+        reported something newer since the request was sent. It is called between two messages of the stream. Returns
+        whether anything was committed.
+        """
+        if not drafts:
+            return False
+
+        async def decide() -> list[Draft]:
+            valid: list[Draft] = []
+            histories = await self.event_log.histories({draft.whale.alert.transaction_id for draft in drafts})
+            for draft in drafts:
+                txid = draft.whale.alert.transaction_id
+                history = histories.get(txid, [])
+                if still_holds is None or still_holds(txid, history):
+                    valid += filter(None, [next_event(draft, history)])
+            return valid
+
+        events = await self.committer.commit(decide)
+        self.replaced.update((each.whale.alert.transaction_id, None) for each in events if each.kind is Kind.REPLACED)
+        return bool(events)

@@ -1,0 +1,121 @@
+"""The interfaces through which the backfill does its I/O: event log, committer and meter."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from whaled.backfill.coverage import Cover
+from whaled.model import Draft, Event, Market, Scan, Source, Transaction, Whale
+from whaled.upstream.http import RestFailure
+from whaled.whales.conflicts import Conflicts
+
+
+class Log(Conflicts, Protocol):
+    """The event log as the backfill uses it."""
+
+    @property
+    def head(self) -> int:
+        """The newest offset."""
+        ...
+
+    async def between(self, after: int, through: int, limit: int) -> list[Event]:
+        """Return at most `limit` events with after < offset <= through, ascending."""
+        ...
+
+    async def pending(self, after: int, limit: int) -> list[Event]:
+        """Return the newest event of each whale that has no outcome yet, ascending from offset `after` (exclusive), at
+        most `limit`.
+        """
+        ...
+
+    async def confirmed_in(self, block_hash: str) -> list[Whale]:
+        """Return the whales whose newest event is their confirmation in this block."""
+        ...
+
+    async def gone_since(self, at: float, limit: int) -> dict[str, int]:
+        """Return the whales whose newest event is a replacement or drop at `at` (Unix seconds) or later, newest first,
+        at most `limit`: the number of events of each by txid.
+        """
+        ...
+
+    async def scans(self, low: int, high: int) -> list[Scan]:
+        """Return the scans of the blocks between two heights, both included, ascending."""
+        ...
+
+    async def newest_scans(self, limit: int, below: int = ...) -> list[Scan]:
+        """Return the scans of the highest blocks below a height, descending, at most `limit`."""
+        ...
+
+    async def put_scan(self, scan: Scan) -> None:
+        """Store the scan of a block."""
+        ...
+
+    async def forget_scan(self, height: int) -> None:
+        """Delete the scan of the block at this height."""
+        ...
+
+    async def state(self, key: str) -> str | None:
+        """Return the text stored under a key, None if there is none."""
+        ...
+
+    async def set_state(self, key: str, value: str) -> None:
+        """Store a small text under a key."""
+        ...
+
+
+class Committer(Protocol):
+    """Commits and publishes events in one order with those of the stream."""
+
+    market: Market
+
+    async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
+        """Commit and publish the drafts of `decide`, which is called between two messages of the stream. Return the
+        events that were new.
+        """
+        ...
+
+    def assess(
+        self, transaction: Transaction, *, source: Source, now: float, market: Market, replaces: str | None = None
+    ) -> Whale | None:
+        """Return this transaction as a whale, None if no rule matches it."""
+        ...
+
+    @property
+    def minimum_sat(self) -> int:
+        """The smallest sum of outputs and fee that any rule can match, in satoshi."""
+        ...
+
+
+class BackfillMeter(Protocol):
+    """The metrics of the backfill."""
+
+    def failed(self, reason: RestFailure) -> None:
+        """Count a request that failed and will be repeated."""
+        ...
+
+    def snapshot(self) -> None:
+        """Count a snapshot of the whole mempool."""
+        ...
+
+    def scanned(self, covers: Sequence[Cover], leads_s: Sequence[float]) -> None:
+        """Count a scanned block: the cover of each of its whales, and the leads of those that were seen, in seconds."""
+        ...
+
+    def backlog(self, *, blocks: int, block_whales: int, candidates: int, tail: int, fates: int) -> None:
+        """Set the amount of remaining work. Called whenever it changes."""
+        ...
+
+    def worked(self) -> None:
+        """Count a finished round of work."""
+        ...
+
+    def unread(self) -> None:
+        """Count a whale of a snapshot that left, unmined, before the backend returned it: it is not alerted."""
+        ...
+
+    def skipped(self, blocks: int) -> None:
+        """Count blocks that are not scanned because they are further back than backfill.max_blocks."""
+        ...
+
+    def reorganised(self, depth: int) -> None:
+        """Count a reorganisation and the `depth` blocks that left the chain."""
+        ...
