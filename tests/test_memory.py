@@ -357,7 +357,7 @@ async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(
             finally:
                 for sock in flood:
                     sock.close()
-            await whaled.logged("load is shed no more")
+            await whaled.logged("memory no longer short, load shedding ended")
             async with asyncio.timeout(20):
                 while not await is_let_in(whaled):  # what the flood left in the listener's queue may come first
                     pass

@@ -320,7 +320,7 @@ class Pipeline:
     async def _drafts(
         self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
     ) -> list[Draft]:
-        """Return alerts for the whales among the transactions, and the outcomes of all whales that the frame reports."""
+        """Return alerts for the whales among the transactions, and the outcomes of whales that the frame reports."""
         for transaction in completed:
             if self.inputs is not None and needs_inputs(transaction):
                 self._meter.inputs_unknown()
