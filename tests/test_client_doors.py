@@ -202,14 +202,14 @@ async def test_an_odd_answer_is_a_failure_of_the_stream_and_nothing_else(
 @pytest.mark.parametrize(
     ("head", "says", "wait_s"),
     [
-        ("two times to wait", "HTTP 503", 9.0),
-        ("two times to wait, limited", "HTTP 429 (too many connections of this address)", 9.0),
-        ("a time to wait and nonsense", "HTTP 503", 3.0),
-        ("no time to wait, twice", "HTTP 429", None),
-        ("a year that there is not", "HTTP 503", None),
-        ("a zone that there is not", "HTTP 429", None),
-        ("two places", "a redirect to 'http://a.example/', which is not followed", None),
-        ("no place, twice", "a redirect, which is not followed", None),
+        ("two Retry-After headers", "HTTP 503", 9.0),
+        ("429, two Retry-After headers", "HTTP 429 (too many connections of this address)", 9.0),
+        ("a valid and an invalid Retry-After", "HTTP 503", 3.0),
+        ("two invalid Retry-After headers", "HTTP 429", None),
+        ("a nonexistent year", "HTTP 503", None),
+        ("a nonexistent time zone", "HTTP 429", None),
+        ("two locations", "a redirect to 'http://a.example/', which is not followed", None),
+        ("two empty locations", "a redirect, which is not followed", None),
     ],
 )
 async def test_of_a_header_that_comes_twice_what_can_be_read_counts(head: str, says: str, wait_s: float | None) -> None:
@@ -220,7 +220,7 @@ async def test_of_a_header_that_comes_twice_what_can_be_read_counts(head: str, s
 
 
 async def test_a_busy_server_that_says_so_twice_is_tried_again() -> None:
-    async with answering(ODD["two times to wait"]) as place, stream(f"ws://{place}") as source:
+    async with answering(ODD["two Retry-After headers"]) as place, stream(f"ws://{place}") as source:
         lost = await anext(source)
         assert isinstance(lost, Disconnected)
         assert 9 <= lost.retry_in_s < 9.1

@@ -679,13 +679,13 @@ async def test_an_odd_answer_is_one_more_lost_link_and_tried_again(meter: Record
 @pytest.mark.parametrize(
     ("head", "says"),
     [
-        ("two times to wait", "HTTP 503: not at the moment; Retry-After of 9 s"),
-        ("two times to wait, limited", "HTTP 429: too many requests or connections from here; Retry-After of 9 s"),
-        ("a time to wait and nonsense", "HTTP 503: not at the moment; Retry-After of 3 s"),
-        ("no time to wait, twice", "no Retry-After, so the usual delays apply"),
-        ("a year that there is not", "HTTP 503: a proxy answered, the mempool backend behind it did not"),
-        ("two places", "HTTP 302, redirected to http://a.example/; set upstream.url to ws://a.example/"),
-        ("no place, twice", "HTTP 302 for ws://"),
+        ("two Retry-After headers", "HTTP 503: not at the moment; Retry-After of 9 s"),
+        ("429, two Retry-After headers", "HTTP 429: too many requests or connections from here; Retry-After of 9 s"),
+        ("a valid and an invalid Retry-After", "HTTP 503: not at the moment; Retry-After of 3 s"),
+        ("two invalid Retry-After headers", "no Retry-After, so the usual delays apply"),
+        ("a nonexistent year", "HTTP 503: a proxy answered, the mempool backend behind it did not"),
+        ("two locations", "HTTP 302, redirected to http://a.example/; set upstream.url to ws://a.example/"),
+        ("two empty locations", "HTTP 302 for ws://"),
     ],
 )
 async def test_of_a_header_that_comes_twice_what_can_be_read_is_told(meter: Recorder, head: str, says: str) -> None:
