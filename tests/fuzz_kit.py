@@ -25,8 +25,8 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 # The seed of the first round. A failed round prints its seed.
 FIRST_SEED = int(os.environ.get("FUZZ_SEED", "0"))
 EXAMPLES = 250 if SECONDS == 0 else 2_000
-# The limit of the thread's CPU time for one input; other load on the machine does not count. No valid input of this size
-# takes a tenth of it.
+# The limit of the thread's CPU time for one input, which other load does not affect. No valid input of this size takes
+# a tenth of it.
 INPUT_LIMIT_S = 0.75
 MUTATIONS_MOST = 5
 

@@ -1,4 +1,4 @@
-"""The rig can fail: whatever is taken away, doubled or bent is found."""
+"""Tests of the rig itself: it detects events that are missing, repeated or altered."""
 
 import sqlite3
 from collections.abc import Callable
@@ -50,12 +50,12 @@ def with_body(row: Row, **body: object) -> Row:
 
 
 def at_last(kind: str, bend: Callable[[Row], Row]) -> Callable[[list[Row]], list[Row]]:
-    """Bends the last of its kind."""
+    """Return a function that changes the last event of a kind."""
     return lambda rows: [bend(row) if place == last_of(rows, kind) else row for place, row in enumerate(rows)]
 
 
 def before_last(kind: str, made: Callable[[Row], Row], *, after: int = 0) -> Callable[[list[Row]], list[Row]]:
-    """Puts an event about the same whale before (or after) the last of its kind."""
+    """Return a function that inserts an event of the same whale before (or after) the last event of a kind."""
 
     def bend(rows: list[Row]) -> list[Row]:
         place = last_of(rows, kind)
@@ -66,36 +66,36 @@ def before_last(kind: str, made: Callable[[Row], Row], *, after: int = 0) -> Cal
 
 
 def update(row: Row, kind: str, ref: str = "") -> Row:
-    """Another word about the whale of a row, well formed."""
+    """Return a well-formed update of the whale of a row."""
     body = {"transaction_id": row.txid, "status": kind, "btc_value": row.alert["btc_value"]}
     return replace(row, kind=kind, ref=ref, body=body)
 
 
-# What is true of no whale, or of another one, though its last word is right.
+# Events that are false although each whale's last event is correct.
 SUBTLE: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
-    "dropped, but it only ever waited for its block": (
+    "dropped while it was in the mempool until its block": (
         "wrong_fates", before_last("confirmed", lambda row: update(row, "dropped")),
     ),
-    "confirmed in the same block once more": (
+    "confirmed in the same block twice": (
         "double", before_last("confirmed", lambda row: replace(row, ref=row.ref + "#2"), after=1),
     ),
-    "pending, but nothing was said yet": ("wrong_fates", before_last("confirmed", lambda row: update(row, "pending"))),
-    "pending, because of the block that it has not left": (
+    "pending directly after its alert": ("wrong_fates", before_last("confirmed", lambda row: update(row, "pending"))),
+    "pending because of a block that is still in the chain": (
         "wrong_fates", before_last("confirmed", lambda row: update(row, "pending", row.ref)),
     ),
     "replaced by itself": (
         "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref=row.txid), replaced_by=row.txid)),
     ),
-    "replaced by another than it says": (
+    "replaced by another transaction than its ref": (
         "wrong_fates", at_last("replaced", lambda row: with_body(row, replaced_by="0" * 64)),
     ),
-    "replaced by a stranger": (
+    "replaced by an unknown transaction": (
         "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref="0" * 64), replaced_by="0" * 64)),
     ),
     "confirmed at another height": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, block_height=1))),
-    "an update of another amount": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
+    "an update with another amount": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
     "a wrong fee": ("wrong_amounts", at_last("alert", lambda row: bent(row, fee_sat=1))),
-    "another amount moved": ("wrong_amounts", at_last("alert", lambda row: bent(row, moved_sat=1))),
+    "a wrong amount moved": ("wrong_amounts", at_last("alert", lambda row: bent(row, moved_sat=1))),
 }  # fmt: skip
 
 
@@ -115,12 +115,12 @@ async def test_a_verdict_finds_what_is_wrong(tmp_path: Path) -> None:
             assert found[what] >= 1, how
         assert rig.verdict(rows).are_inputs_known
         assert not rig.verdict([bent(row, moved_sat=None) for row in rows]).are_inputs_known
-        frames_that_are_bent_are_found(rig, rows)
-        await a_client_that_lost_doubled_or_swapped_something_is_found(rig, rows)
+        check_that_altered_frames_are_found(rig, rows)
+        check_that_lost_repeated_and_swapped_events_are_found(rig, rows)
         await rig.finish()
 
 
-def frames_that_are_bent_are_found(rig: Rig, rows: list[Row]) -> None:
+def check_that_altered_frames_are_found(rig: Rig, rows: list[Row]) -> None:
     whole = list(rig.raw.frames)
     doubled = replace(whole[0], data={**whole[0].data, "btc_value": 2 * whole[0].data["btc_value"]})
     for frames in (
@@ -132,7 +132,7 @@ def frames_that_are_bent_are_found(rig: Rig, rows: list[Row]) -> None:
     rig.raw.frames = whole
 
 
-async def a_client_that_lost_doubled_or_swapped_something_is_found(rig: Rig, rows: list[Row]) -> None:
+def check_that_lost_repeated_and_swapped_events_are_found(rig: Rig, rows: list[Row]) -> None:
     whole = list(rig.plain.heard)
     for heard in (whole[:-1], [*whole, whole[-1]], [whole[1], whole[0], *whole[2:]]):
         rig.plain.heard = heard
