@@ -93,7 +93,7 @@ async def closed(rig: Rig, code: int, *, more_than: float = 0) -> int:
 NO_PINGS = {**STRICT, "ping_interval": "1h", "ping_timeout": "1h"}
 
 
-async def test_clients_that_read_nothing_are_closed_and_hold_up_nobody(tmp_path: Path) -> None:
+async def test_clients_that_read_nothing_are_closed_and_delay_no_other_client(tmp_path: Path) -> None:
     async with rigged(tmp_path, "clients that read nothing", sections={"gateway": NO_PINGS}) as rig:
         await rig.go(10)
         await rig.start()
@@ -155,7 +155,7 @@ async def test_a_client_that_lags_far_behind_catches_up_from_the_log(tmp_path: P
         await rig.finish(lagged=int(lagged), replayed=int(replayed))
 
 
-async def test_connections_that_went_half_open_are_given_up_and_their_clients_resume(tmp_path: Path) -> None:
+async def test_half_open_connections_are_closed_and_their_clients_resume(tmp_path: Path) -> None:
     async with rigged(tmp_path, "half-open clients", sections={"gateway": STRICT}) as rig:
         await rig.go(10)
         await rig.start()
@@ -224,7 +224,7 @@ async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_floods_and_rubbish_cost_only_those_who_send_them(tmp_path: Path, seed: int) -> None:
+async def test_floods_and_garbage_affect_only_their_senders(tmp_path: Path, seed: int) -> None:
     payloads = [path.read_bytes()[:20_000] for path in sorted((CORPUS / "clients").iterdir())]
     ends: Counter[str] = Counter()
     async with rigged(tmp_path, "floods and rubbish", seed=seed, sections={"gateway": STRICT}) as rig:
@@ -271,7 +271,9 @@ def silent_tcp(rig: Rig, socks: ExitStack) -> None:
     sock.connect_ex((host, int(port)))
 
 
-async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tmp_path: Path, descriptors: int) -> None:
+async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_served(
+    tmp_path: Path, descriptors: int
+) -> None:
     ring = tmp_path / "keys.json"
     generate(ring, 1.0)
     token, _ = issue(

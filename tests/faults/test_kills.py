@@ -69,9 +69,7 @@ async def world(directory: Path, number: int) -> int:
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-async def test_whatever_moment_it_is_killed_at_nothing_is_lost_and_nothing_said_twice(
-    tmp_path: Path, group: int
-) -> None:
+async def test_a_kill_at_any_moment_neither_loses_nor_repeats_an_event(tmp_path: Path, group: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         worlds = [
             tasks.create_task(world(tmp_path / str(number), WORLDS * group + number + 1)) for number in range(WORLDS)

@@ -82,7 +82,7 @@ async def ended(rig: Rig) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_on_a_full_disk_whaled_ends_and_once_there_is_room_everything_is_told(disk: Path, seed: int) -> None:
+async def test_a_full_disk_ends_whaled_and_no_event_is_lost_once_there_is_room(disk: Path, seed: int) -> None:
     async with rigged(disk, "disk full", seed=seed) as rig:
         await rig.go(10)
         await rig.start()
@@ -111,7 +111,7 @@ async def test_on_a_full_disk_whaled_ends_and_once_there_is_room_everything_is_t
         await rig.finish(restarts=restarts)
 
 
-async def test_on_a_disk_that_became_read_only_whaled_does_not_start_and_then_goes_on(disk: Path) -> None:
+async def test_whaled_does_not_start_on_a_read_only_disk_and_resumes_when_it_is_writable(disk: Path) -> None:
     """The daemon is stopped for the remount: the kernel remounts under open files only by itself, after an error."""
     async with rigged(disk, "read-only") as rig:
         await rig.go(10)
@@ -163,9 +163,7 @@ def failing(tmp_path: Path) -> Disk:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_disk_whose_every_sync_is_slow_delays_and_loses_nothing(
-    tmp_path: Path, failing: Disk, seed: int
-) -> None:
+async def test_slow_syncs_delay_events_and_lose_none(tmp_path: Path, failing: Disk, seed: int) -> None:
     async with rigged(tmp_path, "slow fsync", seed=seed) as rig:
         rig.env = failing.env
         await rig.go(10)
@@ -202,7 +200,7 @@ BROKEN: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_a_disk_that_fails_under_the_open_log_ends_whaled_and_once_it_is_well_everything_is_told(
+async def test_disk_errors_under_the_open_log_end_whaled_and_lose_no_event(
     tmp_path: Path, failing: Disk, how: str
 ) -> None:
     async with rigged(tmp_path, f"disk fails, {how}") as rig:
@@ -234,7 +232,7 @@ def hold(database: Path, seconds: float) -> None:
         other.execute("ROLLBACK")
 
 
-async def test_a_lock_held_for_too_long_ends_whaled_and_the_next_start_tells_what_was_not_stored(
+async def test_a_lock_held_for_too_long_ends_whaled_and_the_next_start_publishes_what_was_not_stored(
     tmp_path: Path,
 ) -> None:
     async with rigged(tmp_path, "locked", sections={"eventlog": {"busy_timeout": "500ms"}}) as rig:
@@ -285,9 +283,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_clock_that_steps_forward_and_back_loses_nothing_and_says_nothing_twice(
-    tmp_path: Path, seed: int
-) -> None:
+async def test_clock_steps_neither_lose_nor_repeat_an_event(tmp_path: Path, seed: int) -> None:
     async with rigged(tmp_path, "clock steps", seed=seed) as rig:
         clock = Clock(tmp_path)
         clock.step(0)
@@ -308,7 +304,7 @@ async def test_a_clock_that_steps_forward_and_back_loses_nothing_and_says_nothin
         await rig.finish(steps=len(steps) + 1)
 
 
-async def test_a_start_in_the_wrong_time_removes_nothing_that_is_young(tmp_path: Path) -> None:
+async def test_a_start_with_a_wrong_clock_removes_no_recent_events(tmp_path: Path) -> None:
     async with rigged(tmp_path, "started in the wrong time") as rig:
         clock = Clock(tmp_path)
         rig.env = clock.env

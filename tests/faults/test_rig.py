@@ -99,7 +99,7 @@ SUBTLE: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
 }  # fmt: skip
 
 
-async def test_a_verdict_finds_what_is_wrong(tmp_path: Path) -> None:
+async def test_a_verdict_finds_every_kind_of_fault(tmp_path: Path) -> None:
     async with rigged(tmp_path, "the rig itself") as rig:
         await rig.go(10)
         await rig.start()
@@ -140,7 +140,7 @@ def check_that_lost_repeated_and_swapped_events_are_found(rig: Rig, rows: list[R
     rig.plain.heard = whole
 
 
-async def test_a_daemon_that_excuses_itself_from_blocks_is_found(tmp_path: Path) -> None:
+async def test_a_daemon_that_moves_its_first_block_is_found(tmp_path: Path) -> None:
     async with rigged(tmp_path, "the rig itself, blocks excused", block_interval=0) as rig:
         await rig.start()
         await rig.settle()
@@ -165,7 +165,7 @@ async def test_a_daemon_that_skips_a_block_is_found(tmp_path: Path) -> None:
             await rig.settle()
 
 
-def test_what_a_daemon_complains_of_is_found() -> None:
+def test_errors_and_tracebacks_in_the_log_are_found() -> None:
     fine = ['{"event":"ready","level":"info"}', '{"event":"link lost","level":"warning"}']
     for line in ('{"event":"broke","level":"error"}', "Traceback (most recent call last):"):
         assert complaints([*fine, line]) == [line]
@@ -173,7 +173,7 @@ def test_what_a_daemon_complains_of_is_found() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-def test_frames_are_told_apart_however_the_bytes_come(step: int) -> None:
+def test_frames_are_separated_however_the_bytes_arrive(step: int) -> None:
     head = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
     sent = [head, b"\x81\x02{}", text_frame(b"x" * 300), b"\x81\x7e\x00\x80" + b"y" * 128, b"\x81\x82abcd12"]
     stream, frames = b"".join(sent), Frames()

@@ -84,7 +84,7 @@ async def lost(rig: Rig, reason: str | None = None, *, more_than: float = 0) -> 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_the_link_may_be_cut_at_every_point_of_subscribe_snapshot_delta_and_block(
+async def test_the_link_can_be_cut_at_every_point_of_subscribe_snapshot_delta_and_block(
     tmp_path: Path, seed: int
 ) -> None:
     points = [Cut(Way.UP, frame, part) for frame in range(QUESTIONS + 1) for part in PARTS]
@@ -109,7 +109,7 @@ async def test_the_link_may_be_cut_at_every_point_of_subscribe_snapshot_delta_an
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_stalled_backend_is_waited_for_or_given_up(tmp_path: Path, seed: int) -> None:
+async def test_a_short_stall_is_tolerated_and_a_long_one_closes_the_link(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "stalled", seed, IMPATIENT) as rig:
         for is_long in (False, True, False, True):
             before = await lost(rig, more_than=-1)
@@ -220,7 +220,7 @@ async def test_garbage_of_every_kind_is_survived(tmp_path: Path, seed: int) -> N
         await rig.finish()
 
 
-async def test_a_burst_of_2000_is_taken_whole_and_in_parts(tmp_path: Path) -> None:
+async def test_a_burst_of_2000_transactions_survives_a_cut_frame(tmp_path: Path) -> None:
     async with living(tmp_path, "burst", block_weight=400_000) as rig:
         rig.sim.burst(2000)
         await rig.go(3)
@@ -239,7 +239,7 @@ async def test_a_burst_of_2000_is_taken_whole_and_in_parts(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_delta_that_is_missing_on_an_open_link_is_made_up_for(tmp_path: Path, seed: int) -> None:
+async def test_a_delta_missing_on_an_open_link_is_recovered(tmp_path: Path, seed: int) -> None:
     # Without automatic blocks, a whale that is not mined can be found only in a snapshot.
     async with living(tmp_path, "gap", seed, PATIENT, block_interval=0) as rig:
         at_start = await rig.metrics()
@@ -283,7 +283,7 @@ async def gaps(rig: Rig, *, more_than: float) -> None:
 
 @pytest.mark.parametrize("database", [False, True], ids=["no database", "database"])
 @pytest.mark.parametrize("how", ["cache", "early", "late"])
-async def test_the_backend_may_restart(tmp_path: Path, how: str, database: bool) -> None:
+async def test_a_restart_of_the_backend_loses_no_event(tmp_path: Path, how: str, database: bool) -> None:
     async with living(tmp_path, f"restart, {how}{', database' if database else ''}", 5, database=database) as rig:
         for missed in (0, 4, 12):
             rig.sim.stall()
@@ -329,7 +329,7 @@ AT_ONCE = {"404", "garbage"}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-async def test_every_question_may_fail_during_snapshot_scan_and_fate(tmp_path: Path, trouble: str) -> None:
+async def test_every_request_can_fail_during_snapshot_scan_and_outcome(tmp_path: Path, trouble: str) -> None:
     async with living(tmp_path, f"REST {trouble}", 7, rate=20.0) as rig:
         await rig.go(10)
         await rig.settle()
@@ -406,7 +406,7 @@ async def test_many_blocks_at_once_are_scanned(tmp_path: Path, count: int, is_aw
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_away_for_longer_than_is_scanned_what_was_known_has_its_fate(tmp_path: Path, seed: int) -> None:
+async def test_known_whales_have_an_outcome_after_more_blocks_than_are_scanned(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "away too long", seed, block_interval=0, max_blocks=4) as rig:
         skipped = 0
         for depth in (2, 6):
@@ -439,7 +439,7 @@ async def degraded(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["keeps its mempool", "loses its mempool"])
-async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) -> None:
+async def test_an_outage_of_bitcoind_loses_no_event(tmp_path: Path, forget: bool) -> None:
     async with living(tmp_path, f"bitcoind {'loses' if forget else 'keeps'} its mempool", 17, PATIENT) as rig:
         for fails in (FAILED_POLLS - 2, FAILED_POLLS + 3):
             rig.sim.lose_bitcoind(forget=forget)
@@ -458,7 +458,7 @@ async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) ->
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_faults_by_chance_one_after_the_other(tmp_path: Path, seed: int) -> None:
+async def test_random_faults_in_sequence(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "by chance", seed, IMPATIENT, rate=20.0, database=bool(seed % 2)) as rig:
         for _ in range(14):
             await by_chance(rig)

@@ -209,7 +209,7 @@ def make(lab: Lab, *argv: str, check: bool = True) -> str:
 # --- sandbox ---
 
 
-def test_whaled_can_do_what_it_does_in_its_sandbox(sandbox: dict[str, Any], variant: str) -> None:
+def test_the_sandbox_allows_every_operation_that_whaled_needs(sandbox: dict[str, Any], variant: str) -> None:
     expected = (*ALLOWED, "backend_here" if variant == "base" else "way_out")
     assert {name: sandbox["allowed"][name] for name in expected} == dict.fromkeys(expected, "done")
 
@@ -227,7 +227,7 @@ def test_nothing_is_writable_and_executable(sandbox: dict[str, Any]) -> None:
     assert sandbox["facts"]["writable and executable"] == []
 
 
-def test_no_other_process_is_seen_and_nothing_can_be_gained(sandbox: dict[str, Any]) -> None:
+def test_no_other_process_is_visible_and_no_privilege_can_be_gained(sandbox: dict[str, Any]) -> None:
     assert sandbox["facts"]["processes"]
     status = sandbox["facts"]["status"]
     assert {
@@ -238,13 +238,13 @@ def test_no_other_process_is_seen_and_nothing_can_be_gained(sandbox: dict[str, A
     assert status["Umask"] == "0077"
 
 
-def test_without_a_network_nothing_is_reached_but_the_way_out(installed: Lab) -> None:
+def test_without_a_network_only_the_egress_socket_is_reachable(installed: Lab) -> None:
     for name in ("connection here", "connection elsewhere"):
         assert probed(installed, "split")["refused"][name] == "EAFNOSUPPORT"
     assert probed(installed, "split")["allowed"]["way_out"] == "done"
 
 
-def test_no_port_of_its_own_but_the_configured_ones(installed: Lab) -> None:
+def test_only_the_configured_ports_can_be_bound(installed: Lab) -> None:
     if "-BPF_FRAMEWORK" in installed.systemctl("--version").stdout:
         pytest.skip("this systemd is built without BPF_FRAMEWORK: SocketBindDeny= does nothing, silently")
     assert probed(installed, "base")["refused"]["port of its own"] == "EPERM"
@@ -273,7 +273,7 @@ def test_drop_ins_are_valid(installed: Lab, names: tuple[str, ...]) -> None:
         assert all(name in installed.show("whaled", "DropInPaths")["DropInPaths"] for name in names)
 
 
-def test_backoff_is_valid_where_it_is_known(installed: Lab) -> None:
+def test_the_backoff_drop_in_is_valid_where_systemd_supports_it(installed: Lab) -> None:
     if systemd_version(installed) < BACKOFF_SINCE:
         pytest.skip(f"RestartSteps= requires systemd {BACKOFF_SINCE}; this is {systemd_version(installed)}")
     with dropped_in(installed, "60-backoff-254.conf"):
@@ -298,7 +298,7 @@ def test_exposure_of_the_proxy_is_at_most_one(installed: Lab) -> None:
 # --- properties that no probe checks ---
 
 
-def test_readiness_is_waited_for_and_nothing_makes_systemd_give_up(installed: Lab) -> None:
+def test_systemd_waits_for_readiness_and_never_stops_restarting(installed: Lab) -> None:
     shown = installed.show(
         "whaled", "Type", "Restart", "StartLimitIntervalUSec", "RestartPreventExitStatus", "OOMPolicy"
     )
@@ -323,14 +323,14 @@ def test_denied_system_calls_are_denied(installed: Lab) -> None:
     )
 
 
-def test_memory_is_limited_shortly_before_it_is_taken_away(installed: Lab) -> None:
+def test_memory_high_is_just_below_memory_max(installed: Lab) -> None:
     """Between MemoryHigh= and MemoryMax= a process without swap slows down until the watchdog ends it."""
     shown = installed.show("whaled", "MemoryHigh", "MemoryMax", "MemorySwapMax")
     assert 0.9 * int(shown["MemoryMax"]) <= int(shown["MemoryHigh"]) <= int(shown["MemoryMax"])
     assert shown["MemorySwapMax"] == "0"
 
 
-def test_no_directory_of_systemds_opens_the_configuration(installed: Lab) -> None:
+def test_systemd_manages_only_the_state_directory(installed: Lab) -> None:
     shown = installed.show("whaled", "ConfigurationDirectory", "RuntimeDirectory", "StateDirectory")
     assert shown == {"ConfigurationDirectory": "", "RuntimeDirectory": "", "StateDirectory": "whaled"}
 
@@ -355,7 +355,7 @@ def test_without_its_key_ring_it_does_not_start(stopped: Lab) -> None:
     stopped.until(lambda: stopped.show("whaled", "ActiveState")["ActiveState"] == "active", what="a start by itself")
 
 
-def test_stop_of_the_service_alone_leaves_the_door_that_starts_it_again(stopped: Lab) -> None:
+def test_a_stop_of_the_service_alone_leaves_the_socket_that_starts_it_again(stopped: Lab) -> None:
     stopped.write(CONFIG, "{}\n")
     stopped.systemctl("start", "whaled")
     assert stopped.run("ss", "-Hltn", "sport = :8765").stdout.split()[2] == "4096"  # the backlog; asyncio's is 100
@@ -471,7 +471,7 @@ def check_memory_of_silent_connections(lab: Lab) -> None:
 # --- installation, upgrade and removal ---
 
 
-def test_configuration_and_keys_are_readable_by_whom_they_concern(installed: Lab) -> None:
+def test_modes_of_configuration_keys_and_units(installed: Lab) -> None:
     modes = installed.run(
         "stat", "--format", "%a %U %n", CONFIG, KEY_RING, *(f"{UNITS}/{unit}" for unit in OURS)
     ).stdout
@@ -481,7 +481,7 @@ def test_configuration_and_keys_are_readable_by_whom_they_concern(installed: Lab
     assert installed.run("whaled", "--version").returncode == 0
 
 
-def test_an_upgrade_keeps_what_was_edited_and_leaves_the_running_one_alone(stopped: Lab) -> None:
+def test_an_upgrade_keeps_edited_files_and_the_running_version(stopped: Lab) -> None:
     edited = "# mine\ndetection: {threshold_btc: 12.5}\n"
     stopped.write(CONFIG, edited)
     ring = stopped.path(KEY_RING).read_text()
@@ -517,7 +517,7 @@ def test_python_in_a_home_directory_is_refused(installed: Lab) -> None:
     assert "set INSTALL_PYTHON" in output
 
 
-def test_a_package_knows_nothing_of_where_it_was_built(installed: Lab) -> None:
+def test_a_package_contains_no_path_of_its_build_directory(installed: Lab) -> None:
     place = f"{OWN}/package"
     target = (f"DESTDIR={place}", "PREFIX=/usr/lib/whaled", "UNITDIR=/usr/lib/systemd/system")
     output = make(installed, "install", *target)

@@ -81,7 +81,7 @@ def test_metrics_are_scraped_over_http(whaled: Installation) -> None:
     assert 0 < time.time() - metrics["process_start_time_seconds"] < 600
 
 
-def test_a_whale_is_delivered_to_whoever_has_a_token(whaled: Installation, lab: Lab) -> None:
+def test_a_whale_is_delivered_only_with_a_valid_token(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     txid = whaled.send_whale(12_345.0)
     alert = client.until("alert", txid=txid)[0]
@@ -93,7 +93,7 @@ def test_a_whale_is_delivered_to_whoever_has_a_token(whaled: Installation, lab: 
     assert denied.stdout == ""
 
 
-def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) -> None:
+def test_canaries_arrive_and_reach_no_client(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     before = whaled.metrics()["whaled_canary_seconds_count"]
     lab.until(lambda: whaled.metrics()["whaled_canary_seconds_count"] >= before + 3, what="three canaries")
@@ -104,7 +104,7 @@ def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) 
     assert all(line["txid"] in truth for line in client.lines("alert"))
 
 
-def test_status_tells_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
+def test_the_status_shows_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert")
     expected = (
@@ -185,7 +185,7 @@ def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Install
     assert [line["kind"] for line in client.stop() if line["kind"] == "disconnected"] == []
 
 
-def test_a_reload_of_what_cannot_change_is_refused_by_the_daemon(whaled: Installation, lab: Lab) -> None:
+def test_a_reload_of_a_key_that_cannot_change_is_refused_by_the_daemon(whaled: Installation, lab: Lab) -> None:
     since = lab.moment()
     whaled.configure(eventlog={"path": "/var/lib/whaled/other.db"})  # the configuration file itself is valid
     refused = lab.systemctl("reload", "whaled", check=False)
@@ -217,7 +217,7 @@ def test_a_large_address_book_is_read_by_a_process_of_the_sandbox(whaled: Instal
 # --- restarts ---
 
 
-def test_killed_it_is_restarted_and_a_client_misses_nothing(whaled: Installation, lab: Lab) -> None:
+def test_a_killed_daemon_is_restarted_and_a_client_misses_nothing(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert", count=10)
     lab.systemctl("restart", "whaled")  # planned
@@ -254,7 +254,7 @@ def faulty(whaled: Installation) -> Installation:
         pytest.param("RTMIN+1", id="wedged hub"),
     ],
 )
-def test_what_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab: Lab, signal: str) -> None:
+def test_a_fault_that_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab: Lab, signal: str) -> None:
     lab.until(lambda: faulty.metrics()["whaled_canary_seconds_count"] >= 1, what="a canary")
     restarts, since = faulty.restarts(), lab.moment()
     faulty.signal(signal)
@@ -266,7 +266,7 @@ def test_what_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab:
     client.stop()
 
 
-def test_an_unreachable_backend_is_no_reason_to_restart(faulty: Installation, lab: Lab) -> None:
+def test_an_unreachable_backend_does_not_cause_a_restart(faulty: Installation, lab: Lab) -> None:
     lab.systemctl("stop", "simulator")
     lab.until(lambda: faulty.metrics()['whaled_upstream_state{state="disconnected"}'], what="a lost backend")
     before, pid = faulty.metrics()["whaled_canary_seconds_count"], faulty.main_pid()
@@ -279,7 +279,7 @@ def test_an_unreachable_backend_is_no_reason_to_restart(faulty: Installation, la
 # --- clients during restarts ---
 
 
-def test_restarts_refuse_nobody(whaled: Installation, lab: Lab) -> None:
+def test_restarts_refuse_no_client(whaled: Installation, lab: Lab) -> None:
     clients = Program(lab, "knock", URL)
     clients.until("first")
     for _ in range(3):
@@ -298,7 +298,9 @@ def test_restarts_refuse_nobody(whaled: Installation, lab: Lab) -> None:
     assert total["worst_s"] < 10
 
 
-def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(whaled: Installation, lab: Lab) -> None:
+def test_a_wrong_configuration_logs_one_clear_line_and_clients_connect_once_it_is_corrected(
+    whaled: Installation, lab: Lab
+) -> None:
     since = lab.moment()
     wrong = yaml.safe_dump({**QUICK, "detection": {"threshold_btcs": 5}})
     whaled.write_config(wrong)
@@ -329,7 +331,7 @@ def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(w
     assert whaled.is_active("whaled")
 
 
-def test_stopped_it_leaves_nothing(whaled: Installation, lab: Lab) -> None:
+def test_a_stopped_daemon_leaves_nothing_behind(whaled: Installation, lab: Lab) -> None:
     client, since = whaled.follow(), lab.moment()
     lab.systemctl("stop", *UNITS)
     assert client.until("disconnected")[0]["code"] == 1012
@@ -372,7 +374,7 @@ def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -
 # --- memory ---
 
 
-def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Installation, lab: Lab) -> None:
+def test_near_its_memory_limit_it_refuses_new_clients_and_survives(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     pid = whaled.main_pid()
     used = whaled.metrics()["whaled_memory_used_bytes"]
@@ -396,7 +398,7 @@ def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Install
 # --- unauthenticated clients ---
 
 
-def test_strangers_who_take_all_descriptors_stop_nothing(whaled: Installation, lab: Lab) -> None:
+def test_unauthenticated_connections_that_use_all_descriptors_stop_nothing(whaled: Installation, lab: Lab) -> None:
     whaled.drop_in("[Service]\nLimitNOFILE=512\n")
     lab.systemctl("restart", "whaled")
     client, pid, since = whaled.follow(), whaled.main_pid(), lab.moment()
