@@ -226,8 +226,8 @@ async def test_canaries_that_cannot_connect_are_logged_and_bypass_the_listener(t
                 await counted.until(lambda: len(counted.connects) >= 2)
         events = [line["event"] for line in lines if "canaries" in line["event"]]
         assert events == [
-            "canaries cannot connect as clients do, and go without a new connection",
-            "canaries connect again",
+            "canaries cannot connect through the listener and use another connection",
+            "canaries connect through the listener again",
         ]
 
 

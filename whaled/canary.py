@@ -62,7 +62,7 @@ class CanaryMeter(Protocol):
         ...
 
 
-class Door(Protocol):
+class Endpoint(Protocol):
     """The gateway, as far as canaries need it to connect."""
 
     tls: ssl.SSLContext | None
@@ -130,8 +130,8 @@ class Line(asyncio.Protocol):
 class Subscriber:
     """The client that canaries are delivered to."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         self._line: Line | None = None
         self._expected = ""
         self._compresses = False
@@ -139,9 +139,9 @@ class Subscriber:
 
     @classmethod
     @contextmanager
-    def connected(cls, door: Door) -> Iterator["Subscriber"]:
+    def connected(cls, endpoint: Endpoint) -> Iterator["Subscriber"]:
         """Close the connection on exit. `connect` makes it."""
-        subscriber = cls(door)
+        subscriber = cls(endpoint)
         try:
             yield subscriber
         finally:
@@ -168,9 +168,9 @@ class Subscriber:
         self._line = line
 
     async def _through_the_listener(self) -> Line:
-        if self._door.place is None:
+        if self._endpoint.place is None:
             raise ConnectionRefusedError("nothing listens")
-        family, place = self._door.place
+        family, place = self._endpoint.place
         sock = socket.socket(family)
         name: object = None
         try:
@@ -179,21 +179,21 @@ class Subscriber:
             # the socket's name known before the gateway accepts the connection.
             sock.bind((place[0], 0, *place[2:]) if isinstance(place, tuple) else "")
             name = sock.getsockname()
-            self._door.expected.add(name)
+            self._endpoint.expected.add(name)
             await asyncio.get_running_loop().sock_connect(sock, place)
             return await self._agree(sock)
         except BaseException:
             sock.close()
             raise
         finally:
-            self._door.expected.discard(name)
+            self._endpoint.expected.discard(name)
 
     async def _through_a_pair(self) -> Line:
         near, far = socket.socketpair()
         try:
             near.setblocking(False)
             far.setblocking(False)
-            self._door.admit(near)
+            self._endpoint.admit(near)
         except OSError:
             near.close()
             far.close()
@@ -203,7 +203,7 @@ class Subscriber:
     async def _agree(self, sock: socket.socket) -> Line:
         """Do the TLS handshake, if TLS is enabled, and the WebSocket handshake."""
         tls = None
-        if self._door.tls is not None:
+        if self._endpoint.tls is not None:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
@@ -294,14 +294,14 @@ class Canary:
             if not self._is_unreachable:
                 self._is_unreachable = True
                 logger.warning(
-                    "canaries cannot connect as clients do, and go without a new connection",
+                    "canaries cannot connect through the listener and use another connection",
                     problem=str(error) or f"not within {self.settings.deadline:g} s",
                 )
         else:
             self._meter.connected(self._monotonic() - began)
             if self._is_unreachable:
                 self._is_unreachable = False
-                logger.info("canaries connect again")
+                logger.info("canaries connect through the listener again")
 
     async def _fly(self, txid: str) -> bool:
         """Send a canary; return False if that failed."""
@@ -337,4 +337,4 @@ class Canary:
 
     def _late(self, began: float) -> None:
         self._meter.failed(CanaryFailure.LATE)
-        logger.error("canary late: an alert would be too", seconds=round(self._monotonic() - began, 1))
+        logger.error("canary late: alerts are late as well", seconds=round(self._monotonic() - began, 1))

@@ -1,4 +1,4 @@
-"""The daemon, and the only module that wires the rooms together.
+"""The daemon, and the only module that wires the packages together.
 
 The nesting of the context managers is the order of the start, and its reverse the order of the shutdown.
 """
@@ -458,7 +458,7 @@ class Service:
             reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
         except OSError as error:
             logger.warning(
-                "cannot store the outcome of the reload; `systemctl reload` and `whaled reload` wait for it in vain",
+                "cannot store the outcome of the reload; `systemctl reload` and `whaled reload` will time out",
                 path=str(self._outcome_path),
                 problem=error.strerror,
             )
