@@ -90,8 +90,8 @@ class Counts(Struct):
             "whales": verdict.whales, "alerts": verdict.alerted, **verdict.sources, "events": verdict.events,
             **{kind: count for kind, count in verdict.kinds.items() if kind != "alert"},
             "unknowable": verdict.unknowable, "missing": verdict.missing, "double": verdict.double,
-            "strangers": verdict.strangers, "wrong amounts": verdict.wrong_amounts, "wrong fates": verdict.wrong_fates,
-            "inputs unknown": verdict.inputs_unknown,
+            "unknown whales": verdict.unknown_whales, "wrong amounts": verdict.wrong_amounts,
+            "wrong outcomes": verdict.wrong_outcomes, "inputs unknown": verdict.inputs_unknown,
             "holes": verdict.holes, "to clients": verdict.received, "client faults": verdict.client_faults,
             "starts": self.starts, "kills": self.kills, "links": self.links, "cuts": self.cuts, "polls": self.polls,
             "checks": self.checks, **self.more, "peak MB": round(self.peak_mb), "s": round(self.seconds, 1),
@@ -225,8 +225,8 @@ class Rig:
         # From the chain, not the backend: a backend without a database keeps listing blocks that left the chain.
         shown = {block.height for block in self.sim.backend.blocks}
         self._at_start = {block.height: block.hash for block in self.sim.world.chain.blocks if block.height in shown}
-        told = json.loads(state(self.database, "told_blocks") or "[]")
-        heights = [self.sim.world.chain.tip.height, *(block["height"] for block in told[-1:])]
+        stored = json.loads(state(self.database, "told_blocks") or "[]")
+        heights = [self.sim.world.chain.tip.height, *(block["height"] for block in stored[-1:])]
         self.knowable.first_height = min(heights) + 1
 
     async def kill(self) -> None:
@@ -305,10 +305,10 @@ class Rig:
         truth = self.sim.truth
         return [txid for txid in self.sim.backend.mempool if (record := truth.get(txid)) is not None and record.whale]
 
-    async def settle(self, *, fates: bool = True, within_s: float = WITHIN_S) -> Verdict:
+    async def settle(self, *, outcomes: bool = True, within_s: float = WITHIN_S) -> Verdict:
         """Wait until whaled is up to date with a world that does not change, and compare. Fails on any difference.
 
-        With `fates` False, the outcomes of whales that left the mempool may still be undetermined.
+        With `outcomes` False, the outcomes of whales that left the mempool may still be undetermined.
         """
         mark = await self._mark()
         verdict = Verdict(problems=["never up to date"])
@@ -320,11 +320,11 @@ class Rig:
                     before, seen = seen, await self.metrics()
                     if before is None or before.work != seen.work:
                         backoff.reschedule(loop.time() + STUCK_S)
-                    if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
+                    if before is not None and before.work == seen.work and self._is_idle(seen, outcomes=outcomes):
                         rows = read(self.database)
                         if any(row.txid == mark for row in rows):
-                            await self._know(seen, fates=fates)
-                            verdict = self.verdict(rows, fates=fates)
+                            await self._know(seen, outcomes=outcomes)
+                            verdict = self.verdict(rows, outcomes=outcomes)
                             if verdict.is_clean:
                                 break
                     await asyncio.sleep(QUIET_S)
@@ -342,15 +342,15 @@ class Rig:
             if self.sim.truth[mark].fate in (Fate.PENDING, Fate.CONFIRMED):
                 return mark
 
-    def _is_idle(self, seen: Metrics, *, fates: bool) -> bool:
-        open_fates = 0 if fates else seen.get("whaled_backfill_backlog", what="fates")
+    def _is_idle(self, seen: Metrics, *, outcomes: bool) -> bool:
+        open_outcomes = 0 if outcomes else seen.get("whaled_backfill_backlog", what="fates")
         return (
             seen.get("whaled_upstream_state", state="connected") == 1
             and seen.total("whaled_mempool_snapshots_total") >= 1
-            and seen.backlog - open_fates == 0
+            and seen.backlog - open_outcomes == 0
         )
 
-    def _was_told(self, txid: str) -> bool:
+    def _was_reported(self, txid: str) -> bool:
         """Return whether the whale was replaced and the stream reported it.
 
         The stream reports no replacement in blocks that the backend skips, nor one whose replacer was mined before the
@@ -362,7 +362,7 @@ class Rig:
             return False
         return not self._passed_over if by.via_block else by.txid in self._announced
 
-    async def _know(self, seen: Metrics, *, fates: bool) -> None:
+    async def _know(self, seen: Metrics, *, outcomes: bool) -> None:
         """Record what whaled must know from now on, since it is up to date.
 
         That is everything that exists now, and what the stream contained if the link held.
@@ -373,8 +373,8 @@ class Rig:
         links = (self.daemon.process.pid, seen.links)
         if links == self._links:
             self.knowable.must |= self._shown
-            if fates:
-                self.knowable.told.update(filter(self._was_told, self._shown))
+            if outcomes:
+                self.knowable.reported.update(filter(self._was_reported, self._shown))
         self._links = links
         self.knowable.must.update(self._watched())
         self.knowable.must.update(
@@ -404,15 +404,17 @@ class Rig:
             assert skipped == 0, f"{skipped:.0f} blocks were skipped"
         self.knowable.first_height = first
 
-    def verdict(self, rows: list[Row], *, fates: bool = True) -> Verdict:
+    def verdict(self, rows: list[Row], *, outcomes: bool = True) -> Verdict:
         """Compare the rows and the clients with the ground truth."""
         assert self.knowable is not None
         clients = {
-            name: (client.heard, client.missed, client.least_sat)
+            name: (client.received, client.missed, client.least_sat)
             for name, client in (("plain", self.plain), ("picky", self.picky))
         }
         world = self.sim.world
-        return compare(rows, self.sim.truth, world.chain, self.knowable, clients, frames=self.raw.frames, fates=fates)
+        return compare(
+            rows, self.sim.truth, world.chain, self.knowable, clients, frames=self.raw.frames, outcomes=outcomes
+        )
 
     def _fail(self, verdict: Verdict, seen: Metrics | None) -> None:
         assert self.daemon is not None

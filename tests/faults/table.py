@@ -19,7 +19,7 @@ COLUMNS: dict[str, Callable[[Counts], float]] = {
     "unknowable": lambda each: each.verdict.unknowable,
     "missing": lambda each: each.verdict.missing,
     "double": lambda each: each.verdict.double,
-    "wrong": lambda each: each.verdict.strangers + each.verdict.wrong_amounts + each.verdict.wrong_fates,
+    "wrong": lambda each: each.verdict.unknown_whales + each.verdict.wrong_amounts + each.verdict.wrong_outcomes,
     "holes": lambda each: each.verdict.holes,
     "to clients": lambda each: each.verdict.received,
     "clients' faults": lambda each: each.verdict.client_faults,

@@ -250,7 +250,7 @@ async def test_floods_and_garbage_affect_only_their_senders(tmp_path: Path, seed
 # --- unauthenticated clients -----------------------------------------------------------------------------------------
 
 
-async def stranger(url: str, ends: Counter[str]) -> None:
+async def unauthenticated_client(url: str, ends: Counter[str]) -> None:
     """Connect and never authenticate."""
     try:
         async with asyncio.timeout(STRANGER_S):
@@ -300,12 +300,12 @@ async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_se
             async with asyncio.TaskGroup() as tasks:
                 jobs: list[asyncio.Task[None]] = []
                 while len(jobs) < STRANGERS:
-                    jobs += [tasks.create_task(stranger(direct(rig), ends)) for _ in range(250)]
+                    jobs += [tasks.create_task(unauthenticated_client(direct(rig), ends)) for _ in range(250)]
                     for _ in range(50):
                         silent_tcp(rig, socks)
-                    heard = len(rig.plain.heard)
+                    received = len(rig.plain.received)
                     await rig.go(2, pace_s=0.05)
-                    await rig.plain.has(heard + 1)
+                    await rig.plain.has(received + 1)
                     peak = max(peak, resident_mb(rig))
         await rig.settle()
         await calm(rig, fds)

@@ -35,7 +35,7 @@ async def moment(rig: Rig, rng: Random) -> None:
             await rig.ready()
             with suppress(TimeoutError):
                 async with asyncio.timeout(EVENTS_WITHIN_S):
-                    await rig.plain.has(len(rig.plain.heard) + rng.randint(1, 60))
+                    await rig.plain.has(len(rig.plain.received) + rng.randint(1, 60))
 
 
 async def killed(rig: Rig, rng: Random) -> None:

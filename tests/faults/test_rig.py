@@ -36,9 +36,9 @@ BENDS: dict[str, Callable[[list[Row]], list[Row]]] = {
     "missing": without_a_whale,
     "holes": lambda rows: [*rows[:5], *rows[6:]],
     "double": lambda rows: [*rows, replace(rows[0], offset=len(rows) + 1)],
-    "strangers": lambda rows: [replace(rows[0], txid="f" * 64), *rows[1:]],
+    "unknown_whales": lambda rows: [replace(rows[0], txid="f" * 64), *rows[1:]],
     "wrong_amounts": lambda rows: [bent(rows[0], value_sat=rows[0].alert["value_sat"] + 1), *rows[1:]],
-    "wrong_fates": lambda rows: [
+    "wrong_outcomes": lambda rows: [
         row if place != last_of(rows, "confirmed") else replace(row, kind="dropped", ref="")
         for place, row in enumerate(rows)
     ],
@@ -74,26 +74,26 @@ def update(row: Row, kind: str, ref: str = "") -> Row:
 # Events that are false although each whale's last event is correct.
 SUBTLE: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
     "dropped while it was in the mempool until its block": (
-        "wrong_fates", before_last("confirmed", lambda row: update(row, "dropped")),
+        "wrong_outcomes", before_last("confirmed", lambda row: update(row, "dropped")),
     ),
     "confirmed in the same block twice": (
         "double", before_last("confirmed", lambda row: replace(row, ref=row.ref + "#2"), after=1),
     ),
-    "pending directly after its alert": ("wrong_fates", before_last("confirmed", lambda row: update(row, "pending"))),
+    "pending right after its alert": ("wrong_outcomes", before_last("confirmed", lambda row: update(row, "pending"))),
     "pending because of a block that is still in the chain": (
-        "wrong_fates", before_last("confirmed", lambda row: update(row, "pending", row.ref)),
+        "wrong_outcomes", before_last("confirmed", lambda row: update(row, "pending", row.ref)),
     ),
     "replaced by itself": (
-        "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref=row.txid), replaced_by=row.txid)),
+        "wrong_outcomes", at_last("replaced", lambda row: with_body(replace(row, ref=row.txid), replaced_by=row.txid)),
     ),
     "replaced by another transaction than its ref": (
-        "wrong_fates", at_last("replaced", lambda row: with_body(row, replaced_by="0" * 64)),
+        "wrong_outcomes", at_last("replaced", lambda row: with_body(row, replaced_by="0" * 64)),
     ),
     "replaced by an unknown transaction": (
-        "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref="0" * 64), replaced_by="0" * 64)),
+        "wrong_outcomes", at_last("replaced", lambda row: with_body(replace(row, ref="0" * 64), replaced_by="0" * 64)),
     ),
-    "confirmed at another height": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, block_height=1))),
-    "an update with another amount": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
+    "confirmed at another height": ("wrong_outcomes", at_last("confirmed", lambda row: with_body(row, block_height=1))),
+    "an update of another amount": ("wrong_outcomes", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
     "a wrong fee": ("wrong_amounts", at_last("alert", lambda row: bent(row, fee_sat=1))),
     "a wrong amount moved": ("wrong_amounts", at_last("alert", lambda row: bent(row, moved_sat=1))),
 }  # fmt: skip
@@ -133,11 +133,11 @@ def check_that_altered_frames_are_found(rig: Rig, rows: list[Row]) -> None:
 
 
 def check_that_lost_repeated_and_swapped_events_are_found(rig: Rig, rows: list[Row]) -> None:
-    whole = list(rig.plain.heard)
-    for heard in (whole[:-1], [*whole, whole[-1]], [whole[1], whole[0], *whole[2:]]):
-        rig.plain.heard = heard
+    whole = list(rig.plain.received)
+    for received in (whole[:-1], [*whole, whole[-1]], [whole[1], whole[0], *whole[2:]]):
+        rig.plain.received = received
         assert rig.verdict(rows).client_faults == 1
-    rig.plain.heard = whole
+    rig.plain.received = whole
 
 
 async def test_a_daemon_that_moves_its_first_block_is_found(tmp_path: Path) -> None:

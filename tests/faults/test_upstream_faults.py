@@ -168,10 +168,10 @@ BAD_FRAMES: dict[str, tuple[bytes, Mark]] = {
     "has an unknown opcode": (text_frame(b"{}", first_byte=0x83), PROTOCOL),
     "continues nothing": (text_frame(b"{}", first_byte=0x80), PROTOCOL),
     "is a close": (b"\x88\x02\x03\xe8", CLOSED),
-    "is a close with a code nobody may send": (b"\x88\x02\x03\xed", PROTOCOL),
+    "is a close with a forbidden code": (b"\x88\x02\x03\xed", PROTOCOL),
     "is a masked one": (b"\x81\x82abcd\x1a\x1f", PROTOCOL),
     "is not UTF-8": (text_frame(b'{"x":"\xff\xfe"}'), UNKNOWN),
-    "is a giant nobody asked for": (text_frame(b'{"x":"' + b"x" * 900_000 + b'"}'), UNKNOWN),
+    "is an unrequested giant": (text_frame(b'{"x":"' + b"x" * 900_000 + b'"}'), UNKNOWN),
     "is a tower": (text_frame(b"[" * 200_000 + b"]" * 200_000), NO_OBJECT),
     "is a huge number": (text_frame(b'{"mempool-transactions":{"sequence":' + b"9" * 5_000 + b"}}"), SKIPPED),
 }

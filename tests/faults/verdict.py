@@ -46,7 +46,7 @@ class Row(Struct, frozen=True):
         return self.ref.partition("#")[0]
 
 
-class Heard(Struct, frozen=True):
+class Received(Struct, frozen=True):
     """An event as a client received it."""
 
     epoch: str
@@ -71,8 +71,8 @@ class Knowable(Struct):
     in blocks from there on, whatever it reports as scanned.
 
     `must` are the whales that whaled must know: those in the mempool or in a block at a time when whaled was up to
-    date, and those in the stream while the link demonstrably held. `told` are those whose replacement such a stream
-    reported. `inputs` are the outpoints that each transaction spends. `since` is the time whaled was first up: whales
+    date, and those in the stream while the link demonstrably held. `reported` are those whose replacement was in such a
+    stream. `inputs` are the outpoints that each transaction spends. `since` is the time whaled was first up: whales
     that left the mempool before it are not counted.
     """
 
@@ -80,7 +80,7 @@ class Knowable(Struct):
     first_height: int
     inputs: dict[str, frozenset[tuple[str, int]]]
     must: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     def are_rivals(self, one: str, other: str) -> bool:
         """Return whether two different transactions spend the same output."""
@@ -98,13 +98,13 @@ class Verdict(Struct):
     kinds: dict[str, int] = field(default_factory=dict)
     missing: int = 0
     double: int = 0
-    strangers: int = 0
+    unknown_whales: int = 0
     wrong_amounts: int = 0
-    wrong_fates: int = 0
+    wrong_outcomes: int = 0
     holes: int = 0
     received: int = 0
     client_faults: int = 0
-    replaced_told_as_dropped: int = 0
+    replaced_reported_as_dropped: int = 0
     inputs_unknown: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -150,25 +150,25 @@ def compare(
     truth: Truth,
     chain: Chain,
     knowable: Knowable,
-    clients: Mapping[str, tuple[Sequence[Heard], Collection[str], int]],
+    clients: Mapping[str, tuple[Sequence[Received], Collection[str], int]],
     *,
     frames: Sequence[Frame] | None = None,
-    fates: bool = True,
+    outcomes: bool = True,
 ) -> Verdict:
     """Return the verdict.
 
     `clients` has for each name the events received, the notices of missed events, and the least amount in satoshi of
-    the client's filter. `frames` are the raw frames received by a client without a filter. With `fates` False, the last
-    event of each whale is not checked, for a time when outcomes are still undetermined.
+    the client's filter. `frames` are the raw frames received by a client without a filter. With `outcomes` False, the
+    last event of each whale is not checked, for a time when outcomes are still undetermined.
     """
     verdict = Verdict(events=len(rows))
     _judge_log(rows, truth, chain, knowable, verdict)
     last = {row.txid: row for row in rows}
     for record in truth.whales():
         if record.turns and (record.txid in last or _is_within(record, chain, knowable)):
-            _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, fates=fates)
-    for name, (heard, missed, least_sat) in clients.items():
-        _judge_client(name, rows, heard, missed, least_sat, verdict)
+            _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, outcomes=outcomes)
+    for name, (received, missed, least_sat) in clients.items():
+        _judge_client(name, rows, received, missed, least_sat, verdict)
     if frames is not None:
         _judge_frames(rows, frames, verdict)
     return verdict
@@ -184,7 +184,7 @@ def _judge_log(rows: Sequence[Row], truth: Truth, chain: Chain, knowable: Knowab
     for row in rows:
         known = truth.get(row.txid)
         if known is None or not known.whale or not known.turns:
-            verdict.blame("strangers", f"{row.kind} about {row.txid[:8]}, which never was a whale")
+            verdict.blame("unknown_whales", f"{row.kind} about {row.txid[:8]}, which never was a whale")
             continue
         last = before.get(row.txid)
         before[row.txid] = row
@@ -197,10 +197,10 @@ def _judge_log(rows: Sequence[Row], truth: Truth, chain: Chain, knowable: Knowab
         if last is not None:
             _judge_order(last, row, verdict)
         if not _was_true(row, known, truth, chain, knowable):
-            verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
+            verdict.blame("wrong_outcomes", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
         wrong = _wrong_in_body(row, chain)
         if wrong:
-            verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} has {wrong}")
+            verdict.blame("wrong_outcomes", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} has {wrong}")
     verdict.alerted = len(before)
     verdict.sources = dict(sorted(Counter(row.alert["source"] for row in rows if row.kind == "alert").items()))
     verdict.kinds = dict(sorted(Counter(row.kind for row in rows).items()))
@@ -223,7 +223,7 @@ def _judge_order(last: Row, row: Row, verdict: Verdict) -> None:
     if (last.kind, last.because) == (row.kind, row.because) and last.ref != row.ref:
         verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} twice running, at {row.offset}")
     if row.kind == "pending" and not _takes_back(row, last):
-        verdict.blame("wrong_fates", f"pending {row.ref[:8]} about {row.txid[:8]} after {last.kind} {last.ref[:8]}")
+        verdict.blame("wrong_outcomes", f"pending {row.ref[:8]} about {row.txid[:8]} after {last.kind} {last.ref[:8]}")
 
 
 def _takes_back(row: Row, last: Row) -> bool:
@@ -319,7 +319,14 @@ def _is_within(record: Record, chain: Chain, knowable: Knowable) -> bool:
 
 
 def _judge_whale(
-    record: Record, last: Row | None, truth: Truth, chain: Chain, knowable: Knowable, verdict: Verdict, *, fates: bool
+    record: Record,
+    last: Row | None,
+    truth: Truth,
+    chain: Chain,
+    knowable: Knowable,
+    verdict: Verdict,
+    *,
+    outcomes: bool,
 ) -> None:
     verdict.whales += 1
     fate = fate_of(record, chain)
@@ -328,8 +335,8 @@ def _judge_whale(
             verdict.blame("missing", _life(record))
         else:
             verdict.unknowable += 1
-    elif fates and not _is_right(record, fate, last, knowable, verdict):
-        verdict.blame("wrong_fates", f"last event {last.kind} {last.ref[:8]} about {_life(record)}")
+    elif outcomes and not _is_right(record, fate, last, knowable, verdict):
+        verdict.blame("wrong_outcomes", f"last event {last.kind} {last.ref[:8]} about {_life(record)}")
 
 
 def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict: Verdict) -> bool:
@@ -338,9 +345,9 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
         return (last.kind, last.because, body.get("block_height")) == (
             "confirmed", record.block_hash, record.height,
         )  # fmt: skip
-    if fate is Fate.REPLACED and last.kind == "dropped" and record.txid not in knowable.told:
+    if fate is Fate.REPLACED and last.kind == "dropped" and record.txid not in knowable.reported:
         # It was replaced while whaled was not connected, and the backend no longer has the replacement.
-        verdict.replaced_told_as_dropped += 1
+        verdict.replaced_reported_as_dropped += 1
         return True
     if fate is Fate.EVICTED and last.kind == "replaced":
         return knowable.are_rivals(record.txid, last.because)
@@ -348,14 +355,19 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
 
 
 def _judge_client(
-    name: str, rows: Sequence[Row], heard: Sequence[Heard], missed: Collection[str], least_sat: int, verdict: Verdict
+    name: str,
+    rows: Sequence[Row],
+    received: Sequence[Received],
+    missed: Collection[str],
+    least_sat: int,
+    verdict: Verdict,
 ) -> None:
     wanted = [(row.offset, row.kind, row.txid) for row in rows if row.alert["value_sat"] >= least_sat]
-    got = [(each.offset, each.kind, each.txid) for each in heard]
+    got = [(each.offset, each.kind, each.txid) for each in received]
     verdict.received += len(got)
     if missed:
         verdict.blame("client_faults", f"{name} was notified of missed events: {sorted(missed)[:SHOWN]}")
-    if len({each.epoch for each in heard}) > 1:
+    if len({each.epoch for each in received}) > 1:
         verdict.blame("client_faults", f"{name} saw several epochs")
     if got != wanted:
         place = next(
