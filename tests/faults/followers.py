@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from faults.verdict import Frame, Received
+from faults.verdict import ClientEvent, Frame
 from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
 from whaled.gateway.wire import SUBPROTOCOL
 from whaled.model import SAT_PER_BTC
@@ -49,7 +49,7 @@ class Follower(Bot):
         self._ping_s = ping_s
         self._filters = {} if min_btc is None else {"min_btc": min_btc}
         self.least_sat = (min_btc or 0) * SAT_PER_BTC
-        self.received: list[Received] = []
+        self.received: list[ClientEvent] = []
         self.missed: list[str] = []
         self.news = asyncio.Condition()
         self._position: Position | None = None
@@ -67,10 +67,10 @@ class Follower(Bot):
             async for event in stream:
                 match event:
                     case WhaleAlert(position=position, data=data):
-                        self.received.append(Received(position.epoch, position.offset, "alert", data.transaction_id))
+                        self.received.append(ClientEvent(position.epoch, position.offset, "alert", data.transaction_id))
                     case WhaleUpdate(position=position, data=data):
                         self.received.append(
-                            Received(position.epoch, position.offset, data.status, data.transaction_id)
+                            ClientEvent(position.epoch, position.offset, data.status, data.transaction_id)
                         )
                     case Missed():
                         self.missed.append(str(event))

@@ -46,7 +46,7 @@ class Row(Struct, frozen=True):
         return self.ref.partition("#")[0]
 
 
-class Received(Struct, frozen=True):
+class ClientEvent(Struct, frozen=True):
     """An event as a client received it."""
 
     epoch: str
@@ -150,7 +150,7 @@ def compare(
     truth: Truth,
     chain: Chain,
     knowable: Knowable,
-    clients: Mapping[str, tuple[Sequence[Received], Collection[str], int]],
+    clients: Mapping[str, tuple[Sequence[ClientEvent], Collection[str], int]],
     *,
     frames: Sequence[Frame] | None = None,
     outcomes: bool = True,
@@ -357,7 +357,7 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
 def _judge_client(
     name: str,
     rows: Sequence[Row],
-    received: Sequence[Received],
+    received: Sequence[ClientEvent],
     missed: Collection[str],
     least_sat: int,
     verdict: Verdict,
