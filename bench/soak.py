@@ -34,7 +34,7 @@ from bench.daemon import Ready, daemon
 from bench.programs import BrokenError, resident_kib
 from bench.report import Aim, aims_table, percentile, table
 from faults.net import Proxy
-from faults.verdict import Heard, Knowable, Verdict, compare, read, state
+from faults.verdict import ClientEvent, Knowable, Verdict, compare, read, state
 from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
 from whaled.model import SAT_PER_BTC, Source
 from whaled.simulator import faults
@@ -104,7 +104,7 @@ class Client:
 
     def __init__(self, manner: Manner, url: str) -> None:
         self.manner = manner
-        self.heard: list[Heard] = []
+        self.heard: list[ClientEvent] = []
         self.missed: list[str] = []
         self.received: list[tuple[float, str]] = []
         self.hurry = False
@@ -136,7 +136,7 @@ class Client:
                     await asyncio.sleep(self.manner.pause_s)
 
     def _keep(self, position: Position, kind: str, txid: str) -> None:
-        self.heard.append(Heard(position.epoch, position.offset, kind, txid))
+        self.heard.append(ClientEvent(position.epoch, position.offset, kind, txid))
 
 
 @dataclass
@@ -308,7 +308,7 @@ class Soak:
             if there is not None and there.hash != block_hash:
                 known.first_height = min(known.first_height, height)
 
-    def _clients(self) -> dict[str, tuple[list[Heard], list[str], int]]:
+    def _clients(self) -> dict[str, tuple[list[ClientEvent], list[str], int]]:
         return {
             f"{number} ({each.manner.name})": (each.heard, each.missed, (each.manner.min_btc or 0) * SAT_PER_BTC)
             for number, each in enumerate(self.clients)

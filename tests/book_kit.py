@@ -8,11 +8,11 @@ from whaled.model import OwnerType
 
 @cache
 def address(number: int) -> str:
-    """An address, another one for each number."""
+    """Return an address, a different one for each number."""
     return base58check(0, number.to_bytes(20))
 
 
 def book(count: int) -> list[str]:
-    """Lines of the addresses 0 to `count`, of seven labels and three types."""
+    """Return lines for `count` addresses, with seven labels and three types."""
     kinds = list(OwnerType)
     return [f"Owner {number % 7},{address(number)},{kinds[number % 3]}" for number in range(count)]

@@ -1,4 +1,4 @@
-"""Fixtures that several test files use."""
+"""Fixtures shared by several test files."""
 
 import ssl
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 import trustme
 from hypothesis import settings
 
-# The default of 200 ms an example is a bound on a machine that does nothing else; what is slow is found by fuzz_kit.
+# The default limit of 200 ms per example assumes an otherwise idle machine. fuzz_kit finds inputs that are slow.
 settings.register_profile("whaled", deadline=None)
 settings.load_profile("whaled")
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, ssl.SSLContext]:
-    """A certificate chain for localhost, its key, and a client context that trusts it."""
+    """Return a certificate chain for localhost, its key, and a client context that trusts it."""
     directory = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1")

@@ -1,4 +1,4 @@
-"""`whaled run` as a process, as the operator starts it."""
+"""`whaled run` as a child process, started as an operator starts it."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from websockets.asyncio.client import connect
 
-# A process that imports everything and opens a database, on a machine that runs other tests too.
+# The limit for a process that imports everything and opens a database, while other tests run on the machine.
 START_LIMIT_S = 120
 
 
 class Daemon:
-    """A running daemon: where it listens, what it logged, how it ended."""
+    """A running daemon: its addresses, its log lines and its exit status."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -26,7 +26,7 @@ class Daemon:
         self.raw: list[str] = []
         self.url = ""
         self.http = ""
-        self._heard = asyncio.Condition()
+        self._changed = asyncio.Condition()
         self._ended = asyncio.Event()
 
     async def listen(self) -> None:
@@ -36,21 +36,21 @@ class Daemon:
             text = raw.decode().rstrip("\n")
             self.raw.append(text)
             if text.startswith("{"):
-                async with self._heard:
+                async with self._changed:
                     self.lines.append(json.loads(text))
-                    self._heard.notify_all()
+                    self._changed.notify_all()
         self._ended.set()
-        async with self._heard:
-            self._heard.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
 
     async def heard_all(self) -> None:
-        """Wait until the process has nothing more to say."""
+        """Wait until the process has ended and all its log lines are read."""
         async with asyncio.timeout(START_LIMIT_S):
             await self._ended.wait()
 
     async def logged(self, event: str, *, times: int = 1, **fields: Any) -> dict[str, Any]:
-        """Wait for a log line, or until it was there that often. Returns the first."""
-        async with asyncio.timeout(START_LIMIT_S), self._heard:
+        """Wait until a log line has appeared `times` times. Returns the first one."""
+        async with asyncio.timeout(START_LIMIT_S), self._changed:
             while True:
                 found = [
                     line
@@ -61,10 +61,10 @@ class Daemon:
                     return found[0]
                 if self._ended.is_set():
                     raise AssertionError("whaled ended:\n" + "\n".join(self.raw))
-                await self._heard.wait()
+                await self._changed.wait()
 
     def connect(self, **options: Any) -> connect:
-        """A client of the `websockets` library."""
+        """Return a client of the `websockets` library."""
         return connect(self.url, proxy=None, compression=None, **options)
 
     def signal(self, number: signal.Signals) -> None:
@@ -72,19 +72,19 @@ class Daemon:
         self.process.send_signal(number)
 
     async def ended(self, within_s: float = START_LIMIT_S) -> int:
-        """The exit status."""
+        """Wait for the end of the process and return its exit status."""
         async with asyncio.timeout(within_s):
             return await self.process.wait()
 
 
 def write_config(directory: Path, upstream: str, /, **sections: Mapping[str, object]) -> Path:
-    """A configuration with everything on loopback and port 0; sections given are laid over it."""
+    """Write a configuration with all listeners on loopback and port 0; keys in `sections` override it."""
     config: dict[str, dict[str, object]] = {
         "upstream": {"url": upstream, "reconnect_initial": "50ms", "reconnect_max": "200ms"},
         "eventlog": {"path": str(directory / "whaled.db")},
         "gateway": {"port": 0},
         "auth": {"enabled": False},
-        "http": {"port": 0, "render_interval": "1ms"},  # a test reads what it has just caused
+        "http": {"port": 0, "render_interval": "1ms"},  # a test reads metrics that it has just changed
         "log": {"format": "json"},
     }
     for name, keys in sections.items():
@@ -98,7 +98,7 @@ def write_config(directory: Path, upstream: str, /, **sections: Mapping[str, obj
 async def running(
     config: Path, *arguments: str, env: Mapping[str, str] | None = None, launcher: Sequence[str] = ()
 ) -> AsyncIterator[Daemon]:
-    """The daemon, once it is ready; killed when left, if it still runs."""
+    """Start the daemon and wait until it is ready; kill it on exit if it still runs."""
     async with starting(config, *arguments, env=env, launcher=launcher) as daemon:
         ready = await daemon.logged("ready")
         daemon.url = ready["listen"]
@@ -110,7 +110,7 @@ async def running(
 async def starting(
     config: Path, *arguments: str, env: Mapping[str, str] | None = None, launcher: Sequence[str] = ()
 ) -> AsyncIterator[Daemon]:
-    """The daemon, from its start. `launcher` is a command that becomes the one behind it."""
+    """Start the daemon without waiting for it. `launcher` is a command that executes its arguments."""
     process = await asyncio.create_subprocess_exec(
         *launcher, sys.executable, "-m", "whaled", "run", "--config", str(config), *arguments,
         stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, cwd=config.parent,

@@ -1,4 +1,4 @@
-"""What the tests of the event log share: small whales, a meter that remembers, and programs to run and to kill."""
+"""Helpers shared by the event log tests: small whales, a recording meter, and programs to run and to kill."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ START = 1_760_000_000.0
 
 @dataclass
 class Meter:
-    """Remembers what the log reported."""
+    """A meter that records what the event log reports."""
 
     commits: list[int] = field(default_factory=list)
     failures: list[LogFailure] = field(default_factory=list)
@@ -60,7 +60,7 @@ def txid(n: int) -> str:
 
 
 def whale(n: int, *, addresses: int = 2) -> Whale:
-    """The n-th whale: nulls, fractions and non-ASCII text, as real ones have."""
+    """Return the n-th whale, with nulls, fractions and non-ASCII text, as real whales have."""
     value_sat = 10_000_000_000 + n
     return Whale(
         Alert(
@@ -99,12 +99,12 @@ def alert(n: int, *, at: float = START, addresses: int = 2) -> Draft:
 
 def update(n: int, kind: Kind = Kind.CONFIRMED, *, ref: str = "00block", at: float = START) -> Draft:
     about = whale(n)
-    said = Update(transaction_id=txid(n), status=Status(kind.value), btc_value=about.alert.btc_value, block_hash=ref)
-    return Draft(kind=kind, at=at, whale=about, ref=ref, update=said)
+    body = Update(transaction_id=txid(n), status=Status(kind.value), btc_value=about.alert.btc_value, block_hash=ref)
+    return Draft(kind=kind, at=at, whale=about, ref=ref, update=body)
 
 
 def scan(height: int, mined_at: float) -> Scan:
-    """A block without whales."""
+    """Return the scan of a block without whales."""
     return Scan(
         height=height, hash=f"{height:064x}", mined_at=mined_at, scanned_at=mined_at,
         seen=0, late=0, missed_down=0, missed_gap=0, missed_never_relayed=0,
@@ -113,7 +113,7 @@ def scan(height: int, mined_at: float) -> Scan:
 
 @contextmanager
 def locked(path: Path) -> Iterator[sqlite3.Connection]:
-    """Hold the database's write lock, as a sqlite3 shell can; let go when left, or at a ROLLBACK."""
+    """Hold the database's write lock, as a sqlite3 shell can, until exit or a ROLLBACK."""
     other = sqlite3.connect(path, isolation_level=None)
     try:
         other.execute("BEGIN IMMEDIATE")
@@ -122,11 +122,11 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
         other.close()
 
 
-# --- programs, run by tests in processes of their own -----------------------------------------------------------------
+# --- programs that tests run in separate processes --------------------------------------------------------------------
 
 
 def append_until_killed(path: str) -> None:
-    """Appends 1, 2, 3 or 4 events at a time; a line on stdout says which offset has been reported as stored."""
+    """Append 1 to 4 events at a time, and print the epoch and the offset after each append that was reported stored."""
 
     async def run() -> None:
         async with open_log(Path(path)) as log:
@@ -139,7 +139,7 @@ def append_until_killed(path: str) -> None:
 
 
 def fill_the_disk(path: str) -> None:
-    """On a small file system: a failed append, room made, an append that works."""
+    """Fill a small file system so that an append fails, make room, and append again."""
     ballast = Path(path).with_name("ballast")
 
     async def run() -> None:
@@ -165,8 +165,8 @@ def fill_the_disk(path: str) -> None:
 
 
 def open_as(path: str, uid: int) -> None:
-    """Opens the log as an ordinary user, for whom file modes count."""
-    Path(path).as_uri()  # imports what it needs while this user may still read an interpreter in a home directory
+    """Open the log as an ordinary user, to whom file modes apply."""
+    Path(path).as_uri()  # imports its modules while this process may still read an interpreter in a home directory
     os.setgid(uid)
     os.setuid(uid)
 

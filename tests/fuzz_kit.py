@@ -1,7 +1,7 @@
-"""What the fuzz tests share: a kept corpus, mutations that know JSON, and a hunt that is bounded in time.
+"""Helpers shared by the fuzz tests: a stored corpus, JSON-aware mutations, and a time-bounded search for failures.
 
-`FUZZ_SECONDS=300 make fuzz` hunts longer, `FUZZ_SEED=` begins with the seed of a round that failed. What it finds is
-written to var/fuzz; a find belongs into tests/data/fuzz, which is tried on every run.
+`FUZZ_SECONDS=300 make fuzz` searches longer, `FUZZ_SEED=` starts with the seed of a round that failed. A failing input
+is written to var/fuzz; copy it to tests/data/fuzz, whose inputs are tested on every run.
 """
 
 import json
@@ -20,34 +20,35 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "data" / "fuzz"
 FINDS = ROOT / "var" / "fuzz"
-# Each hunt's time; without it, one short round that is the same on every run.
+# The time for each search; 0 is one short round that is the same on every run.
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
-# What a failed round printed; the hunt begins with it.
+# The seed of the first round. A failed round prints its seed.
 FIRST_SEED = int(os.environ.get("FUZZ_SEED", "0"))
 EXAMPLES = 250 if SECONDS == 0 else 2_000
-# CPU time of the thread for one input: a busy machine does not count, and no honest input of this size takes a tenth.
+# The limit of the thread's CPU time for one input, which other load does not affect. No valid input of this size takes
+# a tenth of it.
 INPUT_LIMIT_S = 0.75
 MUTATIONS_MOST = 5
 
 Check = Callable[[bytes], None]
-# Numbers that choose a mutation: what, where, with what.
+# Numbers that select a mutation: its kind, its place and its value.
 Choice = tuple[int, int, int]
 
 
 def corpus(name: str) -> list[Any]:
-    """The kept inputs of a parser, as pytest parameters."""
+    """Return the stored inputs of a parser, as pytest parameters."""
     return [pytest.param(path.read_bytes(), id=path.stem) for path in sorted((CORPUS / name).iterdir())]
 
 
 def seconds(check: Check, raw: bytes) -> float:
-    """The CPU time of this thread that one input takes."""
+    """Return the CPU time of this thread that one input takes, in seconds."""
     before = time.thread_time()
     check(raw)
     return time.thread_time() - before
 
 
 def hunt(name: str, check: Check, seeds: Sequence[bytes], words: Sequence[Any]) -> None:
-    """Try mutations of `seeds` until the time is over. `words` are put in: as values, strings also as keys."""
+    """Test mutations of `seeds` for SECONDS. `words` are inserted as values, and strings also as keys."""
     inputs = st.builds(
         lambda start, choices, text, style: mutated(seeds[start % len(seeds)], choices, text, style, words),
         st.integers(0, len(seeds) - 1),
@@ -59,12 +60,12 @@ def hunt(name: str, check: Check, seeds: Sequence[bytes], words: Sequence[Any]) 
     def tried(raw: bytes) -> None:
         try:
             took = seconds(check, raw)
-            if took >= INPUT_LIMIT_S:  # the collector of garbage, or a cold cache, may strike once
+            if took >= INPUT_LIMIT_S:  # a garbage collection or a cold cache may have slowed the first attempt
                 took = min(took, seconds(check, raw))
             assert took < INPUT_LIMIT_S, f"{took:.1f} s of CPU for {len(raw)} bytes"
         except BaseException:
             FINDS.mkdir(parents=True, exist_ok=True)
-            # The last one written is the smallest.
+            # Hypothesis shrinks the input, so the last one written is the smallest.
             (FINDS / f"{name}-smallest.json").write_bytes(raw)
             raise
 
@@ -74,7 +75,7 @@ def hunt(name: str, check: Check, seeds: Sequence[bytes], words: Sequence[Any]) 
     end = time.monotonic() + SECONDS
     number = 0
     while True:
-        # Every round begins elsewhere; the first is always the same, so that `make test` is.
+        # The first round is always the same, which makes `make test` deterministic; the others have random seeds.
         chosen = FIRST_SEED if number == 0 else random.getrandbits(64)
         try:
             seed(chosen)(quiet(given(inputs)(tried)))()
@@ -108,7 +109,7 @@ STYLES: tuple[dict[str, Any], ...] = (
 
 
 def mutated(start: bytes, choices: Iterable[Choice], text: Iterable[Choice], style: int, words: Sequence[Any]) -> bytes:
-    """A seed with changes to its structure, then to its bytes."""
+    """Return a seed with changes to its structure, then to its bytes."""
     holder = [json.loads(start)]
     for what, where, which in choices:
         _change(holder, what, where, which, (*NASTY, *words))
@@ -120,10 +121,10 @@ def mutated(start: bytes, choices: Iterable[Choice], text: Iterable[Choice], sty
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) in a document, breadth first."""
+    """Return every (container, key) in a document, breadth first."""
     found: list[tuple[Any, Any]] = []
     queue = [value]
-    for container in queue:  # grows while it is walked
+    for container in queue:  # the loop appends to the queue
         inner = list(container.items()) if isinstance(container, dict) else list(enumerate(container))
         for key, child in inner:
             found.append((container, key))
@@ -135,7 +136,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 def _change(holder: list[Any], what: int, where: int, which: int, words: Sequence[Any]) -> None:
     places = _places(holder)
     container, key = places[where % len(places)]
-    word = deepcopy(words[which % len(words)])  # what is put in may itself be changed by the next choice
+    word = deepcopy(words[which % len(words)])  # the next mutation may change the inserted value
     match what:
         case 0 | 1:
             container[key] = word
@@ -175,7 +176,7 @@ def _scratch(raw: bytes, what: int, where: int, which: int) -> bytes:
 
 
 def scaling(make: Callable[[int], bytes], run: Check, size: int, times: int = 8) -> float:
-    """How much more CPU an input takes that is `times` as long, best of three: about `times` if time is linear."""
+    """Return the ratio of CPU time of an input `times` as long, best of three: about `times` if the time is linear."""
 
     def took(count: int) -> float:
         raw = make(count)

@@ -18,13 +18,13 @@ def _children(parent: int, words: str) -> list[int]:
 
 
 def is_there(process: int) -> bool:
-    """Whether there is such a process, zombies included."""
+    """Return whether the process exists, also as a zombie."""
     return Path(f"/proc/{process}").exists()
 
 
 async def child_of(parent: int, words: str) -> int:
-    """The process id of a child with these words in its command line, once there is one."""
+    """Wait for a child with these words in its command line, and return its process id."""
     async with asyncio.timeout(60):
-        while not (found := _children(parent, words)):  # noqa: ASYNC110 - the kernel tells nobody
+        while not (found := _children(parent, words)):  # noqa: ASYNC110 - the kernel sends no notification
             await asyncio.sleep(0.005)
     return found[0]

@@ -13,14 +13,18 @@ LOGIN_QUOTED = "alice:s3cret%3A%40%2F%3F"
 
 
 class RefusalError(Exception):
-    """Says these bytes, then hangs up."""
+    """A refusal: the proxy sends `answer` and closes the connection."""
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
 
 
 class StandIn:
-    """`hosts` are the names it can resolve; `wants` is the login it asks for; `says` answers instead of a tunnel."""
+    """The proxy server.
+
+    `hosts` are the names that it resolves, `wants` is the login that it requires, `says` is sent instead of opening a
+    tunnel, and with `dribbles` it sends its answer byte by byte. `asked` lists the requested targets.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -124,7 +128,7 @@ async def _both_ways(
 
 @asynccontextmanager
 async def stand_in(kind: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[StandIn]:
-    """A running proxy; `kind` is http or socks5."""
+    """Run a proxy; `kind` is http or socks5."""
     proxy = StandIn(kind)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
     proxy.port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""What real backends answered (tests/data/real), and simulated transactions made like the recorded ones."""
+"""Recorded responses of real backends (tests/data/real), and simulated transactions that match recorded ones."""
 
 import gzip
 from functools import cache
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "data" / "real"
 
 
 class Answer(Struct, frozen=True):
-    """An answer to REST as it came."""
+    """A REST response as received."""
 
     label: str
     path: str
@@ -28,25 +28,25 @@ class Answer(Struct, frozen=True):
 
     @property
     def json(self) -> Any:
-        """The body read."""
+        """The body, parsed."""
         return msgspec.json.decode(self.body)
 
 
 class Frame(Struct, frozen=True):
-    """A message of the stream as it came; `label` names the transactions in it."""
+    """A message of the stream as received; `label` names the transactions in it."""
 
     label: str
     raw: str
 
     @property
     def json(self) -> Json:
-        """The message read."""
+        """The message, parsed."""
         found: Json = msgspec.json.decode(self.raw)
         return found
 
 
 class Recording(Struct, frozen=True):
-    """One backend's answers and frames."""
+    """The responses and frames of one backend."""
 
     txids: dict[str, str]
     blocks: dict[str, str]
@@ -54,28 +54,28 @@ class Recording(Struct, frozen=True):
     frames: tuple[Frame, ...]
 
     def answer(self, path: str, label: str | None = None) -> Answer:
-        """The first answer to this path."""
+        """Return the first response to this path."""
         return next(each for each in self.answers if each.path == path and label in (None, each.label))
 
     def tx(self, label: str, rest: str = "") -> Answer:
-        """`tx/:txid` and what follows."""
+        """Return the response to `tx/:txid` followed by `rest`."""
         return self.answer(f"tx/{self.txids[label]}{rest}")
 
     def block(self, label: str, rest: str = "") -> Answer:
-        """`block/:hash` and what follows."""
+        """Return the response to `block/:hash` followed by `rest`."""
         return self.answer(f"block/{self.blocks[label]}{rest}")
 
     def added(self, label: str) -> Json:
-        """A transaction as the stream said it first."""
+        """Return a transaction as the stream first sent it."""
         return next(tx for frame in self.frames for tx in added(frame) if tx["txid"] == self.txids[label])
 
     def streamed(self) -> set[str]:
-        """Labels of what the stream has added."""
+        """Return the labels of the transactions that the stream added."""
         there = {tx["txid"] for frame in self.frames for tx in added(frame)}
         return {label for label, txid in self.txids.items() if txid in there}
 
     def replacer(self, loser: str, winner: str) -> tuple[Json, bool]:
-        """A transaction as `replaced[].by`, and whether a block brought it."""
+        """Return a transaction as `replaced[].by`, and whether a block message contained it."""
         for frame in self.frames:
             message = frame.json
             for pair in message.get("mempool-transactions", {}).get("replaced", ()):
@@ -85,26 +85,26 @@ class Recording(Struct, frozen=True):
 
 
 def added(frame: Frame) -> list[Json]:
-    """`added` of a message."""
+    """Return the list `added` of a message."""
     found: list[Json] = frame.json.get("mempool-transactions", {}).get("added", [])
     return found
 
 
 @cache
 def recording(name: str) -> Recording:
-    """One of the recordings."""
+    """Return one of the recordings."""
     return msgspec.json.decode(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes()), type=Recording)
 
 
 def like(label: str) -> Tx:
-    """A simulated transaction that spends and pays what a recorded one does. Its signatures are its own."""
+    """Return a simulated transaction with the inputs and outputs of a recorded one. The signatures differ."""
     found = recording("none").tx(label)
-    # REST has forgotten what was replaced; the stream of a backend on electrs gave what it spends.
+    # REST no longer has replaced transactions; the stream of a backend with electrs included their inputs.
     return like_body(found.json if found.status == 200 else recording("esplora").added(label))
 
 
 def like_body(body: Json) -> Tx:
-    """The same of a transaction's body with its prevouts."""
+    """Return a simulated transaction with the inputs and outputs of a transaction in JSON with prevouts."""
     return assemble(
         TxKind.EXACT,
         [Coin(vin["txid"], vin["vout"], vin["prevout"]["value"], _script(vin["prevout"])) for vin in body["vin"]],

@@ -1,4 +1,4 @@
-"""A server that says exactly what a test tells it to say, frame by frame as docs/protocol.md has them."""
+"""A server that sends exactly the frames of a test's script, in the format of docs/protocol.md."""
 
 import asyncio
 import base64
@@ -20,12 +20,12 @@ AT = "2026-01-01T00:00:00+00:00"
 
 
 def txid(number: int) -> str:
-    """A txid that looks like one."""
+    """Return a realistic txid, a different one for each number."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def jwt(name: str, **claims: Any) -> str:
-    """A token as whaled's look, of a client of this name; no key has signed it."""
+    """Return a token in the format of whaled's for a client of this name, without a valid signature."""
     parts = ({"alg": "HS256", "typ": "JWT"}, {"client_id": name, **claims})
     texts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
     return ".".join([*texts, "A" * 43])
@@ -64,7 +64,7 @@ class Peer:
             await self.ws.send(json.dumps(frame))
 
     async def hear(self, kind: str) -> dict[str, Any]:
-        """The next message, which must be of this type."""
+        """Return the next message, which must be of this type."""
         message: dict[str, Any] = json.loads(await self.ws.recv())
         assert message["type"] == kind, message
         return message
@@ -84,7 +84,7 @@ class Peer:
         )
 
     async def authenticate(self, name: str, head: int = 0) -> None:
-        """Expect the token of this name, and let it in."""
+        """Expect the token of this name, and accept it."""
         message = await self.hear("auth")
         assert message == {"type": "auth", "token": jwt(name)}, message
         await self.say({"type": "auth_success", "client_id": "c1", "permissions": ["read"], "expires_at": AT})
@@ -97,24 +97,24 @@ class Peer:
     async def subscribe(
         self, head: int, *, recovered: bool | None = True, epoch: str = EPOCH, **more: Any
     ) -> dict[str, Any]:
-        """Expect a subscribe and accept it; what was asked."""
+        """Expect a subscribe, accept it and return it."""
         asked = await self.hear("subscribe")
         answer = {"type": "subscribed", "filters": asked["filters"], "position": position(head, epoch), **more}
         await self.say(answer if recovered is None else {**answer, "recovered": recovered})
         return asked
 
     async def open(self, head: int = 0) -> dict[str, Any]:
-        """The start of a connection without authentication."""
+        """Send `welcome` and accept a subscribe, as on a connection without authentication."""
         await self.welcome(head)
         return await self.subscribe(head)
 
     async def open_and_linger(self) -> None:
-        """A server without anything to tell."""
+        """Open the connection and send no events."""
         await self.open()
         await self.linger()
 
     async def linger(self) -> None:
-        """Stay until the client leaves."""
+        """Wait until the client closes the connection."""
         await self.ws.wait_closed()
 
 
@@ -150,20 +150,20 @@ class Scripted:
             raise
 
     def answer_with(self, status: int) -> None:
-        """Turn every further connection away."""
+        """Refuse every further connection with this HTTP status."""
         self._status = (status, {})
 
     def check(self) -> None:
-        """Fail the test if a script found the client wrong."""
+        """Fail the test if the client deviated from a script."""
         if self._failure is not None:
-            raise AssertionError(f"the client said something else than the script expects: {self._failure}")
+            raise AssertionError(f"the client did not send what the script expects: {self._failure}")
 
 
 @asynccontextmanager
 async def scripted(
     *scripts: Script, status: tuple[int, dict[str, str]] | None = None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Scripted]:
-    """A scripted server on port 0."""
+    """Run a scripted server on port 0."""
     server = Scripted(*scripts, status=status)
     async with serve(
         server.handle, "127.0.0.1", 0, process_request=server.answer_http, ssl=tls, compression=None, ping_interval=None

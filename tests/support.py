@@ -1,4 +1,4 @@
-"""What several tests need: whales to publish, and a running gateway over a real event log."""
+"""Helpers shared by several tests: whales to publish, and a running gateway on a real event log."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ SAT = 100_000_000
 
 
 def txid(number: int) -> str:
-    """A txid that looks like one."""
+    """Return a realistic txid, a different one for each number."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def whale(number: int, btc: float = 150.0, *, addresses: tuple[str, ...] = ()) -> Whale:
-    """A whale of so many BTC."""
+    """Return a whale of `btc` BTC."""
     return Whale(
         Alert(
             transaction_id=txid(number),
@@ -65,17 +65,17 @@ def whale(number: int, btc: float = 150.0, *, addresses: tuple[str, ...] = ()) -
 def alert_draft(
     number: int, btc: float = 150.0, at: float = 1_800_000_000.0, *, addresses: tuple[str, ...] = ()
 ) -> Draft:
-    """An alert that is not in the log yet."""
+    """Return an alert that is not in the log yet."""
     return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc, addresses=addresses))
 
 
 def confirmed_draft(number: int, btc: float = 150.0, at: float = 1_800_000_600.0) -> Draft:
-    """The news that a whale is in a block."""
+    """Return the confirmation of a whale."""
     update = Update(transaction_id=txid(number), status=Status.CONFIRMED, btc_value=btc, block_height=800_000)
     return Draft(kind=Kind.CONFIRMED, at=at, whale=whale(number, btc), ref="b" * 64, update=update)
 
 
-# With segments of 64 KiB, which loopback has, the kernel takes 3 MB for a client that reads nothing; with these, 50 KB.
+# With the 64 KiB segments of loopback the kernel buffers 3 MB for a client that reads nothing; with these, 50 KB.
 SMALL_SEGMENT = 536
 
 
@@ -88,7 +88,7 @@ UPGRADE = (
 def silent_client(
     url: str, *, receive_buffer: int | None = None, segment_bytes: int | None = None, request: bytes = UPGRADE
 ) -> socket.socket:
-    """A client that asks for the upgrade and then reads nothing."""
+    """Connect a client that requests the upgrade and then reads nothing."""
     host, port = url.removeprefix("ws://").split(":")
     sock = socket.socket()
     if receive_buffer is not None:
@@ -105,7 +105,7 @@ def silent_client(
 
 
 class Rig:
-    """A gateway that listens, and the log behind it."""
+    """A listening gateway and its event log."""
 
     def __init__(self, log: EventLog, gateway: Gateway, url: str, metrics: Metrics) -> None:
         self.log = log
@@ -124,11 +124,11 @@ class Rig:
         return await self.publish(*(alert_draft(number, btc) for number in numbers))
 
     def connect(self, path: str = "/", **options: Any) -> connect:
-        """A client of the `websockets` library, not ours: the other side must be somebody else's."""
+        """Return a client of the `websockets` library: a test of the gateway needs an independent implementation."""
         return connect(self.url + path, proxy=None, compression=None, **options)
 
     def value(self, metric: str, **labels: str) -> float:
-        """A sample of the registry."""
+        """Return the value of a metric."""
         value = self.metrics.registry.get_sample_value(metric, labels)
         assert value is not None, f"no metric {metric} {labels}"
         return value
@@ -144,7 +144,7 @@ async def running_gateway(
     clock: Callable[[], float] = time.time,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
-    """A gateway on port 0 over a log in `directory`."""
+    """Run a gateway on port 0 with an event log in `directory`."""
     metrics = Metrics()
     async with EventLog.open(EventLogSettings(path=str(directory / "whaled.db")), metrics.eventlog) as log:
         gateway = Gateway(
@@ -161,12 +161,12 @@ async def running_gateway(
 
 
 async def receive(client: ClientConnection) -> Any:
-    """The next frame as JSON."""
+    """Return the next frame, parsed as JSON."""
     return json.loads(await client.recv())
 
 
 async def receive_type(client: ClientConnection, kind: str) -> Any:
-    """The next frame of a type; others before it are passed over."""
+    """Return the next frame of a type; frames of other types are skipped."""
     while True:
         frame = await receive(client)
         if frame["type"] == kind:

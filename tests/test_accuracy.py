@@ -18,7 +18,7 @@ from whaled.whales.accuracy import Outcome, band, bands
 AT = 1_800_000_000.0
 
 
-def test_a_whale_counts_in_the_band_that_its_urgency_begins_or_lies_in() -> None:
+def test_a_whale_counts_in_the_band_that_contains_its_urgency() -> None:
     urgencies = (1.0, 0.95, 0.9499, 0.75, 0.5, 0.25, 0.05, 0.0499, 0.0, None)
     found = bands(Outcome(each, 0, 1.0) for each in urgencies)
     assert [(each.urgency, each.whales) for each in found] == [
@@ -26,7 +26,7 @@ def test_a_whale_counts_in_the_band_that_its_urgency_begins_or_lies_in() -> None
     ]  # fmt: skip
 
 
-def test_what_came_early_late_and_in_its_block_is_told_apart_from_what_was_not_predicted() -> None:
+def test_early_on_time_late_and_unpredicted_whales_are_counted_separately() -> None:
     off = (-2, 0, 0, 0, 1, 5, None)
     found = band(0.5, [Outcome(0.6, each, None) for each in off])
     assert (found.whales, found.predicted, found.early, found.on_time, found.late) == (7, 6, 1, 3, 2)
@@ -75,7 +75,7 @@ async def written(path: Path) -> None:
         )
 
 
-async def test_what_is_in_a_block_now_and_was_alerted_before_is_counted(
+async def test_confirmed_whales_alerted_before_their_block_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "w.db"
@@ -98,7 +98,9 @@ async def test_what_is_in_a_block_now_and_was_alerted_before_is_counted(
     assert max(map(len, shown)) <= 80
 
 
-async def test_what_is_older_than_asked_for_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_whales_older_than_the_requested_time_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "w.db"
     async with EventLog.open(Settings(path=str(path)), Metrics().eventlog) as log:
         await log.append([alert_draft(1, at=1.0), confirmed_draft(1, at=2.0)])
@@ -115,7 +117,7 @@ def test_a_time_without_a_unit_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "found '7', expected a duration with its unit" in capsys.readouterr().err
 
 
-def test_an_empty_file_has_nothing_to_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_file_is_reported_as_without_whales(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "w.db").touch()
     assert main(["accuracy", "--db-path", str(tmp_path / "w.db")]) == 0
     assert "no whale" in capsys.readouterr().out

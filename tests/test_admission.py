@@ -29,7 +29,7 @@ def test_an_ipv6_host_is_its_64_and_its_network_the_48_around_it() -> None:
     assert source("unix") == Source("unix", "unix")
 
 
-def test_the_oldest_stranger_of_the_busiest_network_gives_way() -> None:
+def test_the_oldest_unauthenticated_connection_of_the_busiest_network_is_displaced() -> None:
     admission = Admission(total=100, per_address=100, unauthenticated=5, failed_connects=20)
     for number in range(4):
         assert admission.admit(f"flood {number}", source(f"192.0.2.{number % 2}")) == (None, None, True)
@@ -41,7 +41,7 @@ def test_the_oldest_stranger_of_the_busiest_network_gives_way() -> None:
     assert admission.admit("flood 5", source("192.0.2.1")) == (None, "flood 1", True)
 
 
-def test_authenticated_clients_are_displaced_by_nobody() -> None:
+def test_authenticated_clients_are_never_displaced() -> None:
     admission = Admission(total=3, per_address=100, unauthenticated=2, failed_connects=20)
     for number in range(3):
         admission.admit(number, source("192.0.2.1"))
@@ -54,7 +54,7 @@ def test_authenticated_clients_are_displaced_by_nobody() -> None:
     assert admission.admit("after it", source("203.0.113.1")) == (None, "next", True)
 
 
-def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_else_displaces_its_own() -> None:
+def test_an_address_at_its_cap_displaces_its_own_unauthenticated_connection_or_is_refused() -> None:
     admission, here = Admission(total=100, per_address=2, unauthenticated=100, failed_connects=20), source("192.0.2.1")
     admission.admit("stranger", here)
     admission.admit("client", here)
@@ -68,7 +68,7 @@ def test_an_address_is_refused_when_authenticated_clients_hold_its_places_and_el
     assert admission.admit("elsewhere", source("192.0.2.2")) == (None, None, True)
 
 
-def test_a_proxy_with_clients_in_mid_handshake_is_not_taken_for_the_flood() -> None:
+def test_a_proxy_with_clients_in_the_handshake_is_not_treated_as_a_flood() -> None:
     """A stranger each from many networks: the one that has had its time goes, not the proxy, which has two."""
     now = 0.0
     admission = Admission(total=500, per_address=100, unauthenticated=100, failed_connects=20, clock=lambda: now)
@@ -101,7 +101,7 @@ def test_a_network_with_clients_has_ten_failures_for_each_of_them() -> None:
     assert admission.is_flood(source("192.0.2.77"), behind_s=60.0)
 
 
-def test_what_a_client_cannot_help_is_no_failure_of_its_network() -> None:
+def test_a_connection_that_ended_without_fault_is_no_failure_of_its_network() -> None:
     admission, place = Admission(total=99, per_address=99, unauthenticated=99, failed_connects=1), source("192.0.2.1")
     for number in range(9):
         admission.admit(number, place)
@@ -152,7 +152,7 @@ def test_the_busiest_is_the_one_that_counting_finds(steps: list[tuple[int, int, 
         assert len(strangers) == len(held)
 
 
-def test_a_newcomer_of_the_busiest_network_is_not_admitted_where_its_oldest_may_not_be_displaced() -> None:
+def test_a_new_client_of_the_busiest_network_is_refused_if_its_oldest_may_not_be_displaced() -> None:
     admission, flood = Admission(total=100, per_address=100, unauthenticated=3, failed_connects=20), source("192.0.2.1")
     for number in range(3):
         admission.admit(number, flood)

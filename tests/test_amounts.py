@@ -61,7 +61,7 @@ def test_btc_becomes_the_satoshi_that_was_meant(btc: float | str, sat: int) -> N
 
 
 @pytest.mark.parametrize("value", ["", "1,5", "abc", -1, -1e-9, float("nan"), float("inf"), 21_000_001, True, "1e99"])
-def test_what_is_no_amount_is_refused_with_what_was_found(value: float | str) -> None:
+def test_an_invalid_amount_is_refused(value: float | str) -> None:
     with pytest.raises(ValueError, match="not an amount of BTC"):
         btc_to_sat(value)
 
@@ -78,7 +78,7 @@ def test_every_satoshi_survives_the_way_through_a_float(value_sat: int) -> None:
 
 @relaxed
 @given(OUTPUTS, INPUTS)
-def test_what_moved_is_never_more_than_the_outputs_and_unknown_with_any_unknown_input(
+def test_the_moved_amount_is_at_most_the_outputs_and_unknown_with_any_unknown_input(
     outputs: list[Output], inputs: list[Input]
 ) -> None:
     found = transaction(outputs, inputs)
@@ -93,7 +93,7 @@ def test_what_moved_is_never_more_than_the_outputs_and_unknown_with_any_unknown_
 
 @relaxed
 @given(OUTPUTS, KNOWN_INPUTS)
-def test_what_moved_and_what_returned_add_up(outputs: list[Output], inputs: list[Input]) -> None:
+def test_moved_and_returned_amounts_add_up(outputs: list[Output], inputs: list[Input]) -> None:
     own = {entry.prevout.script for entry in inputs if entry.prevout is not None}
     returned = sum(entry.value for entry in outputs if entry.script in own)
     found = transaction(outputs, inputs)
@@ -199,13 +199,11 @@ def test_equal_outputs_from_as_many_inputs_are_a_coinjoin(
         ([BTC] * 5 + [60 * BTC, 2 * BTC, 3, 4, 5], coins(10, 67 * BTC // 10 + 1_000), Shape.TRANSFER),
     ],
 )
-def test_among_many_owners_what_is_left_over_goes_to_many(
-    values: list[int], inputs: list[Input], expected: Shape
-) -> None:
+def test_among_many_owners_the_remainder_goes_to_many(values: list[int], inputs: list[Input], expected: Shape) -> None:
     assert shape(transaction(payments(*values), inputs))[0] is expected
 
 
-def test_two_take_part_if_each_gets_back_what_it_brings() -> None:
+def test_two_owners_make_a_coinjoin_if_each_receives_its_own_amount() -> None:
     inputs = [spent(30 * BTC, "0014b0"), spent(12 * BTC, "0014b1")]
     fair = payments(10 * BTC, 10 * BTC, 20 * BTC + 5_000, 2 * BTC - 9_000)
     assert shape(transaction(fair, inputs)) == (Shape.COINJOIN, ("equal_outputs=2", "change_matches_inputs"))
@@ -289,9 +287,7 @@ def test_any_input_below_the_two_final_sequences_signals(sequences: list[int], s
         ([], None),
     ],
 )
-def test_a_fee_that_the_backend_does_not_know_is_what_the_inputs_leave(
-    fee: int | None, inputs: list[Input], known: int | None
-) -> None:
+def test_an_unknown_fee_is_inputs_minus_outputs(fee: int | None, inputs: list[Input], known: int | None) -> None:
     found = with_known_fee(
         replace(transaction([output(BTC)], inputs), fee_sat=fee, fee_rate=None if fee is None else 0.0, vsize=100.0)
     )
@@ -299,6 +295,6 @@ def test_a_fee_that_the_backend_does_not_know_is_what_the_inputs_leave(
     assert found.fee_rate == (None if known is None else known / 100)
 
 
-def test_a_fee_that_the_backend_knows_stays() -> None:
+def test_a_known_fee_is_kept() -> None:
     before = replace(transaction([output(BTC)], [spent(BTC + 192)]), fee_sat=191, fee_rate=2.0, vsize=100.0)
     assert with_known_fee(before) is before

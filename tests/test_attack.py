@@ -74,13 +74,13 @@ def test_each_bound_can_be_missed_by_itself(change: dict[str, object], words: st
     assert replace(WELL, **change).broken(STRICT) == [words]  # type: ignore[arg-type]
 
 
-def test_generous_bounds_forgive_a_ratio_only_where_the_latency_itself_is_small() -> None:
+def test_generous_bounds_ignore_a_ratio_only_if_the_latency_is_small() -> None:
     assert replace(WELL, attacked=replace(QUIET, p99_ms=149)).broken(GENEROUS) == []
     words = "p99 15.1 times, bound 10 times or 150 ms"
     assert replace(WELL, attacked=replace(QUIET, p99_ms=151)).broken(GENEROUS) == [words]
 
 
-def test_generous_bounds_end_where_a_slow_machine_is_no_excuse() -> None:
+def test_generous_bounds_have_a_limit() -> None:
     slow = replace(QUIET, p99_ms=400)
     assert replace(WELL, quiet=slow, attacked=replace(slow, p99_ms=999)).broken(GENEROUS) == []
     words = "p99 1001 ms, bound 1000 ms"
@@ -107,7 +107,7 @@ def test_the_expected_duration_is_that_of_the_documentation() -> None:
     assert (duration(119), duration(300)) == ("119 s", "5 minutes")
 
 
-def test_a_newcomer_that_never_got_in_is_the_worst() -> None:
+def test_a_new_client_that_was_never_admitted_counts_as_the_worst() -> None:
     arrivals = [Arrival(True, 1.0), Arrival(True, None), Arrival(True, 3.0), Arrival(False, 2.0)]
     assert replace(WELL, arrivals=arrivals).newcomers(in_header=True) == (2, 3, 3.0, float("inf"))
 
@@ -131,7 +131,7 @@ def test_attackers_of_one_attack_share_no_address_with_each_other_or_the_victims
         assert not {source for source in sources if source.startswith(("127.0.", "127.200."))}
 
 
-def test_sources_are_loopback_and_as_many_as_asked_for() -> None:
+def test_sources_are_the_requested_number_of_loopback_addresses() -> None:
     order = Order("strangers", addresses=600, index=3)
     sources = {order.source(number) for number in range(2_000)}
     assert len(sources) == 600
@@ -172,7 +172,7 @@ def test_large_filters_fit_into_a_frame_and_are_valid() -> None:
     assert len(json.loads(payload)["filters"]["addresses"]) == 900
 
 
-def test_compressed_messages_are_valid_and_as_long_as_they_may_be() -> None:
+def test_compressed_messages_are_valid_and_of_the_maximum_length() -> None:
     assert 15_950 < len(empty_blocks(16_000)) <= 16_000
     assert inflate(empty_blocks(16_000), 0) == b""
     assert len(long_ping(16_000)) < 100
@@ -206,7 +206,7 @@ def alert(number: int) -> bytes:
     return wire.event_frame(event, "e" * 16)
 
 
-async def test_victims_find_whales_in_frames_however_they_are_cut_and_count_doubles() -> None:
+async def test_victims_find_whales_in_fragmented_frames_and_count_duplicates() -> None:
     crowd = Crowd(VictimsOrder(0, []))
     client = Client(b"", crowd._record)
     crowd.clients.append(client)
@@ -254,7 +254,7 @@ def listener(reply: bytes) -> Iterator[int]:
 
 
 @pytest.mark.slow
-def test_strangers_who_are_hung_up_on_come_again_and_keep_to_their_rate() -> None:
+def test_disconnected_attackers_reconnect_within_their_rate() -> None:
     with listener(b"HTTP/1.1 503 Service Unavailable\r\n\r\n") as port:
         attacker = Strangers(Order("strangers", port, 0.5, count=4, payload="handshake", rate=100), [])
         attacker.run()
@@ -264,7 +264,7 @@ def test_strangers_who_are_hung_up_on_come_again_and_keep_to_their_rate() -> Non
     assert attacker.did.failed == 0
 
 
-def test_strangers_leave_at_the_first_reply() -> None:
+def test_attackers_disconnect_at_the_first_reply() -> None:
     with listener(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as port:
         attacker = Strangers(Order("strangers", port, 0.2, count=2, payload="handshake", finish="reply"), [])
         attacker.run()

@@ -54,7 +54,7 @@ async def refused(rig: Rig, token: str) -> tuple[Any, int]:
         return answer, (await closed_with(client))[0]
 
 
-async def test_wrong_tokens_from_the_same_address_keep_nobody_out_by_either_way(tmp_path: Path) -> None:
+async def test_wrong_tokens_from_an_address_block_no_valid_token_from_it(tmp_path: Path) -> None:
     tokens = Tokens(NEW)
     good = tokens.token()
     async with running_gateway(tmp_path, authenticator=tokens, auth=AUTH) as rig:
@@ -113,7 +113,7 @@ async def test_guesses_on_open_connections_of_one_client_end_them_and_no_other(t
         assert (await receive_type(other, "pong"))["type"] == "pong"
 
 
-async def test_retiring_a_key_ends_what_rests_on_it_within_a_second_and_nothing_else(tmp_path: Path) -> None:
+async def test_retiring_a_key_ends_only_its_own_sessions_within_a_second(tmp_path: Path) -> None:
     tokens = Tokens(OLD, NEW)
     async with (
         running_gateway(tmp_path, authenticator=tokens, auth=AUTH) as rig,
@@ -171,7 +171,7 @@ async def test_two_refreshes_of_one_token_end_every_session_of_its_family(tmp_pa
         await receive_type(other, "pong")
 
 
-async def test_a_client_that_lost_the_answer_to_its_refresh_may_ask_again(tmp_path: Path) -> None:
+async def test_a_client_that_lost_the_response_to_its_refresh_can_repeat_it(tmp_path: Path) -> None:
     tokens = Tokens(NEW)
     token = tokens.token()
     async with running_gateway(tmp_path, authenticator=tokens, auth=AUTH) as rig:
@@ -207,7 +207,7 @@ async def test_a_token_that_a_step_of_the_clock_ended_is_not_served_on(tmp_path:
 
 
 @pytest.mark.slow
-async def test_a_clock_that_is_set_back_ends_nothing_and_the_end_comes_later(tmp_path: Path) -> None:
+async def test_a_clock_that_is_set_back_only_delays_the_end(tmp_path: Path) -> None:
     tokens, ahead_s = Tokens(NEW), [3600.0]
     async with running_gateway(
         tmp_path, authenticator=tokens, auth=Auth(expiry_grace=0.001), clock=lambda: time.time() + ahead_s[0]
@@ -226,7 +226,7 @@ async def test_a_clock_that_is_set_back_ends_nothing_and_the_end_comes_later(tmp
 
 
 @pytest.mark.slow
-async def test_a_clock_that_is_ahead_lets_in_for_the_leeway_and_not_beyond_it(tmp_path: Path) -> None:
+async def test_a_clock_that_is_ahead_is_accepted_within_the_leeway_only(tmp_path: Path) -> None:
     tokens, ahead_s = Tokens(NEW), [0.0]
     token = tokens.token(ttl_s=600)
     async with running_gateway(
@@ -245,7 +245,7 @@ async def test_a_clock_that_is_ahead_lets_in_for_the_leeway_and_not_beyond_it(tm
         assert (answer["message"], code) == ("Invalid or expired token", 1008)
 
 
-async def test_a_clock_that_is_behind_lets_in_for_the_leeway_and_not_beyond_it(tmp_path: Path) -> None:
+async def test_a_clock_that_is_behind_is_accepted_within_the_leeway_only(tmp_path: Path) -> None:
     tokens, ahead_s = Tokens(NEW), [0.0]
     token = tokens.token(ttl_s=600)
     async with running_gateway(
@@ -260,7 +260,7 @@ async def test_a_clock_that_is_behind_lets_in_for_the_leeway_and_not_beyond_it(t
         assert rig.value("whaled_authentications_total", outcome="not_yet_valid") == 1
 
 
-async def test_nothing_forged_gets_in_by_either_way_and_every_refusal_reads_the_same(tmp_path: Path) -> None:
+async def test_forged_tokens_are_refused_with_the_same_text_in_message_and_header(tmp_path: Path) -> None:
     judge = TokenAuthenticator(RING, AUTH, new_token_id=lambda: "t2")
     patient = Auth(failure_burst=1_000)
     async with running_gateway(tmp_path, authenticator=judge, auth=patient, clock=lambda: NOW) as rig:

@@ -30,7 +30,7 @@ async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Backend, S
             yield Backend(rest, per_second), sim, front
 
 
-async def test_what_is_in_the_mempool_is_told_in_full() -> None:
+async def test_a_mempool_transaction_is_read_in_full() -> None:
     async with asking() as (backend, sim, _):
         tx = sim.world.pay(150 * BTC)
         await sim.poll()
@@ -46,7 +46,7 @@ async def test_what_is_in_the_mempool_is_told_in_full() -> None:
         assert await backend.replacer(tx.txid) is None
 
 
-async def test_what_is_unknown_is_none() -> None:
+async def test_requests_for_unknown_ids_return_nothing() -> None:
     async with asking() as (backend, sim, _):
         assert await backend.transaction(TXID) is None
         assert await backend.cached(TXID) is None
@@ -56,7 +56,7 @@ async def test_what_is_unknown_is_none() -> None:
         assert await backend.block_hash(sim.world.chain.tip.height + 1) is None
 
 
-async def test_a_block_is_told_with_its_place_its_values_and_its_transactions() -> None:
+async def test_a_block_is_read_with_its_position_values_and_transactions() -> None:
     async with asking() as (backend, sim, _):
         txs = [sim.world.pay(sat * BTC) for sat in (150, 3, 200)]
         await sim.poll()
@@ -82,7 +82,7 @@ async def test_a_block_is_told_with_its_place_its_values_and_its_transactions() 
             assert (place.block_hash, place.block_height) == (mined.hash, mined.height)
 
 
-async def test_a_transaction_with_many_inputs_is_told_without_asking_for_all_of_them() -> None:
+async def test_a_transaction_with_many_inputs_is_completed_without_requesting_it() -> None:
     async with asking() as (backend, sim, front):
         whale = sim.world.transact(TxKind.CONSOLIDATION, 150 * BTC)
         await sim.poll()
@@ -96,7 +96,7 @@ async def test_a_transaction_with_many_inputs_is_told_without_asking_for_all_of_
         assert len(found.inputs) == len(whale.inputs)
 
 
-async def test_a_chain_of_replacements_is_told_whole_and_its_losers_in_full() -> None:
+async def test_a_chain_of_replacements_is_read_completely() -> None:
     async with asking() as (backend, sim, _):
         first = sim.world.pay(150 * BTC)
         await sim.poll()
@@ -150,7 +150,7 @@ GARBAGE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("call", CALLS)
-async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call: str, garbage: str) -> None:
+async def test_a_nonsensical_response_is_a_failure_and_nothing_else(call: str, garbage: str) -> None:
     path, ask = CALLS[call]
     async with asking() as (backend, _, front):
         front.spoil(path, 200, GARBAGE[garbage])
@@ -178,7 +178,7 @@ async def test_an_answer_that_makes_no_sense_is_a_failure_and_nothing_else(call:
         ("confirmation", b'{"confirmed":true,"block_hash":"%s","block_height":1%s}' % (HASH.encode(), b"0" * 30)),
     ],
 )
-async def test_an_answer_about_something_else_is_a_failure(call: str, answer: bytes) -> None:
+async def test_a_response_about_another_object_is_a_failure(call: str, answer: bytes) -> None:
     path, ask = CALLS[call]
     async with asking() as (backend, _, front):
         front.spoil(path, 200, answer)
@@ -198,7 +198,7 @@ async def test_a_route_that_is_missing_is_a_failure_and_not_an_empty_answer(call
         assert path in str(failure.value)
 
 
-async def test_a_fee_rate_is_not_told_of_a_transaction_smaller_than_there_can_be() -> None:
+async def test_an_impossibly_small_transaction_has_no_fee_rate() -> None:
     """It would be infinite in memory, and null in the log and for clients."""
     async with asking() as (backend, _, front):
         front.spoil("block/.*/txs/1", 200, b'[{"txid":"%s","vin":[],"vout":[{"value":5}]}]' % TXID.encode())
@@ -227,7 +227,7 @@ COINBASE = b'{"txid":"%s","value":1,"fee":0,"vsize":1}' % (b"00" * 32)
         (b'"value":5,"time":0,"flags":1', Summary(TXID, 5, None, 0.0, 1, None, is_replacement=False)),
     ],
 )
-async def test_an_odd_field_of_a_summary_costs_that_field(fields: bytes, expected: Summary) -> None:
+async def test_a_malformed_field_of_a_summary_loses_only_that_field(fields: bytes, expected: Summary) -> None:
     async with asking() as (backend, _, front):
         other = b'{"txid":"%s","value":7,"fee":1,"vsize":1}' % (b"ee" * 32)
         entry = b'{"txid":"%s",%s}' % (TXID.encode(), fields)
@@ -275,7 +275,7 @@ async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
 @pytest.mark.parametrize(
     ("mode", "pages"), [("none", [[1, 10], [11, 20], [21, 30]]), ("esplora", [[1, 10, 11, 20, 21], [30]])]
 )
-async def test_entries_are_asked_for_in_as_few_pages_as_there_can_be(mode: str, pages: list[list[int]]) -> None:
+async def test_entries_are_requested_in_the_fewest_pages(mode: str, pages: list[list[int]]) -> None:
     upstream = Upstream()
     entries = [Summary(f"{index:064x}", 1, 0, 1.0, index) for index in (30, 1, 10, 11, 20, 21)]
     async with Rest.open(upstream, Metrics().upstream) as rest:
@@ -284,13 +284,13 @@ async def test_entries_are_asked_for_in_as_few_pages_as_there_can_be(mode: str, 
     assert [[entry.index for entry in page] for page in found] == pages
 
 
-async def test_one_tree_that_cannot_be_read_costs_itself() -> None:
+async def test_an_unreadable_tree_loses_only_itself() -> None:
     async with asking() as (backend, _, front):
         front.spoil("replacements", 200, b'[{"tx":{"txid":"%s"}},{"tx":7},null]' % TXID.encode())
         assert [[each.txid for each in family] for family in await backend.latest_families()] == [[TXID]]
 
 
-async def test_a_block_without_even_a_coinbase_is_no_answer() -> None:
+async def test_a_block_without_a_coinbase_is_an_invalid_response() -> None:
     async with asking() as (backend, _, front):
         front.spoil("block/.*/summary", 200, b"[]")
         with pytest.raises(RestError) as failure:
@@ -298,7 +298,7 @@ async def test_a_block_without_even_a_coinbase_is_no_answer() -> None:
         assert failure.value.reason is RestFailure.INCOMPLETE
 
 
-async def test_a_whale_of_a_block_that_nobody_can_show_is_a_failure() -> None:
+async def test_a_whale_of_a_block_that_no_request_returns_is_a_failure() -> None:
     async with asking() as (backend, _, front):
         front.spoil("block/.*/txs/1", 404)
         front.spoil(f"tx/{TXID}", 404)
@@ -307,7 +307,7 @@ async def test_a_whale_of_a_block_that_nobody_can_show_is_a_failure() -> None:
         assert failure.value.reason is RestFailure.INCOMPLETE
 
 
-async def test_an_id_that_is_none_stays_within_its_place_in_the_path() -> None:
+async def test_an_invalid_txid_stays_within_its_path_segment() -> None:
     async with asking() as (backend, _, front):
         with pytest.raises(RestError, match="Invalid transaction ID"):
             await backend.transaction("../" * 21 + "?")
@@ -325,7 +325,7 @@ async def test_requests_are_no_faster_than_allowed() -> None:
         assert time.monotonic() - began >= 9 / 50.0
 
 
-async def test_only_electrs_tells_which_transaction_spends_an_output() -> None:
+async def test_only_electrs_reports_which_transaction_spends_an_output() -> None:
     async with world(mode=Mode.ESPLORA) as (sim, _):
         spender = sim.world.pay(150 * BTC)
         await sim.poll()

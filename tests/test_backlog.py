@@ -49,7 +49,7 @@ def test_a_flood_that_comes_again_soon_is_met_as_the_last_one_was_left(clock: Cl
         assert backlog.behind_s > 1.0
 
 
-def test_what_is_remembered_of_a_flood_is_bounded_and_forgotten(clock: Clock) -> None:
+def test_the_memory_of_a_flood_is_bounded_and_expires(clock: Clock) -> None:
     backlog = Backlog(clock)
     flood(backlog, clock, 60.0)
     backlog.emptied()

@@ -136,7 +136,7 @@ def small_disk(directory: Path) -> list[str]:
 # --- a backup --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_backup_amid_a_stream_of_appends_is_the_log_at_one_moment(path: Path, file: Path) -> None:
+async def test_a_backup_during_appends_is_the_log_at_one_moment(path: Path, file: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n) for n in range(3_000)])
         first = log.head
@@ -155,7 +155,7 @@ async def test_a_backup_amid_a_stream_of_appends_is_the_log_at_one_moment(path: 
     assert await held(path.with_name("copy.db")) == source[: done.contents.head]
 
 
-async def test_a_daemon_stops_and_starts_amid_a_backup(path: Path, file: Path) -> None:
+async def test_a_daemon_stops_and_starts_during_a_backup(path: Path, file: Path) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
         await log.append([alert(n) for n in range(3_000)])
@@ -176,7 +176,7 @@ async def test_a_daemon_stops_and_starts_amid_a_backup(path: Path, file: Path) -
     assert await store(path) == (epoch, 3_001)
 
 
-async def test_a_backup_has_what_is_in_the_write_ahead_log_only(path: Path, file: Path) -> None:
+async def test_a_backup_includes_the_write_ahead_log(path: Path, file: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(1), alert(2)])
         assert files.wal_bytes(path) > 0
@@ -208,7 +208,7 @@ def test_a_backup_is_one_private_file(path: Path, file: Path) -> None:
         assert schema.is_copy(db)
 
 
-async def test_the_backup_does_not_take_along_what_one_machine_noted(path: Path, file: Path) -> None:
+async def test_the_backup_excludes_the_records_of_one_machine(path: Path, file: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(1)])
         await log.set_state("canary", "1.0")
@@ -220,7 +220,7 @@ async def test_the_backup_does_not_take_along_what_one_machine_noted(path: Path,
         ]  # fmt: skip
 
 
-async def test_a_file_is_not_replaced_unless_asked_and_then_only_by_a_whole_backup(path: Path, file: Path) -> None:
+async def test_a_file_is_replaced_only_with_force_and_only_by_a_complete_backup(path: Path, file: Path) -> None:
     await store(path, 1)
     copied(path, file)
     before = digest(file)
@@ -238,7 +238,7 @@ async def test_a_file_is_not_replaced_unless_asked_and_then_only_by_a_whole_back
     assert names(file) == {file.name}
 
 
-async def test_what_can_be_no_target_is_refused_also_with_force(path: Path, tmp_path: Path) -> None:
+async def test_an_invalid_target_is_refused_even_with_force(path: Path, tmp_path: Path) -> None:
     await store(path, 1)
     before = digest(path)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
@@ -261,7 +261,7 @@ async def test_what_can_be_no_target_is_refused_also_with_force(path: Path, tmp_
     assert digest(path) == before
 
 
-async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> None:
+async def test_an_incomplete_or_foreign_log_is_not_copied(path: Path, file: Path) -> None:
     with pytest.raises(OperatorError, match="no such file; there is no event log here"):
         copied(path, file)
     write(path, b"")
@@ -292,7 +292,7 @@ async def test_what_is_no_whole_log_is_not_copied(path: Path, file: Path) -> Non
     assert names(file) == set()
 
 
-async def test_a_log_with_damaged_rows_is_copied_as_it_is_and_the_backup_says_so(
+async def test_a_log_with_damaged_rows_is_copied_as_it_is_with_a_report(
     path: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await store(path, *range(30))
@@ -369,7 +369,7 @@ async def test_the_epoch_stays_when_retention_has_removed_events_since(path: Pat
     assert (await store(path))[0] == epoch
 
 
-async def test_a_new_epoch_begins_where_the_old_log_went_on(path: Path, file: Path) -> None:
+async def test_a_new_epoch_begins_where_the_old_log_has_later_events(path: Path, file: Path) -> None:
     epoch, _ = await store(path, 1, 2)
     copied(path, file)
     await store(path, 3)
@@ -422,7 +422,7 @@ async def test_a_new_epoch_begins_where_the_old_log_proves_nothing(path: Path, f
     assert after not in {epoch, "another"}
 
 
-async def test_a_new_epoch_begins_where_there_is_no_old_log_or_a_damaged_one(path: Path, file: Path) -> None:
+async def test_a_restore_over_no_log_or_a_damaged_one_begins_a_new_epoch(path: Path, file: Path) -> None:
     epoch, _ = await store(path, *range(30))
     copied(path, file)
     damage(path)
@@ -447,7 +447,9 @@ async def test_each_restore_keeps_what_it_replaces(path: Path, file: Path) -> No
     assert names(path) == {"whaled.db", "whaled.db.lock", ASIDE, f"{ASIDE}-1", f"{ASIDE}-2"}
 
 
-async def test_a_killed_daemons_write_ahead_log_goes_aside_with_its_log(path: Path, file: Path, tmp_path: Path) -> None:
+async def test_a_killed_daemons_write_ahead_log_is_moved_aside_with_its_log(
+    path: Path, file: Path, tmp_path: Path
+) -> None:
     await store(path, 1)
     copied(path, file)
     async with open_log(path) as log:
@@ -506,7 +508,7 @@ async def test_no_daemon_starts_while_a_restore_runs(path: Path, file: Path) -> 
     assert set(refused) == {LogFailure.LOCKED}
 
 
-async def test_what_is_no_backup_changes_nothing(path: Path, file: Path) -> None:
+async def test_a_restore_from_an_invalid_file_changes_nothing(path: Path, file: Path) -> None:
     epoch, _ = await store(path, *range(30))
     before = digest(path)
     with pytest.raises(OperatorError, match="no such file; name a file that `whaled backup` made"):
@@ -572,7 +574,7 @@ async def test_a_backup_copied_into_place_gets_a_new_epoch_once(path: Path, file
     assert (await store(path))[0] not in {epoch, first}
 
 
-async def test_a_backup_is_not_mixed_with_what_a_killed_daemon_left(path: Path, file: Path, tmp_path: Path) -> None:
+async def test_a_backup_is_not_mixed_with_side_files_of_a_killed_daemon(path: Path, file: Path, tmp_path: Path) -> None:
     epoch, _ = await store(path, 1)
     copied(path, file)
     left = tmp_path / "left"
@@ -620,7 +622,7 @@ async def test_a_client_resumes_after_a_restore_that_lost_nothing(config: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seen", [2, 3, 4, 5])
-async def test_a_client_is_told_after_a_restore_that_lost_events(
+async def test_a_client_is_notified_after_a_restore_that_lost_events(
     config: Path, path: Path, file: Path, seen: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     epoch, _ = await store(path)
@@ -636,7 +638,7 @@ async def test_a_client_is_told_after_a_restore_that_lost_events(
 
 
 @pytest.mark.slow
-async def test_a_client_is_told_after_a_backup_was_copied_into_place(config: Path, path: Path, file: Path) -> None:
+async def test_a_client_is_notified_after_a_backup_was_copied_into_place(config: Path, path: Path, file: Path) -> None:
     epoch, _ = await store(path)
     assert main(["backup", str(file), "--config", str(config)]) == ExitStatus.STOPPED
     shutil.copy(file, path)
@@ -666,7 +668,7 @@ async def test_a_running_daemon_is_backed_up_and_cannot_be_restored(config: Path
 # --- as commands -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_commands_say_what_they_did(path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_commands_report_their_results(path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     epoch, _ = await store(path, 1, 2)
     capsys.readouterr()
     assert main(["backup", str(file), "--db-path", str(path)]) == ExitStatus.STOPPED

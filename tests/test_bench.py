@@ -53,7 +53,7 @@ def test_a_table_is_markdown_with_columns_in_line() -> None:
     )
 
 
-def test_a_histogram_tells_the_bucket_of_a_percentile() -> None:
+def test_the_bucket_of_a_percentile_is_read_from_a_histogram() -> None:
     assert daemon.sample_key('whaled_x_seconds_bucket{le="0.005"} 98.0') == "whaled_x_seconds_bucket 0.005"
     assert daemon.sample_key("whaled_x_seconds_count 100.0") == "whaled_x_seconds_count"
     assert daemon.sample_key('whaled_errors_total{component="gateway"} 0.0') == ""

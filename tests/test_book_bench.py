@@ -11,7 +11,7 @@ from bench.book import peak_mib, readers, write_book
 from whaled.whales.labels import AddressBook
 
 
-def test_what_is_written_is_a_book_of_that_size(tmp_path: Path) -> None:
+def test_the_written_book_has_the_requested_size(tmp_path: Path) -> None:
     path = tmp_path / "book.csv"
     write_book(path, 500, 40)
     book = AddressBook.parse(path.read_text(), str(path)).owners

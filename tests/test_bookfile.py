@@ -48,7 +48,7 @@ async def refused(read: Read, path: Path, **settings: object) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\n\n"])
-async def test_a_large_book_is_read_whole(tmp_path: Path, read: Read, ending: str) -> None:
+async def test_a_large_book_is_read_completely(tmp_path: Path, read: Read, ending: str) -> None:
     path = written(tmp_path, book(1_000), ending)
     assert path.stat().st_size > SMALL_BYTES
     found = await read(Detection(address_book=str(path)))
@@ -59,7 +59,7 @@ async def test_a_book_that_is_not_configured_is_empty(read: Read) -> None:
     assert not (await read(Detection())).owners
 
 
-async def test_what_is_wrong_is_named_with_file_and_line(tmp_path: Path, read: Read) -> None:
+async def test_faults_are_named_with_file_and_line(tmp_path: Path, read: Read) -> None:
     lines = [*book(1_000), "x", f"Other,{address(0)},owner"]
     path = written(tmp_path, lines)
     found = await refused(read, path)
@@ -123,7 +123,7 @@ async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding
         (b'[{"label":"x"}]', "JSON"),
     ],
 )
-async def test_a_file_that_is_no_csv_is_named(tmp_path: Path, read: Read, content: bytes, what: str) -> None:
+async def test_a_file_that_is_not_csv_is_named(tmp_path: Path, read: Read, content: bytes, what: str) -> None:
     path = tmp_path / "book.csv"
     path.write_bytes(content + b" " * 20_000)
     (problem,) = await refused(read, path)
@@ -165,7 +165,7 @@ async def test_a_book_without_addresses_is_refused(tmp_path: Path, read: Read, t
     ]
 
 
-async def test_a_file_that_ends_amid_a_line_is_named(tmp_path: Path, read: Read) -> None:
+async def test_a_file_that_ends_within_a_line_is_named(tmp_path: Path, read: Read) -> None:
     path = written(tmp_path, book(1_000))
     path.write_text(path.read_text()[:-12])
     (_, problem) = await refused(read, path)
@@ -275,7 +275,7 @@ async def test_a_file_without_line_breaks_is_not_read_into_memory(tmp_path: Path
     ]
 
 
-async def test_a_file_that_is_none_or_cannot_be_read_is_named(tmp_path: Path, read: Read) -> None:
+async def test_a_path_that_is_not_a_readable_file_is_named(tmp_path: Path, read: Read) -> None:
     path = written(tmp_path, [*book(1_000), "x"])
     path.write_bytes(path.read_bytes() + b"\xe9,1,own\n")
     assert (await refused(read, path))[2] == (
@@ -300,7 +300,7 @@ async def test_a_process_that_is_killed_is_an_error_that_names_the_file(tmp_path
     assert problem.startswith(f"detection.address_book: the process that reads {path} failed")
 
 
-async def test_who_does_not_wait_any_more_leaves_no_process_behind(tmp_path: Path) -> None:
+async def test_a_cancelled_read_leaves_no_process_behind(tmp_path: Path) -> None:
     path = written(tmp_path, book(30_000))
     reading = asyncio.ensure_future(read_address_book_apart(Detection(address_book=str(path))))
     child = await child_of(os.getpid(), "whaled.bookfile")
@@ -339,12 +339,12 @@ async def test_a_process_that_cannot_be_started_is_an_error(tmp_path: Path, monk
         HEAD.pack(FAULTS, 2) + b"{}",
     ],
 )
-def test_an_answer_of_another_version_is_no_table(answer: bytes) -> None:
+def test_a_result_of_another_version_is_refused(answer: bytes) -> None:
     with pytest.raises(ValueError, match=r"this version|early"):
         taken(io.BytesIO(answer))  # type: ignore[arg-type]  # reads like a pipe
 
 
-def test_a_reader_that_runs_out_of_memory_says_what_allows_more(
+def test_a_reader_out_of_memory_names_the_key_that_allows_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     def short(*_: object) -> Owners:

@@ -52,7 +52,7 @@ def test_the_script_of_an_address_means_it_too() -> None:
     assert owner(ADDRESS_SCRIPT, Output(1, "00" + ADDRESS_SCRIPT[2:-2] + "00", "bc1qother")) is None
 
 
-def test_what_a_public_key_pays_is_labelled_in_alerts_without_an_address() -> None:
+def test_outputs_of_a_public_key_are_labelled_without_an_address() -> None:
     book = AddressBook.parse(f"Genesis,{GENESIS},other\nMine,{ADDRESS},own", "book.csv")
     spent = Input("1" * 64, 0, 0, Output(50, GENESIS_SCRIPT))
     paid = Transaction(
@@ -87,7 +87,7 @@ def test_what_a_public_key_pays_is_labelled_in_alerts_without_an_address() -> No
         ("4d0100", "is not a complete scriptPubKey"),
     ],
 )
-def test_what_is_wrong_with_a_key_is_named(key: str, problem: str | None) -> None:
+def test_the_fault_in_a_key_is_named(key: str, problem: str | None) -> None:
     found = fault_in(key)
     assert found is None if problem is None else problem in (found or "")
 

@@ -120,7 +120,7 @@ def test_separators_orders_and_additions_that_show_are_read(lines: list[str]) ->
         (["label,address,type", "A,,own"], "the address is missing"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_what_was_found(lines: list[str], expected: str) -> None:
+def test_an_unreadable_line_is_named_with_its_content(lines: list[str], expected: str) -> None:
     assert problem(*lines).endswith(expected) or problem(*lines).startswith(expected)
 
 

@@ -90,7 +90,7 @@ async def singing(
 
 
 @pytest.mark.slow
-async def test_canaries_arrive_and_no_client_hears_of_them(tmp_path: Path) -> None:
+async def test_canaries_arrive_and_reach_no_client(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as client, singing(rig) as (canary, counted):
         await rig.alerts(1)
         await counted.until(lambda: len(counted.seconds) >= 20)
@@ -143,7 +143,7 @@ async def test_a_hub_that_delivers_nothing_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", [EventLogError("disk full", reason=LogFailure.DISK_FULL), RuntimeError("a bug")])
-async def test_what_breaks_a_canary_is_counted_and_the_next_one_tries_again(tmp_path: Path, error: Exception) -> None:
+async def test_a_failed_canary_is_counted_and_the_next_one_is_sent(tmp_path: Path, error: Exception) -> None:
     calls = 0
 
     async def broken(txid: str) -> None:
@@ -213,7 +213,7 @@ async def test_canaries_arrive_compressed_and_plain_by_turns(tmp_path: Path) -> 
         assert counted.failures == []
 
 
-async def test_canaries_that_cannot_connect_say_so_and_go_without(tmp_path: Path) -> None:
+async def test_canaries_that_cannot_connect_are_logged_and_bypass_the_listener(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         place, rig.gateway.rehearsal.place = rig.gateway.rehearsal.place, None
         with capture_logs() as lines:
@@ -226,13 +226,13 @@ async def test_canaries_that_cannot_connect_say_so_and_go_without(tmp_path: Path
                 await counted.until(lambda: len(counted.connects) >= 2)
         events = [line["event"] for line in lines if "canaries" in line["event"]]
         assert events == [
-            "canaries cannot connect as clients do, and go without a new connection",
-            "canaries connect again",
+            "canaries cannot connect through the listener and use another connection",
+            "canaries connect through the listener again",
         ]
 
 
 @pytest.mark.slow
-async def test_a_listener_that_accepts_nobody_is_noticed_and_alerts_are_still_watched(tmp_path: Path) -> None:
+async def test_a_listener_that_accepts_no_connection_is_detected_and_canaries_still_arrive(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
         assert rig.gateway._listener is not None

@@ -72,7 +72,7 @@ def test_units_that_change_nothing_are_not_mentioned(config: Path, capsys: pytes
     assert "clients at ws://127.0.0.1:8765. authentication OFF" in said(config, capsys)
 
 
-def test_tls_by_the_units_credentials_is_told(
+def test_tls_from_the_units_credentials_is_reported(
     config: Path, capsys: pytest.CaptureFixture[str], certificate: tuple[Path, Path, ssl.SSLContext]
 ) -> None:
     chain, key, _ = certificate
@@ -128,7 +128,7 @@ def test_without_units_the_configuration_is_judged_alone(
     assert "whaled.service" not in said(config, capsys)
 
 
-def test_a_systemd_that_does_not_answer_holds_nobody_up(
+def test_a_systemd_that_does_not_answer_does_not_delay_the_check(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     systemd(config)

@@ -44,7 +44,7 @@ def test_every_command_has_help(command: list[str], capsys: Output) -> None:
     assert "usage: whaled" in capsys.readouterr().out
 
 
-def test_the_list_of_commands_says_what_each_commands_help_says(capsys: Output) -> None:
+def test_the_list_of_commands_has_the_summary_of_each_commands_help(capsys: Output) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     listed = " ".join(capsys.readouterr().out.split())
@@ -69,14 +69,14 @@ def test_a_quick_command_loads_no_web_server(arguments: list[str]) -> None:
     assert not {"aiohttp", "websockets", "rich", "sqlite3", "whaled.service"} & set(loaded)
 
 
-def test_a_reader_that_has_enough_is_no_error(ring: Path) -> None:
+def test_a_reader_that_closes_the_pipe_is_not_an_error(ring: Path) -> None:
     command = f"{sys.executable} -m whaled keys list --key-ring {ring} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode in {0, 141}
     assert done.stderr == ""
 
 
-def test_the_version_is_told(capsys: Output) -> None:
+def test_the_version_is_printed(capsys: Output) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"whaled {__version__}\n"
@@ -104,7 +104,7 @@ def test_every_address_that_clients_connect_to_is_in_the_line(tmp_path: Path, ri
     assert "clients at ws://127.0.0.1:8765, ws://[::1]:8765." in capsys.readouterr().out
 
 
-def test_what_does_not_keep_whaled_from_starting_is_a_warning(
+def test_problems_that_do_not_prevent_a_start_are_warnings(
     tmp_path: Path, ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHALED_SERVICE_HOST", "10.96.3.7")
@@ -205,7 +205,7 @@ def test_commands_for_keys_answer_programs_too(ring: Path, capsys: Output) -> No
     assert (retired["kid"], retired["state"]) == (new["kid"], "retired")
 
 
-def test_making_a_key_that_the_environment_outranks_is_told(
+def test_a_new_key_that_the_environment_overrides_causes_a_warning(
     ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WEBSOCKET_SECRET_KEY", "x" * 32)
@@ -213,7 +213,7 @@ def test_making_a_key_that_the_environment_outranks_is_told(
     assert "WEBSOCKET_SECRET_KEY is set and comes before" in capsys.readouterr().err
 
 
-def test_what_takes_a_changed_ring_is_told_and_a_directory_that_was_made(
+def test_key_commands_print_the_next_step_and_report_a_created_directory(
     tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "etc" / "keys.json"
@@ -263,7 +263,7 @@ def test_a_token_of_another_ring_is_shown_and_not_accepted(tmp_path: Path, ring:
     assert main(["token", "inspect", "nonsense", "--key-ring", str(ring)]) == 1
 
 
-def test_a_token_is_shown_where_there_is_no_ring_to_verify_it(tmp_path: Path, ring: Path, capsys: Output) -> None:
+def test_a_token_is_shown_without_a_key_ring_to_verify_it(tmp_path: Path, ring: Path, capsys: Output) -> None:
     main(["token", "issue", "--client", "c1", "--key-ring", str(ring)])
     token = capsys.readouterr().out.strip()
     assert main(["token", "inspect", token, "--key-ring", str(tmp_path / "none.json")]) == 1
@@ -289,7 +289,7 @@ def test_the_file_that_issue_wrote_is_inspected_and_no_signature_is_shown(
 @pytest.mark.parametrize(
     "form", ["\ufeff{}\r\n", '"{}"', "Bearer {}", "export WHALED_TOKEN='{}'\n", '{{"token": "{}"}}']
 )
-def test_a_token_is_inspected_in_whatever_form_it_is_kept(
+def test_a_token_is_inspected_in_every_form_in_which_it_is_kept(
     tmp_path: Path, ring: Path, capsys: Output, form: str
 ) -> None:
     main(["token", "issue", "--client", "c1", "--key-ring", str(ring)])
@@ -300,7 +300,9 @@ def test_a_token_is_inspected_in_whatever_form_it_is_kept(
     assert f"warning: {path} can be read by every user of this machine (mode 0644)" in capsys.readouterr().err
 
 
-def test_what_is_inspected_and_is_no_token_is_named_and_not_quoted(tmp_path: Path, ring: Path, capsys: Output) -> None:
+def test_an_inspected_argument_that_is_not_a_token_is_named_and_not_quoted(
+    tmp_path: Path, ring: Path, capsys: Output
+) -> None:
     main(["token", "issue", "--client", "c1", "--key-ring", str(ring)])
     token = capsys.readouterr().out.strip()
     cases = {
@@ -375,7 +377,7 @@ def test_a_token_in_a_file_is_for_its_owner_only(tmp_path: Path, ring: Path, cap
 
 
 @pytest.mark.parametrize("sort", ["file", "link", "dangling link", "directory", "pipe"])
-def test_a_token_never_goes_over_or_through_what_is_there(
+def test_a_token_never_overwrites_a_file_or_follows_a_link(
     tmp_path: Path, ring: Path, capsys: Output, sort: str
 ) -> None:
     path, other = tmp_path / "c1.token", tmp_path / "other"
@@ -412,7 +414,7 @@ def test_a_token_that_cannot_be_written_is_an_error_with_its_reason(tmp_path: Pa
     assert "No such file or directory" in capsys.readouterr().err
 
 
-def test_where_the_keys_come_from_is_in_the_line_about_a_good_configuration(
+def test_the_line_about_a_good_configuration_has_the_source_of_the_keys(
     tmp_path: Path, ring: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write(tmp_path / "w.yaml", f"auth: {{key_ring: {ring}}}\n")

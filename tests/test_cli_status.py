@@ -33,7 +33,7 @@ def test_the_first_fault_is_the_status_line(manager: socket.socket, tmp_path: Pa
     assert "\n" not in said
 
 
-def test_what_is_fine_leaves_the_status_line_alone(manager: socket.socket, tmp_path: Path) -> None:
+def test_a_valid_configuration_leaves_the_status_line_alone(manager: socket.socket, tmp_path: Path) -> None:
     with manager:
         assert check(tmp_path, "auth: {enabled: false}\n") == 0
         manager.setblocking(False)

@@ -148,7 +148,7 @@ async def test_the_position_is_that_of_the_event_in_hand() -> None:
         assert source.position == at(9)  # 12 may have come in; it was not handed over
 
 
-async def test_what_comes_before_subscribed_is_not_delivered_twice_nor_unfiltered() -> None:
+async def test_alerts_before_subscribed_are_not_delivered() -> None:
     asked: list[Any] = []
 
     async def script(peer: Peer) -> None:
@@ -175,7 +175,7 @@ async def test_what_comes_before_subscribed_is_not_delivered_twice_nor_unfiltere
         ("2026-01-01", {"time": "2026-01-01T00:00:00+00:00"}),
     ],
 )
-async def test_a_stream_starts_where_it_is_told(since: Any, sent: Any) -> None:
+async def test_a_stream_starts_at_the_requested_position(since: Any, sent: Any) -> None:
     asked: list[Any] = []
 
     async def script(peer: Peer) -> None:
@@ -238,7 +238,7 @@ async def test_a_position_frame_moves_the_resume_point() -> None:
     assert asked == [position(40)]
 
 
-async def test_a_stream_that_had_nothing_yet_asks_for_the_same_events_again() -> None:
+async def test_a_stream_without_events_resumes_at_its_original_start() -> None:
     asked: list[Any] = []
 
     async def first(peer: Peer) -> None:
@@ -256,7 +256,7 @@ async def test_a_stream_that_had_nothing_yet_asks_for_the_same_events_again() ->
     assert asked == [{"last": 3}, position(97)]  # the log grew: three back is another place now
 
 
-async def test_a_position_that_is_gone_is_told_before_anything_else() -> None:
+async def test_a_lost_position_is_reported_before_anything_else() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome(20, epoch="new")
         await peer.say({"type": "status", "upstream": "disconnected", "since": "2026-01-01T00:00:00Z"})
@@ -282,7 +282,7 @@ async def test_a_recovery_that_is_not_promised_is_not_assumed() -> None:
         assert await anext(source) == Missed(since=at(9), position=at(20))
 
 
-async def test_what_was_missed_is_told_on_a_reconnect_too() -> None:
+async def test_missed_events_are_reported_on_a_reconnect_too() -> None:
     async def first(peer: Peer) -> None:
         await peer.open(0)
         await peer.say(alert(1))
@@ -300,7 +300,7 @@ async def test_what_was_missed_is_told_on_a_reconnect_too() -> None:
         assert await offsets(source, 1) == [51]
 
 
-async def test_link_events_tell_how_the_connection_fares() -> None:
+async def test_link_events_report_the_state_of_the_connection() -> None:
     async def first(peer: Peer) -> None:
         await peer.open(3)
         await peer.say({"type": "closing", "code": 1012, "retry_after": 0.03})
@@ -340,7 +340,7 @@ async def test_without_link_events_a_lost_connection_is_logged(caplog: pytest.Lo
 
 
 @pytest.mark.slow
-async def test_the_wait_grows_while_it_fails_and_starts_anew_after_a_good_connection() -> None:
+async def test_the_delay_grows_with_failures_and_is_reset_by_a_good_connection() -> None:
     async def fail(peer: Peer) -> None:
         await peer.open()
         await peer.ws.close(1011)
@@ -406,7 +406,7 @@ async def test_an_unreasonable_retry_after_is_bounded(header: str, least: float,
         assert least <= lost.retry_in_s <= most
 
 
-async def test_nobody_listening_is_tried_again_and_said_clearly() -> None:
+async def test_a_refused_connection_is_retried_and_reported_clearly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     async with stream(f"ws://user:pa55@127.0.0.1:{port}", link_events=True) as source:
@@ -429,7 +429,7 @@ async def test_without_reconnect_the_first_loss_is_raised() -> None:
         assert caught.value.code == 1013
 
 
-async def test_a_server_that_never_welcomes_is_given_up_in_time() -> None:
+async def test_a_connection_without_welcome_is_closed_in_time() -> None:
     limits = Limits(open_timeout_s=0.05)
     async with scripted(Peer.linger) as server, stream(server.url, limits=limits, reconnect=False) as source:
         with pytest.raises(LinkLostError, match=r"no `welcome` from .* is it a whaled server"):
@@ -476,7 +476,7 @@ async def test_an_api_key_is_sent_as_one() -> None:
         assert await offsets(source, 1) == [1]
 
 
-async def test_a_token_for_a_server_that_wants_none_does_no_harm() -> None:
+async def test_a_token_for_a_server_without_authentication_does_no_harm() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome(0)
         await peer.hear("auth")
@@ -503,7 +503,7 @@ async def test_a_refused_token_ends_the_stream() -> None:
             await anext(source)
 
 
-async def test_a_server_that_wants_a_token_and_gets_none_is_said_so() -> None:
+async def test_a_missing_token_is_reported() -> None:
     async def script(peer: Peer) -> None:
         await peer.refuse("Authentication timeout")
 
@@ -546,7 +546,7 @@ async def test_a_token_that_ended_a_moment_ago_is_for_the_server_to_judge() -> N
             await anext(source)
 
 
-async def test_a_stream_that_was_let_in_is_not_ended_by_the_clock_of_this_machine(
+async def test_an_authenticated_stream_is_not_ended_by_the_clock_of_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     token = jwt("c1", exp=int(time.time()) + 600)
@@ -580,7 +580,7 @@ def always(token: str) -> Callable[[], Awaitable[str]]:
     return provide
 
 
-async def test_what_surrounds_a_token_is_taken_off() -> None:
+async def test_a_token_is_stripped_of_its_surroundings() -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("c1")
         await peer.subscribe(0)
@@ -593,7 +593,7 @@ async def test_what_surrounds_a_token_is_taken_off() -> None:
                 assert await offsets(source, 1) == [1]
 
 
-async def test_a_token_that_is_none_is_refused_at_once_and_not_quoted() -> None:
+async def test_an_invalid_token_is_refused_at_once_and_not_quoted() -> None:
     for text in ("", "two w0rds", jwt("c1")[:-5], "s3cret…"):
         with pytest.raises(ValueError, match="`token` holds") as caught:
             WhaleStream("ws://127.0.0.1:1", token=text)
@@ -617,7 +617,7 @@ async def test_a_token_without_structure_is_named_before_connecting_and_sent(cap
     assert "0paque" not in caplog.text
 
 
-async def test_a_token_file_is_read_with_a_warning_where_everybody_can_read_it(
+async def test_reading_a_world_readable_token_file_logs_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "t"
@@ -630,7 +630,7 @@ async def test_a_token_file_is_read_with_a_warning_where_everybody_can_read_it(
     assert f"{path} can be read by every user of this machine (mode 0644); run: chmod 600 {path}" in caplog.text
 
 
-async def test_a_provider_that_gives_rubbish_while_the_stream_is_up_leaves_the_renewal_to_the_server() -> None:
+async def test_an_invalid_token_from_the_provider_leaves_the_renewal_to_the_server() -> None:
     texts = [jwt("c1"), "half a tok"]
 
     async def provide() -> str:
@@ -649,7 +649,7 @@ async def test_a_provider_that_gives_rubbish_while_the_stream_is_up_leaves_the_r
 
 
 @pytest.mark.parametrize("message", ["Rate limit exceeded", "Authentication timeout"])
-async def test_a_token_that_was_not_looked_at_is_tried_again(message: str) -> None:
+async def test_a_token_that_was_not_verified_is_tried_again(message: str) -> None:
     async def first(peer: Peer) -> None:
         await peer.hear("auth")
         await peer.refuse(message)
@@ -696,7 +696,7 @@ async def test_a_token_that_is_refused_for_now_is_tried_again() -> None:
         assert await offsets(source, 1) == [1]
 
 
-async def test_a_provider_is_asked_for_another_token_when_one_is_refused_for_now() -> None:
+async def test_the_provider_is_called_again_when_a_token_is_refused_temporarily() -> None:
     async def second(peer: Peer) -> None:
         await peer.authenticate("two")
         await peer.subscribe(0)
@@ -710,7 +710,7 @@ async def test_a_provider_is_asked_for_another_token_when_one_is_refused_for_now
         assert await offsets(source, 1) == [1]
 
 
-async def test_how_long_to_stay_away_from_a_server_that_refuses_for_now_is_given() -> None:
+async def test_a_temporary_refusal_gives_the_time_to_wait() -> None:
     async with scripted(limited) as server, stream(server.url, token=jwt("jwt"), reconnect=False) as source:
         with pytest.raises(LinkLostError, match="Rate limit exceeded") as caught:
             await anext(source)
@@ -718,7 +718,7 @@ async def test_how_long_to_stay_away_from_a_server_that_refuses_for_now_is_given
 
 
 @pytest.mark.parametrize("reason", ["Token expired", "Token revoked"])
-async def test_the_provider_is_asked_for_another_token(reason: str) -> None:
+async def test_the_provider_is_called_for_another_token(reason: str) -> None:
     asked: list[Any] = []
 
     async def first(peer: Peer) -> None:
@@ -753,7 +753,7 @@ async def test_a_provider_that_gives_the_refused_token_again_ends_the_stream() -
             await anext(source)
 
 
-async def test_a_provider_of_bad_tokens_is_not_asked_for_ever() -> None:
+async def test_a_provider_of_bad_tokens_is_not_called_indefinitely() -> None:
     async def script(peer: Peer) -> None:
         await peer.hear("auth")
         await peer.refuse("Invalid or expired token")
@@ -763,7 +763,7 @@ async def test_a_provider_of_bad_tokens_is_not_asked_for_ever() -> None:
             await anext(source)
 
 
-async def test_what_else_the_provider_raises_reaches_the_consumer() -> None:
+async def test_other_exceptions_of_the_provider_reach_the_consumer() -> None:
     async with stream("ws://127.0.0.1:1", token_provider=provider(KeyError("no such client"))) as source:
         with pytest.raises(KeyError, match="no such client"):
             await anext(source)
@@ -799,7 +799,7 @@ async def renew(peer: Peer, name: str, *frames: dict[str, Any]) -> None:
     await peer.say({**RENEWED, "token": jwt(name)}, *frames)
 
 
-async def test_a_renewed_token_is_told_and_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_renewed_token_is_reported_and_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("old")
         await peer.subscribe(0)
@@ -822,7 +822,7 @@ async def test_a_renewed_token_is_told_and_shown_nowhere(caplog: pytest.LogCaptu
     assert jwt("new") not in caplog.text
 
 
-async def test_a_token_renewed_before_the_subscription_stands_is_told_though_that_never_does() -> None:
+async def test_a_token_renewed_before_a_failed_subscription_is_reported() -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("old")
         await peer.hear("subscribe")
@@ -835,7 +835,7 @@ async def test_a_token_renewed_before_the_subscription_stands_is_told_though_tha
         assert isinstance(await anext(source), Disconnected)
 
 
-async def test_a_renewed_token_overtakes_what_waits_and_takes_the_place_of_an_older_one() -> None:
+async def test_a_renewed_token_overtakes_waiting_events_and_replaces_an_older_one() -> None:
     sent = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -993,7 +993,7 @@ async def test_a_subscription_over_the_rate_is_tried_again() -> None:
         assert await offsets(source, 1) == [1]
 
 
-async def test_filters_too_large_for_the_server_are_said_to_be() -> None:
+async def test_filters_too_large_for_the_server_raise_a_subscription_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome(0)
         await peer.ws.close(1009, "Message too big")
@@ -1088,7 +1088,7 @@ async def raw_server(answer: bytes) -> Any:
 
 
 @pytest.mark.slow
-async def test_a_port_that_speaks_something_else_is_said_to() -> None:
+async def test_a_port_that_speaks_another_protocol_is_named() -> None:
     async with raw_server(b"220 smtp ready\r\n") as url, stream(url) as source:
         with pytest.raises(UnusableServerError, match=r"speaks SMTP or FTP, not WebSocket: is the port right\?"):
             await anext(source)
@@ -1132,7 +1132,7 @@ async def test_tls_with_a_trusted_certificate(certificate: tuple[Path, Path, ssl
         assert await offsets(source, 1) == [1]
 
 
-async def test_a_certificate_nobody_vouches_for_is_refused_by_default(
+async def test_an_untrusted_certificate_is_refused_by_default(
     certificate: tuple[Path, Path, ssl.SSLContext],
 ) -> None:
     chain, key, _ = certificate
@@ -1149,7 +1149,7 @@ def test_a_tls_context_for_an_unencrypted_url_is_a_mistake() -> None:
 # --- leaving ----------------------------------------------------------------------------------------------------------
 
 
-async def test_leaving_says_goodbye() -> None:
+async def test_leaving_a_stream_closes_with_code_1000() -> None:
     codes: list[int | None] = []
 
     async def script(peer: Peer) -> None:
@@ -1219,7 +1219,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
         assert await offsets(source, 2) == [1, 2]
 
 
-async def test_the_body_may_raise_what_it_likes() -> None:
+async def test_exceptions_of_the_body_are_raised_unchanged() -> None:
     async with scripted(Peer.open_and_linger) as server:
         with pytest.raises(ZeroDivisionError):
             async with stream(server.url):
@@ -1243,7 +1243,7 @@ async def test_cancelling_the_consumer_ends_everything() -> None:
         assert not [other for other in asyncio.all_tasks() if other.get_name() == "whaled stream"]
 
 
-async def test_iterating_without_entering_is_a_mistake_said_clearly() -> None:
+async def test_iterating_without_entering_raises_a_clear_error() -> None:
     source = WhaleStream("ws://127.0.0.1:1")
     with pytest.raises(RuntimeError, match="async with"):
         await anext(source)

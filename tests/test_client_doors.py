@@ -134,7 +134,7 @@ def test_every_status_from_500_on_but_two_is_tried_again_and_below_it_three() ->
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 530, 599, 429])
-async def test_a_first_connection_waits_for_a_server_behind_a_proxy_and_says_so(status: int) -> None:
+async def test_a_first_connection_waits_for_a_server_behind_a_proxy_and_reports_it(status: int) -> None:
     async with port(answers(b"HTTP/1.1 %d x\r\nContent-Length: 0\r\n\r\n" % status)) as place:
         reason = await lost(f"ws://{place}")
     assert reason.startswith(f"{place} answered HTTP {status}")
@@ -181,7 +181,7 @@ def test_retry_after_may_have_decimals(value: str, seconds: float | None) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
-async def test_an_odd_answer_is_a_failure_of_the_stream_and_nothing_else(
+async def test_a_malformed_response_is_a_failure_of_the_stream_and_nothing_else(
     head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that works goes on trying; one that never did may call it a mistake in the URL."""
@@ -202,25 +202,25 @@ async def test_an_odd_answer_is_a_failure_of_the_stream_and_nothing_else(
 @pytest.mark.parametrize(
     ("head", "says", "wait_s"),
     [
-        ("two times to wait", "HTTP 503", 9.0),
-        ("two times to wait, limited", "HTTP 429 (too many connections of this address)", 9.0),
-        ("a time to wait and nonsense", "HTTP 503", 3.0),
-        ("no time to wait, twice", "HTTP 429", None),
-        ("a year that there is not", "HTTP 503", None),
-        ("a zone that there is not", "HTTP 429", None),
-        ("two places", "a redirect to 'http://a.example/', which is not followed", None),
-        ("no place, twice", "a redirect, which is not followed", None),
+        ("two Retry-After headers", "HTTP 503", 9.0),
+        ("429, two Retry-After headers", "HTTP 429 (too many connections of this address)", 9.0),
+        ("a valid and an invalid Retry-After", "HTTP 503", 3.0),
+        ("two invalid Retry-After headers", "HTTP 429", None),
+        ("a nonexistent year", "HTTP 503", None),
+        ("a nonexistent time zone", "HTTP 429", None),
+        ("two locations", "a redirect to 'http://a.example/', which is not followed", None),
+        ("two empty locations", "a redirect, which is not followed", None),
     ],
 )
-async def test_of_a_header_that_comes_twice_what_can_be_read_counts(head: str, says: str, wait_s: float | None) -> None:
+async def test_the_readable_part_of_a_repeated_header_counts(head: str, says: str, wait_s: float | None) -> None:
     async with answering(ODD[head]) as place:
         with pytest.raises(LinkLostError, match=re.escape(says)) as lost:
             await call(stream(f"ws://{place}")._dial, is_first=False)
     assert lost.value.retry_after_s == wait_s
 
 
-async def test_a_busy_server_that_says_so_twice_is_tried_again() -> None:
-    async with answering(ODD["two times to wait"]) as place, stream(f"ws://{place}") as source:
+async def test_a_busy_server_with_two_retry_after_headers_is_tried_again() -> None:
+    async with answering(ODD["two Retry-After headers"]) as place, stream(f"ws://{place}") as source:
         lost = await anext(source)
         assert isinstance(lost, Disconnected)
         assert 9 <= lost.retry_in_s < 9.1
@@ -281,16 +281,14 @@ async def test_a_proxy_that_speaks_http_1_0_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
-async def test_a_port_that_answers_nothing_is_named_and_tried_again(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_port_is_named_and_tried_again(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whaled.client.probe.ANSWER_S", 0.2)
     async with port(silent) as place:
         reason = await lost(f"{scheme}://{place}", limits=QUICK)
     assert reason == f"{place} accepts connections and sends nothing within 0.3 s: is it a whaled server?"
 
 
-def test_what_a_port_says_is_quoted_in_part_and_without_control_characters() -> None:
+def test_a_ports_greeting_is_quoted_in_part_and_without_control_characters() -> None:
     assert Greeting(is_open=True).service is None
     assert Greeting(is_open=True, received=b"HTTP/1.1 200 OK\r\n").service is None
     service = Greeting(is_open=True, received=b"\x1b[31m" + b"x" * 200).service
@@ -299,7 +297,7 @@ def test_what_a_port_says_is_quoted_in_part_and_without_control_characters() -> 
     assert len(service) < 80
 
 
-async def test_a_stream_that_worked_is_not_ended_by_what_stands_at_the_port_later(
+async def test_a_stream_that_worked_is_not_ended_by_another_server_at_the_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def script(peer: Peer) -> None:
@@ -336,7 +334,7 @@ async def test_a_stream_that_worked_is_not_ended_by_what_stands_at_the_port_late
         (OSError("odd"), "odd"),
     ],
 )  # fmt: skip
-def test_what_keeps_a_connection_from_being_made_is_said_in_words(error: OSError, text: str) -> None:
+def test_the_reason_of_a_failed_connection_is_given_in_words(error: OSError, text: str) -> None:
     assert reasons.is_passing(error)
     assert reason_of(error, HERE, timeout_s=1).startswith(f"cannot connect to 127.0.0.1:1: {text}")
 
@@ -373,7 +371,7 @@ async def test_a_proxy_of_the_environment_is_not_used_and_named_where_nothing_is
         (501, "HTTP 501 (for whales.example:8765)", False),
     ],
 )
-async def test_the_answer_of_a_proxy_is_not_taken_for_the_servers(status: int, text: str, is_passing: bool) -> None:
+async def test_the_response_of_a_proxy_is_not_taken_for_the_servers(status: int, text: str, is_passing: bool) -> None:
     async with port(answers(b"HTTP/1.1 %d x\r\n\r\n" % status)) as place:
         say = lost if is_passing else ended
         reason = await say("ws://whales.example:8765", proxy=f"http://u:s3cret@{place}")
@@ -386,7 +384,7 @@ async def test_a_proxy_that_is_not_there_is_named_and_not_its_login() -> None:
     assert reason == f"cannot connect to the proxy 127.0.0.1:{number}: Connection refused"
 
 
-async def test_a_port_that_is_no_proxy_is_named() -> None:
+async def test_a_port_that_is_not_a_proxy_is_named() -> None:
     async with port(answers(b"SSH-2.0-x\r\n")) as place:
         reason = await ended("ws://whales.example:8765", proxy=f"http://{place}")
     assert reason.startswith(f"the proxy {place} failed, or is not a proxy of this kind: ")
@@ -444,7 +442,7 @@ def test_a_proxy_that_cannot_be_used_is_refused_at_once_without_its_login(proxy:
         ("ftp://x", "scheme isn't ws or wss"),
     ],
 )
-def test_a_url_that_is_none_is_refused_with_the_right_one_and_without_its_login(url: str, text: str) -> None:
+def test_an_invalid_url_is_refused_with_a_valid_one_and_without_its_login(url: str, text: str) -> None:
     with pytest.raises(ValueError, match="is not a WebSocket URL") as caught:
         WhaleStream(url)
     assert text in str(caught.value)
@@ -477,7 +475,7 @@ async def refused_certificate(
     return reason
 
 
-async def test_a_certificate_error_says_what_to_do(tmp_path: Path) -> None:
+async def test_a_certificate_error_suggests_a_remedy(tmp_path: Path) -> None:
     now, day = datetime.now(UTC), timedelta(days=1)
     unknown = await refused_certificate(tmp_path, is_trusted=False)
     assert "; trust its authority (ssl=ssl.create_default_context(cafile=...), `whaled tail --ca-file FILE`)" in unknown
@@ -490,7 +488,7 @@ async def test_a_certificate_error_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_server_that_hangs_up_amid_the_tls_handshake_is_said_to(certificate: Certificate) -> None:
+async def test_a_server_that_hangs_up_during_the_tls_handshake_is_reported(certificate: Certificate) -> None:
     chain, key, _ = certificate
     context = server_context(chain, key)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -509,7 +507,7 @@ async def test_a_server_that_hangs_up_amid_the_tls_handshake_is_said_to(certific
         ("SSLV3_ALERT_HANDSHAKE_FAILURE", "sslv3 alert handshake failure"),
     ],
 )
-def test_a_failed_tls_handshake_is_said_in_words(name: str, words: str) -> None:
+def test_a_failed_tls_handshake_is_described_in_words(name: str, words: str) -> None:
     error = ssl.SSLError(1, f"[SSL: {name}] (_ssl.c:1006)")
     error.reason = name
     assert reason_of(error, HERE, timeout_s=1) == f"the TLS handshake with 127.0.0.1:1 failed: {words}"
@@ -519,7 +517,7 @@ def test_a_failed_tls_handshake_is_said_in_words(name: str, words: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_server_that_wants_a_token_is_found_out_within_a_second(tmp_path: Path) -> None:
+async def test_a_server_that_requires_a_token_is_detected_within_a_second(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     async with running_gateway(tmp_path, authenticator=Tokens()) as rig, stream(rig.url) as source:
         began = loop.time()
@@ -531,7 +529,7 @@ async def test_a_server_that_wants_a_token_is_found_out_within_a_second(tmp_path
         assert rig.value("whaled_authentications_total", outcome="token_required") == 1
 
 
-async def test_a_server_without_authentication_that_is_slow_is_not_taken_for_one_with(
+async def test_a_slow_server_without_authentication_is_not_treated_as_one_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("whaled.client.visit.WELCOME_S", 0.01)
@@ -547,7 +545,7 @@ async def test_a_server_without_authentication_that_is_slow_is_not_taken_for_one
         assert isinstance(await anext(source), WhaleAlert)
 
 
-async def test_a_server_without_authentication_is_not_asked(tmp_path: Path) -> None:
+async def test_a_server_without_authentication_is_not_probed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, stream(rig.url) as source:
         assert isinstance(await anext(source), Connected)
         assert rig.value("whaled_messages_received_total", type="auth") == 0

@@ -71,7 +71,7 @@ async def connected(source: WhaleStream) -> Connected:
     raise AssertionError("the stream ended")
 
 
-async def test_what_the_server_publishes_arrives_typed(tmp_path: Path) -> None:
+async def test_published_events_arrive_typed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, stream(rig.url, link_events=True) as source:
         await connected(source)
         await rig.publish(alert_draft(1, 250.5), confirmed_draft(1, 250.5))
@@ -112,7 +112,9 @@ async def _some(source: WhaleStream, count: int) -> AsyncIterator[WhaleAlert | W
 
 
 @pytest.mark.parametrize(("compression", "count"), [(True, 1), (False, 0), (None, 0)])  # the server is on this machine
-async def test_a_stream_asks_for_compression_or_not(tmp_path: Path, compression: bool | None, count: int) -> None:
+async def test_a_stream_requests_compression_as_configured(
+    tmp_path: Path, compression: bool | None, count: int
+) -> None:
     async with (
         running_gateway(tmp_path) as rig,
         stream(rig.url, compression=compression, link_events=True) as source,
@@ -169,7 +171,7 @@ async def test_history_comes_first(tmp_path: Path, since: str, expected: list[in
             assert await offsets(source, 1) == [11]
 
 
-async def test_a_position_of_another_log_is_told_as_missed(tmp_path: Path) -> None:
+async def test_a_position_of_another_log_is_reported_as_missed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         await rig.alerts(1, 2)
         gone = Position("another", 1)
@@ -297,14 +299,14 @@ async def test_a_token_near_its_end_is_renewed_on_the_open_connection(tmp_path: 
             assert (await connected(source)).client_id == "bot"
 
 
-async def test_a_token_in_the_url_is_refused_with_the_servers_words(tmp_path: Path) -> None:
+async def test_a_token_in_the_url_is_refused_with_the_servers_text(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, stream(rig.url + "/?token=jwt") as source:
         with pytest.raises(UnusableServerError, match="a token in the URL ends up in logs"):
             await anext(source)
 
 
 @pytest.mark.parametrize(("limit", "status"), [("max_connections", 503), ("max_connections_per_address", 429)])
-async def test_a_full_server_says_when_to_come_back(tmp_path: Path, limit: str, status: int) -> None:
+async def test_a_full_server_sends_the_time_to_retry(tmp_path: Path, limit: str, status: int) -> None:
     settings: dict[str, Any] = {limit: 1}
     async with (
         running_gateway(tmp_path, **settings) as rig,
@@ -397,7 +399,7 @@ async def test_the_example_bot_acts_on_every_whale_once_though_it_is_killed(tmp_
 
 
 @pytest.mark.slow
-async def test_the_example_bot_goes_on_with_the_token_that_was_renewed(tmp_path: Path) -> None:
+async def test_the_example_bot_continues_with_the_renewed_token(tmp_path: Path) -> None:
     """It is killed after a renewal and started with the old token, then with another one."""
     database = tmp_path / "bot.db"
     came: asyncio.Queue[int] = asyncio.Queue()
@@ -435,7 +437,7 @@ async def test_the_example_bot_goes_on_with_the_token_that_was_renewed(tmp_path:
     ("arguments", "said"),
     [((), b"usage: "), (("http://x", "b.db"), b"is not a WebSocket URL"), (("ws://x", "no/b.db"), b"unable")],
 )
-async def test_the_example_bot_names_what_cannot_be(tmp_path: Path, arguments: tuple[str, ...], said: bytes) -> None:
+async def test_the_example_bot_names_invalid_settings(tmp_path: Path, arguments: tuple[str, ...], said: bytes) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(BOT), *arguments, stderr=asyncio.subprocess.PIPE, cwd=tmp_path
     )
@@ -446,7 +448,7 @@ async def test_the_example_bot_names_what_cannot_be(tmp_path: Path, arguments: t
 
 
 @pytest.mark.slow
-async def test_the_example_bot_says_that_it_was_away_too_long(tmp_path: Path) -> None:
+async def test_the_example_bot_reports_missed_events(tmp_path: Path) -> None:
     database = tmp_path / "bot.db"
     async with running_gateway(tmp_path) as rig:
         async with running_bot(rig.url, database):

@@ -52,7 +52,7 @@ def meanings() -> dict[str, str]:
     return found
 
 
-def test_the_example_says_what_every_key_means_and_marks_what_a_reload_changes() -> None:
+def test_the_example_describes_every_key_and_marks_reloadable_ones() -> None:
     said = meanings()
     assert set(said) == set(keys())
     assert all(said.values())
@@ -235,17 +235,17 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("eventlog: {path: ''}", "eventlog.path"),
     ],
 )
-def test_what_cannot_be_is_refused(text: str, problem: str) -> None:
+def test_an_invalid_value_is_refused(text: str, problem: str) -> None:
     assert problem in "\n".join(faults(text))
 
 
-def test_no_fault_is_told_about_a_key_whose_partner_is_at_fault() -> None:
+def test_no_fault_is_reported_for_a_key_whose_partner_is_at_fault() -> None:
     found = faults("upstream: {stale_after: 5, ping_interval: 50s}\n")
     assert len(found) == 1
     assert "upstream.stale_after" in found[0]
 
 
-def test_what_comes_from_the_command_line_is_named_by_its_option() -> None:
+def test_a_value_from_the_command_line_is_named_by_its_option() -> None:
     found = faults("", flags={"gateway.port": "http", "detection.threshold_btc": "-5"})
     assert found[0].startswith("option --whale-threshold: detection.threshold_btc: found -5")
     assert found[1].startswith("option --ws-port: gateway.port: found 'http'")
@@ -404,7 +404,7 @@ def test_a_watch_list_needs_an_address_book() -> None:
     assert found == ["w.yaml:2: detection.watch: needs detection.address_book, which defines labels and types"]
 
 
-def test_no_threshold_in_btc_is_needed_beside_another_rule() -> None:
+def test_no_threshold_in_btc_is_needed_with_another_rule() -> None:
     assert read("detection: {threshold_btc: null, threshold_usd: 5000000}\n").detection.threshold_btc is None
     assert read(WATCH_LIST + "  threshold_btc: null\n").detection.threshold_btc is None
 
@@ -447,12 +447,12 @@ def test_tls_is_not_turned_on_or_off_by_a_reload() -> None:
         assert not_reloadable(old, new) == ("gateway.tls.certificate", "gateway.tls.private_key")
 
 
-def test_every_key_has_an_environment_variable_of_its_own() -> None:
+def test_every_key_has_a_distinct_environment_variable() -> None:
     schema = keys()
     assert len({key.variable for key in schema.values()}) == len(schema)
 
 
-def test_every_default_is_within_what_is_allowed() -> None:
+def test_every_default_is_within_its_allowed_range() -> None:
     assert parse(render(Loaded(Config(), {})), source="", environ={}, flags={}).config == Config()
 
 
@@ -471,11 +471,11 @@ def test_every_default_is_within_what_is_allowed() -> None:
         ("ws://host?token=a/b", "ws://host?***"),
     ],
 )
-def test_a_url_is_shown_without_what_may_be_a_secret(url: str, shown: str) -> None:
+def test_a_url_is_shown_without_parts_that_may_be_secret(url: str, shown: str) -> None:
     assert redacted(url) == shown
 
 
-def test_a_fault_about_a_url_does_not_tell_its_password() -> None:
+def test_a_fault_in_a_url_does_not_reveal_its_password() -> None:
     for text in ("upstream: {proxy: 'socks4://user:hunter2@host'}", "upstream: {url: 'user:hunter2@host'}"):
         assert "hunter2" not in "\n".join(faults(text))
 
@@ -494,7 +494,7 @@ def test_a_file_that_is_missing_too_large_or_not_text_is_named(tmp_path: Path) -
         assert str(path) in str(caught.value)
 
 
-def test_what_changed_and_what_needs_a_restart_is_told() -> None:
+def test_changed_keys_and_those_that_need_a_restart_are_listed() -> None:
     old, new = read(""), read("gateway: {port: 1}\ndetection: {threshold_btc: 5}\n")
     assert diff(old, new) == ("detection.threshold_btc", "gateway.port")
     assert not_reloadable(old, new) == ("gateway.port",)
@@ -531,7 +531,7 @@ def test_a_duration_reads_back(milliseconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "5 parsecs", "-3s", "1e3s", "s", None, 5, True, "3 s s"])
-def test_what_is_no_duration_is_refused(text: object) -> None:
+def test_an_invalid_duration_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         units.duration(text)
 
@@ -600,7 +600,7 @@ def test_addresses_and_names_can_be_listened_on(host: str) -> None:
         ("*.example.org", "this is not a host name"),
     ],
 )
-def test_what_nothing_can_listen_on_is_named_with_what_was_meant(host: str, hint: str) -> None:
+def test_an_unusable_host_is_named_with_a_suggestion(host: str, hint: str) -> None:
     (fault,) = faults(yaml.safe_dump({"gateway": {"host": host}}, allow_unicode=True))
     assert fault.startswith(f"w.yaml:2: gateway.host: found {host!r}, expected an address or a host name; ")
     assert hint in fault
@@ -650,7 +650,7 @@ def test_every_origin_that_a_browser_can_send_can_be_allowed(origin: str) -> Non
         ("://a", "expected an origin"),
     ],
 )
-def test_an_origin_that_no_browser_sends_is_refused_with_what_was_meant(origin: str, hint: str) -> None:
+def test_an_origin_that_no_browser_sends_is_refused_with_a_suggestion(origin: str, hint: str) -> None:
     (fault,) = faults(yaml.safe_dump({"gateway": {"origins": ["*", origin]}}, allow_unicode=True))
     assert fault.startswith("w.yaml:4: gateway.origins[1]: found ")
     assert hint in fault
@@ -734,7 +734,7 @@ def test_words_that_yaml_reads_as_true_and_false_are_read(word: str, meant: bool
 @pytest.mark.parametrize(
     ("word", "meant"), [("'no'", "false"), ("n", "false"), ("0", "false"), ("Y", "true"), ("1", "true")]
 )
-def test_other_words_for_true_and_false_are_refused_with_what_was_meant(word: str, meant: str) -> None:
+def test_other_words_for_true_and_false_are_refused_with_a_suggestion(word: str, meant: str) -> None:
     assert faults(f"auth: {{enabled: {word}}}\n")[0].endswith(f"expected true or false; did you mean {meant}?")
 
 
@@ -752,5 +752,5 @@ def test_other_words_for_true_and_false_are_refused_with_what_was_meant(word: st
         ("gateway: {port: 2026-01-01}", "found 2026-01-01, expected a whole number from 0 to 65535"),
     ],
 )
-def test_what_yaml_reads_as_something_else_is_quoted_as_it_was_written(text: str, end: str) -> None:
+def test_a_value_that_yaml_converts_is_quoted_as_it_was_written(text: str, end: str) -> None:
     assert faults(text)[0].endswith(end)

@@ -57,7 +57,7 @@ def running_on(log: EventLog) -> tuple[Pipeline, Published]:
     return running, published
 
 
-async def test_a_package_whose_parent_pays_less_replaces_what_it_spends_the_coin_of(tmp_path: Path) -> None:
+async def test_a_package_whose_parent_pays_less_replaces_the_spender_of_its_coin(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
         running, published = running_on(log)
         await running.handle(message((spending(1, 7),)))
@@ -75,7 +75,7 @@ async def test_a_package_whose_parent_pays_less_replaces_what_it_spends_the_coin
     assert published.events[3].whale.alert.replaces == txid(4)
 
 
-async def test_a_whale_that_left_beside_a_stranger_is_not_said_to_be_replaced(tmp_path: Path) -> None:
+async def test_a_whale_that_left_together_with_an_unrelated_arrival_is_not_replaced(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
         running, published = running_on(log)
         await running.handle(message((spending(1, 7),)))
@@ -112,7 +112,7 @@ async def test_a_confirmed_whale_is_not_replaced_by_one_that_spends_the_same(tmp
     assert told(published) == [("alert", 1, ""), ("confirmed", 1, "b1"), ("alert", 2, "")]
 
 
-async def test_a_whale_replaces_what_was_there_until_now_and_not_what_another_one_had_replaced(tmp_path: Path) -> None:
+async def test_a_whale_replaces_the_current_spender_and_not_one_replaced_before(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
         running, published = running_on(log)
         for each in (spending(1, 5, 8), spending(2, 5), spending(3, 6), spending(4, 6, 8), spending(5, 8)):
@@ -134,7 +134,7 @@ async def test_a_whale_does_not_replace_one_that_was_replaced_before_it_came(tmp
     assert [event.whale.alert.replaces for event in published.events if event.update is None] == [None, txid(1), None]
 
 
-async def test_a_whale_does_not_wait_for_those_who_read_the_log(tmp_path: Path) -> None:
+async def test_a_whale_does_not_wait_for_readers_of_the_log(tmp_path: Path) -> None:
     """A search through all events takes a tenth of a second for 200,000 of them."""
     async with opened(tmp_path) as log:
         running, published = running_on(log)
@@ -180,7 +180,7 @@ async def test_a_rival_that_retention_removes_meanwhile_ends_nothing(tmp_path: P
         assert await linked([draft], Pruning(log)) == [draft]
 
 
-async def test_replacements_in_turn_are_each_told(tmp_path: Path) -> None:
+async def test_each_of_several_replacements_is_reported(tmp_path: Path) -> None:
     """Replacement cycling: the first comes back each time."""
     async with opened(tmp_path) as log:
         running, published = running_on(log)
@@ -199,7 +199,7 @@ async def test_a_backend_that_names_an_outpoint_twice_ends_nothing(tmp_path: Pat
     assert told(published) == [("alert", 1, "")]
 
 
-async def test_what_a_pruned_whale_spent_is_forgotten_with_it(tmp_path: Path) -> None:
+async def test_the_outpoints_of_a_pruned_whale_are_removed_with_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as log:
         running, _ = running_on(log)
         await running.handle(message((spending(1, 7),)))
@@ -209,7 +209,7 @@ async def test_what_a_pruned_whale_spent_is_forgotten_with_it(tmp_path: Path) ->
         assert await log.rivals([f"{txid(1007)}:0"]) == {f"{txid(1007)}:0": [txid(2)]}
 
 
-def test_the_spenders_of_a_message_are_found_whatever_else_is_odd_in_it() -> None:
+def test_the_spenders_in_a_message_are_found_despite_odd_parts() -> None:
     odd = spending(3, 9) | {"fee": "?"}
     broken = {"txid": 7, "vin": [{}]}
     pair = {"replaced": txid(8), "by": spending(4, 6)}

@@ -62,7 +62,7 @@ async def test_blocks_that_were_not_scanned_are_counted(tmp_path: Path, capsys: 
     assert "9 not scanned since block 10" in " ".join(capsys.readouterr().out.split())
 
 
-async def test_without_a_scan_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_without_a_scan_the_command_reports_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     await written(tmp_path / "w.db")
     assert main(["coverage", "--db-path", str(tmp_path / "w.db")]) == 0
     assert "no block scanned yet" in capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_a_log_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "none.db").exists()
 
 
-def test_a_file_that_is_no_event_log_is_left_alone_and_named(
+def test_a_file_that_is_not_an_event_log_is_left_alone_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "README.md").write_text("# not a database\n")

@@ -45,7 +45,7 @@ async def get(url: str) -> str:
         return await response.text()
 
 
-async def test_a_whale_goes_from_the_backend_to_a_client(tmp_path: Path) -> None:
+async def test_a_whale_reaches_a_client_from_the_backend(tmp_path: Path) -> None:
     async with busy_simulator() as simulator:
         config = daemon.write_config(tmp_path, simulator.url)
         async with daemon.running(config) as whaled, whaled.connect() as client:
@@ -79,7 +79,7 @@ async def test_the_subscription_is_sent_and_the_old_url_works(tmp_path: Path) ->
                 assert (await receive_type(client, "whale_alert"))["data"]["btc_value"] >= 100
 
 
-async def test_clients_are_told_of_a_restart_and_a_dead_one_does_not_hold_it_up(tmp_path: Path) -> None:
+async def test_clients_are_notified_of_a_restart_and_a_dead_client_does_not_delay_it(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     async with busy_simulator() as simulator:
@@ -139,7 +139,7 @@ async def test_user_signals_are_ignored(tmp_path: Path) -> None:
         assert await whaled.ended() == 0
 
 
-async def test_a_reload_applies_whole_or_not_at_all(tmp_path: Path) -> None:
+async def test_a_reload_applies_completely_or_not_at_all(tmp_path: Path) -> None:
     async with busy_simulator() as simulator:
         config = daemon.write_config(tmp_path, simulator.url)
         async with daemon.running(config) as whaled:
@@ -155,7 +155,7 @@ async def test_a_reload_applies_whole_or_not_at_all(tmp_path: Path) -> None:
             assert "whaled_config_last_reload_successful 0.0" in await get(whaled.http + "/metrics")
 
 
-async def test_a_reload_refuses_what_cannot_change_while_running(tmp_path: Path) -> None:
+async def test_a_reload_refuses_keys_that_cannot_change_while_running(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     async with daemon.running(config) as whaled:
         config.write_text(config.read_text().replace("whaled.db", "other.db"))
@@ -213,7 +213,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-async def test_without_a_key_it_does_not_start_and_says_how_to_make_one(tmp_path: Path) -> None:
+async def test_without_a_key_it_does_not_start_and_names_the_command_that_makes_one(tmp_path: Path) -> None:
     config = daemon.write_config(
         tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(tmp_path / "keys.json")}
     )
@@ -223,7 +223,7 @@ async def test_without_a_key_it_does_not_start_and_says_how_to_make_one(tmp_path
 
 
 @pytest.mark.parametrize("secret", ["", "short"])
-def test_an_empty_or_short_secret_does_not_open_the_door(tmp_path: Path, secret: str) -> None:
+def test_an_empty_or_short_secret_prevents_the_start(tmp_path: Path, secret: str) -> None:
     config = daemon.write_config(
         tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(tmp_path / "keys.json")}
     )
@@ -325,7 +325,7 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
         log.close()
 
 
-async def test_an_esplora_mode_backend_whose_electrs_is_not_found_is_degraded_and_says_so(tmp_path: Path) -> None:
+async def test_an_esplora_mode_backend_without_its_electrs_is_reported_as_degraded(tmp_path: Path) -> None:
     async with busy_simulator(mode=Mode.ESPLORA) as simulator:
         nowhere = f"http://127.0.0.1:{simulator.port}/elsewhere"
         config = daemon.write_config(tmp_path, simulator.url, upstream={"esplora_url": nowhere})
@@ -339,7 +339,7 @@ async def test_an_esplora_mode_backend_whose_electrs_is_not_found_is_degraded_an
 
 
 @pytest.mark.long
-async def test_an_esplora_mode_backend_is_read_whole_with_electrs_beside_it(tmp_path: Path) -> None:
+async def test_an_esplora_mode_backend_with_electrs_is_read_completely(tmp_path: Path) -> None:
     async with busy_simulator(mode=Mode.ESPLORA) as simulator:
         config = daemon.write_config(tmp_path, simulator.url)
         async with daemon.running(config) as whaled, whaled.connect() as client, asyncio.timeout(60):

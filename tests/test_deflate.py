@@ -223,7 +223,7 @@ async def test_one_compressed_frame_serves_every_filter_and_client(tmp_path: Pat
         assert [json.loads(inflate(body, MIB))["position"]["offset"] for _, body in frames[0]] == [1, 2, 3]
 
 
-async def test_what_names_the_addresses_of_a_filter_goes_to_that_filter_and_is_compressed_for_a_few(
+async def test_frames_with_the_addresses_of_a_filter_go_to_that_filter_and_are_compressed_for_a_few(
     tmp_path: Path,
 ) -> None:
     """There may be thousands of such filters, and compressing takes longer than sending."""
@@ -301,7 +301,7 @@ async def test_a_client_with_compression_that_lags_misses_nothing(tmp_path: Path
         assert await offsets(client, 1) == [count + 1]
 
 
-async def test_what_is_for_one_client_alone_is_not_compressed(tmp_path: Path) -> None:
+async def test_frames_for_a_single_client_are_not_compressed(tmp_path: Path) -> None:
     """Compressed with text of the client's choosing, a token could be read off the sizes."""
     async with (
         running_gateway(tmp_path, authenticator=Tokens(), clock=lambda: 1.0) as rig,  # the tokens end in 1970
@@ -332,7 +332,7 @@ def test_each_frame_is_inflated_by_itself_and_no_frame_grows() -> None:
     assert sizes == {0x81, 0xC1}
 
 
-def test_the_time_of_a_frame_is_linear_in_its_size_whatever_is_in_it() -> None:
+def test_the_time_of_a_frame_is_linear_in_its_size_for_any_content() -> None:
     deflater = Deflater()
 
     def run(plain: bytes) -> None:
@@ -395,14 +395,14 @@ def test_a_block_after_a_final_one_may_refer_to_what_came_before_it() -> None:
         b"\x03\x00" * 8_000,
     ],
 )
-def test_what_is_damaged_or_cut_off_is_not_read(payload: bytes) -> None:
+def test_a_damaged_or_truncated_message_is_refused(payload: bytes) -> None:
     with pytest.raises(DeflateError):
         inflate(payload, 16 * 1024)
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 2_000), st.integers(0, 2**16 - 1))
-def test_whatever_comes_in_ends_in_a_message_within_the_limit_or_an_error(data: bytes, limit: int, change: int) -> None:
+def test_any_input_ends_in_a_message_within_the_limit_or_an_error(data: bytes, limit: int, change: int) -> None:
     assert inflate(deflated(data), max(limit, len(data))) == data
     damaged = bytearray(deflated(data * 3) + data)
     damaged[change % len(damaged)] ^= change >> 8 | 1
@@ -412,7 +412,7 @@ def test_whatever_comes_in_ends_in_a_message_within_the_limit_or_an_error(data: 
         return
 
 
-async def test_compressed_messages_are_answered_whole_or_in_fragments(tmp_path: Path) -> None:
+async def test_compressed_messages_are_answered_also_in_fragments(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
         await client.told("status")
         client.send(command(type="ping", id=1) + masked(TEXT, b'{"type":"ping","id":2}'))
@@ -484,7 +484,7 @@ async def test_a_binary_message_is_not_inflated(tmp_path: Path) -> None:
             assert (await client.told("error"))["code"] == "invalid_message"
 
 
-async def test_messages_cost_by_their_size_and_not_by_what_arrives_of_them(tmp_path: Path) -> None:
+async def test_messages_are_charged_by_their_inflated_and_their_sent_size(tmp_path: Path) -> None:
     long = json.dumps({"type": "ping", "x": "x" * 15_000}).encode()
     blocks = b"\x00\x00\x00\xff\xff" * 3_000 + deflated(b'{"type":"ping"}')
     for payload in (deflated(long), blocks):
@@ -495,7 +495,7 @@ async def test_messages_cost_by_their_size_and_not_by_what_arrives_of_them(tmp_p
             assert answers == ["pong", "pong", "pong", "error"]  # a budget of 40 tokens, and 15 or 16 a message
 
 
-async def test_a_flood_of_compressed_messages_is_closed_without_inflating_what_is_over_the_rate(tmp_path: Path) -> None:
+async def test_a_flood_of_compressed_messages_is_closed_without_inflating_those_above_the_rate(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
         await client.told("status")
         # If they were inflated, the connection would be closed 1009.
@@ -503,7 +503,7 @@ async def test_a_flood_of_compressed_messages_is_closed_without_inflating_what_i
         assert await client.closed() == (1008, "Rate limit exceeded")
 
 
-async def test_a_stranger_s_bomb_ends_it(tmp_path: Path) -> None:
+async def test_a_compression_bomb_ends_an_unauthenticated_connection(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, authenticator=Tokens()) as rig, raw(rig, asking()) as client:
         client.send(compressed(TEXT, deflated(b"x" * 9 * MIB)))
         assert await client.closed() == (1009, "Message too big")
@@ -555,7 +555,7 @@ async def test_a_kept_compressor_goes_with_messages_that_are_not_compressed_and_
         assert [(await client.told("pong"))["id"] for _ in range(4)] == [1, 2, 3, 4]
 
 
-def test_what_is_remembered_is_the_window_and_nothing_once_a_client_keeps_the_agreement() -> None:
+def test_the_window_is_kept_until_a_client_keeps_the_agreement() -> None:
     kept, chance = Kept(9), random.Random(3)
     client, message = Inflater(), b""
     for _ in range(20):
@@ -572,7 +572,7 @@ def test_what_is_remembered_is_the_window_and_nothing_once_a_client_keeps_the_ag
         assert good._before == b""
 
 
-def test_a_reference_to_what_was_left_out_is_noticed_and_one_to_what_came_after_it_is_read() -> None:
+def test_a_reference_to_skipped_data_is_refused_and_one_to_later_data_is_read() -> None:
     for keeps in (False, True):
         kept, client = Kept(9), Inflater()
         client.inflate(kept.data(NOISE[:100]), MIB)
@@ -615,7 +615,7 @@ def test_the_bounds_hold_with_a_kept_compressor_too() -> None:
         client.inflate(kept.data(NOISE * 40), 16_384)
 
 
-async def test_what_is_damaged_closes_a_client_with_a_kept_compressor_too(tmp_path: Path) -> None:
+async def test_a_damaged_message_closes_a_client_with_a_kept_compressor_too(tmp_path: Path) -> None:
     kept = Kept()
     async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
         client.send(kept.command(type="ping") + kept.command(type="ping") + compressed(TEXT, b"\x07" + GARBAGE))

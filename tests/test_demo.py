@@ -59,7 +59,7 @@ def test_the_owners_of_the_world_are_known_unless_the_operator_has_a_book() -> N
 
 @pytest.mark.slow
 @pytest.mark.long
-async def test_a_restarted_demo_says_nothing_of_the_world_before(tmp_path: Path) -> None:
+async def test_a_restarted_demo_has_no_events_of_the_previous_world(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     async with daemon.running(config, "--simulate") as first, first.connect() as client:
         alert = await receive_type(client, "whale_alert")

@@ -49,7 +49,7 @@ def test_each_runbook_link_leads_to_a_section_of_an_installed_page(tmp_path: Pat
         assert parts.fragment in headings(page)
 
 
-def test_the_runbook_may_be_anywhere_else(tmp_path: Path) -> None:
+def test_the_location_of_the_runbook_is_configurable(tmp_path: Path) -> None:
     done = make_share(tmp_path, "DOCS_URL=https://wiki.example.org/ops/whaled/")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
@@ -70,7 +70,7 @@ def test_a_url_that_no_link_can_begin_with_is_refused(tmp_path: Path, url: str) 
     assert not any(tmp_path.iterdir())
 
 
-def test_the_installed_pages_link_to_what_is_installed_and_everybody_may_read_them(tmp_path: Path) -> None:
+def test_the_installed_pages_have_no_broken_links_and_are_world_readable(tmp_path: Path) -> None:
     assert make_share(tmp_path).returncode == 0
     share = tmp_path / "opt/whaled/share"
     assert {path.name for path in share.iterdir()} == {"docs", "grafana", "prometheus", "whaled.example.yaml"}

@@ -68,7 +68,7 @@ async def test_a_start_without_descriptors_for_clients_is_refused(tmp_path: Path
 
 
 @pytest.mark.slow
-async def test_a_start_with_few_descriptors_says_how_many_clients_they_are_for(tmp_path: Path) -> None:
+async def test_a_start_with_few_descriptors_logs_how_many_clients_they_allow(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1/")
     async with daemon.running(config, launcher=limited(470)) as whaled:
         (line,) = [line for line in whaled.lines if "connections_possible" in line]

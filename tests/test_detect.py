@@ -80,7 +80,7 @@ def test_by_moved_change_does_not_count() -> None:
     assert not is_whale(known, BY_MOVED)
 
 
-def test_by_moved_unknown_inputs_leave_the_total_to_decide_and_the_alert_says_so() -> None:
+def test_by_moved_unknown_inputs_leave_the_total_to_decide_with_a_reason() -> None:
     unknown = transaction([output(50 * BTC), output(100 * BTC, "0014bb")])
     whale = judge(unknown, BY_MOVED)
     assert whale.alert.moved_sat is None
@@ -141,7 +141,7 @@ def test_by_inputs_one_satoshi_of_fee_decides(difference: int, expected: bool) -
     assert is_whale(found, Rules(100 * BTC, Basis.INPUTS)) is expected
 
 
-def test_by_inputs_an_unknown_fee_leaves_the_outputs_to_decide_and_the_alert_says_so() -> None:
+def test_by_inputs_an_unknown_fee_leaves_the_outputs_to_decide_with_a_reason() -> None:
     by_inputs = Rules(100 * BTC, Basis.INPUTS)
     assert "inputs_sum_unknown" in judge(transaction([output(100 * BTC)], fee_sat=None), by_inputs).alert.reasons
     small = transaction([output(100 * BTC - 1)], fee_sat=None)
@@ -193,7 +193,7 @@ def test_the_minimum_follows_the_price() -> None:
 
 
 @pytest.mark.parametrize(("age", "usd"), [(0, 6_400_000.0), (7200, 6_400_000.0), (7201, None), (21 * 86400, None)])
-def test_a_price_counts_for_its_time_and_the_alert_says_when_it_was(age: float, usd: float | None) -> None:
+def test_a_price_is_used_until_its_maximum_age_and_the_alert_has_its_time(age: float, usd: float | None) -> None:
     alert = judge(transaction([output(100 * BTC)]), market=Market(price=Price(64_000.0, NOW - age))).alert
     assert alert.usd_value == usd
     assert (alert.btc_usd is None) == (alert.price_timestamp is None) == (usd is None)
@@ -218,7 +218,7 @@ def test_the_price_of_a_whale_of_a_block_is_one_of_the_block_s_time(mined: float
 # --- the alert ---
 
 
-def test_an_alert_says_everything_that_is_known() -> None:
+def test_an_alert_has_every_known_value() -> None:
     inputs = [
         Input(txid(7), 0, 0xFFFFFFFD, Output(200 * BTC, "0014bb", ADDRESSES[2])),
         Input(txid(8), 1, 0xFFFFFFFF, Output(BTC, "0014cc", None)),
@@ -243,7 +243,7 @@ def test_an_alert_says_everything_that_is_known() -> None:
     assert whale.addresses == (ADDRESSES[2], ADDRESSES[0])
 
 
-def test_what_is_not_known_is_null_and_never_a_number() -> None:
+def test_unknown_values_are_null_and_never_a_number() -> None:
     alert = judge(transaction([output(150 * BTC)], fee_sat=None, fee_rate=None), market=Market()).alert
     unknown = (
         alert.moved_sat,
@@ -283,7 +283,7 @@ def test_a_whale_first_seen_in_a_block_is_confirmed_and_nothing_is_predicted(
     assert (alert.predicted_confirmation_block is None) == (status is Status.CONFIRMED)
 
 
-def test_the_flow_of_a_coinjoin_is_unknown_its_labels_are_told() -> None:
+def test_the_flow_of_a_coinjoin_is_unknown_but_its_labels_are_given() -> None:
     book = AddressBook.parse(f"Kraken,{ADDRESSES[0]},exchange", "book.csv")
     outputs = [Output(50 * BTC, f"0014a{n}", ADDRESSES[0] if n == 0 else None) for n in range(5)]
     mixed = transaction(outputs, [spent(51 * BTC, f"0014b{n}") for n in range(5)])
@@ -341,7 +341,7 @@ def test_a_reload_changes_the_rules_and_keeps_the_memory() -> None:
     assert before.rules == RULES
 
 
-def test_what_one_label_of_the_book_pays_is_no_coinjoin() -> None:
+def test_a_transaction_paid_by_one_label_is_no_coinjoin() -> None:
     outputs = [Output(50 * BTC, f"0014a{n}") for n in range(5)]
     inputs = [spent(50 * BTC, f"0014b{n}", address) for n, address in enumerate(ADDRESSES)]
     mixed = transaction(outputs, inputs)

@@ -228,7 +228,7 @@ def test_of_several_replaced_the_one_that_left_now_is_the_predecessor() -> None:
         assert change.predecessor(txid(4)) is None
 
 
-def test_prices_distinguish_not_said_from_not_known() -> None:
+def test_prices_distinguish_absent_from_unknown() -> None:
     assert (decode(frame(pong=True)).price_known, decode(frame(pong=True)).btc_usd) == (False, None)
     for conversions, price in (({"time": 0, "USD": -1}, None), ({"time": 5, "USD": 64000}, 64000.0), ({}, None)):
         read = decode(frame(conversions=conversions))
@@ -265,7 +265,7 @@ def test_a_block_whose_rates_are_all_zero_has_no_lowest_one() -> None:
     assert read.projected == (ProjectedBlock(998_500, None, 0), ProjectedBlock(1000, 0, 2))
 
 
-def test_loading_is_told_by_the_key_mempool_and_not_by_junk_of_rest_calls() -> None:
+def test_loading_is_read_from_the_key_mempool_only() -> None:
     assert decode(frame(loadingIndicators={"mempool": 99})).loading is True
     assert decode(frame(loadingIndicators={"blocktxs-00ab": 50})).loading is False
     assert decode(frame(pong=True)).loading is None
@@ -300,7 +300,7 @@ def test_a_projected_block_answers_as_a_snapshot_with_its_sequence() -> None:
     assert decode(frame(**{"projected-block-transactions": later})).snapshot is None
 
 
-def test_what_is_sent_is_json_the_backend_understands() -> None:
+def test_requests_are_json_that_the_backend_understands() -> None:
     assert [json.loads(text) for text in (*subscribe_frames(), PING, track_block_frame(-1))] == [
         {"action": "init"},
         {"action": "want", "data": ["blocks", "stats", "mempool-blocks"]},
@@ -424,7 +424,7 @@ def test_one_input_that_cannot_be_read_is_unknown_and_the_others_are_not() -> No
 
 
 @pytest.mark.parametrize("tag", ["\\ud83d", "\\udC00\\ud83d", "cut \\uD83D and \\ude00 back", "\\\\ud83d\\ud83d"])
-def test_half_a_surrogate_pair_in_a_text_that_nobody_reads_costs_nothing(tag: str) -> None:
+def test_half_a_surrogate_pair_in_an_unused_text_costs_nothing(tag: str) -> None:
     block = {"id": txid(7), "height": 1, "timestamp": 5, "extras": {"pool": {"minerNames": ["TAG"]}}}
     raw = frame(**{"block": block, DELTA: delta(added=[tx(1, 5 * BTC)])}).decode().replace("TAG", tag)
     for sent in (raw, raw.encode()):
@@ -512,7 +512,7 @@ PART_NAMES = [DELTA, "block", "blocks", "fees", "mempool-blocks", "conversions",
     parts=st.dictionaries(st.sampled_from(PART_NAMES), json_values, max_size=5),
     change=st.fixed_dictionaries({}, optional=dict.fromkeys(delta(), json_values)),
 )
-def test_any_json_is_read_or_refused_and_never_anything_else(parts: dict[str, Any], change: dict[str, Any]) -> None:
+def test_any_json_is_either_read_or_refused(parts: dict[str, Any], change: dict[str, Any]) -> None:
     for content in (parts, parts | {DELTA: change}):
         try:
             read = decode(frame(**content))
@@ -525,7 +525,7 @@ def test_any_json_is_read_or_refused_and_never_anything_else(parts: dict[str, An
 
 @relaxed
 @given(position=st.integers(0, 3000), byte=st.binary(min_size=1, max_size=2))
-def test_a_damaged_recorded_frame_is_read_or_refused_and_never_anything_else(position: int, byte: bytes) -> None:
+def test_a_damaged_recorded_frame_is_either_read_or_refused(position: int, byte: bytes) -> None:
     raw = min((raw for raw in recorded_frames() if b'"added":[{' in raw), key=len)
     damaged = raw[:position] + byte + raw[position + len(byte) :]
     try:
@@ -555,7 +555,7 @@ def test_a_damaged_recorded_frame_is_read_or_refused_and_never_anything_else(pos
         ([5, 0, 0], Continuity.NOT_IN_SYNC),
     ],
 )
-def test_sequence_numbers_tell(sequences: list[int], last: Continuity) -> None:
+def test_sequence_numbers_show_the_continuity(sequences: list[int], last: Continuity) -> None:
     tracker = SequenceTracker()
     assert [tracker.observe(sequence) for sequence in sequences][-1] is last
 
@@ -579,7 +579,7 @@ def test_the_recording_has_one_restart_and_no_gap() -> None:
     assert told.count(Continuity.NOT_IN_SYNC) == 8
 
 
-def test_blocks_tell_how_the_chain_goes_on() -> None:
+def test_blocks_show_the_steps_of_the_chain() -> None:
     chain = ChainTracker()
     steps = [
         chain.observe(found)

@@ -203,7 +203,7 @@ def test_every_reason_for_a_failure_of_the_log_is_explained() -> None:
 
 
 @pytest.mark.parametrize("reason", [LogFailure.LOCKED, LogFailure.DISK_FULL, LogFailure.CORRUPT])
-def test_the_failures_of_the_log_are_told_as_shown(reason: LogFailure) -> None:
+def test_the_failures_of_the_log_are_documented_as_shown(reason: LogFailure) -> None:
     assert ADVICE[reason] in EVENTLOG.read_text()
 
 

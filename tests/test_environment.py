@@ -53,9 +53,7 @@ def links(name: str, address: str = "10.96.3.7", port: int = 8765, protocol: str
         ("WHALED_2_METRICS", "10.96.3.7", "tcp"),
     ],
 )
-def test_what_kubernetes_sets_for_a_service_is_passed_over_with_a_warning(
-    name: str, address: str, protocol: str
-) -> None:
+def test_service_variables_of_kubernetes_are_skipped_with_a_warning(name: str, address: str, protocol: str) -> None:
     found = loaded(links(name, address, protocol=protocol))
     assert found.config == loaded({}).config
     (warning,) = found.warnings
@@ -66,7 +64,7 @@ def test_what_kubernetes_sets_for_a_service_is_passed_over_with_a_warning(
     )
 
 
-def test_a_setting_beside_service_links_counts() -> None:
+def test_a_setting_next_to_service_variables_is_used() -> None:
     environ = {**links("WHALED_GATEWAY"), "WHALED_GATEWAY_PORT": "9000"}
     assert loaded(environ).config.gateway.port == 9000
 
@@ -155,7 +153,7 @@ def test_a_file_with_odd_bytes_is_refused_without_its_content(secret: Path, cont
     assert "hunter2" not in found
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, problem in (
         (tmp_path / "none", f"cannot read {tmp_path}/none: No such file or directory"),

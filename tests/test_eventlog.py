@@ -64,7 +64,7 @@ async def test_events_get_offsets_from_one_in_the_order_given(path: Path) -> Non
         assert log.position == Position(log.epoch, 3)
 
 
-async def test_what_is_read_equals_what_append_returned(path: Path) -> None:
+async def test_the_events_read_equal_those_that_append_returned(path: Path) -> None:
     async with open_log(path) as log:
         stored = await log.append(
             [alert(1), alert(2, addresses=3_000), update(2), update(1, Kind.REPLACED, ref=txid(9))]
@@ -73,7 +73,7 @@ async def test_what_is_read_equals_what_append_returned(path: Path) -> None:
         assert stored[2].whale == whale(2, addresses=3_000)
 
 
-async def test_a_page_holds_what_lies_after_and_up_to_and_no_more_than_the_limit(path: Path) -> None:
+async def test_a_page_has_the_events_between_two_offsets_up_to_the_limit(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n) for n in range(10)])
         assert [event.offset for event in await log.between(2, 7, 100)] == [3, 4, 5, 6, 7]
@@ -92,7 +92,7 @@ async def test_duplicates_are_skipped_without_leaving_a_hole(path: Path) -> None
         assert await offsets(log) == [1, 2, 3, 4, 5]
 
 
-async def test_an_alert_is_said_once_whatever_its_ref_and_content(path: Path) -> None:
+async def test_an_alert_is_stored_once_whatever_its_ref_and_content(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(1)])
         again = Draft(kind=Kind.ALERT, at=START + 9, whale=whale(1, addresses=7), ref="other")
@@ -257,7 +257,7 @@ async def test_a_time_from_the_future_does_not_keep_the_log_from_being_pruned(pa
         assert await offsets(log) == [4]
 
 
-async def test_what_was_stored_in_a_wrong_time_stays_until_what_came_after_it_is_old(path: Path) -> None:
+async def test_events_stored_with_a_wrong_clock_stay_until_later_ones_are_old(path: Path) -> None:
     async with open_log(path) as log:
         # The clock an hour ahead at the first start, corrected, and whaled restarted within that hour.
         await log.append([alert(1, at=START + 3_600), alert(2, at=START + 3_601), alert(3, at=START + 60)])
@@ -292,7 +292,7 @@ async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> Non
         assert lines == []
 
 
-async def test_where_blocks_are_not_followed_an_old_one_does_not_hold_up_pruning(path: Path) -> None:
+async def test_an_old_block_does_not_stop_pruning_without_a_backfill(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(1)])
         await log.put_scan(scan(800_000, START))
@@ -468,7 +468,7 @@ async def test_a_file_made_but_never_filled_becomes_a_log(path: Path) -> None:
         assert [event.offset for event in await log.append([alert(1)])] == [1]
 
 
-async def test_the_database_says_whose_it_is_and_which_version(path: Path) -> None:
+async def test_the_database_has_an_application_id_and_a_schema_version(path: Path) -> None:
     async with open_log(path):
         pass
     with closing(sqlite3.connect(path)) as db:
@@ -637,7 +637,7 @@ def test_any_history_of_appends_prunes_and_restarts_agrees_with_the_model(
         asyncio.run(compare(Path(directory) / "whaled.db", lives))
 
 
-def test_an_alert_of_an_older_version_is_read_without_what_it_did_not_say() -> None:
+def test_an_alert_of_an_older_version_is_read_without_newer_fields() -> None:
     codec = Codec()
     stored = json.loads(codec.json(whale(1).alert))
     for newer in ("price_timestamp", "matched_rules"):

@@ -202,7 +202,7 @@ async def test_a_flipped_bit_is_never_a_wrong_event(path: Path, bit: int) -> Non
         assert meter.damaged_rows == 1
 
 
-async def test_a_damaged_page_costs_its_events_and_nothing_else(path: Path) -> None:
+async def test_a_damaged_page_loses_only_its_own_events(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n, addresses=60) for n in range(1, 201)])
         await log.check()
@@ -240,7 +240,7 @@ async def test_damage_is_logged_once_with_the_offset_and_what_to_do(path: Path) 
     assert "whaled repair" in line["event"]
 
 
-async def test_what_retention_removed_is_no_damage(path: Path) -> None:
+async def test_events_removed_by_retention_are_no_damage(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter) as log:
         await log.append([alert(n, at=START + n * 86_400) for n in range(20)])
@@ -255,7 +255,7 @@ async def test_what_retention_removed_is_no_damage(path: Path) -> None:
         assert (log.whole_from, meter.damaged_rows) == (16, 1)
 
 
-async def test_a_page_says_how_far_it_was_read_whatever_was_in_it(path: Path) -> None:
+async def test_a_page_states_how_far_it_was_read_despite_damaged_rows(path: Path) -> None:
     await filled(path)
     edit(path, "UPDATE events SET ref = 'x' WHERE offset IN (1, 2, 6)")
     async with open_log(path) as log:
@@ -279,7 +279,7 @@ async def test_a_page_is_bounded_in_bytes(path: Path) -> None:
         assert await offsets(log) == list(range(1, 13))
 
 
-async def test_a_time_is_found_beside_damage_and_never_too_late(path: Path) -> None:
+async def test_the_offset_of_a_time_is_never_too_late_despite_damage(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n, at=float(10 * n)) for n in range(1, 41)])
         edit(
@@ -327,7 +327,7 @@ async def test_a_damaged_counter_begins_a_new_epoch_behind_the_newest_event(path
 
 
 @pytest.mark.parametrize("offset", [8, 2**40, 2**63 - 1])
-async def test_an_event_beyond_the_counter_does_not_stand_in_the_way(path: Path, offset: int) -> None:
+async def test_an_event_beyond_the_counter_does_not_prevent_appends(path: Path, offset: int) -> None:
     epoch = await filled(path)
     edit(path, f"UPDATE events SET offset = {offset} WHERE offset = 6")
     meter = Meter()
@@ -470,7 +470,7 @@ async def test_a_gap_that_no_repair_made_is_ignored(path: Path, row: tuple[int, 
     assert [line["row"] for line in lines if line.get("table") == "gaps"] == [f"offsets {row[0]} to {row[1]}"]
 
 
-async def test_what_whales_spend_is_not_taken_for_what_another_spends(path: Path) -> None:
+async def test_a_damaged_outpoint_is_not_attributed_to_another_whale(path: Path) -> None:
     def spending(n: int, *outpoints: str) -> Draft:
         return Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), outpoints))
 

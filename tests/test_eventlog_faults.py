@@ -108,7 +108,7 @@ async def test_another_program_s_database_is_refused_and_not_touched(path: Path)
 
 
 @pytest.mark.parametrize("content", [b"gateway:\n  port: 8765\n", b"not a database " * 1_000], ids=["short", "long"])
-async def test_a_file_that_is_no_database_is_refused_and_not_touched(path: Path, content: bytes) -> None:
+async def test_a_file_that_is_not_a_database_is_refused_and_not_touched(path: Path, content: bytes) -> None:
     overwrite(path, 0, content)
     before = digest(path)
     error = await refusal(path)
@@ -136,7 +136,7 @@ async def test_a_lock_file_that_is_a_link_is_not_followed(path: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["hard link", "fifo", "large", "other owner"])
-async def test_a_lock_file_that_somebody_planted_is_refused_and_left_alone(path: Path, kind: str) -> None:
+async def test_a_planted_lock_file_is_refused_and_left_alone(path: Path, kind: str) -> None:
     lock = path.with_name("whaled.db.lock")
     target = path.with_name("precious")
     content = "keep me " * 10 if kind == "large" else "keep me"
@@ -161,7 +161,7 @@ async def test_a_lock_file_that_somebody_planted_is_refused_and_left_alone(path:
         assert lock.read_text() == content
 
 
-async def test_a_second_daemon_is_refused_and_told_who_has_the_log(path: Path, tmp_path: Path) -> None:
+async def test_a_second_daemon_is_refused_with_the_process_that_has_the_log(path: Path, tmp_path: Path) -> None:
     other_name = tmp_path / "link.db"
     async with open_log(path) as log:
         other_name.symlink_to(path)
@@ -306,7 +306,9 @@ def test_a_full_disk_stores_nothing_and_the_log_goes_on_once_there_is_room(tmp_p
     ],
     ids=["writable", "read-only file", "read-only directory"],
 )
-def test_what_may_not_be_written_is_refused_with_what_to_do(directory_mode: int, file_mode: int, expected: str) -> None:
+def test_a_log_that_may_not_be_written_is_refused_with_a_remedy(
+    directory_mode: int, file_mode: int, expected: str
+) -> None:
     # Not in tmp_path: another user may not even enter that.
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "whaled.db"

@@ -65,7 +65,7 @@ async def held(path: Path) -> list[Event]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "lost", "_"), ROWS.values(), ids=ROWS)
-async def test_what_is_damaged_is_listed_taken_out_and_a_gap_from_then_on(
+async def test_damaged_rows_are_listed_and_removed_and_become_a_gap(
     path: Path, change: str, lost: set[int], _: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     epoch = await filled(path)
@@ -209,7 +209,9 @@ async def test_a_gap_that_no_repair_made_is_named_and_taken_out(
         assert (log.epoch, log.whole_from, await offsets(log)) == (epoch, 1, [1, 2, 3, 4, 5, 6])
 
 
-async def test_what_a_lost_whale_spends_is_named_and_taken_out(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_outpoints_of_a_lost_whale_are_listed_and_removed(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with open_log(path) as log:
         drafts = [Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), (f"{n}:0",))) for n in (1, 2)]
         await log.append(drafts)
@@ -221,7 +223,7 @@ async def test_what_a_lost_whale_spends_is_named_and_taken_out(path: Path, capsy
 
 
 @pytest.mark.slow
-async def test_what_a_damaged_page_leaves_is_saved(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_rows_outside_a_damaged_page_are_saved(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
         stored = await log.append([alert(n, addresses=30) for n in range(1, 301)])
@@ -275,7 +277,7 @@ async def test_flipped_bits_are_found_and_repaired_or_the_file_is_refused(
     assert answer(path, capsys, "--deep")[0] == 0
 
 
-async def test_check_and_dry_run_work_beside_a_daemon_and_repair_refuses(
+async def test_check_and_dry_run_work_while_a_daemon_runs_and_repair_refuses(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await filled(path)
@@ -294,7 +296,7 @@ async def test_check_and_dry_run_work_beside_a_daemon_and_repair_refuses(
     assert ASIDE not in names(path)
 
 
-def test_without_a_log_both_say_so(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_log_check_and_repair_report_that(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "repair"):
         assert main([command, "--db-path", str(path)]) == 78
         assert "no such file" in capsys.readouterr().err
@@ -313,7 +315,7 @@ async def test_the_shallow_check_finds_missing_events(path: Path, capsys: pytest
     assert [each["row"] for each in found["damages"]] == ["offsets 2 to 3", "offset 6"]
 
 
-async def test_commands_that_read_the_log_leave_damaged_rows_out_and_say_so(
+async def test_commands_that_read_the_log_leave_damaged_rows_out_and_report_them(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await filled(path)

@@ -319,7 +319,7 @@ async def test_a_damaged_first_page_is_named_by_every_command_and_a_backup_is_wh
 
 
 @pytest.mark.parametrize("byte", [b"\xf9", b"\xff", b"\x80"])
-async def test_a_schema_that_is_no_utf8_is_a_damaged_first_page(
+async def test_a_schema_that_is_not_utf8_is_a_damaged_first_page(
     path: Path, byte: bytes, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """SQLite quotes the byte in its message."""
@@ -349,7 +349,7 @@ async def test_a_first_page_that_the_write_ahead_log_has_is_not_damaged(
     assert (lines_of(capsys, "repair", "--db-path", crashed)[0] == 0) is (status == 0)
 
 
-async def test_a_file_of_something_else_is_not_taken_for_a_damaged_log(
+async def test_a_file_of_another_format_is_not_treated_as_a_damaged_log(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(path, random.Random(3).randbytes(40 * PAGE))
@@ -395,7 +395,7 @@ async def test_a_damaged_page_costs_what_is_on_it_and_no_more(
         assert gone[table] or not loses
 
 
-async def test_events_below_a_page_that_cannot_be_read_are_not_said_to_be_missing(
+async def test_events_below_an_unreadable_page_are_not_reported_as_missing(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root,) = pages_of(path, "events", rawfile.INTERIOR_TABLE)
@@ -408,7 +408,7 @@ async def test_events_below_a_page_that_cannot_be_read_are_not_said_to_be_missin
     assert f"events: {EVENTS} rows before, {EVENTS} saved, 0 lost" in shown
 
 
-async def test_rows_that_an_index_alone_has_are_saved_and_said_to_have_no_checksums(
+async def test_rows_found_only_in_an_index_are_saved_and_reported_as_without_checksums(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = rows_of(path)
@@ -457,7 +457,7 @@ async def test_a_log_without_any_event_has_lost_them(path: Path, capsys: pytest.
     assert line["row"] == f"offsets 1 to {EVENTS}"
 
 
-async def test_where_an_older_version_pruned_whales_without_events_show_the_loss(
+async def test_whales_without_events_show_the_loss_in_a_log_of_an_older_version(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(path, "DELETE FROM state", "DELETE FROM log", "DELETE FROM events WHERE offset <= 30 OR offset > 120")
@@ -467,7 +467,7 @@ async def test_where_an_older_version_pruned_whales_without_events_show_the_loss
     assert "and 11 more findings" in shown
 
 
-async def test_what_retention_removed_is_no_loss(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_events_removed_by_retention_are_no_loss(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
         assert await log.prune(START + 90 * 86_400 + 50.5, follows_blocks=False) == 50
     assert lines_of(capsys, "check", "--deep", "--db-path", path)[0] == 0
@@ -521,7 +521,7 @@ async def test_a_table_that_is_dropped_while_the_daemon_runs_ends_it_with_a_clea
         assert caught.value.reason is LogFailure.CORRUPT
 
 
-async def test_events_behind_a_lost_counter_are_said_to_be_lost(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_events_after_a_lost_counter_are_reported_as_lost(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(path, f"DELETE FROM events WHERE offset > {EVENTS - 8}", f"UPDATE log SET head = {EVENTS - 8}")
     lost = f"events after {EVENTS - 8} may have been lost (at least up to {EVENTS - 3})"
     status, shown = lines_of(capsys, "repair", "--dry-run", "--db-path", path)
@@ -547,7 +547,7 @@ async def test_the_daemon_reports_events_behind_a_lost_counter(path: Path, capsy
     assert "at least up to 157" in line["problem"]
 
 
-async def test_a_page_that_only_the_write_ahead_log_has_counts_beside_a_daemon(
+async def test_a_page_only_in_the_write_ahead_log_counts_while_a_daemon_runs(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(path, "UPDATE events SET ref = 'x' WHERE offset = 5")

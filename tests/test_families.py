@@ -58,7 +58,7 @@ def test_a_copy_of_a_refreshed_token_is_found_out_later_in_the_chain_too() -> No
     revoked(judge, child, NOW + 3)
 
 
-def test_one_chain_goes_on_as_long_as_nobody_copies_it() -> None:
+def test_a_chain_of_single_use_refreshes_goes_on() -> None:
     judge = Judge()
     grant = judge.verify(make(), NOW)
     for turn in range(200):

@@ -302,7 +302,7 @@ async def test_a_consumer_that_takes_its_time_loses_nothing_and_the_link_stays(
 # --- what the backend is up to ---
 
 
-async def test_a_backend_restart_is_told_apart_from_a_gap(backend: Backend, meter: Recorder) -> None:
+async def test_a_backend_restart_is_distinguished_from_a_gap(backend: Backend, meter: Recorder) -> None:
     async with feed(backend.url(), meter) as stream:
         await until(stream, Connected)
         peer = await backend.peers.get()
@@ -400,9 +400,7 @@ async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorde
 
 
 @pytest.mark.parametrize("kind", Garbage)
-async def test_garbage_is_passed_over_and_the_next_frame_arrives(
-    backend: Backend, meter: Recorder, kind: Garbage
-) -> None:
+async def test_garbage_is_skipped_and_the_next_frame_arrives(backend: Backend, meter: Recorder, kind: Garbage) -> None:
     async with feed(backend.url(), meter) as stream:
         await until(stream, Connected)
         peer = await backend.peers.get()
@@ -448,7 +446,7 @@ def test_a_sampler_lets_the_first_through_then_one_per_interval_with_the_count()
 # --- losing the link and coming back ---
 
 
-async def test_a_dropped_link_is_told_and_comes_back(backend: Backend, meter: Recorder) -> None:
+async def test_a_dropped_link_is_reported_and_comes_back(backend: Backend, meter: Recorder) -> None:
     async with feed(backend.url(), meter) as stream:
         await until(stream, Connected)
         (await backend.peers.get()).drop()
@@ -569,7 +567,7 @@ async def test_a_suspect_link_recovers_with_the_next_frame(backend: Backend, met
     assert meter.losses == []
 
 
-async def test_a_frame_above_the_limit_is_told_with_its_key_and_the_link_comes_back(
+async def test_a_frame_above_the_limit_is_reported_with_the_key_and_the_link_comes_back(
     backend: Backend, meter: Recorder
 ) -> None:
     enormous = max(recorded(SECOND_RUN), key=len)
@@ -656,7 +654,7 @@ async def test_nothing_listening_is_refused_on_every_address_of_a_name(meter: Re
         (HTTPStatus.MOVED_PERMANENTLY, "https://[::1", "301, redirected to"),
     ],
 )  # fmt: skip
-async def test_a_web_server_without_a_websocket_is_told_by_its_status(
+async def test_a_web_server_without_a_websocket_is_reported_by_its_status(
     meter: Recorder, status: HTTPStatus, location: str | None, says: str
 ) -> None:
     async with status_server(status, location) as server:
@@ -679,16 +677,16 @@ async def test_an_odd_answer_is_one_more_lost_link_and_tried_again(meter: Record
 @pytest.mark.parametrize(
     ("head", "says"),
     [
-        ("two times to wait", "HTTP 503: not at the moment; Retry-After of 9 s"),
-        ("two times to wait, limited", "HTTP 429: too many requests or connections from here; Retry-After of 9 s"),
-        ("a time to wait and nonsense", "HTTP 503: not at the moment; Retry-After of 3 s"),
-        ("no time to wait, twice", "no Retry-After, so the usual delays apply"),
-        ("a year that there is not", "HTTP 503: a proxy answered, the mempool backend behind it did not"),
-        ("two places", "HTTP 302, redirected to http://a.example/; set upstream.url to ws://a.example/"),
-        ("no place, twice", "HTTP 302 for ws://"),
+        ("two Retry-After headers", "HTTP 503: not at the moment; Retry-After of 9 s"),
+        ("429, two Retry-After headers", "HTTP 429: too many requests or connections from here; Retry-After of 9 s"),
+        ("a valid and an invalid Retry-After", "HTTP 503: not at the moment; Retry-After of 3 s"),
+        ("two invalid Retry-After headers", "no Retry-After, so the usual delays apply"),
+        ("a nonexistent year", "HTTP 503: a proxy answered, the mempool backend behind it did not"),
+        ("two locations", "HTTP 302, redirected to http://a.example/; set upstream.url to ws://a.example/"),
+        ("two empty locations", "HTTP 302 for ws://"),
     ],
 )
-async def test_of_a_header_that_comes_twice_what_can_be_read_is_told(meter: Recorder, head: str, says: str) -> None:
+async def test_the_readable_part_of_a_repeated_header_is_reported(meter: Recorder, head: str, says: str) -> None:
     async with answering(ODD[head]) as place:
         _, detail = await lost_at(f"ws://{place}", meter)
     assert says in detail
@@ -702,13 +700,13 @@ async def test_a_server_of_another_protocol_fails_the_handshake(meter: Recorder,
     assert "is upstream.url a mempool backend?" in detail
 
 
-async def test_a_server_that_accepts_and_says_nothing_times_out(meter: Recorder) -> None:
+async def test_a_server_that_accepts_and_sends_nothing_times_out(meter: Recorder) -> None:
     async with tcp_server(None) as port:
         reason, detail = await lost_at(f"ws://127.0.0.1:{port}", meter, connect_timeout=0.05)
     assert (reason, detail) == (LossReason.TIMEOUT, "no connection within upstream.connect_timeout (0.05 s)")
 
 
-async def test_an_echo_websocket_is_no_mempool_backend(meter: Recorder) -> None:
+async def test_an_echo_websocket_is_not_accepted_as_a_backend(meter: Recorder) -> None:
     async def echo(connection: ServerConnection) -> None:
         async for message in connection:
             await connection.send(message)
@@ -721,7 +719,7 @@ async def test_an_echo_websocket_is_no_mempool_backend(meter: Recorder) -> None:
     assert meter.links == 0
 
 
-async def test_a_silent_websocket_is_no_mempool_backend(backend: Backend, meter: Recorder) -> None:
+async def test_a_silent_websocket_is_not_accepted_as_a_backend(backend: Backend, meter: Recorder) -> None:
     backend.init = None
     reason, detail = await lost_at(backend.url(), meter, connect_timeout=0.1)
     assert reason is LossReason.NOT_MEMPOOL
@@ -737,7 +735,7 @@ async def test_a_broken_websocket_frame_is_a_protocol_error(backend: Backend, me
     assert any("broke the WebSocket protocol" in line.get("detail", "") for line in lines)
 
 
-async def test_a_certificate_nobody_vouches_for_is_refused(
+async def test_an_untrusted_certificate_is_refused(
     meter: Recorder, certificate: tuple[Path, Path, ssl.SSLContext]
 ) -> None:
     chain, key, _ = certificate
@@ -768,14 +766,14 @@ async def test_a_certificate_of_a_trusted_authority_is_accepted(
         assert await until(stream, Connected) == Connected(1)
 
 
-async def test_tls_to_a_server_without_it_is_told(meter: Recorder) -> None:
+async def test_tls_to_a_server_without_it_is_reported(meter: Recorder) -> None:
     async with tcp_server(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n") as port:
         reason, detail = await lost_at(f"wss://127.0.0.1:{port}", meter)
     assert reason is LossReason.TLS
     assert "does the server speak TLS" in detail
 
 
-def test_a_name_that_cannot_be_resolved_is_told() -> None:
+def test_a_name_that_cannot_be_resolved_is_a_dns_loss() -> None:
     with pytest.raises(socket.gaierror) as caught:
         socket.getaddrinfo("no number", 1, flags=socket.AI_NUMERICHOST)  # fails without asking anybody
     assert diagnose(caught.value, Upstream()).reason is LossReason.DNS

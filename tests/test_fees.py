@@ -120,13 +120,13 @@ def test_a_full_block_of_unknown_rates_does_not_take_everything(
     assert predicted_block(rate, (first, *FILLED[1:]), 100) == height
 
 
-def test_a_full_block_of_unknown_rates_that_is_the_last_is_no_prediction() -> None:
+def test_a_last_full_block_of_unknown_rates_gives_no_prediction() -> None:
     last = [ProjectedBlock(FULL, 30, 300), ProjectedBlock(998_500.0, None, 0)]
     assert predicted_block(31, last, 100) == 101
     assert predicted_block(29, last, 100) is None
 
 
-def test_who_pays_more_than_all_of_a_full_block_is_in_it_whatever_its_least() -> None:
+def test_the_highest_rate_of_a_full_block_is_in_it_whatever_its_lowest() -> None:
     blocks = [ProjectedBlock(FULL, 0, 300), ProjectedBlock(FULL, 5, 15)]
     assert predicted_block(300, blocks, 100) == 101
     assert predicted_block(100, blocks, 100) is None

@@ -192,7 +192,7 @@ FILTERS = st.fixed_dictionaries(
 
 @relaxed
 @given(FILTERS)
-def test_what_is_answered_parses_to_the_same_filter(filters: dict[str, Any]) -> None:
+def test_the_normalised_filters_parse_to_the_same_filter(filters: dict[str, Any]) -> None:
     chosen = parse_filter(filters, max_addresses=5)
     answered = msgspec.json.decode(msgspec.json.encode(chosen.normalised()))
     assert set(answered) <= set(filters)

@@ -208,7 +208,7 @@ def test_no_sequence_of_messages_breaks_a_session_s_rules(has_tokens: bool, step
 
 
 @pytest.mark.parametrize("has_tokens", [False, True])
-def test_whoever_sends_nothing_but_rubbish_is_closed_soon(has_tokens: bool) -> None:
+def test_a_client_that_sends_only_garbage_is_closed_soon(has_tokens: bool) -> None:
     for raw in kept():
         try:
             wire.parse(raw)

@@ -103,7 +103,7 @@ async def test_a_wrong_token_is_answered_and_closed_with_1008(tmp_path: Path) ->
         assert rig.value("whaled_authentications_total", outcome="bad_signature") == 1
 
 
-async def test_who_does_not_authenticate_in_time_is_closed(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_authenticate_in_time_is_closed(tmp_path: Path) -> None:
     async with (
         running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), auth_timeout=0.05) as rig,
         rig.connect() as client,
@@ -130,7 +130,7 @@ async def test_a_token_in_the_url_is_refused_before_the_upgrade(tmp_path: Path) 
         assert rig.value("whaled_connections_refused_total", reason="token_in_url") == 1
 
 
-async def test_a_browser_is_let_in_only_from_an_allowed_origin(tmp_path: Path) -> None:
+async def test_a_browser_is_admitted_only_from_an_allowed_origin(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, origins=("https://good.example", "null")) as rig:
         for origin in ("https://good.example", "HTTPS://Good.example", "null"):
             async with rig.connect(origin=origin) as client:
@@ -154,7 +154,7 @@ async def test_a_browser_is_let_in_only_from_an_allowed_origin(tmp_path: Path) -
         assert rig.value("whaled_connections_refused_total", reason="origin") == 1
 
 
-async def test_refused_origins_are_few_lines_whatever_strangers_send(tmp_path: Path) -> None:
+async def test_refused_origins_log_few_lines_whatever_clients_send(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         with capture_logs() as lines:
             for origin in ("x" * 5000, "https://\u00e9vil.example", "\x1b[31mred", *["https://evil.example"] * 30):
@@ -177,7 +177,7 @@ def upgrade(origin: str) -> bytes:
     ).encode()
 
 
-async def test_a_page_of_the_own_host_is_let_in_without_any_origin_configured(tmp_path: Path) -> None:
+async def test_a_page_of_the_gateways_host_is_admitted_without_a_configured_origin(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         async with rig.connect(origin=rig.url.replace("ws://", "http://")) as client:  # as websocket-client does
             assert (await receive(client))["type"] == "welcome"
@@ -186,7 +186,7 @@ async def test_a_page_of_the_own_host_is_let_in_without_any_origin_configured(tm
                 pass
 
 
-async def test_a_rebound_name_is_let_in_only_where_a_token_is_needed(tmp_path: Path) -> None:
+async def test_a_rebound_name_is_admitted_only_if_a_token_is_required(tmp_path: Path) -> None:
     async def answer(rig: Rig, origin: str) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(rig.url.rpartition(":")[2]))
         writer.write(upgrade(origin))
@@ -307,7 +307,7 @@ async def test_replay_by_count_and_by_time(tmp_path: Path, since: dict[str, Any]
             assert await offsets(client, len(expected)) == expected
 
 
-async def test_a_position_of_another_epoch_is_not_recovered_and_says_what_is_held(tmp_path: Path) -> None:
+async def test_a_position_of_another_epoch_is_not_recovered_and_the_oldest_one_is_sent(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         await rig.alerts(1, 2)
         async with rig.connect() as client:
@@ -321,7 +321,7 @@ async def test_a_position_of_another_epoch_is_not_recovered_and_says_what_is_hel
 
 
 @pytest.mark.slow
-async def test_a_client_joining_amid_broadcasts_disturbs_nobody_and_misses_nothing(tmp_path: Path) -> None:
+async def test_a_client_joining_during_broadcasts_misses_nothing_and_affects_no_other(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as steady:
         await receive(steady)
 
@@ -370,7 +370,7 @@ async def test_an_enormous_frame_closes_1009(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_flood_is_told_and_closed_1008(tmp_path: Path) -> None:
+async def test_a_flood_is_closed_with_1008(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as client:
         await receive(client)
         with contextlib.suppress(ConnectionClosed):
@@ -446,7 +446,7 @@ async def test_a_slow_client_is_switched_to_replay_and_misses_nothing(tmp_path: 
             stuck.close()
 
 
-async def test_clients_hear_of_the_upstream_and_of_the_head(tmp_path: Path) -> None:
+async def test_clients_receive_the_upstream_state_and_the_head_position(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, position_interval=0.05) as rig, rig.connect() as client:
         await ask(client, type="subscribe", filters={"min_btc": 1000})
         await receive_type(client, "subscribed")
@@ -477,7 +477,7 @@ async def test_a_connection_without_a_handshake_is_cut_off(tmp_path: Path) -> No
         assert rig.value("whaled_connections_refused_total", reason="handshake_timeout") == 1
 
 
-async def test_a_drain_tells_clients_when_to_come_back_and_ends_in_time(tmp_path: Path) -> None:
+async def test_a_drain_sends_clients_the_time_to_retry_and_ends_in_time(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, close_timeout=0.3) as rig:
         stuck = stuffed_client(rig)
         try:
@@ -559,7 +559,7 @@ async def test_a_client_that_asks_and_never_reads_is_bounded(tmp_path: Path) -> 
             stuck.close()
 
 
-async def test_who_asks_across_a_damaged_row_is_answered_that_something_is_missing(tmp_path: Path) -> None:
+async def test_a_replay_across_a_damaged_row_is_not_recovered(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, replay_page=4) as rig, rig.connect() as live:
         await rig.alerts(*range(1, 21))
         with closing(sqlite3.connect(tmp_path / "whaled.db", isolation_level=None)) as db:

@@ -177,7 +177,7 @@ async def test_a_publication_in_the_moment_of_a_half_close_is_disturbed_neither(
         await until(lambda: not rig.gateway.connections)
 
 
-async def test_what_is_written_to_a_connection_just_lost_is_not_logged_each_time(tmp_path: Path) -> None:
+async def test_writes_to_a_connection_just_lost_are_not_logged_each_time(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
         await client.told("status")
         (connection,) = rig.gateway._all()
@@ -287,7 +287,7 @@ def test_a_query_is_searched_as_if_it_were_parsed(query: str) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\n\n", b"\r\n\r\n", b"\0" * 9000]
 )
-async def test_what_is_no_request_is_ended_and_counted(tmp_path: Path, garbage: bytes) -> None:
+async def test_bytes_that_are_no_request_are_closed_and_counted(tmp_path: Path, garbage: bytes) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, garbage) as client:
         client.writer.write_eof()
         await client.rest()
@@ -295,7 +295,7 @@ async def test_what_is_no_request_is_ended_and_counted(tmp_path: Path, garbage: 
         assert rig.gateway.connections == 0
 
 
-async def test_what_a_client_sent_while_whaled_stood_still_closes_no_client_within_its_rate(
+async def test_messages_sent_while_the_loop_was_blocked_close_no_client_within_its_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, loop = Clock(), asyncio.get_running_loop()
@@ -316,7 +316,7 @@ async def test_what_a_client_sent_while_whaled_stood_still_closes_no_client_with
         assert (await client.closed())[0] == 1008
 
 
-async def test_who_is_turned_away_and_says_nothing_takes_few_descriptors(tmp_path: Path) -> None:
+async def test_refused_clients_that_send_nothing_use_few_descriptors(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, max_connections=1) as rig, rig.connect() as first:
         await receive(first)
         host, port = rig.url.removeprefix("ws://").split(":")
@@ -361,7 +361,7 @@ async def test_a_length_in_as_many_bytes_as_it_needs_is_read(tmp_path: Path, siz
 
 
 @pytest.mark.parametrize("parts", [[b"\xff"], [b'{"type":"ping\xc3', b'"}'], [b'{"type":"\xed\xa0\x80"}']])
-async def test_text_that_is_no_utf_8_ends_the_connection(tmp_path: Path, parts: list[bytes]) -> None:
+async def test_text_that_is_not_utf_8_ends_the_connection(tmp_path: Path, parts: list[bytes]) -> None:
     frames = [
         masked(TEXT if number == 0 else CONTINUATION, part, fin=number == len(parts) - 1)
         for number, part in enumerate(parts)
@@ -377,7 +377,7 @@ async def test_a_request_has_one_host(tmp_path: Path) -> None:
             assert await client.status() == 400
 
 
-async def test_another_version_of_the_protocol_is_told_ours(tmp_path: Path) -> None:
+async def test_another_websocket_version_is_refused_with_the_supported_one(tmp_path: Path) -> None:
     wrong = request().replace(b"Version: 13", b"Version: 8")
     async with running_gateway(tmp_path) as rig, raw(rig, wrong) as client:
         answer = await client.rest()
@@ -436,9 +436,7 @@ async def test_a_line_without_cr_is_answered_at_once(tmp_path: Path, parts: list
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 100_000])
-async def test_a_line_feed_behind_the_request_or_a_cr_that_came_before_it_is_no_fault(
-    tmp_path: Path, size: int
-) -> None:
+async def test_a_line_feed_after_the_request_or_a_cr_before_it_is_accepted(tmp_path: Path, size: int) -> None:
     data = request() + masked(TEXT, b'{"type":"ping",\n"id":1}')
     async with running_gateway(tmp_path) as rig, raw(rig) as client:
         for start in range(0, len(data), size):
@@ -449,7 +447,7 @@ async def test_a_line_feed_behind_the_request_or_a_cr_that_came_before_it_is_no_
 
 
 @pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01", b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"GET\r\n\r\n"])
-async def test_what_is_no_request_is_answered_with_400(tmp_path: Path, garbage: bytes) -> None:
+async def test_an_invalid_request_is_answered_with_400(tmp_path: Path, garbage: bytes) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, garbage) as client:
         assert await client.status() == 400
         await until(lambda: rig.value("whaled_connections_refused_total", reason="bad_handshake") == 1)
@@ -468,7 +466,7 @@ def silent(rig: Rig, count: int, *addresses: str) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize("own", ["127.0.0.1", "127.0.1.77", "127.0.200.1"])
-async def test_a_newcomer_with_a_token_gets_in_however_many_strangers_connect(tmp_path: Path, own: str) -> None:
+async def test_a_new_client_with_a_token_is_admitted_during_a_flood_of_connections(tmp_path: Path, own: str) -> None:
     addresses = [f"127.0.1.{number}" for number in range(1, 9)]
     async with running_gateway(
         tmp_path, authenticator=Tokens(expires_at=4e9), max_unauthenticated=20, max_connections_per_address=20
@@ -490,7 +488,9 @@ async def test_a_newcomer_with_a_token_gets_in_however_many_strangers_connect(tm
         await until(lambda: not rig.gateway.connections)
 
 
-async def test_strangers_displace_no_client_and_the_busiest_network_displaces_itself(tmp_path: Path) -> None:
+async def test_unauthenticated_connections_displace_no_client_and_the_busiest_network_displaces_itself(
+    tmp_path: Path,
+) -> None:
     async with (
         running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9), max_unauthenticated=5) as rig,
         rig.connect(additional_headers={"Authorization": "Bearer good"}) as client,
@@ -585,7 +585,7 @@ async def test_a_flood_of_small_frames_is_ended_without_holding_up_others(tmp_pa
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG])
-async def test_who_floods_before_authenticating_is_closed(tmp_path: Path, opcode: int) -> None:
+async def test_a_flood_before_authentication_is_closed(tmp_path: Path, opcode: int) -> None:
     async with (
         running_gateway(tmp_path, authenticator=Tokens(expires_at=4e9)) as rig,
         raw(rig, request(), masked(opcode) * 1000) as client,
@@ -595,7 +595,7 @@ async def test_who_floods_before_authenticating_is_closed(tmp_path: Path, opcode
         assert await client.closed() == (1008, "Authentication required")
 
 
-async def test_what_comes_after_the_close_is_not_read_for_ever(tmp_path: Path) -> None:
+async def test_messages_after_the_close_are_not_read_indefinitely(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, close_timeout=0.3) as rig, raw(rig, request(), masked(TEXT) * 100) as client:
         assert (await client.closed())[0] == 1008
         with contextlib.suppress(ConnectionError):
@@ -667,7 +667,7 @@ async def test_a_frame_that_breaks_the_rules_ends_the_connection_with_its_code(
         await until(lambda: rig.value("whaled_connections_closed_total", code=str(code)) == 1)
 
 
-async def test_what_comes_behind_a_close_is_not_answered(tmp_path: Path) -> None:
+async def test_messages_after_a_clients_close_are_not_answered(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
         await client.told("status")
         client.send(masked(CLOSE, b"\x03\xe8") + masked(TEXT, b'{"type":"ping"}') * 5)
@@ -679,7 +679,7 @@ async def test_what_comes_behind_a_close_is_not_answered(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_path: Path) -> None:
+async def test_a_lagging_client_receives_the_state_change_it_had_no_room_for(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, max_unsent=2_000, slow_timeout=20.0) as rig:
         rig.gateway.publish_upstream_state(UpstreamState.CONNECTED)
         stuck = stuffed_client(rig)
@@ -705,7 +705,7 @@ async def test_a_client_that_lags_hears_of_the_change_it_had_no_room_for(tmp_pat
             stuck.close()
 
 
-async def test_a_batch_larger_than_the_bound_is_no_reason_to_close(tmp_path: Path) -> None:
+async def test_a_batch_larger_than_the_bound_does_not_close_the_connection(tmp_path: Path) -> None:
     """Many whales in one message of the backend, and a client that says something just then."""
     async with running_gateway(tmp_path, max_unsent=20_000, slow_timeout=20.0) as rig:
         stuck = stuffed_client(rig)
@@ -742,7 +742,7 @@ async def test_a_position_goes_out_when_the_last_events_of_a_batch_did_not_match
 # --- replay, interrupted ---------------------------------------------------------------------------------------------
 
 
-async def test_commands_amid_a_replay_lose_and_double_nothing(tmp_path: Path) -> None:
+async def test_commands_during_a_replay_neither_lose_nor_repeat_an_event(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, replay_page=5, message_burst=10_000) as rig:
         await rig.alerts(*range(1, 101))
         async with rig.connect(max_queue=None) as client:
@@ -765,7 +765,7 @@ async def test_commands_amid_a_replay_lose_and_double_nothing(tmp_path: Path) ->
                 assert run == list(range(run[0], run[0] + len(run))) if run else True
 
 
-async def test_a_drain_amid_replays_ends_every_client_with_whole_frames(tmp_path: Path) -> None:
+async def test_a_drain_during_replays_ends_every_client_after_a_complete_frame(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, replay_page=5) as rig:
         await rig.alerts(*range(1, 301))
 
@@ -795,7 +795,7 @@ async def test_a_drain_amid_replays_ends_every_client_with_whole_frames(tmp_path
         assert (rig.gateway.connections, rig.gateway.replaying, rig.gateway.hub.live_members) == (0, 0, 0)
 
 
-async def test_a_gateway_that_ends_without_a_drain_says_so(tmp_path: Path) -> None:
+async def test_a_gateway_that_ends_without_a_drain_closes_with_1001(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         client = await rig.connect()
         await receive_type(client, "status")

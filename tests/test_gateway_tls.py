@@ -124,7 +124,9 @@ def update_keys(commands: socket.socket) -> None:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl s_client sends the key updates")
-async def test_key_updates_alone_end_a_connection_and_delay_nobody(tmp_path: Path, certificate: Certificate) -> None:
+async def test_a_flood_of_key_updates_ends_its_connection_and_delays_no_other(
+    tmp_path: Path, certificate: Certificate
+) -> None:
     async with running_gateway(tmp_path, tls=server_context(certificate)) as rig:
         _, port = rig.url.removeprefix("wss://").rsplit(":", 1)
         # It takes one command from each read, and a packet is one read.

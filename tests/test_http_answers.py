@@ -105,7 +105,7 @@ STATES: list[tuple[int, str, str]] = [
 TLS_CLAUSE = "on a wss:// port"
 
 
-def test_every_clause_of_the_table_is_tried_and_nothing_else() -> None:
+def test_exactly_the_clauses_of_the_table_are_tested() -> None:
     tried = [(status, words) for status, words, _ in [*CASES, *BUSY, *STATES]] + [(400, TLS_CLAUSE)]
     for status, words in tried:
         assert sum(words in clause for clause in ROWS[status]) == 1, (status, words, ROWS[status])
@@ -116,7 +116,7 @@ def test_every_clause_of_the_table_is_tried_and_nothing_else() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("status", "words", "requests"), CASES, ids=[f"{case[0]} {case[1]}" for case in CASES])
-async def test_a_request_is_answered_as_the_table_says(
+async def test_a_request_is_answered_with_the_status_in_the_table(
     tmp_path: Path, status: int, words: str, requests: list[bytes]
 ) -> None:
     del words
@@ -127,7 +127,9 @@ async def test_a_request_is_answered_as_the_table_says(
 
 
 @pytest.mark.parametrize(("status", "words", "settings"), BUSY)
-async def test_a_full_gateway_says_so(tmp_path: Path, status: int, words: str, settings: dict[str, Any]) -> None:
+async def test_a_full_gateway_answers_with_its_documented_status(
+    tmp_path: Path, status: int, words: str, settings: dict[str, Any]
+) -> None:
     del words
     async with running_gateway(tmp_path, **settings) as rig, raw(rig, request()) as first:
         await first.told("welcome")
@@ -138,7 +140,9 @@ async def test_a_full_gateway_says_so(tmp_path: Path, status: int, words: str, s
 
 
 @pytest.mark.parametrize(("status", "words", "state"), STATES)
-async def test_a_gateway_that_lets_nobody_in_says_so(tmp_path: Path, status: int, words: str, state: str) -> None:
+async def test_a_gateway_that_admits_no_client_answers_with_its_documented_status(
+    tmp_path: Path, status: int, words: str, state: str
+) -> None:
     del words
     async with running_gateway(tmp_path) as rig:
         setattr(rig.gateway, state, True)
@@ -155,14 +159,16 @@ async def expect(client: Raw, status: int) -> None:
     assert b"\r\nRetry-After: " in answer
 
 
-async def test_http_on_a_port_of_tls_is_told(tmp_path: Path, certificate: tuple[Path, Path, ssl.SSLContext]) -> None:
+async def test_http_on_a_tls_port_is_answered_with_400(
+    tmp_path: Path, certificate: tuple[Path, Path, ssl.SSLContext]
+) -> None:
     async with running_gateway(tmp_path, tls=server_context(certificate)) as rig:
         bare = Rig(rig.log, rig.gateway, rig.url.replace("wss://", "ws://"), rig.metrics)
         async with raw(bare, request()) as client:
             assert await client.status() == 400
 
 
-async def test_another_method_is_told_the_right_one(tmp_path: Path) -> None:
+async def test_another_method_is_refused_with_the_allowed_one(tmp_path: Path) -> None:
     for headers in ((), ("Content-Length: 5",)):
         async with running_gateway(tmp_path) as rig, raw(rig, plain("POST / HTTP/1.1", *headers)) as client:
             assert b"\r\nAllow: GET\r\n" in await client.rest()

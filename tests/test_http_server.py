@@ -380,7 +380,7 @@ async def test_one_address_holds_no_more_than_its_share_and_the_idle_make_room()
         assert rig.server.connections == 3
 
 
-async def test_a_crowd_of_idle_connections_keeps_nobody_out() -> None:
+async def test_many_idle_connections_keep_no_scraper_out() -> None:
     async with serving(max_connections=6, max_connections_per_address=5) as rig, rig.visitor("127.0.0.2") as other:
         await other.ask("/healthz")
         held = [await asyncio.open_connection(rig.host, rig.port) for _ in range(40)]
@@ -393,7 +393,7 @@ async def test_a_crowd_of_idle_connections_keeps_nobody_out() -> None:
             writer.transport.abort()
 
 
-async def test_where_every_connection_is_in_use_a_further_one_is_closed_at_once() -> None:
+async def test_a_connection_beyond_the_limit_is_closed_at_once_if_all_are_in_use() -> None:
     large = b"x" * 8_000_000
     async with AsyncExitStack() as stack:
         rig = await stack.enter_async_context(

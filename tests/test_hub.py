@@ -90,7 +90,7 @@ class Folded(str):
         return super().casefold()
 
 
-def test_a_large_transaction_is_looked_at_once_and_not_for_each_filter() -> None:
+def test_a_large_transaction_is_examined_once_and_not_for_each_filter() -> None:
     Walked.walks = Folded.folds = 0
     found = whale(1, addresses=Walked(f"bc1q{number:038d}" for number in range(3000)))
     found = Whale(replace(found.alert, exchange_addresses=(Folded("Kraken"),)), found.addresses)
@@ -187,7 +187,7 @@ STEPS = st.lists(
 @pytest.mark.slow
 @relaxed
 @given(STEPS, st.booleans())
-def test_each_client_gets_what_its_filter_passes_in_order_and_once(steps: list[Any], removes_later: bool) -> None:
+def test_each_client_gets_the_events_of_its_filter_in_order_and_once(steps: list[Any], removes_later: bool) -> None:
     jobs: list[Callable[[], bool]] = []
     crowd = hub(jobs.append if removes_later else None)
     clients = [Client() for _ in range(5)]

@@ -145,7 +145,7 @@ def test_a_librarys_line_is_an_entry_too(journald: Journald, stderr: TextIO) -> 
     assert (entry["LOGGER"], entry["PRIORITY"], entry["WHALED_PEER"]) == ("aiohttp.server", "3", "::1")
 
 
-def test_a_traceback_has_a_field_and_stands_in_the_message(journald: Journald, stderr: TextIO) -> None:
+def test_a_traceback_is_in_a_field_and_in_the_message(journald: Journald, stderr: TextIO) -> None:
     log = configure(stderr, journald.path)
     try:
         raise KeyError("absent")
@@ -196,7 +196,7 @@ def test_an_entry_is_bounded(journald: Journald, stderr: TextIO) -> None:
     assert entry["WHALED_CUT"] == "54 fields left out"
 
 
-def test_a_datagram_that_is_too_large_is_cut_and_says_so(journald: Journald, stderr: TextIO) -> None:
+def test_a_datagram_that_is_too_large_is_truncated_and_marked(journald: Journald, stderr: TextIO) -> None:
     sock = journal.open_socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # as a small net.core.wmem_default gives
     handler = journal.JournalHandler(Output(stderr), journald.path, sock)
@@ -218,7 +218,7 @@ def test_a_datagram_that_is_too_large_is_cut_and_says_so(journald: Journald, std
     assert "WHALED_KEY1" not in entry
 
 
-def test_without_a_journal_lines_go_to_stderr_and_the_first_says_why(tmp_path: Path, stderr: TextIO) -> None:
+def test_without_a_journal_lines_go_to_stderr_after_one_with_the_reason(tmp_path: Path, stderr: TextIO) -> None:
     log = configure(stderr, tmp_path / "nothing")
     log.info("one", n=1)
     try:
@@ -259,7 +259,7 @@ def test_a_full_queue_does_not_wait_and_nothing_is_lost(journald: Journald, stde
 
 
 @pytest.mark.slow
-def test_what_nobody_takes_is_counted_and_reported_before_the_next_entry(journald: Journald) -> None:
+def test_lost_entries_are_counted_and_reported_before_the_next_entry(journald: Journald) -> None:
     mine, stuck = socket.socketpair()  # as systemd connects stderr
     with mine, stuck, mine.makefile("w") as stream:
         log = configure(stream, journald.path)
@@ -321,7 +321,7 @@ def test_a_reload_opens_no_more_files(journald: Journald, stderr: TextIO) -> Non
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_an_entry_that_cannot_be_formatted_ends_nobody(journald: Journald, stderr: TextIO) -> None:
+def test_an_entry_that_cannot_be_formatted_is_skipped(journald: Journald, stderr: TextIO) -> None:
     class Broken:
         def __str__(self) -> str:
             raise RuntimeError("no text")

@@ -72,7 +72,7 @@ def test_the_last_key_is_retired_only_by_force(ring_file: Path) -> None:
     assert "whaled keys generate" in refusal(ring_file)
 
 
-def test_an_unknown_key_is_named_beside_those_there_are(ring_file: Path) -> None:
+def test_an_unknown_key_is_named_with_the_existing_ones(ring_file: Path) -> None:
     with pytest.raises(KeyRingError, match=read(ring_file).keys[0].kid):
         retire(ring_file, "k0", NOW)
 
@@ -120,7 +120,7 @@ def test_a_ring_that_others_can_read_is_refused(ring_file: Path, mode: int) -> N
         ('{"version": 1, "keys": [], "more": 1}', "no key ring"),
     ],
 )
-def test_what_is_no_ring_is_named(tmp_path: Path, body: str, problem: str) -> None:
+def test_an_invalid_ring_is_named(tmp_path: Path, body: str, problem: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(body)
     path.chmod(0o600)
@@ -134,7 +134,7 @@ def test_two_keys_of_one_name_are_refused(ring_file: Path) -> None:
     assert "same id" in refusal(ring_file)
 
 
-def test_a_directory_or_a_pipe_is_no_ring(tmp_path: Path) -> None:
+def test_a_directory_or_a_pipe_is_refused_as_a_ring(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     assert "regular file" in refusal(tmp_path / "pipe")
     assert "regular file" in refusal(tmp_path)
@@ -201,7 +201,7 @@ def test_a_dotenv_of_another_program_may_have_any_mode_and_the_environment_comes
 
 
 @pytest.mark.parametrize("sort", ["directory", "pipe", "nothing"])
-def test_what_only_has_the_name_of_a_dotenv_is_none(tmp_path: Path, ring_file: Path, sort: str) -> None:
+def test_a_directory_or_a_pipe_called_dotenv_is_ignored(tmp_path: Path, ring_file: Path, sort: str) -> None:
     (tmp_path / "cwd").mkdir()
     if sort == "directory":  # people call their virtual environments like this
         (tmp_path / "cwd" / ".env").mkdir()
@@ -220,7 +220,7 @@ WEAK = ["x" * 32, "correct horse " * 5, "0123456789" * 5, "deadbeef" * 8, "00" *
 
 
 @pytest.mark.parametrize("secret", WEAK)
-def test_a_secret_that_nobody_drew_at_random_is_refused_wherever_it_stands(tmp_path: Path, secret: str) -> None:
+def test_a_weak_secret_is_refused_from_every_source(tmp_path: Path, secret: str) -> None:
     none = settings(tmp_path / "none.json")
     with pytest.raises(KeyRingError, match="too weak"):
         load_ring(none, {"WEBSOCKET_SECRET_KEY": secret}, tmp_path)
@@ -245,7 +245,7 @@ def test_random_bytes_in_hexadecimal_count_as_the_bytes_they_are(raw: bytes) -> 
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o757, 0o772])
-def test_a_ring_that_anybody_can_replace_is_refused(ring_file: Path, mode: int) -> None:
+def test_a_ring_in_a_world_writable_directory_is_refused(ring_file: Path, mode: int) -> None:
     ring_file.parent.chmod(mode)
     try:
         assert f"chmod o-w {ring_file.parent}" in refusal(ring_file)
@@ -262,7 +262,7 @@ def test_a_ring_that_anybody_can_replace_is_refused(ring_file: Path, mode: int) 
 
 
 @pytest.mark.parametrize("where", ["above", "of a link", "behind a link"])
-def test_every_directory_on_the_way_to_a_ring_is_looked_at(tmp_path: Path, where: str) -> None:
+def test_every_directory_above_a_ring_is_checked(tmp_path: Path, where: str) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "closed").mkdir()
     path = tmp_path / "open" / "etc" / "keys.json" if where == "above" else tmp_path / "closed" / "keys.json"
@@ -302,7 +302,7 @@ def test_a_link_to_a_ring_stays_a_link(tmp_path: Path, ring_file: Path) -> None:
     assert len(read(ring_file).keys) == 2
 
 
-def test_the_directory_of_a_new_ring_is_made_but_not_a_whole_path(tmp_path: Path) -> None:
+def test_the_directory_of_a_new_ring_is_created_but_not_its_parents(tmp_path: Path) -> None:
     generate(tmp_path / "etc" / "keys.json", NOW)
     assert not (tmp_path / "etc").stat().st_mode & 0o022
     with pytest.raises(KeyRingError, match="mkdir -p"):
@@ -320,7 +320,7 @@ def test_a_command_does_not_wait_for_ever_for_another(ring_file: Path) -> None:
     generate(ring_file, NOW)
 
 
-def test_a_failed_write_leaves_the_old_ring_and_nothing_beside_it(ring_file: Path) -> None:
+def test_a_failed_write_leaves_the_old_ring_and_no_other_file(ring_file: Path) -> None:
     before = ring_file.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -385,7 +385,7 @@ def test_a_ring_that_root_gave_to_a_group_is_for_processes_in_that_group(mounted
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_dotenv_in_a_directory_that_the_user_may_not_enter_is_none(tmp_path: Path, mounted: Path) -> None:
+def test_a_dotenv_in_an_inaccessible_directory_is_ignored(tmp_path: Path, mounted: Path) -> None:
     closed = mounted.parent.parent / "root"
     closed.mkdir()
     closed.chmod(0o700)
@@ -505,7 +505,7 @@ def test_an_error_about_a_ring_does_not_quote_it(tmp_path: Path) -> None:
     assert "topsecret" not in refusal(path)
 
 
-def test_what_one_ring_signs_the_reread_ring_verifies(ring_file: Path) -> None:
+def test_a_reread_ring_verifies_tokens_signed_before(ring_file: Path) -> None:
     from test_tokens import make  # noqa: PLC0415 - the other file's maker of tokens
 
     ring = ring_of(read(ring_file), ring_file)

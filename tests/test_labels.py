@@ -97,7 +97,7 @@ def test_every_address_a_backend_sent_is_right() -> None:
         ("LVuDpNCSSj6pQ7t9Pv6d6sUkLKoqDEVUnJ", "is an address of Litecoin"),
     ],
 )
-def test_what_is_wrong_with_an_address_is_said(address: str, problem: str | None) -> None:
+def test_the_fault_in_an_address_is_described(address: str, problem: str | None) -> None:
     said = fault_in(address)
     assert said is None if problem is None else problem in (said or "")
 
@@ -127,7 +127,7 @@ def test_an_empty_book_is_a_book() -> None:
     assert AddressBook.parse("", "book.csv") == AddressBook()
 
 
-def test_every_fault_is_told_with_its_line_and_what_is_allowed() -> None:
+def test_every_fault_is_reported_with_its_line_and_the_allowed_values() -> None:
     text = f"""label,address,type
 Kraken,{HOT},exchange
 Kraken,{HOT[:-1]}b,exchange
@@ -268,7 +268,7 @@ def test_a_crumb_is_no_flow(
     assert BOOK.involved(moves(inputs, outputs), min_share=share).flow is flow
 
 
-def test_outputs_that_pay_nobody_have_no_part_in_the_flow() -> None:
+def test_anchor_and_burnt_outputs_are_no_part_of_the_flow() -> None:
     anchor = Output(240, "51024e73", "bc1pfeessrawgf")
     burnt = Output(50 * BTC, "6a04", None)
     found = BOOK.involved(transaction([*pay((COLD, 100)), anchor, burnt], take((HOT, 151))))
@@ -283,7 +283,7 @@ def test_one_payer_is_one_label_on_every_input() -> None:
     assert not AddressBook().is_one_payer(moves([(NOBODY, 1)], [(NOBODY, 1)]))
 
 
-def test_with_unknown_inputs_the_flow_is_unknown_and_the_labels_are_told() -> None:
+def test_with_unknown_inputs_the_flow_is_unknown_but_the_labels_are_given() -> None:
     outputs = pay((HOT, 99), (NOBODY, 1))
     for inputs in ([spent()], [*take((NOBODY, 50)), spent()]):
         found = BOOK.involved(transaction(outputs, inputs))
@@ -298,7 +298,7 @@ def test_labels_come_once_and_change_is_not_among_the_paid() -> None:
     assert found.addresses == (HOT, COLD, RIVAL, VAULT)
 
 
-def test_newly_minted_coins_come_from_nobody() -> None:
+def test_newly_minted_coins_have_an_unknown_flow() -> None:
     minted = transaction(pay((HOT, 100)), [Input(NULL_TXID, 0xFFFFFFFF, 0xFFFFFFFF)])
     assert BOOK.involved(minted).flow is Flow.UNKNOWN
 

@@ -145,7 +145,7 @@ def test_bip_329_gives_addresses_and_keys_and_counts_the_rest(tmp_path: Path, en
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_tags_of_a_tagpack_inherit_what_stands_in_front_of_and_behind_them(tmp_path: Path, ending: str) -> None:
+def test_tags_of_a_tagpack_inherit_fields_before_and_after_them(tmp_path: Path, ending: str) -> None:
     path = written(tmp_path, "pack.yaml", TAGPACK.replace("\n", ending))
     assert reading.format_of(path) is Format.TAGPACK
     rows, report = imported(path)
@@ -174,7 +174,7 @@ def test_tags_of_a_tagpack_inherit_what_stands_in_front_of_and_behind_them(tmp_p
     assert report.faults[2][0] == 1 + TAGPACK.split("\n").index("- just a text")
 
 
-def test_concepts_say_what_an_owner_is_where_no_category_does(tmp_path: Path) -> None:
+def test_concepts_determine_the_owner_type_if_no_category_does(tmp_path: Path) -> None:
     tags = f"- {{address: {A}, label: M, concepts: [sanction, mixing_service]}}\n- {{address: {B}, label: N}}\n"
     path = written(tmp_path, "pack.yaml", f"currency: BTC\nheader: {{creator: X, lastmod: 2020-01-03}}\ntags:\n{tags}")
     rows, _ = imported(path)
@@ -198,7 +198,7 @@ def test_concepts_say_what_an_owner_is_where_no_category_does(tmp_path: Path) ->
         ("title: \x00\ntags: []\n", "not YAML: "),
     ],
 )
-def test_what_is_no_tagpack_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
+def test_an_invalid_tagpack_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
     path = written(tmp_path, "pack.yaml", text)
     with pytest.raises(LabelFileError) as error:
         imported(path, Format.TAGPACK)
@@ -241,7 +241,7 @@ def test_walletexplorer_gives_the_wallet_s_name_and_the_export_s_date(tmp_path: 
         ("Too many requests", {"type": OwnerType.SERVICE}, "line 1: expected the columns address,balance,"),
     ],
 )
-def test_what_is_no_list_of_a_wallet_s_addresses_is_named(
+def test_an_invalid_list_of_wallet_addresses_is_named(
     tmp_path: Path, text: str, options: dict[str, object], problem: str
 ) -> None:
     with pytest.raises(LabelFileError) as error:
@@ -280,7 +280,7 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path, capsys: Output, na
         ("x.yaml", f"currency: BTC\nlabel: x\ntags:\n- address: {A}"),
     ],
 )
-def test_a_last_line_that_is_whole_needs_no_line_break(tmp_path: Path, name: str, text: str) -> None:
+def test_a_complete_last_line_needs_no_line_break(tmp_path: Path, name: str, text: str) -> None:
     rows, _ = imported(written(tmp_path, name, text), type=OwnerType.FUND)
     assert [row.key for row in rows] == [A]
 
@@ -353,7 +353,7 @@ def run(*arguments: str | Path) -> int:
     return main(["labels", *map(str, arguments)])
 
 
-def test_what_is_imported_is_an_address_book_with_source_and_date(tmp_path: Path, capsys: Output) -> None:
+def test_the_import_is_an_address_book_with_source_and_date(tmp_path: Path, capsys: Output) -> None:
     wallet = written(tmp_path, "labels.jsonl", BIP329)
     pack = written(tmp_path, "pack.yaml", TAGPACK)
     out = tmp_path / "book.csv"
@@ -393,7 +393,7 @@ def test_every_option_and_format_is_documented() -> None:
     assert all(form.shown in page and f"`{form}`" in page.replace("--format ", "") for form in Format)
 
 
-def test_nothing_is_written_over_or_by_halves(tmp_path: Path, capsys: Output) -> None:
+def test_no_file_is_overwritten_or_partially_written(tmp_path: Path, capsys: Output) -> None:
     wallet, out = written(tmp_path, "labels.jsonl", BIP329), tmp_path / "book.csv"
     out.write_text("mine")
     assert run("import", wallet, "--output", out) == 1
@@ -514,7 +514,7 @@ def test_huge_files_are_not_held_in_memory(tmp_path: Path, form: Format, monkeyp
     assert most < path.stat().st_size / 10
 
 
-def test_a_line_of_any_length_costs_one_line(tmp_path: Path) -> None:
+def test_a_line_of_any_length_loses_only_itself(tmp_path: Path) -> None:
     long = "x" * (2 * reading.MAX_LINE + 5)
     path = written(tmp_path, "x.jsonl", f'{{"type":"{long}"}}\n{{"type":"addr","ref":"{A}","label":"x"}}\n')
     rows, report = imported(path, Format.BIP329)

@@ -41,7 +41,7 @@ def test_an_alert_is_the_whale_itself_without_an_update() -> None:
     assert (draft.kind, draft.at, draft.ref, draft.update) == (Kind.ALERT, NOW, "", None)
 
 
-def test_a_confirmation_scores_the_prediction_and_is_told_apart_by_its_block() -> None:
+def test_a_confirmation_scores_the_prediction_and_has_its_block_as_ref() -> None:
     draft = lifecycle.confirmed(whale(), block(), NOW + 600)
     assert (draft.kind, draft.ref) == (Kind.CONFIRMED, "b" * 64)
     assert update(draft) == Update(
@@ -79,13 +79,13 @@ def test_a_whale_first_seen_confirmed_has_no_wait() -> None:
     assert update(lifecycle.confirmed(whale(confirmed=True), block(), NOW)).seconds_to_confirmation is None
 
 
-def test_replaced_is_told_apart_by_the_replacer() -> None:
+def test_a_replacement_has_the_replacer_as_ref() -> None:
     draft = lifecycle.replaced(whale(), txid(2), NOW)
     assert (draft.kind, draft.ref) == (Kind.REPLACED, txid(2))
     assert (update(draft).status, update(draft).replaced_by) == (Status.REPLACED, txid(2))
 
 
-def test_dropped_and_pending_again_say_so() -> None:
+def test_dropped_and_pending_again_have_their_kind_ref_and_status() -> None:
     gone = lifecycle.dropped(whale(), NOW)
     assert (gone.kind, gone.ref, update(gone).status) == (Kind.DROPPED, "", Status.DROPPED)
     back = lifecycle.pending_again(whale(), "b" * 64, NOW)

@@ -71,7 +71,7 @@ def test_failures_survive_a_reload_and_take_its_limits() -> None:
     assert failures.failed("a", "x", 0.0) == 0.0
 
 
-def test_failures_are_remembered_of_so_many_and_no_more() -> None:
+def test_the_number_of_remembered_failures_is_bounded() -> None:
     failures = FailureLimit(rate=0.5, burst=2)
     for number in range(2 * TRACKED_OFFENDERS):
         failures.failed(f"10.0.{number >> 8}.{number & 255}", str(number), 0.0)
@@ -86,7 +86,7 @@ def test_a_clock_that_steps_back_makes_no_wait_longer() -> None:
     assert failures.failed("a", "x", 1_020.0) == 0.0
 
 
-def test_what_came_while_nothing_was_read_is_charged_as_if_it_had_been_read() -> None:
+def test_messages_received_during_a_blocked_loop_are_charged_at_their_time() -> None:
     lost = LostTime()
     bucket = TokenBucket(rate=10.0, burst=40.0, now=0.0, lost=lost)
     assert bucket.take(1.0) == 0.0

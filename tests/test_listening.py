@@ -74,7 +74,7 @@ async def test_a_name_is_every_address_that_it_has() -> None:
         ("fe80::1%lo", "this machine has no such address"),
     ],
 )
-async def test_what_is_missing_does_not_keep_the_others_from_listening(host: str, reason: str) -> None:
+async def test_a_missing_address_does_not_keep_the_others_from_listening(host: str, reason: str) -> None:
     found = await opened(host, "127.0.0.1")
     assert hosts_of(found) == ["127.0.0.1"]
     (missing,) = found.missing
@@ -82,7 +82,7 @@ async def test_what_is_missing_does_not_keep_the_others_from_listening(host: str
     assert missing.reason.startswith(reason)
 
 
-async def test_where_everything_is_missing_each_reason_is_named() -> None:
+async def test_each_reason_is_named_if_no_address_exists() -> None:
     with pytest.raises(ListenError) as caught:
         await opened(NOWHERE, "lo", port=8765)
     assert str(caught.value) == (

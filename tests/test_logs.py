@@ -76,7 +76,7 @@ def test_lines_keep_their_order_and_are_all_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_stops_holds_nobody_up_and_learns_how_much_it_missed(pipe: tuple[int, TextIO]) -> None:
+def test_a_reader_that_stops_delays_nothing_and_receives_the_number_of_lost_entries(pipe: tuple[int, TextIO]) -> None:
     reading, stream = pipe
     log = log_to(stream)
     began = time.monotonic()
@@ -92,7 +92,7 @@ def test_a_reader_that_stops_holds_nobody_up_and_learns_how_much_it_missed(pipe:
     assert len(read_lines(reading, "again")) == 1
 
 
-def test_a_reader_that_is_gone_costs_the_lines_only() -> None:
+def test_a_reader_that_is_gone_loses_only_the_lines() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
@@ -103,7 +103,7 @@ def test_a_reader_that_is_gone_costs_the_lines_only() -> None:
         assert logs.lost_entries() == 10
 
 
-def test_a_descriptor_made_non_blocking_by_somebody_else_loses_nothing(pipe: tuple[int, TextIO]) -> None:
+def test_a_descriptor_made_non_blocking_by_another_process_loses_nothing(pipe: tuple[int, TextIO]) -> None:
     reading, stream = pipe
     os.set_blocking(stream.fileno(), False)
     log = log_to(stream)
@@ -152,7 +152,7 @@ def test_text_tracebacks_show_no_local_variables() -> None:
     assert "very-secret" not in text
 
 
-def test_what_a_library_repeats_is_counted() -> None:
+def test_repeated_entries_of_a_library_are_counted() -> None:
     stream = io.StringIO()
     log_to(stream)
     for number in range(500):
@@ -178,7 +178,7 @@ def test_an_entry_that_cannot_be_formatted_leaves_a_trace(chosen: LogFormat) -> 
 
 
 @pytest.mark.slow
-async def test_a_daemon_whose_stderr_nobody_reads_goes_on_and_stops_in_time(tmp_path: Path) -> None:
+async def test_a_daemon_whose_stderr_is_not_read_runs_on_and_stops_in_time(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as other:
         http, gateway = free.getsockname()[1], other.getsockname()[1]
     config = daemon.write_config(

@@ -146,7 +146,7 @@ print(gc.get_stats()[2]["collections"] - before, gc.get_stats()[1]["collections"
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="it collects a part at a time")
 @pytest.mark.parametrize(("how", "is_full"), [("as it is", True), ("seldom", False)])
-def test_what_lives_long_is_not_looked_through_whenever_more_comes(how: str, is_full: bool) -> None:
+def test_growth_triggers_no_full_garbage_collection(how: str, is_full: bool) -> None:
     child = subprocess.run(
         [sys.executable, "-c", FULL_COLLECTIONS, how], check=True, capture_output=True, text=True, timeout=30
     )
@@ -155,7 +155,7 @@ def test_what_lives_long_is_not_looked_through_whenever_more_comes(how: str, is_
     assert young == "True"
 
 
-def test_a_garbage_collection_looks_through_no_modules() -> None:
+def test_a_garbage_collection_skips_modules() -> None:
     looked_at = {}
     for how in ("as it is", "apart"):
         child = subprocess.run(
@@ -175,7 +175,7 @@ def test_a_limit_of_the_configuration_counts_resident_memory(tmp_path: Path) -> 
     assert (found.used_bytes, found.limit_bytes) == (60 * MIB, 500 * MIB)
 
 
-def test_a_limited_cgroup_counts_what_the_kernel_counts_but_droppable_file_pages(tmp_path: Path) -> None:
+def test_a_limited_cgroup_counts_its_memory_without_droppable_file_pages(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     kernel.limits(str(1024 * MIB), str(768 * MIB))
     kernel.charged(400 * MIB, 100 * MIB)
@@ -200,7 +200,7 @@ class Seen:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to return memory")
-async def test_what_is_free_goes_back_to_the_kernel_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_free_memory_is_returned_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whaled.upkeep.LOOK_S", 0.01)
     monkeypatch.setattr("whaled.upkeep.GIVE_BACK_S", 0.01)
     blocks = [bytes(20_000) for _ in range(4_000)]
@@ -265,7 +265,7 @@ async def test_shedding_begins_at_its_share_of_the_limit_and_ends_below_it(tmp_p
         assert rig.value("whaled_connections_shed_total") == 0
 
 
-async def test_who_has_most_queued_is_cut_off_first_and_loses_nothing(tmp_path: Path) -> None:
+async def test_the_client_with_the_most_unsent_bytes_is_cut_off_first_and_loses_nothing(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path, max_unsent=4 * MIB) as rig, rig.connect(max_queue=None) as good:
         greedy = silent_client(rig.url, receive_buffer=4096)
@@ -286,7 +286,7 @@ async def test_who_has_most_queued_is_cut_off_first_and_loses_nothing(tmp_path: 
             assert (await receive_type(again, "subscribed"))["recovered"] is True
 
 
-async def test_in_need_strangers_and_latecomers_go_a_part_at_a_time(tmp_path: Path) -> None:
+async def test_urgent_shedding_closes_the_newest_clients_in_parts(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path) as rig:
         clients = [await rig.connect() for _ in range(40)]
@@ -323,7 +323,7 @@ async def is_let_in(whaled: daemon.Daemon) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(tmp_path: Path) -> None:
+async def test_a_flood_of_connections_is_refused_while_existing_clients_go_on(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
     limits = {
@@ -357,7 +357,7 @@ async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(
             finally:
                 for sock in flood:
                     sock.close()
-            await whaled.logged("load is shed no more")
+            await whaled.logged("memory no longer short, load shedding ended")
             async with asyncio.timeout(20):
                 while not await is_let_in(whaled):  # what the flood left in the listener's queue may come first
                     pass
@@ -366,7 +366,7 @@ async def test_a_flood_of_connections_is_stopped_while_clients_who_are_in_go_on(
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_memory_that_stays_high_after_those_who_filled_it_left_keeps_nobody_out(tmp_path: Path) -> None:
+async def test_memory_that_stays_high_after_a_flood_has_left_refuses_no_client(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path) as rig, rig.connect() as client:
         await receive_type(client, "welcome")
@@ -391,7 +391,7 @@ async def test_memory_that_stays_high_after_those_who_filled_it_left_keeps_nobod
 
 
 @pytest.mark.slow
-async def test_a_client_that_takes_its_time_over_a_replay_costs_what_is_unsent_and_no_more(tmp_path: Path) -> None:
+async def test_a_slow_replay_uses_memory_only_for_its_unsent_bytes(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, slow_timeout=60.0) as rig:
         await rig.alerts(*range(12_000))  # more than the kernel takes for one who reads nothing
         question = json.dumps({"type": "subscribe", "since": {"last": 12_000}}).encode()

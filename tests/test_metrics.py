@@ -42,7 +42,7 @@ def test_every_child_of_an_enum_label_exists_from_the_start() -> None:
         assert registry.get_sample_value("whaled_authentications_total", {"outcome": refusal}) == 0
 
 
-def test_what_flows_is_summed_by_flow() -> None:
+def test_amounts_are_summed_by_flow() -> None:
     metrics = Metrics()
     for flow, sat in ((Flow.INFLOW, 150_000_000), (Flow.INFLOW, 1), (Flow.UNKNOWN, None)):
         metrics.detection.whale(replace(whale(1).alert, flow_type=flow, flow_sat=sat), 1.0)
@@ -60,7 +60,7 @@ def test_a_close_code_from_outside_makes_no_new_label(code: int) -> None:
     assert len(list(metrics.registry.collect())) == before
 
 
-def test_authentication_failures_are_told_apart() -> None:
+def test_authentication_failures_are_counted_by_reason() -> None:
     metrics = Metrics()
     metrics.gateway.authenticated(TokenRefusal.EXPIRED)
     metrics.gateway.authenticated(AuthMessage.TIMEOUT)

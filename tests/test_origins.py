@@ -75,7 +75,7 @@ def test_a_page_of_another_host_port_or_scheme_is_refused(origin: str, host: str
         (["null"], "can add it to gateway.origins"),
     ],
 )
-def test_only_what_can_be_added_to_the_configuration_is_said_to_be(origins: list[str], told: str) -> None:
+def test_only_an_origin_that_can_be_configured_is_suggested_for_it(origins: list[str], told: str) -> None:
     headers = Headers([("Host", "a.example"), *(("Origin", origin) for origin in origins)])
     problem = GUARDED.refusal(headers, is_tls=True)
     assert problem is not None
@@ -85,7 +85,7 @@ def test_only_what_can_be_added_to_the_configuration_is_said_to_be(origins: list
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "[::1]:8765", "localhost:8765", "10.0.0.5", "localhost"])
-def test_without_authentication_only_what_dns_does_not_decide_is_let_in(host: str) -> None:
+def test_without_authentication_only_hosts_that_dns_does_not_control_are_admitted(host: str) -> None:
     assert OPEN.refusal(Headers({"Origin": f"http://{host}", "Host": host}), is_tls=False) is None
 
 
@@ -98,7 +98,7 @@ def test_without_authentication_a_name_is_refused_since_dns_could_lead_it_here(h
     assert Origins.of((f"http://{host}",), needs_token=False).refusal(headers, is_tls=False) is None
 
 
-def test_programs_that_send_no_origin_are_let_in() -> None:
+def test_programs_that_send_no_origin_are_admitted() -> None:
     assert OPEN.refusal(Headers({"Host": "whale.example"}), is_tls=False) is None
 
 
@@ -111,12 +111,12 @@ def test_two_origins_are_refused_unless_every_one_is_allowed() -> None:
 @pytest.mark.parametrize(
     "origin", ["chrome-extension://abc", "app://.", "file://", "null", "safari-web-extension://AB"]
 )
-def test_exact_origins_of_any_scheme_are_let_in(origin: str) -> None:
+def test_exact_origins_of_any_scheme_are_admitted(origin: str) -> None:
     allowed = Origins.of((origin,), needs_token=False)
     assert allowed.refusal(Headers({"Origin": origin, "Host": "a"}), is_tls=False) is None
     assert allowed.refusal(Headers({"Origin": origin + "x", "Host": "a"}), is_tls=False) is not None
 
 
-def test_what_a_stranger_sent_is_shown_short_and_in_ascii() -> None:
+def test_an_origin_is_logged_truncated_and_in_ascii() -> None:
     assert shown("https://\udce9" + "x" * 300).isascii()
     assert len(shown("x" * 20_000)) == 203

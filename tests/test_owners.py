@@ -44,7 +44,7 @@ def test_a_table_takes_21_bytes_an_address() -> None:
 
 
 @given(st.integers(0, 3 * BUCKET))
-def test_a_table_of_any_size_is_taken_over_whole_by_another_process(count: int) -> None:
+def test_a_table_of_any_size_is_transferred_completely_to_another_process(count: int) -> None:
     found = read(book(count))
     again = Owners(bytes(found.to_bytes()))
     assert again == found
@@ -53,7 +53,7 @@ def test_a_table_of_any_size_is_taken_over_whole_by_another_process(count: int) 
 
 
 @pytest.mark.parametrize("cut", [0, 1, HEADER.size - 1, HEADER.size, -1])
-def test_a_table_that_is_not_whole_is_refused(cut: int) -> None:
+def test_an_incomplete_table_is_refused(cut: int) -> None:
     with pytest.raises(ValueError, match="table of owners"):
         Owners(bytes(read(book(10)).to_bytes())[:cut] or b"x")
 
@@ -63,7 +63,7 @@ def test_a_table_of_another_version_is_refused() -> None:
         Owners(b"whaled1\n" + bytes(read(book(10)).to_bytes())[8:])
 
 
-def test_addresses_of_one_checksum_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_of_one_checksum_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     def weak(raw: bytes) -> int:
         return crc32(raw) & 0x8000_0001
 

@@ -107,7 +107,7 @@ async def reading(log: CountingLog, head: int, at_once: int = 500) -> AsyncItera
             await task
 
 
-async def test_those_who_read_the_same_read_it_once() -> None:
+async def test_clients_that_replay_the_same_events_share_the_reads() -> None:
     log = CountingLog()
     clients = [Client(f"c{number}") for number in range(50)]
     async with asyncio.timeout(30), reading(log, head=1000) as rig:
@@ -150,7 +150,7 @@ async def test_clients_take_turns_however_many_replays_one_of_them_has() -> None
             task.cancel()
 
 
-async def test_what_nobody_waits_for_any_more_is_not_read() -> None:
+async def test_pages_of_cancelled_replays_are_not_read() -> None:
     log = CountingLog()
     async with asyncio.timeout(30), reading(log, head=100_000) as rig:
         log.gate.clear()
@@ -166,7 +166,7 @@ async def test_what_nobody_waits_for_any_more_is_not_read() -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-async def test_what_is_kept_is_bounded_even_of_events_with_thousands_of_addresses() -> None:
+async def test_cached_pages_are_bounded_even_for_events_with_thousands_of_addresses() -> None:
     log, most = CountingLog(addresses=2_000), 0
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks, reading(log, head=500, at_once=10) as rig:
         replays = [tasks.create_task(rig.run(Client(f"c{at}"), at, NOTHING)) for at in range(0, 200, 20)]
@@ -229,7 +229,7 @@ async def read_all(sock: socket.socket, until: Callable[[], bool], client: Clien
     return bytes(received)
 
 
-async def test_for_a_slow_client_the_rest_of_one_frame_is_held_and_every_frame_arrives_whole() -> None:
+async def test_a_slow_client_receives_complete_frames_with_one_partial_frame_buffered() -> None:
     log = CountingLog()
     near, far = socket.socketpair()
     with near, far:

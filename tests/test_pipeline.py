@@ -107,7 +107,7 @@ def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
     return EventLog.open(EventLogSettings(path=str(directory / "w.db")), Metrics().eventlog)
 
 
-async def test_a_whale_is_committed_then_published_and_its_fates_follow(tmp_path: Path) -> None:
+async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_path: Path) -> None:
     simulator_settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0)
     published = Published()
     async with Simulator(simulator_settings) as simulator, opened(tmp_path) as log:
@@ -164,7 +164,7 @@ def recorded_whales() -> str:
     raise AssertionError("no whale in the recording")
 
 
-async def test_what_the_backend_sends_again_is_alerted_once(tmp_path: Path) -> None:
+async def test_a_transaction_that_the_backend_sends_again_is_alerted_once(tmp_path: Path) -> None:
     published = Published()
     frame = recorded_whales()
     async with opened(tmp_path) as log:
@@ -203,7 +203,7 @@ class Asked:
         return list(transactions)
 
 
-async def test_clients_requests_wait_while_an_alert_is_on_its_way_but_not_while_the_backend_is_asked(
+async def test_client_requests_are_delayed_during_an_alert_but_not_during_a_rest_request(
     tmp_path: Path,
 ) -> None:
     priority = Priority()
@@ -246,7 +246,7 @@ class Broken:
         return {}
 
 
-async def test_what_is_not_stored_is_not_published_and_the_failure_is_not_swallowed() -> None:
+async def test_an_event_that_is_not_stored_is_not_published_and_the_failure_is_raised() -> None:
     published = Published()
     with pytest.raises(EventLogError):
         await pipeline(Broken(), published).run(Recorded(recorded_whales()))
@@ -354,7 +354,7 @@ async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(tmp_pat
         assert log.head == stored
 
 
-async def test_a_canary_meets_what_a_whale_would_meet() -> None:
+async def test_a_canary_fails_wherever_a_whale_would() -> None:
     running = pipeline(Broken(), Published())
     with pytest.raises(EventLogError):
         await running.rehearse("ab" * 32)
@@ -431,7 +431,7 @@ def timed(
 
 
 @pytest.mark.parametrize("stated", [NOW, None])
-async def test_a_price_that_is_pushed_no_more_expires(tmp_path: Path, stated: float | None) -> None:
+async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated: float | None) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
         running, clock = timed(log, Detection(), published, metrics=metrics)
@@ -454,7 +454,7 @@ async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
     assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == 0
 
 
-async def test_a_rule_in_dollars_follows_the_price_and_is_told_to_be_blind_without_one(tmp_path: Path) -> None:
+async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_without_one(tmp_path: Path) -> None:
     published = Published()
     blind = "the price is unknown or too old: detection.threshold_usd matches nothing until it is known"
     async with opened(tmp_path) as log:
@@ -503,7 +503,7 @@ class Helpful:
         return replace(transaction, inputs=tuple(spent))
 
 
-async def test_a_watched_payer_is_found_by_its_inputs_after_what_is_sure_went_out(tmp_path: Path) -> None:
+async def test_a_watched_payer_is_found_by_its_inputs_after_matching_whales_are_published(tmp_path: Path) -> None:
     published, inputs, metrics = Published(), Helpful(2), Metrics()
     async with opened(tmp_path) as log:
         running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
@@ -523,9 +523,7 @@ async def test_a_watched_payer_is_found_by_its_inputs_after_what_is_sure_went_ou
 
 
 @pytest.mark.parametrize("inputs", [Unhelpful(), None])
-async def test_inputs_that_a_watch_rule_needs_and_nobody_gives_are_counted(
-    tmp_path: Path, inputs: Inputs | None
-) -> None:
+async def test_unknown_inputs_that_a_watch_rule_needs_are_counted(tmp_path: Path, inputs: Inputs | None) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
         running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
@@ -534,7 +532,7 @@ async def test_inputs_that_a_watch_rule_needs_and_nobody_gives_are_counted(
     assert metrics.registry.get_sample_value("whaled_watch_inputs_unknown_total") == 2
 
 
-async def test_a_whole_mempool_at_once_is_not_asked_for_but_counted(tmp_path: Path) -> None:
+async def test_the_inputs_of_a_whole_mempool_are_not_requested_but_counted(tmp_path: Path) -> None:
     published, inputs, metrics = Published(), Helpful(0, OPEN_LIMIT + 9), Metrics()
     async with opened(tmp_path) as log:
         running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
@@ -544,7 +542,7 @@ async def test_a_whole_mempool_at_once_is_not_asked_for_but_counted(tmp_path: Pa
     assert metrics.registry.get_sample_value("whaled_watch_inputs_unknown_total") == 10
 
 
-async def test_without_watch_rules_nothing_more_is_asked_for(tmp_path: Path) -> None:
+async def test_without_watch_rules_no_further_inputs_are_requested(tmp_path: Path) -> None:
     inputs = Helpful()
     async with opened(tmp_path) as log:
         running, _ = timed(log, Detection(), Published(), book=BOOK, inputs=inputs)

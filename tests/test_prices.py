@@ -7,7 +7,7 @@ from whaled.model import Market, Price
 from whaled.whales.prices import AHEAD_LIMIT_S, received, usable, usd_of
 
 
-def test_the_time_of_a_price_is_the_backend_s_and_the_receipt_only_where_there_is_none() -> None:
+def test_the_time_of_a_price_is_the_backends_or_else_its_receipt() -> None:
     assert received(None, 64_000.0, NOW - 900, NOW) == Price(64_000.0, NOW - 900, NOW - 900)
     assert received(None, 64_000.0, None, NOW) == Price(64_000.0, NOW)
     assert received(Price(1.0, NOW), None, None, NOW) is None
@@ -30,7 +30,7 @@ def test_a_time_far_ahead_is_not_believed() -> None:
     (NOW, None, True), (NOW + 7200, None, True), (NOW + 7201, None, False), (NOW - 7201, None, False),
     (NOW, NOW - 7200, True), (NOW, NOW - 7201, False), (NOW, NOW + 7201, True), (NOW + 7201, NOW, False),
 ])  # fmt: skip
-def test_a_price_counts_near_its_time_now_and_at_the_moment_asked_for(
+def test_a_price_counts_near_its_time_now_and_at_the_requested_moment(
     now: float, moment: float | None, is_usable: bool
 ) -> None:
     price = Price(64_000.0, NOW)

@@ -33,13 +33,13 @@ def test_the_recorded_blocks_have_segregated_witnesses_and_a_hundred_inputs() ->
     assert any("0001" in block["raw"] for block in BLOCKS)
 
 
-def test_outpoints_that_are_none_are_in_no_block() -> None:
+def test_invalid_outpoints_are_in_no_block() -> None:
     raw = bytes.fromhex(BLOCKS[-1]["raw"])
     assert spenders_in(raw, ["", "no outpoint", "zz:0", f"{'ab' * 32}:-1", f"{'ab' * 32}:{2**32}", NOWHERE]) == {}
 
 
 @pytest.mark.parametrize("cut", [1, 40, 400])
-def test_a_block_that_ends_too_early_is_no_block(cut: int) -> None:
+def test_a_truncated_block_is_refused(cut: int) -> None:
     block = BLOCKS[-1]
     (first, *_) = expected(block)
     with pytest.raises(SerialError):
@@ -67,7 +67,7 @@ def test_a_transaction_is_read_as_the_node_reads_it(sent: dict[str, Any]) -> Non
         assert [list(each) for each in raw.inputs] == sent["inputs"]
 
 
-def test_a_script_has_the_address_that_the_node_gives_it() -> None:
+def test_a_script_has_the_same_address_as_in_the_node() -> None:
     found = {address: script for sent in TRANSACTIONS for _, script, address in sent["outputs"]}
     network = network_of(next(address for address in found if address))
     assert network is not None

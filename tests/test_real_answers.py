@@ -178,7 +178,7 @@ SUMMARISED = {"seen": ("seen1", "seen14"), "unseen": ("unseen1", "unseen14"), "f
 @pytest.mark.parametrize(
     ("block", "label"), [(block, label) for block, labels in SUMMARISED.items() for label in labels]
 )
-def test_a_summary_of_a_block_that_was_followed_is_what_the_backend_keeps(block: str, label: str) -> None:
+def test_a_summary_of_a_block_seen_in_the_mempool_is_the_one_that_the_backend_keeps(block: str, label: str) -> None:
     lines = recording("none").block(block, "/summary").json
     real = next(line for line in lines if line["txid"] == recording("none").txids[label])
     tx = like(label)
@@ -190,7 +190,7 @@ def test_a_summary_of_a_block_that_was_followed_is_what_the_backend_keeps(block:
 
 
 @pytest.mark.parametrize("label", ["ds_winner", "pkg_child", "zerofee_parent"])
-def test_a_summary_of_an_older_block_is_read_anew(label: str) -> None:
+def test_a_summary_of_an_older_block_is_read_again(label: str) -> None:
     lines = recording("none").block("doublespend" if label == "ds_winner" else "rbf", "/summary").json
     real = next(line for line in lines if line["txid"] == recording("none").txids[label])
     tx = like(label)
@@ -307,7 +307,7 @@ def compare(real: Answer, ours: Answer) -> Iterator[str]:
         ("electrs", Mode.ESPLORA, lambda sim: sim.electrs_url),
     ],
 )
-async def test_the_simulator_answers_what_a_real_backend_answers(
+async def test_the_simulators_responses_match_a_real_backends(
     name: str, mode: Mode, base: Callable[[Simulator], str]
 ) -> None:
     settings = SimulatorSettings(

@@ -25,7 +25,7 @@ BLOCKS = ("fees", "doublespend14", "odd3")
 @pytest.mark.parametrize(
     ("name", "frame"), FRAMES, ids=[f"{name}-{place}-{frame.label}" for place, (name, frame) in enumerate(FRAMES)]
 )
-def test_a_real_frame_is_read_whole(name: str, frame: Frame) -> None:
+def test_a_real_frame_is_read_completely(name: str, frame: Frame) -> None:
     told = frame.json
     read = decode(frame.raw)
     assert read.skipped == ()
@@ -94,7 +94,7 @@ TXIDS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("label", TXIDS)
-async def test_a_transaction_of_rest_is_read_whole(label: str) -> None:
+async def test_a_transaction_from_rest_is_read_completely(label: str) -> None:
     async with replaying("none") as (backend, found):
         answer = found.tx(label)
         tx = await backend.transaction(found.txids[label])
@@ -114,7 +114,7 @@ async def test_a_transaction_of_rest_is_read_whole(label: str) -> None:
 
 # Not odd3 of 3.2.1: it leaves out a transaction whose script it cannot write (an output script that ends in a push).
 @pytest.mark.parametrize(("name", "label"), [*(("none", label) for label in BLOCKS), ("none-3.2.1", "fees")])
-async def test_a_block_of_rest_is_read_whole(name: str, label: str) -> None:
+async def test_a_block_from_rest_is_read_completely(name: str, label: str) -> None:
     async with replaying(name) as (backend, found):
         block_hash = found.blocks[label]
         block = await backend.block(block_hash)
@@ -132,7 +132,7 @@ async def test_a_block_of_rest_is_read_whole(name: str, label: str) -> None:
 
 
 @pytest.mark.parametrize("label", BLOCKS)
-async def test_a_raw_block_of_rest_names_who_spends_what(label: str) -> None:
+async def test_a_raw_block_from_rest_has_the_spender_of_each_outpoint(label: str) -> None:
     async with replaying("none") as (backend, found):
         raw = await backend.raw_block(found.blocks[label])
         assert raw is not None
@@ -144,7 +144,7 @@ async def test_a_raw_block_of_rest_names_who_spends_what(label: str) -> None:
         assert spenders_in(raw, wanted) == wanted
 
 
-async def test_trees_of_replacements_are_read_whole() -> None:
+async def test_trees_of_replacements_are_read_completely() -> None:
     async with replaying("none") as (backend, found):
         names = found.txids
         assert await backend.replacer(names["rbf1_a"]) == names["rbf1_b"]
@@ -155,7 +155,7 @@ async def test_trees_of_replacements_are_read_whole() -> None:
         assert [family[0].txid for family in await backend.latest_families()] == [tree["tx"]["txid"] for tree in told]
 
 
-async def test_a_replaced_transaction_is_read_whole() -> None:
+async def test_a_replaced_transaction_is_read_completely() -> None:
     async with replaying("none") as (backend, found):
         for label in ("rbf1_a", "rbf2_b", "ds_loser", "evict_parent"):
             told = found.tx(label, "/cached").json
@@ -165,7 +165,7 @@ async def test_a_replaced_transaction_is_read_whole() -> None:
         assert await backend.cached(found.txids["evict_child"]) is None
 
 
-async def test_what_is_unknown_is_unknown() -> None:
+async def test_requests_for_unknown_ids_return_nothing() -> None:
     async with replaying("none") as (backend, _):
         assert await backend.transaction(UNKNOWN) is None
         assert await backend.confirmation(UNKNOWN) is None
@@ -175,7 +175,7 @@ async def test_what_is_unknown_is_unknown() -> None:
             await backend.summary(UNKNOWN)
 
 
-async def test_the_mempool_of_rest_is_read_whole() -> None:
+async def test_the_mempool_from_rest_is_read_completely() -> None:
     async with replaying("none") as (backend, found):
         told = next(each for each in found.answers if each.path == "mempool/txids")
         assert await backend.mempool() == told.json

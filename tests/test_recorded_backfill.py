@@ -300,7 +300,7 @@ def genesis() -> Json:
 
 
 @pytest.mark.slow
-async def test_every_whale_that_was_in_the_mempool_or_in_a_block_is_in_the_log_once_with_its_fate(
+async def test_every_whale_that_was_in_the_mempool_or_in_a_block_is_in_the_log_once_with_its_outcome(
     tmp_path: Path,
 ) -> None:
     rig, node, scans = await replayed(tmp_path)

@@ -104,12 +104,12 @@ def test_every_whale_the_stream_mentions_is_alerted_exactly_once_and_nothing_els
     assert len(found) == 39
 
 
-def test_the_truth_itself_draws_the_line_where_the_threshold_is() -> None:
+def test_the_ground_truth_marks_whales_by_the_threshold() -> None:
     assert all((entry["out_sat"] >= THRESHOLD) == entry["whale"] for entry in true_transactions().values())
     assert replay().assessed > 2000
 
 
-def test_exactly_100_btc_is_a_whale_and_one_satoshi_less_is_none() -> None:
+def test_exactly_100_btc_is_a_whale_and_one_satoshi_less_is_not() -> None:
     assert alerts()[sent_as("whale_exactly_100")].alert.value_sat == THRESHOLD
     below = sent_as("not_whale_one_sat_below")
     assert true_transactions()[below]["out_sat"] == THRESHOLD - 1
@@ -117,7 +117,7 @@ def test_exactly_100_btc_is_a_whale_and_one_satoshi_less_is_none() -> None:
     assert below not in alerts()
 
 
-def test_the_winner_of_a_double_spend_that_only_a_block_tells_of_is_alerted() -> None:
+def test_the_winner_of_a_double_spend_that_only_a_block_contains_is_alerted() -> None:
     winner = alerts()[sent_as("whale_block_double_spend")].alert
     assert winner.status is Status.CONFIRMED
     assert winner.replaces == sent_as("whale_double_spent_by_block")
@@ -158,7 +158,7 @@ def test_a_replacer_names_the_one_it_replaced() -> None:
         assert [alerts()[txid].alert.replaces] == true_transactions()[txid]["replaces"]
 
 
-def test_what_moved_is_exact_where_the_stream_also_gives_the_parents() -> None:
+def test_the_moved_amount_is_exact_if_the_stream_has_the_parents() -> None:
     given = replay().transactions
     checked = 0
     for txid in expected():

@@ -113,7 +113,7 @@ def test_every_refusal_takes_the_steps_of_an_expired_token(name: str) -> None:
     assert not dear & difference.keys(), difference
 
 
-def test_the_reason_of_a_refusal_that_only_our_tokens_can_have_costs_no_second_check() -> None:
+def test_a_refusal_reason_specific_to_our_tokens_needs_no_second_check() -> None:
     settings = Auth(issuer="me")
     for claims in ({**CLAIMS, "nbf": NOW + 9}, {**CLAIMS, "exp": NOW + 1e9}, {**CLAIMS, "permissions": 3}, CLAIMS):
         token = signed(claims)
@@ -223,7 +223,7 @@ def test_the_token_that_is_forged_here_is_good_itself() -> None:
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_nothing_forged_gets_in(name: str) -> None:
+def test_forged_tokens_are_refused(name: str) -> None:
     with pytest.raises(TokenError):
         judge().verify(FORGED[name], NOW)
 
@@ -248,7 +248,7 @@ JSON = st.recursive(
     ),
     st.dictionaries(st.sampled_from(["alg", "kid", "crit", "b64", "typ", "zip"]), JSON),
 )
-def test_what_is_accepted_of_a_trusted_signer_the_library_accepts_too(claims: Any, header: Any) -> None:
+def test_the_library_accepts_every_accepted_token_of_a_trusted_signer(claims: Any, header: Any) -> None:
     token = token_of({**head(), **header}, {**CLAIMS, **claims})
     try:
         grant = judge().verify(token, NOW)
@@ -289,7 +289,7 @@ def test_no_token_lives_longer_than_max_token_ttl(iat: float | None, exp: float,
 
 
 @pytest.mark.parametrize("longest_s", [0.5, 1.5, 90.0])
-def test_what_is_issued_for_the_longest_time_is_accepted_and_so_are_its_refreshes(longest_s: float) -> None:
+def test_a_token_of_the_longest_ttl_and_its_refreshes_are_accepted(longest_s: float) -> None:
     settings = Auth(max_token_ttl=longest_s, token_ttl=longest_s)
     ours = TokenAuthenticator(RING, settings, new_token_id=lambda: "t2")
     grant = ours.verify(make(ttl_s=longest_s, settings=settings), NOW)
@@ -298,7 +298,7 @@ def test_what_is_issued_for_the_longest_time_is_accepted_and_so_are_its_refreshe
         ours.verify(ours.refresh(grant, NOW + 0.1)[0], NOW + 0.1)
 
 
-def test_a_first_token_that_says_it_was_issued_later_gains_nothing_by_it() -> None:
+def test_a_first_token_issued_in_the_future_does_not_extend_its_chain() -> None:
     token = signed({"client_id": "c", "iat": NOW + 20, "exp": NOW + 1 * DAY})
     grant = judge().verify(token, NOW)
     assert judge().refresh(grant, NOW)[1].authenticated_at == NOW
@@ -307,7 +307,7 @@ def test_a_first_token_that_says_it_was_issued_later_gains_nothing_by_it() -> No
 # --- whose failure it is ----------------------------------------------------------------------------------------------
 
 
-def test_a_claimant_is_the_key_and_the_client_and_nothing_else() -> None:
+def test_a_claimant_is_exactly_the_key_and_the_client() -> None:
     one = claimant(signed(CLAIMS, SigningKey("new", b"x" * 32)))
     assert one == claimant(signed({**CLAIMS, "jti": "another", "exp": 3}, SigningKey("new", b"y" * 32)))
     assert one != claimant(signed({**CLAIMS, "client_id": "c2"}, SigningKey("new", b"x" * 32)))
@@ -318,7 +318,7 @@ def test_a_claimant_is_the_key_and_the_client_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     "token", ["", "garbage", "a.b.c", "x" * 9000, f"{FIRST}.{part([])}.AA", f"{FIRST}.{part(b'[' * WIDE)}.A"]
 )
-def test_what_claims_nothing_readable_has_no_name(token: str) -> None:
+def test_a_token_without_a_readable_claim_has_no_claimant(token: str) -> None:
     assert claimant(token) == ""
 
 

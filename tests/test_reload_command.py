@@ -64,7 +64,7 @@ async def test_the_command_ends_as_the_reload_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_the_metrics_show_the_outcome_however_long_a_page_of_them_is_kept(tmp_path: Path) -> None:
+async def test_the_metrics_show_the_outcome_despite_a_long_render_interval(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", http={"render_interval": "10s"})
     good = config.read_text()
     async with daemon.running(config) as whaled, aiohttp.ClientSession(trust_env=False) as session:
@@ -76,7 +76,7 @@ async def test_the_metrics_show_the_outcome_however_long_a_page_of_them_is_kept(
 
 
 @pytest.mark.slow
-async def test_under_systemd_a_changed_path_of_the_log_is_refused_with_the_daemons_words(tmp_path: Path) -> None:
+async def test_under_systemd_a_changed_path_of_the_log_is_refused_with_the_daemons_text(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     env = {"STATE_DIRECTORY": str(tmp_path)}
     async with daemon.running(config, env=env) as whaled:
@@ -87,7 +87,7 @@ async def test_under_systemd_a_changed_path_of_the_log_is_refused_with_the_daemo
 
 
 @pytest.mark.slow
-async def test_a_daemon_that_does_not_answer_or_ends_is_no_success(tmp_path: Path) -> None:
+async def test_a_daemon_that_does_not_answer_or_ends_is_a_failure(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     async with daemon.running(config) as whaled:
         pid = whaled.process.pid
@@ -106,7 +106,7 @@ async def test_a_daemon_that_does_not_answer_or_ends_is_no_success(tmp_path: Pat
         assert (status, err) == (1, f"whaled: process {pid} did not reload: there is no such process\n")
 
 
-async def test_a_process_that_is_no_whaled_is_sent_nothing(tmp_path: Path) -> None:
+async def test_no_signal_is_sent_to_a_process_that_is_not_whaled(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     for words in (["sleep", "60"], [sys.executable, "-c", "input()", "whaled"]):
         other = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.PIPE)
@@ -154,7 +154,7 @@ def test_an_outcome_is_private_and_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
-def test_what_is_no_file_is_no_outcome_and_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_not_a_regular_file_is_no_outcome_and_does_not_block(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "o.json"
     reloads.write(tmp_path / "other.json", Outcome(1, 2.0))
     match kind:
@@ -167,7 +167,7 @@ def test_what_is_no_file_is_no_outcome_and_is_not_waited_for(tmp_path: Path, kin
     assert reloads.read(path) is None
 
 
-def test_the_outcome_lies_where_a_new_configuration_cannot_move_it() -> None:
+def test_a_new_configuration_cannot_move_the_outcome_file() -> None:
     log = Path("/var/lib/x/w.db")
     assert reloads.outcome_path({"STATE_DIRECTORY": "/var/lib/whaled"}, log) == Path("/var/lib/whaled/last-reload.json")
     assert reloads.outcome_path({}, log) == Path("/var/lib/x/w.db.last-reload.json")

@@ -253,7 +253,9 @@ async def test_the_simple_calls_answer_in_types(backend: Backend, meter: Recorde
     assert meter.requests == [None] * 5
 
 
-async def test_an_older_backend_without_precise_fees_is_asked_for_whole_ones(backend: Backend, meter: Recorder) -> None:
+async def test_recommended_fees_are_requested_from_a_backend_without_precise_ones(
+    backend: Backend, meter: Recorder
+) -> None:
     fees = {"fastestFee": 1, "halfHourFee": 1, "hourFee": 1, "economyFee": 1, "minimumFee": 1}
     backend.says("fees/recommended", fees)
     async with client(backend.url, meter) as rest:
@@ -276,7 +278,7 @@ async def test_a_price_that_there_cannot_be_is_unknown(backend: Backend, meter: 
         assert await rest.price() is None
 
 
-async def test_404_is_none(backend: Backend, meter: Recorder) -> None:
+async def test_404_returns_nothing(backend: Backend, meter: Recorder) -> None:
     async with client(backend.url, meter) as rest:
         assert await rest.get("tx/ff/status", dict[str, Any]) is None
     assert backend.asked == ["GET tx/ff/status"]
@@ -292,7 +294,7 @@ async def test_a_server_without_the_api_is_named(backend: Backend, meter: Record
 # --- failures ---
 
 
-async def test_429_is_asked_again_after_retry_after(backend: Backend, meter: Recorder) -> None:
+async def test_a_request_is_repeated_after_the_retry_after_of_a_429(backend: Backend, meter: Recorder) -> None:
     later = format_datetime(datetime.now(UTC) - timedelta(seconds=5), usegmt=True)  # already over
     backend.says(
         "blocks/tip/height",
@@ -316,7 +318,7 @@ async def test_a_retry_after_that_comes_twice_is_the_longer_one(backend: Backend
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ODD.values(), ids=ODD.keys())
-async def test_an_odd_answer_is_a_failed_question(meter: Recorder, head: bytes) -> None:
+async def test_a_malformed_response_is_a_failed_request(meter: Recorder, head: bytes) -> None:
     async with answering(head) as place, client(f"ws://{place}", meter, rest_timeout=1.0) as rest:
         with pytest.raises(RestError):
             await rest.tip_height()
@@ -335,7 +337,7 @@ async def test_a_retry_after_beyond_the_total_time_is_not_waited_for(
     assert len(backend.asked) == 1
 
 
-async def test_500_is_asked_a_bounded_number_of_times(backend: Backend, meter: Recorder) -> None:
+async def test_a_request_is_repeated_a_bounded_number_of_times_after_500(backend: Backend, meter: Recorder) -> None:
     broken = [
         web.Response(status=500, text="Block height out of range", headers={"Retry-After": "0"}) for _ in range(9)
     ]
@@ -347,7 +349,7 @@ async def test_500_is_asked_a_bounded_number_of_times(backend: Backend, meter: R
     assert meter.requests == [RestFailure.SERVER_ERROR] * 3
 
 
-async def test_400_is_not_asked_again(backend: Backend, meter: Recorder) -> None:
+async def test_a_request_is_not_repeated_after_400(backend: Backend, meter: Recorder) -> None:
     backend.says("address/x", {"error": "Address lookups require an address index"}, status=405)
     async with client(backend.url, meter) as rest:
         with pytest.raises(RestError) as caught:
@@ -356,7 +358,7 @@ async def test_400_is_not_asked_again(backend: Backend, meter: Recorder) -> None
     assert len(backend.asked) == 1
 
 
-async def test_a_redirect_is_told_and_not_followed(backend: Backend, meter: Recorder) -> None:
+async def test_a_redirect_is_reported_and_not_followed(backend: Backend, meter: Recorder) -> None:
     backend.says(
         "blocks/tip/height",
         web.Response(status=301, headers={"Location": "https://user:pw@elsewhere.example/api/v1/blocks/tip/height"}),
@@ -374,7 +376,7 @@ async def test_a_silent_server_is_a_timeout(backend: Backend, meter: Recorder) -
     assert set(meter.requests) == {RestFailure.TIMEOUT}
 
 
-async def test_an_unreachable_server_is_told(meter: Recorder) -> None:
+async def test_an_unreachable_server_is_reported(meter: Recorder) -> None:
     listener = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     listener.close()
@@ -386,7 +388,7 @@ async def test_an_unreachable_server_is_told(meter: Recorder) -> None:
 
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><title>mempool</title>", b'{"vin": "\xff"}', b"", b'{"a":'])
-async def test_garbage_is_told_with_its_beginning(backend: Backend, meter: Recorder, body: bytes) -> None:
+async def test_garbage_is_reported_with_its_beginning(backend: Backend, meter: Recorder, body: bytes) -> None:
     backend.says("blocks/tip/height", web.Response(body=body))
     async with client(backend.url, meter) as rest:
         with pytest.raises(RestError, match="the answer begins with") as caught:
@@ -408,7 +410,7 @@ async def test_a_giant_body_is_cut_off(backend: Backend, meter: Recorder) -> Non
     assert caught.value.reason is RestFailure.TOO_BIG
 
 
-async def test_what_was_read_of_an_answer_that_broke_off_is_not_kept(backend: Backend, meter: Recorder) -> None:
+async def test_a_partial_response_is_not_kept_in_memory(backend: Backend, meter: Recorder) -> None:
     async def half(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "2000000"})
         await response.prepare(request)
@@ -429,7 +431,7 @@ async def test_what_was_read_of_an_answer_that_broke_off_is_not_kept(backend: Ba
 
 
 @pytest.mark.parametrize("year", ["9999999", "99999999999999"])
-async def test_a_date_that_there_is_not_says_nothing(backend: Backend, meter: Recorder, year: str) -> None:
+async def test_an_impossible_date_is_ignored(backend: Backend, meter: Recorder, year: str) -> None:
     date = f"Mon, 01 Jan {year} 00:00:00 GMT"
     busy = web.Response(status=429, headers={"Retry-After": date, "Date": date})
     backend.says("blocks/tip/height", busy, web.Response(text="263", headers={"Date": date}))
@@ -441,7 +443,7 @@ async def test_a_date_that_there_is_not_says_nothing(backend: Backend, meter: Re
 # --- prevouts ---
 
 
-async def test_inputs_are_asked_in_chunks_of_at_most_100(backend: Backend, meter: Recorder) -> None:
+async def test_inputs_are_requested_in_chunks_of_at_most_100(backend: Backend, meter: Recorder) -> None:
     raw = consolidation()
     spent = backend.knows(raw, unspent=True)
     at_once = backend.holding("prevouts", until_busy=3)
@@ -468,9 +470,7 @@ async def test_an_answer_of_null_is_looked_up_in_the_mined_spender(backend: Back
     assert meter.unknown == []
 
 
-async def test_a_backend_without_the_prevouts_call_is_asked_for_the_transaction(
-    backend: Backend, meter: Recorder
-) -> None:
+async def test_the_transaction_is_requested_from_a_backend_without_prevouts(backend: Backend, meter: Recorder) -> None:
     raw = small()
     backend.knows(raw, unspent=True)
     del backend.answers["prevouts"]
@@ -479,7 +479,7 @@ async def test_a_backend_without_the_prevouts_call_is_asked_for_the_transaction(
     assert all(each.prevout is not None for each in filled.inputs)
 
 
-async def test_known_inputs_are_not_asked_for(backend: Backend, meter: Recorder) -> None:
+async def test_known_inputs_are_not_requested(backend: Backend, meter: Recorder) -> None:
     raw = small()
     backend.knows(raw, unspent=True)
     async with client(backend.url, meter) as rest:
@@ -537,7 +537,7 @@ async def test_a_wrong_answer_leaves_the_inputs_unknown(
     ],
     ids=["another shape", "no text", "too many"],
 )
-async def test_nothing_is_kept_of_an_answer_that_leaves_the_inputs_unknown(
+async def test_a_response_that_leaves_the_inputs_unknown_is_not_cached(
     backend: Backend, meter: Recorder, body: bytes, failure: RestFailure
 ) -> None:
     tx = transaction(small())
@@ -584,9 +584,7 @@ async def test_cancelling_a_request_ends_it(backend: Backend, meter: Recorder) -
     assert meter.unknown == []
 
 
-async def test_a_clock_that_differs_from_the_backends_is_told_once_and_measured(
-    backend: Backend, meter: Recorder
-) -> None:
+async def test_a_clock_that_differs_from_the_backends_is_logged_and_measured(backend: Backend, meter: Recorder) -> None:
     long_ago = web.json_response({"USD": 5}, headers={"Date": "Mon, 01 Jan 2024 00:00:00 GMT"})
     backend.says("prices", long_ago, {"USD": 5})
     async with client(backend.url, meter) as rest:

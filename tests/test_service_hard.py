@@ -26,7 +26,7 @@ NOBODY = "ws://127.0.0.1:1"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_stop_amid_the_start_is_a_stop(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_stop_during_the_start_is_a_clean_stop(tmp_path: Path, number: signal.Signals) -> None:
     async with daemon.starting(daemon.write_config(tmp_path, NOBODY)) as whaled:
         await whaled.logged("event log made")
         whaled.signal(number)
@@ -35,7 +35,7 @@ async def test_a_stop_amid_the_start_is_a_stop(tmp_path: Path, number: signal.Si
         assert whaled.lines[-1]["event"] == "stopped"
 
 
-async def test_a_reload_amid_the_start_is_done_once_it_has_started(tmp_path: Path) -> None:
+async def test_a_reload_during_the_start_follows_the_start(tmp_path: Path) -> None:
     async with daemon.starting(daemon.write_config(tmp_path, NOBODY)) as whaled:
         await whaled.logged("event log made")
         whaled.signal(signal.SIGHUP)
@@ -44,7 +44,7 @@ async def test_a_reload_amid_the_start_is_done_once_it_has_started(tmp_path: Pat
         assert await whaled.ended() == 0
 
 
-async def test_a_reload_amid_the_stop_is_none(tmp_path: Path) -> None:
+async def test_a_reload_during_the_stop_is_ignored(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, NOBODY, gateway={"port": 0, "close_timeout": "1s"})
     async with daemon.running(config) as whaled:
         host, port = whaled.url.removeprefix("ws://").split(":")
@@ -134,7 +134,7 @@ async def test_while_a_large_address_book_is_read_everything_goes_on(tmp_path: P
             assert [line["event"] for line in whaled.lines].count("reloading") == 2
 
 
-async def test_a_reader_of_the_address_book_that_dies_refuses_the_reload_and_keeps_the_old_book(tmp_path: Path) -> None:
+async def test_a_killed_reader_of_the_address_book_refuses_the_reload_and_keeps_the_old_book(tmp_path: Path) -> None:
     path = tmp_path / "book.csv"
     path.write_text("\n".join(book(1_000)))
     config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
@@ -199,7 +199,7 @@ async def test_a_book_of_another_network_is_named_when_the_backend_is_known(tmp_
             await whaled.logged(event, times=2)
 
 
-async def test_a_stop_amid_a_reload_ends_the_reader_too(tmp_path: Path) -> None:
+async def test_a_stop_during_a_reload_ends_the_reader_too(tmp_path: Path) -> None:
     path = tmp_path / "book.csv"
     config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
     path.write_text("\n".join(book(10)))
@@ -213,7 +213,7 @@ async def test_a_stop_amid_a_reload_ends_the_reader_too(tmp_path: Path) -> None:
         assert not is_there(reader)
 
 
-async def test_after_rude_clients_every_gauge_is_back_at_nothing(tmp_path: Path) -> None:
+async def test_every_gauge_returns_to_zero_after_misbehaving_clients(tmp_path: Path) -> None:
     async with busy_simulator() as simulator, daemon.running(daemon.write_config(tmp_path, simulator.url)) as whaled:
 
         async def visit() -> None:
@@ -241,9 +241,7 @@ async def test_after_rude_clients_every_gauge_is_back_at_nothing(tmp_path: Path)
 
 
 @pytest.mark.parametrize("follows", [True, False])
-async def test_retention_holds_the_clock_against_the_blocks_where_they_are_followed(
-    tmp_path: Path, follows: bool
-) -> None:
+async def test_retention_checks_the_clock_against_the_blocks_with_a_backfill(tmp_path: Path, follows: bool) -> None:
     async with open_log(tmp_path / "whaled.db") as log:
         await log.append([alert(1)])
         await log.put_scan(scan(800_000, START))

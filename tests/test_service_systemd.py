@@ -119,7 +119,7 @@ async def test_passed_sockets_are_served_and_the_configured_ports_stay_closed(tm
                     assert "whaled_connections_opened_total 2.0" in await response.text()
 
 
-async def test_a_restart_with_passed_sockets_refuses_nobody(tmp_path: Path) -> None:
+async def test_a_restart_with_passed_sockets_refuses_no_client(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     outcomes: list[str] = []
     enough = asyncio.Event()
@@ -175,7 +175,7 @@ async def test_a_socket_that_is_of_no_use_is_named(
     assert "Traceback" not in "\n".join(whaled.raw)
 
 
-async def test_the_watchdog_is_fed_and_the_status_tells_how_it_is(tmp_path: Path) -> None:
+async def test_the_watchdog_is_fed_and_the_status_line_is_current(tmp_path: Path) -> None:
     async with busy_simulator() as simulator, Manager(tmp_path / "notify").listening() as manager:
         config = daemon.write_config(tmp_path, simulator.url, canary={"interval": "200ms", "deadline": "1s"})
         env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "600000"}

@@ -106,7 +106,7 @@ def admitted(limits: SessionLimits = LIMITS, clients: Clients | None = None) -> 
     return session
 
 
-def test_a_token_in_the_first_message_lets_in() -> None:
+def test_a_token_in_the_first_message_authenticates() -> None:
     session = new(Tokens())
     assert session.opened(None, 0.0) == []
     actions = say(session, type="auth", token="good")
@@ -121,11 +121,11 @@ def test_a_token_in_the_first_message_lets_in() -> None:
     assert Admit(Tokens().known["good"], True) in actions
 
 
-def test_a_token_in_the_handshake_lets_in_without_a_message() -> None:
+def test_a_token_in_the_handshake_authenticates_without_a_message() -> None:
     assert [frame["type"] for frame in sent(new(Tokens()).opened("good", 0.0))] == ["auth_success", "welcome"]
 
 
-def test_without_authentication_everybody_is_welcome_and_may_read() -> None:
+def test_without_authentication_every_client_is_admitted_and_may_read() -> None:
     actions = new(None).opened(None, 0.0)
     (welcome,) = sent(actions)
     assert (welcome["authenticated"], welcome["client_id"], welcome["permissions"]) == (False, None, [])
@@ -142,7 +142,7 @@ def test_without_authentication_everybody_is_welcome_and_may_read() -> None:
         ({"type": "auth", "token": "bad"}, "Invalid or expired token"),
     ],
 )
-def test_a_failed_authentication_says_the_fixed_text_and_closes_1008(first: dict[str, str], message: str) -> None:
+def test_a_failed_authentication_sends_the_fixed_text_and_closes_with_1008(first: dict[str, str], message: str) -> None:
     session = new(Tokens())
     actions = say(session, **first)
     (error,) = sent(actions)
@@ -157,14 +157,14 @@ def test_garbage_as_first_message_is_a_failed_authentication() -> None:
     assert actions[-1] == Stop(Close.AUTH_REQUIRED)
 
 
-def test_who_says_nothing_is_told_so_and_closed() -> None:
+def test_a_silent_client_is_closed_at_the_authentication_timeout() -> None:
     actions = new(Tokens()).auth_deadline()
     assert sent(actions)[0]["message"] == "Authentication timeout"
     assert actions[-1] == Stop(Close.AUTH_REQUIRED)
     assert admitted().auth_deadline() == []
 
 
-def test_who_keeps_failing_is_asked_to_wait_and_may_come_back() -> None:
+def test_repeated_failures_are_rate_limited_with_a_retry_after() -> None:
     failures = FailureLimit(0.1, 3)
     answers = [sent(say(new(Tokens(), failures), type="auth", token="bad"))[0] for _ in range(4)]
     assert [answer["message"] for answer in answers[:3]] == ["Invalid or expired token"] * 3
@@ -186,7 +186,7 @@ def test_failures_of_others_behind_the_same_address_keep_no_good_token_out(way: 
     assert sent(actions)[0]["type"] == "auth_success"
 
 
-def test_a_neighbour_whose_own_token_has_ended_finds_out() -> None:
+def test_an_expired_token_is_refused_as_such_during_a_rate_limit_of_its_address() -> None:
     failures = FailureLimit(0.1, 3)
     for _ in range(20):
         say(new(Tokens(), failures), type="auth", token="bad")
@@ -264,7 +264,7 @@ def test_malformed_input_is_answered_and_the_connection_stays(raw: bytes) -> Non
     assert sent(say(session, type="ping"))[0]["type"] == "pong"
 
 
-def test_a_client_over_its_rate_is_told_when_to_go_on_and_then_closed() -> None:
+def test_a_client_over_its_rate_gets_a_retry_after_and_is_then_closed() -> None:
     session = admitted()
     answers = [frame for _ in range(60) for frame in sent(say(session, 1.0, type="ping"))]
     kinds = [answer["type"] for answer in answers]
@@ -275,14 +275,14 @@ def test_a_client_over_its_rate_is_told_when_to_go_on_and_then_closed() -> None:
     assert session.state is rules.State.CLOSED
 
 
-def test_a_client_that_waits_as_told_goes_on() -> None:
+def test_a_client_that_waits_longer_than_its_retry_after_goes_on() -> None:
     session = admitted()
     for _ in range(25):
         say(session, 1.0, type="ping")
     assert sent(say(session, 30.0, type="ping"))[0]["type"] == "pong"
 
 
-def test_garbage_costs_more_than_messages() -> None:
+def test_garbage_is_charged_more_than_messages() -> None:
     session = admitted()
     stops = [action for _ in range(20) for action in session.received(b"{", 1.0) if isinstance(action, Stop)]
     assert stops == [Stop(Close.RATE_LIMITED)]
@@ -309,7 +309,7 @@ def passed(session: Session, now: float, message: dict[str, Any], most: int = 10
         {"type": "nonsense"},
     ],
 )
-def test_a_message_costs_what_it_takes_to_answer_it(message: dict[str, Any]) -> None:
+def test_a_message_is_charged_by_the_work_of_its_response(message: dict[str, Any]) -> None:
     limits = replace(LIMITS, max_addresses=1000)
     small = passed(admitted(limits), 1.0, {"type": "ping"})
     assert 1 <= passed(admitted(limits), 1.0, message) <= small / 3
@@ -326,7 +326,7 @@ def test_the_most_expensive_message_passes_on_credit_and_is_paid_by_waiting() ->
     assert session.state is rules.State.READY
 
 
-def test_a_client_that_waits_just_as_long_as_it_is_told_goes_on() -> None:
+def test_a_client_that_waits_exactly_its_retry_after_goes_on() -> None:
     session = admitted()
     now = 1.0
     for _ in range(20):
@@ -345,7 +345,7 @@ def test_a_message_over_the_rate_is_not_parsed() -> None:
         assert session.last_message is wire.MessageType.INVALID
 
 
-def test_what_a_replay_reads_is_charged_whether_the_client_gets_it_or_not() -> None:
+def test_every_event_that_a_replay_reads_is_charged() -> None:
     session = admitted()
     session.charge_replay(20 * EVENTS_PER_TOKEN)
     assert passed(session, 1.0, {"type": "ping"}) <= 2
@@ -385,7 +385,7 @@ def test_the_budget_of_a_client_that_left_is_remembered_until_it_is_full() -> No
     assert clients.absent == 0
 
 
-def test_a_client_with_too_many_connections_is_told_so_and_asked_to_stay_away() -> None:
+def test_a_client_with_too_many_connections_is_refused_with_a_retry_after() -> None:
     clients = Clients(max_connections=2, rate=1.0, burst=30.0)
     first, _second = admitted(clients=clients), admitted(clients=clients)
     third = new(Tokens(), clients=clients)
@@ -417,14 +417,14 @@ def late(leeway_s: float = 10.0, at: float = 1003.0) -> Session:
 
 
 @pytest.mark.parametrize("leeway_s", [5.0, 30.0])
-def test_a_token_let_in_after_its_end_lasts_for_the_leeway_and_has_no_grace(leeway_s: float) -> None:
+def test_a_token_accepted_after_its_expiry_lasts_for_the_leeway_and_has_no_grace(leeway_s: float) -> None:
     session = late(leeway_s)
     assert sent(session.tick(1003.0))[0]["type"] == "token_expiring"
     assert session.tick(1000.0 + leeway_s - 0.1) == []
     assert session.tick(1000.0 + leeway_s) == [Stop(Close.TOKEN_EXPIRED)]
 
 
-def test_a_token_let_in_after_its_end_is_not_refreshed() -> None:
+def test_a_token_accepted_after_its_expiry_is_not_refreshed() -> None:
     (answer,) = sent(say(late(), 1004.0, type="refresh"))
     assert (answer["code"], answer["message"]) == ("forbidden", "this token has ended: ask for a new one")
 
@@ -436,7 +436,7 @@ def test_a_token_that_had_ended_makes_an_open_connection_end_with_the_leeway() -
     assert session.tick(1010.0) == [Stop(Close.TOKEN_EXPIRED)]
 
 
-def test_a_new_token_saves_a_connection_let_in_after_its_end() -> None:
+def test_a_new_token_keeps_a_connection_accepted_after_its_tokens_expiry() -> None:
     session = late()
     assert sent(say(session, 1004.0, type="auth", token="longer"))[0]["type"] == "auth_success"
     assert session.next_deadline() == 8700.0
@@ -474,7 +474,7 @@ def test_a_late_auth_without_authentication_is_answered_not_punished() -> None:
     assert (answer["type"], answer["client_id"]) == ("auth_success", None)
 
 
-def test_a_refresh_that_is_refused_says_so() -> None:
+def test_a_refused_refresh_is_answered_with_forbidden() -> None:
     session = new(Tokens())
     say(session, type="auth", token="other")
     assert sent(say(session, type="refresh"))[0]["code"] == "forbidden"
@@ -490,7 +490,7 @@ def test_a_session_whose_key_is_retired_ends() -> None:
     assert session.recheck(2.0) == []
 
 
-def test_a_second_look_finds_what_the_clock_ended() -> None:
+def test_a_second_check_ends_sessions_that_the_clock_ended() -> None:
     session = admitted()
     assert sent(session.recheck(5000.0))[0]["type"] == "token_expiring"
     assert session.recheck(5000.0) == [Stop(Close.TOKEN_EXPIRED)]
@@ -530,7 +530,7 @@ def test_a_link_that_breaks_right_after_a_refresh_may_have_lost_the_token(after_
         (wire.Last(0), 20, True),
     ],
 )
-def test_a_position_is_honoured_whole_or_not_at_all(since: Any, cursor: int, recovered: bool | None) -> None:
+def test_a_position_is_honoured_completely_or_not_at_all(since: Any, cursor: int, recovered: bool | None) -> None:
     assert rules.resume(since, epoch="e", head=20, oldest=10) == rules.Resume(cursor, recovered)
 
 

@@ -70,7 +70,7 @@ def test_the_same_seed_makes_the_same_transactions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_documentation_prints_what_is_measured() -> None:
+def test_the_documentation_has_the_measured_values() -> None:
     known, unknown = shapes.measure(samples(shapes.SEED, shapes.EACH))
     text = DETECTION.read_text()
     assert table(shapes.HEADER, shapes.shape_rows(known, unknown)) in text

@@ -106,7 +106,7 @@ async def test_jobs_wait_while_an_alert_is_on_its_way_but_not_for_ever() -> None
     assert ran.is_set()
 
 
-async def test_the_result_and_the_error_of_work_reach_who_awaits_it() -> None:
+async def test_the_result_or_the_error_of_work_reaches_its_caller() -> None:
     share = LoopShare(Meter())
     assert await share.run(Lane.REPLAY, lambda: 42) == 42
     with pytest.raises(ZeroDivisionError):
@@ -119,7 +119,7 @@ async def test_the_result_and_the_error_of_work_reach_who_awaits_it() -> None:
     await turns(5)
 
 
-async def test_replays_rest_three_quarters_of_the_time_while_alerts_flow_and_hold_up_nobody() -> None:
+async def test_replays_pause_three_quarters_of_the_time_during_alerts_and_delay_no_other_work() -> None:
     now, ran = 100.0, asyncio.Queue[str]()
 
     def job(name: str) -> Callable[[], bool]:
@@ -151,7 +151,7 @@ async def test_replays_rest_three_quarters_of_the_time_while_alerts_flow_and_hol
         assert [await ran.get() for _ in range(20)] == ["replay"] * 20
 
 
-async def test_replays_without_alerts_take_what_there_is() -> None:
+async def test_replays_without_alerts_use_all_the_time() -> None:
     meter, work = Meter(), Work()
     share = LoopShare(meter, slice_s=0.001, clock=work.clock)
     with share.hold():

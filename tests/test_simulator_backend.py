@@ -41,7 +41,7 @@ def pairs(delta: Delta) -> list[tuple[str, str]]:
     return [(loser, winner.tx.txid) for loser, winner in delta.replaced]
 
 
-def test_nothing_is_said_when_nothing_changed() -> None:
+def test_a_poll_without_changes_has_no_updates() -> None:
     assert Bench().poll() == []
 
 
@@ -144,7 +144,7 @@ def test_a_block_in_the_midst_of_a_poll_gives_a_confirmed_transaction_without_fe
     assert tx.txid in delta.mined
 
 
-def test_a_new_process_tells_the_last_eight_blocks_and_the_whole_mempool_at_sequence_zero() -> None:
+def test_a_new_process_sends_the_last_eight_blocks_and_the_whole_mempool_at_sequence_zero() -> None:
     bench = Bench(synced=False)
     pending = [bench.world.pay(WHALE) for _ in range(3)]
     updates = bench.poll()
@@ -160,7 +160,7 @@ def test_a_new_process_tells_the_last_eight_blocks_and_the_whole_mempool_at_sequ
     assert bench.deltas()[0].sequence == 1
 
 
-def test_a_process_with_its_cache_has_the_mempool_and_says_nothing_of_it() -> None:
+def test_a_process_with_its_cache_has_the_mempool_and_sends_no_delta_of_it() -> None:
     bench = Bench()
     bench.world.pay(WHALE)
     bench.poll()
@@ -246,7 +246,7 @@ def test_a_node_that_lost_its_mempool_makes_everything_removed() -> None:
     assert delta.replaced == []
 
 
-def test_prices_are_told_once_per_interval_and_only_where_there_is_one() -> None:
+def test_prices_are_sent_once_per_interval_and_only_if_known() -> None:
     bench = Bench(replace(QUIET, price_interval=3))
     assert bench.poll() == [Prices(bench.backend.prices)]
     assert bench.backend.prices["USD"] == 65_000
@@ -294,7 +294,7 @@ def test_a_package_that_replaces_is_not_named_as_the_replacer() -> None:
     assert delta.replaced == []
 
 
-def test_a_replacement_s_winner_may_be_replaced_and_the_loser_come_back() -> None:
+def test_a_replacements_winner_can_be_replaced_and_the_loser_return() -> None:
     bench = Bench()
     world = bench.world
     old = world.pay(WHALE)
@@ -309,7 +309,7 @@ def test_a_replacement_s_winner_may_be_replaced_and_the_loser_come_back() -> Non
     assert pairs(second) == [(wide.txid, narrow.txid)]
 
 
-def test_the_fee_of_what_a_block_brought_is_not_rounded() -> None:
+def test_the_fee_of_a_transaction_first_seen_in_a_block_is_not_rounded() -> None:
     bench = Bench()
     world = bench.world
     txs = [world.pay(WHALE, rate=rate, relay=False) for rate in range(1, 120)]
@@ -347,7 +347,7 @@ def test_a_backend_that_projects_four_blocks_has_no_fifth() -> None:
     assert dialogue.receive(b'{"track-mempool-block":4}', 0.0, messages) == {}
 
 
-def test_a_tree_says_that_the_one_that_came_back_was_mined() -> None:
+def test_a_tree_marks_a_returned_transaction_as_mined() -> None:
     bench = Bench()
     old = bench.world.pay(WHALE, rate=50.0)
     bench.deltas()

@@ -53,7 +53,7 @@ async def simulating(settings: SimulatorSettings) -> AsyncIterator[tuple[Simulat
         yield sim, Asking(sim, session)
 
 
-async def test_the_backend_leaves_to_electrs_what_electrs_has() -> None:
+async def test_the_backend_has_no_routes_of_electrs() -> None:
     async with simulating(QUIET) as (sim, ask):
         tx = sim.world.pay(WHALE)
         await sim.poll()
@@ -75,14 +75,14 @@ async def test_the_backend_leaves_to_electrs_what_electrs_has() -> None:
         assert (await ask.v1("backend-info"))[1]["backend"] == "esplora"
 
 
-async def test_a_backend_that_reads_its_node_has_no_electrs_beside_it() -> None:
+async def test_a_backend_that_reads_its_node_has_no_electrs() -> None:
     async with simulating(NODE) as (sim, ask):
         tx = sim.world.pay(WHALE)
         assert (await ask.v1(f"tx/{tx.txid}"))[0] == 200
         assert (await ask.api(f"tx/{tx.txid}"))[0] == 404
 
 
-async def test_electrs_writes_transactions_with_what_they_spend() -> None:
+async def test_electrs_sends_transactions_with_their_prevouts() -> None:
     async with simulating(QUIET) as (sim, ask):
         tx = sim.world.transact(TxKind.ALL_SCRIPTS, WHALE)
         _, found = await ask.api(f"tx/{tx.txid}")
@@ -108,7 +108,7 @@ async def test_electrs_writes_transactions_with_what_they_spend() -> None:
         assert (status["block_hash"], status["block_height"]) == (block.hash, block.height)
 
 
-async def test_electrs_words_its_errors_in_plain_text() -> None:
+async def test_electrs_sends_errors_as_plain_text() -> None:
     async with simulating(QUIET) as (sim, ask):
         tip = sim.world.chain.tip.hash
         assert await ask.api(f"tx/{UNKNOWN}") == (404, "Transaction not found")
@@ -144,7 +144,7 @@ async def test_electrs_names_the_spender_of_an_output() -> None:
         assert [each["spent"] for each in spends].count(True) == 1
 
 
-async def test_electrs_keeps_the_txids_of_a_dead_block_and_nothing_else_of_it() -> None:
+async def test_electrs_keeps_only_the_txids_of_an_abandoned_block() -> None:
     async with simulating(QUIET) as (sim, ask):
         sim.world.pay(WHALE)
         dead = sim.world.mine()
@@ -189,7 +189,7 @@ def esplora() -> tuple[World, Backend]:
     return world, backend
 
 
-def test_what_a_block_just_mined_is_added_again_for_electrs_does_not_know_the_block_yet() -> None:
+def test_transactions_just_mined_are_added_again_until_electrs_has_the_block() -> None:
     world, backend = esplora()
     tx = world.pay(WHALE)
     polled(world, backend)
@@ -203,7 +203,7 @@ def test_what_a_block_just_mined_is_added_again_for_electrs_does_not_know_the_bl
     assert [delta.removed for delta in polled(world, backend)] == [[tx.txid]]
 
 
-def test_a_block_that_electrs_knows_brings_nothing_back() -> None:
+def test_a_block_that_electrs_has_adds_no_transaction_again() -> None:
     world, backend = esplora()
     world.pay(WHALE)
     polled(world, backend)
@@ -214,7 +214,7 @@ def test_a_block_that_electrs_knows_brings_nothing_back() -> None:
 
 
 @pytest.mark.parametrize("late", [0.0, 2.0])
-def test_the_winner_of_a_double_spend_has_the_form_of_whoever_was_asked(late: float) -> None:
+def test_the_winner_of_a_double_spend_has_the_form_of_its_source(late: float) -> None:
     world, backend = esplora()
     loser = world.pay(WHALE)
     polled(world, backend)

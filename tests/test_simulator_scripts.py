@@ -49,7 +49,7 @@ def test_base58_addresses_follow_the_recording_and_the_genesis_block(version: in
 
 @pytest.mark.parametrize("kind", list(ScriptType))
 @pytest.mark.parametrize("network", list(Network))
-def test_each_script_has_an_address_exactly_where_there_is_one(network: Network, kind: ScriptType) -> None:
+def test_each_script_type_has_an_address_if_one_is_defined(network: Network, kind: ScriptType) -> None:
     script = Scripts(network, Random(3)).make(kind)
     assert script.type is kind
     bare = {ScriptType.P2PK, ScriptType.OP_RETURN, ScriptType.MULTISIG, ScriptType.NONSTANDARD}
@@ -58,7 +58,7 @@ def test_each_script_has_an_address_exactly_where_there_is_one(network: Network,
 
 
 @pytest.mark.parametrize("kind", list(SPENDABLE))
-def test_signature_data_is_as_long_as_the_sizes_say(kind: ScriptType) -> None:
+def test_signature_data_has_the_documented_sizes(kind: ScriptType) -> None:
     data = spend(kind, "salt")
     assert len(data.scriptsig) // 2 == SPENDABLE[kind].scriptsig
     witness = 1 + sum(1 + len(item) // 2 for item in data.witness) if data.witness else 0

@@ -91,7 +91,7 @@ async def test_the_stream_is_on_any_path_and_uncompressed(path: str) -> None:
         assert await ask(client, {"action": "ping"}) == {"pong": True}
 
 
-async def test_init_holds_everything_and_want_only_what_is_newly_wanted() -> None:
+async def test_init_returns_everything_and_want_only_new_parts() -> None:
     async with Simulator(QUIET) as sim, listening(sim, track=False) as client:
         init = await ask(client, {"action": "init"})
         assert [block["height"] for block in init["blocks"]] == list(range(899_993, 900_001))
@@ -107,7 +107,7 @@ async def test_init_holds_everything_and_want_only_what_is_newly_wanted() -> Non
         assert set(await ask(client, {"action": "want", "data": ["stats", "blocks"]})) == {"blocks"}
 
 
-async def test_want_replaces_what_was_wanted() -> None:
+async def test_want_replaces_the_previous_subscription() -> None:
     async with Simulator(QUIET) as sim, listening(sim) as client:
         await ask(client, {"action": "want", "data": ["blocks"]})
         await ask(client, {"action": "want", "data": ["mempool-blocks"]})
@@ -195,7 +195,7 @@ async def test_changes_of_a_projected_block_follow() -> None:
 @pytest.mark.parametrize(
     "said", ["[]", "7", '"x"', '{"action":"dance"}', '{"track-mempool":"yes"}', '{"action":"want"}']
 )
-async def test_what_is_not_understood_is_ignored(said: str) -> None:
+async def test_unknown_messages_are_ignored(said: str) -> None:
     async with Simulator(QUIET) as sim, listening(sim, track=False) as client:
         await client.send(said)
         assert await ask(client, {"action": "ping"}) == {"pong": True}
@@ -205,7 +205,7 @@ async def test_what_is_not_understood_is_ignored(said: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["{", "null", ""])
-async def test_what_is_not_json_ends_the_connection_without_a_code(said: str) -> None:
+async def test_invalid_json_ends_the_connection_without_a_code(said: str) -> None:
     async with Simulator(QUIET) as sim, listening(sim, track=False) as client:
         await client.send(said)
         assert await closed(client) == 1005
@@ -334,7 +334,7 @@ async def test_replaced_transactions_are_gone_but_remembered() -> None:
         assert (await get(session, f"{sim.rest_url}/tx/{'00' * 32}/rbf"))[1] == unknown
 
 
-async def test_a_transaction_of_a_dead_branch_only_is_unconfirmed_but_not_in_the_mempool() -> None:
+async def test_a_transaction_only_in_an_abandoned_branch_is_unconfirmed_but_not_in_the_mempool() -> None:
     async with Simulator(QUIET) as sim, rest() as session:
         tx = sim.world.pay(WHALE)
         dead = sim.world.mine()
@@ -353,7 +353,7 @@ async def test_a_transaction_of_a_dead_branch_only_is_unconfirmed_but_not_in_the
         ]
 
 
-async def test_the_other_rest_answers_are_what_the_stream_says() -> None:
+async def test_the_other_rest_responses_match_the_stream() -> None:
     async with Simulator(QUIET) as sim, rest() as session, listening(sim, track=False) as client:
         tx = sim.world.pay(WHALE)
         await sim.poll()
@@ -393,7 +393,7 @@ async def test_a_dropped_link_ends_without_a_close_frame_and_the_sequence_goes_o
             assert (await delta(client))["sequence"] == 2
 
 
-async def test_a_stalled_backend_says_nothing_until_it_resumes() -> None:
+async def test_a_stalled_backend_sends_nothing_until_it_resumes() -> None:
     async with Simulator(QUIET) as sim, listening(sim) as client:
         sim.stall()
         tx = sim.world.pay(WHALE)
@@ -425,7 +425,7 @@ async def test_a_restart_ends_connections_that_were_accepted_a_moment_before(tur
                 assert await loop.sock_recv(client, 1) == b""
 
 
-async def test_a_restart_tells_an_early_subscriber_everything_again_at_sequence_zero() -> None:
+async def test_a_restart_sends_an_early_subscriber_everything_again_at_sequence_zero() -> None:
     async with Simulator(QUIET) as sim, rest() as session:
         async with listening(sim) as client:
             tx = sim.world.pay(WHALE)
@@ -449,7 +449,7 @@ async def test_a_restart_tells_an_early_subscriber_everything_again_at_sequence_
 
 
 @pytest.mark.parametrize("cache", [True, False])
-async def test_a_restart_may_also_say_nothing_of_what_was_missed(cache: bool) -> None:
+async def test_a_restart_without_resend_omits_what_was_missed(cache: bool) -> None:
     async with Simulator(QUIET) as sim:
         sim.world.pay(WHALE)
         await sim.poll()
@@ -464,7 +464,7 @@ async def test_a_restart_may_also_say_nothing_of_what_was_missed(cache: bool) ->
 
 
 @pytest.mark.parametrize("kind", list(Garbage))
-async def test_garbage_goes_out_as_it_is(kind: Garbage) -> None:
+async def test_garbage_is_sent_unchanged(kind: Garbage) -> None:
     async with Simulator(QUIET) as sim, listening(sim) as client:
         sim.send_garbage(kind)
         assert await client.recv(decode=False) == PAYLOADS[kind]
@@ -511,7 +511,7 @@ async def test_a_lost_node_shows_in_the_loading_indicators_only() -> None:
         assert await read(client) == {"loadingIndicators": {}}
 
 
-async def test_rest_fails_as_often_as_asked_and_then_works() -> None:
+async def test_rest_fails_the_requested_number_of_times_and_then_works() -> None:
     async with Simulator(QUIET) as sim, rest() as session:
         url = f"{sim.rest_url}/blocks/tip/height"
         sim.fail_rest(status=503, times=2)
@@ -565,7 +565,7 @@ async def test_a_whale_of_an_exact_amount_can_be_sent_over_http() -> None:
         ("fault", {"fault": "reorg", "depth": 900}, "use 1 to"),
     ],
 )
-async def test_what_cannot_be_done_over_http_is_refused_by_name(path: str, body: object, says: str) -> None:
+async def test_an_impossible_action_over_http_is_refused_with_the_reason(path: str, body: object, says: str) -> None:
     async with (
         Simulator(QUIET) as sim,
         rest() as session,
@@ -576,7 +576,7 @@ async def test_what_cannot_be_done_over_http_is_refused_by_name(path: str, body:
 
 
 @pytest.mark.parametrize("fault", [*faults.ROUTINE, faults.FailRest(mode=RestMode.TIMEOUT)], ids=repr)
-async def test_every_routine_fault_can_be_asked_for_over_http(fault: faults.AnyFault) -> None:
+async def test_every_routine_fault_can_be_requested_over_http(fault: faults.AnyFault) -> None:
     short = {key: 0.01 for key in ("seconds", "down") if hasattr(fault, key)}
     async with Simulator(QUIET) as sim, rest() as session:
         async with listening(sim):
@@ -610,7 +610,7 @@ async def test_faults_come_by_themselves_if_wanted() -> None:
         assert await closed(client) in (1005, 1006)
 
 
-async def test_what_its_body_raises_comes_out_as_it_is() -> None:
+async def test_exceptions_of_the_body_are_raised_unchanged() -> None:
     with pytest.raises(KeyError):
         async with Simulator(replace(QUIET, manual=False)):
             raise KeyError("mine")

@@ -49,7 +49,7 @@ def left_before_it_was_fetched(record: Record) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_stream_tells_the_truth_and_leaves_out_what_polls_cannot_see(seed: int) -> None:
+def test_the_stream_matches_the_truth_except_for_changes_between_polls(seed: int) -> None:
     world, frames = busy(seed)
     assert [frame for frame in frames if frame.skipped or frame.unknown] == []
     deltas = [frame.delta for frame in frames if frame.delta]
@@ -76,7 +76,7 @@ def test_the_stream_tells_the_truth_and_leaves_out_what_polls_cannot_see(seed: i
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_replacement_that_polls_can_see_is_told_but_for_winners_mined_before_they_were_fetched(seed: int) -> None:
+def test_every_visible_replacement_is_sent_except_by_winners_mined_before_their_fetch(seed: int) -> None:
     world, frames = busy(seed)
     told = {(pair.replaced, pair.by) for frame in frames if frame.delta for pair in frame.delta.replaced}
     added = {tx.txid: tx for frame in frames if frame.delta for tx in frame.delta.at_least(0)}

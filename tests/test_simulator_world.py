@@ -40,7 +40,7 @@ def all_txs(world: World) -> list[Tx]:
 
 
 @pytest.mark.slow
-def test_the_same_seed_makes_the_same_world_however_often_time_is_looked_at() -> None:
+def test_the_same_seed_makes_the_same_world_at_any_step_size() -> None:
     once, often = lived(120, step=120), lived(120, step=0.7)
     assert msgspec.json.encode(once.truth.records()) == msgspec.json.encode(often.truth.records())
     assert once.chain.tip.hash == often.chain.tip.hash
@@ -90,7 +90,7 @@ def test_the_truth_agrees_with_mempool_and_chain(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_every_kind_and_every_script_type_and_every_fate_turns_up() -> None:
+def test_every_kind_script_type_and_outcome_occurs() -> None:
     world = lived(500, events=5)
     records = world.truth.records()
     missing = set(TxKind) - {record.kind for record in records} - {TxKind.ONE_SAT_BELOW}
@@ -112,12 +112,12 @@ def test_the_whale_share_is_kept() -> None:
 
 
 @pytest.mark.slow
-def test_there_is_no_whale_where_none_is_wanted() -> None:
+def test_there_is_no_whale_if_none_is_configured() -> None:
     world = lived(200, whale_share=0.0, events=0)
     assert not [record for record in world.truth.whales() if record.kind is not TxKind.UNRELAYED]
 
 
-def test_a_payment_has_exactly_the_amount_that_was_asked_for() -> None:
+def test_a_payment_has_exactly_the_requested_amount() -> None:
     world = quiet()
     for sat in (WHALE, WHALE - 1, 123_456_789):
         assert world.truth[world.pay(sat).txid].out_sat == sat
@@ -181,7 +181,7 @@ def test_blocks_take_the_best_rates_first_and_stay_within_their_weight() -> None
     assert sum(tx.weight for tx in block.txs) <= 20_000
 
 
-def test_what_only_a_miner_knows_is_mined_without_ever_being_pending() -> None:
+def test_a_transaction_sent_only_to_a_miner_is_mined_without_being_pending() -> None:
     world = quiet()
     secret = world.pay(WHALE, relay=False)
     assert secret.txid not in world.chain.mempool
@@ -201,7 +201,7 @@ def test_a_block_with_a_double_spend_throws_the_loser_out() -> None:
     assert not world.chain.mempool
 
 
-def test_a_reorganisation_gives_back_mines_again_and_double_spends() -> None:
+def test_a_reorganisation_returns_remines_and_double_spends_transactions() -> None:
     world = quiet()
     again, back, lost = world.pay(WHALE), world.pay(WHALE + 1), world.pay(WHALE + 2)
     dead = [world.mine(), world.mine()]
@@ -216,7 +216,7 @@ def test_a_reorganisation_gives_back_mines_again_and_double_spends() -> None:
     assert world.chain.block_by_hash(dead[0].hash) is dead[0]
 
 
-def test_what_cannot_be_is_refused_with_a_reason() -> None:
+def test_an_impossible_action_is_refused_with_a_reason() -> None:
     world = quiet()
     mined = world.pay(WHALE)
     world.mine()
@@ -251,14 +251,14 @@ def test_a_mempool_with_a_floor_keeps_its_size() -> None:
         assert max(entry.score for entry in world.chain.mempool.values()) < best or not world.chain.blocks[-1].txs[1:]
 
 
-def test_settings_out_of_range_are_named_with_what_is_allowed() -> None:
+def test_settings_out_of_range_are_named_with_the_allowed_range() -> None:
     with pytest.raises(ConfigError) as caught:
         SimulatorSettings(rate=-1, whale_share=2)
     assert [fault.where for fault in caught.value.faults] == ["rate", "whale_share"]
     assert "use 0 to 1" in str(caught.value)
 
 
-def test_a_package_takes_the_place_of_what_its_parent_could_not_replace_alone() -> None:
+def test_a_package_replaces_a_transaction_that_its_parent_alone_could_not() -> None:
     world = quiet()
     old = world.pay(WHALE, rate=10.0)
     grandchild = world.spend(old.txid)
@@ -271,7 +271,7 @@ def test_a_package_takes_the_place_of_what_its_parent_could_not_replace_alone() 
     assert world.mine().txids[1:] == [parent.txid, child.txid]
 
 
-def test_a_replaced_transaction_comes_back_once_its_coin_is_free_again() -> None:
+def test_a_replaced_transaction_can_return_once_its_coin_is_unspent_again() -> None:
     world = quiet()
     old = world.pay(WHALE)
     wide = world.displace(old.txid)
@@ -284,12 +284,12 @@ def test_a_replaced_transaction_comes_back_once_its_coin_is_free_again() -> None
 
 
 @pytest.mark.parametrize("inputs", [12, 13, 14, 100, 1100])
-def test_many_inputs_pay_exactly_what_was_asked_for(inputs: int) -> None:
+def test_many_inputs_pay_exactly_the_requested_amount(inputs: int) -> None:
     tx = quiet().gather(WHALE, inputs, relay=False)
     assert (len(tx.inputs), tx.out_sat, tx.in_sat) == (inputs, WHALE, WHALE + tx.fee)
 
 
-def test_a_whole_double_spend_pays_somebody_else() -> None:
+def test_a_whole_double_spend_pays_other_scripts() -> None:
     world = quiet()
     old = world.transact(TxKind.BATCH, WHALE)
     rival = world.rival(old.txid, whole=True)

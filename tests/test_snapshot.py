@@ -24,7 +24,7 @@ def asked(text: str | None) -> int:
     return index
 
 
-def test_every_projected_block_is_asked_for_in_turn_and_then_no_more() -> None:
+def test_every_projected_block_is_requested_once_in_turn() -> None:
     round_ = SnapshotRound(10.0)
     questions = [asked(round_.begin(NOW))]
     for _ in range(PROJECTED_BLOCKS):
@@ -74,7 +74,7 @@ def test_an_answer_is_waited_for_until_its_deadline() -> None:
     assert round_.answered(answer(1), NOW) is None
 
 
-def test_what_was_not_asked_for_is_no_answer() -> None:
+def test_an_unrequested_block_is_no_response() -> None:
     round_ = SnapshotRound(10.0)
     assert round_.answered(answer(0), NOW) is None
     round_.begin(NOW)

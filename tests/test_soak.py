@@ -36,25 +36,25 @@ def missed(found: Course, verdict: Verdict | None = None, received: Received = S
     return [aim.what for aim in aims(found, verdict or Verdict(whales=100), received, left) if not aim.is_met]
 
 
-def test_an_hour_in_which_all_is_well_misses_nothing() -> None:
+def test_an_hour_without_faults_misses_nothing() -> None:
     assert missed(course()) == []
 
 
-def test_what_grows_during_the_warm_up_only_is_no_growth() -> None:
+def test_growth_only_during_the_warm_up_is_ignored() -> None:
     assert missed(course(lambda hours: 60 + min(hours * 3, 1) * 30)) == []
 
 
-def test_what_comes_and_goes_within_seconds_is_no_growth() -> None:
+def test_changes_within_seconds_are_no_growth() -> None:
     # A backend that brings its mempool again: 40 MiB for 6 s, more often towards the end.
     assert missed(course(lambda hours: 70 + (40 if hours * HOUR_S % (200 - 120 * hours) < 6 else 0))) == []
 
 
-def test_what_grows_by_more_than_a_mebibyte_in_40_minutes_is_growth() -> None:
+def test_more_than_a_mebibyte_in_40_minutes_is_growth() -> None:
     assert missed(course(lambda hours: 70 + 1.4 * hours)) == []
     assert missed(course(lambda hours: 70 + 1.7 * hours)) == ["memory grown in the last 40 minutes"]
 
 
-def test_memory_says_nothing_while_the_mempool_changes() -> None:
+def test_memory_is_not_judged_while_the_mempool_changes() -> None:
     found = missed(course(mempool=lambda hours: 9_000 + 9_000 * hours))
     assert found == ["mempool, last third against the second"]
 
@@ -80,7 +80,7 @@ def test_a_slope_is_found_through_noise() -> None:
     assert grown_mib(samples) == pytest.approx(12, abs=0.2)
 
 
-def test_a_mean_is_of_what_came_between_two_looks() -> None:
+def test_a_mean_covers_the_time_between_two_readings() -> None:
     before, after = {"x_sum": 1.0, "x_count": 10.0}, {"x_sum": 1.5, "x_count": 60.0}
     assert mean_ms("x", before, after) == pytest.approx(10)
     assert mean_ms("x", after, after) == 0

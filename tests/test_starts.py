@@ -69,7 +69,7 @@ async def test_counts_of_earlier_runs_are_there_before_this_one_is_ready() -> No
     assert counts(metrics) == (2, 0)
 
 
-async def test_a_log_that_cannot_be_written_is_no_reason_not_to_run() -> None:
+async def test_a_log_that_cannot_be_written_does_not_prevent_a_run() -> None:
     memory = Memory()
     await run(memory)
     memory.is_full = True
@@ -77,14 +77,14 @@ async def test_a_log_that_cannot_be_written_is_no_reason_not_to_run() -> None:
 
 
 @pytest.mark.parametrize("damaged", ["", "{", '{"clean": "many"}', "[]"])
-async def test_a_record_that_cannot_be_read_is_none(damaged: str) -> None:
+async def test_an_unreadable_record_counts_as_empty(damaged: str) -> None:
     memory = Memory()
     memory.kept[STARTS_MARK] = damaged
     assert await run(memory) == (1, 0)
 
 
 @pytest.mark.slow
-async def test_stopped_killed_and_restored_daemons_say_so(tmp_path: Path) -> None:
+async def test_starts_are_counted_after_a_stop_a_kill_and_a_restore(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     backup = tmp_path / "backup.db"
 

@@ -91,7 +91,7 @@ async def test_the_count_comes_without_another_line(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 @pytest.mark.long
-async def test_refused_strangers_cannot_flood_the_log(tmp_path: Path) -> None:
+async def test_refused_clients_cannot_flood_the_log(tmp_path: Path) -> None:
     ring = tmp_path / "keys.json"
     generate(ring, 1.0)
     config = daemon.write_config(
@@ -117,7 +117,7 @@ async def test_refused_strangers_cannot_flood_the_log(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-async def test_a_client_that_comes_and_goes_cannot_flood_the_log(tmp_path: Path) -> None:
+async def test_a_client_that_reconnects_continuously_cannot_flood_the_log(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
     async with daemon.running(config) as whaled:
         for _ in range(200):

@@ -140,7 +140,7 @@ def test_only_a_version_that_is_readable_and_below_the_minimum_is_too_old(versio
     assert is_too_old(version) is is_old
 
 
-async def test_an_old_backend_is_taken_as_degraded_and_named_with_the_minimum() -> None:
+async def test_an_old_backend_is_degraded_and_logged_with_the_minimum_version() -> None:
     async with serving() as server, surveying(server.is_none_mode().url) as (survey, metrics):
         with capture_logs() as lines:
             await survey.connected(info("2.5.0"), BLOCKS)
@@ -160,7 +160,7 @@ async def test_a_hostile_version_is_quoted_short() -> None:
 # --- network ---
 
 
-async def test_the_network_is_noted_at_the_first_connect_and_held_against_the_next() -> None:
+async def test_the_network_is_stored_at_the_first_connect_and_compared_at_the_next() -> None:
     notes = Notes()
     async with serving() as server:
         async with surveying(server.is_none_mode(MAINNET).url, notes) as (survey, metrics):
@@ -190,7 +190,7 @@ async def test_liquid_is_refused_by_name(genesis: str) -> None:
     assert notes.held == {}
 
 
-async def test_signets_are_told_apart_by_the_block_after_the_genesis() -> None:
+async def test_signets_are_distinguished_by_the_block_after_the_genesis() -> None:
     notes, custom = Notes(), "cc" * 32
     async with serving() as server:
         server.is_none_mode(SIGNET).answers["/api/v1/block-height/1"] = PUBLIC_SIGNET_BLOCK_1
@@ -234,7 +234,7 @@ def test_networks_are_named() -> None:
 # --- capabilities ---
 
 
-async def test_a_web_page_for_every_path_is_no_answer() -> None:
+async def test_a_web_page_for_every_path_is_not_accepted() -> None:
     async with serving() as server, surveying(server.url) as (survey, metrics):
         server.answers = {
             f"/api/v1/{path}": HTML for path in ("block-height/0", "mempool", "mempool/txids", "blocks/0")
@@ -248,14 +248,14 @@ async def test_a_web_page_for_every_path_is_no_answer() -> None:
     ("path", "answer"),
     [("mempool", '{"count":1,"x":%s}'), ("blocks/0", '[{"id":"aa","height":0,"x":%s}]')],
 )
-async def test_an_answer_that_is_nested_without_end_is_none(path: str, answer: str) -> None:
+async def test_a_deeply_nested_response_is_not_accepted(path: str, answer: str) -> None:
     async with serving() as server, surveying(server.url) as (survey, metrics):
         server.answers[f"/api/v1/{path}"] = answer % ("[" * 100_000 + "]" * 100_000)
         await survey.connected(info(), BLOCKS)
         assert {"network", "mempool"} <= missing(metrics)
 
 
-async def test_the_list_of_txids_counts_where_the_count_is_not_answered() -> None:
+async def test_the_list_of_txids_is_counted_if_the_count_is_unavailable() -> None:
     async with serving() as server, surveying(server.is_none_mode().url) as (survey, metrics):
         del server.answers["/api/v1/mempool"]
         server.answers["/api/v1/mempool/txids"] = json.dumps(["ab" * 32] * 10_000)
@@ -288,7 +288,7 @@ async def test_a_backend_that_never_answers_delays_the_link_by_a_bounded_time(mo
 # --- esplora mode ---
 
 
-async def test_electrs_is_found_beside_the_backend() -> None:
+async def test_electrs_is_found_next_to_the_backend() -> None:
     async with serving() as server, surveying(server.is_esplora_mode().url) as (survey, metrics):
         with capture_logs() as lines:
             await survey.connected(info(mode="esplora"), BLOCKS)
@@ -297,7 +297,7 @@ async def test_electrs_is_found_beside_the_backend() -> None:
     assert lines[-1]["esplora"] == f"http://127.0.0.1:{server.port}/api/"
 
 
-async def test_electrs_is_asked_where_it_is_configured() -> None:
+async def test_electrs_is_used_at_its_configured_url() -> None:
     async with serving() as server, serving() as electrs:
         electrs.is_esplora_mode(base="/deep/")
         server.is_esplora_mode(base="/unused/")
@@ -307,7 +307,7 @@ async def test_electrs_is_asked_where_it_is_configured() -> None:
     assert "/deep/mempool" in electrs.asked
 
 
-async def test_an_electrs_of_another_chain_is_not_taken() -> None:
+async def test_an_electrs_of_another_chain_is_not_used() -> None:
     async with serving() as server, surveying(server.is_esplora_mode().url) as (survey, metrics):
         server.answers["/api/block-height/200"] = "ee" * 32
         await survey.connected(info(mode="esplora"), BLOCKS)
@@ -315,7 +315,7 @@ async def test_an_electrs_of_another_chain_is_not_taken() -> None:
         assert "esplora mode: set upstream.esplora_url" in (survey.shortfall or "")
 
 
-async def test_a_block_of_a_dead_branch_does_not_hide_electrs() -> None:
+async def test_a_block_of_an_abandoned_branch_does_not_hide_electrs() -> None:
     async with serving() as server, surveying(server.is_esplora_mode().url) as (survey, metrics):
         server.answers |= {"/api/block-height/200": "ee" * 32, "/api/block-height/199": PARENT}
         await survey.connected(info(mode="esplora"), BLOCKS)
@@ -333,7 +333,7 @@ def test_electrs_is_searched_for_in_few_places_and_on_loopback_only() -> None:
     assert candidates(Upstream(rest_url="http://h/elsewhere")) == ()
 
 
-def test_each_call_goes_to_whoever_answers_it_in_esplora_mode() -> None:
+def test_each_request_goes_to_the_server_that_has_the_route_in_esplora_mode() -> None:
     routes = Routes("http://b/api/v1/", mode="esplora", esplora="http://e/")
     for path in (
         "mempool", "mempool/txids", "tx/ab", "tx/ab/status", "tx/ab/outspends", "block-height/7", "blocks/tip/hash",
@@ -353,7 +353,7 @@ def test_each_call_goes_to_whoever_answers_it_in_esplora_mode() -> None:
     assert routes.page_of(49) == 49
 
 
-async def test_what_nobody_answers_is_an_error_without_a_request() -> None:
+async def test_a_route_without_a_server_is_an_error_without_a_request() -> None:
     async with serving() as server, Rest.open(Upstream(url=server.url), Metrics().upstream) as rest:
         rest.routes.mode = "esplora"
         with pytest.raises(RestError, match=r"block-height/7: in esplora mode .* set upstream\.esplora_url") as caught:
@@ -432,7 +432,7 @@ async def test_nothing_of_another_network_reaches_the_log_and_the_link_is_tried_
         assert isinstance(await until(messages, Connected), Connected)
 
 
-async def test_what_is_missing_is_a_degraded_state_that_ends_when_it_is_there() -> None:
+async def test_a_missing_part_degrades_the_state_until_it_is_available() -> None:
     async with linked(("3.2.1", "esplora"), Notes()) as (server, messages, survey, metrics):
         short = await until(messages, Shortfall)
         assert "chain" in short.why
@@ -511,21 +511,19 @@ def refused(status: int, **headers: str) -> LinkLostError:
         (429, "1.5", 1.5, "Retry-After of 1.5 s"),
     ],
 )
-def test_what_the_server_asks_for_is_waited_for_up_to_a_limit(
-    status: int, header: str, wait_s: float, says: str
-) -> None:
+def test_the_servers_retry_after_is_honoured_up_to_a_limit(status: int, header: str, wait_s: float, says: str) -> None:
     lost = refused(status, Retry_After=header)
     assert (lost.reason, lost.wait_s) == (LossReason.BUSY, wait_s)
     assert says in lost.detail
 
 
-def test_a_date_to_come_back_at_is_understood() -> None:
+def test_a_retry_after_date_is_understood() -> None:
     lost = refused(503, Retry_After=formatdate(time.time() + 100, usegmt=True))
     assert lost.reason is LossReason.BUSY
     assert 95 < lost.wait_s <= 100
 
 
-def test_a_date_without_a_zone_is_gmt_wherever_this_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_date_without_a_zone_is_gmt_in_any_local_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("TZ", "XXX-9")
         time.tzset()
@@ -538,7 +536,7 @@ def test_a_503_without_a_time_is_an_absent_backend() -> None:
     assert refused(429).reason is LossReason.BUSY
 
 
-async def test_the_next_attempt_comes_after_what_was_asked_for() -> None:
+async def test_the_next_attempt_follows_the_servers_retry_after() -> None:
     async def full(_request: web.Request) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": "40"})
 

@@ -94,7 +94,7 @@ def test_without_a_manager_nothing_happens(name: str, monkeypatch: pytest.Monkey
     notifier.ready()
 
 
-async def test_what_the_manager_acts_on_is_kept_until_it_reads(
+async def test_messages_that_the_manager_acts_on_are_kept_until_it_reads(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "60000000")
@@ -112,7 +112,7 @@ async def test_what_the_manager_acts_on_is_kept_until_it_reads(
     notifier.close()
 
 
-async def test_a_ping_that_was_not_taken_in_time_is_dropped(
+async def test_a_ping_that_cannot_be_sent_in_time_is_dropped(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "30000")  # a third is sooner than the next attempt
@@ -126,7 +126,7 @@ async def test_a_ping_that_was_not_taken_in_time_is_dropped(
 
 
 @pytest.mark.slow
-async def test_what_waits_is_bounded(manager: socket.socket) -> None:
+async def test_the_number_of_waiting_messages_is_bounded(manager: socket.socket) -> None:
     fill(manager)
     notifier = Notifier()
     for _ in range(1000):

@@ -44,7 +44,7 @@ def test_a_table_that_is_not_sparse_is_left_alone() -> None:
     assert sys.getsizeof(table) == full
 
 
-def test_what_it_is_compared_with_is_what_it_held_since_it_was_built() -> None:
+def test_a_table_is_compared_with_its_largest_size_since_it_was_built() -> None:
     table: set[int] = set(range(MANY))
     tables = Tables(table)
     tables.shrink()

@@ -92,12 +92,12 @@ def test_a_narrow_terminal_keeps_time_amount_and_txid() -> None:
     assert line.split() == ["02:00:00", "12,345.68", f"{txid(1)[:8]}\u2026{txid(1)[-8:]}"]
 
 
-def test_what_is_unknown_is_shown_as_unknown() -> None:
+def test_unknown_values_are_shown_as_unknown() -> None:
     line = lines.alert_line(an_alert(), lines.layout(150), NOW).plain
     assert line.split() == ["02:00:00", "150.00", "-", "-", "-", "unknown", "transfer", "-", txid(1)]
 
 
-def test_a_whale_that_was_mined_before_it_was_known_does_not_look_like_one_that_waits() -> None:
+def test_a_whale_mined_before_it_was_seen_is_not_shown_as_pending() -> None:
     line = lines.alert_line(an_alert(status="confirmed"), lines.layout(150), NOW).plain
     assert line.split()[-2:] == ["mined", txid(1)]
 
@@ -110,7 +110,7 @@ def test_an_event_of_another_day_shows_its_date() -> None:
 @pytest.mark.parametrize(
     ("btc", "style"), [(99.0, "cyan"), (500.0, "yellow"), (1000.0, "bold yellow"), (10_000.0, "bold red")]
 )
-def test_the_colour_tells_the_size(btc: float, style: str) -> None:
+def test_the_colour_depends_on_the_size(btc: float, style: str) -> None:
     assert style in {
         str(span.style) for span in lines.alert_line(an_alert(btc_value=btc), lines.layout(150), NOW).spans
     }
@@ -130,11 +130,11 @@ def test_the_colour_tells_the_size(btc: float, style: str) -> None:
         (an_update("confirmed", seconds_to_confirmation=200_000), "confirmed after 2 d 7 h"),
     ],
 )
-def test_the_fate_of_a_whale_is_told_in_words(news: WhaleUpdate, words: str) -> None:
+def test_the_outcome_of_a_whale_is_shown_in_words(news: WhaleUpdate, words: str) -> None:
     assert lines.outcome(news, 80) == words
 
 
-def test_words_that_do_not_fit_are_left_out_whole() -> None:
+def test_words_that_do_not_fit_are_omitted() -> None:
     news = an_update("confirmed", block_height=800_123, seconds_to_confirmation=612.4, blocks_off=2)
     assert lines.outcome(news, 40) == "confirmed in block 800,123 after 10 min"
     assert lines.outcome(news, 38) == "confirmed in block 800,123"
@@ -163,7 +163,7 @@ def test_a_terminal_without_block_characters_gets_ascii() -> None:
     assert lines.bar(0.5, is_ascii=True) == "##..."
 
 
-def test_what_a_server_sends_cannot_drive_the_terminal() -> None:
+def test_text_of_a_server_cannot_control_the_terminal() -> None:
     evil = an_alert(transaction_id="\x1b]0;owned\x07" + "a" * 60, flow_type="\x1b[2Jin", shape="x\ny")
     assert "\x1b" not in lines.alert_line(evil, lines.layout(200), NOW).plain
     assert "\n" not in lines.alert_line(evil, lines.layout(200), NOW).plain
@@ -230,7 +230,7 @@ def test_the_url_comes_from_the_option_or_the_environment() -> None:
     assert str(opened("--url", "ws://10.0.0.1:9000", environ=environ)._dial.place) == "10.0.0.1:9000"
 
 
-def test_compression_is_asked_for_over_a_network_or_as_the_option_says() -> None:
+def test_compression_is_requested_over_a_network_unless_an_option_overrides_it() -> None:
     for url in ("ws://127.0.0.1:1", "wss://localhost", "ws://[::1]:1"):
         assert not opened("--url", url)._dial.compresses
         assert opened("--url", url, "--compression")._dial.compresses
@@ -273,7 +273,7 @@ def test_a_file_without_a_token_is_refused(tmp_path: Path) -> None:
         opened("--token-file", str(file))
 
 
-def test_a_token_file_that_everybody_can_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_world_readable_token_file_causes_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "token"
     file.write_text(jwt("c1"))
     file.chmod(0o604)
@@ -342,7 +342,7 @@ async def test_json_lines_are_the_frames_as_they_came() -> None:
     assert "mempool backend degraded since" in errors
 
 
-async def test_lost_connections_and_gaps_are_told_on_standard_error() -> None:
+async def test_lost_connections_and_gaps_are_reported_on_standard_error() -> None:
     async def first(peer: Peer) -> None:
         await peer.open(5)
         await peer.ws.close(1012, "Service restart")
@@ -394,7 +394,7 @@ async def test_without_retry_a_refused_token_of_a_file_ends_with_the_same_advice
     )
 
 
-async def test_a_renewed_token_is_told_and_the_file_left_alone(tmp_path: Path) -> None:
+async def test_a_renewed_token_is_reported_and_the_file_left_alone(tmp_path: Path) -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("t0psecret")
         await peer.subscribe(0)
@@ -500,7 +500,7 @@ async def test_a_reader_that_goes_away_ends_it_quietly_without_the_next_alert() 
 
 
 @pytest.mark.slow
-async def test_a_reader_that_goes_away_amid_the_lines_ends_it_quietly() -> None:
+async def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
     async with scripted(endless(*(alert(n) for n in range(1, 2000)))) as server:
         shell = await asyncio.create_subprocess_exec(
             "bash",
@@ -516,7 +516,7 @@ async def test_a_reader_that_goes_away_amid_the_lines_ends_it_quietly() -> None:
 
 
 @pytest.mark.slow
-async def test_on_a_terminal_it_draws_lines_and_asks_for_the_last_ten() -> None:
+async def test_on_a_terminal_it_draws_lines_and_requests_the_last_ten() -> None:
     asked: list[Any] = []
 
     async def script(peer: Peer) -> None:
@@ -550,7 +550,7 @@ async def test_on_a_terminal_it_draws_lines_and_asks_for_the_last_ten() -> None:
         (["--ca-file", "/nonexistent", "--url", "wss://x"], b"No such file"),
     ],
 )
-async def test_what_cannot_be_ends_with_status_2(options: list[str], said: bytes) -> None:
+async def test_invalid_options_end_with_status_2(options: list[str], said: bytes) -> None:
     async with running_tail(*options) as process:
         out, errors = await process.communicate()
     assert (process.returncode, out) == (2, b"")
@@ -560,7 +560,7 @@ async def test_what_cannot_be_ends_with_status_2(options: list[str], said: bytes
 
 
 @pytest.mark.slow
-async def test_without_a_token_a_server_that_wants_one_is_named(tmp_path: Path) -> None:
+async def test_a_server_that_requires_a_token_is_named(tmp_path: Path) -> None:
     async with (
         running_gateway(tmp_path, authenticator=Tokens()) as rig,
         running_tail("--url", rig.url) as process,

@@ -106,7 +106,7 @@ def test_a_leap_second_is_the_start_of_the_next_minute() -> None:
         ("2026-11-28" + " " * 100 + "10:00", "it has 115 characters"),
     ],
 )
-def test_what_is_no_time_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_an_invalid_time_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match="is not an ISO 8601 time: ") as caught:
         times.parse(text)
     assert reason in str(caught.value)
@@ -114,7 +114,7 @@ def test_what_is_no_time_is_refused_with_the_reason(text: str, reason: str) -> N
 
 
 @pytest.mark.parametrize("value", [1764324000, 1764324000.5, -1, 10**400, 1e300])
-def test_a_number_is_no_time(value: float) -> None:
+def test_a_number_is_refused_as_a_time(value: float) -> None:
     assert "is not an ISO 8601 time: a number names no unit" in times.problem_of_number(value)
 
 
@@ -130,7 +130,7 @@ def test_every_time_python_writes_is_read_back(at: datetime, minutes: int) -> No
 
 
 @given(st.text(max_size=40) | st.from_regex(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d.{0,12}", fullmatch=True))
-def test_whatever_is_read_is_what_python_reads_or_nothing_that_python_reads_otherwise(text: str) -> None:
+def test_a_parsed_time_never_differs_from_pythons(text: str) -> None:
     with contextlib.suppress(ValueError):
         ours = times.parse(text)
         with contextlib.suppress(ValueError):

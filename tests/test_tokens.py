@@ -50,7 +50,7 @@ def refusal(token: str, ring: KeyRing = RING, now: float = NOW, settings: Auth =
     return caught.value.reason
 
 
-def test_what_is_issued_is_accepted_and_says_who() -> None:
+def test_an_issued_token_is_accepted_with_its_claims() -> None:
     grant = verify(RING, make(), NOW + 1, AUTH)
     assert (grant.client_id, grant.permissions, grant.key_id) == ("c1", READ, "new")
     assert (grant.issued_at, grant.expires_at, grant.token_id) == (NOW, NOW + 3600, "t1")
@@ -91,7 +91,7 @@ def test_a_clock_may_differ_by_the_leeway_in_both_directions_and_no_further(sett
         assert refusal(token, now=NOW + 60 + leeway_s, settings=settings) is TokenRefusal.EXPIRED
 
 
-def test_a_refusal_for_its_time_says_by_how_much_the_clocks_differ() -> None:
+def test_a_refusal_for_its_time_names_the_difference_of_the_clocks() -> None:
     token = signed({"client_id": "c", "iat": NOW, "nbf": NOW, "exp": NOW + 60})
     for now, detail in ((NOW - 90, "`nbf` is 90 s ahead of this clock"), (NOW + 180, "`exp` was 120 s ago")):
         with pytest.raises(TokenError, match=detail):
@@ -109,7 +109,7 @@ def test_times_may_be_floats_and_unknown_permissions_grant_nothing() -> None:
     assert (grant.expires_at, grant.permissions) == (NOW + 0.5, READ)
 
 
-def test_missing_permissions_are_none() -> None:
+def test_missing_permissions_grant_nothing() -> None:
     assert verify(RING, signed({"client_id": "c", "exp": NOW + 9}), NOW, AUTH).permissions == frozenset()
 
 
@@ -132,7 +132,7 @@ def test_missing_permissions_are_none() -> None:
         {"client_id": "c\nforged log line", "exp": NOW + 9},
     ],
 )
-def test_claims_that_say_nothing_are_refused(claims: dict[str, Any]) -> None:
+def test_invalid_claims_are_refused(claims: dict[str, Any]) -> None:
     assert refusal(signed(claims)) is TokenRefusal.BAD_CLAIMS
 
 
@@ -238,7 +238,7 @@ def test_a_chain_of_refreshed_tokens_ends_with_the_longest_life_of_one() -> None
         judge.refresh(judge.verify(token, NOW + 7199.5), NOW + 7199.5)
 
 
-def test_a_token_that_does_not_say_when_it_was_issued_starts_its_chain_at_the_first_refresh() -> None:
+def test_a_token_without_iat_starts_its_chain_at_the_first_refresh() -> None:
     grant = verify(RING, signed({"client_id": "c", "exp": NOW + 9}), NOW, AUTH)
     assert authenticator().refresh(grant, NOW)[1].authenticated_at == NOW
 
@@ -270,7 +270,7 @@ def test_a_token_that_has_ended_cannot_be_refreshed() -> None:
         authenticator().refresh(grant, NOW + 3600 + AUTH.expiry_grace)
 
 
-def test_a_family_that_has_ended_is_remembered_for_as_long_as_any_leeway_lets_its_tokens_in() -> None:
+def test_an_ended_family_is_remembered_while_its_tokens_may_be_accepted() -> None:
     judge = TokenAuthenticator(RING, Auth(leeway=0.0, expiry_grace=0.001), new_token_id=lambda: "t2")
     token = make()
     grant = judge.verify(token, NOW)

@@ -49,7 +49,7 @@ API_KEY = "whk_dGVzdA=="
         '{{"Token": "Bearer {}"}}',
     ],
 )
-def test_what_surrounds_a_token_is_taken_off(form: str, token: str) -> None:
+def test_a_token_is_stripped_of_its_surroundings(form: str, token: str) -> None:
     assert token_in(form.format(token)) == token
 
 
@@ -102,7 +102,7 @@ HEADER, PAYLOAD, SIGNATURE = TOKEN.split(".")
         ('{"a":' + "[" * 5000, "begins like JSON but is not valid JSON"),
     ],
 )  # fmt: skip
-def test_what_is_no_token_is_refused_with_the_reason_and_not_quoted(text: str, reason: str) -> None:
+def test_invalid_text_is_refused_with_the_reason_and_not_quoted(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r"^(holds|is|begins) ") as caught:
         token_in(text)
     assert reason in str(caught.value)
@@ -128,7 +128,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, raw: bytes, reason: 
 
 
 @given(st.text(max_size=60) | st.text(alphabet="{}[]\":.='`<> \nabcWHALED_TOKEN", max_size=60), st.binary(max_size=60))
-def test_whatever_a_file_holds_is_a_token_or_refused(text: str, raw: bytes) -> None:
+def test_any_file_is_a_token_or_refused(text: str, raw: bytes) -> None:
     for content in (text.encode(), raw, (text + TOKEN).encode()):
         with contextlib.suppress(ValueError):
             token = token_in(tokentext.text_of(content))

@@ -160,7 +160,7 @@ async def test_a_proxy_behind_tls_opens_the_same_tunnels(scheme: str, trusted: s
 
 
 @pytest.mark.parametrize(("kind", "scheme"), KINDS)
-async def test_a_proxy_that_wants_a_login_is_named(kind: str, scheme: str) -> None:
+async def test_a_proxy_that_requires_a_login_is_named(kind: str, scheme: str) -> None:
     async with stand_in(kind) as proxy:
         proxy.wants = LOGIN
         for login, says in (("", "wants a user and a password"), ("alice:wrong", "does not accept the user and")):

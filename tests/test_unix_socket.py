@@ -89,7 +89,7 @@ async def dead_end(path: Path, *, reads_first: bool) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 @pytest.mark.parametrize("reads_first", [False, True])
-async def test_a_backend_that_is_dead_behind_the_socket_is_told_from_a_wrong_one(
+async def test_a_dead_backend_behind_the_socket_is_distinguished_from_a_wrong_one(
     tmp_path: Path, scheme: str, reads_first: bool
 ) -> None:
     way = str(tmp_path / "egress.sock")
@@ -111,7 +111,7 @@ async def test_a_backend_that_is_dead_behind_the_socket_is_told_from_a_wrong_one
     assert f"through {way} (upstream.unix_socket); is the backend running" in str(unreachable.value)
 
 
-async def test_a_wrong_server_behind_the_socket_is_asked_whether_it_is_a_backend(tmp_path: Path) -> None:
+async def test_the_error_of_a_wrong_server_behind_the_socket_suggests_a_check(tmp_path: Path) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")

@@ -108,7 +108,7 @@ def read(path: Path, *watch: WatchRule) -> AddressBook:
     return read_address_book(Detection(address_book=str(path), watch=watch))
 
 
-def test_a_label_that_the_book_does_not_have_is_refused_with_what_was_meant(tmp_path: Path) -> None:
+def test_a_label_that_is_not_in_the_book_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     path = tmp_path / "book.csv"
     assert read(path, WatchRule(name="k", labels=("Kraken", "Lands"))) == BOOK
     with pytest.raises(ConfigError) as refused:

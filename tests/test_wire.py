@@ -25,7 +25,7 @@ def payload(frame: bytes) -> Any:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 200_000])
-def test_a_frame_header_tells_the_length(size: int) -> None:
+def test_a_frame_header_has_the_length(size: int) -> None:
     body = json.dumps("x" * size).encode()
     assert payload(wire.text_frame(body)) == "x" * size
 
@@ -97,7 +97,7 @@ def test_a_unix_time_is_refused_with_the_time_it_may_mean() -> None:
         (b'{"type":"subscribe","since":{"time":"2026-01-01","x":1}}', ClientErrorCode.INVALID_POSITION, "since"),
     ],
 )  # fmt: skip
-def test_what_is_not_a_command_is_named(raw: bytes, code: ClientErrorCode, path: str | None) -> None:
+def test_an_invalid_command_is_named(raw: bytes, code: ClientErrorCode, path: str | None) -> None:
     with pytest.raises(ClientError) as caught:
         wire.parse(raw)
     assert (caught.value.code, caught.value.path) == (code, path)
@@ -108,7 +108,7 @@ def test_invalid_json_has_the_text_clients_know() -> None:
         wire.parse(b"nope")
 
 
-def test_an_error_says_what_it_quotes_of_a_client_only_in_part() -> None:
+def test_an_error_quotes_a_client_only_in_part() -> None:
     raw = json.dumps({"type": "subscribe", "since": {"last": 5, "9" * 5_000: None}}).encode()
     with pytest.raises(ClientError) as caught:
         wire.parse(raw)
@@ -125,6 +125,6 @@ def test_an_error_says_what_it_quotes_of_a_client_only_in_part() -> None:
     ),
     max_leaves=12,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
-def test_whatever_comes_is_a_command_or_a_client_error(raw: bytes) -> None:
+def test_any_message_is_a_command_or_a_client_error(raw: bytes) -> None:
     with contextlib.suppress(ClientError):
         wire.parse(raw)

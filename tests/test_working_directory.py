@@ -29,7 +29,7 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_commands_with_whole_paths_work_where_the_working_directory_is_gone(tmp_path: Path, config: Path) -> None:
+def test_commands_with_absolute_paths_work_without_a_working_directory(tmp_path: Path, config: Path) -> None:
     for arguments in (
         ("check-config", str(config)),
         ("token", "issue", "--config", str(config), "--client", "a"),
@@ -40,7 +40,7 @@ def test_commands_with_whole_paths_work_where_the_working_directory_is_gone(tmp_
 
 
 @pytest.mark.slow
-def test_the_daemon_starts_reloads_and_stops_where_the_working_directory_is_gone(tmp_path: Path, config: Path) -> None:
+def test_the_daemon_starts_reloads_and_stops_without_a_working_directory(tmp_path: Path, config: Path) -> None:
     command = ["sh", "-c", IN_NOTHING, "sh", str(tmp_path / "gone"), sys.executable, "-m", "whaled", "run", "--config"]
     with subprocess.Popen(
         [*command, str(config)], stderr=subprocess.PIPE, text=True, env={"PATH": os.environ["PATH"]}
@@ -62,7 +62,7 @@ NOTE = "whaled: note: the working directory is gone, so relative paths cannot be
 
 
 @pytest.mark.slow
-def test_a_relative_path_is_named_where_the_working_directory_is_gone(tmp_path: Path, config: Path) -> None:
+def test_a_relative_path_is_named_without_a_working_directory(tmp_path: Path, config: Path) -> None:
     config.write_text(config.read_text().replace(str(tmp_path / "whaled.db"), "whaled.db"))
     line = next(number for number, text in enumerate(config.read_text().splitlines(), 1) if "whaled.db" in text)
     problem = "the working directory is gone, and this path is relative to it: use an absolute path"

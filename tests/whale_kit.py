@@ -1,4 +1,4 @@
-"""What the tests of detection share: small transactions, real addresses, and the recording with its ground truth."""
+"""Helpers shared by the detection tests: small transactions, real addresses, and a recording with its ground truth."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from whaled.model import Input, Output, Transaction
 
-# A busy machine must not fail a test that is about values.
+# Without a deadline, since a busy machine must not fail a test of values.
 relaxed = settings(deadline=None)
 
 DATA = Path(__file__).parent / "data"
@@ -29,19 +29,19 @@ ADDRESSES = (
 
 
 def txid(number: int) -> str:
-    """A txid."""
+    """Return a txid, a different one for each number."""
     return f"{number:064x}"
 
 
 def output(value: int, script: str = "0014aa", address: str | None = None) -> Output:
-    """An output; scripts are only compared, so a short one will do."""
+    """Return an output. Scripts are only compared, so a short one is enough."""
     return Output(value, script, address)
 
 
 def spent(
     value: int | None = None, script: str = "0014bb", address: str | None = None, *, sequence: int = 0xFFFFFFFF
 ) -> Input:
-    """An input; without a value the output it spends is unknown."""
+    """Return an input; without a value, the output it spends is unknown."""
     return Input(txid(7), 0, sequence, Output(value, script, address) if value is not None else None)
 
 
@@ -54,7 +54,7 @@ def transaction(
     fee_rate: float | None = 10.5,
     confirmed: bool = False,
 ) -> Transaction:
-    """A transaction; one unknown input unless inputs are given."""
+    """Return a transaction; without `inputs` it has one unknown input."""
     return Transaction(
         txid=txid(number),
         inputs=tuple(inputs) or (spent(),),
@@ -74,27 +74,27 @@ def _lines(name: str) -> Iterator[Any]:
 
 @cache
 def recorded_frames() -> tuple[bytes, ...]:
-    """Every frame a real backend sent, over both connections, in order."""
+    """Return every frame that a real backend sent on both connections, in order."""
     return tuple(entry["raw"].encode() for entry in _lines("regtest-1.jsonl.gz") if entry["dir"] == "in")
 
 
 @cache
 def real_shapes() -> dict[str, dict[str, Any]]:
-    """Transactions of the main network as esplora gives them, without signatures, and their right shapes; by name."""
+    """Return mainnet transactions in esplora's format without signatures, and their correct shapes, by name."""
     return {entry["name"]: entry for entry in _lines("shapes.jsonl.gz")}
 
 
 @cache
 def truth() -> tuple[dict[str, Any], ...]:
-    """What was really sent to the backend's bitcoind, and what became of it."""
+    """Return the transactions that were sent to the backend's bitcoind, and their outcomes."""
     return tuple(_lines("regtest-1.truth.jsonl.gz"))
 
 
 def true_transactions() -> dict[str, dict[str, Any]]:
-    """The transactions that were sent, by txid."""
+    """Return the transactions that were sent, by txid."""
     return {entry["txid"]: entry for entry in truth() if entry["event"] == "tx"}
 
 
 def burst_frame() -> bytes:
-    """The largest recorded frame: 1108 transactions at once."""
+    """Return the largest recorded frame, which has 1108 transactions."""
     return max(recorded_frames(), key=len)

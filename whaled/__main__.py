@@ -1,4 +1,4 @@
-"""`python -m whaled`."""
+"""Run the command line: `python -m whaled`."""
 
 from whaled.cli.main import entry
 

@@ -1,9 +1,9 @@
-"""The proof that a whale would get through: a transaction of whaled's own goes all the way, again and again.
+"""Canaries: synthetic whales that pass through the whole daemon periodically and prove that alerts are delivered.
 
-Its frame is decoded, judged, stored (and taken back in the same transaction), encoded and written by the very code that
-serves whales and clients, to a connection that was made for it as a client makes one: through the listener, with TLS
-where that is on. Only, the client is whaled itself. So a canary never reaches another client, takes no offset and is in
-no history; and what delays newcomers or alerts delays it.
+The code that serves whales and clients also decodes a canary's frame, applies the rules, stores the event (and rolls it
+back in the same database transaction), encodes it and writes it to a connection. whaled opens that connection to itself
+as a client does: through the listener, with TLS if that is enabled. A canary therefore never reaches another client,
+takes no offset and is in no history; and whatever delays new clients or alerts also delays canaries.
 """
 
 import asyncio
@@ -29,49 +29,50 @@ from whaled.errors import CanaryFailure, EventLogError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# The certificate is for the names that clients use, and proves nothing to the process that has its key.
+# The host name is a placeholder: the certificate is issued for the names that clients use, and verifying it would prove
+# nothing to the process that has its key.
 URL = "ws://canary.invalid/"
 
 
 class CanaryMeter(Protocol):
-    """What is counted of canaries."""
+    """The counts and measurements of canaries."""
 
     def connected(self, seconds: float) -> None:
-        """A connection for canaries was made, from connect to `welcome`."""
+        """Record the time that a connection for canaries took, from connect to `welcome`."""
         ...
 
     def unreachable(self) -> None:
-        """No connection for canaries could be made in time."""
+        """Count a connection for canaries that could not be made in time."""
         ...
 
     def sent(self) -> None:
-        """A canary was started."""
+        """Count a canary that was sent."""
         ...
 
     def arrived(self, seconds: float, at: float) -> None:
-        """A canary arrived in time."""
+        """Count a canary that arrived in time."""
         ...
 
     def arrived_late(self, at: float) -> None:
-        """A canary arrived that has been counted as late."""
+        """Record the arrival of a canary that was already counted as late."""
         ...
 
     def failed(self, reason: CanaryFailure) -> None:
-        """A canary did not arrive in time, or broke on the way."""
+        """Count a canary that did not arrive in time, or failed on the way."""
         ...
 
 
-class Door(Protocol):
-    """Where canaries come in: the gateway."""
+class Endpoint(Protocol):
+    """The gateway, as far as canaries need it to connect."""
 
     tls: ssl.SSLContext | None
-    # Names of sockets whose connections are those of canaries.
+    # The local addresses of sockets whose connections are for canaries.
     expected: set[object]
-    # Where clients connect to; None while nothing listens.
+    # The address that clients connect to; None while nothing listens.
     place: tuple[socket.AddressFamily, Any] | None
 
     def admit(self, sock: socket.socket) -> None:
-        """Take a socket as if it had been accepted."""
+        """Handle a socket as if the listener had accepted it."""
         ...
 
 
@@ -87,7 +88,7 @@ _decode = msgspec.json.Decoder(_Alert).decode
 
 
 class Line(asyncio.Protocol):
-    """A client's end of one connection, which asks for compression or not. `hear` gets every text message."""
+    """The client's end of one connection, with or without compression. `receive` is called with every text message."""
 
     def __init__(self, receive: Callable[[bytes], None], *, compresses: bool) -> None:
         self.is_up = asyncio.Event()
@@ -97,14 +98,14 @@ class Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for the WebSocket."""
+        """Send the WebSocket handshake."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._ws.send_request(self._ws.connect())
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Something came in."""
+        """Read the messages in the data received."""
         self._ws.receive_data(data)
         for event in self._ws.events_received():
             if isinstance(event, Frame) and event.opcode is Opcode.TEXT:
@@ -113,11 +114,11 @@ class Line(asyncio.Protocol):
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the next canary makes another connection
-        """The connection is gone."""
+        """Mark the connection as lost."""
         self.is_lost = True
 
     def hang_up(self) -> None:
-        """Close without ado."""
+        """Abort the connection without a closing handshake."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -129,8 +130,8 @@ class Line(asyncio.Protocol):
 class Subscriber:
     """The client that canaries are delivered to."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
         self._line: Line | None = None
         self._expected = ""
         self._compresses = False
@@ -138,9 +139,9 @@ class Subscriber:
 
     @classmethod
     @contextmanager
-    def connected(cls, door: Door) -> Iterator["Subscriber"]:
-        """Hang up when it is left. The connection is made by `connect`."""
-        subscriber = cls(door)
+    def connected(cls, endpoint: Endpoint) -> Iterator["Subscriber"]:
+        """Close the connection on exit. `connect` makes it."""
+        subscriber = cls(endpoint)
         try:
             yield subscriber
         finally:
@@ -148,9 +149,10 @@ class Subscriber:
                 subscriber._line.hang_up()
 
     async def connect(self, timeout_s: float) -> None:
-        """Connect through the listener and hang up the connection before. Raises OSError, TimeoutError.
+        """Connect through the listener and close the previous connection. Raises OSError, TimeoutError.
 
-        If that fails, canaries go over the connection there was, or over a pair of sockets that nobody listened for.
+        If that fails, canaries use the previous connection, or a socket pair that bypasses the listener if that one is
+        lost.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -166,31 +168,32 @@ class Subscriber:
         self._line = line
 
     async def _through_the_listener(self) -> Line:
-        if self._door.place is None:
+        if self._endpoint.place is None:
             raise ConnectionRefusedError("nothing listens")
-        family, place = self._door.place
+        family, place = self._endpoint.place
         sock = socket.socket(family)
         name: object = None
         try:
             sock.setblocking(False)
-            # The address that is connected to is one of this machine, so it is one to connect from.
+            # The listener's address is local, so it can be the source address as well. Binding before the connect makes
+            # the socket's name known before the gateway accepts the connection.
             sock.bind((place[0], 0, *place[2:]) if isinstance(place, tuple) else "")
             name = sock.getsockname()
-            self._door.expected.add(name)
+            self._endpoint.expected.add(name)
             await asyncio.get_running_loop().sock_connect(sock, place)
             return await self._agree(sock)
         except BaseException:
             sock.close()
             raise
         finally:
-            self._door.expected.discard(name)
+            self._endpoint.expected.discard(name)
 
     async def _through_a_pair(self) -> Line:
         near, far = socket.socketpair()
         try:
             near.setblocking(False)
             far.setblocking(False)
-            self._door.admit(near)
+            self._endpoint.admit(near)
         except OSError:
             near.close()
             far.close()
@@ -198,13 +201,13 @@ class Subscriber:
         return await self._agree(far)
 
     async def _agree(self, sock: socket.socket) -> Line:
-        """TLS where that is on, and the WebSocket."""
+        """Do the TLS handshake, if TLS is enabled, and the WebSocket handshake."""
         tls = None
-        if self._door.tls is not None:
+        if self._endpoint.tls is not None:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
-        self._compresses = not self._compresses  # by turns, so that both ways are watched
+        self._compresses = not self._compresses  # alternate, so that both kinds of connection are tested
         line = Line(self._receive, compresses=self._compresses)
         try:
             await asyncio.get_running_loop().create_connection(
@@ -218,7 +221,7 @@ class Subscriber:
         return line
 
     def expect(self, txid: str) -> None:
-        """Wait for this one from now on."""
+        """Set the canary to wait for."""
         self._expected = txid
         self.arrived.clear()
 
@@ -232,7 +235,7 @@ class Subscriber:
 
 
 class Canary:
-    """Sends canaries and watches them arrive. `settings` may be replaced at any time (reload)."""
+    """The sender of canaries, which also checks their arrival. `settings` may be replaced at any time (reload)."""
 
     def __init__(
         self,
@@ -251,16 +254,16 @@ class Canary:
         self._clock = clock
         self._monotonic = monotonic
         self._is_unreachable = False
-        # The start counts as an arrival: the first canary has its time too.
+        # The start counts as an arrival, so that the first canary has the same time as any other.
         self._last = monotonic()
 
     def is_alive(self) -> bool:
-        """Whether a canary has arrived lately: within an interval and the time after which one is lost."""
+        """Return whether a canary arrived within one interval plus the time after which a canary is lost."""
         settings = self.settings
         return self._monotonic() - self._last <= settings.interval + max(settings.deadline, settings.lost_after)
 
     async def run(self) -> None:
-        """Send one after the other until cancelled. One that hangs holds up the next: nothing piles up behind it."""
+        """Send one canary after the other until cancelled. One that hangs delays the next, so that none pile up."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._connect()
@@ -285,29 +288,29 @@ class Canary:
             await self._subscriber.connect(self.settings.deadline)
         except (OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
-                # Clients cannot connect either. Otherwise it may just be a place that this process does not reach, such
-                # as a socket of systemd's in front of a service without a network.
+                # Clients cannot connect either. Any other error may concern this process only: it cannot reach a socket
+                # of systemd's, for example, in a service without a network.
                 self._meter.unreachable()
             if not self._is_unreachable:
                 self._is_unreachable = True
                 logger.warning(
-                    "canaries cannot connect as clients do, and go without a new connection",
+                    "canaries cannot connect through the listener and use another connection",
                     problem=str(error) or f"not within {self.settings.deadline:g} s",
                 )
         else:
             self._meter.connected(self._monotonic() - began)
             if self._is_unreachable:
                 self._is_unreachable = False
-                logger.info("canaries connect again")
+                logger.info("canaries connect through the listener again")
 
     async def _fly(self, txid: str) -> bool:
-        """Whether it is on its way to the subscriber."""
+        """Send a canary; return False if that failed."""
         try:
             await self._send(txid)
         except EventLogError as error:
-            logger.error("canary failed", problem=str(error))  # noqa: TRY400 - the message says what to mend
+            logger.error("canary failed", problem=str(error))  # noqa: TRY400 - the message describes the problem
         except Exception:
-            # A bug on the way: whales meet it too, and the watchdog is told by silence.
+            # The same bug would stop a whale. No ping is sent to the watchdog without canaries that arrive.
             logger.exception("canary failed")
         else:
             return True
@@ -315,7 +318,7 @@ class Canary:
         return False
 
     async def _arrival(self, began: float, *, was_late: bool) -> None:
-        """Wait for it. A late one is still a sign of life, up to the time after which it is lost."""
+        """Wait for the canary. A late one still proves that alerts are delivered, until `lost_after` has passed."""
         for wait_s in (self.settings.deadline, self.settings.lost_after):
             try:
                 async with asyncio.timeout(began + wait_s - self._monotonic()):
@@ -334,4 +337,4 @@ class Canary:
 
     def _late(self, began: float) -> None:
         self._meter.failed(CanaryFailure.LATE)
-        logger.error("canary late: an alert would be too", seconds=round(self._monotonic() - began, 1))
+        logger.error("canary late: alerts are late as well", seconds=round(self._monotonic() - began, 1))

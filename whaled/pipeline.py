@@ -1,4 +1,7 @@
-"""From an upstream frame to a published event: detect, complete, commit, publish. One message at a time, in order."""
+"""The path from an upstream frame to a published event: detect, complete, commit, publish.
+
+Messages are handled one at a time, in order.
+"""
 
 import asyncio
 import time
@@ -30,10 +33,10 @@ from whaled.whales.conflicts import Conflicts, linked
 from whaled.whales.detect import Detector, needs_inputs
 from whaled.whales.history import next_event
 
-# Of one frame at most so many transactions are asked for inputs that only a watch rule needs: a backend that restarted
-# brings its whole mempool at once.
+# The most transactions of one frame whose inputs are requested only for a watch rule. A backend that restarted sends
+# its whole mempool at once.
 OPEN_LIMIT = 500
-# After these the stream rarely brings a whale again.
+# The stream rarely sends a transaction again after one of these events.
 SETTLED = {Kind.CONFIRMED, Kind.REPLACED}
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -43,36 +46,36 @@ class Feed(Protocol):
     """The link to the backend."""
 
     def messages(self) -> AsyncGenerator[FeedMessage, None]:
-        """What arrives, over reconnects, without end."""
+        """Yield messages across reconnects, without end."""
         ...
 
 
 class Inputs(Protocol):
-    """Asks the backend for the outputs a transaction spends."""
+    """A source of the outputs that a transaction spends."""
 
     async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
-        """The transactions with their prevouts, or as they were if these cannot be had in time."""
+        """Return the transactions with their prevouts, unchanged where these do not arrive within `deadline_s`."""
         ...
 
 
 class Log(Conflicts, Protocol):
-    """The event log, as far as new events go."""
+    """The part of the event log that new events need."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
-        """Commit; returns what was new."""
+        """Commit the drafts and return the events that were new."""
         ...
 
     async def rehearse(self, draft: Draft) -> Event:
-        """Take a draft the way of `append` and keep nothing of it."""
+        """Run a draft through the same steps as `append` and store nothing."""
         ...
 
 
 class Publisher(Protocol):
-    """Who hears of events."""
+    """The delivery of events to clients."""
 
     @property
     def at_once(self) -> int:
-        """How many events to publish before the loop is let go."""
+        """The number of events to publish before yielding to the event loop."""
         ...
 
     def publish(self, events: Sequence[Event]) -> None:
@@ -80,64 +83,64 @@ class Publisher(Protocol):
         ...
 
     def rehearse(self, event: Event) -> None:
-        """Deliver the event of a canary to no client."""
+        """Deliver the event of a canary to the canary's connection only."""
         ...
 
     def publish_upstream_state(self, state: UpstreamState) -> None:
-        """The link changed."""
+        """Publish the new state of the link."""
         ...
 
 
 class Priority(Protocol):
-    """Lets what clients ask for wait."""
+    """The means to delay work for client requests while an alert is in progress."""
 
     def hold(self) -> AbstractContextManager[None]:
-        """An alert is on its way."""
+        """Delay client requests within the context: an alert is in progress."""
         ...
 
 
 class Observer(Protocol):
-    """Who hears every message after it was handled."""
+    """A receiver of every message after it was handled."""
 
     def observe(self, message: FeedMessage) -> None:
-        """Take note; nothing waits here."""
+        """Record the message without waiting for anything."""
         ...
 
 
 class PipelineMeter(Protocol):
-    """What detection counts."""
+    """The counts and measurements of detection."""
 
     def transactions(self, count: int) -> None:
-        """Transactions looked at."""
+        """Count transactions examined."""
         ...
 
     def whale(self, alert: Alert, at: float) -> None:
-        """A whale, committed."""
+        """Count a committed whale."""
         ...
 
     def inputs_unknown(self) -> None:
-        """A whale whose inputs could not be had in time."""
+        """Count a whale whose inputs did not arrive in time."""
         ...
 
     def watch_inputs_unknown(self, count: int) -> None:
-        """Transactions that watch rules could not be tried on in full: their inputs are unknown."""
+        """Count transactions that watch rules could not check in full, because their inputs are unknown."""
         ...
 
     def price(self, at: float | None) -> None:
-        """The price that is known now, by its time; None if it is unknown."""
+        """Set the time of the current price; None if the price is unknown."""
         ...
 
     def updated(self, kind: Kind, blocks_off: int | None) -> None:
-        """A whale's fate, committed; `blocks_off` is how far the predicted block was off."""
+        """Count a committed outcome of a whale; `blocks_off` is the error of the predicted block."""
         ...
 
     def latency(self, committed_s: float, published_s: float) -> None:
-        """From the frame's arrival to the commit, and to the last client's socket."""
+        """Record the time from a frame's arrival to the commit, and to the write to the last client's socket."""
         ...
 
 
 class Pipeline:
-    """Handles upstream messages. `detector` may be replaced between two messages (reload)."""
+    """The handler of upstream messages. `detector` may be replaced between two messages (reload)."""
 
     def __init__(
         self,
@@ -162,11 +165,11 @@ class Pipeline:
         self._meter = meter
         self._clock = clock
         self._link = UpstreamState.DISCONNECTED
-        # What the backend cannot give, None if nothing is missing.
+        # Describes what the backend cannot provide; None if nothing is missing.
         self.shortfall: str | None = None
-        self._hand = asyncio.Lock()
+        self._ingest_lock = asyncio.Lock()
         self.observer: Observer | None = None
-        # The start is silent: no price is known before the first frame.
+        # False at the start, although no price is known yet: the first price must not be logged as a recovery.
         self._was_usd_rule_blind = False
 
     async def run(self, feed: Feed) -> None:
@@ -175,7 +178,7 @@ class Pipeline:
             async for message in messages:
                 match message:
                     case Received():
-                        async with self._hand:
+                        async with self._ingest_lock:
                             await self.handle(message)
                     case StateChanged(state=state):
                         self._link = state
@@ -189,30 +192,30 @@ class Pipeline:
                     self.observer.observe(message)
 
     async def idle(self) -> None:
-        """Wait until the message in hand, if any, is committed and published."""
-        async with self._hand:
+        """Wait until the message being handled, if any, is committed and published."""
+        async with self._ingest_lock:
             pass
 
     async def handle(self, message: Received) -> None:
-        """Take in one frame: what it says is committed and published when this returns. Raises EventLogError."""
+        """Handle one frame; its events are committed and published when this returns. Raises EventLogError."""
         frame = message.frame
         self._observe(frame, message.received_at)
         if frame.delta is None:
             return
         delta, block = frame.delta, frame.block
         self._meter.transactions(delta.added_count)
-        sure, open_ = self._candidates(delta)
-        # While the backend is asked for inputs nothing of the alert is to be done here: clients need not wait.
+        matching, undecided = self._candidates(delta)
+        # Client requests are not delayed while the backend answers the request for inputs: the alert cannot advance.
         now = self._clock()
-        completed = await self._completed(sure)
+        completed = await self._completed(matching)
         with self._priority.hold():
             await self._publish(message, await self._drafts(completed, delta, block, now))
-        if open_:
+        if undecided:
             now = self._clock()
-            completed = await self._completed_open(open_)
+            completed = await self._completed_undecided(undecided)
             with self._priority.hold():
-                await self._publish(message, self._drafts_of_open(completed, delta, block, now))
-        for txid in delta.mined:  # the log knows the whales among them, and the stream does not bring them again
+                await self._publish(message, self._drafts_of_undecided(completed, delta, block, now))
+        for txid in delta.mined:  # the log has the whales among them, and the stream does not send them again
             self.detector.forget(txid)
 
     async def _publish(self, message: Received, drafts: Sequence[Draft]) -> None:
@@ -228,7 +231,10 @@ class Pipeline:
             self._report(event)
 
     async def _deliver(self, events: Sequence[Event]) -> None:
-        """Publish what is committed. A block may confirm hundreds of whales, and thousands of filters look at each."""
+        """Publish committed events, yielding to the event loop after each `at_once` of them.
+
+        A block may confirm hundreds of whales, and each event is matched against thousands of filters.
+        """
         while events:
             count = self._publisher.at_once
             self._publisher.publish(events[:count])
@@ -237,11 +243,12 @@ class Pipeline:
                 await asyncio.sleep(0)
 
     async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
-        """Commit and publish what was learned beside the stream, between two of its messages: nothing of it happens
-        from the moment that `decide` begins to look until its drafts are stored.
+        """Commit and publish drafts that do not come from the stream, between two of its messages.
+
+        No message is handled between the call of `decide` and the commit of its drafts.
         """
-        async with self._hand:
-            # Clients' requests go on meanwhile: a backfill may take minutes.
+        async with self._ingest_lock:
+            # Client requests are not delayed here: a backfill may take minutes.
             events = await self._log.append(await linked(await decide(), self._log))
             await self._deliver(events)
         for event in events:
@@ -251,25 +258,28 @@ class Pipeline:
     def assess(
         self, transaction: Transaction, *, source: Source, now: float, market: Market, replaces: str | None = None
     ) -> Whale | None:
-        """The whale that this transaction is by the rules in force, None if it is none."""
+        """Return the whale that the rules in force make of this transaction, None if no rule matches."""
         return self.detector.assess(transaction, market=market, now=now, source=source, replaces=replaces)
 
     @property
     def minimum_sat(self) -> int:
-        """The least sum of outputs and fee that is worth looking at."""
+        """The least sum of outputs and fee, in satoshi, that a rule can match."""
         return self.detector.minimum_sat
 
     @property
     def is_usd_rule_blind(self) -> bool:
-        """Whether `detection.threshold_usd` matches nothing because the price is unknown or too old."""
+        """True if `detection.threshold_usd` matches nothing because the price is unknown or too old."""
         rules = self.detector.rules
         return (
             rules.threshold_usd is not None and prices.usable(self.market, self._clock(), rules.price_max_age_s) is None
         )
 
     async def rehearse(self, txid: str) -> None:
-        """Take a canary the way of every whale, behind the message in hand; nothing is kept and nothing counted."""
-        async with self._hand:
+        """Run a canary through the same steps as a whale, after the message being handled.
+
+        Nothing is stored and nothing is counted.
+        """
+        async with self._ingest_lock:
             detector = self.detector
             frame = decode(canary_frame(txid, detector.canary_sat))
             assert frame.delta is not None
@@ -282,7 +292,7 @@ class Pipeline:
                         self._publisher.rehearse(await self._log.rehearse(lifecycle.alerted(whale, now)))
 
     def _observe(self, frame: Frame, received_at: float) -> None:
-        """Take in what a frame says of the market."""
+        """Update the market from a frame."""
         self.market = _updated(self.market, frame, received_at)
         if frame.price_known:
             price = self.market.price
@@ -296,21 +306,21 @@ class Pipeline:
         self._was_usd_rule_blind = is_blind
 
     def _candidates(self, delta: Delta) -> tuple[list[Transaction], list[Transaction]]:
-        """New transactions that a rule matches as they are known, and those that one may match by their inputs."""
+        """Return the new transactions that a rule matches now, and those that a rule may match by their inputs."""
         now = self._clock()
-        sure: list[Transaction] = []
-        open_: list[Transaction] = []
+        matching: list[Transaction] = []
+        undecided: list[Transaction] = []
         for transaction in self.detector.candidates(delta.at_least(self.detector.minimum_sat)):
             if self.detector.matched(transaction, self.market, now):
-                sure.append(transaction)
+                matching.append(transaction)
             elif self.detector.is_open(transaction):
-                open_.append(transaction)
-        return sure, open_
+                undecided.append(transaction)
+        return matching, undecided
 
     async def _drafts(
         self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
     ) -> list[Draft]:
-        """Alerts of the whales among the transactions, and the fates that the frame tells of all whales."""
+        """Return alerts for the whales among the transactions, and the outcomes of whales that the frame reports."""
         for transaction in completed:
             if self.inputs is not None and needs_inputs(transaction):
                 self._meter.inputs_unknown()
@@ -324,13 +334,15 @@ class Pipeline:
         known = await self._log.whales(touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
         outcomes = _outcomes(known, delta, block, now)
-        return [*drafts, *await self._unnamed(delta, known, now), *await self._not_outdated(outcomes)]
+        replacements = await self._unreported_replacements(delta, known, now)
+        return [*drafts, *replacements, *await self._still_current(outcomes)]
 
-    async def _not_outdated(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """The drafts without replacements of whales that are confirmed.
+    async def _still_current(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Return the drafts without replacements of whales that are confirmed.
 
-        The stream may be behind its node: a scan has seen the block that holds a whale which was replaced and came back
-        before. If that block is dead, the backfill finds it out, and the replacement with it.
+        The stream may lag behind its node: a block scan may already have read the block that contains the whale, while
+        the stream still reports an earlier replacement of it. If that block has left the chain, the backfill detects
+        this, and the replacement with it.
         """
         replaced = [draft.whale.alert.transaction_id for draft in drafts if draft.kind is Kind.REPLACED]
         histories = await self._log.histories(replaced) if replaced else {}
@@ -341,22 +353,22 @@ class Pipeline:
             if draft.kind is not Kind.REPLACED or draft.whale.alert.transaction_id not in confirmed
         ]
 
-    async def _completed_open(self, open_: Sequence[Transaction]) -> list[Transaction]:
-        """Those that a rule may match by their inputs, with these.
+    async def _completed_undecided(self, undecided: Sequence[Transaction]) -> list[Transaction]:
+        """Return the newest undecided transactions, at most OPEN_LIMIT, with their inputs.
 
-        They are asked for after the alerts of the frame went out, which do not wait for them. What is left unknown is
-        looked at again when it is in a block.
+        The inputs are requested after the alerts of the frame were published, so that alerts do not wait for them. A
+        transaction whose inputs stay unknown is examined again when its block is scanned.
         """
-        completed = await self._completed(open_[-OPEN_LIMIT:])
-        unknown = len(open_) - len(completed) + sum(map(needs_inputs, completed))
+        completed = await self._completed(undecided[-OPEN_LIMIT:])
+        unknown = len(undecided) - len(completed) + sum(map(needs_inputs, completed))
         if unknown:
             self._meter.watch_inputs_unknown(unknown)
         return completed
 
-    def _drafts_of_open(
+    def _drafts_of_undecided(
         self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
     ) -> list[Draft]:
-        """Alerts of those that a rule matches by their inputs, and what the frame tells of their fates."""
+        """Return alerts for the transactions that a rule matches by their inputs, and their outcomes in the frame."""
         whales = self._whales(completed, delta, now)
         known = {whale.alert.transaction_id: whale for whale in whales}
         return [lifecycle.alerted(whale, now) for whale in whales] + _outcomes(known, delta, block, now)
@@ -368,12 +380,13 @@ class Pipeline:
             if (whale := self._assess(transaction, delta.predecessor(transaction.txid), now)) is not None
         ]
 
-    async def _unnamed(self, delta: Delta, known: Mapping[str, Whale], now: float) -> list[Draft]:
-        """Replacements within a message that the backend does not name as such: it expects the new transaction to pay
-        a higher fee by itself, which the parent of a package does not.
+    async def _unreported_replacements(self, delta: Delta, known: Mapping[str, Whale], now: float) -> list[Draft]:
+        """Return the replacements within a message that the backend does not report as such.
+
+        The backend expects the new transaction to pay a higher fee by itself, which the parent of a package does not.
         """
-        named = {replacement.replaced for replacement in delta.replaced}
-        left = [txid for txid in delta.removed if txid in known and txid not in named]
+        reported = {replacement.replaced for replacement in delta.replaced}
+        left = [txid for txid in delta.removed if txid in known and txid not in reported]
         if not left or not delta.added_count:
             return []
         spent = {outpoint: txid for txid, found in (await self._log.outpoints(left)).items() for outpoint in found}
@@ -390,13 +403,13 @@ class Pipeline:
         return self.assess(transaction, source=Source.LIVE, now=now, market=self.market, replaces=replaces)
 
     async def _completed(self, transactions: Sequence[Transaction]) -> list[Transaction]:
-        """The transactions with their inputs, as far as the backend gives them in time."""
+        """Return the transactions with their inputs where the backend provides them in time."""
         inputs = self.inputs
         if inputs is None:
             return list(transactions)
-        wanting = [transaction for transaction in transactions if needs_inputs(transaction)]
-        answers = {each.txid: each for each in await inputs.prevouts(wanting, self.inputs_wait_s)} if wanting else {}
-        return [answers.get(transaction.txid, transaction) for transaction in transactions]
+        missing = [transaction for transaction in transactions if needs_inputs(transaction)]
+        fetched = {each.txid: each for each in await inputs.prevouts(missing, self.inputs_wait_s)} if missing else {}
+        return [fetched.get(transaction.txid, transaction) for transaction in transactions]
 
     def _report(self, event: Event) -> None:
         if event.update is not None:
@@ -428,7 +441,7 @@ class Pipeline:
 
 
 def _outcomes(known: Mapping[str, Whale], delta: Delta, block: Block | None, now: float) -> list[Draft]:
-    """The fates that a frame tells of these whales."""
+    """Return the outcomes that a frame reports for these whales."""
     drafts = [
         lifecycle.replaced(known[replacement.replaced], replacement.by, now)
         for replacement in delta.replaced
@@ -440,7 +453,7 @@ def _outcomes(known: Mapping[str, Whale], delta: Delta, block: Block | None, now
 
 
 def _updated(market: Market, frame: Frame, received_at: float) -> Market:
-    """The market after a frame: what it does not mention stays as it was known."""
+    """Return the market after a frame; values that the frame does not contain stay as they are."""
     changes: dict[str, object] = {}
     if frame.fees is not None:
         changes["fees"] = frame.fees

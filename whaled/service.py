@@ -1,4 +1,7 @@
-"""The daemon: the only wiring. The order of nesting is the order of start, its reverse the order of the end."""
+"""The daemon, and the only module that wires the packages together.
+
+The nesting of the context managers is the order of the start, and its reverse the order of the shutdown.
+"""
 
 import asyncio
 import os
@@ -45,23 +48,23 @@ from whaled.whales.labels import AddressBook
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# How long the message in hand may take to be committed once a stop was asked for.
-FINISH_HAND_S = 3.0
-# How long a second signal waits for log lines that are not written yet.
+# The longest time that a stop waits for the message being handled to be committed.
+FINISH_MESSAGE_S = 3.0
+# The longest time that a second signal waits for log lines that are not written yet.
 LAST_LINES_S = 0.5
 
 
-class Loaded(Struct, frozen=True):
-    """What the daemon runs with: the configuration, and the key ring where authentication is on."""
+class Boot(Struct, frozen=True):
+    """The input of a start or a reload: the configuration, and the key ring if authentication is enabled."""
 
     config: Config
     ring: KeyRing | None
-    # Where each key stands that is not a default.
+    # The source of each key that is not a default.
     origins: dict[str, str] = {}
 
 
 class _Running(NamedTuple):
-    """What a reload changes, and what the work is done with."""
+    """The parts of the running daemon that its tasks use and a reload changes."""
 
     gateway: Gateway
     pipeline: Pipeline
@@ -75,39 +78,39 @@ class _Running(NamedTuple):
 
 
 class Service:
-    """One run of the daemon, from start to the end of the drain.
+    """One run of the daemon, from the start to the end of the drain.
 
-    `reread` loads configuration and keys again for a reload; it raises OperatorError like the first time. `passed` are
-    sockets that systemd listens on; they come before the hosts and ports of the configuration.
+    `reread` loads the configuration and the keys again for a reload; it raises OperatorError. `passed` are the sockets
+    that systemd listens on; they take precedence over the hosts and ports of the configuration.
     """
 
-    def __init__(self, loaded: Loaded, *, reread: Callable[[], Loaded], passed: Passed) -> None:
-        self.config = loaded.config
-        self._origins = loaded.origins
-        self._ring = loaded.ring
+    def __init__(self, boot: Boot, *, reread: Callable[[], Boot], passed: Passed) -> None:
+        self.config = boot.config
+        self._origins = boot.origins
+        self._ring = boot.ring
         self._passed = passed
         self.metrics = Metrics()
         self.notifier = Notifier()
         self._authenticator = (
-            TokenAuthenticator(loaded.ring, loaded.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
-            if loaded.ring is not None
+            TokenAuthenticator(boot.ring, boot.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
+            if boot.ring is not None
             else None
         )
         self._reread = reread
         self._stop = asyncio.Event()
-        # Asked for again while one is under way, one more follows it: the files may have changed after they were read.
-        self._reload_asked = asyncio.Event()
+        # A request during a reload starts one more reload afterwards: the files may have changed after they were read.
+        self._reload_requested = asyncio.Event()
         self._is_reloading = False
-        # Of the backend, as far as it is known.
+        # The backend's network, empty while it is unknown.
         self._network = ""
-        # Why the last reload was refused, None if it was not.
+        # The reason the last reload was refused; None if it was not.
         self._reload_problem: str | None = None
-        self._outcome_path = reloads.outcome_path(os.environ, Path(loaded.config.eventlog.path))
+        self._outcome_path = reloads.outcome_path(os.environ, Path(boot.config.eventlog.path))
 
     def stop(self) -> None:
-        """End the run: tell clients, let them go, return from `run`."""
+        """Request the end of the run: drain the clients, then return from `run`. A second call ends the process."""
         if self._stop.is_set():
-            # The operator asks twice: what is committed is safe, everything else may be cut.
+            # Committed events are safe, and the operator who sends a second signal accepts that clients are cut off.
             logger.warning("second signal, ending at once")
             logs.flush(LAST_LINES_S)
             os._exit(ExitStatus.FAILED)
@@ -123,10 +126,10 @@ class Service:
 
     async def _run(self) -> None:
         config = self.config
-        descriptors.check(beside=self._descriptors_beside())
+        descriptors.check(beside=self._other_descriptors())
         tls = tls_context(config.gateway.tls)
         book = await read_address_book_apart(config.detection, self._origins)
-        self._book_read(config, book, self._origins)
+        self._log_book(config, book, self._origins)
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
@@ -151,8 +154,8 @@ class Service:
             )
             await self._recall(event_log, pipeline)
             reloads.forget(self._outcome_path)
-            starts = await Starts.recalled(event_log, self.metrics.starts)  # before anybody reads the metrics
-            del book, detector  # a reload puts others in their place: this frame must not keep them in memory
+            starts = await Starts.recalled(event_log, self.metrics.starts)  # before /metrics is served
+            del book, detector  # a reload replaces them: this stack frame must not keep the old ones in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 backfill = self._worker(rest, event_log, pipeline)
                 canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
@@ -193,9 +196,9 @@ class Service:
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(backfill.run(), name="backfill")] if backfill is not None else []),
                 tasks.create_task(report_status(self.notifier, lambda: self._status(gateway, event_log, pipeline))),
-                tasks.create_task(self._reload_when_asked(running), name="reload"),
+                tasks.create_task(self._reload_when_requested(running), name="reload"),
             ]
-            # The drain is watched too: a loop that hangs in it is ended by the watchdog.
+            # These also run during the drain, so that the watchdog ends a loop that hangs in it.
             until_end = [
                 tasks.create_task(loop_watch.run(), name="loop watch"),
                 tasks.create_task(running.memory_watch.run(), name="memory watch"),
@@ -205,10 +208,10 @@ class Service:
             self.notifier.stopping()
             logger.info("stopping", clients=gateway.connections)
             try:
-                async with asyncio.timeout(FINISH_HAND_S):
+                async with asyncio.timeout(FINISH_MESSAGE_S):
                     await pipeline.idle()
             except TimeoutError:
-                logger.warning("message in hand not finished in time")
+                logger.warning("the message being handled was not finished in time")
             for task in until_stop:
                 task.cancel()
             await gateway.drain(self.config.gateway.drain_window)
@@ -216,7 +219,7 @@ class Service:
                 task.cancel()
 
     async def _recall(self, event_log: EventLog, pipeline: Pipeline) -> None:
-        """Take the newest whale of the run before from the log, for the status line and the metric."""
+        """Read the newest whale of earlier runs from the log, for the status line and the metric."""
         newest = await event_log.newest_alert()
         if newest is not None:
             pipeline.last_whale = (newest.whale.alert, newest.at)
@@ -227,10 +230,10 @@ class Service:
         return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:
-        return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._descriptors_beside())
+        return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._other_descriptors())
 
-    def _descriptors_beside(self) -> int:
-        """Descriptors that are neither a client's nor the daemon's own. docs/operations.md has the sum."""
+    def _other_descriptors(self) -> int:
+        """Return the number of descriptors for refused and HTTP connections and the reserve; see docs/operations.md."""
         return TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
 
     def _worker(self, rest: Rest, event_log: EventLog, pipeline: Pipeline) -> Worker | None:
@@ -334,12 +337,15 @@ class Service:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """From the first file opened to the last one closed: by default each of these would kill the process."""
+        """Handle signals from the first file opened to the last one closed.
+
+        The default action of each of these signals would kill the process.
+        """
         loop = asyncio.get_running_loop()
         handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
-            signal.SIGHUP: self._hung_up,
+            signal.SIGHUP: self._request_reload,
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
@@ -349,27 +355,28 @@ class Service:
             for number in handlers:
                 loop.remove_signal_handler(number)
 
-    def _hung_up(self) -> None:
+    def _request_reload(self) -> None:
         if self._stop.is_set():
             logger.warning("no reload, stopping")
             return
         if self._is_reloading:
             logger.info("a reload is under way; another one follows it")
-        self._reload_asked.set()
+        self._reload_requested.set()
 
-    async def _reload_when_asked(self, running: "_Running") -> None:
-        """Reload each time that it was asked for, until cancelled."""
+    async def _reload_when_requested(self, running: "_Running") -> None:
+        """Reload on each request, until cancelled."""
         while True:
-            await self._reload_asked.wait()
-            self._reload_asked.clear()
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
             self._is_reloading = True
             await self.reload(running)
             self._is_reloading = False
 
     async def reload(self, running: "_Running") -> None:
-        """Read the configuration again and apply it whole, or keep the old one whole.
+        """Read the configuration again, and apply either all of it or nothing.
 
-        Everything is read before anything is applied, and away from the event loop; what applies it does not wait.
+        Everything is read outside the event loop before anything is applied. The new values are applied without an
+        await in between.
         """
         pipeline, tls = running.pipeline, running.tls
         began_s = time.monotonic()
@@ -377,16 +384,16 @@ class Service:
         logger.info("reloading")
         self._reload_problem = None
         try:
-            loaded = await asyncio.to_thread(self._reread)
-            moved = not_reloadable(self.config, loaded.config)
+            boot = await asyncio.to_thread(self._reread)
+            moved = not_reloadable(self.config, boot.config)
             if moved:
                 raise ConfigError(
                     tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
                 )
-            book = await self._read_book(loaded, pipeline.detector.book)
-            detector = pipeline.detector.with_rules(Rules.of(loaded.config.detection), book)
+            book = await self._read_book(boot, pipeline.detector.book)
+            detector = pipeline.detector.with_rules(Rules.of(boot.config.detection), book)
             if tls is not None:
-                load_certificate(tls, loaded.config.gateway.tls)
+                load_certificate(tls, boot.config.gateway.tls)
         except OperatorError as error:
             about: dict[str, object] = {}
             if isinstance(error, BookError):
@@ -395,25 +402,28 @@ class Service:
             logger.error("reload refused, the old configuration stays", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self._reload_problem = str(error)
         except Exception as error:
-            # A bug. Nothing is applied yet, and systemd waits for `ready`.
+            # A bug, before anything was applied. The reload must still be reported as finished: systemd waits for that.
             logger.exception("reload failed, the old configuration stays")
             self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
         else:
-            self._apply(loaded, detector, running)
+            self._apply(boot, detector, running)
         if self._reload_problem is not None:
             self.metrics.config.reloaded(time.time(), success=False)
         running.http.render_anew()
         await asyncio.to_thread(self._leave_outcome, began_s)
         self.notifier.ready()
 
-    async def _read_book(self, loaded: Loaded, in_force: AddressBook) -> AddressBook:
-        """The book of a new configuration. Raises ConfigError, also for one that lost too much of the old one."""
-        is_same = loaded.config.detection.books == self.config.detection.books
+    async def _read_book(self, boot: Boot, in_force: AddressBook) -> AddressBook:
+        """Return the address book of a new configuration.
+
+        Raises ConfigError if it cannot be read, or if it lacks too many of the addresses of the book in force.
+        """
+        is_same = boot.config.detection.books == self.config.detection.books
         return await read_address_book_apart(
-            loaded.config.detection, loaded.origins, in_force=len(in_force.owners) if is_same else None
+            boot.config.detection, boot.origins, in_force=len(in_force.owners) if is_same else None
         )
 
-    def _book_read(self, config: Config, book: AddressBook, origins: dict[str, str]) -> None:
+    def _log_book(self, config: Config, book: AddressBook, origins: dict[str, str]) -> None:
         if not config.detection.books:
             return
         self.metrics.config.book_read(time.time())
@@ -435,7 +445,7 @@ class Service:
             self._compare_networks(book)
 
     def _compare_networks(self, book: AddressBook) -> None:
-        """Log whether the book has addresses that the backend never shows."""
+        """Log a warning if the book has addresses of another network than the backend's."""
         elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
         if elsewhere:
             logger.warning(
@@ -443,37 +453,37 @@ class Service:
             )
 
     def _leave_outcome(self, began_s: float) -> None:
-        """Answer whoever asked for the reload and waits."""
+        """Write the outcome file that `systemctl reload` and `whaled reload` wait for."""
         try:
             reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
         except OSError as error:
             logger.warning(
-                "what came of the reload cannot be stored; `systemctl reload` and `whaled reload` wait for it in vain",
+                "cannot store the outcome of the reload; `systemctl reload` and `whaled reload` will time out",
                 path=str(self._outcome_path),
                 problem=error.strerror,
             )
 
-    def _apply(self, loaded: Loaded, detector: Detector, running: "_Running") -> None:
-        """Exchange the old for the new, in one step."""
-        self.config = loaded.config
+    def _apply(self, boot: Boot, detector: Detector, running: "_Running") -> None:
+        """Apply the new configuration in one step."""
+        self.config = boot.config
         running.gateway.connections_possible = self._connections_possible()
-        if self._authenticator is not None and loaded.ring is not None:
-            self._authenticator.replace_ring(loaded.ring, loaded.config.auth)
+        if self._authenticator is not None and boot.ring is not None:
+            self._authenticator.replace_ring(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
         running.pipeline.detector = detector
         running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
         running.canary.settings = self.config.canary
         running.memory_watch.settings = self.config.memory
         running.http.reconfigure(self.config.http)
-        self._observe_keys(loaded.ring)
+        self._observe_keys(boot.ring)
         self.metrics.config.reloaded(time.time(), success=True)
-        self._book_read(loaded.config, detector.book, loaded.origins)
+        self._log_book(boot.config, detector.book, boot.origins)
         self._compare_networks(detector.book)
         logger.info("reloaded", addresses=len(detector.book.owners))
 
 
 def _most_informative(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception of a group that says most: a dead task takes others with it."""
+    """Return the first WhaledError of a group, else its first exception: a failed task makes others fail too."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [group]
     while pending:

@@ -1,4 +1,4 @@
-"""How the run before ended, noted in the event log: it tells a planned restart from one after a crash."""
+"""A record in the event log of how the previous run ended, which distinguishes planned restarts from crashes."""
 
 from typing import Protocol
 
@@ -14,10 +14,10 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class State(Protocol):
-    """The small texts that the event log keeps by key."""
+    """The small texts that the event log stores by key."""
 
     async def state(self, key: str) -> str | None:
-        """The text stored under a key."""
+        """Return the text stored under a key, None if there is none."""
         ...
 
     async def set_state(self, key: str, value: str) -> None:
@@ -26,15 +26,15 @@ class State(Protocol):
 
 
 class StartMeter(Protocol):
-    """Counts starts."""
+    """The count of starts."""
 
     def started(self, ending: Ending, count: int = 1) -> None:
-        """A start after a run that ended so; more than one are those of earlier runs."""
+        """Count `count` starts after a run that ended in this way."""
         ...
 
 
 class _Record(Struct):
-    """Starts by how the run before had ended, since the log was made. `is_running` from a start to a clean end."""
+    """The starts since the log was created, by how the previous run ended. `is_running` until a clean end."""
 
     clean: int = 0
     unclean: int = 0
@@ -42,7 +42,10 @@ class _Record(Struct):
 
 
 class Starts:
-    """Made by `recalled`. What cannot be stored is logged, and never the end of the daemon."""
+    """The count of starts in the event log; create it with `recalled`.
+
+    A failure to store the record is logged and does not end the daemon.
+    """
 
     def __init__(self, state: State, meter: StartMeter, record: _Record) -> None:
         self._state = state
@@ -51,7 +54,7 @@ class Starts:
 
     @classmethod
     async def recalled(cls, state: State, meter: StartMeter) -> "Starts":
-        """The record of earlier runs; none in a new log, nor in a backup. Raises EventLogError."""
+        """Read the record of earlier runs, which a new log or a backup does not have. Raises EventLogError."""
         stored = await state.state(STARTS_MARK)
         try:
             record = _Record() if stored is None else msgspec.json.decode(stored, type=_Record)
@@ -62,13 +65,13 @@ class Starts:
         return cls(state, meter, record)
 
     async def began(self) -> None:
-        """This run is ready: count it by how the run before ended."""
+        """Count this start by how the previous run ended. Called when the daemon is ready."""
         record = self._record
         ending = Ending.UNCLEAN if record.is_running else Ending.CLEAN
         if ending is Ending.UNCLEAN:
             record.unclean += 1
             logger.warning(
-                "the run before did not end by a stop: it crashed or was killed", unclean_starts=record.unclean
+                "the previous run did not end by a stop: it crashed or was killed", unclean_starts=record.unclean
             )
         else:
             record.clean += 1
@@ -77,7 +80,7 @@ class Starts:
         await self._store()
 
     async def ended(self) -> None:
-        """This run ends because it was asked to."""
+        """Record that this run ends by a stop."""
         self._record.is_running = False
         await self._store()
 
@@ -85,4 +88,4 @@ class Starts:
         try:
             await self._state.set_state(STARTS_MARK, msgspec.json.encode(self._record).decode())
         except EventLogError as error:
-            logger.warning("cannot note in the event log how this run ends", problem=str(error))
+            logger.warning("cannot record in the event log how this run ends", problem=str(error))

@@ -1,4 +1,4 @@
-"""What the daemon does about itself, beside its work: watches loop and memory, feeds the watchdog, says how it is."""
+"""The daemon's self-monitoring: event loop lag, memory, watchdog pings and the status line."""
 
 import asyncio
 import math
@@ -21,43 +21,46 @@ from whaled.whales.owners import summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# How often the loop's lag and the memory are looked at. A flood takes tens of MiB in that time.
+# The interval between two checks of loop lag and memory. A flood takes tens of MiB in that time.
 LOOK_S = 0.25
-# What the C library holds free is returned this often: large frames leave holes behind. That takes 5 ms for 40 MB,
-# during which no other thread can allocate, and a tenth of a millisecond for none.
+# The interval at which the C library returns its free memory to the kernel: large frames leave holes in the heap.
+# Returning 40 MB takes 5 ms, during which no other thread can allocate; with nothing to return it takes 0.1 ms.
 GIVE_BACK_S = 60.0
-# Everything is looked through for garbage this often, and before load is shed, unless that was a minute ago.
+# The interval between two full garbage collections. One also precedes load shedding, unless the last one was less than
+# COLLECT_AGAIN_S ago.
 COLLECT_S = 600.0
 COLLECT_AGAIN_S = 60.0
-# Shedding ends when so much of what started it is used, or so many of the clients there were then are left.
+# Load shedding ends when memory use falls below this fraction of the threshold that started it, or the number of
+# clients below this fraction of the number at that time.
 RELIEF_USED = 0.98
 RELIEF_CLIENTS = 0.9
-# Beyond this part of the way from `shed_at` to the limit clients are closed too, down to this part of them: the others
-# did not fill the memory, and closing them would not empty it.
+# Above this fraction of the distance from `shed_at` to the limit, clients without unsent bytes are closed as well, down
+# to this fraction of the clients at the start of shedding. The others did not fill the memory, so closing them would
+# not free it.
 URGENT = 0.5
 SHED_DOWN_TO = 0.5
-# STATUS= is for people: no need to wake systemd more often. It is said only when it changed.
+# The interval of the status line. People read it, so systemd need not be woken more often.
 STATUS_S = 1.0
 
 
 class LoopMeter(Protocol):
-    """What is counted of the event loop."""
+    """The measurements of the event loop."""
 
     def lagged(self, seconds: float) -> None:
-        """A timer fired so late."""
+        """Record by how much a timer fired late."""
         ...
 
 
 class MemoryMeter(Protocol):
-    """What is measured of memory."""
+    """The measurements of memory."""
 
     def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
-        """How much is used of how much."""
+        """Record the memory used and its limit."""
         ...
 
 
 class LoopWatch:
-    """Measures how late the event loop's timers fire. `worst_s` is since it was asked for last."""
+    """A monitor of how late the event loop's timers fire."""
 
     def __init__(self, meter: LoopMeter) -> None:
         self._meter = meter
@@ -74,15 +77,15 @@ class LoopWatch:
             self._worst_s = max(self._worst_s, lag_s)
 
     def worst_s(self) -> float:
-        """The worst lag since the last call."""
+        """Return the worst lag since the last call."""
         worst_s, self._worst_s = self._worst_s, 0.0
         return worst_s
 
 
 async def feed_watchdog(notifier: Notifier, canary: Canary, loop_watch: LoopWatch) -> None:
-    """Tell systemd that all is well, as long as it is: canaries arrive, and the loop is on time.
+    """Send a ping to systemd's watchdog periodically, while canaries arrive and the event loop is on time.
 
-    Called a third of the watchdog's time apart. A loop that was blocked as long as that is on its way to be killed.
+    The interval is a third of the watchdog's timeout. A loop that was blocked for that long gets no ping.
     """
     if notifier.watchdog_s is None:
         return
@@ -101,11 +104,11 @@ async def feed_watchdog(notifier: Notifier, canary: Canary, loop_watch: LoopWatc
 
 
 class MemoryWatch:
-    """Sheds load before the kernel ends the process. `settings` may be replaced at any time (reload).
+    """A memory monitor that sheds load before the kernel kills the process. `settings` may be replaced (reload).
 
-    What clients leave behind is free for the next ones, but not for the kernel: Python gives little of it back. So load
-    is not shed for as long as memory stays high, but for as long as those are connected who filled it; and it is shed
-    again when memory grows beyond what it was, not when it is as high as it was.
+    Memory that clients have used is free for new clients, but Python returns little of it to the kernel. Shedding
+    therefore does not last until memory use falls, but ends when enough of the clients that filled the memory are gone.
+    It starts again when memory use exceeds the previous maximum, not when it reaches the same value.
     """
 
     def __init__(self, settings: sections.Memory, gateway: Gateway, meter: MemoryMeter, gauge: memory.Gauge) -> None:
@@ -118,7 +121,7 @@ class MemoryWatch:
         self._collected_at = time.monotonic()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check memory until cancelled."""
         loop = asyncio.get_running_loop()
         give_back_at = loop.time() + GIVE_BACK_S
         while True:
@@ -130,7 +133,7 @@ class MemoryWatch:
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
-        """Compare with the limit and act."""
+        """Compare memory use with the limit, and start, continue or end load shedding."""
         gateway, found = self._gateway, self._gauge.read(self.settings.limit)
         limit = found.limit_bytes
         start = limit * self.settings.shed_at
@@ -144,9 +147,11 @@ class MemoryWatch:
             self._used_when_full = max(self._used_when_full, used)
             if used < start * RELIEF_USED or (clients < self._clients_when_full * RELIEF_CLIENTS and used < urgent):
                 gateway.relieved()
-                logger.info("load is shed no more", used_bytes=used, limit_bytes=limit, clients=clients)
+                logger.info(
+                    "memory no longer short, load shedding ended", used_bytes=used, limit_bytes=limit, clients=clients
+                )
         elif used > min(max(start, self._used_when_full / RELIEF_USED), urgent):
-            logger.warning("memory short, load is shed", used_bytes=used, limit_bytes=limit, clients=clients)
+            logger.warning("memory short, shedding load", used_bytes=used, limit_bytes=limit, clients=clients)
             self._clients_when_full = clients
             self._used_when_full = used
             gateway.short_of_memory()
@@ -157,7 +162,7 @@ class MemoryWatch:
         self._meter.observed(used, limit, is_shedding=gateway.is_short_of_memory)
 
     def _collect(self, unless_since_s: float) -> bool:
-        """Look through everything for garbage unless that was done within this time. Returns whether it was."""
+        """Run a full garbage collection, unless the last one is less than this time ago. Return True if it ran."""
         now = time.monotonic()
         if now - self._collected_at < unless_since_s:
             return False
@@ -167,7 +172,7 @@ class MemoryWatch:
 
 
 def status_text(gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
-    """How the daemon is, in one line."""
+    """Return the status of the daemon in one line."""
     whale = "none yet" if event_log.head == 0 else "none in the log"
     if pipeline.last_whale is not None:
         alert, at = pipeline.last_whale

@@ -1,4 +1,4 @@
-"""What the fault scenarios share, and their counts at the end of a run."""
+"""Hooks of the fault scenarios: their counts are printed at the end of a run."""
 
 import time
 
@@ -11,7 +11,7 @@ _begun_at = time.time()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each scenario of this run, whichever process ran it."""
+    """Print one line for each scenario of this run, including those of other worker processes."""
     files = [path for path in sorted(COUNTS.glob("*.json")) if path.stat().st_mtime >= _begun_at]
     if files:
         terminalreporter.section("fault scenarios: what was sent and what came of it")

@@ -1,4 +1,4 @@
-"""Clients that are followed to the end."""
+"""Clients that follow the events until they are stopped, and record what they receive."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from faults.verdict import Frame, Heard
+from faults.verdict import ClientEvent, Frame
 from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
 from whaled.gateway.wire import SUBPROTOCOL
 from whaled.model import SAT_PER_BTC
@@ -19,7 +19,7 @@ RETRY_S = 0.05
 
 
 class Bot(ABC):
-    """Something that follows until it is stopped."""
+    """A client that follows the events until it is stopped."""
 
     _task: asyncio.Task[None] | None = None
 
@@ -28,11 +28,11 @@ class Bot(ABC):
         """Follow until cancelled."""
 
     def begin(self) -> None:
-        """Follow from now on."""
+        """Start following."""
         self._task = asyncio.create_task(self._follow())
 
     async def end(self) -> None:
-        """Stop, as a bot that is stopped. Raises what ended it before."""
+        """Stop the client. Raises the exception that ended it, if any."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -41,7 +41,7 @@ class Bot(ABC):
 
 
 class Follower(Bot):
-    """A client that keeps what it gets, and goes on at its position whatever happens."""
+    """A client of whaled's library that records its events, and resumes at its position after every fault."""
 
     def __init__(self, url: str, min_btc: int | None = None, token: str | None = None, *, ping_s: float = 2.0) -> None:
         self._url = url
@@ -49,7 +49,7 @@ class Follower(Bot):
         self._ping_s = ping_s
         self._filters = {} if min_btc is None else {"min_btc": min_btc}
         self.least_sat = (min_btc or 0) * SAT_PER_BTC
-        self.heard: list[Heard] = []
+        self.received: list[ClientEvent] = []
         self.missed: list[str] = []
         self.news = asyncio.Condition()
         self._position: Position | None = None
@@ -60,16 +60,18 @@ class Follower(Bot):
             token=self._token,
             filters=self._filters,
             since=self._position or Last(10**9),
-            link_events=True,  # else each connection is logged, and there are thousands
+            link_events=True,  # otherwise each of thousands of connections is logged
             retry=Retry(initial_s=0.02, max_s=0.1),
             limits=Limits(open_timeout_s=3.0, ping_interval_s=self._ping_s, ping_timeout_s=self._ping_s),
         ) as stream:
             async for event in stream:
                 match event:
                     case WhaleAlert(position=position, data=data):
-                        self.heard.append(Heard(position.epoch, position.offset, "alert", data.transaction_id))
+                        self.received.append(ClientEvent(position.epoch, position.offset, "alert", data.transaction_id))
                     case WhaleUpdate(position=position, data=data):
-                        self.heard.append(Heard(position.epoch, position.offset, data.status, data.transaction_id))
+                        self.received.append(
+                            ClientEvent(position.epoch, position.offset, data.status, data.transaction_id)
+                        )
                     case Missed():
                         self.missed.append(str(event))
                 self._position = stream.position
@@ -77,18 +79,18 @@ class Follower(Bot):
                     self.news.notify_all()
 
     async def renew(self) -> None:
-        """Stop, and begin anew at the position kept."""
+        """Stop, and start again at the recorded position."""
         await self.end()
         self.begin()
 
     async def has(self, count: int) -> None:
-        """Wait until so many events came."""
+        """Wait until the client has received `count` events."""
         async with self.news:
-            await self.news.wait_for(lambda: len(self.heard) >= count)
+            await self.news.wait_for(lambda: len(self.received) >= count)
 
 
 class RawFollower(Bot):
-    """A client that takes the frames as they are and keeps them whole: it forgives nothing that a library would."""
+    """A client that records the raw frames, without a library that might hide faults in them."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
         self._url = url
@@ -118,5 +120,5 @@ class RawFollower(Bot):
                 case "subscribed":
                     assert message["recovered"], message
                     is_subscribed = True
-                case "whale_alert" | "whale_update" if is_subscribed:  # what comes before it comes again
+                case "whale_alert" | "whale_update" if is_subscribed:  # the replay repeats earlier frames
                     self.frames.append(msgspec.convert(message, Frame))

@@ -1,16 +1,18 @@
-"""A rig for faults: the real daemon as a process, the simulated backend in this one, proxies between them, three
-clients that resume, and a verdict that compares all of it with what was really sent.
+"""A rig for fault scenarios.
+
+It has the real daemon as a child process, the simulated backend in this process, proxies between them, three clients
+that resume, and a verdict that compares the log and the clients with the simulator's ground truth:
 
     async with rigged(tmp_path, "reorg", seed=3, block_interval=0) as rig:
         await rig.start()
-        await rig.go(20)                  # the world goes on: 20 polls of the backend
-        rig.upstream.cut()                # the link to the backend
+        await rig.go(20)                  # advance the world by 20 polls of the backend
+        rig.upstream.cut()                # cut the link to the backend
         await rig.settle()                # wait until whaled is up to date, and compare
-        await rig.kill()                  # -9
+        await rig.kill()                  # kill -9
         await rig.start()
-        await rig.finish()                # once more, for good: prints and stores the counts
+        await rig.finish()                # compare for the last time, print and store the counts
 
-The world stands still between two `go`s, so nothing depends on how fast the machine is.
+The world does not change between two calls of `go`, so nothing depends on the speed of the machine.
 """
 
 import asyncio
@@ -40,24 +42,24 @@ from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.truth import Fate
 
 COUNTS = Path(os.environ.get("WHALED_FAULT_COUNTS", Path(__file__).parents[2] / "var" / "faults"))
-# How long nothing may move before whaled is stuck (where nothing is answered it waits for a minute), and how long it
-# may take in all: a busy machine is slow.
+# whaled is stuck if its metrics do not change for STUCK_S (it waits up to a minute for a response), or if it is not up
+# to date after WITHIN_S, which allows for a busy machine.
 STUCK_S = 75.0
 WITHIN_S = 150.0
 POLL_S = 0.05
-# Two looks at the metrics this far apart that show the same: nothing is under way.
+# If two readings of the metrics this far apart are equal, whaled is idle.
 QUIET_S = 0.3
 MARK_SAT = 123 * SAT_PER_BTC
 PICKY_BTC = 250
-# More than this, and something is not bounded. A daemon that has just started has 60 MB.
+# A daemon that exceeds this has unbounded memory use. One that has just started uses 60 MB.
 MEMORY_LIMIT_MB = 220
 
-# Of a world in which much happens: 30 transactions and 6 whales a poll, a block every 8 polls.
+# The settings of a busy world: 30 transactions and 6 whales per poll, a block every 8 polls.
 WORLD: Mapping[str, Any] = {
     "manual": True, "port": 0, "rate": 30.0, "whale_share": 0.2, "poll_interval": 1.0, "block_interval": 8.0,
     "fetch_latency": 0.0, "keep_blocks": 1000,
 }  # fmt: skip
-# Of a daemon that notices and answers faults within a test's backoff.
+# The settings of a daemon that detects faults and recovers within the duration of a test.
 UPSTREAM: Mapping[str, object] = {
     "reconnect_initial": "20ms", "reconnect_max": "100ms", "stable_after": "1s", "connect_timeout": "2s",
     "rest_timeout": "1s", "ping_interval": "500ms", "stale_after": "4s",
@@ -66,7 +68,7 @@ BACKFILL: Mapping[str, object] = {"requests_per_second": 5000, "drop_after": "1s
 
 
 class Counts(Struct):
-    """What a scenario did, and what came of it."""
+    """The actions of a scenario, and its result."""
 
     scenario: str
     seed: int
@@ -82,14 +84,14 @@ class Counts(Struct):
     more: dict[str, int] = {}
 
     def line(self) -> str:
-        """All of it in one line."""
+        """Return the counts in one line."""
         verdict = self.verdict
         facts = {
             "whales": verdict.whales, "alerts": verdict.alerted, **verdict.sources, "events": verdict.events,
             **{kind: count for kind, count in verdict.kinds.items() if kind != "alert"},
             "unknowable": verdict.unknowable, "missing": verdict.missing, "double": verdict.double,
-            "strangers": verdict.strangers, "wrong amounts": verdict.wrong_amounts, "wrong fates": verdict.wrong_fates,
-            "inputs unknown": verdict.inputs_unknown,
+            "unknown whales": verdict.unknown_whales, "wrong amounts": verdict.wrong_amounts,
+            "wrong outcomes": verdict.wrong_outcomes, "inputs unknown": verdict.inputs_unknown,
             "holes": verdict.holes, "to clients": verdict.received, "client faults": verdict.client_faults,
             "starts": self.starts, "kills": self.kills, "links": self.links, "cuts": self.cuts, "polls": self.polls,
             "checks": self.checks, **self.more, "peak MB": round(self.peak_mb), "s": round(self.seconds, 1),
@@ -98,17 +100,17 @@ class Counts(Struct):
 
 
 class Metrics(Struct, frozen=True):
-    """A look at /metrics."""
+    """One reading of /metrics."""
 
     values: dict[str, float]
 
     def get(self, name: str, **labels: str) -> float:
-        """A sample."""
+        """Return a sample, 0 if it is absent."""
         inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
         return self.values.get(f"{name}{{{inner}}}" if inner else name, 0.0)
 
     def total(self, name: str) -> float:
-        """The sum over all labels."""
+        """Return the sum over all labels."""
         return sum(value for key, value in self.values.items() if key.partition("{")[0] == name)
 
     @property
@@ -117,9 +119,9 @@ class Metrics(Struct, frozen=True):
 
     @property
     def work(self) -> tuple[float, ...]:
-        """What moves while anything is under way."""
+        """The counters that change while whaled has work in progress."""
         return (
-            self.total("whaled_upstream_deltas_total"),  # not all frames: answers to pings always come
+            self.total("whaled_upstream_deltas_total"),  # not all frames: responses to pings always arrive
             self.total("whaled_mempool_snapshots_total"),
             self.total("whaled_rest_requests_total"),
             self.total("whaled_eventlog_events_total"),
@@ -129,7 +131,7 @@ class Metrics(Struct, frozen=True):
 
     @property
     def links(self) -> float:
-        """What changes when a link may have told less than everything."""
+        """A counter that changes when a link may have missed events."""
         return self.total("whaled_upstream_reconnects_total") + sum(
             self.get("whaled_upstream_deltas_total", continuity=each) for each in ("gap", "restarted")
         )
@@ -139,7 +141,7 @@ _SAMPLE = re.compile(r"^(\w+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
 
 class Rig:
-    """See the module. `upstream` is the proxy on the stream, `rest` the one before REST, `gateway` the clients' one."""
+    """The rig that the module describes. `upstream` proxies the stream, `rest` REST requests, `gateway` the clients."""
 
     def __init__(
         self, name: str, seed: int, directory: Path, sim: Simulator, proxies: tuple[Proxy, Gate, Proxy],
@@ -170,7 +172,7 @@ class Rig:
         self._announced: set[str] = set()
         self._stale = 0
         self._passed_over = False
-        # The newest blocks when whaled first was told of any, by height.
+        # The hashes of the newest blocks when whaled first received any, by height.
         self._at_start: dict[int, str] | None = None
         self._links: tuple[int, float] | None = None
 
@@ -200,37 +202,40 @@ class Rig:
         return self.daemon
 
     async def ready(self) -> None:
-        """Wait until it listens, and let the clients in."""
+        """Wait until whaled listens, and let the clients connect."""
         assert self.daemon is not None
         line = await self.daemon.logged("ready")
         self.daemon.url, self.daemon.http = line["listen"], line["metrics"].removesuffix("/metrics")
         host, port = self.daemon.url.removeprefix("ws://").split(":")
         self.gateway.target = (host, int(port))
         if self.knowable is None:
-            height = self.sim.world.chain.tip.height + 1  # of a start that is let finish; else see `_begin`
+            height = self.sim.world.chain.tip.height + 1  # `_begin` corrects it if an earlier start was killed
             self.knowable = Knowable(since=self.sim.world.now, first_height=height, inputs=self.inputs)
 
     async def _has_begun(self) -> bool:
-        """The daemon keeps what it was told first, so nothing that is mined from now on may be missing."""
+        """Return whether the daemon has stored the first blocks it received: later blocks must not be missing."""
         return state(self.database, "told_blocks") is not None or state(self.database, "first_block") is not None
 
     def _begin(self) -> None:
-        """From here on every block counts. One that was killed may have been told earlier: then from there on."""
+        """Set the first height from which whaled must know every whale.
+
+        A daemon that was killed may have received blocks at an earlier start; then the height is counted from those.
+        """
         assert self.knowable is not None
-        # Of the chain, not of the backend: without a database that goes on showing blocks that died.
+        # From the chain, not the backend: a backend without a database keeps listing blocks that left the chain.
         shown = {block.height for block in self.sim.backend.blocks}
         self._at_start = {block.height: block.hash for block in self.sim.world.chain.blocks if block.height in shown}
-        told = json.loads(state(self.database, "told_blocks") or "[]")
-        heights = [self.sim.world.chain.tip.height, *(block["height"] for block in told[-1:])]
+        stored = json.loads(state(self.database, "told_blocks") or "[]")
+        heights = [self.sim.world.chain.tip.height, *(block["height"] for block in stored[-1:])]
         self.knowable.first_height = min(heights) + 1
 
     async def kill(self) -> None:
-        """-9. Returns when it is gone."""
+        """Send SIGKILL and wait for the end of the process."""
         self.counts.kills += 1
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM and return the exit status."""
         return await self._end(signal.SIGTERM)
 
     async def _end(self, number: signal.Signals) -> int:
@@ -241,13 +246,13 @@ class Rig:
             self.daemon.signal(number)
         status = await self.daemon.ended()
         await self._stack.aclose()
-        if status in (0, -number):  # who ended by itself has said why: the scenario looks at that
+        if status in (0, -number):  # if it ended by itself, the scenario checks the logged reason
             self._complaints += complaints(self.daemon.raw)
         self.daemon = None
         return status
 
     def _measure_memory(self) -> None:
-        """The most it ever had (VmHWM of proc(5))."""
+        """Record the peak resident memory (VmHWM of proc(5))."""
         assert self.daemon is not None
         with suppress(OSError):
             text = Path(f"/proc/{self.daemon.process.pid}/status").read_text()
@@ -256,7 +261,7 @@ class Rig:
                 self.counts.peak_mb = max(self.counts.peak_mb, int(found[1]) / 1024)
 
     async def metrics(self) -> Metrics:
-        """What /metrics says now."""
+        """Read /metrics."""
         assert self.daemon is not None
         url = self.daemon.http + "/metrics"
         async with aiohttp.ClientSession(trust_env=False) as session, session.get(url) as response:
@@ -266,12 +271,12 @@ class Rig:
     # --- the world ---
 
     async def go(self, polls: int = 1, *, pace_s: float = 0.0) -> None:
-        """The world goes on, and the backend looks at it so many times; a pause between two, where time counts."""
+        """Advance the world by `polls` polls of the backend, with a pause of `pace_s` after each."""
         chain = self.sim.world.chain
         for _ in range(polls):
             height = self.sim.backend.blocks[-1].height if self.sim.backend.blocks else 0
             await self.sim.poll()
-            # A new branch below the old tip, or too many blocks at once: the backend does not look into them.
+            # The backend skips the contents of blocks on a new branch below the old tip, and of too many at once.
             if len(chain.stale) > self._stale or chain.tip.height - height > MOST_BLOCKS_AT_ONCE:
                 self._passed_over = True
             self._stale = len(chain.stale)
@@ -292,7 +297,7 @@ class Rig:
                 self.inputs[tx.txid] = frozenset(coin.outpoint for coin in tx.inputs)
 
     def waiting_whales(self) -> list[str]:
-        """Whales in the node's mempool."""
+        """Return the whales in the node's mempool."""
         truth = self.sim.truth
         return [txid for txid in self.sim.world.chain.mempool if (known := truth.get(txid)) is not None and known.whale]
 
@@ -300,10 +305,10 @@ class Rig:
         truth = self.sim.truth
         return [txid for txid in self.sim.backend.mempool if (record := truth.get(txid)) is not None and record.whale]
 
-    async def settle(self, *, fates: bool = True, within_s: float = WITHIN_S) -> Verdict:
-        """Wait until whaled is up to date with a world that stands still, and compare. Fails on any difference.
+    async def settle(self, *, outcomes: bool = True, within_s: float = WITHIN_S) -> Verdict:
+        """Wait until whaled is up to date with a world that does not change, and compare. Fails on any difference.
 
-        With `fates` False the questions about whales that left the mempool may still be open.
+        With `outcomes` False, the outcomes of whales that left the mempool may still be undetermined.
         """
         mark = await self._mark()
         verdict = Verdict(problems=["never up to date"])
@@ -315,11 +320,11 @@ class Rig:
                     before, seen = seen, await self.metrics()
                     if before is None or before.work != seen.work:
                         backoff.reschedule(loop.time() + STUCK_S)
-                    if before is not None and before.work == seen.work and self._is_idle(seen, fates=fates):
+                    if before is not None and before.work == seen.work and self._is_idle(seen, outcomes=outcomes):
                         rows = read(self.database)
                         if any(row.txid == mark for row in rows):
-                            await self._know(seen, fates=fates)
-                            verdict = self.verdict(rows, fates=fates)
+                            await self._know(seen, outcomes=outcomes)
+                            verdict = self.verdict(rows, outcomes=outcomes)
                             if verdict.is_clean:
                                 break
                     await asyncio.sleep(QUIET_S)
@@ -330,24 +335,26 @@ class Rig:
         return verdict
 
     async def _mark(self) -> str:
-        """A whale that comes after all others. By chance a block may spend its coins otherwise: then another one."""
+        """Send a whale after all others. Repeated if a transaction in a block happens to spend its coins."""
         while True:
             mark = self.sim.world.pay(MARK_SAT, rate=20.0).txid
             await self.go()
             if self.sim.truth[mark].fate in (Fate.PENDING, Fate.CONFIRMED):
                 return mark
 
-    def _is_idle(self, seen: Metrics, *, fates: bool) -> bool:
-        open_fates = 0 if fates else seen.get("whaled_backfill_backlog", what="fates")
+    def _is_idle(self, seen: Metrics, *, outcomes: bool) -> bool:
+        open_outcomes = 0 if outcomes else seen.get("whaled_backfill_backlog", what="fates")
         return (
             seen.get("whaled_upstream_state", state="connected") == 1
             and seen.total("whaled_mempool_snapshots_total") >= 1
-            and seen.backlog - open_fates == 0
+            and seen.backlog - open_outcomes == 0
         )
 
-    def _was_told(self, txid: str) -> bool:
-        """Replaced, and the stream said so: not of what happens in blocks that are passed over, nor where
-        the replacer was mined before the backend had fetched it: its fee is unknown then, and nothing is matched.
+    def _was_reported(self, txid: str) -> bool:
+        """Return whether the whale was replaced and the stream reported it.
+
+        The stream reports no replacement in blocks that the backend skips, nor one whose replacer was mined before the
+        backend had fetched it: the replacer's fee is then unknown, and the backend matches nothing.
         """
         whale = self.sim.truth[txid]
         by = self.sim.truth.get(whale.replaced_by or "")
@@ -355,16 +362,19 @@ class Rig:
             return False
         return not self._passed_over if by.via_block else by.txid in self._announced
 
-    async def _know(self, seen: Metrics, *, fates: bool) -> None:
-        """It is up to date: from here on it must know what there is. And what the stream showed, if it held."""
+    async def _know(self, seen: Metrics, *, outcomes: bool) -> None:
+        """Record what whaled must know from now on, since it is up to date.
+
+        That is everything that exists now, and what the stream contained if the link held.
+        """
         assert self.knowable is not None
         assert self.daemon is not None
         self._reckon(seen)
         links = (self.daemon.process.pid, seen.links)
         if links == self._links:
             self.knowable.must |= self._shown
-            if fates:
-                self.knowable.told.update(filter(self._was_told, self._shown))
+            if outcomes:
+                self.knowable.reported.update(filter(self._was_reported, self._shown))
         self._links = links
         self.knowable.must.update(self._watched())
         self.knowable.must.update(
@@ -376,10 +386,13 @@ class Rig:
         self._passed_over = False
 
     def _reckon(self, seen: Metrics) -> None:
-        """From which height on every whale must be known. It does not ask the daemon, which may be wrong about it."""
+        """Update the first height from which whaled must know every whale.
+
+        It is derived from the chain, since the daemon's own value may be wrong.
+        """
         assert self.knowable is not None
         chain, first = self.sim.world.chain, self.knowable.first_height
-        # What took the place of a block that was there at the start was mined since.
+        # A block that replaced one that existed at the start was mined after the start.
         for height, block_hash in (self._at_start or {}).items():
             there = chain.block_at(height)
             if there is not None and there.hash != block_hash:
@@ -391,15 +404,17 @@ class Rig:
             assert skipped == 0, f"{skipped:.0f} blocks were skipped"
         self.knowable.first_height = first
 
-    def verdict(self, rows: list[Row], *, fates: bool = True) -> Verdict:
-        """How things stand."""
+    def verdict(self, rows: list[Row], *, outcomes: bool = True) -> Verdict:
+        """Compare the rows and the clients with the ground truth."""
         assert self.knowable is not None
         clients = {
-            name: (client.heard, client.missed, client.least_sat)
+            name: (client.received, client.missed, client.least_sat)
             for name, client in (("plain", self.plain), ("picky", self.picky))
         }
         world = self.sim.world
-        return compare(rows, self.sim.truth, world.chain, self.knowable, clients, frames=self.raw.frames, fates=fates)
+        return compare(
+            rows, self.sim.truth, world.chain, self.knowable, clients, frames=self.raw.frames, outcomes=outcomes
+        )
 
     def _fail(self, verdict: Verdict, seen: Metrics | None) -> None:
         assert self.daemon is not None
@@ -416,13 +431,13 @@ class Rig:
         )
 
     async def until(self, is_so: Callable[[], Awaitable[bool]], within_s: float = WITHIN_S) -> None:
-        """Wait for something that another process decides; there is nothing to wait on."""
+        """Poll a condition that another process determines, until it is true."""
         async with asyncio.timeout(within_s):
-            while not await is_so():  # noqa: ASYNC110 - see above
+            while not await is_so():  # noqa: ASYNC110 - there is no event to wait on
                 await asyncio.sleep(POLL_S)
 
     async def finish(self, **more: int) -> Counts:
-        """Compare for good, stop whaled, compare again, and write the counts down."""
+        """Compare, stop whaled, compare again, and store the counts."""
         await self.settle()
         assert self.daemon is not None
         links = (await self.metrics()).total("whaled_upstream_connects_total")
@@ -441,9 +456,9 @@ class Rig:
         return counts
 
 
-def complaints(said: Sequence[str]) -> list[str]:
-    """What no daemon should say that is killed or stopped: errors, and tracebacks wherever they stand."""
-    return [text for text in said if "Traceback" in text or _level(text) in ("error", "critical")]
+def complaints(lines: Sequence[str]) -> list[str]:
+    """Return the errors and tracebacks among log lines: a daemon that is killed or stopped must not log any."""
+    return [text for text in lines if "Traceback" in text or _level(text) in ("error", "critical")]
 
 
 def _level(text: str) -> object:
@@ -451,7 +466,7 @@ def _level(text: str) -> object:
 
 
 def record(counts: Counts) -> None:
-    """Print a line, and keep the counts for the table."""
+    """Print the counts in a line, and store them for the table."""
     print(counts.line())
     COUNTS.mkdir(parents=True, exist_ok=True)
     (COUNTS / f"{counts.scenario}-{counts.seed}.json").write_bytes(msgspec.json.encode(counts))
@@ -467,10 +482,10 @@ async def rigged(
     max_blocks: int | None = None,
     **world: Any,
 ) -> AsyncIterator[Rig]:
-    """A rig with its backend up and its clients waiting; `start` starts whaled.
+    """Run a rig whose backend is up and whose clients wait; `start` starts whaled.
 
-    `sections` are laid over the configuration, `world` over the settings of the simulator. With `max_blocks` whaled
-    may skip what is further back; without it a block that is skipped fails the scenario.
+    `sections` override the configuration, `world` the settings of the simulator. With `max_blocks` whaled may skip
+    older blocks; without it, a skipped block fails the scenario.
     """
     if max_blocks is not None:
         sections = {**(sections or {}), "backfill": {**(sections or {}).get("backfill", {}), "max_blocks": max_blocks}}
@@ -491,5 +506,5 @@ async def rigged(
                 await client.end()
             if rig.daemon is not None:
                 await rig.kill()
-    # Sockets are closed by what the loop does next.
+    # The event loop closes the sockets in its next iterations.
     await asyncio.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""What stands between whaled and whoever it talks to, and spoils it: a TCP proxy and a reverse proxy for REST."""
+"""Proxies that inject faults between whaled and its peers: a TCP proxy, and a reverse proxy for REST."""
 
 import asyncio
 import re
@@ -21,15 +21,16 @@ CLOSE_WAIT_S = 1.0
 
 
 class Way(Enum):
-    """Where bytes go: `UP` to the server, `DOWN` to the client."""
+    """The direction of bytes: `UP` to the server, `DOWN` to the client."""
 
     UP = auto()
     DOWN = auto()
 
 
 class Cut(Struct, frozen=True):
-    """Where a connection is cut: after `part` (0..1) of a frame. Frame 0 is the HTTP handshake, WebSocket frames count
-    from 1.
+    """The point at which a connection is cut: after `part` (0..1) of a frame.
+
+    Frame 0 is the HTTP handshake, WebSocket frames count from 1.
     """
 
     way: Way
@@ -38,7 +39,7 @@ class Cut(Struct, frozen=True):
 
 
 class Piece(Struct, frozen=True):
-    """Bytes of one frame: which, from where in it, and how long it is (None while its header is not whole)."""
+    """Bytes of one frame: its number, their offset in it, and its length (None while its header is incomplete)."""
 
     frame: int
     at: int
@@ -51,7 +52,7 @@ class Piece(Struct, frozen=True):
 
 
 class Frames:
-    """Tells the frames of one direction apart: an HTTP head, then WebSocket frames (RFC 6455, 5.2)."""
+    """A splitter of one direction into frames: an HTTP head, then WebSocket frames (RFC 6455, 5.2)."""
 
     def __init__(self) -> None:
         self._frame = 0
@@ -61,11 +62,11 @@ class Frames:
 
     @property
     def is_between(self) -> bool:
-        """No frame is under way."""
+        """True if no frame is incomplete."""
         return self._at == 0 and not self._head
 
     def split(self, data: bytes) -> Iterator[Piece]:
-        """The bytes as pieces of frames. A head that is not whole yet is held back."""
+        """Yield the bytes as pieces of frames. An incomplete head is held back."""
         while data:
             if self._total is None:
                 self._head += data
@@ -94,25 +95,25 @@ class Frames:
 
 
 def text_frame(payload: bytes, *, announced: int | None = None, first_byte: int = 0x81) -> bytes:
-    """A WebSocket frame of a server. `announced` lies about the length."""
+    """Return a server's WebSocket frame. `announced` is a false length for its header."""
     return struct.pack("!BBQ", first_byte, 127, len(payload) if announced is None else announced) + payload
 
 
 class Pace(Struct):
-    """How fast what comes down is read: so many bytes at a time, and a pause after them."""
+    """The rate at which the server's bytes are read: at most `at_once` bytes, then a pause."""
 
     at_once: int = CHUNK
     pause_s: float = 0.0
 
 
 class Theft(Struct):
-    """The next whole frame that `takes` likes never arrives, and nothing else is wrong. Tells whether that happened."""
+    """A fault that removes the next whole frame for which `takes` is true. `is_done` is set once that happened."""
 
     takes: Callable[[bytes], bool]
     is_done: bool = False
 
     async def was_done(self) -> bool:
-        """For `Rig.until`."""
+        """Return `is_done`, as a condition for `Rig.until`."""
         return self.is_done
 
 
@@ -138,23 +139,23 @@ class Pipe:
         self.was_cut = False
 
     def freeze(self) -> None:
-        """Forward nothing from now on, and tell nobody: what a router does that forgot the connection."""
+        """Stop forwarding without closing anything, like a router that lost the connection's state."""
         self._moving.clear()
 
     def insert(self, frame: bytes) -> None:
-        """Put a frame of our own before the next one of the server."""
+        """Insert a frame before the server's next one."""
         self._inserts.append(frame)
         if self._frames[Way.DOWN].is_between:
             self._flush()
 
     def steal(self, theft: Theft) -> None:
-        """Hold back whole frames of the server, from the next one on, until one of them is taken."""
+        """Buffer the server's frames until each is whole, from the next one on, until one is removed."""
         self._theft = theft
 
     def _let_through(self, piece: Piece, writer: asyncio.StreamWriter) -> None:
-        """Pass a piece on: at once, or as a whole frame while one is looked for, or not at all."""
+        """Forward a piece: at once, or in a whole frame while one is to be removed, or not at all."""
         if piece.at and not self._held:
-            writer.write(piece.data)  # began before anybody looked
+            writer.write(piece.data)  # the frame began before `steal`
             return
         self._held += piece.data
         if not piece.is_last:
@@ -176,7 +177,7 @@ class Pipe:
         self._moving.set()
 
     async def _close(self) -> None:
-        """What was taken in is passed on, if somebody takes it."""
+        """Close both sides, flushing buffered bytes for at most CLOSE_WAIT_S."""
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(CLOSE_WAIT_S):
                 for _, writer in self._ends.values():
@@ -185,7 +186,7 @@ class Pipe:
                     await writer.wait_closed()
 
     async def run(self) -> None:
-        """Forward until either side ends, or the cut."""
+        """Forward until either side closes, or the connection is cut."""
         copies = {asyncio.ensure_future(self._copy(way)) for way in Way}
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
@@ -231,9 +232,10 @@ class Pipe:
 
 
 class Proxy:
-    """Listens on a port of its own and forwards to `target`; without one, connections are reset.
+    """A TCP proxy that forwards to `target`; without a target, it resets connections.
 
-    `cuts` are taken by connections in their order, None for one that is left alone. One not reached is put back.
+    Each new connection takes the next of the `cuts`; None leaves a connection intact. A cut that a connection did not
+    reach is appended again.
     """
 
     def __init__(self, target: tuple[str, int] | None = None, *, receive_buffer: int | None = None) -> None:
@@ -249,12 +251,12 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        """Host and port."""
+        """The host and port."""
         return f"127.0.0.1:{self.port}"
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Proxy"]:
-        """Listen."""
+        """Listen on a free port."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -272,24 +274,24 @@ class Proxy:
             pipe.abort()
 
     def freeze(self) -> None:
-        """Half-open: the connections there are stay, and nothing goes through them any more. New ones work."""
+        """Make the existing connections half-open: they stay open and forward nothing. New ones work."""
         for pipe in self._pipes:
             pipe.freeze()
 
     def insert(self, frame: bytes) -> None:
-        """A frame of our own to every client."""
+        """Insert a frame into every connection, towards the client."""
         for pipe in self._pipes:
             pipe.insert(frame)
 
     def steal(self, takes: Callable[[bytes], bool]) -> Theft:
-        """Swallow one frame of the server that `takes` likes, while the connection stays as it is."""
+        """Remove one frame of the server for which `takes` is true, without affecting the connection otherwise."""
         theft = Theft(takes)
         for pipe in self._pipes:
             pipe.steal(theft)
         return theft
 
     async def _connected(self, target: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """To the server. With small buffers of the kernel, what is not read piles up in the server."""
+        """Connect to the server. With small kernel buffers, unread bytes accumulate in the server."""
         if self._receive_buffer is None:
             return await asyncio.open_connection(*target)
         sock = socket.socket()
@@ -333,7 +335,7 @@ class Proxy:
 
 
 class Reply(Enum):
-    """What a REST question gets instead of its answer."""
+    """The response to a REST request in place of the backend's."""
 
     STATUS = auto()
     HANG = auto()
@@ -344,7 +346,7 @@ class Reply(Enum):
 
 
 class Trouble(Struct):
-    """The next `times` questions of each path that matches get `reply`. `tried` counts the hits."""
+    """A fault: the next `times` requests whose path matches get `reply`. `tried` counts them."""
 
     reply: Reply
     path: str = ".*"
@@ -363,7 +365,7 @@ class Trouble(Struct):
 
 
 class Gate:
-    """REST through a reverse proxy. `troubles` are looked at in their order, the first that matches is done."""
+    """A reverse proxy for REST. The first of the `troubles` that matches a request is applied."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -373,17 +375,17 @@ class Gate:
 
     @property
     def url(self) -> str:
-        """Of the REST interface."""
+        """The URL of the REST interface."""
         return f"http://127.0.0.1:{self._port}/api/v1/"
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Gate"]:
-        """Listen."""
+        """Listen on a free port."""
         app = web.Application()
         app.router.add_route("*", "/api/v1/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
         async with AsyncExitStack() as stack:
-            # A fresh connection for each question: an idle one may be dead after a restart, and that is no answer.
+            # A new connection for each request, since an idle one may be dead after a restart.
             self._session = await stack.enter_async_context(
                 aiohttp.ClientSession(trust_env=False, connector=aiohttp.TCPConnector(force_close=True))
             )
@@ -424,7 +426,7 @@ class Gate:
             return response.status, response.headers.get("Content-Type", ""), await response.read()
 
     async def _truncated(self, request: web.Request, answer: tuple[int, str, bytes]) -> web.StreamResponse:
-        """Half of the answer, then the connection ends."""
+        """Send half of the response, then reset the connection."""
         content = answer[2]
         response = web.StreamResponse(headers={"Content-Length": str(len(content) + 1)})
         await response.prepare(request)

@@ -1,4 +1,4 @@
-"""The counts of the last run as the table in docs/reliability.md: PYTHONPATH=tests .venv/bin/python -m faults.table"""
+"""The table in docs/reliability.md, from the last run's counts: PYTHONPATH=tests .venv/bin/python -m faults.table"""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import msgspec
 
 from faults.kit import COUNTS, Counts
 
-# Of names like "reorg 3, database, link away" or "REST 503" the variants make one row.
+# All scenarios whose name begins with one of these words, such as "REST 503", share a row.
 ONE_ROW = ("REST", "restart", "bitcoind")
 
 COLUMNS: dict[str, Callable[[Counts], float]] = {
@@ -19,7 +19,7 @@ COLUMNS: dict[str, Callable[[Counts], float]] = {
     "unknowable": lambda each: each.verdict.unknowable,
     "missing": lambda each: each.verdict.missing,
     "double": lambda each: each.verdict.double,
-    "wrong": lambda each: each.verdict.strangers + each.verdict.wrong_amounts + each.verdict.wrong_fates,
+    "wrong": lambda each: each.verdict.unknown_whales + each.verdict.wrong_amounts + each.verdict.wrong_outcomes,
     "holes": lambda each: each.verdict.holes,
     "to clients": lambda each: each.verdict.received,
     "clients' faults": lambda each: each.verdict.client_faults,
@@ -29,13 +29,13 @@ COLUMNS: dict[str, Callable[[Counts], float]] = {
 
 
 def row_of(scenario: str) -> str:
-    """The row a scenario counts in."""
+    """Return the row that a scenario belongs to: names such as "reorg 3, database" are cut at the comma."""
     first = scenario.partition(" ")[0].rstrip(",")
     return first if first in ONE_ROW else scenario.partition(", ")[0]
 
 
 def table(counts: list[Counts]) -> str:
-    """Markdown: a row for each scenario, and the sums."""
+    """Return a Markdown table with a row for each scenario, and the sums."""
     rows: dict[str, list[Counts]] = {}
     for each in counts:
         rows.setdefault(row_of(each.scenario), []).append(each)
@@ -50,7 +50,7 @@ def table(counts: list[Counts]) -> str:
 
 
 def main() -> None:
-    """Print it."""
+    """Print the table."""
     files = sorted(COUNTS.glob("*.json"))
     if not files:
         sys.exit(f"no counts in {COUNTS}: `make test-faults` writes them")

@@ -1,4 +1,4 @@
-"""Whatever clients do: those who behave get everything, once and in order, and memory stays where it was."""
+"""Misbehaving clients: all others receive every event once and in order, and memory stays bounded."""
 
 import asyncio
 import os
@@ -29,12 +29,12 @@ from whaled.model import Permission
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STRANGERS = 10_000
-# A connection that is refused or waits costs a few KiB; it must not be kept.
+# A refused or waiting connection costs a few KiB, which must be freed.
 GROWTH_LIMIT_MB = 60.0
 FLOODS = 12
-# A guard against waiting for ever: thousands at once are slow on a small machine.
+# The longest wait for one connection: thousands at once are slow on a small machine.
 STRANGER_S = 120
-# Whoever misbehaves is found out within a test's backoff.
+# Timeouts that detect misbehaving clients within the duration of a test.
 STRICT = {
     "slow_timeout": "2s", "ping_interval": "1s", "ping_timeout": "1s", "handshake_timeout": "2s", "auth_timeout": "2s",
     "max_unsent": "64KiB", "max_connections_per_address": 1_000_000,
@@ -43,7 +43,7 @@ STRICT = {
 
 @pytest.fixture
 def descriptors() -> Iterator[int]:
-    """As many as there may be, here and for the daemons started."""
+    """Raise the limit of descriptors to its maximum, for this process and the daemons it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield hard
@@ -62,13 +62,13 @@ def open_descriptors(rig: Rig) -> int:
 
 
 def direct(rig: Rig) -> str:
-    """Past the proxy."""
+    """Return the daemon's own URL, which bypasses the proxy."""
     assert rig.daemon is not None
     return rig.daemon.url
 
 
 async def calm(rig: Rig, descriptors_before: int) -> None:
-    """Wait until every stranger is gone from the daemon."""
+    """Wait until the daemon has closed every other connection."""
 
     async def is_calm() -> bool:
         return open_descriptors(rig) <= descriptors_before + 4
@@ -77,7 +77,7 @@ async def calm(rig: Rig, descriptors_before: int) -> None:
 
 
 async def closed(rig: Rig, code: int, *, more_than: float = 0) -> int:
-    """How many sessions ended with a close code; waits until that is more than it was."""
+    """Return the number of sessions that ended with a close code, once it exceeds `more_than`."""
     count = 0.0
 
     async def is_closed() -> bool:
@@ -89,11 +89,11 @@ async def closed(rig: Rig, code: int, *, more_than: float = 0) -> int:
     return int(count)
 
 
-# A client that reads nothing answers no ping either. It is to be closed for what it leaves unread, not for that.
+# A client that reads nothing answers no ping either. It must be closed for its unsent bytes, not for a missing pong.
 NO_PINGS = {**STRICT, "ping_interval": "1h", "ping_timeout": "1h"}
 
 
-async def test_clients_that_read_nothing_are_closed_and_hold_up_nobody(tmp_path: Path) -> None:
+async def test_clients_that_read_nothing_are_closed_and_delay_no_other_client(tmp_path: Path) -> None:
     async with rigged(tmp_path, "clients that read nothing", sections={"gateway": NO_PINGS}) as rig:
         await rig.go(10)
         await rig.start()
@@ -112,13 +112,13 @@ async def test_clients_that_read_nothing_are_closed_and_hold_up_nobody(tmp_path:
         await rig.finish(closed=60)
 
 
-# It is 70 KB behind before it lags: so much is under way.
+# The client is 70 KB behind before it lags, since the buffers on the way hold that much.
 LAG_POLLS = 60
 SLOW_BYTES, SLOW_PAUSE_S = 2_000, 0.2
 
 
 async def test_a_client_that_lags_far_behind_catches_up_from_the_log(tmp_path: Path) -> None:
-    """It reads, so it is not closed, but slower than events come."""
+    """The client is not closed, since it reads, but it reads more slowly than events arrive."""
     patience = {"slow_timeout": "10m", "ping_interval": "10m", "ping_timeout": "10m"}
     gateway = {"max_unsent": "16KiB", "replay_page": 50, **patience}
     async with (
@@ -126,7 +126,7 @@ async def test_a_client_that_lags_far_behind_catches_up_from_the_log(tmp_path: P
         rigged(tmp_path, "a client that lags", sections={"gateway": gateway}) as rig,
     ):
         await rig.plain.end()
-        # Answers to its pings come behind all that it has not read.
+        # The pongs for its pings arrive after all that it has not read.
         rig.plain = Follower(f"ws://{slow.address}", ping_s=600.0)
         rig.plain.begin()
         await rig.go(10)
@@ -143,19 +143,19 @@ async def test_a_client_that_lags_far_behind_catches_up_from_the_log(tmp_path: P
 
             while not await lags_more():
                 await rig.go(10, pace_s=0.01)
-            await rig.go(LAG_POLLS, pace_s=0.01)  # what it misses meanwhile
+            await rig.go(LAG_POLLS, pace_s=0.01)  # events that it must receive from the log
             slow.pace.at_once, slow.pace.pause_s = 65_536, 0.0
             await rig.settle()
             lagged = (await rig.metrics()).total("whaled_clients_lagged_total")
         seen = await rig.metrics()
-        # The other followers may give up on a busy machine: they wait 2 s for the answer to a ping.
+        # The other followers may close their connections on a busy machine: they wait 2 s for a pong.
         assert [seen.get("whaled_connections_closed_total", code=code) for code in ("1008", "1013")] == [0, 0]
         replayed = seen.total("whaled_messages_replayed_total")
         assert replayed >= LAG_POLLS
         await rig.finish(lagged=int(lagged), replayed=int(replayed))
 
 
-async def test_connections_that_went_half_open_are_given_up_and_their_clients_resume(tmp_path: Path) -> None:
+async def test_half_open_connections_are_closed_and_their_clients_resume(tmp_path: Path) -> None:
     async with rigged(tmp_path, "half-open clients", sections={"gateway": STRICT}) as rig:
         await rig.go(10)
         await rig.start()
@@ -165,8 +165,8 @@ async def test_connections_that_went_half_open_are_given_up_and_their_clients_re
         for _ in range(4):
             rig.gateway.freeze()
             await rig.go(20, pace_s=0.02)
-            await rig.settle()  # the clients have found out by themselves and come back; whaled was not told
-            gone += 3  # plain, picky and raw; one that was frozen while it came back adds to them
+            await rig.settle()  # the clients have detected it and reconnected; whaled received no close
+            gone += 3  # plain, picky and raw; a client that was frozen while it reconnected adds to them
             assert await closed(rig, 1006, more_than=gone - 1) >= gone
         await calm(rig, before)
         await rig.finish()
@@ -176,7 +176,7 @@ async def test_connections_that_went_half_open_are_given_up_and_their_clients_re
 
 
 async def flood(url: str, rng: random.Random, ends: Counter[str]) -> None:
-    """As many messages as go out, until the server has had enough."""
+    """Send messages as fast as possible, until the server closes the connection."""
     messages = ['{"type":"ping"}', '{"type":"stats"}', '{"type":"subscribe","since":{"last":100000}}', "{}", "["]
     message = rng.choice(messages)
     client = await connect(url, proxy=None, compression=None, max_size=None, ping_interval=None)
@@ -189,7 +189,7 @@ async def flood(url: str, rng: random.Random, ends: Counter[str]) -> None:
 
 
 async def rubbish(url: str, payloads: list[bytes], rng: random.Random, ends: Counter[str]) -> None:
-    """Every kept input of the fuzz tests, as text and as binary, and frames that are none."""
+    """Send every input of the fuzz corpus, as a text or as a binary message."""
     for payload in rng.sample(payloads, len(payloads)):
         with suppress(WebSocketException, TimeoutError):
             async with asyncio.timeout(30), connect(url, proxy=None, compression=None, max_size=None) as client:
@@ -201,7 +201,7 @@ async def rubbish(url: str, payloads: list[bytes], rng: random.Random, ends: Cou
 
 
 async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None:
-    """What scanners send."""
+    """Send what port scanners send."""
     host, port = url.removeprefix("ws://").split(":")
     beginnings = (
         b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r\n",
@@ -212,7 +212,7 @@ async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             async with asyncio.timeout(STRANGER_S):
-                # Who is refused while it still sends gets a reset.
+                # A client that is refused while it still sends receives a reset.
                 with suppress(ConnectionError):
                     writer.write(beginning)
                     await writer.drain()
@@ -224,7 +224,7 @@ async def no_websocket(url: str, rng: random.Random, ends: Counter[str]) -> None
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_floods_and_rubbish_cost_only_those_who_send_them(tmp_path: Path, seed: int) -> None:
+async def test_floods_and_garbage_affect_only_their_senders(tmp_path: Path, seed: int) -> None:
     payloads = [path.read_bytes()[:20_000] for path in sorted((CORPUS / "clients").iterdir())]
     ends: Counter[str] = Counter()
     async with rigged(tmp_path, "floods and rubbish", seed=seed, sections={"gateway": STRICT}) as rig:
@@ -238,7 +238,7 @@ async def test_floods_and_rubbish_cost_only_those_who_send_them(tmp_path: Path, 
             jobs += [tasks.create_task(no_websocket(direct(rig), rig.rng, ends)) for _ in range(3)]
             while not all(job.done() for job in jobs):
                 await rig.go(pace_s=0.05)
-        # Who reads too little to see the close frame, or still sends when it comes, gets a reset: 1006.
+        # 1006: a client that does not read up to the close frame, or still sends when it arrives, receives a reset.
         assert ends["1008 Rate limit exceeded"] + ends["1013 Too slow"] + ends["1006 "] == FLOODS, ends
         assert ends["refused"] == 27, ends
         await rig.settle()
@@ -247,11 +247,11 @@ async def test_floods_and_rubbish_cost_only_those_who_send_them(tmp_path: Path, 
         await rig.finish(answered=ends["answered"])
 
 
-# --- strangers -------------------------------------------------------------------------------------------------------
+# --- unauthenticated clients -----------------------------------------------------------------------------------------
 
 
-async def stranger(url: str, ends: Counter[str]) -> None:
-    """Connects and never says who it is."""
+async def unauthenticated_client(url: str, ends: Counter[str]) -> None:
+    """Connect and never authenticate."""
     try:
         async with asyncio.timeout(STRANGER_S):
             client = await connect(url, proxy=None, compression=None, open_timeout=None, ping_interval=None)
@@ -264,14 +264,16 @@ async def stranger(url: str, ends: Counter[str]) -> None:
 
 
 def silent_tcp(rig: Rig, socks: ExitStack) -> None:
-    """A connection that does not even ask for the upgrade."""
+    """Open a connection that does not send a handshake."""
     host, port = direct(rig).removeprefix("ws://").split(":")
     sock = socks.enter_context(socket.socket())
     sock.setblocking(False)
     sock.connect_ex((host, int(port)))
 
 
-async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tmp_path: Path, descriptors: int) -> None:
+async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_served(
+    tmp_path: Path, descriptors: int
+) -> None:
     ring = tmp_path / "keys.json"
     generate(ring, 1.0)
     token, _ = issue(
@@ -298,22 +300,22 @@ async def test_ten_thousand_strangers_leave_memory_bounded_and_clients_served(tm
             async with asyncio.TaskGroup() as tasks:
                 jobs: list[asyncio.Task[None]] = []
                 while len(jobs) < STRANGERS:
-                    jobs += [tasks.create_task(stranger(direct(rig), ends)) for _ in range(250)]
+                    jobs += [tasks.create_task(unauthenticated_client(direct(rig), ends)) for _ in range(250)]
                     for _ in range(50):
                         silent_tcp(rig, socks)
-                    heard = len(rig.plain.heard)
+                    received = len(rig.plain.received)
                     await rig.go(2, pace_s=0.05)
-                    await rig.plain.has(heard + 1)
+                    await rig.plain.has(received + 1)
                     peak = max(peak, resident_mb(rig))
         await rig.settle()
         await calm(rig, fds)
         assert sum(ends.values()) == STRANGERS
         seen = await rig.metrics()
-        # How many gave way to newcomers and how many were let in and waited for depends on how fast they come.
+        # How many were displaced by new clients and how many timed out depends on the speed of the machine.
         ended = seen.get("whaled_connections_closed_total", code="1008")
         assert ended + seen.total("whaled_connections_refused_total") >= STRANGERS, ends
-        # 1008: let in, waited for, closed. 1006, InvalidMessage, ConnectionResetError: gave way to a newcomer, before
-        # or after the handshake, or had no answer in time while this process had no time for it.
+        # 1008: accepted, and closed at the authentication timeout. 1006, InvalidMessage and ConnectionResetError:
+        # displaced by a new client before or after the handshake, or timed out because this process was too slow.
         ways = ("1008", "503", "InvalidMessage", "ConnectionResetError", "1006")
         assert sum(ends[way] for way in ways) == STRANGERS, ends
         assert peak - memory < GROWTH_LIMIT_MB, f"{memory:.0f} MB, then {peak:.0f} MB"

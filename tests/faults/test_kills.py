@@ -1,4 +1,4 @@
-"""kill -9 at any moment: each seed is one kill, and after each the log and the clients are compared with the truth."""
+"""kill -9 at random moments; after each kill the log and the clients are compared with the ground truth."""
 
 import asyncio
 from contextlib import suppress
@@ -11,10 +11,10 @@ from faults.kit import Rig, rigged
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Worlds run beside each other in a test: most of the time they wait for whaled to be up to date.
+# The worlds of a test run concurrently: most of the time they wait for whaled to be up to date.
 GROUPS, WORLDS, KILLS = 8, 3, 9
 PACE_S = 0.04
-# Nothing more comes once a block interval went by without a whale; then the kill comes anyway.
+# The longest wait for events before a kill: a block interval may pass without a whale.
 EVENTS_WITHIN_S = 3.0
 
 
@@ -24,7 +24,7 @@ async def live(rig: Rig, is_over: asyncio.Event) -> None:
 
 
 async def moment(rig: Rig, rng: Random) -> None:
-    """Wait until the kill is due: while it starts, some time later, or after so many events."""
+    """Wait until the kill is due: during the start, some time later, or after a number of events."""
     match rng.randrange(4):
         case 0:
             await asyncio.sleep(rng.uniform(0, 0.6))
@@ -35,11 +35,11 @@ async def moment(rig: Rig, rng: Random) -> None:
             await rig.ready()
             with suppress(TimeoutError):
                 async with asyncio.timeout(EVENTS_WITHIN_S):
-                    await rig.plain.has(len(rig.plain.heard) + rng.randint(1, 60))
+                    await rig.plain.has(len(rig.plain.received) + rng.randint(1, 60))
 
 
 async def killed(rig: Rig, rng: Random) -> None:
-    """One kill, and what has to hold after it."""
+    """Kill the daemon once, and check the log and the clients after the next start."""
     is_over = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(live(rig, is_over))
@@ -55,7 +55,7 @@ async def killed(rig: Rig, rng: Random) -> None:
     await rig.start()
     await rig.settle()
     if rng.random() < 0.5:
-        await rig.kill()  # the next seed then kills while it starts, or soon after
+        await rig.kill()  # the next kill then hits the start, or comes soon after it
 
 
 async def world(directory: Path, number: int) -> int:
@@ -69,9 +69,7 @@ async def world(directory: Path, number: int) -> int:
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-async def test_whatever_moment_it_is_killed_at_nothing_is_lost_and_nothing_said_twice(
-    tmp_path: Path, group: int
-) -> None:
+async def test_a_kill_at_any_moment_neither_loses_nor_repeats_an_event(tmp_path: Path, group: int) -> None:
     async with asyncio.TaskGroup() as tasks:
         worlds = [
             tasks.create_task(world(tmp_path / str(number), WORLDS * group + number + 1)) for number in range(WORLDS)

@@ -1,9 +1,9 @@
-"""Whatever the daemon's own machine does: disk full, read-only, slow, failing, clock wrong. Nothing is lost, nothing
-said twice.
+"""Faults of the daemon's own machine: a disk that is full, read-only, slow or failing, and a wrong clock.
 
-A full disk and one that is read-only at a start are a tmpfs of 40 MiB mounted for the test (root). Syncs that are slow,
-and syncs and writes that fail under the open database, are made by `disk.c`, under the daemon alone. So is the clock
-(libfaketime, Debian's package `faketime`): monotonic time is left as it is, as an NTP step leaves it.
+No event is lost or repeated. The full disk, and the one that is read-only at the start, are a tmpfs of 40 MiB that the
+test mounts, which needs root. `disk.c`, preloaded into the daemon only, makes syncs slow, and makes syncs and writes of
+the open database fail. libfaketime (Debian's package `faketime`) changes the daemon's clock; it leaves the monotonic
+clock alone, as an NTP step does.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ SHIM = Path(__file__).with_name("disk.c")
 
 
 def missing(what: str) -> None:
-    """Skip for the lack of something, or fail where it has to be there (REQUIRE_FAULTS=1)."""
+    """Skip the test because a tool is missing, or fail where it is required (REQUIRE_FAULTS=1)."""
     if os.environ.get("REQUIRE_FAULTS") == "1":
         pytest.fail(what)
     pytest.skip(what)
@@ -38,7 +38,7 @@ def missing(what: str) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
+    """Mount a small file system for one test."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -57,7 +57,7 @@ def remount(disk: Path, mode: str) -> None:
 
 
 def fill(disk: Path) -> Path:
-    """Take every byte that is left."""
+    """Fill the file system to the last byte."""
     filler = disk / "filler"
     with filler.open("ab", buffering=0) as file:
         try:
@@ -73,7 +73,7 @@ async def live(rig: Rig, until: asyncio.Event, pace_s: float = 0.05) -> None:
 
 
 async def ended(rig: Rig) -> tuple[int, str]:
-    """How the daemon ended by itself, and all that it said."""
+    """Wait until the daemon ends by itself; return its exit status and its log."""
     assert rig.daemon is not None
     process = rig.daemon
     await process.ended()
@@ -82,7 +82,7 @@ async def ended(rig: Rig) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_on_a_full_disk_whaled_ends_and_once_there_is_room_everything_is_told(disk: Path, seed: int) -> None:
+async def test_a_full_disk_ends_whaled_and_no_event_is_lost_once_there_is_room(disk: Path, seed: int) -> None:
     async with rigged(disk, "disk full", seed=seed) as rig:
         await rig.go(10)
         await rig.start()
@@ -94,10 +94,10 @@ async def test_on_a_full_disk_whaled_ends_and_once_there_is_room_everything_is_t
             is_over = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(live(rig, is_over))
-                status, said = await ended(rig)
+                status, log = await ended(rig)
                 assert status == FAILED
-                assert "database or disk is full" in said
-                # What systemd does, until somebody makes room.
+                assert "database or disk is full" in log
+                # systemd restarts whaled until an operator frees space.
                 for _ in range(3):
                     await rig.start(wait=False)
                     assert (await ended(rig))[0] == FAILED
@@ -111,8 +111,8 @@ async def test_on_a_full_disk_whaled_ends_and_once_there_is_room_everything_is_t
         await rig.finish(restarts=restarts)
 
 
-async def test_on_a_disk_that_became_read_only_whaled_does_not_start_and_then_goes_on(disk: Path) -> None:
-    """A kernel that remounts after an error does so under open files; by hand that is refused: the daemon is down."""
+async def test_whaled_does_not_start_on_a_read_only_disk_and_resumes_when_it_is_writable(disk: Path) -> None:
+    """The daemon is stopped for the remount: the kernel remounts under open files only by itself, after an error."""
     async with rigged(disk, "read-only") as rig:
         await rig.go(10)
         await rig.start()
@@ -124,9 +124,9 @@ async def test_on_a_disk_that_became_read_only_whaled_does_not_start_and_then_go
             for _ in range(2):
                 await rig.go(5)
                 await rig.start(wait=False)
-                status, said = await ended(rig)
+                status, log = await ended(rig)
                 assert status == FAILED
-                assert "Read-only file system" in said or "readonly database" in said
+                assert "Read-only file system" in log or "readonly database" in log
         finally:
             remount(disk, "rw")
         await rig.start()
@@ -135,7 +135,7 @@ async def test_on_a_disk_that_became_read_only_whaled_does_not_start_and_then_go
 
 
 class Disk:
-    """The disk under the event log, as the daemon finds it: see disk.c."""
+    """The disk of the event log, as the daemon sees it through disk.c."""
 
     def __init__(self, directory: Path, shim: Path) -> None:
         self._file = directory / "disk-faults"
@@ -143,7 +143,7 @@ class Disk:
         self.become()
 
     def become(self, *, sync_ms: int = 0, sync_errno: int = 0, write_errno: int = 0) -> None:
-        """From now on it is so; without arguments it is well."""
+        """Set the faults from now on; without arguments the disk works."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{sync_ms} {sync_errno} {write_errno}\n")
         new.replace(self._file)
@@ -151,7 +151,7 @@ class Disk:
 
 @pytest.fixture
 def failing(tmp_path: Path) -> Disk:
-    """A disk that can be made to fail."""
+    """Return a disk whose faults the test controls."""
     compiler = shutil.which("cc")
     if compiler is None:
         missing("needs a C compiler `cc` (Debian: gcc libc6-dev)")
@@ -163,9 +163,7 @@ def failing(tmp_path: Path) -> Disk:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_disk_whose_every_sync_is_slow_delays_and_loses_nothing(
-    tmp_path: Path, failing: Disk, seed: int
-) -> None:
+async def test_slow_syncs_delay_events_and_lose_none(tmp_path: Path, failing: Disk, seed: int) -> None:
     async with rigged(tmp_path, "slow fsync", seed=seed) as rig:
         rig.env = failing.env
         await rig.go(10)
@@ -182,7 +180,7 @@ async def test_a_disk_whose_every_sync_is_slow_delays_and_loses_nothing(
 
 
 async def slow_commits(rig: Rig) -> None:
-    """Wait until the daemon has felt it: commits that took longer than 50 ms."""
+    """Wait until the daemon has had five commits that took longer than 50 ms."""
 
     async def has_slow() -> bool:
         seen = await rig.metrics()
@@ -202,7 +200,7 @@ BROKEN: dict[str, dict[str, int]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_a_disk_that_fails_under_the_open_log_ends_whaled_and_once_it_is_well_everything_is_told(
+async def test_disk_errors_under_the_open_log_end_whaled_and_lose_no_event(
     tmp_path: Path, failing: Disk, how: str
 ) -> None:
     async with rigged(tmp_path, f"disk fails, {how}") as rig:
@@ -216,9 +214,9 @@ async def test_a_disk_that_fails_under_the_open_log_ends_whaled_and_once_it_is_w
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(live(rig, is_over))
                 failing.become(**BROKEN[how])
-                status, said = await ended(rig)
+                status, log = await ended(rig)
                 assert status == FAILED
-                assert re.search("cannot (store|forget|rehearse)[a-z ]*: disk I/O error", said)
+                assert re.search("cannot (store|forget|rehearse)[a-z ]*: disk I/O error", log)
                 is_over.set()
             failing.become()
             await rig.start()
@@ -227,14 +225,14 @@ async def test_a_disk_that_fails_under_the_open_log_ends_whaled_and_once_it_is_w
 
 
 def hold(database: Path, seconds: float) -> None:
-    """Hold the write lock."""
+    """Hold the database's write lock."""
     with closing(sqlite3.connect(database, isolation_level=None, timeout=10)) as other:
         other.execute("BEGIN IMMEDIATE")
         time.sleep(seconds)
         other.execute("ROLLBACK")
 
 
-async def test_a_lock_held_for_too_long_ends_whaled_and_the_next_start_tells_what_was_not_stored(
+async def test_a_lock_held_for_too_long_ends_whaled_and_the_next_start_publishes_what_was_not_stored(
     tmp_path: Path,
 ) -> None:
     async with rigged(tmp_path, "locked", sections={"eventlog": {"busy_timeout": "500ms"}}) as rig:
@@ -258,7 +256,7 @@ STEPS_S = (3_600.0, -3_600.0, 0.4, -0.4, 86_400.0 * 40, -86_400.0 * 40, 7.0, -7.
 
 
 def library() -> str:
-    """libfaketime for programs with threads."""
+    """Return the path of libfaketime for programs with threads."""
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     if not found:
         missing("needs libfaketime (Debian: faketime)")
@@ -266,28 +264,26 @@ def library() -> str:
 
 
 class Clock:
-    """The daemon's own, as far from the machine's as is said."""
+    """The daemon's clock, with a settable offset to the machine's."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "offset"
-        # The monotonic fix is for libraries without pthread_cond_clockwait. Here it lets every timed wait for Python's
-        # global lock end at once, and threads that compete for it then run 100 times slower.
+        # The monotonic fix is for libraries without pthread_cond_clockwait. Here it would end every timed wait for
+        # Python's global lock at once, and threads that compete for it would run 100 times slower.
         self.env = {
             "LD_PRELOAD": library(), "FAKETIME_TIMESTAMP_FILE": str(self._file), "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }  # fmt: skip
 
     def step(self, seconds: float) -> None:
-        """From now on it is off by so much."""
+        """Set the offset, in seconds."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+.1f}\n")
         new.replace(self._file)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_clock_that_steps_forward_and_back_loses_nothing_and_says_nothing_twice(
-    tmp_path: Path, seed: int
-) -> None:
+async def test_clock_steps_neither_lose_nor_repeat_an_event(tmp_path: Path, seed: int) -> None:
     async with rigged(tmp_path, "clock steps", seed=seed) as rig:
         clock = Clock(tmp_path)
         clock.step(0)
@@ -308,7 +304,7 @@ async def test_a_clock_that_steps_forward_and_back_loses_nothing_and_says_nothin
         await rig.finish(steps=len(steps) + 1)
 
 
-async def test_a_start_in_the_wrong_time_removes_nothing_that_is_young(tmp_path: Path) -> None:
+async def test_a_start_with_a_wrong_clock_removes_no_recent_events(tmp_path: Path) -> None:
     async with rigged(tmp_path, "started in the wrong time") as rig:
         clock = Clock(tmp_path)
         rig.env = clock.env
@@ -324,7 +320,7 @@ async def test_a_start_in_the_wrong_time_removes_nothing_that_is_young(tmp_path:
 
 
 async def followed(rig: Rig, seconds: float) -> None:
-    """Wait for an event that is stored with the new time."""
+    """Wait for an event that is stored with the time of the stepped clock."""
     async with asyncio.timeout(60):
         while True:
             await rig.go(pace_s=0.05)

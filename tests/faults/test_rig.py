@@ -1,4 +1,4 @@
-"""The rig can fail: whatever is taken away, doubled or bent is found."""
+"""Tests of the rig itself: it detects events that are missing, repeated or altered."""
 
 import sqlite3
 from collections.abc import Callable
@@ -36,9 +36,9 @@ BENDS: dict[str, Callable[[list[Row]], list[Row]]] = {
     "missing": without_a_whale,
     "holes": lambda rows: [*rows[:5], *rows[6:]],
     "double": lambda rows: [*rows, replace(rows[0], offset=len(rows) + 1)],
-    "strangers": lambda rows: [replace(rows[0], txid="f" * 64), *rows[1:]],
+    "unknown_whales": lambda rows: [replace(rows[0], txid="f" * 64), *rows[1:]],
     "wrong_amounts": lambda rows: [bent(rows[0], value_sat=rows[0].alert["value_sat"] + 1), *rows[1:]],
-    "wrong_fates": lambda rows: [
+    "wrong_outcomes": lambda rows: [
         row if place != last_of(rows, "confirmed") else replace(row, kind="dropped", ref="")
         for place, row in enumerate(rows)
     ],
@@ -50,12 +50,12 @@ def with_body(row: Row, **body: object) -> Row:
 
 
 def at_last(kind: str, bend: Callable[[Row], Row]) -> Callable[[list[Row]], list[Row]]:
-    """Bends the last of its kind."""
+    """Return a function that changes the last event of a kind."""
     return lambda rows: [bend(row) if place == last_of(rows, kind) else row for place, row in enumerate(rows)]
 
 
 def before_last(kind: str, made: Callable[[Row], Row], *, after: int = 0) -> Callable[[list[Row]], list[Row]]:
-    """Puts an event about the same whale before (or after) the last of its kind."""
+    """Return a function that inserts an event of the same whale before (or after) the last event of a kind."""
 
     def bend(rows: list[Row]) -> list[Row]:
         place = last_of(rows, kind)
@@ -66,40 +66,40 @@ def before_last(kind: str, made: Callable[[Row], Row], *, after: int = 0) -> Cal
 
 
 def update(row: Row, kind: str, ref: str = "") -> Row:
-    """Another word about the whale of a row, well formed."""
+    """Return a well-formed update of the whale of a row."""
     body = {"transaction_id": row.txid, "status": kind, "btc_value": row.alert["btc_value"]}
     return replace(row, kind=kind, ref=ref, body=body)
 
 
-# What is true of no whale, or of another one, though its last word is right.
+# Events that are false although each whale's last event is correct.
 SUBTLE: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
-    "dropped, but it only ever waited for its block": (
-        "wrong_fates", before_last("confirmed", lambda row: update(row, "dropped")),
+    "dropped while it was in the mempool until its block": (
+        "wrong_outcomes", before_last("confirmed", lambda row: update(row, "dropped")),
     ),
-    "confirmed in the same block once more": (
+    "confirmed in the same block twice": (
         "double", before_last("confirmed", lambda row: replace(row, ref=row.ref + "#2"), after=1),
     ),
-    "pending, but nothing was said yet": ("wrong_fates", before_last("confirmed", lambda row: update(row, "pending"))),
-    "pending, because of the block that it has not left": (
-        "wrong_fates", before_last("confirmed", lambda row: update(row, "pending", row.ref)),
+    "pending right after its alert": ("wrong_outcomes", before_last("confirmed", lambda row: update(row, "pending"))),
+    "pending because of a block that is still in the chain": (
+        "wrong_outcomes", before_last("confirmed", lambda row: update(row, "pending", row.ref)),
     ),
     "replaced by itself": (
-        "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref=row.txid), replaced_by=row.txid)),
+        "wrong_outcomes", at_last("replaced", lambda row: with_body(replace(row, ref=row.txid), replaced_by=row.txid)),
     ),
-    "replaced by another than it says": (
-        "wrong_fates", at_last("replaced", lambda row: with_body(row, replaced_by="0" * 64)),
+    "replaced by another transaction than its ref": (
+        "wrong_outcomes", at_last("replaced", lambda row: with_body(row, replaced_by="0" * 64)),
     ),
-    "replaced by a stranger": (
-        "wrong_fates", at_last("replaced", lambda row: with_body(replace(row, ref="0" * 64), replaced_by="0" * 64)),
+    "replaced by an unknown transaction": (
+        "wrong_outcomes", at_last("replaced", lambda row: with_body(replace(row, ref="0" * 64), replaced_by="0" * 64)),
     ),
-    "confirmed at another height": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, block_height=1))),
-    "an update of another amount": ("wrong_fates", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
+    "confirmed at another height": ("wrong_outcomes", at_last("confirmed", lambda row: with_body(row, block_height=1))),
+    "an update of another amount": ("wrong_outcomes", at_last("confirmed", lambda row: with_body(row, btc_value=1.0))),
     "a wrong fee": ("wrong_amounts", at_last("alert", lambda row: bent(row, fee_sat=1))),
-    "another amount moved": ("wrong_amounts", at_last("alert", lambda row: bent(row, moved_sat=1))),
+    "a wrong amount moved": ("wrong_amounts", at_last("alert", lambda row: bent(row, moved_sat=1))),
 }  # fmt: skip
 
 
-async def test_a_verdict_finds_what_is_wrong(tmp_path: Path) -> None:
+async def test_a_verdict_finds_every_kind_of_fault(tmp_path: Path) -> None:
     async with rigged(tmp_path, "the rig itself") as rig:
         await rig.go(10)
         await rig.start()
@@ -115,12 +115,12 @@ async def test_a_verdict_finds_what_is_wrong(tmp_path: Path) -> None:
             assert found[what] >= 1, how
         assert rig.verdict(rows).are_inputs_known
         assert not rig.verdict([bent(row, moved_sat=None) for row in rows]).are_inputs_known
-        frames_that_are_bent_are_found(rig, rows)
-        await a_client_that_lost_doubled_or_swapped_something_is_found(rig, rows)
+        check_that_altered_frames_are_found(rig, rows)
+        check_that_lost_repeated_and_swapped_events_are_found(rig, rows)
         await rig.finish()
 
 
-def frames_that_are_bent_are_found(rig: Rig, rows: list[Row]) -> None:
+def check_that_altered_frames_are_found(rig: Rig, rows: list[Row]) -> None:
     whole = list(rig.raw.frames)
     doubled = replace(whole[0], data={**whole[0].data, "btc_value": 2 * whole[0].data["btc_value"]})
     for frames in (
@@ -132,15 +132,15 @@ def frames_that_are_bent_are_found(rig: Rig, rows: list[Row]) -> None:
     rig.raw.frames = whole
 
 
-async def a_client_that_lost_doubled_or_swapped_something_is_found(rig: Rig, rows: list[Row]) -> None:
-    whole = list(rig.plain.heard)
-    for heard in (whole[:-1], [*whole, whole[-1]], [whole[1], whole[0], *whole[2:]]):
-        rig.plain.heard = heard
+def check_that_lost_repeated_and_swapped_events_are_found(rig: Rig, rows: list[Row]) -> None:
+    whole = list(rig.plain.received)
+    for received in (whole[:-1], [*whole, whole[-1]], [whole[1], whole[0], *whole[2:]]):
+        rig.plain.received = received
         assert rig.verdict(rows).client_faults == 1
-    rig.plain.heard = whole
+    rig.plain.received = whole
 
 
-async def test_a_daemon_that_excuses_itself_from_blocks_is_found(tmp_path: Path) -> None:
+async def test_a_daemon_that_moves_its_first_block_is_found(tmp_path: Path) -> None:
     async with rigged(tmp_path, "the rig itself, blocks excused", block_interval=0) as rig:
         await rig.start()
         await rig.settle()
@@ -165,7 +165,7 @@ async def test_a_daemon_that_skips_a_block_is_found(tmp_path: Path) -> None:
             await rig.settle()
 
 
-def test_what_a_daemon_complains_of_is_found() -> None:
+def test_errors_and_tracebacks_in_the_log_are_found() -> None:
     fine = ['{"event":"ready","level":"info"}', '{"event":"link lost","level":"warning"}']
     for line in ('{"event":"broke","level":"error"}', "Traceback (most recent call last):"):
         assert complaints([*fine, line]) == [line]
@@ -173,7 +173,7 @@ def test_what_a_daemon_complains_of_is_found() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-def test_frames_are_told_apart_however_the_bytes_come(step: int) -> None:
+def test_frames_are_separated_however_the_bytes_arrive(step: int) -> None:
     head = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
     sent = [head, b"\x81\x02{}", text_frame(b"x" * 300), b"\x81\x7e\x00\x80" + b"y" * 128, b"\x81\x82abcd12"]
     stream, frames = b"".join(sent), Frames()

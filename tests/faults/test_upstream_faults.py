@@ -1,4 +1,4 @@
-"""Whatever the backend, the link to it or the chain do: nothing is lost, nothing said twice, every fate is right."""
+"""Faults of the backend, the link to it and the chain: no event is lost or repeated, and every outcome is correct."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,19 +18,20 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 Sections = Mapping[str, Mapping[str, object]]
 
-# Frames of one connection: the handshake, three that subscribe, and questions for the eight projected blocks and their
-# end. Down: the handshake, init, `want`'s answer, the eight answers, and deltas and blocks from then on.
+# The frames of one connection. Up: the handshake, three that subscribe, the requests for the eight projected blocks,
+# and the end of these. Down: the handshake, init, the response to `want`, the eight projected blocks, then deltas and
+# blocks.
 QUESTIONS = 12
 ANSWERS = 16
 PARTS = (0.0, 0.5, 1.0)
 PATIENCE_POLLS = 60
-# Of what is drawn by chance; `make test-faults FAULT_SEEDS=11-60` hunts further.
+# The seeds of random faults; `make test-faults FAULT_SEEDS=11-60` tests others.
 FIRST, LAST = map(int, os.environ.get("FAULT_SEEDS", "1-10").split("-"))
 SEEDS = range(FIRST, LAST + 1)
-# A link that fell silent is given up soon.
+# A silent link is closed soon.
 IMPATIENT: Sections = {"upstream": {"ping_interval": "300ms", "stale_after": "1500ms"}}
 
-# A link that is not given up, nor called degraded, because this machine is busy: that would be taken for the fault.
+# A link is not closed or reported as degraded because this machine is busy: tests would take that for the fault.
 PATIENT: Sections = {"upstream": {"ping_interval": "20s", "stale_after": "60s"}}
 
 
@@ -38,7 +39,7 @@ PATIENT: Sections = {"upstream": {"ping_interval": "20s", "stale_after": "60s"}}
 async def living(
     directory: Path, name: str, seed: int = 1, sections: Sections | None = None, **world: Any
 ) -> AsyncIterator[Rig]:
-    """A rig whose whaled has been up for a while and is up to date."""
+    """Run a rig whose whaled has been up for a while and is up to date."""
     async with rigged(directory, name, seed=seed, sections=sections, **world) as rig:
         await rig.go(10)
         await rig.start()
@@ -49,20 +50,20 @@ async def living(
 
 
 def away(rig: Rig) -> None:
-    """The backend cannot be reached, nor asked."""
+    """Make the backend unreachable, both the stream and REST."""
     rig.upstream.target = None
     rig.upstream.cut()
     rig.rest.troubles.append(Trouble(Reply.RESET, times=10**9))
 
 
 def back(rig: Rig) -> None:
-    """The backend is there again."""
+    """Make the backend reachable again."""
     rig.upstream.target = ("127.0.0.1", rig.sim.port)
     rig.rest.troubles.clear()
 
 
 async def lost(rig: Rig, reason: str | None = None, *, more_than: float = 0) -> float:
-    """How often the link was lost so far (for a reason); waits until that is more than it was."""
+    """Return how often the link was lost (for a reason), once that exceeds `more_than`."""
     count = 0.0
 
     async def is_lost() -> bool:
@@ -83,7 +84,7 @@ async def lost(rig: Rig, reason: str | None = None, *, more_than: float = 0) -> 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_the_link_may_be_cut_at_every_point_of_subscribe_snapshot_delta_and_block(
+async def test_the_link_can_be_cut_at_every_point_of_subscribe_snapshot_delta_and_block(
     tmp_path: Path, seed: int
 ) -> None:
     points = [Cut(Way.UP, frame, part) for frame in range(QUESTIONS + 1) for part in PARTS]
@@ -101,14 +102,14 @@ async def test_the_link_may_be_cut_at_every_point_of_subscribe_snapshot_delta_an
             if rig.upstream.cut_count > cut_count:
                 polls, cut_count = 0, rig.upstream.cut_count
             elif polls % PATIENCE_POLLS == 0:
-                # By chance too few blocks were projected for so many questions: once more with the next connection.
+                # Too few blocks happened to be projected for this cut: try again with the next connection.
                 rig.upstream.cut()
         counts = await rig.finish()
         assert counts.cuts == len(points)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_stalled_backend_is_waited_for_or_given_up(tmp_path: Path, seed: int) -> None:
+async def test_a_short_stall_is_tolerated_and_a_long_one_closes_the_link(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "stalled", seed, IMPATIENT) as rig:
         for is_long in (False, True, False, True):
             before = await lost(rig, more_than=-1)
@@ -137,7 +138,7 @@ async def test_a_half_open_link_is_noticed(tmp_path: Path, seed: int) -> None:
 
 # --- frames -----------------------------------------------------------------------------------------------------------
 
-# What whaled counts for each: the metric, and its label.
+# The metric that whaled counts a fault in, and its label.
 Mark = tuple[str, str]
 NOT_JSON: Mark = ("upstream_frames_undecodable", "fault=malformed")
 NO_OBJECT: Mark = ("upstream_frames_undecodable", "fault=not_an_object")
@@ -167,17 +168,17 @@ BAD_FRAMES: dict[str, tuple[bytes, Mark]] = {
     "has an unknown opcode": (text_frame(b"{}", first_byte=0x83), PROTOCOL),
     "continues nothing": (text_frame(b"{}", first_byte=0x80), PROTOCOL),
     "is a close": (b"\x88\x02\x03\xe8", CLOSED),
-    "is a close with a code nobody may send": (b"\x88\x02\x03\xed", PROTOCOL),
+    "is a close with a forbidden code": (b"\x88\x02\x03\xed", PROTOCOL),
     "is a masked one": (b"\x81\x82abcd\x1a\x1f", PROTOCOL),
     "is not UTF-8": (text_frame(b'{"x":"\xff\xfe"}'), UNKNOWN),
-    "is a giant nobody asked for": (text_frame(b'{"x":"' + b"x" * 900_000 + b'"}'), UNKNOWN),
+    "is an unrequested giant": (text_frame(b'{"x":"' + b"x" * 900_000 + b'"}'), UNKNOWN),
     "is a tower": (text_frame(b"[" * 200_000 + b"]" * 200_000), NO_OBJECT),
     "is a huge number": (text_frame(b'{"mempool-transactions":{"sequence":' + b"9" * 5_000 + b"}}"), SKIPPED),
 }
 
 
 async def linked(rig: Rig) -> Metrics:
-    """Wait for the link: nothing can be put into one that is not there. What the metrics say then."""
+    """Wait until the link is up, so that a frame can be inserted into it, and return the metrics."""
 
     async def is_linked() -> bool:
         return (await rig.metrics()).get("whaled_upstream_state", state="connected") == 1
@@ -187,13 +188,13 @@ async def linked(rig: Rig) -> Metrics:
 
 
 def marks(seen: Metrics, mark: Mark) -> float:
-    """How often it was counted."""
+    """Return the count of a mark."""
     name, label = mark
     return seen.get(f"whaled_{name}_total", **dict([label.split("=")] if label else []))
 
 
 async def noticed(rig: Rig, before: Metrics, mark: Mark) -> None:
-    """Wait until whaled has counted it."""
+    """Wait until whaled has counted a mark again."""
 
     async def is_noticed() -> bool:
         return marks(await rig.metrics(), mark) > marks(before, mark)
@@ -219,7 +220,7 @@ async def test_garbage_of_every_kind_is_survived(tmp_path: Path, seed: int) -> N
         await rig.finish()
 
 
-async def test_a_burst_of_2000_is_taken_whole_and_in_parts(tmp_path: Path) -> None:
+async def test_a_burst_of_2000_transactions_survives_a_cut_frame(tmp_path: Path) -> None:
     async with living(tmp_path, "burst", block_weight=400_000) as rig:
         rig.sim.burst(2000)
         await rig.go(3)
@@ -238,8 +239,8 @@ async def test_a_burst_of_2000_is_taken_whole_and_in_parts(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_delta_that_is_missing_on_an_open_link_is_made_up_for(tmp_path: Path, seed: int) -> None:
-    # Blocks come by hand: a whale that is not mined can be found in a snapshot only.
+async def test_a_delta_missing_on_an_open_link_is_recovered(tmp_path: Path, seed: int) -> None:
+    # Without automatic blocks, a whale that is not mined can be found only in a snapshot.
     async with living(tmp_path, "gap", seed, PATIENT, block_interval=0) as rig:
         at_start = await rig.metrics()
         for each in range(4):
@@ -259,17 +260,17 @@ async def test_a_delta_that_is_missing_on_an_open_link_is_made_up_for(tmp_path: 
 
 
 def brings(txid: str) -> Callable[[bytes], bool]:
-    """Whether a frame is the delta that brings a transaction."""
+    """Return a predicate for the delta that contains a transaction."""
     return lambda frame: b'"mempool-transactions"' in frame and txid.encode() in frame
 
 
 def gap_count(seen: Metrics) -> float:
-    """Deltas that did not follow the one before."""
+    """Return the number of deltas that did not follow the previous one."""
     return seen.get("whaled_upstream_deltas_total", continuity="gap")
 
 
 async def gaps(rig: Rig, *, more_than: float) -> None:
-    """Wait until a gap was seen."""
+    """Wait until another gap was counted."""
 
     async def has_more() -> bool:
         return gap_count(await rig.metrics()) > more_than
@@ -282,7 +283,7 @@ async def gaps(rig: Rig, *, more_than: float) -> None:
 
 @pytest.mark.parametrize("database", [False, True], ids=["no database", "database"])
 @pytest.mark.parametrize("how", ["cache", "early", "late"])
-async def test_the_backend_may_restart(tmp_path: Path, how: str, database: bool) -> None:
+async def test_a_restart_of_the_backend_loses_no_event(tmp_path: Path, how: str, database: bool) -> None:
     async with living(tmp_path, f"restart, {how}{', database' if database else ''}", 5, database=database) as rig:
         for missed in (0, 4, 12):
             rig.sim.stall()
@@ -295,7 +296,7 @@ async def test_the_backend_may_restart(tmp_path: Path, how: str, database: bool)
                 return (await rig.metrics()).total("whaled_upstream_connects_total") > connects
 
             if how == "early":
-                await rig.until(is_connected)  # subscribed before the backend has looked at its node
+                await rig.until(is_connected)  # subscribed before the backend has polled its node
             await rig.go(8, pace_s=0.02)
             await rig.settle()
         await rig.finish()
@@ -321,22 +322,22 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "truncated": {"reply": Reply.TRUNCATED},
     "reset": {"reply": Reply.RESET},
 }  # fmt: skip
-# These questions fail as a whole, once: the client tries three times, unless the answer would be the same again.
-# Whaled waits longer after each failure, so those of the others fail at their first try only.
+# These requests fail completely, once: whaled sends a request three times, unless the response would be the same.
+# whaled waits longer after each failure, so the other requests fail only at their first attempt.
 AS_A_WHOLE = {"blocks/tip/height", "block/.*/summary", "tx/[0-9a-f]*", "tx/.*/status", "mempool/txids"}
 AT_ONCE = {"404", "garbage"}
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-async def test_every_question_may_fail_during_snapshot_scan_and_fate(tmp_path: Path, trouble: str) -> None:
+async def test_every_request_can_fail_during_snapshot_scan_and_outcome(tmp_path: Path, trouble: str) -> None:
     async with living(tmp_path, f"REST {trouble}", 7, rate=20.0) as rig:
         await rig.go(10)
         await rig.settle()
-        for txid in rig.waiting_whales()[:5]:  # nothing but the backend tells what became of these
+        for txid in rig.waiting_whales()[:5]:  # only REST requests determine the outcomes of these
             rig.sim.world.chain.evict(txid)
         rig.upstream.target = None
         rig.upstream.cut()
-        await rig.go(15)  # whales that must come from snapshot and blocks, and others whose fate must be asked for
+        await rig.go(15)  # whales that only the snapshot and blocks contain, and outcomes that need REST requests
         times = {path: 3 if path in AS_A_WHOLE and trouble not in AT_ONCE else 1 for path in PATHS}
         rig.rest.troubles = [Trouble(path=path, times=times[path], **TROUBLES[trouble]) for path in PATHS]
         back_to = ("127.0.0.1", rig.sim.port)
@@ -370,7 +371,7 @@ async def test_a_reorganisation_is_followed(tmp_path: Path, depth: int, database
             await rig.settle()
             if is_away:
                 away(rig)
-            # One that was mined and one that was not lose against another transaction in the new branch.
+            # Two whales, one mined and one not, are double-spent in the new branch.
             world.reorg(depth, double_spend=[txid for txid in (spent, waits) if is_double_spendable(rig, txid, depth)])
             await rig.go(1 + each)
             back(rig)
@@ -382,7 +383,7 @@ async def test_a_reorganisation_is_followed(tmp_path: Path, depth: int, database
 
 
 def is_double_spendable(rig: Rig, txid: str, depth: int) -> bool:
-    """In the mempool, or in a block that is about to leave the chain."""
+    """Return whether the transaction is in the mempool, or in a block that is about to leave the chain."""
     height = rig.sim.truth[txid].height
     return height is None or height > rig.sim.world.chain.tip.height - depth
 
@@ -405,7 +406,7 @@ async def test_many_blocks_at_once_are_scanned(tmp_path: Path, count: int, is_aw
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_away_for_longer_than_is_scanned_what_was_known_has_its_fate(tmp_path: Path, seed: int) -> None:
+async def test_known_whales_have_an_outcome_after_more_blocks_than_are_scanned(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "away too long", seed, block_interval=0, max_blocks=4) as rig:
         skipped = 0
         for depth in (2, 6):
@@ -413,7 +414,7 @@ async def test_away_for_longer_than_is_scanned_what_was_known_has_its_fate(tmp_p
                 await rig.go(4)
                 rig.sim.world.mine()
                 await rig.go()
-                await rig.settle()  # else it may be passed over itself
+                await rig.settle()  # otherwise this block may be skipped as well
             skipped += int((await rig.metrics()).total("whaled_blocks_skipped_total"))
             await rig.kill()
             rig.sim.world.reorg(depth)
@@ -429,7 +430,7 @@ async def test_away_for_longer_than_is_scanned_what_was_known_has_its_fate(tmp_p
 
 
 async def degraded(rig: Rig) -> None:
-    """Wait until whaled has understood that its backend knows of nothing new."""
+    """Wait until whaled reports its backend as degraded."""
 
     async def is_degraded() -> bool:
         return (await rig.metrics()).get("whaled_upstream_state", state="degraded") == 1
@@ -438,7 +439,7 @@ async def degraded(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["keeps its mempool", "loses its mempool"])
-async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) -> None:
+async def test_an_outage_of_bitcoind_loses_no_event(tmp_path: Path, forget: bool) -> None:
     async with living(tmp_path, f"bitcoind {'loses' if forget else 'keeps'} its mempool", 17, PATIENT) as rig:
         for fails in (FAILED_POLLS - 2, FAILED_POLLS + 3):
             rig.sim.lose_bitcoind(forget=forget)
@@ -457,7 +458,7 @@ async def test_bitcoind_may_be_gone_for_a_while(tmp_path: Path, forget: bool) ->
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_faults_by_chance_one_after_the_other(tmp_path: Path, seed: int) -> None:
+async def test_random_faults_in_sequence(tmp_path: Path, seed: int) -> None:
     async with living(tmp_path, "by chance", seed, IMPATIENT, rate=20.0, database=bool(seed % 2)) as rig:
         for _ in range(14):
             await by_chance(rig)

@@ -1,4 +1,4 @@
-"""Compares what whaled wrote down and what its clients got with what really happened."""
+"""The comparison of whaled's log and its clients' events with the simulator's ground truth."""
 
 import json
 import sqlite3
@@ -15,7 +15,8 @@ from whaled.model import SAT_PER_BTC, Position
 from whaled.simulator.chain import Chain
 from whaled.simulator.truth import Fate, Record, Truth
 
-# The last word about a whale, by its fate. Whether "dropped" will do for a replaced one depends: see `_is_right`.
+# The kinds of a whale's last event that are correct for its outcome. `_is_right` decides whether "dropped" is accepted
+# for a replaced whale.
 LAST_WORD = {
     Fate.PENDING: ("alert", "pending"),
     Fate.CONFIRMED: ("confirmed",),
@@ -23,13 +24,13 @@ LAST_WORD = {
     Fate.EVICTED: ("dropped",),
 }
 SHOWN = 6
-# Of the alerts may be without the amounts of their inputs where REST answers: who was mined or replaced before it was
-# asked for.
+# The largest share of alerts without input amounts if REST works: a transaction may be mined or replaced before its
+# inputs are requested.
 INPUTS_UNKNOWN_SHARE = 0.5
 
 
 class Row(Struct, frozen=True):
-    """An event as the database holds it."""
+    """An event as stored in the database."""
 
     offset: int
     kind: str
@@ -41,12 +42,12 @@ class Row(Struct, frozen=True):
 
     @property
     def because(self) -> str:
-        """The block hash or the replacing txid: a ref that is said again has a number behind it."""
+        """The block hash or the replacing txid, without the number that a repeated ref has."""
         return self.ref.partition("#")[0]
 
 
-class Heard(Struct, frozen=True):
-    """An event as a client got it."""
+class ClientEvent(Struct, frozen=True):
+    """An event as a client received it."""
 
     epoch: str
     offset: int
@@ -55,7 +56,7 @@ class Heard(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True):
-    """A whale_alert or whale_update as it came over the socket."""
+    """A whale_alert or whale_update frame as received from the socket."""
 
     type: str
     data: dict[str, Any]
@@ -64,30 +65,30 @@ class Frame(Struct, frozen=True):
 
 
 class Knowable(Struct):
-    """What whaled can be expected to know, and what nobody could know.
+    """The limits of what whaled can be expected to know.
 
-    `first_height` is what the rig saw when whaled first was told of the chain: from there on every block counts,
-    whatever whaled says that it has scanned.
+    `first_height` is the height that the rig recorded when whaled first received blocks: whaled must know every whale
+    in blocks from there on, whatever it reports as scanned.
 
-    `must` are whales that were in the mempool or in a block at a moment when whaled was up to date, or in the stream
-    while the link demonstrably held; with those that are there at the end. `told` are those whose replacement came in
-    such a stream. `inputs` are what each transaction spends. `since` is the moment whaled first was up: what was over
-    before is not counted at all.
+    `must` are the whales that whaled must know: those in the mempool or in a block at a time when whaled was up to
+    date, and those in the stream while the link demonstrably held. `reported` are those whose replacement was in such a
+    stream. `inputs` are the outpoints that each transaction spends. `since` is the time whaled was first up: whales
+    that left the mempool before it are not counted.
     """
 
     since: float
     first_height: int
     inputs: dict[str, frozenset[tuple[str, int]]]
     must: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     def are_rivals(self, one: str, other: str) -> bool:
-        """Whether both spend the same output, and are two."""
+        """Return whether two different transactions spend the same output."""
         return one != other and not self.inputs.get(one, frozenset()).isdisjoint(self.inputs.get(other, frozenset()))
 
 
 class Verdict(Struct):
-    """Counts, and in words what is wrong."""
+    """The counts, and descriptions of the problems found."""
 
     whales: int = 0
     alerted: int = 0
@@ -97,13 +98,13 @@ class Verdict(Struct):
     kinds: dict[str, int] = field(default_factory=dict)
     missing: int = 0
     double: int = 0
-    strangers: int = 0
+    unknown_whales: int = 0
     wrong_amounts: int = 0
-    wrong_fates: int = 0
+    wrong_outcomes: int = 0
     holes: int = 0
     received: int = 0
     client_faults: int = 0
-    replaced_told_as_dropped: int = 0
+    replaced_reported_as_dropped: int = 0
     inputs_unknown: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -113,17 +114,17 @@ class Verdict(Struct):
 
     @property
     def are_inputs_known(self) -> bool:
-        """Of most whales. Where REST fails they cannot be."""
+        """True if the input amounts of enough alerts are known, which requires that REST works."""
         return self.inputs_unknown <= INPUTS_UNKNOWN_SHARE * self.alerted
 
     def blame(self, what: str, detail: object) -> None:
-        """Count one more of what is wrong."""
+        """Count a problem in the field named `what`, and describe it."""
         setattr(self, what, getattr(self, what) + 1)
         self.problems.append(f"{what}: {detail}")
 
 
 def read(database: Path) -> list[Row]:
-    """Every event, with SQL of our own."""
+    """Read every event, with SQL that is independent of the event log's code."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
         rows = db.execute(
             "SELECT e.offset, e.kind, e.ref, w.txid, e.at, w.alert, e.body "
@@ -137,7 +138,7 @@ def read(database: Path) -> list[Row]:
 
 
 def state(database: Path, key: str) -> str | None:
-    """A value of the table `state`."""
+    """Return a value of the table `state`, None if it is absent."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
         found = db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
     db.close()
@@ -149,24 +150,25 @@ def compare(
     truth: Truth,
     chain: Chain,
     knowable: Knowable,
-    clients: Mapping[str, tuple[Sequence[Heard], Collection[str], int]],
+    clients: Mapping[str, tuple[Sequence[ClientEvent], Collection[str], int]],
     *,
     frames: Sequence[Frame] | None = None,
-    fates: bool = True,
+    outcomes: bool = True,
 ) -> Verdict:
-    """The verdict. `clients` by name: what each got, what it was told it missed, and its least amount in satoshi.
-    `frames` are what one without a filter got, as they came.
+    """Return the verdict.
 
-    `fates` False leaves out the last word about each whale, for a moment when questions are still open.
+    `clients` has for each name the events received, the notices of missed events, and the least amount in satoshi of
+    the client's filter. `frames` are the raw frames received by a client without a filter. With `outcomes` False, the
+    last event of each whale is not checked, for a time when outcomes are still undetermined.
     """
     verdict = Verdict(events=len(rows))
     _judge_log(rows, truth, chain, knowable, verdict)
     last = {row.txid: row for row in rows}
     for record in truth.whales():
         if record.turns and (record.txid in last or _is_within(record, chain, knowable)):
-            _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, fates=fates)
-    for name, (heard, missed, least_sat) in clients.items():
-        _judge_client(name, rows, heard, missed, least_sat, verdict)
+            _judge_whale(record, last.get(record.txid), truth, chain, knowable, verdict, outcomes=outcomes)
+    for name, (received, missed, least_sat) in clients.items():
+        _judge_client(name, rows, received, missed, least_sat, verdict)
     if frames is not None:
         _judge_frames(rows, frames, verdict)
     return verdict
@@ -178,27 +180,27 @@ def _judge_log(rows: Sequence[Row], truth: Truth, chain: Chain, knowable: Knowab
             verdict.blame("holes", f"offset {row.offset} where {place} was expected")
             break
     before: dict[str, Row] = {}
-    said: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for row in rows:
         known = truth.get(row.txid)
         if known is None or not known.whale or not known.turns:
-            verdict.blame("strangers", f"{row.kind} about {row.txid[:8]}, which never was a whale")
+            verdict.blame("unknown_whales", f"{row.kind} about {row.txid[:8]}, which never was a whale")
             continue
         last = before.get(row.txid)
         before[row.txid] = row
-        if (row.txid, row.kind, row.ref) in said or (row.kind == "alert") == (last is not None):
+        if (row.txid, row.kind, row.ref) in seen or (row.kind == "alert") == (last is not None):
             verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} at {row.offset}")
-        said.add((row.txid, row.kind, row.ref))
+        seen.add((row.txid, row.kind, row.ref))
         if row.kind == "alert":
             _judge_amounts(row, known, verdict)
             continue
         if last is not None:
             _judge_order(last, row, verdict)
-        if not _could_be_said(row, known, truth, chain, knowable):
-            verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
+        if not _was_true(row, known, truth, chain, knowable):
+            verdict.blame("wrong_outcomes", f"{row.kind} {row.ref[:8]} was never true of {_life(known)}")
         wrong = _wrong_in_body(row, chain)
         if wrong:
-            verdict.blame("wrong_fates", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} says {wrong}")
+            verdict.blame("wrong_outcomes", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} has {wrong}")
     verdict.alerted = len(before)
     verdict.sources = dict(sorted(Counter(row.alert["source"] for row in rows if row.kind == "alert").items()))
     verdict.kinds = dict(sorted(Counter(row.kind for row in rows).items()))
@@ -221,18 +223,22 @@ def _judge_order(last: Row, row: Row, verdict: Verdict) -> None:
     if (last.kind, last.because) == (row.kind, row.because) and last.ref != row.ref:
         verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} twice running, at {row.offset}")
     if row.kind == "pending" and not _takes_back(row, last):
-        verdict.blame("wrong_fates", f"pending {row.ref[:8]} about {row.txid[:8]} after {last.kind} {last.ref[:8]}")
+        verdict.blame("wrong_outcomes", f"pending {row.ref[:8]} about {row.txid[:8]} after {last.kind} {last.ref[:8]}")
 
 
 def _takes_back(row: Row, last: Row) -> bool:
-    """A block that died takes back what was said last, of itself; without a block comes back who was gone."""
+    """Return whether a `pending` event may follow the last one.
+
+    It follows a confirmation with the same block's hash, after that block left the chain, and a replacement or a drop
+    without a hash.
+    """
     if last.kind == "confirmed":
         return row.because == last.because
     return last.kind in ("replaced", "dropped") and not row.because
 
 
 def _wrong_in_body(row: Row, chain: Chain) -> dict[str, object]:
-    """What an update says otherwise than its row and the chain do."""
+    """Return the fields of an update that contradict its row or the chain."""
     block = chain.block_by_hash(row.because) if row.kind == "confirmed" else None
     right: dict[str, object] = {
         "transaction_id": row.txid,
@@ -241,21 +247,21 @@ def _wrong_in_body(row: Row, chain: Chain) -> dict[str, object]:
         "block_hash": row.because if row.kind == "confirmed" else None,
         "replaced_by": row.because if row.kind == "replaced" else None,
     }
-    if row.kind != "confirmed" or block is not None:  # one that is not kept any more has no height
+    if row.kind != "confirmed" or block is not None:  # the height of a block that the chain no longer keeps is unknown
         right["block_height"] = None if block is None else block.height
     body = row.body or {}
     return {name: body.get(name) for name, value in right.items() if body.get(name) != value}
 
 
-def _could_be_said(row: Row, known: Record, truth: Truth, chain: Chain, knowable: Knowable) -> bool:
-    """Whether an update was true at some time."""
+def _was_true(row: Row, known: Record, truth: Truth, chain: Chain, knowable: Knowable) -> bool:
+    """Return whether an update was true at some time."""
     ref = row.because
     turns = known.turns
     match row.kind:
         case "confirmed":
             return any(turn.fate is Fate.CONFIRMED and turn.because == ref for turn in turns)
         case "replaced":
-            # Also by one that spends the same after it was evicted for another reason.
+            # A transaction that spends the same output after this one was evicted also counts as its replacement.
             return ref != row.txid and (ref in _replacers(known, truth) or knowable.are_rivals(row.txid, ref))
         case "dropped":
             return any(turn.fate in (Fate.REPLACED, Fate.EVICTED) for turn in turns) or _was_nowhere(
@@ -266,8 +272,10 @@ def _could_be_said(row: Row, known: Record, truth: Truth, chain: Chain, knowable
 
 
 def _was_nowhere(known: Record, truth: Truth, chain: Chain) -> bool:
-    """A reorganisation may leave a transaction without a place: the node does not take it back. The truth notes no turn
-    for that, but when the coinbase of its block went.
+    """Return whether a transaction was at some time neither in the mempool nor in the chain after a reorganisation.
+
+    The node does not take every transaction of an abandoned block back into its mempool. The ground truth records no
+    turn for that, only the time at which the coinbase of the block left the chain.
     """
     for place, turn in enumerate(known.turns):
         block = chain.stale.get(turn.because) if turn.fate is Fate.CONFIRMED else None
@@ -281,7 +289,7 @@ def _was_nowhere(known: Record, truth: Truth, chain: Chain) -> bool:
 
 
 def _replacers(known: Record, truth: Truth) -> set[str]:
-    """Whoever took its place, and whoever took theirs."""
+    """Return the transactions that replaced it, directly or through other replacements."""
     found: set[str] = set()
     todo = [turn.because for turn in known.turns if turn.fate is Fate.REPLACED and turn.because]
     while todo:
@@ -294,14 +302,14 @@ def _replacers(known: Record, truth: Truth) -> set[str]:
 
 
 def fate_of(record: Record, chain: Chain) -> Fate:
-    """Where it is now. The truth notes no turn for what a reorganisation left without a place."""
+    """Return the current outcome, EVICTED for a transaction that the ground truth has only in an abandoned block."""
     if record.fate is Fate.CONFIRMED and record.block_hash in chain.stale:
         return Fate.EVICTED
     return record.fate
 
 
 def _is_within(record: Record, chain: Chain, knowable: Knowable) -> bool:
-    """Whether there was anything to know about it since whaled's first start."""
+    """Return whether the whale was in the mempool or in a counted block since whaled's first start."""
     fate = fate_of(record, chain)
     if fate is Fate.PENDING:
         return True
@@ -311,7 +319,14 @@ def _is_within(record: Record, chain: Chain, knowable: Knowable) -> bool:
 
 
 def _judge_whale(
-    record: Record, last: Row | None, truth: Truth, chain: Chain, knowable: Knowable, verdict: Verdict, *, fates: bool
+    record: Record,
+    last: Row | None,
+    truth: Truth,
+    chain: Chain,
+    knowable: Knowable,
+    verdict: Verdict,
+    *,
+    outcomes: bool,
 ) -> None:
     verdict.whales += 1
     fate = fate_of(record, chain)
@@ -320,8 +335,8 @@ def _judge_whale(
             verdict.blame("missing", _life(record))
         else:
             verdict.unknowable += 1
-    elif fates and not _is_right(record, fate, last, knowable, verdict):
-        verdict.blame("wrong_fates", f"last word {last.kind} {last.ref[:8]} about {_life(record)}")
+    elif outcomes and not _is_right(record, fate, last, knowable, verdict):
+        verdict.blame("wrong_outcomes", f"last event {last.kind} {last.ref[:8]} about {_life(record)}")
 
 
 def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict: Verdict) -> bool:
@@ -330,9 +345,9 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
         return (last.kind, last.because, body.get("block_height")) == (
             "confirmed", record.block_hash, record.height,
         )  # fmt: skip
-    if fate is Fate.REPLACED and last.kind == "dropped" and record.txid not in knowable.told:
-        # Replaced while nobody listened, and the backend that saw it has forgotten.
-        verdict.replaced_told_as_dropped += 1
+    if fate is Fate.REPLACED and last.kind == "dropped" and record.txid not in knowable.reported:
+        # It was replaced while whaled was not connected, and the backend no longer has the replacement.
+        verdict.replaced_reported_as_dropped += 1
         return True
     if fate is Fate.EVICTED and last.kind == "replaced":
         return knowable.are_rivals(record.txid, last.because)
@@ -340,14 +355,19 @@ def _is_right(record: Record, fate: Fate, last: Row, knowable: Knowable, verdict
 
 
 def _judge_client(
-    name: str, rows: Sequence[Row], heard: Sequence[Heard], missed: Collection[str], least_sat: int, verdict: Verdict
+    name: str,
+    rows: Sequence[Row],
+    received: Sequence[ClientEvent],
+    missed: Collection[str],
+    least_sat: int,
+    verdict: Verdict,
 ) -> None:
     wanted = [(row.offset, row.kind, row.txid) for row in rows if row.alert["value_sat"] >= least_sat]
-    got = [(each.offset, each.kind, each.txid) for each in heard]
+    got = [(each.offset, each.kind, each.txid) for each in received]
     verdict.received += len(got)
     if missed:
-        verdict.blame("client_faults", f"{name} was told that it missed something: {sorted(missed)[:SHOWN]}")
-    if len({each.epoch for each in heard}) > 1:
+        verdict.blame("client_faults", f"{name} was notified of missed events: {sorted(missed)[:SHOWN]}")
+    if len({each.epoch for each in received}) > 1:
         verdict.blame("client_faults", f"{name} saw several epochs")
     if got != wanted:
         place = next(
@@ -361,7 +381,7 @@ def _judge_client(
 
 
 def _judge_frames(rows: Sequence[Row], frames: Sequence[Frame], verdict: Verdict) -> None:
-    """Every offset once, ascending, and in each frame what the log holds."""
+    """Check that the frames have every offset once, in order, and the contents of the log."""
     offsets = [each.position.offset for each in frames]
     for before, after in pairwise(offsets):
         if after != before + 1:

@@ -12,7 +12,7 @@ from dashboard_rules import DASHBOARDS, GRAFANA, excluded, faults, load, panels
 from tools.dashboards.__main__ import main as write
 
 
-def test_the_dashboards_committed_are_what_the_program_makes(tmp_path: Path) -> None:
+def test_the_committed_dashboards_match_the_programs_output(tmp_path: Path) -> None:
     write(tmp_path)
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert made == {path.name: path.read_text() for path in DASHBOARDS}, "run: make dashboards"
@@ -24,7 +24,7 @@ def test_a_dashboard_keeps_the_rules(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
-def test_panels_lie_beside_each_other_and_fill_their_row(path: Path) -> None:
+def test_panels_do_not_overlap_and_fill_their_row(path: Path) -> None:
     taken: set[tuple[int, int]] = set()
     for panel in load(path)["panels"]:
         place = panel["gridPos"]
@@ -39,7 +39,7 @@ def test_panels_lie_beside_each_other_and_fill_their_row(path: Path) -> None:
     assert len(taken) == 24 * len({y for _, y in taken})
 
 
-def test_dashboards_can_be_told_apart() -> None:
+def test_dashboards_have_distinct_uids_and_titles() -> None:
     dashboards = [load(path) for path in DASHBOARDS]
     assert len({dashboard["uid"] for dashboard in dashboards}) == len({dashboard["title"] for dashboard in dashboards})
     assert {dashboard["uid"] for dashboard in dashboards} == {"whaled-overview", "whaled-delivery", "whaled-upstream"}
@@ -117,7 +117,7 @@ BROKEN: list[tuple[Callable[[Any], None], str]] = [
 
 
 @pytest.mark.parametrize(("breaks", "told"), BROKEN, ids=[told for _, told in BROKEN])
-def test_a_broken_dashboard_is_told(breaks: Callable[[Any], None], told: str) -> None:
+def test_a_fault_in_a_dashboard_is_found(breaks: Callable[[Any], None], told: str) -> None:
     broken = copy.deepcopy(load(GRAFANA / "dashboards" / "overview.json"))
     breaks(broken)
     assert any(told in fault for fault in faults(broken))

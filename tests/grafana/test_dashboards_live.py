@@ -89,7 +89,7 @@ async def test_no_panel_is_empty_on_a_whaled_at_work(
             assert await whaled.ended() == 0
 
 
-async def test_an_expression_without_data_and_one_that_cannot_be_parsed_are_told(
+async def test_expressions_without_data_or_with_a_parse_error_are_found(
     tmp_path: Path, certificate: tuple[Path, Path, ssl.SSLContext]
 ) -> None:
     needed("prometheus")

@@ -93,7 +93,7 @@ def watching(directory: Path, whaled_port: int, alertmanager_address: str) -> di
     return config
 
 
-async def test_a_whaled_that_goes_away_and_comes_back_is_told_to_the_pager(tmp_path: Path) -> None:
+async def test_an_outage_and_its_end_reach_the_pager(tmp_path: Path) -> None:
     needed("prometheus")
     needed("alertmanager")
     port = free_port()
@@ -130,7 +130,7 @@ async def sent(ask: aiohttp.ClientSession, instance: str) -> set[str]:
     return {alert["labels"]["alertname"] for alert in alerts if alert["status"]["state"] == "active"}
 
 
-async def test_what_follows_from_an_alert_is_not_sent_beside_it(tmp_path: Path) -> None:
+async def test_consequences_of_an_alert_are_inhibited(tmp_path: Path) -> None:
     instances = {
         "dead": {name for name, _ in EVERYTHING},
         "cut": {"WhaledUpstreamLost", "WhaledUpstreamFlapping", "WhaledNoWhales", "WhaledSequenceGaps"},

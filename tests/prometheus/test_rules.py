@@ -99,11 +99,11 @@ def test_promtool_accepts_the_configuration(name: str) -> None:
     [pytest.param(path, marks=LONG if path.name.split(".")[0] in LONG_CASES else []) for path in CASES],
     ids=lambda path: path.name.split(".")[0],
 )
-def test_alerts_fire_and_stay_silent_as_the_cases_say(path: Path) -> None:
+def test_alerts_fire_and_stay_silent_as_the_cases_specify(path: Path) -> None:
     checked("promtool", "test", "rules", path)
 
 
-def test_promtool_has_nothing_against_the_names_and_texts_of_the_metrics() -> None:
+def test_promtool_accepts_the_names_and_texts_of_the_metrics() -> None:
     assert checked("promtool", "check", "metrics", text=Metrics().render()) == ""
 
 
@@ -113,7 +113,7 @@ def test_amtool_accepts_the_example() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ALERT_RULES, ids=lambda rule: rule["alert"])
-def test_the_severity_decides_who_is_told(rule: dict[str, Any]) -> None:
+def test_the_severity_determines_the_receiver(rule: dict[str, Any]) -> None:
     example = f"--config.file={DEPLOY / 'alertmanager.example.yml'}"
     receiver = {"page": "pager", "ticket": "tickets"}[rule["labels"]["severity"]]
     labels = [f"alertname={rule['alert']}", f"severity={rule['labels']['severity']}"]
@@ -138,7 +138,7 @@ def test_every_recording_is_used_or_for_the_dashboard() -> None:
 
 
 @pytest.mark.parametrize("rule", ALERT_RULES, ids=lambda rule: rule["alert"])
-def test_an_alert_says_how_urgent_what_and_where_to_read_on(rule: dict[str, Any]) -> None:
+def test_an_alert_has_a_severity_a_summary_and_a_runbook_link(rule: dict[str, Any]) -> None:
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     assert rule["labels"].keys() == {"severity"}
     assert rule["labels"]["severity"] in SEVERITIES
@@ -156,7 +156,7 @@ def test_every_alert_has_a_section_of_the_runbook_and_no_section_is_without() ->
 
 
 @pytest.mark.parametrize("rule", ALERT_RULES, ids=lambda rule: rule["alert"])
-def test_a_section_says_how_urgent_how_to_see_it_and_what_to_do(rule: dict[str, Any]) -> None:
+def test_a_runbook_section_has_the_severity_a_diagnosis_and_steps(rule: dict[str, Any]) -> None:
     text = sections()[rule["alert"]]
     assert text.lstrip().startswith(f"**{rule['labels']['severity']}.** ")
     assert re.search(r"^```(sh|promql)$", text, re.MULTILINE)
@@ -181,7 +181,7 @@ def test_groups_are_evaluated_in_the_order_of_the_cases() -> None:
 # --- rules and metrics belong together ---
 
 
-def test_rules_ask_for_metrics_that_are_documented() -> None:
+def test_rules_use_only_documented_metrics() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     types = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.MULTILINE))
     names = {name for expression in expressions() for name in metric_names(expression)}
@@ -190,7 +190,7 @@ def test_rules_ask_for_metrics_that_are_documented() -> None:
     assert {name for name in names - parts if name not in types} == set()
 
 
-def test_counters_are_only_ever_asked_for_their_growth() -> None:
+def test_counters_are_used_only_with_rate_or_increase() -> None:
     bare = [
         (name, expression)
         for expression in expressions()

@@ -1,4 +1,4 @@
-"""Fixtures: a booted systemd, and whaled installed in it. `make test-systemd` runs what uses them."""
+"""Fixtures: a booted systemd, and whaled installed in it. `make test-systemd` runs the tests that use them."""
 
 import os
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ INSTALL_LIMIT_S = 120
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Whatever boots a lab is no part of the suite that every machine can run."""
+    """Mark every test that boots a lab, so that the suite that every machine can run excludes it."""
     if "lab" in getattr(item, "fixturenames", ()):
         item.add_marker(pytest.mark.systemd)
         item.add_marker(pytest.mark.slow)
 
 
 def cannot(reason: str) -> NoReturn:
-    """Skip, unless this is a machine that was said to be able to."""
+    """Skip the test, or fail it where REQUIRE_SYSTEMD=1 states that the machine can run it."""
     if os.environ.get("REQUIRE_SYSTEMD") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -27,7 +27,7 @@ def cannot(reason: str) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A real systemd over a throw-away root, booted once."""
+    """Boot a real systemd on a temporary root, once per session."""
     try:
         with booted(tmp_path_factory.mktemp("lab")) as running:
             yield running
@@ -37,11 +37,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def installed(lab: Lab) -> Lab:
-    """The lab with whaled installed as an operator does it, and not started. The wheels are made before, out here."""
+    """Install whaled in the lab as an operator does, without starting it. The wheels must have been built outside."""
     python = os.environ.get("INSTALL_PYTHON", "/usr/bin/python3")
-    asked = lab.run(python, "-c", "import ensurepip, venv", check=False)
-    if asked.returncode != 0:
-        cannot(f"{python} cannot make virtual environments (package python3-venv): {asked.stderr.strip()}")
+    found = lab.run(python, "-c", "import ensurepip, venv", check=False)
+    if found.returncode != 0:
+        cannot(f"{python} cannot make virtual environments (package python3-venv): {found.stderr.strip()}")
     if not any((lab.project / "dist" / "wheels").glob("whaled-*.whl")):
         cannot("no wheels: run `make wheels`, or the tests by `make test-systemd`")
     lab.run(

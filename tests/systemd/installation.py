@@ -1,4 +1,4 @@
-"""whaled as an operator has it: installed, configured, run by systemd, with a simulated backend beside it."""
+"""whaled as an operator runs it: installed, configured and started by systemd, next to a simulated backend."""
 
 import json
 import re
@@ -19,13 +19,13 @@ HTTP = "http://127.0.0.1:9108"
 SIMULATOR = "http://127.0.0.1:8999"
 UNITS = ("whaled.socket", "whaled.service")
 DROP_IN = "/run/systemd/system/whaled.service.d/90-test.conf"
-OWN = "/run/lab"  # what tests put into the lab
+OWN = "/run/lab"  # the directory for files of the tests
 TOKEN_FILE = f"{OWN}/token"
 FAULTS = f"{OWN}/faults"
 
 GET = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], sys.argv[2].encode() or None, 5).read().decode())"
 
-# Everything that takes its time takes less of it. Clients all come from one address here.
+# Shorter delays and timeouts, and no limit per address: all clients of the lab have the same address.
 QUICK: Mapping[str, Mapping[str, object]] = {
     "upstream": {"url": "ws://127.0.0.1:8999/api/v1/ws", "reconnect_initial": "100ms", "reconnect_max": "300ms"},
     "gateway": {"max_connections_per_address": 10_000, "drain_window": "3s", "close_timeout": "1s"},
@@ -34,7 +34,7 @@ QUICK: Mapping[str, Mapping[str, object]] = {
 
 
 class Program:
-    """A program of ours that runs in the lab as a unit of its own and writes JSON lines."""
+    """A test program that runs in the lab as a separate unit and writes JSON lines."""
 
     def __init__(self, lab: Lab, name: str, *argv: str) -> None:
         self._lab = lab
@@ -43,40 +43,40 @@ class Program:
         program = lab.project / "tests" / "systemd" / "programs" / f"{name}.py"
         lab.systemctl("stop", self._unit, check=False)
         lab.run(
-            # `exec`: back once it runs, so that no line of the one before is read.
+            # With `exec`, systemd-run returns once the program runs, so that no line of an earlier one is read.
             "systemd-run", "--quiet", "--collect", "--service-type=exec", "--unit", self._unit,
             "--property", f"StandardOutput=truncate:{self._output}", "--property", "StandardError=journal",
             "--property", "LimitNOFILE=16384", PYTHON, str(program), *argv,
         )  # fmt: skip
 
     def lines(self, *kinds: str) -> list[dict[str, Any]]:
-        """What it has written so far, of these kinds."""
+        """Return the lines written so far, all or those of these kinds."""
         path = self._lab.path(self._output)
         whole = path.read_text().splitlines(keepends=True) if path.exists() else []
         lines = [json.loads(line) for line in whole if line.endswith("\n")]
         return [line for line in lines if not kinds or line["kind"] in kinds]
 
     def until(self, kind: str, count: int = 1, timeout: float = 30, **fields: object) -> list[dict[str, Any]]:
-        """Wait for so many lines of a kind with these fields."""
+        """Wait for at least `count` lines of a kind with these fields, and return them."""
 
         def found() -> list[dict[str, Any]]:
-            fitting = [line for line in self.lines(kind) if fields.items() <= line.items()]
-            return fitting if len(fitting) >= count else []
+            matching = [line for line in self.lines(kind) if fields.items() <= line.items()]
+            return matching if len(matching) >= count else []
 
         try:
             return self._lab.until(found, timeout)
         except AssertionError:
-            said = self._lab.run("journalctl", "--unit", self._unit, "--output", "cat", "--lines", "20").stdout
-            raise AssertionError(f"no {count} {kind} {fields}: {self.lines()[-10:]}\n{said}") from None
+            log = self._lab.run("journalctl", "--unit", self._unit, "--output", "cat", "--lines", "20").stdout
+            raise AssertionError(f"no {count} {kind} {fields}: {self.lines()[-10:]}\n{log}") from None
 
     def stop(self) -> list[dict[str, Any]]:
-        """SIGTERM, and what it wrote in all."""
+        """Stop the program and return all its lines."""
         self._lab.systemctl("stop", self._unit)
         return self.lines()
 
 
 class Installation:
-    """The installed whaled, and what an operator does with it."""
+    """The installed whaled, and an operator's actions on it."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -92,7 +92,7 @@ class Installation:
     # --- configuration ---
 
     def configure(self, **sections: Mapping[str, object]) -> None:
-        """Write the configuration: that of all tests, with these sections laid over it."""
+        """Write the configuration shared by all tests, with the keys in these sections overriding it."""
         merged = {name: {**QUICK.get(name, {}), **sections.get(name, {})} for name in {**QUICK, **sections}}
         self.write_config(yaml.safe_dump(merged))
 
@@ -102,7 +102,7 @@ class Installation:
         self.lab.write(CONFIG, text)
 
     def drop_in(self, text: str) -> None:
-        """Change the unit; none if empty."""
+        """Install a drop-in for the unit, or remove it if the text is empty."""
         self._dropped_in = text
         if text:
             self.lab.write(DROP_IN, text)
@@ -111,13 +111,13 @@ class Installation:
         self.lab.systemctl("daemon-reload")
 
     def undo_drop_in(self) -> None:
-        """The units as installed. A whaled that has what was dropped in is stopped."""
+        """Remove the drop-in, and stop a whaled that runs with it."""
         if self._dropped_in:
             self.drop_in("")
             self.lab.systemctl("stop", "whaled.service", check=False)
 
     def reset(self) -> None:
-        """Everything as at the beginning of every test: the usual configuration, units running, the backend too."""
+        """Restore the state at the start of every test: the shared configuration, running units, a running backend."""
         before = (self._written, self._dropped_in)
         self.undo_drop_in()
         self.configure()
@@ -131,9 +131,10 @@ class Installation:
     # --- the backend ---
 
     def start_simulator(self) -> None:
-        """A whale every 100 ms or so. No block and no replacement: what is sent must be alerted, not found in a block.
+        """Start a backend with a whale about every 100 ms.
 
-        The world is another one each time: the same transactions again would be no news to whaled.
+        It has no blocks and no replacements, so that whaled alerts each whale from the stream instead of finding it in
+        a block. Its transactions differ on each start, since whaled does not alert the same ones again.
         """
         self.lab.run(
             "systemd-run", "--quiet", "--collect", "--unit", "simulator.service",
@@ -143,18 +144,18 @@ class Installation:
         self.lab.until(lambda: self.get(f"{SIMULATOR}/simulator"), what="a simulator")
 
     def send_whale(self, btc: float) -> str:
-        """A transaction of exactly this sum; its id."""
+        """Send a transaction of exactly this amount and return its txid."""
         sent = self.get(f"{SIMULATOR}/simulator/send", json.dumps({"btc": btc}))
         return str(json.loads(sent)["txid"])
 
-    # --- what it tells ---
+    # --- the state of whaled ---
 
     def get(self, url: str, body: str = "") -> str:
-        """What HTTP in the lab answers; nothing if nobody does."""
+        """Return the body of an HTTP response inside the lab, empty if there is no response."""
         return self.lab.run(PYTHON, "-c", GET, url, body, check=False).stdout
 
     def metrics(self) -> dict[str, float]:
-        """Every sample, by name and labels as Prometheus writes them."""
+        """Return every sample, by name and labels as Prometheus writes them."""
         samples: dict[str, float] = {}
         for family in text_string_to_metric_families(self.get(f"{HTTP}/metrics")):
             for sample in family.samples:
@@ -163,36 +164,36 @@ class Installation:
         return samples
 
     def is_active(self, unit: str) -> bool:
-        """Whether systemd calls it active."""
+        """Return whether systemd reports the unit as active."""
         return self.lab.systemctl("is-active", "--quiet", unit, check=False).returncode == 0
 
     def status_text(self) -> str:
-        """The STATUS= line."""
+        """Return the STATUS= line."""
         return self.lab.show("whaled", "StatusText")["StatusText"]
 
     def main_pid(self) -> int:
-        """The daemon's process id as the lab counts."""
+        """Return the daemon's process id inside the lab."""
         return int(self.lab.show("whaled", "MainPID")["MainPID"])
 
     def restarts(self) -> int:
-        """How often systemd restarted it by itself."""
+        """Return the number of automatic restarts by systemd."""
         return int(self.lab.show("whaled", "NRestarts")["NRestarts"])
 
     def signal(self, name: str) -> None:
-        """Send a signal to the daemon itself."""
+        """Send a signal to the daemon's main process."""
         self.lab.systemctl("kill", f"--signal={name}", "--kill-who=main", "whaled.service")
 
     def secrets(self) -> list[str]:
-        """What must never be in a log line: every long value of the key ring that is no name, and the token's seal."""
+        """Return the strings that no log line may contain: the key ring's secrets, the token and its signature."""
         ring = self.lab.run("cat", KEY_RING).stdout
         material = re.findall(r'"secret"\s*:\s*"([^"]+)"', ring)
-        assert material, "the key ring's file has another shape now: mend this test"
+        assert material, "the format of the key ring's file has changed: correct this test"
         return [*material, self.token, self.token.rsplit(".", maxsplit=1)[1]]
 
     # --- clients ---
 
     def follow(self) -> Program:
-        """A client that stays, once it is subscribed."""
+        """Start a client that stays connected, and wait until it is subscribed."""
         client = Program(self.lab, "follow", URL, TOKEN_FILE)
         client.until("connected")
         return client

@@ -1,4 +1,4 @@
-"""A systemd booted in namespaces by lab.sh, and what tests ask of it."""
+"""A systemd that lab.sh boots in namespaces, and its interface for tests."""
 
 import json
 import os
@@ -14,35 +14,35 @@ T = TypeVar("T")
 PROJECT = Path(__file__).parent.parent.parent
 SCRIPT = Path(__file__).parent / "lab.sh"
 IMPOSSIBLE = 77
-# A condition is looked at this often: each look starts a process in the lab, which takes some 10 ms.
+# The interval between two checks of a condition. Each check starts a process in the lab, which takes some 10 ms.
 LOOK_EVERY_S = 0.05
 
 
 class LabImpossibleError(Exception):
-    """This machine cannot boot a lab; the message says why."""
+    """This machine cannot boot a lab; the message states the reason."""
 
 
 class Lab:
-    """A running lab. Paths are the lab's own; `project` is where it sees this project."""
+    """A running lab. Paths are those inside the lab; `project` is the path of this project inside it."""
 
     def __init__(self, pid: str, project: Path) -> None:
         self.pid = pid
         self.project = project
 
     def path(self, inside: str) -> Path:
-        """A file of the lab as seen from out here. No symbolic link with an absolute target may be in the way."""
+        """Return the path of a lab's file outside the lab. The path must not contain an absolute symbolic link."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def command(self, *argv: str) -> list[str]:
-        """What to execute out here so that `argv` runs in there."""
+        """Return the command that runs `argv` inside the lab."""
         return [str(SCRIPT), "run", self.pid, *argv]
 
     def run(
         self, *argv: str, check: bool = True, timeout: float = 60, stdin: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program as root. With `check` a status other than 0 fails the test and shows what was said.
+        """Run a program as root. With `check`, a status other than 0 fails the test and shows the output.
 
-        What is not done after `timeout` seconds is ended by timeout(1) inside: killing nsenter would leave it running.
+        After `timeout` seconds timeout(1) inside the lab ends the program: killing nsenter would leave it running.
         """
         done = subprocess.run(
             self.command("timeout", "--kill-after=2", str(timeout), *argv),
@@ -59,7 +59,7 @@ class Lab:
         return self.run("bash", "-euo", "pipefail", "-c", script, "bash", *args, check=check, timeout=timeout)
 
     def until(self, condition: Callable[[], T], timeout: float = 30, what: str = "") -> T:
-        """Wait for something true, and return it."""
+        """Wait until a condition returns a true value, and return that."""
         deadline = time.monotonic() + timeout
         while True:
             found = condition()
@@ -70,32 +70,32 @@ class Lab:
             time.sleep(LOOK_EVERY_S)
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
-        """Write a file, and the directories it lies in."""
+        """Write a file, and create its directories."""
         self.run("install", "-D", "-m", f"{mode:o}", "/dev/stdin", path, stdin=text)
 
     def systemctl(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Ask the service manager."""
+        """Run systemctl."""
         return self.run("systemctl", *argv, check=check, timeout=timeout)
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
-        """Properties of a unit."""
+        """Return properties of a unit."""
         lines = self.systemctl("show", unit, "--property", ",".join(properties)).stdout.splitlines()
         return dict(line.split("=", maxsplit=1) for line in lines)
 
     def journal(self, unit: str, *args: str) -> list[dict[str, Any]]:
-        """What a unit logged, and what systemd logged about it; `args` go to journalctl."""
+        """Return the log entries of a unit, and systemd's about it; `args` are passed to journalctl."""
         self.run("journalctl", "--sync")
         lines = self.run("journalctl", "--unit", unit, "--output", "json", "--all", *args, check=False).stdout
         return [json.loads(line) for line in lines.splitlines()]
 
     def moment(self) -> str:
-        """This moment, for `journal`. (After a cursor, systemd 252 passes over the first entry that fits.)"""
+        """Return the current time as an argument for `journal`. After a cursor, systemd 252 skips the first match."""
         return f"--since=@{time.time():.6f}"
 
 
 @contextmanager
 def booted(directory: Path) -> Iterator[Lab]:
-    """A lab, powered off when left or when this process dies. Raises LabImpossibleError."""
+    """Boot a lab, and power it off on exit or when this process dies. Raises LabImpossibleError."""
     server = subprocess.Popen(
         [str(SCRIPT), "serve"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -104,12 +104,12 @@ def booted(directory: Path) -> Iterator[Lab]:
     assert server.stdout is not None
     pid = server.stdout.readline().strip()
     if not pid:
-        _, said = server.communicate()
+        _, output = server.communicate()
         if server.returncode == IMPOSSIBLE:
-            raise LabImpossibleError(said.strip())
-        raise AssertionError(f"the lab did not boot (status {server.returncode}):\n{said}")
+            raise LabImpossibleError(output.strip())
+        raise AssertionError(f"the lab did not boot (status {server.returncode}):\n{output}")
     try:
         yield Lab(pid, PROJECT)
     finally:
-        _, said = server.communicate()  # closes its standard input, which it takes for the end
-    assert server.returncode == 0, said
+        _, output = server.communicate()  # lab.sh powers the lab off when its standard input is closed
+    assert server.returncode == 0, output

@@ -1,4 +1,4 @@
-"""Backup and restore by root beside the hardened unit, whose user is made at its start."""
+"""Backup and restore by root next to the hardened unit, whose dynamic user is created at its start."""
 
 import pytest
 
@@ -12,7 +12,7 @@ BACKUP = "/root/whaled.backup"
 
 
 def owners(lab: Lab) -> set[str]:
-    """Of the data directory and of what is in it."""
+    """Return the owners of the data directory and its contents."""
     return set(lab.run("find", DATA, "-printf", "%U\n").stdout.split())
 
 
@@ -24,8 +24,8 @@ def test_root_backs_up_and_restores_and_the_unit_goes_on(installed: Lab) -> None
     user = owners(lab)
     assert len(user) == 1
     assert user != {"0"}
-    said = lab.run(WHALED, "backup", BACKUP).stdout
-    assert "events, head" in said
+    output = lab.run(WHALED, "backup", BACKUP).stdout
+    assert "events, head" in output
     assert lab.run("stat", "-c", "%u %a", BACKUP).stdout.split() == ["0", "600"]
     assert owners(lab) == user
     refused = lab.run(WHALED, "restore", BACKUP, check=False)
@@ -34,7 +34,7 @@ def test_root_backs_up_and_restores_and_the_unit_goes_on(installed: Lab) -> None
     lab.systemctl("stop", *UNITS)
     client.stop()
 
-    # Nobody wrote since: the log proves it.
+    # Nothing was appended after the backup, so a restore keeps the epoch.
     assert "events" in lab.run(WHALED, "backup", "--force", BACKUP).stdout
     assert owners(lab) == user
     assert "epoch kept" in lab.run(WHALED, "restore", BACKUP).stdout
@@ -51,7 +51,7 @@ def test_root_backs_up_and_restores_and_the_unit_goes_on(installed: Lab) -> None
     lab.systemctl("stop", *UNITS)
     assert "new epoch" in lab.run(WHALED, "restore", BACKUP).stdout
     assert owners(lab) == user
-    lab.run("cp", "--no-preserve=all", BACKUP, f"{DATA}/whaled.db")  # into the file that is there: it keeps its owner
+    lab.run("cp", "--no-preserve=all", BACKUP, f"{DATA}/whaled.db")  # overwrites the file, which keeps its owner
     lab.systemctl("start", *UNITS)
     warnings = [line["MESSAGE"] for line in lab.journal("whaled", since, "--priority", "warning")]
     assert any(line.startswith("event log is a backup put in place") for line in warnings), warnings

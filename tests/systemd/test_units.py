@@ -1,4 +1,4 @@
-"""The units: what the sandbox allows and refuses, how exposed they are, how they get onto a machine and off it."""
+"""The units: the operations that the sandbox allows and refuses, their exposure, installation and removal."""
 
 import json
 import re
@@ -22,7 +22,7 @@ SPLIT = "50-egress-split.conf"
 ROOT = "70-rootdir.conf"
 VARIANTS = {"base": (), "split": (SPLIT,), "root": (SPLIT, ROOT)}
 BACKOFF_SINCE = 254
-ELSEWHERE = "203.0.113.10"  # TEST-NET-3: nobody's, here the lab's own
+ELSEWHERE = "203.0.113.10"  # TEST-NET-3, unassigned; here an address of the lab's loopback
 EGRESS = "/run/whaled-egress.sock"
 INSTALL_LIMIT_S = 120
 DISPLACED = 'whaled_connections_refused_total{reason="displaced"}'
@@ -32,8 +32,8 @@ ALLOWED = (
     "event_log", "temporary_file", "threads", "tls_roots", "resolver", "signatures", "whole_program", "key_ring",
     "journal", "notify", "give_memory_back", "own_numbers", "own_cgroup", "client",
 )  # fmt: skip
-# How it is refused says by what. EROFS: read-only for everybody, not only for this user.
-EXECUTABLE_MEMORY = "EPERM or EACCES"  # by a system call filter, or by the kernel (PR_SET_MDWE) where systemd knows it
+# The error shows the mechanism that refuses. EROFS: read-only for every user, not only for this one.
+EXECUTABLE_MEMORY = "EPERM or EACCES"  # a system call filter, or the kernel (PR_SET_MDWE) if systemd supports it
 REFUSED = {
     "shell": "EACCES",
     "program": "EACCES",
@@ -73,7 +73,7 @@ REFUSED = {
     "the key ring's file": "EACCES",
     "connection elsewhere": "TimeoutError",
 }
-# Without a network there are no such sockets at all.
+# Without a network these socket families are not available.
 REFUSED_SPLIT = {
     "raw socket": "EAFNOSUPPORT",
     "connection elsewhere": "EAFNOSUPPORT",
@@ -94,7 +94,7 @@ def controls_memory(lab: Lab) -> bool:
 
 @contextmanager
 def dropped_in(lab: Lab, *names: str) -> Iterator[None]:
-    """Shipped drop-ins, turned on as their comments say."""
+    """Enable shipped drop-ins as their comments describe."""
     lab.run("mkdir", "-p", DROP_INS)
     for name in names:
         lab.run("ln", "-s", f"{SHARE}/{name}", f"{DROP_INS}/{name}")
@@ -107,15 +107,15 @@ def dropped_in(lab: Lab, *names: str) -> Iterator[None]:
 
 
 def exposure(lab: Lab, unit: str) -> float:
-    said = lab.run("systemd-analyze", "security", "--no-pager", unit).stdout
-    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", said)
-    assert found, said
+    output = lab.run("systemd-analyze", "security", "--no-pager", unit).stdout
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", output)
+    assert found, output
     print(f"systemd {systemd_version(lab)}: {unit} {found[1]}")
     return float(found[1])
 
 
 def probe_unit(text: str) -> str:
-    """A unit of whaled's, changed in names only, so that it can run beside whaled."""
+    """Return one of whaled's units with only the names changed, so that it can run at the same time as whaled."""
     text = re.sub(r"^((Requires|After|Sockets)=.*?) ?whaled-metrics\.socket", r"\1", text, flags=re.MULTILINE)
     text = text.replace("whaled.socket", "whaled-probe.socket").replace(
         "StateDirectory=whaled\n", "StateDirectory=whaled-probe\n"
@@ -125,13 +125,13 @@ def probe_unit(text: str) -> str:
 
 @cache
 def probed(lab: Lab, variant: str) -> dict[str, Any]:
-    """What the probe found out in the sandbox of the installed unit."""
+    """Return the probe's results in the sandbox of the installed unit."""
     units = "/run/systemd/system"
     lab.write(f"{units}/whaled-probe.service", probe_unit(lab.path(f"{UNITS}/whaled.service").read_text()))
     for name in VARIANTS[variant]:
         lab.write(f"{units}/whaled-probe.service.d/{name}", probe_unit(lab.path(f"{SHARE}/{name}").read_text()))
     program = (lab.project / "tests" / "systemd" / "programs" / "probe.py").read_text()
-    place = "/opt/whaled" if variant == "root" else OWN  # of the lab's own files its root shows the program's only
+    place = "/opt/whaled" if variant == "root" else OWN  # with RootDirectory= the sandbox does not contain OWN
     lab.write(f"{place}/probe.py", program)
     lab.write(
         f"{units}/whaled-probe.service.d/99-probe.conf",
@@ -148,7 +148,7 @@ def probed(lab: Lab, variant: str) -> dict[str, Any]:
     lab.run("systemd-run", "--quiet", "--collect", "--unit", "lab-elsewhere", PYTHON, "-c", listen)
     lab.systemctl("start", "whaled-egress.socket", "whaled-probe.socket")
     try:
-        # A client from there; it starts the service.
+        # A client from that address; its connection starts the service.
         connect = "import socket, sys; socket.create_connection((sys.argv[1], 18765), 20, (sys.argv[1], 0)).recv(9)"
         greeted = lab.run(PYTHON, "-c", connect, ELSEWHERE, check=False)
         result = lab.path("/var/lib/private/whaled-probe/result.json")
@@ -156,8 +156,8 @@ def probed(lab: Lab, variant: str) -> dict[str, Any]:
             lambda: "activ" not in lab.show("whaled-probe", "ActiveState")["ActiveState"][:5], 30, "the probe's end"
         )
         if not result.exists():
-            said = [line["MESSAGE"] for line in lab.journal("whaled-probe")][-12:]
-            raise AssertionError(f"no result: {said} {greeted}")
+            log = [line["MESSAGE"] for line in lab.journal("whaled-probe")][-12:]
+            raise AssertionError(f"no result: {log} {greeted}")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
     finally:
@@ -192,7 +192,7 @@ def sandbox(installed: Lab, variant: str) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped(installed: Lab) -> Iterator[Lab]:
-    """No whaled before, none after."""
+    """Stop whaled before and after the test."""
     installed.systemctl("stop", *OURS, check=False)
     yield installed
     installed.systemctl("stop", *OURS, check=False)
@@ -200,7 +200,7 @@ def stopped(installed: Lab) -> Iterator[Lab]:
 
 
 def make(lab: Lab, *argv: str, check: bool = True) -> str:
-    """`make`, and what it said. The wheels are there."""
+    """Run `make` with the existing wheels, and return its output."""
     command = ("make", "-C", str(lab.project), "--old-file=dist/wheels", *argv)
     done = lab.run(*command, check=check, timeout=INSTALL_LIMIT_S)
     return done.stdout + done.stderr
@@ -209,7 +209,7 @@ def make(lab: Lab, *argv: str, check: bool = True) -> str:
 # --- sandbox ---
 
 
-def test_whaled_can_do_what_it_does_in_its_sandbox(sandbox: dict[str, Any], variant: str) -> None:
+def test_the_sandbox_allows_every_operation_that_whaled_needs(sandbox: dict[str, Any], variant: str) -> None:
     expected = (*ALLOWED, "backend_here" if variant == "base" else "way_out")
     assert {name: sandbox["allowed"][name] for name in expected} == dict.fromkeys(expected, "done")
 
@@ -219,7 +219,7 @@ def test_sandbox_refuses(sandbox: dict[str, Any], variant: str, attempt: str) ->
     how = REFUSED[attempt] if variant == "base" else REFUSED_SPLIT.get(attempt, REFUSED[attempt])
     expected = how.split(" or ")
     if variant == "root":
-        expected.append("ENOENT")  # what is not there cannot be refused either
+        expected.append("ENOENT")  # the root directory does not contain the file
     assert sandbox["refused"][attempt] in expected
 
 
@@ -227,7 +227,7 @@ def test_nothing_is_writable_and_executable(sandbox: dict[str, Any]) -> None:
     assert sandbox["facts"]["writable and executable"] == []
 
 
-def test_no_other_process_is_seen_and_nothing_can_be_gained(sandbox: dict[str, Any]) -> None:
+def test_no_other_process_is_visible_and_no_privilege_can_be_gained(sandbox: dict[str, Any]) -> None:
     assert sandbox["facts"]["processes"]
     status = sandbox["facts"]["status"]
     assert {
@@ -238,13 +238,13 @@ def test_no_other_process_is_seen_and_nothing_can_be_gained(sandbox: dict[str, A
     assert status["Umask"] == "0077"
 
 
-def test_without_a_network_nothing_is_reached_but_the_way_out(installed: Lab) -> None:
+def test_without_a_network_only_the_egress_socket_is_reachable(installed: Lab) -> None:
     for name in ("connection here", "connection elsewhere"):
         assert probed(installed, "split")["refused"][name] == "EAFNOSUPPORT"
     assert probed(installed, "split")["allowed"]["way_out"] == "done"
 
 
-def test_no_port_of_its_own_but_the_configured_ones(installed: Lab) -> None:
+def test_only_the_configured_ports_can_be_bound(installed: Lab) -> None:
     if "-BPF_FRAMEWORK" in installed.systemctl("--version").stdout:
         pytest.skip("this systemd is built without BPF_FRAMEWORK: SocketBindDeny= does nothing, silently")
     assert probed(installed, "base")["refused"]["port of its own"] == "EPERM"
@@ -261,24 +261,24 @@ def test_memory_limit_is_what_the_daemon_reads(installed: Lab) -> None:
 
 def test_units_are_valid(installed: Lab) -> None:
     for unit in OURS:
-        said = installed.run("systemd-analyze", "verify", f"{UNITS}/{unit}")
-        assert "whaled" not in said.stderr, said.stderr
+        verified = installed.run("systemd-analyze", "verify", f"{UNITS}/{unit}")
+        assert "whaled" not in verified.stderr, verified.stderr
 
 
 @pytest.mark.parametrize("names", [(SPLIT,), (SPLIT, ROOT), ("20-remote-upstream.conf",), ("30-tls.conf",)], ids=str)
 def test_drop_ins_are_valid(installed: Lab, names: tuple[str, ...]) -> None:
     with dropped_in(installed, *names):
-        said = installed.run("systemd-analyze", "verify", f"{UNITS}/whaled.service")
-        assert "whaled" not in said.stderr, said.stderr
+        verified = installed.run("systemd-analyze", "verify", f"{UNITS}/whaled.service")
+        assert "whaled" not in verified.stderr, verified.stderr
         assert all(name in installed.show("whaled", "DropInPaths")["DropInPaths"] for name in names)
 
 
-def test_backoff_is_valid_where_it_is_known(installed: Lab) -> None:
+def test_the_backoff_drop_in_is_valid_where_systemd_supports_it(installed: Lab) -> None:
     if systemd_version(installed) < BACKOFF_SINCE:
-        pytest.skip(f"RestartSteps= is known from systemd {BACKOFF_SINCE} on; this is {systemd_version(installed)}")
+        pytest.skip(f"RestartSteps= requires systemd {BACKOFF_SINCE}; this is {systemd_version(installed)}")
     with dropped_in(installed, "60-backoff-254.conf"):
-        said = installed.run("systemd-analyze", "verify", f"{UNITS}/whaled.service")
-        assert "whaled" not in said.stderr, said.stderr
+        verified = installed.run("systemd-analyze", "verify", f"{UNITS}/whaled.service")
+        assert "whaled" not in verified.stderr, verified.stderr
 
 
 @pytest.mark.parametrize(
@@ -295,15 +295,15 @@ def test_exposure_of_the_proxy_is_at_most_one(installed: Lab) -> None:
     assert exposure(installed, "whaled-egress.service") <= 1.0
 
 
-# --- traps that no probe finds ---
+# --- properties that no probe checks ---
 
 
-def test_readiness_is_waited_for_and_nothing_makes_systemd_give_up(installed: Lab) -> None:
+def test_systemd_waits_for_readiness_and_never_stops_restarting(installed: Lab) -> None:
     shown = installed.show(
         "whaled", "Type", "Restart", "StartLimitIntervalUSec", "RestartPreventExitStatus", "OOMPolicy"
     )
     assert shown == {
-        "Type": "notify",  # notify-reload is `simple` to 252
+        "Type": "notify",  # systemd 252 treats notify-reload as `simple`
         "Restart": "always",
         "StartLimitIntervalUSec": "0",
         "RestartPreventExitStatus": "",
@@ -314,7 +314,7 @@ def test_readiness_is_waited_for_and_nothing_makes_systemd_give_up(installed: La
 
 
 def test_denied_system_calls_are_denied(installed: Lab) -> None:
-    """`~` counts at the start of a line only: written elsewhere it would silently allow."""
+    """`~` has its meaning only at the start of a line: elsewhere the system call would silently be allowed."""
     allowed = set(installed.show("whaled", "SystemCallFilter")["SystemCallFilter"].split())
     assert {"read", "epoll_wait", "futex"} <= allowed
     assert (
@@ -323,20 +323,20 @@ def test_denied_system_calls_are_denied(installed: Lab) -> None:
     )
 
 
-def test_memory_is_limited_shortly_before_it_is_taken_away(installed: Lab) -> None:
-    """Between the two a process without swap crawls until the watchdog ends it."""
+def test_memory_high_is_just_below_memory_max(installed: Lab) -> None:
+    """Between MemoryHigh= and MemoryMax= a process without swap slows down until the watchdog ends it."""
     shown = installed.show("whaled", "MemoryHigh", "MemoryMax", "MemorySwapMax")
     assert 0.9 * int(shown["MemoryMax"]) <= int(shown["MemoryHigh"]) <= int(shown["MemoryMax"])
     assert shown["MemorySwapMax"] == "0"
 
 
-def test_no_directory_of_systemds_opens_the_configuration(installed: Lab) -> None:
+def test_systemd_manages_only_the_state_directory(installed: Lab) -> None:
     shown = installed.show("whaled", "ConfigurationDirectory", "RuntimeDirectory", "StateDirectory")
     assert shown == {"ConfigurationDirectory": "", "RuntimeDirectory": "", "StateDirectory": "whaled"}
 
 
 def test_everything_is_compiled_at_installation(installed: Lab) -> None:
-    """The daemon could not write compiled code, and would compile at every start."""
+    """The daemon cannot write compiled code, and would otherwise compile at every start."""
     assert "PYTHONDONTWRITEBYTECODE=1" in installed.show("whaled", "Environment")["Environment"]
     site = "/opt/whaled/venv/lib/python3.*/site-packages/whaled"
     sources, compiled = (int(installed.sh(f"find {site} -name '*.{kind}' | wc -l").stdout) for kind in ("py", "pyc"))
@@ -349,16 +349,16 @@ def test_without_its_key_ring_it_does_not_start(stopped: Lab) -> None:
         assert stopped.systemctl("start", "whaled.service", check=False).returncode != 0
         journal = [str(line["MESSAGE"]) for line in stopped.journal("whaled.service", "--lines", "30")]
         assert any("243/CREDENTIALS" in text for text in journal), journal
-        assert stopped.show("whaled.socket", "ActiveState") == {"ActiveState": "active"}  # clients wait
+        assert stopped.show("whaled.socket", "ActiveState") == {"ActiveState": "active"}  # clients wait for the start
     finally:
         stopped.run("mv", f"{KEY_RING}.away", KEY_RING)
     stopped.until(lambda: stopped.show("whaled", "ActiveState")["ActiveState"] == "active", what="a start by itself")
 
 
-def test_stop_of_the_service_alone_leaves_the_door_that_starts_it_again(stopped: Lab) -> None:
+def test_a_stop_of_the_service_alone_leaves_the_socket_that_starts_it_again(stopped: Lab) -> None:
     stopped.write(CONFIG, "{}\n")
     stopped.systemctl("start", "whaled")
-    assert stopped.run("ss", "-Hltn", "sport = :8765").stdout.split()[2] == "4096"  # asyncio would have made it 100
+    assert stopped.run("ss", "-Hltn", "sport = :8765").stdout.split()[2] == "4096"  # the backlog; asyncio's is 100
     assert stopped.show("whaled", "WatchdogUSec") == {"WatchdogUSec": "30s"}
     stopped.systemctl("stop", "whaled.service")
     assert stopped.show("whaled.socket", "ActiveState") == {"ActiveState": "active"}
@@ -368,7 +368,7 @@ def test_stop_of_the_service_alone_leaves_the_door_that_starts_it_again(stopped:
     assert stopped.run("ss", "-Hltn", "sport = :8765").stdout == ""
 
 
-# --- the whole of it with drop-ins ---
+# --- the running daemon with drop-ins ---
 
 
 def metric(lab: Lab, name: str) -> str:
@@ -448,30 +448,30 @@ def test_a_certificate_only_root_can_read_is_served_and_renewed_by_a_reload(stop
             if systemd_version(stopped) != 252:
                 stopped.systemctl("restart", "whaled")
             assert "renewed" in served()
-            strangers_hold_little(stopped)
+            check_memory_of_silent_connections(stopped)
             assert "renewed" in served()
             stopped.systemctl("stop", *OURS)
     finally:
         stopped.run("rm", "-rf", "/etc/whaled/tls")
 
 
-def strangers_hold_little(lab: Lab) -> None:
-    """Connect 4,500 times to a TLS port, without a word."""
+def check_memory_of_silent_connections(lab: Lab) -> None:
+    """Open 4,500 connections to a TLS port that send nothing, and check the daemon's memory."""
     pid = lab.show("whaled", "MainPID")["MainPID"]
     lab.run("mkdir", "-p", OWN)
-    strangers = Program(lab, "silent", "8765", "4500")
-    strangers.until("all")
-    lab.until(lambda: float(metric(lab, DISPLACED) or 0) > 0, what="strangers beyond gateway.max_unauthenticated")
+    silent = Program(lab, "silent", "8765", "4500")
+    silent.until("all")
+    lab.until(lambda: float(metric(lab, DISPLACED) or 0) > 0, what="connections above gateway.max_unauthenticated")
     memory = lab.sh('grep ^VmRSS: "/proc/$1/status"', pid).stdout
-    strangers.stop()
+    silent.stop()
     assert int(memory.split()[1]) < SILENT_LIMIT_KIB, memory
     assert lab.show("whaled", "MainPID")["MainPID"] == pid
 
 
-# --- onto the machine and off it ---
+# --- installation, upgrade and removal ---
 
 
-def test_configuration_and_keys_are_readable_by_whom_they_concern(installed: Lab) -> None:
+def test_modes_of_configuration_keys_and_units(installed: Lab) -> None:
     modes = installed.run(
         "stat", "--format", "%a %U %n", CONFIG, KEY_RING, *(f"{UNITS}/{unit}" for unit in OURS)
     ).stdout
@@ -481,21 +481,21 @@ def test_configuration_and_keys_are_readable_by_whom_they_concern(installed: Lab
     assert installed.run("whaled", "--version").returncode == 0
 
 
-def test_an_upgrade_keeps_what_was_edited_and_leaves_the_running_one_alone(stopped: Lab) -> None:
+def test_an_upgrade_keeps_edited_files_and_the_running_version(stopped: Lab) -> None:
     edited = "# mine\ndetection: {threshold_btc: 12.5}\n"
     stopped.write(CONFIG, edited)
     ring = stopped.path(KEY_RING).read_text()
     stopped.systemctl("enable", "--now", "whaled")
     try:
         pid, before = stopped.show("whaled", "MainPID")["MainPID"], stopped.run("readlink", "/opt/whaled/venv").stdout
-        said = make(stopped, "install")
-        assert "systemctl daemon-reload && systemctl restart whaled" in said
-        assert "kept /etc/whaled/whaled.yaml" in said
+        output = make(stopped, "install")
+        assert "systemctl daemon-reload && systemctl restart whaled" in output
+        assert "kept /etc/whaled/whaled.yaml" in output
         assert stopped.path(CONFIG).read_text() == edited
         assert stopped.path(KEY_RING).read_text() == ring
         after = stopped.run("readlink", "/opt/whaled/venv").stdout
         assert before != after
-        assert stopped.path(f"/opt/whaled/{before.strip()}/bin/python").is_symlink()  # what runs stays as it is
+        assert stopped.path(f"/opt/whaled/{before.strip()}/bin/python").is_symlink()  # the running version is kept
         assert stopped.show("whaled", "MainPID", "ActiveState") == {"MainPID": pid, "ActiveState": "active"}
         stopped.systemctl("daemon-reload")
         stopped.systemctl("restart", "whaled")
@@ -512,15 +512,16 @@ def test_an_upgrade_keeps_what_was_edited_and_leaves_the_running_one_alone(stopp
 
 def test_python_in_a_home_directory_is_refused(installed: Lab) -> None:
     installed.sh('install -D "$(readlink -f /usr/bin/python3)" /root/python/bin/python3')
-    said = make(installed, "install", "INSTALL_PYTHON=/root/python/bin/python3", check=False)
-    assert "lies in /root/python/bin/python3" in said
-    assert "set INSTALL_PYTHON" in said
+    output = make(installed, "install", "INSTALL_PYTHON=/root/python/bin/python3", check=False)
+    assert "lies in /root/python/bin/python3" in output
+    assert "set INSTALL_PYTHON" in output
 
 
-def test_a_package_knows_nothing_of_where_it_was_built(installed: Lab) -> None:
+def test_a_package_contains_no_path_of_its_build_directory(installed: Lab) -> None:
     place = f"{OWN}/package"
-    said = make(installed, "install", f"DESTDIR={place}", "PREFIX=/usr/lib/whaled", "UNITDIR=/usr/lib/systemd/system")
-    assert "no key ring made under DESTDIR" in said  # in a package it would be everybody's
+    target = (f"DESTDIR={place}", "PREFIX=/usr/lib/whaled", "UNITDIR=/usr/lib/systemd/system")
+    output = make(installed, "install", *target)
+    assert "no key ring made under DESTDIR" in output  # every user of the package would have the same keys
     assert not installed.path(f"{place}{KEY_RING}").exists()
     inside = installed.run("grep", "-rlI", "--exclude=RECORD", place, place, check=False).stdout
     assert inside == ""
@@ -535,8 +536,8 @@ def test_a_package_knows_nothing_of_where_it_was_built(installed: Lab) -> None:
     assert "/opt/whaled" not in unit
     assert re.search(r"^ExecStart=/usr/lib/whaled/venvs/[^/]+/bin/python ", unit, re.MULTILINE)
 
-    said = make(installed, "uninstall", f"DESTDIR={place}", "PREFIX=/usr/lib/whaled", "UNITDIR=/usr/lib/systemd/system")
-    assert "Still there: /etc/whaled" in said
+    output = make(installed, "uninstall", *target)
+    assert "Still there: /etc/whaled" in output
     left = installed.run("find", place, "-not", "-type", "d").stdout.split()
     assert left == [f"{place}{CONFIG}"]
     installed.run("rm", "-rf", place)

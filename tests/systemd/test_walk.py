@@ -1,4 +1,4 @@
-"""whaled's life under systemd, walked through in a booted one: each test leaves it running for the next."""
+"""whaled's operation under a booted systemd. Each test leaves whaled running for the next one."""
 
 import re
 import time
@@ -15,7 +15,7 @@ from systemd.lab import Lab
 pytestmark = pytest.mark.timeout(180)
 
 WATCHDOG_S = 3
-# From the last ping that was deserved: until the canary is overdue, then until systemd loses backoff, then the start.
+# The time from the last ping: the canary's deadline, the watchdog's timeout, and the start.
 WATCHDOG_LIMIT_S = 30
 WARNING = 4
 READ = "import sys; print(open(sys.argv[1]).read())"
@@ -25,7 +25,7 @@ WatchdogSec={WATCHDOG_S}
 Environment=PYTHONPATH={FAULTS}
 """
 MEMORY_LIMIT = 128 * 1024**2
-ROOM = 6_000_000  # bytes, for a thousand clients or so
+ROOM = 6_000_000  # bytes, for about a thousand clients
 SHEDDING = "whaled_memory_shedding"
 REFUSED_FOR_MEMORY = 'whaled_connections_refused_total{reason="memory"}'
 RELOADED = "whaled_config_last_reload_successful"
@@ -35,18 +35,18 @@ ADDRESS_BOOK = "/etc/whaled/book.csv"
 
 @pytest.fixture(scope="session")
 def installation(installed: Lab) -> Iterator[Installation]:
-    """whaled, installed once; whatever the tests made it say, it told no secret."""
+    """Return the installed whaled; after all tests, check that its journal contains no secret."""
     installation = Installation(installed)
     yield installation
-    # A field with a line break has its length before it, as bytes that need not be UTF-8.
-    said = installed.sh("journalctl --output export --all | LC_ALL=C tr -d '\\200-\\377'").stdout
-    assert "whaled" in said
-    assert [secret for secret in installation.secrets() if secret in said] == []
+    # The export format writes the length of a field with a line break as bytes that need not be UTF-8.
+    journal = installed.sh("journalctl --output export --all | LC_ALL=C tr -d '\\200-\\377'").stdout
+    assert "whaled" in journal
+    assert [secret for secret in installation.secrets() if secret in journal] == []
 
 
 @pytest.fixture
 def whaled(installation: Installation) -> Iterator[Installation]:
-    """whaled, running with the usual configuration, connected to a backend with a whale every moment."""
+    """Run whaled with the shared configuration, connected to a backend with frequent whales."""
     installation.reset()
     yield installation
     installation.undo_drop_in()
@@ -56,7 +56,7 @@ def offsets(lines: list[dict[str, Any]]) -> list[int]:
     return [line["offset"] for line in lines if line["kind"] in {"alert", "update"}]
 
 
-# --- it runs ---
+# --- normal operation ---
 
 
 def test_start_returns_when_it_is_ready(whaled: Installation, lab: Lab) -> None:
@@ -75,13 +75,13 @@ def test_metrics_are_scraped_over_http(whaled: Installation) -> None:
     assert metrics['whaled_upstream_state{state="connected"}'] == 1
     assert metrics["whaled_authentication_disabled"] == 0
     assert metrics["whaled_signing_keys"] >= 1
-    # The sandbox hides most of /proc: these are what a process collector must still find.
+    # The sandbox hides most of /proc, but the process collector must still find these.
     assert metrics["process_resident_memory_bytes"] > 10e6
     assert metrics["process_open_fds"] > 5
     assert 0 < time.time() - metrics["process_start_time_seconds"] < 600
 
 
-def test_a_whale_is_delivered_to_whoever_has_a_token(whaled: Installation, lab: Lab) -> None:
+def test_a_whale_is_delivered_only_with_a_valid_token(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     txid = whaled.send_whale(12_345.0)
     alert = client.until("alert", txid=txid)[0]
@@ -93,7 +93,7 @@ def test_a_whale_is_delivered_to_whoever_has_a_token(whaled: Installation, lab: 
     assert denied.stdout == ""
 
 
-def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) -> None:
+def test_canaries_arrive_and_reach_no_client(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     before = whaled.metrics()["whaled_canary_seconds_count"]
     lab.until(lambda: whaled.metrics()["whaled_canary_seconds_count"] >= before + 3, what="three canaries")
@@ -104,14 +104,14 @@ def test_canaries_arrive_and_are_told_to_nobody(whaled: Installation, lab: Lab) 
     assert all(line["txid"] in truth for line in client.lines("alert"))
 
 
-def test_status_tells_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
+def test_the_status_shows_upstream_clients_last_whale_and_offset(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert")
-    said = (
+    expected = (
         r"upstream connected; 1 clients?; last whale \d{4}-\d\d-\d\dT[\d:]+Z [\d.]+ BTC; offset [1-9]\d*; "
         r"clients connect to 127\.0\.0\.1:\d+"
     )
-    lab.until(lambda: re.fullmatch(said, whaled.status_text()), what=f"{whaled.status_text()} like {said}")
+    lab.until(lambda: re.fullmatch(expected, whaled.status_text()), what=f"{whaled.status_text()} like {expected}")
     assert whaled.status_text() in lab.systemctl("status", "whaled").stdout
     client.stop()
     lab.systemctl("stop", "simulator")
@@ -160,7 +160,7 @@ def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Install
     pid = whaled.main_pid()
     whaled.configure(detection={"threshold_btc": 20_000.0})
     lab.systemctl("reload", "whaled")
-    assert whaled.metrics()[RELOADED] == 1  # it returns when the new configuration is in force
+    assert whaled.metrics()[RELOADED] == 1  # `systemctl reload` returns when the new configuration is in force
     small, large = whaled.send_whale(15_000.0), whaled.send_whale(25_000.0)
     client.until("alert", txid=large)
     assert small not in {line["txid"] for line in client.lines("alert")}
@@ -171,7 +171,7 @@ def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Install
     assert lab.show("whaled", "ReloadResult", "ActiveState") == {"ReloadResult": "exit-code", "ActiveState": "active"}
     assert f"{CONFIG}:" in lab.systemctl("status", "whaled").stdout
 
-    whaled.signal("HUP")  # whoever goes round the check is refused by the daemon
+    whaled.signal("HUP")  # without the check before the reload, the daemon itself refuses the configuration
     lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload in the metrics")
     small, large = whaled.send_whale(15_000.0), whaled.send_whale(25_000.0)
     client.until("alert", txid=large)
@@ -185,17 +185,17 @@ def test_a_good_reload_is_in_force_and_a_bad_one_changes_nothing(whaled: Install
     assert [line["kind"] for line in client.stop() if line["kind"] == "disconnected"] == []
 
 
-def test_a_reload_of_what_cannot_change_is_refused_by_the_daemon(whaled: Installation, lab: Lab) -> None:
+def test_a_reload_of_a_key_that_cannot_change_is_refused_by_the_daemon(whaled: Installation, lab: Lab) -> None:
     since = lab.moment()
-    whaled.configure(eventlog={"path": "/var/lib/whaled/other.db"})  # the file in itself is good
+    whaled.configure(eventlog={"path": "/var/lib/whaled/other.db"})  # the configuration file itself is valid
     refused = lab.systemctl("reload", "whaled", check=False)
     assert refused.returncode == 1
     assert lab.show("whaled", "ReloadResult", "ActiveState") == {"ReloadResult": "exit-code", "ActiveState": "active"}
     lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload in the metrics")
-    said = [str(line["MESSAGE"]) for line in lab.journal("whaled", since)]
+    messages = [str(line["MESSAGE"]) for line in lab.journal("whaled", since)]
     assert (
         "whaled: reload refused, the old configuration stays: eventlog.path: cannot change while running: "
-        "restart whaled to change it" in said
+        "restart whaled to change it" in messages
     )
     lab.until(lambda: whaled.status_text().endswith("; the last reload was refused"), what=whaled.status_text())
     whaled.configure()
@@ -214,10 +214,10 @@ def test_a_large_address_book_is_read_by_a_process_of_the_sandbox(whaled: Instal
     assert whaled.metrics()["whaled_address_book_addresses"] == 5_000
 
 
-# --- it comes back ---
+# --- restarts ---
 
 
-def test_killed_it_is_restarted_and_a_client_misses_nothing(whaled: Installation, lab: Lab) -> None:
+def test_a_killed_daemon_is_restarted_and_a_client_misses_nothing(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     client.until("alert", count=10)
     lab.systemctl("restart", "whaled")  # planned
@@ -239,7 +239,7 @@ def test_killed_it_is_restarted_and_a_client_misses_nothing(whaled: Installation
 
 @pytest.fixture
 def faulty(whaled: Installation) -> Installation:
-    """whaled with an impatient watchdog and a way to break it from within."""
+    """Run whaled with a short watchdog timeout, and with signals that inject faults."""
     whaled.drop_in(FAULTY)
     whaled.lab.systemctl("restart", "whaled")
     assert whaled.lab.show("whaled", "WatchdogUSec") == {"WatchdogUSec": f"{WATCHDOG_S}s"}
@@ -254,37 +254,37 @@ def faulty(whaled: Installation) -> Installation:
         pytest.param("RTMIN+1", id="wedged hub"),
     ],
 )
-def test_what_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab: Lab, signal: str) -> None:
+def test_a_fault_that_stops_alerts_ends_in_a_watchdog_restart(faulty: Installation, lab: Lab, signal: str) -> None:
     lab.until(lambda: faulty.metrics()["whaled_canary_seconds_count"] >= 1, what="a canary")
     restarts, since = faulty.restarts(), lab.moment()
     faulty.signal(signal)
     lab.until(lambda: faulty.restarts() > restarts, WATCHDOG_LIMIT_S, what="a restart")
-    said = [line["MESSAGE"] for line in lab.journal("whaled", since)]
-    assert any("Watchdog timeout" in str(text) for text in said)
+    messages = [line["MESSAGE"] for line in lab.journal("whaled", since)]
+    assert any("Watchdog timeout" in str(text) for text in messages)
     client = faulty.follow()
     client.until("alert")
     client.stop()
 
 
-def test_an_unreachable_backend_is_no_reason_to_restart(faulty: Installation, lab: Lab) -> None:
+def test_an_unreachable_backend_does_not_cause_a_restart(faulty: Installation, lab: Lab) -> None:
     lab.systemctl("stop", "simulator")
     lab.until(lambda: faulty.metrics()['whaled_upstream_state{state="disconnected"}'], what="a lost backend")
     before, pid = faulty.metrics()["whaled_canary_seconds_count"], faulty.main_pid()
-    # Long enough for the watchdog to have struck: canaries every half second, deadline one second, watchdog three.
+    # Longer than the watchdog's timeout of 3 s: a canary every 0.5 s, and a deadline of 1 s.
     lab.until(lambda: faulty.metrics()["whaled_canary_seconds_count"] >= before + 12, what="canaries that arrive")
     assert faulty.main_pid() == pid
     assert faulty.metrics()['whaled_canaries_failed_total{reason="late"}'] == 0
 
 
-# --- nobody is refused ---
+# --- clients during restarts ---
 
 
-def test_restarts_refuse_nobody(whaled: Installation, lab: Lab) -> None:
+def test_restarts_refuse_no_client(whaled: Installation, lab: Lab) -> None:
     clients = Program(lab, "knock", URL)
     clients.until("first")
     for _ in range(3):
         lab.systemctl("restart", "whaled")
-    assert clients.lines("trouble") == []  # who was accepted was let through, who was not waited
+    assert clients.lines("trouble") == []  # accepted connections were served, the others waited in the backlog
     pid = whaled.main_pid()
     whaled.signal("KILL")
     lab.until(lambda: whaled.main_pid() not in {0, pid} and whaled.is_active("whaled"), what="a restart")
@@ -293,12 +293,14 @@ def test_restarts_refuse_nobody(whaled: Installation, lab: Lab) -> None:
     assert total["kind"] == "sum"
     outcomes = total["outcomes"]
     assert outcomes["ok"] > 100
-    # A handshake in the hands of a process that is killed is lost; nobody is refused.
+    # A handshake that the killed process was handling is lost; no connection is refused.
     assert {name for name in outcomes if not name.startswith("cut off")} == {"ok"}
     assert total["worst_s"] < 10
 
 
-def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(whaled: Installation, lab: Lab) -> None:
+def test_a_wrong_configuration_logs_one_clear_line_and_clients_connect_once_it_is_corrected(
+    whaled: Installation, lab: Lab
+) -> None:
     since = lab.moment()
     wrong = yaml.safe_dump({**QUICK, "detection": {"threshold_btcs": 5}})
     whaled.write_config(wrong)
@@ -310,12 +312,12 @@ def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(w
     line = wrong.splitlines().index("  threshold_btcs: 5") + 1
     clear = f"{CONFIG}:{line}: detection.threshold_btcs: "
 
-    # Between two attempts, that is nearly always: systemd shows no log line then, only what was said by STATUS=.
+    # Between two attempts, which is nearly all the time, systemd shows no log line, only the STATUS= text.
     lab.until(lambda: lab.show("whaled", "SubState") == {"SubState": "auto-restart"}, what="a pause")
-    said = [text.strip() for text in lab.systemctl("status", "whaled", check=False).stdout.splitlines()]
-    assert [text for text in said if text.startswith(f'Status: "{clear}') and "did you mean `threshold_btc`" in text], (
-        said
-    )
+    shown = [text.strip() for text in lab.systemctl("status", "whaled", check=False).stdout.splitlines()]
+    assert [
+        text for text in shown if text.startswith(f'Status: "{clear}') and "did you mean `threshold_btc`" in text
+    ], shown
     journal = lab.journal("whaled", since)
     attempts: dict[str, list[str]] = {}
     for entry in journal:
@@ -324,20 +326,20 @@ def test_a_wrong_configuration_is_one_clear_line_and_once_right_clients_get_in(w
     assert attempts
     assert all(len(lines) == 1 for lines in attempts.values())
     assert client.lines("once") == []  # still waiting
-    whaled.configure()  # and nothing else: it comes up by itself
+    whaled.configure()  # systemd restarts whaled without another command
     assert client.until("once")[0]["outcome"] == "ok"
     assert whaled.is_active("whaled")
 
 
-def test_stopped_it_leaves_nothing(whaled: Installation, lab: Lab) -> None:
+def test_a_stopped_daemon_leaves_nothing_behind(whaled: Installation, lab: Lab) -> None:
     client, since = whaled.follow(), lab.moment()
     lab.systemctl("stop", *UNITS)
     assert client.until("disconnected")[0]["code"] == 1012
     client.stop()
     assert lab.show("whaled", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
-    said = [str(line["MESSAGE"]) for line in lab.journal("whaled", since)]
-    assert any("Deactivated successfully" in line for line in said)  # what systemd says of exit status 0 only
-    assert not any("exited" in line or "timed out" in line for line in said)
+    messages = [str(line["MESSAGE"]) for line in lab.journal("whaled", since)]
+    assert any("Deactivated successfully" in line for line in messages)  # logged only for exit status 0
+    assert not any("exited" in line or "timed out" in line for line in messages)
     assert lab.show("whaled.socket", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     sockets = [line.split() for line in lab.path("/proc/1/net/tcp").read_text().splitlines()[1:]]
     listening = {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in sockets if state == LISTENING}
@@ -347,7 +349,7 @@ def test_stopped_it_leaves_nothing(whaled: Installation, lab: Lab) -> None:
     assert lab.run("whaled", "check-config").returncode == 0
 
 
-# --- what it says ---
+# --- the journal ---
 
 
 def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -> None:
@@ -361,10 +363,10 @@ def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -
     lab.until(lambda: whaled.metrics()[RELOADED] == 0, what="a refused reload")
     (whale,) = lab.journal("whaled", since, f"WHALED_TXID={txid}", "WHALED_BTC=2345.0")
     assert (whale["PRIORITY"], whale["SYSLOG_IDENTIFIER"]) == ("6", "whaled")
-    grave = lab.journal("whaled", since, "--priority", "warning")
-    assert grave
-    assert all(int(line["PRIORITY"]) <= WARNING for line in grave)
-    refused = [line for line in grave if "reload refused" in line["MESSAGE"]]
+    warnings = lab.journal("whaled", since, "--priority", "warning")
+    assert warnings
+    assert all(int(line["PRIORITY"]) <= WARNING for line in warnings)
+    refused = [line for line in warnings if "reload refused" in line["MESSAGE"]]
     assert [line["PRIORITY"] for line in refused] == ["3"]
     assert "threshold_btc" in refused[0]["WHALED_PROBLEM"]
 
@@ -372,7 +374,7 @@ def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -
 # --- memory ---
 
 
-def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Installation, lab: Lab) -> None:
+def test_near_its_memory_limit_it_refuses_new_clients_and_survives(whaled: Installation, lab: Lab) -> None:
     client = whaled.follow()
     pid = whaled.main_pid()
     used = whaled.metrics()["whaled_memory_used_bytes"]
@@ -393,21 +395,21 @@ def test_near_its_memory_limit_it_turns_newcomers_away_and_lives(whaled: Install
     assert [line for line in client.stop() if line["kind"] == "disconnected"] == []
 
 
-# --- strangers ---
+# --- unauthenticated clients ---
 
 
-def test_strangers_who_take_all_descriptors_stop_nothing(whaled: Installation, lab: Lab) -> None:
+def test_unauthenticated_connections_that_use_all_descriptors_stop_nothing(whaled: Installation, lab: Lab) -> None:
     whaled.drop_in("[Service]\nLimitNOFILE=512\n")
     lab.systemctl("restart", "whaled")
     client, pid, since = whaled.follow(), whaled.main_pid(), lab.moment()
     for port in ("8765", "9108"):
-        strangers = Program(lab, "silent", port, "4000")
-        strangers.until("all")
+        silent = Program(lab, "silent", port, "4000")
+        silent.until("all")
         client.until("alert", txid=whaled.send_whale(4_567.0))
-        newcomer = Program(lab, "flood", URL, TOKEN_FILE, "1")
-        assert newcomer.until("all")[0]["answers"] == {"101": 1}
-        newcomer.stop()
-        strangers.stop()
+        new_client = Program(lab, "flood", URL, TOKEN_FILE, "1")
+        assert new_client.until("all")[0]["answers"] == {"101": 1}
+        new_client.stop()
+        silent.stop()
     assert [line for line in client.stop() if line["kind"] == "disconnected"] == []
     assert whaled.main_pid() == pid
     assert [line["MESSAGE"] for line in lab.journal("whaled", since) if "Traceback" in line["MESSAGE"]] == []

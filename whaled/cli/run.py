@@ -16,7 +16,7 @@ from whaled.cli.settings import Subparsers, add_config_option, add_run_options, 
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
-from whaled.service import Loaded, Service
+from whaled.service import Boot, Service
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import DEMO
 
@@ -69,11 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
-    def load() -> Loaded:
+    def load() -> Boot:
         loaded = load_for(arguments)
         config = demo.with_owners(loaded.config) if arguments.simulate else loaded.config
         ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
-        return Loaded(config, ring, loaded.origins)
+        return Boot(config, ring, loaded.origins)
 
     world = structs.replace(DEMO, port=0, seed=time.time_ns())
     async with AsyncExitStack() as stack:
@@ -81,7 +81,7 @@ async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
             simulator = await stack.enter_async_context(Simulator(world))
             arguments.mempool_url = simulator.url
             logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
-        loaded = load()
+        boot = load()
         if arguments.simulate:
-            await demo.begin_log(loaded.config.eventlog, str(world.seed))
-        await Service(loaded, reread=load, passed=passed).run()
+            await demo.begin_log(boot.config.eventlog, str(world.seed))
+        await Service(boot, reread=load, passed=passed).run()

@@ -1,4 +1,4 @@
-"""Faults for a daemon that knows nothing of them: Python imports this at its start if PYTHONPATH says so.
+"""Faults injected into an unmodified daemon: Python imports this module at its start if PYTHONPATH contains it.
 
 SIGRTMIN+2 blocks the event loop, SIGRTMIN+3 hangs the event log's writing thread, SIGRTMIN+1 makes the hub deliver
 nothing.
@@ -13,20 +13,20 @@ FOR_EVER_S = 3600.0
 
 
 def block_the_loop(*_: object) -> None:
-    """Signal handlers run in the main thread, which is the event loop's."""
+    """Block the event loop: signal handlers run in the main thread, as the loop does."""
     time.sleep(FOR_EVER_S)
 
 
 def hang_the_writer(*_: object) -> None:
-    """Give the thread that writes the event log something else to do."""
+    """Occupy the thread that writes the event log."""
     for found in gc.get_objects():
         if isinstance(found, ThreadPoolExecutor) and "writer" in getattr(found, "_thread_name_prefix", ""):
             found.submit(time.sleep, FOR_EVER_S)
 
 
 def wedge_the_hub(*_: object) -> None:
-    """From now on what is delivered is written to nobody, without a word."""
-    from whaled.gateway import hub  # noqa: PLC0415 - only the daemon has it, and only later
+    """Make the hub silently drop all that it should deliver."""
+    from whaled.gateway import hub  # noqa: PLC0415 - only the daemon can import it, and only after its start
 
     def deliver_nothing(_members: object, _data: object, _behind: object) -> int:
         return 0

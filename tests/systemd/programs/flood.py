@@ -1,4 +1,4 @@
-"""Authenticated clients, as many as asked for, that stay until SIGTERM: the answers they got, as JSON lines.
+"""Open COUNT authenticated connections that stay until SIGTERM, and print the responses as JSON lines.
 
 python flood.py URL TOKEN_FILE COUNT
 """
@@ -18,7 +18,7 @@ PROGRESS_EVERY = 100
 
 
 async def visit(host: str, port: int, token: str) -> tuple[str, asyncio.StreamWriter]:
-    """Connect and ask for the upgrade; the status line's code, or what happened instead."""
+    """Connect and send the handshake; return the response's status code, or "cut off", and the open connection."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(
         f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -40,7 +40,7 @@ async def main(url: str, token: str, count: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     left = iter(range(count))
 
-    async def keep_coming() -> None:
+    async def keep_visiting() -> None:
         for number in left:
             if stopping.is_set():
                 return
@@ -52,7 +52,7 @@ async def main(url: str, token: str, count: int) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(AT_A_TIME):
-            tasks.create_task(keep_coming())
+            tasks.create_task(keep_visiting())
     print(json.dumps({"kind": "all", "answers": answers}), flush=True)
     await stopping.wait()
 

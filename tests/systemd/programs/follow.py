@@ -1,4 +1,4 @@
-"""A client that stays: every event of a stream as a JSON line. python follow.py URL TOKEN_FILE"""
+"""Follow a stream and print every event as a JSON line: python follow.py URL TOKEN_FILE"""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from whaled.client import Connected, Disconnected, Missed, Retry, UpstreamStatus, WhaleAlert, WhaleStream, WhaleUpdate
 
 
-def tell(kind: str, **fields: object) -> None:
+def report(kind: str, **fields: object) -> None:
     print(json.dumps({"kind": kind, **fields}), flush=True)
 
 
@@ -20,17 +20,17 @@ async def follow(url: str, token: str) -> None:
         async for event in stream:
             match event:
                 case WhaleAlert(data=whale, position=at):
-                    tell("alert", epoch=at.epoch, offset=at.offset, txid=whale.transaction_id, btc=whale.btc_value)
+                    report("alert", epoch=at.epoch, offset=at.offset, txid=whale.transaction_id, btc=whale.btc_value)
                 case WhaleUpdate(data=news, position=at):
-                    tell("update", epoch=at.epoch, offset=at.offset, txid=news.transaction_id)
+                    report("update", epoch=at.epoch, offset=at.offset, txid=news.transaction_id)
                 case Connected():
-                    tell("connected", recovered=event.is_recovered)
+                    report("connected", recovered=event.is_recovered)
                 case Disconnected():
-                    tell("disconnected", reason=event.reason, code=event.code)
+                    report("disconnected", reason=event.reason, code=event.code)
                 case UpstreamStatus():
-                    tell("upstream", state=event.state)
+                    report("upstream", state=event.state)
                 case Missed():
-                    tell("missed")
+                    report("missed")
                 case _:
                     pass
 

@@ -1,6 +1,6 @@
-"""Clients that come and go without a pause, each until it is through the handshake.
+"""Connect clients continuously; each closes its connection after the handshake.
 
-python knock.py URL [ONCE]: outcomes as JSON lines, the sum at SIGTERM; with ONCE, one client and its outcome.
+python knock.py URL [ONCE]: prints failures as JSON lines, and the counts at SIGTERM; with ONCE, one client's outcome.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ PATIENCE_S = 60
 
 
 async def knock(url: str) -> str:
-    """One client: how its handshake ended."""
+    """Connect one client and return the outcome of its handshake."""
     try:
         client = await connect(url, proxy=None, compression=None, open_timeout=PATIENCE_S, close_timeout=2)
     except ConnectionRefusedError:
@@ -26,7 +26,7 @@ async def knock(url: str) -> str:
     except InvalidStatus as answer:
         return f"status {answer.response.status_code}"
     except TimeoutError:
-        return "waited in vain"
+        return "timed out"
     except (OSError, EOFError, InvalidHandshake) as error:
         return f"cut off: {type(error).__name__}"
     await client.close()

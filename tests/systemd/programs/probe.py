@@ -1,6 +1,6 @@
-"""What can be done inside a unit's sandbox: tries everything and writes what happened into its state directory.
+"""Attempt many operations inside a unit's sandbox, and write the results to its state directory.
 
-python probe.py ELSEWHERE EGRESS: an address that the unit does not allow, and the socket of the way out.
+python probe.py ELSEWHERE EGRESS: an address that the unit does not allow, and the egress proxy's socket.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ elsewhere, egress = sys.argv[1:]
 
 
 def call(name: str, *arguments: object) -> None:
-    """A function of the C library that answers -1 for a fault."""
+    """Call a function of the C library that returns -1 on failure. Raises OSError."""
     ctypes.set_errno(0)
     if getattr(LIBC, name)(*arguments) == -1:
         raise OSError(ctypes.get_errno(), name)
 
 
-# --- what whaled does ---
+# --- operations that whaled needs ---
 
 
 def event_log() -> None:
@@ -84,7 +84,7 @@ def signatures() -> None:
 
 
 def whole_program() -> None:
-    """Every compiled extension whaled has."""
+    """Import every compiled extension that whaled uses."""
     import whaled.cli.main  # noqa: F401, PLC0415
 
 
@@ -114,7 +114,7 @@ def own_numbers() -> None:
 
 
 def own_cgroup() -> None:
-    """Its limits, or that it has none; to say which is for the test."""
+    """Read the limits of the cgroup if it has any; the test checks them."""
     path = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
     group = Path("/sys/fs/cgroup") / path.removeprefix("0::").lstrip("/")
     assert (group / "cgroup.procs").exists()
@@ -124,7 +124,7 @@ def own_cgroup() -> None:
 
 
 def backend_here() -> None:
-    """Over TCP on this machine."""
+    """Connect to a backend on this machine over TCP."""
     socket.create_connection(("127.0.0.1", 18999), PATIENCE_S).close()
 
 
@@ -135,7 +135,7 @@ def way_out() -> None:
 
 
 def client() -> None:
-    """From an address that may not be connected to: who comes by the passed socket is no concern of IPAddressDeny=."""
+    """Accept a client from ELSEWHERE: IPAddressDeny= does not apply to the passed socket."""
     assert os.environ["LISTEN_FDNAMES"] == "ws"
     with socket.socket(fileno=PASSED) as listener:
         listener.settimeout(10)
@@ -145,11 +145,11 @@ def client() -> None:
             connection.sendall(b"hello")
 
 
-# --- what somebody would do who has taken it over ---
+# --- operations of an attacker who has taken over the daemon ---
 
 
 def execute(path: str, *arguments: str) -> None:
-    """What cannot be executed at all raises; the exit status does not matter."""
+    """Execute a program and ignore its exit status. Raises OSError if it cannot be executed."""
     subprocess.run([path, *arguments], check=False, stdin=subprocess.DEVNULL)
 
 
@@ -261,16 +261,16 @@ def outcome(attempt: Callable[[], object]) -> str:
     try:
         attempt()
     except OSError as fault:
-        # A timeout of Python's has no number.
+        # A TimeoutError raised by Python has no errno.
         return errno.errorcode[fault.errno] if fault.errno else type(fault).__name__
-    except Exception as fault:  # noqa: BLE001 - the test says which it expects
+    except Exception as fault:  # noqa: BLE001 - the test has the expected result
         return f"{type(fault).__name__}: {fault}"
     return "done"
 
 
 def writable_and_executable() -> list[str]:
-    """Mount points that can be seen, and are neither read-only nor without execution."""
-    mounts: dict[str, tuple[str, set[str]]] = {}  # of several at one place the last one is seen
+    """Return the visible mount points that are writable and allow execution."""
+    mounts: dict[str, tuple[str, set[str]]] = {}  # the last of several mounts at a mount point is the visible one
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         _, _, device, _, place, options, *rest = line.split()
         if "devpts" not in rest:  # terminals only, never files
@@ -278,7 +278,7 @@ def writable_and_executable() -> list[str]:
     found = []
     for place, (device, how) in mounts.items():
         with contextlib.suppress(OSError):
-            number = Path(place).stat().st_dev  # of something else where another mount lies over it
+            number = Path(place).stat().st_dev  # another device's number if a mount above hides this one
             if f"{os.major(number)}:{os.minor(number)}" == device and not {"ro", "noexec"} & how:
                 found.append(place)
     return found

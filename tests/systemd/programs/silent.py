@@ -1,4 +1,4 @@
-"""Connections that send nothing, from many addresses, held until SIGTERM: how many were opened, as a JSON line.
+"""Open COUNT connections from many addresses that send nothing, and hold them until SIGTERM.
 
 python silent.py PORT COUNT
 """
