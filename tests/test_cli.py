@@ -210,7 +210,7 @@ def test_making_a_key_that_the_environment_outranks_is_told(
 ) -> None:
     monkeypatch.setenv("WEBSOCKET_SECRET_KEY", "x" * 32)
     assert main(["keys", "generate", "--key-ring", str(ring)]) == 0
-    assert "WEBSOCKET_SECRET_KEY is set and comes before" in capsys.readouterr().err
+    assert "WEBSOCKET_SECRET_KEY is set here; wherever it is set, it overrides the key ring" in capsys.readouterr().err
 
 
 def test_what_takes_a_changed_ring_is_told_and_a_directory_that_was_made(

@@ -203,7 +203,7 @@ async def test_an_odd_answer_is_a_failure_of_the_stream_and_nothing_else(
     ("head", "says", "wait_s"),
     [
         ("two times to wait", "HTTP 503", 9.0),
-        ("two times to wait, limited", "HTTP 429 (too many connections of this address)", 9.0),
+        ("two times to wait, limited", "HTTP 429 (too many connections from this address)", 9.0),
         ("a time to wait and nonsense", "HTTP 503", 3.0),
         ("no time to wait, twice", "HTTP 429", None),
         ("a year that there is not", "HTTP 503", None),
