@@ -210,7 +210,7 @@ def test_a_new_key_that_the_environment_overrides_causes_a_warning(
 ) -> None:
     monkeypatch.setenv("WEBSOCKET_SECRET_KEY", "x" * 32)
     assert main(["keys", "generate", "--key-ring", str(ring)]) == 0
-    assert "WEBSOCKET_SECRET_KEY is set and comes before" in capsys.readouterr().err
+    assert "WEBSOCKET_SECRET_KEY is set here; wherever it is set, it overrides the key ring" in capsys.readouterr().err
 
 
 def test_key_commands_print_the_next_step_and_report_a_created_directory(

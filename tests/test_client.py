@@ -759,7 +759,7 @@ async def test_a_provider_of_bad_tokens_is_not_called_indefinitely() -> None:
         await peer.refuse("Invalid or expired token")
 
     async with scripted(*[script] * 3) as server, stream(server.url, token_provider=provider("a", "b", "c")) as source:
-        with pytest.raises(AuthenticationFailed, match="3 tokens of the provider in a row"):
+        with pytest.raises(AuthenticationFailed, match="refused 3 tokens from the provider in a row"):
             await anext(source)
 
 

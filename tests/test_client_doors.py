@@ -203,7 +203,7 @@ async def test_a_malformed_response_is_a_failure_of_the_stream_and_nothing_else(
     ("head", "says", "wait_s"),
     [
         ("two Retry-After headers", "HTTP 503", 9.0),
-        ("429, two Retry-After headers", "HTTP 429 (too many connections of this address)", 9.0),
+        ("429, two Retry-After headers", "HTTP 429 (too many connections from this address)", 9.0),
         ("a valid and an invalid Retry-After", "HTTP 503", 3.0),
         ("two invalid Retry-After headers", "HTTP 429", None),
         ("a nonexistent year", "HTTP 503", None),

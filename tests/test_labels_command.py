@@ -324,7 +324,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, what: s
 def test_a_type_for_all_files_that_takes_own_from_a_wallet_is_warned_of(tmp_path: Path, capsys: Output) -> None:
     wallet = written(tmp_path, "x.jsonl", f'{{"type":"addr","ref":"{A}","label":"x"}}\n')
     assert run("import", wallet, written(tmp_path, "x.csv", WALLETEXPLORER), "--type", "exchange") == 0
-    assert f"whaled: warning: {wallet} (BIP 329): --type exchange is for all files: " in capsys.readouterr().err
+    assert f"whaled: warning: {wallet} (BIP 329): --type exchange applies to all files; " in capsys.readouterr().err
     for options in ((), ("--type", "own")):
         assert run("import", wallet, *options) == 0
         assert "warning" not in capsys.readouterr().err

@@ -240,10 +240,10 @@ def test_compression_is_requested_over_a_network_unless_an_option_overrides_it()
 
 
 def test_a_terminal_starts_with_the_last_ten_and_a_pipe_with_now() -> None:
-    assert opened(is_terminal=True)._cursor.ask(None) == Last(10)
-    assert opened(is_terminal=False)._cursor.ask(None) is None
-    assert opened("--since", "now", is_terminal=True)._cursor.ask(None) is None
-    assert opened("--since=-_e:7")._cursor.ask(None) == Position("-_e", 7)
+    assert opened(is_terminal=True)._cursor.start(None) == Last(10)
+    assert opened(is_terminal=False)._cursor.start(None) is None
+    assert opened("--since", "now", is_terminal=True)._cursor.start(None) is None
+    assert opened("--since=-_e:7")._cursor.start(None) == Position("-_e", 7)
 
 
 def test_a_starting_time_without_a_zone_is_shown_as_it_is_read() -> None:

@@ -1,1 +1,1 @@
-"""Programs of the project that are not shipped."""
+"""Development programs that are not part of the package."""

@@ -1,4 +1,4 @@
-"""Write the dashboards to the directory named, or to where they are committed."""
+"""Write the dashboards to the directory given as argument, by default to deploy/grafana/dashboards."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ DASHBOARDS = {
 
 
 def main(directory: Path) -> None:
-    """Write every dashboard."""
+    """Write all dashboards to a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, build in DASHBOARDS.items():
         (directory / name).write_text(render(build()))

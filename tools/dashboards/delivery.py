@@ -1,4 +1,4 @@
-"""Who connects, who is turned away, what goes in and out, and how fast: the view for a complaint of a client."""
+"""Delivery to clients: connections, refusals, traffic and latency, for the analysis of a client's complaint."""
 
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import units
@@ -13,7 +13,7 @@ def _summary() -> Row:
     return "Are clients served?", [
         number(
             "Clients of limit",
-            "Open connections of gateway.max_connections. Raise it, and LimitNOFILE, before it is met.",
+            "Open connections, as a share of gateway.max_connections. Raise it, and LimitNOFILE, before it is reached.",
             f"max({of('whaled_connections')} / {of('whaled_connections_limit')})",
             units.PercentUnit,
             ((None, GREEN), (0.8, YELLOW), (0.95, RED)),
@@ -23,8 +23,8 @@ def _summary() -> Row:
         ),
         number(
             "Frame to client, p99",
-            "From the arrival of the backend's frame to the last write to a live client, for 99 of 100 frames with "
-            "a whale.",
+            "Time from the receipt of the backend's frame to the last write to a live client, 99th percentile of the "
+            "frames with a whale.",
             quantile(0.99, "whaled_frame_to_sent_seconds"),
             units.Seconds,
             ((None, GREEN), (0.5, YELLOW), (1, RED)),
@@ -33,7 +33,7 @@ def _summary() -> Row:
         ),
         number(
             "Canary, p99",
-            "From a canary's frame to its arrival, for 99 of 100. Objective: 99.5 % within 1 s over 30 days.",
+            "Time from a canary's frame to its arrival, 99th percentile. Objective: 99.5 % within 1 s over 30 days.",
             quantile(0.99, "whaled_canary_seconds"),
             units.Seconds,
             ((None, GREEN), (0.5, YELLOW), (1, RED)),
@@ -42,8 +42,7 @@ def _summary() -> Row:
         ),
         number(
             "Queued for clients",
-            "Bytes written for clients that the kernel has not taken yet. It is memory; high: clients or the uplink "
-            "are slow.",
+            "Unsent bytes of all clients, which are held in memory. If they are high, clients or the uplink are slow.",
             f"sum({of('whaled_unsent_bytes')})",
             units.BytesIEC,
             ((None, GREEN), (64 * 2**20, YELLOW), (256 * 2**20, RED)),
@@ -52,8 +51,8 @@ def _summary() -> Row:
         ),
         number(
             "Not recovered",
-            "Replays in the range shown for which the log did not go back far enough: these clients missed events, "
-            "and were told so.",
+            "Replays in the displayed range whose position was older than the log. These clients missed events and "
+            "were notified of it.",
             recovered.format(of("whaled_replays_total", 'recovered="false"')),
             units.Short,
             ((None, GREEN), (0.5, YELLOW), (10, RED)),
@@ -62,7 +61,7 @@ def _summary() -> Row:
         ),
         number(
             "Shed",
-            "Sessions closed in the range shown to save memory. Raise MemoryMax, or lower gateway.max_connections "
+            "Sessions closed in the displayed range to save memory. Raise MemoryMax, or lower gateway.max_connections "
             "or gateway.max_unsent.",
             recovered.format(of("whaled_connections_shed_total")),
             units.Short,
@@ -77,8 +76,8 @@ def _connections() -> Row:
     return "Connections", [
         lines(
             "Connections",
-            "Open connections; of them those not authenticated yet. Many of these and lasting: somebody holds "
-            "connections open.",
+            "Open connections, and those of them that are unauthenticated. If many stay unauthenticated, someone is "
+            "holding connections open.",
             units.Short,
             {
                 "open": f"sum({of('whaled_connections')})",
@@ -90,9 +89,8 @@ def _connections() -> Row:
         ),
         lines(
             "Opened, refused, closed",
-            "Sessions opened, connections that did not become one, and sessions ended. Opened far above the number "
-            "of clients: they "
-            "reconnect in a loop.",
+            "Opened sessions, refused connections, and closed sessions. If far more are opened than there are clients, "
+            "clients reconnect in a loop.",
             units.CountsPerSecond,
             {
                 "opened": rate("whaled_connections_opened_total"),
@@ -104,7 +102,7 @@ def _connections() -> Row:
         ),
         lines(
             "Refused by reason",
-            "Connections that did not become a session. The reason names the limit or the fault.",
+            "Connections that did not become a session, by the limit or fault that is the reason.",
             units.CountsPerSecond,
             {"{{reason}}": rate("whaled_connections_refused_total", by="reason")},
             many=True,
@@ -112,9 +110,8 @@ def _connections() -> Row:
         ),
         lines(
             "Closed by code",
-            "Sessions ended by close code. 1008: credentials or rate; 1011: a bug, see the journal; 1012: a "
-            "restart; 1013: slow clients "
-            "or memory; 1005 and 1006: the client went without a word.",
+            "Closed sessions by close code. 1008: credentials or rate limit; 1011: a bug, see the journal; 1012: a "
+            "restart; 1013: slow clients or memory; 1005 and 1006: the client disconnected without a close code.",
             units.CountsPerSecond,
             {"{{code}}": rate("whaled_connections_closed_total", by="code")},
             many=True,
@@ -122,8 +119,8 @@ def _connections() -> Row:
         ),
         lines(
             "Authentications by outcome",
-            "unknown_key, bad_signature: a key was retired too early, or somebody guesses. expired: a client does "
-            "not refresh its token.",
+            "unknown_key, bad_signature: a key was retired too early, or someone is guessing tokens. expired: a client "
+            "does not refresh its token.",
             units.CountsPerSecond,
             {"{{outcome}}": rate("whaled_authentications_total", by="outcome")},
             many=True,
@@ -131,9 +128,8 @@ def _connections() -> Row:
         ),
         lines(
             "Messages rejected",
-            "Client messages answered with an error, by its code. rate_limited: a client is too eager, or "
-            "gateway.messages_per_second "
-            "too low.",
+            "Client messages that got an error, by its code. rate_limited: a client sends too many messages, or "
+            "gateway.messages_per_second is too low.",
             units.MessagesPerSecond,
             {"{{code}}": rate("whaled_messages_rejected_total", by="code")},
             many=True,
@@ -146,14 +142,14 @@ def _traffic() -> Row:
     return "Traffic", [
         lines(
             "Messages in",
-            "Messages from clients by type. invalid growing: a client is broken.",
+            "Messages from clients by type. If invalid grows, a client is faulty.",
             units.MessagesPerSecond,
             {"{{type}}": rate("whaled_messages_received_total", by="type")},
             stacked=True,
         ),
         lines(
             "Messages out",
-            "Frames for all clients by type. control is what one client alone is told: answers and notices.",
+            "Frames sent to all clients by type. control: responses and notices to a single client.",
             units.MessagesPerSecond,
             {"{{type}}": rate("whaled_messages_sent_total", by="type")},
             stacked=True,
@@ -166,7 +162,7 @@ def _traffic() -> Row:
         ),
         lines(
             "Published",
-            "Events and alerts given to the hub. Lasting less than what the log commits: a bug.",
+            "Events and alerts passed to the hub. If they stay below the committed events, there is a bug.",
             units.EventsPerSecond,
             {
                 "events committed": rate("whaled_eventlog_events_total"),
@@ -176,13 +172,13 @@ def _traffic() -> Row:
         ),
         lines(
             "Filters in use",
-            "Distinct filters; each is evaluated once per event, whatever the number of clients that share it.",
+            "Distinct filters. Each is evaluated once per event for all clients that share it.",
             units.Short,
             {"{{instance}}": of("whaled_filters")},
         ),
         lines(
             "Memory shedding",
-            "1 while newcomers are refused and slow clients cut off to save memory.",
+            "1 while whaled refuses new clients and closes slow ones to save memory.",
             units.Short,
             {"{{instance}}": of("whaled_memory_shedding")},
             limit=1,
@@ -194,14 +190,14 @@ def _slow() -> Row:
     return "Slow and returning clients", [
         lines(
             "Queued for clients",
-            "Bytes written for clients that the kernel has not taken yet.",
+            "Unsent bytes of all clients.",
             units.BytesIEC,
             {"{{instance}}": of("whaled_unsent_bytes")},
         ),
         lines(
             "Falling behind",
-            "Times a client fell behind and was switched to replay (nothing is lost by it), and clients given up as "
-            "too slow (1013).",
+            "Clients that fell behind and were switched to replay, without loss of events, and clients closed as too "
+            "slow (1013).",
             units.CountsPerSecond,
             {
                 "lagged": rate("whaled_clients_lagged_total"),
@@ -210,9 +206,8 @@ def _slow() -> Row:
         ),
         lines(
             "Replays",
-            "Replays from the log, by whether the position could be honoured. Not recovered: away longer than "
-            "eventlog.retention, or the "
-            "log was restored.",
+            "Replays from the log, by whether the position was honoured. Not recovered: the client was disconnected "
+            "longer than eventlog.retention, or the log was restored.",
             units.CountsPerSecond,
             {
                 "recovered": rate("whaled_replays_total", 'recovered="true"'),
@@ -222,8 +217,8 @@ def _slow() -> Row:
         ),
         lines(
             "Replayed and live",
-            "Event frames out of the log beside all of them. Replayed lasting near the whole: clients are slower "
-            "than the news.",
+            "Event frames from replays, and all event frames. If most are replayed for a long time, clients are slower "
+            "than the stream of events.",
             units.MessagesPerSecond,
             {
                 "out of the log": rate("whaled_messages_replayed_total"),
@@ -232,7 +227,7 @@ def _slow() -> Row:
         ),
         lines(
             "Rate limited",
-            "What was beyond a limit: messages of a client, authentications of an address, connections of an address.",
+            "Messages, authentications and connections above the limit of a client or an address.",
             units.CountsPerSecond,
             {
                 "messages": rate("whaled_messages_rejected_total", 'code="rate_limited"'),
@@ -241,8 +236,8 @@ def _slow() -> Row:
             },
         ),
         lines(
-            "Positions held",
-            "The newest offset committed and the oldest held: between them a client can resume without loss.",
+            "Retained positions",
+            "The newest committed offset and the oldest retained one. Between them a client can resume without loss.",
             units.Short,
             {
                 "newest {{instance}}": of("whaled_eventlog_head_offset"),
@@ -257,14 +252,13 @@ def _latency() -> Row:
     return "Latency", [
         buckets(
             "Frame to client",
-            "From the arrival of the backend's frame to the last write to a live client, for each frame with a whale.",
+            "Time from the receipt of the backend's frame to the last write to a live client, for frames with a whale.",
             "whaled_frame_to_sent_seconds",
         ),
         lines(
             "Frame to commit and to client",
-            "From the arrival of the backend's frame to the commit of its events and to the last write to a live "
-            "client. "
-            "What lies between is the fan-out.",
+            "Time from the receipt of the backend's frame to the commit of its events, and to the last write to a live "
+            "client. The difference is the fan-out.",
             units.Seconds,
             {
                 f"{text} p{share * 100:g}": quantile(share, metric)
@@ -279,7 +273,7 @@ def _latency() -> Row:
         ),
         lines(
             "Canaries",
-            "From a canary's frame to its arrival. Dashed: the objective, within which 99.5 % must stay.",
+            "Time from a canary's frame to its arrival. Dashed: the objective for 99.5 % of them.",
             units.Seconds,
             {f"p{share * 100:g}": quantile(share, "whaled_canary_seconds") for share in (0.5, 0.9, 0.99)},
             steps=((None, "transparent"), (1, RED)),
@@ -288,8 +282,8 @@ def _latency() -> Row:
         ),
         lines(
             "Canaries started and failed",
-            "Canaries started, one every canary.interval, and those that did not arrive in time (late) or broke on "
-            "the way (error).",
+            "Started canaries, one every canary.interval, and those that did not arrive in time (late) or failed in "
+            "the pipeline (error).",
             units.CountsPerSecond,
             {
                 "started": rate("whaled_canaries_sent_total"),
@@ -301,10 +295,10 @@ def _latency() -> Row:
 
 
 def dashboard() -> model.Dashboard:
-    """The dashboard."""
+    """Build the dashboard."""
     return framed(
         "whaled-delivery",
         "delivery",
-        "Who connects, who is turned away, what goes in and out, and how fast.",
+        "Connections, refusals, traffic, replays and latency of clients.",
         [_summary(), _connections(), _traffic(), _slow(), _latency()],
     )

@@ -1,4 +1,4 @@
-"""What is around the panels of every dashboard: variables, links to the others, marks of restarts and reloads."""
+"""The parts common to all dashboards: variables, links to the other dashboards, marks of restarts and reloads."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Row: TypeAlias = tuple[str, Sequence[builder.Builder[model.Panel]]]
 
 
 class _Annotation(model.AnnotationQuery):
-    """The SDK's, with what only Prometheus annotations have: the text beside the mark."""
+    """The SDK's annotation query, with a field of Prometheus annotations that it lacks: the text next to the mark."""
 
     def to_json(self) -> dict[str, object]:
         return {**super().to_json(), "titleFormat": f"{self.name} {{{{instance}}}}"}
@@ -43,7 +43,7 @@ def _variable(name: str, label: str, series: str) -> board.QueryVariable:
 
 
 def dashboard(uid: str, title: str, description: str, rows: Sequence[Row]) -> model.Dashboard:
-    """The dashboard with the rows given, numbered and placed."""
+    """Build a dashboard from rows; panels get ids and positions."""
     started = f"changes({of('process_start_time_seconds')}[$__rate_interval]) > 0"
     reloaded = f"changes({of('whaled_config_last_reload_success_timestamp_seconds')}[$__rate_interval]) > 0"
     frame = (
@@ -56,13 +56,13 @@ def dashboard(uid: str, title: str, description: str, rows: Sequence[Row]) -> mo
         .refresh("30s")
         .tooltip(model.DashboardCursorSync.CROSSHAIR)
         .with_variable(board.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        # Not all jobs: `up` and process_* of everything that Prometheus scrapes would be among them.
+        # Without "All": it would include `up` and process_* of everything that Prometheus scrapes.
         .with_variable(
             _variable("job", "Job", "whaled_build_info")
             .include_all(False)
             .current(model.VariableOption(selected=True, text=["whaled"], value=["whaled"]))
         )
-        # By `up`, which is there for a whaled that does not answer too.
+        # From `up`, which also exists for a whaled that does not respond.
         .with_variable(
             _variable("instance", "Instance", 'up{job=~"$job"}')
             .include_all(True)
@@ -84,7 +84,7 @@ def dashboard(uid: str, title: str, description: str, rows: Sequence[Row]) -> mo
         for panel in panels:
             frame.with_panel(panel)
     built = frame.build()
-    # The SDK numbers nothing, and Grafana cannot tell panels without an id apart.
+    # The SDK sets no ids, which Grafana needs to distinguish panels.
     for placed in built.panels or []:
         if isinstance(placed, model.Panel):
             placed.id_val = next(ids)
@@ -92,5 +92,5 @@ def dashboard(uid: str, title: str, description: str, rows: Sequence[Row]) -> mo
 
 
 def render(built: model.Dashboard) -> str:
-    """The JSON as it is committed."""
+    """Return the JSON in the form that is committed."""
     return JSONEncoder(sort_keys=True, indent=2).encode(built) + "\n"

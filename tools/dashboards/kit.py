@@ -1,4 +1,4 @@
-"""What the dashboards are made of: expressions over the whaled that are chosen, and panels."""
+"""The building blocks of the dashboards: expressions over the selected instances of whaled, and panels."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -15,11 +15,11 @@ SOURCE = model.DataSourceRef(type_val="prometheus", uid="$datasource")
 CHOSEN = ('job=~"$job"', 'instance=~"$instance"')
 
 GREEN, YELLOW, RED, BLUE, GREY = "green", "yellow", "red", "blue", "text"
-# From a value on, a colour; the first is that of everything below.
+# (lower bound, colour). The first one has no bound: it is the colour below all others.
 Steps: TypeAlias = Sequence[tuple[float | None, str]]
 GOOD_IF_ZERO: Steps = ((None, GREEN), (1, RED))
 NEUTRAL: Steps = ((None, BLUE),)
-# "None yet" is a timestamp of 0: as an age it is beyond any real one. "Never" is +Inf, beyond any time left.
+# A timestamp of 0 means "none yet": its age exceeds any real one. An expiry of +Inf means "never".
 NEVER_HAPPENED = 1e9
 NEVER_ENDS = 1e12
 
@@ -28,27 +28,27 @@ NEVER_ENDS = 1e12
 
 
 def of(metric: str, *matchers: str) -> str:
-    """The series of a metric of the whaled that are chosen."""
+    """Return a selector for a metric of the selected instances."""
     return f"{metric}{{{', '.join((*CHOSEN, *matchers))}}}"
 
 
 def rate(metric: str, *matchers: str, by: str = "") -> str:
-    """What is added per second, over all chosen, for each value of a label."""
+    """Return the rate per second, summed over the selected instances, by a label if given."""
     return f"sum{f' by ({by})' if by else ''} (rate({of(metric, *matchers)}[$__rate_interval]))"
 
 
 def per_hour(metric: str, by: str = "") -> str:
-    """What is added per hour."""
+    """Return the rate per hour."""
     return f"3600 * {rate(metric, by=by)}"
 
 
 def quantile(share: float, histogram: str) -> str:
-    """The time within which a share of the observations stayed."""
+    """Return a quantile of a histogram."""
     return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', by='le')})"
 
 
 def age(timestamp: str) -> str:
-    """Seconds since a time; of several whaled, the longest ago."""
+    """Return the seconds since a timestamp, the oldest one of several instances."""
     return f"time() - min({of(timestamp)})"
 
 
@@ -56,7 +56,7 @@ def age(timestamp: str) -> str:
 
 
 def query(expression: str, legend: str = "") -> prometheus.Dataquery:
-    """A query over the range shown."""
+    """Return a query over the displayed time range."""
     return prometheus.Dataquery().expr(expression).legend_format(legend).datasource(SOURCE).range()
 
 
@@ -69,7 +69,7 @@ def _thresholds(steps: Steps) -> board.ThresholdsConfig:
 
 
 def value_map(texts: Mapping[int, tuple[str, str]]) -> model.ValueMap:
-    """Text and colour in place of a value."""
+    """Map single values to a text and a colour."""
     return model.ValueMap(
         {
             str(value): model.ValueMappingResult(text=text, color=color, index=index)
@@ -79,7 +79,7 @@ def value_map(texts: Mapping[int, tuple[str, str]]) -> model.ValueMap:
 
 
 def from_on(begin: float, text: str, color: str) -> model.RangeMap:
-    """Text and colour in place of every value from `begin` on."""
+    """Map all values from `begin` on to a text and a colour."""
     return model.RangeMap(
         model.DashboardRangeMapOptions(
             from_val=begin, to=None, result=model.ValueMappingResult(text=text, color=color, index=0)
@@ -99,7 +99,7 @@ def number(
     decimals: int | None = None,
     width: int = 3,
 ) -> stat.Panel:
-    """One number, its colour the answer; with `trend` a line of how it came to it."""
+    """Return a panel of a single number, coloured by `steps`; with `trend` it includes a sparkline."""
     data = query(expression).ref_id("A")
     panel = (
         stat.Panel()
@@ -135,9 +135,10 @@ def lines(
     width: int = 8,
     colors: Mapping[str, str] | None = None,
 ) -> timeseries.Panel:
-    """Lines over time, one query for each legend. With `many` the legend is a table, the largest first.
+    """Return a panel of lines over time, with one query per legend.
 
-    `floating`: the axis does not begin at 0, for what only ever grows. `limit`: it ends there.
+    With `many` the legend is a table, largest values first. With `floating` the axis does not start at 0, for values
+    that only grow. `limit` is the upper end of the axis.
     """
     panel = (
         timeseries.Panel()
@@ -193,7 +194,7 @@ def _legend(*, many: bool) -> common.VizLegendOptions:
 
 
 def buckets(title: str, description: str, histogram: str, *, width: int = 12) -> heatmap.Panel:
-    """A histogram over time: the darker, the more observations."""
+    """Return a heat map of a histogram over time."""
     return (
         heatmap.Panel()
         .title(title)
@@ -225,7 +226,7 @@ def buckets(title: str, description: str, histogram: str, *, width: int = 12) ->
 def states(
     title: str, description: str, expression: str, legend: str, texts: Mapping[int, tuple[str, str]], *, width: int = 12
 ) -> statetimeline.Panel:
-    """A state over time, a bar for each legend."""
+    """Return a panel of states over time, with one bar per legend."""
     return (
         statetimeline.Panel()
         .title(title)

@@ -1,4 +1,4 @@
-"""Is whaled healthy, and what is it doing: what an operator asks first, in that order."""
+"""The overview: whether whaled is healthy, and what it is doing."""
 
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import units
@@ -28,7 +28,7 @@ from tools.dashboards.kit import (
 DAY = 86_400
 OBJECTIVE = 0.995
 
-# Of the canaries that ended within 30 days, those that arrived within a second; the rest is what the budget pays for.
+# The share of the canaries of the last 30 days that arrived within a second. The others use up the error budget.
 _ENDED = (
     f"(sum(increase({of('whaled_canary_seconds_count')}[30d]))"
     f" + sum(increase({of('whaled_canaries_failed_total')}[30d])))"
@@ -46,8 +46,8 @@ def _answers() -> Row:
     return "Is it healthy?", [
         number(
             "Up",
-            "Whether /metrics answered the last scrape. The event loop serves it: down also means stuck. "
-            "Of several whaled the worst, here and in this whole row.",
+            "Whether /metrics responded to the last scrape. The event loop serves it, so DOWN also means that the loop "
+            "is blocked. With several instances, this row shows the worst one.",
             f"min({of('up')})",
             units.Short,
             ((None, RED), (1, GREEN)),
@@ -55,8 +55,8 @@ def _answers() -> Row:
         ),
         number(
             "Backend",
-            "The link to the mempool backend. Degraded: it is connected, but the backend is not in sync and whales "
-            "may not be seen.",
+            "The link to the mempool backend. Degraded: it is connected, but the backend is not in sync, so whales "
+            "may be missing.",
             f"min({LINK})",
             units.Short,
             ((None, RED), (1, YELLOW), (2, GREEN)),
@@ -64,9 +64,8 @@ def _answers() -> Row:
         ),
         number(
             "Last canary",
-            "How long ago a canary last made the way of a whale: decoded, detected, committed, delivered. One "
-            "starts every 30 s. "
-            "While it is old, whales would not arrive either.",
+            "Time since a canary last passed through the pipeline like a whale: decoded, detected, committed, "
+            "delivered. One starts every 30 s. While the last one is old, whales would not arrive either.",
             age("whaled_last_canary_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (60, YELLOW), (120, RED)),
@@ -75,9 +74,9 @@ def _answers() -> Row:
         ),
         number(
             "Error budget left",
-            "Objective: 99.5 % of canaries arrive within 1 s over 30 days. 100 %: untouched, 0: used up, below: "
-            "missed. "
-            "Over as much of the 30 days as Prometheus keeps; always 30 days, whatever range is shown.",
+            "Objective: 99.5 % of canaries arrive within 1 s over 30 days. 100 %: unused; 0: used up; negative: the "
+            "objective is missed. It always covers 30 days, whatever range is displayed, or less if Prometheus keeps "
+            "less.",
             BUDGET_LEFT,
             units.PercentUnit,
             ((None, RED), (0, YELLOW), (0.25, GREEN)),
@@ -85,7 +84,7 @@ def _answers() -> Row:
         ),
         number(
             "Alerts firing",
-            "Alerts of deploy/prometheus that fire for the whaled chosen. 0 says nothing where those rules are not "
+            "Alerts of deploy/prometheus that fire for the selected instances. 0 means nothing if those rules are not "
             "loaded.",
             f"""count({of("ALERTS", 'alertstate="firing"')}) or vector(0)""",
             units.Short,
@@ -93,7 +92,8 @@ def _answers() -> Row:
         ),
         number(
             "Errors",
-            "Errors of all components in the range shown. Which ones: the last row; why: the journal.",
+            "Errors of all components in the displayed range. The last row shows the components, the journal the "
+            "causes.",
             f"sum(increase({of('whaled_errors_total')}[$__range]))",
             units.Short,
             ((None, GREEN), (0.5, YELLOW), (20, RED)),
@@ -101,9 +101,8 @@ def _answers() -> Row:
         ),
         number(
             "Memory of limit",
-            "Memory used of memory.limit or of the cgroup's. From 85 % on (memory.shed_at) newcomers are refused "
-            "and the slowest "
-            "clients cut off.",
+            "Memory used, as a share of memory.limit or the cgroup's limit. From 85 % on (memory.shed_at) whaled "
+            "refuses new clients and closes the slowest ones.",
             f"max({of('whaled_memory_used_bytes')} / {of('whaled_memory_limit_bytes')})",
             units.PercentUnit,
             ((None, GREEN), (0.75, YELLOW), (0.85, RED)),
@@ -113,7 +112,7 @@ def _answers() -> Row:
         ),
         number(
             "Event-loop lag",
-            "How late one timer in 100 fires. Everything waits as long: frames, clients, this very scrape.",
+            "The delay of one timer in 100. Everything else is delayed as much: frames, clients, scrapes.",
             quantile(0.99, "whaled_event_loop_lag_seconds"),
             units.Seconds,
             ((None, GREEN), (0.1, YELLOW), (0.25, RED)),
@@ -126,7 +125,7 @@ def _situation() -> Row:
     return "What is it doing?", [
         number(
             "Clients",
-            "Open client connections, those not authenticated yet included.",
+            "Open client connections, including unauthenticated ones.",
             f"sum({of('whaled_connections')})",
             units.Short,
             NEUTRAL,
@@ -135,7 +134,7 @@ def _situation() -> Row:
         ),
         number(
             "Last whale",
-            "How long ago a whale was last committed. Days are possible with a high detection.threshold_btc.",
+            "Time since a whale was last committed. With a high detection.threshold_btc it may be days.",
             age("whaled_last_whale_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (12 * 3600, YELLOW), (DAY, RED)),
@@ -143,7 +142,7 @@ def _situation() -> Row:
         ),
         number(
             "Last frame",
-            "How long the backend has been silent. After upstream.stale_after without an answer the link is given up.",
+            "Time since the backend's last frame. After upstream.stale_after without a response the link is closed.",
             age("whaled_upstream_last_message_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (60, YELLOW), (180, RED)),
@@ -152,7 +151,7 @@ def _situation() -> Row:
         ),
         number(
             "Disk free",
-            "Free on the event log's file system. A full one: no event is stored, none is delivered.",
+            "Free space on the event log's file system. If it is full, no events are stored or delivered.",
             f"min({of('whaled_eventlog_disk_free_bytes')} / {of('whaled_eventlog_disk_size_bytes')})",
             units.PercentUnit,
             ((None, RED), (0.05, YELLOW), (0.15, GREEN)),
@@ -160,7 +159,7 @@ def _situation() -> Row:
         ),
         number(
             "Last reload",
-            "Whether the last reload was applied. Refused: the configuration before it is still in force, and a "
+            "Whether the last reload was applied. Refused: the previous configuration is still in effect, and a "
             "restart would fail.",
             f"min({of('whaled_config_last_reload_successful')})",
             units.Short,
@@ -169,7 +168,7 @@ def _situation() -> Row:
         ),
         number(
             "Authentication",
-            "Off: everybody who can connect reads the alerts. Only ever on loopback.",
+            "OFF: every client that can connect receives alerts. Use this only on loopback.",
             f"max({of('whaled_authentication_disabled')})",
             units.Short,
             GOOD_IF_ZERO,
@@ -177,7 +176,7 @@ def _situation() -> Row:
         ),
         number(
             "Certificate left",
-            "Until the TLS certificate in use ends. Renew the files and reload.",
+            "Time until the current TLS certificate expires. Renew the files and reload.",
             f"min({of('whaled_certificate_expiry_timestamp_seconds')}) - time()",
             units.Seconds,
             ((None, RED), (2 * DAY, YELLOW), (14 * DAY, GREEN)),
@@ -186,7 +185,7 @@ def _situation() -> Row:
         ),
         number(
             "Signing key age",
-            "Since the key that signs was made. Rotate it in time.",
+            "Time since the signing key was generated. Rotate it in time.",
             age("whaled_signing_key_created_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (180 * DAY, YELLOW), (365 * DAY, RED)),
@@ -200,22 +199,21 @@ def _whales() -> Row:
     return "Whales", [
         lines(
             "Whales by flow",
-            "Whales alerted, as a rate per hour. All unknown: there is no detection.address_book.",
+            "Alerted whales per hour. If all are unknown, detection.address_book is not set.",
             units.Short,
             {"{{flow}}": per_hour("whaled_whales_total", "flow")},
             stacked=True,
         ),
         lines(
             "Whales by source",
-            "How whales were found, as a rate per hour: live in the stream, or later in a snapshot or a block.",
+            "Alerted whales per hour by source: live in the stream, or later in a mempool comparison or a block.",
             units.Short,
             {"{{source}}": per_hour("whaled_whale_sources_total", "source")},
         ),
         lines(
             "From frame to client",
-            "From the arrival of the backend's frame: to the commit of its events, and to the last write to a live "
-            "client. "
-            "The canary is whaled's own measure of the same way. Dashed: the objective of 1 s.",
+            "Time from the receipt of the backend's frame to the commit of its events, and to the last write to a live "
+            "client. The canary measures the same path. Dashed: the objective of 1 s.",
             units.Seconds,
             {
                 "committed p50": quantile(0.5, "whaled_frame_to_commit_seconds"),
@@ -234,8 +232,7 @@ def _clients() -> Row:
     return "Clients", [
         lines(
             "Clients",
-            "Open connections; of them those that get events as they are published, those being brought up to date "
-            "from the log, and those not authenticated yet.",
+            "Open connections: those in live delivery, those in replay from the log, and unauthenticated ones.",
             units.Short,
             {
                 "open": f"sum({of('whaled_connections')})",
@@ -246,15 +243,15 @@ def _clients() -> Row:
         ),
         lines(
             "Sent",
-            "Frames for all clients by type. control is what one client alone is told: answers and notices.",
+            "Frames sent to all clients by type. control: responses and notices to a single client.",
             units.MessagesPerSecond,
             {"{{type}}": rate("whaled_messages_sent_total", by="type")},
             stacked=True,
         ),
         lines(
             "Turned away",
-            "Connections that did not become a session, credentials presented and not accepted, messages beyond the "
-            "rate, and clients that fell behind (they get the rest out of the log). Reasons: the delivery dashboard.",
+            "Refused connections, refused credentials, messages above the rate limit, and clients that fell behind "
+            "(which are replayed from the log). The delivery dashboard shows the reasons.",
             units.CountsPerSecond,
             {
                 "refused": rate("whaled_connections_refused_total"),
@@ -270,7 +267,7 @@ def _log() -> Row:
     return "Event log", [
         lines(
             "Commit time",
-            "Time of a commit with new events, fsync included. Above 0.1 s the disk is slow or shared.",
+            "Duration of a commit of new events, including fsync. Above 0.1 s the disk is slow or shared.",
             units.Seconds,
             {
                 "p50": quantile(0.5, "whaled_eventlog_commit_seconds"),
@@ -280,14 +277,14 @@ def _log() -> Row:
         ),
         lines(
             "Log head",
-            "The newest offset committed. Positions of clients count in it; it only grows.",
+            "The newest committed offset, which only grows. Clients' positions are offsets in the log.",
             units.Short,
             {"{{instance}}": of("whaled_eventlog_head_offset")},
             floating=True,
         ),
         lines(
             "Log size",
-            "Database and write-ahead log on disk. eventlog.retention bounds it.",
+            "Size of the database and its write-ahead log on disk, limited by eventlog.retention.",
             units.BytesIEC,
             {"{{instance}}": of("whaled_eventlog_size_bytes")},
         ),
@@ -298,8 +295,7 @@ def _process() -> Row:
     return "Process", [
         lines(
             "Memory",
-            "Memory used (of the cgroup if that is limited, else resident) and its limit. Without a limit there is "
-            "no line for it.",
+            "Memory used (of the cgroup if it has a limit, else resident), and the limit, if there is one.",
             units.BytesIEC,
             {
                 "used {{instance}}": of("whaled_memory_used_bytes"),
@@ -309,15 +305,15 @@ def _process() -> Row:
         ),
         lines(
             "CPU",
-            "Cores in use. whaled decodes, detects and delivers in one thread: 1 is all it can use but for the "
-            "log's two.",
+            "Cores in use. whaled decodes, detects and delivers in one thread, so it can use one core, in addition to "
+            "the log's two threads.",
             units.PercentUnit,
             {"{{instance}}": rate("process_cpu_seconds_total", by="instance")},
             steps=((None, "transparent"), (0.8, YELLOW)),
         ),
         lines(
             "Event-loop lag",
-            "How late timers of the event loop fire, looked at twice a second.",
+            "The delay of timers of the event loop, sampled twice a second.",
             units.Seconds,
             {
                 "p50": quantile(0.5, "whaled_event_loop_lag_seconds"),
@@ -327,15 +323,15 @@ def _process() -> Row:
         ),
         lines(
             "Errors by component",
-            "Errors a second by the component that met them; the journal has a line for each. On a good day all are 0.",
+            "Errors per second by component; normally all are 0. The journal has a line for each error.",
             units.EventsPerSecond,
             {"{{component}}": rate("whaled_errors_total", by="component")},
             width=12,
         ),
         lines(
             "How near the limits",
-            "Shares in use, of several whaled the largest: of memory (0 without a limit), of LimitNOFILE, of "
-            "gateway.max_connections, of the event log's file system. Dashed: where an alert stands for most of them.",
+            "Used shares of memory (0 without a limit), LimitNOFILE, gateway.max_connections, and the event log's file "
+            "system; the largest of several instances. Dashed: the threshold of most of their alerts.",
             units.PercentUnit,
             {
                 "memory": f"max({of('whaled_memory_used_bytes')} / {of('whaled_memory_limit_bytes')})",
@@ -351,10 +347,10 @@ def _process() -> Row:
 
 
 def dashboard() -> model.Dashboard:
-    """The dashboard."""
+    """Build the dashboard."""
     return framed(
         "whaled-overview",
         "overview",
-        "Is whaled healthy, and what is it doing.",
+        "Whether whaled is healthy, and what it is doing.",
         [_answers(), _situation(), _whales(), _clients(), _log(), _process()],
     )

@@ -1,4 +1,4 @@
-"""What the backend sends, what whaled makes of it, and what happens to the whales."""
+"""The link to the backend, its stream and REST, detection, backfill, and the event log."""
 
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import units
@@ -31,8 +31,8 @@ def _summary() -> Row:
     return "Is the backend there?", [
         number(
             "Backend",
-            "The link to the mempool backend. Degraded: it is connected, but the backend is not in sync and whales "
-            "may not be seen.",
+            "The link to the mempool backend. Degraded: it is connected, but the backend is not in sync, so whales "
+            "may be missing.",
             f"min({LINK})",
             units.Short,
             ((None, RED), (1, YELLOW), (2, GREEN)),
@@ -41,7 +41,7 @@ def _summary() -> Row:
         ),
         number(
             "Last frame",
-            "How long the backend has been silent. After upstream.stale_after without an answer the link is given up.",
+            "Time since the backend's last frame. After upstream.stale_after without a response the link is closed.",
             age("whaled_upstream_last_message_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (60, YELLOW), (180, RED)),
@@ -51,9 +51,8 @@ def _summary() -> Row:
         ),
         number(
             "Clock skew",
-            "This machine's clock minus the backend's, from its last REST answer, the largest either way. Expiries, "
-            "timestamps and "
-            "latencies lie by as much if the clock here is the wrong one.",
+            "The largest difference between this machine's clock and the backend's, from its last REST response. If "
+            "this machine's clock is wrong, so are expiries, timestamps and latencies.",
             f"max(abs({of('whaled_upstream_clock_skew_seconds')}))",
             units.Seconds,
             ((None, GREEN), (2, YELLOW), (5, RED)),
@@ -61,7 +60,7 @@ def _summary() -> Row:
         ),
         number(
             "Gaps",
-            "Breaks in the backend's sequence in the range shown, its restarts included: transactions were missed.",
+            "Gaps in the backend's sequence in the displayed range, including its restarts: transactions were missed.",
             f"""sum(increase({of("whaled_upstream_deltas_total", 'continuity=~"gap|restarted"')}[$__range]))""",
             units.Short,
             ((None, GREEN), (0.5, YELLOW), (20, RED)),
@@ -70,7 +69,7 @@ def _summary() -> Row:
         ),
         number(
             "Transactions",
-            "Transactions of the backend looked at. Mainnet has 3 to 10 a second.",
+            "Transactions from the backend that were examined. Mainnet has 3 to 10 per second.",
             rate("whaled_transactions_seen_total"),
             units.EventsPerSecond,
             NEUTRAL,
@@ -79,7 +78,7 @@ def _summary() -> Row:
         ),
         number(
             "Last whale",
-            "How long ago a whale was last committed. Days are possible with a high detection.threshold_btc.",
+            "Time since a whale was last committed. With a high detection.threshold_btc it may be days.",
             age("whaled_last_whale_timestamp_seconds"),
             units.Seconds,
             ((None, GREEN), (DAY / 2, YELLOW), (DAY, RED)),
@@ -101,8 +100,8 @@ def _link() -> Row:
         ),
         lines(
             "Reconnects by reason",
-            "Links lost and attempts failed. refused, timeout: is the backend up; not_mempool: is upstream.url "
-            "right; stale: it fell silent.",
+            "Lost links and failed attempts. refused, timeout: check that the backend is running; not_mempool: check "
+            "upstream.url; stale: the backend stopped sending.",
             units.CountsPerSecond,
             {"{{reason}}": rate("whaled_upstream_reconnects_total", by="reason")},
             many=True,
@@ -110,7 +109,7 @@ def _link() -> Row:
         ),
         lines(
             "Since the last frame",
-            "How long the backend has been silent.",
+            "Time since the backend's last frame.",
             units.Seconds,
             {"{{instance}}": f"time() - ({of('whaled_upstream_last_message_timestamp_seconds')} > 0)"},
             steps=((None, "transparent"), (180, RED)),
@@ -118,7 +117,7 @@ def _link() -> Row:
         ),
         lines(
             "Clock skew",
-            "This machine's clock minus the backend's, from its last REST answer, whichever way it differs.",
+            "Difference between this machine's clock and the backend's, from its last REST response.",
             units.Seconds,
             {"{{instance}}": f"abs({of('whaled_upstream_clock_skew_seconds')})"},
             steps=((None, "transparent"), (5, RED)),
@@ -131,38 +130,36 @@ def _stream() -> Row:
     return "Stream", [
         lines(
             "Frames and transactions",
-            "Messages from the backend, and transactions in them that were looked at.",
+            "Messages from the backend, and examined transactions in them.",
             units.EventsPerSecond,
             {"frames": rate("whaled_upstream_frames_total"), "transactions": rate("whaled_transactions_seen_total")},
         ),
         lines(
             "Bytes",
-            "Bytes of messages from the backend.",
+            "Bytes received from the backend in messages.",
             units.BytesPerSecondIEC,
             {"in": rate("whaled_upstream_received_bytes_total")},
         ),
         lines(
             "Decode time",
-            "Time to decode a message. The event loop stands still that long.",
+            "Time to decode a message, during which the event loop is blocked.",
             units.Seconds,
             {f"p{share * 100:g}": quantile(share, "whaled_upstream_decode_seconds") for share in (0.5, 0.99)},
             steps=((None, "transparent"), (0.25, RED)),
         ),
         lines(
             "Sequence",
-            "Mempool deltas by how their sequence number continues. gap, restarted: transactions were missed; "
-            "not_in_sync: the backend "
-            "is starting.",
+            "Mempool deltas by the continuity of their sequence number. gap, restarted: transactions were missed; "
+            "not_in_sync: the backend is starting.",
             units.EventsPerSecond,
             {"{{continuity}}": rate("whaled_upstream_deltas_total", by="continuity")},
             many=True,
             width=9,
         ),
         lines(
-            "Not understood",
-            "Messages of which nothing was usable by what was wrong, parts skipped, and keys that are not known "
-            "(harmless). Was the "
-            "backend upgraded?",
+            "Not decoded",
+            "Undecodable messages by fault, skipped parts, and unknown keys (harmless). A possible cause is an upgrade "
+            "of the backend.",
             units.EventsPerSecond,
             {
                 "undecodable: {{fault}}": rate("whaled_upstream_frames_undecodable_total", by="fault"),
@@ -174,7 +171,8 @@ def _stream() -> Row:
         ),
         lines(
             "Links",
-            "Links the backend answered on, per hour. Each but the first: transactions between two links were missed.",
+            "Established links per hour. With each one except the first, the stream missed the transactions since the "
+            "previous link.",
             units.Short,
             {"{{instance}}": f"3600 * {rate('whaled_upstream_connects_total', by='instance')}"},
             width=6,
@@ -186,7 +184,7 @@ def _rest() -> Row:
     return "REST", [
         lines(
             "Requests by outcome",
-            "REST requests to the backend, for what the stream does not tell. rate_limited, server_error: the "
+            "REST requests to the backend, for data that the stream does not contain. rate_limited, server_error: the "
             "backend is overloaded.",
             units.RequestsPerSecond,
             {"{{outcome}}": rate("whaled_rest_requests_total", by="outcome")},
@@ -195,14 +193,14 @@ def _rest() -> Row:
         ),
         lines(
             "Request time",
-            "Time of a REST request.",
+            "Duration of a REST request.",
             units.Seconds,
             {f"p{share * 100:g}": quantile(share, "whaled_rest_request_seconds") for share in (0.5, 0.9, 0.99)},
             width=6,
         ),
         lines(
             "Inputs unknown by reason",
-            "Whales whose inputs could not be fetched, by reason; they are alerted without.",
+            "Whales whose inputs could not be fetched, by reason; they are alerted without inputs.",
             units.EventsPerSecond,
             {"{{reason}}": rate("whaled_rest_inputs_unknown_total", by="reason")},
             many=True,
@@ -215,14 +213,14 @@ def _detection() -> Row:
     return "Detection", [
         lines(
             "Whales by flow",
-            "Whales alerted, as a rate per hour. All unknown: there is no detection.address_book.",
+            "Alerted whales per hour. If all are unknown, detection.address_book is not set.",
             units.Short,
             {"{{flow}}": per_hour("whaled_whales_total", "flow")},
             stacked=True,
         ),
         lines(
-            "Amount alerted",
-            "Sum of the amounts of whales alerted, in bitcoin per hour, and what of it flowed.",
+            "Alerted amount",
+            "Sum of the amounts of alerted whales, in bitcoin per hour, and the part that flowed.",
             units.Bictoin,
             {
                 "all": f"{per_hour('whaled_whales_satoshi_total')} / 1e8",
@@ -230,15 +228,14 @@ def _detection() -> Row:
             },
         ),
         lines(
-            "Fates",
-            "What became of whales, as a rate per hour: in a block, replaced, gone from the mempool, back in it "
-            "after a reorganisation.",
+            "Outcomes",
+            "Updates of whales per hour: confirmed, replaced, dropped, or pending again after a reorganisation.",
             units.Short,
             {"{{kind}}": per_hour("whaled_whale_updates_total", "kind")},
         ),
         lines(
             "Whales without inputs",
-            "Whales alerted before the backend gave their inputs, beside all whales, per hour. See the REST row and "
+            "Whales alerted before the backend returned their inputs, and all whales, per hour. See the REST row and "
             "detection.inputs_wait.",
             units.Short,
             {
@@ -248,14 +245,14 @@ def _detection() -> Row:
         ),
         buckets(
             "Frame to commit",
-            "From the arrival of the backend's frame to the commit of its events. High while the canary is fast: "
-            "waiting for inputs.",
+            "Time from the receipt of the backend's frame to the commit of its events. If it is high while the canary "
+            "is fast, alerts wait for inputs.",
             "whaled_frame_to_commit_seconds",
             width=8,
         ),
         lines(
             "Commit time",
-            "Time of a commit with new events, fsync included. Above 0.1 s the disk is slow or shared.",
+            "Duration of a commit of new events, including fsync. Above 0.1 s the disk is slow or shared.",
             units.Seconds,
             {f"p{share * 100:g}": quantile(share, "whaled_eventlog_commit_seconds") for share in (0.5, 0.9, 0.99)},
             steps=((None, "transparent"), (0.1, YELLOW)),
@@ -264,11 +261,11 @@ def _detection() -> Row:
 
 
 def _backfill() -> Row:
-    return "Backfill: what the stream did not tell", [
+    return "Backfill: what the stream missed", [
         lines(
-            "Open questions",
-            "What is still to be asked for: blocks to scan, whales of a snapshot, transactions of unknown value, fates "
-            "of whales that left the mempool. Lasting: the backend cannot be asked, or "
+            "Backlog",
+            "Pending requests: blocks to scan, whales of a mempool comparison, transactions of unknown value, outcomes "
+            "of whales that left the mempool. If it does not shrink, the backend does not respond, or "
             "backfill.requests_per_second is too low.",
             units.Short,
             {"{{what}}": f"max by (what) ({of('whaled_backfill_backlog')})"},
@@ -276,21 +273,21 @@ def _backfill() -> Row:
         ),
         lines(
             "Whales in blocks",
-            "Whales of the blocks scanned, per hour, by when they were known: before it (seen), after it (late), or "
-            "only because of it, and why.",
+            "Whales of the scanned blocks, per hour: known before the block (seen), alerted after it (late), or found "
+            "only by the scan, with the reason.",
             units.Short,
             {"{{cover}}": per_hour("whaled_block_whales_total", "cover")},
             many=True,
         ),
         lines(
             "Lead",
-            "How long before its block a whale was alerted.",
+            "Time from a whale's alert to its block.",
             units.Seconds,
             {f"p{share * 100:g}": quantile(share, "whaled_whale_lead_seconds") for share in (0.1, 0.5, 0.9)},
         ),
         lines(
-            "Scans, snapshots, reorganisations",
-            "Blocks looked through, times the whole mempool was asked for, and blocks that left the chain, per hour.",
+            "Scans, comparisons, reorganisations",
+            "Block scans, mempool comparisons, and blocks that left the chain, per hour.",
             units.Short,
             {
                 "blocks scanned": per_hour("whaled_blocks_scanned_total"),
@@ -300,16 +297,16 @@ def _backfill() -> Row:
             },
         ),
         lines(
-            "Questions that failed",
-            "Questions that stay open, by reason. They are asked again.",
+            "Failed requests",
+            "Backfill requests that failed, by reason. They are retried.",
             units.EventsPerSecond,
             {"{{reason}}": rate("whaled_backfill_failures_total", by="reason")},
             many=True,
         ),
         lines(
             "Prediction",
-            "Actual minus predicted block of whales that were confirmed: how far predicted_confirmation_block can be "
-            "trusted. Positive is later.",
+            "Actual minus predicted block of confirmed whales, that is, the error of predicted_confirmation_block. "
+            "Positive means later.",
             units.Short,
             {f"p{share * 100:g}": quantile(share, "whaled_prediction_error_blocks") for share in (0.1, 0.5, 0.9)},
         ),
@@ -320,7 +317,7 @@ def _log() -> Row:
     return "Event log", [
         lines(
             "Events",
-            "Events committed, and events removed by retention.",
+            "Committed events, and events removed by retention.",
             units.EventsPerSecond,
             {
                 "committed": rate("whaled_eventlog_events_total"),
@@ -330,7 +327,7 @@ def _log() -> Row:
         ),
         lines(
             "Failures by reason",
-            "Operations of the event log that failed. At once: whaled does not publish what it cannot store.",
+            "Failed operations of the event log. Act at once: whaled does not publish events that it cannot store.",
             units.EventsPerSecond,
             {"{{reason}}": rate("whaled_eventlog_failures_total", by="reason")},
             many=True,
@@ -338,7 +335,7 @@ def _log() -> Row:
         ),
         lines(
             "Size",
-            "Database and write-ahead log on disk. eventlog.retention bounds it.",
+            "Size of the database and its write-ahead log on disk, limited by eventlog.retention.",
             units.BytesIEC,
             {"{{instance}}": of("whaled_eventlog_size_bytes")},
             width=6,
@@ -347,10 +344,10 @@ def _log() -> Row:
 
 
 def dashboard() -> model.Dashboard:
-    """The dashboard."""
+    """Build the dashboard."""
     return framed(
         "whaled-upstream",
         "upstream and detection",
-        "What the backend sends, what whaled makes of it, and what happens to the whales.",
+        "The link to the backend, its stream and REST, detection, backfill, and the event log.",
         [_summary(), _link(), _stream(), _rest(), _detection(), _backfill(), _log()],
     )

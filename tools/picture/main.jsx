@@ -1,4 +1,4 @@
-// The page: every panel of the dashboard at its place, drawn by Grafana's published components from what Prometheus answered.
+// The page: all panels of the dashboard at their positions, drawn by Grafana's published components from Prometheus data.
 import React from 'react';
 import { createRoot } from 'react-dom/client';
 import {
@@ -10,7 +10,7 @@ const WIDTH = 1600, COLUMN = WIDTH / 24, ROW = 38, GAP = 8;
 const theme = createTheme({ colors: { mode: 'dark' } });
 const { dashboard, answers, range: [from, to] } = window.__PICTURE__;
 const range = { from: dateTime(from), to: dateTime(to), raw: { from: 'now', to: 'now' } };
-// What Grafana fills in where a panel says nothing.
+// Grafana's defaults for options that a panel does not set.
 const custom = {
   drawStyle: 'line', lineWidth: 1, fillOpacity: 0, showPoints: 'auto', pointSize: 5, axisPlacement: 'auto', spanNulls: false,
   stacking: { mode: 'none', group: 'A' }, scaleDistribution: { type: 'linear' }, thresholdsStyle: { mode: 'off' },

@@ -1,5 +1,5 @@
-// node render.js DASHBOARD.json PICTURE.png SECONDS RATE_INTERVAL PROMETHEUS: what docs/grafana.md says about its picture.
-// NODE_PATH leads to the packages of package.json, CHROMIUM to a browser. Exits with 1 if a panel is empty or cannot be drawn.
+// node render.js DASHBOARD.json PICTURE.png SECONDS RATE_INTERVAL PROMETHEUS: see docs/grafana.md, "The picture".
+// NODE_PATH: directory of the packages of package.json. CHROMIUM: a browser. Exits with 1 if a panel is empty or cannot be drawn.
 const fs = require('fs');
 const path = require('path');
 const esbuild = require('esbuild');
@@ -9,7 +9,7 @@ const [source, picture, seconds, rateInterval, prometheus] = process.argv.slice(
 const ORIGIN = 'http://picture.invalid/';
 const faults = [];
 
-async function asked(panel, values, now) {
+async function queryPanel(panel, values, now) {
   return Promise.all((panel.targets ?? []).map(async (target) => {
     const query = target.expr.replace(/\$(\w+)/g, (_, name) => values[name]);
     const body = new URLSearchParams({ query, start: now - seconds, end: now, step: Math.max(1, seconds / 200) });
@@ -24,7 +24,7 @@ async function asked(panel, values, now) {
   const dashboard = JSON.parse(fs.readFileSync(source)), now = Date.now() / 1000, answers = {};
   const values = { __rate_interval: rateInterval, __range: `${seconds}s` };
   for (const variable of dashboard.templating.list) values[variable.name] = variable.allValue;
-  for (const panel of dashboard.panels) answers[panel.id] = await asked(panel, values, now);
+  for (const panel of dashboard.panels) answers[panel.id] = await queryPanel(panel, values, now);
   const packages = process.env.NODE_PATH;
   const { outputFiles: [script] } = esbuild.buildSync({
     entryPoints: [path.join(__dirname, 'main.jsx')], bundle: true, write: false, jsx: 'automatic', logLevel: 'error', nodePaths: [packages],
@@ -37,7 +37,7 @@ async function asked(panel, values, now) {
   page.on('pageerror', (error) => faults.push(`page: ${error}`));
   page.on('console', (message) => message.text().startsWith('PANEL') && faults.push(message.text()));
   await page.setViewport({ width: 1600, height: 900 });
-  await page.setRequestInterception(true); // an origin, which the components need; nothing leaves the machine
+  await page.setRequestInterception(true); // gives the page an origin, which the components need, and blocks all requests
   page.on('request', (request) => (request.url() === ORIGIN ? request.respond({ contentType: 'text/html', body: '<html></html>' }) : request.abort()));
   await page.goto(ORIGIN);
   await page.setContent(`<style>${style}</style><body style="margin:0;font-family:sans-serif"><div id="root"></div></body>`);
