@@ -164,10 +164,8 @@ def test_the_architecture_page_has_the_ranks() -> None:
 
 def test_every_package_has_a_docstring() -> None:
     packages = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name == "__init__.py"]
-    silent = [
-        str(path.relative_to(ROOT)) for path in packages if not (ast.get_docstring(ast.parse(path.read_text())) or "")
-    ]
-    assert silent == []
+    silent = [str(path.relative_to(ROOT)) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not silent, f"state in a docstring what the package does: {', '.join(silent)}"
 
 
 def test_every_page_is_in_the_index() -> None:
