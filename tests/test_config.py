@@ -180,7 +180,7 @@ def test_every_fault_is_found_at_once_with_line_and_path() -> None:
         ("a: 1\n---\nb: 2\n", "another document"),
         ("[" * 200_000, "nested too deeply"),
         ("upstream: {url: " + "[" * 600 + "]" * 600 + "}", "not valid YAML: nested too deeply"),
-        ("upstream: {url: !!python/object:os.system x}", "w.yaml:1: upstream.url: not a value"),
+        ("upstream: {url: !!python/object:os.system x}", "w.yaml:1: upstream.url: not a valid YAML value"),
         ("gateway: {port: 1}\nhttp: {}\ngateway:\n  prot: 1\n", "w.yaml:4: gateway.prot: no such key"),
         ("gateway: {max_frame: %sKiB}" % ("9" * 400), "gateway.max_frame"),
         ("gateway: {max_frame: 1.0001KiB}", "whole number of bytes"),
