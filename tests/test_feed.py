@@ -715,7 +715,7 @@ async def test_an_echo_websocket_is_not_accepted_as_a_backend(meter: Recorder) -
         port = server.sockets[0].getsockname()[1]
         reason, detail = await lost_at(f"ws://127.0.0.1:{port}", meter, connect_timeout=0.1)
     assert reason is LossReason.NOT_MEMPOOL
-    assert "it said '{\"track-mempool\":true}'; is upstream.url a mempool backend?" in detail
+    assert "it sent '{\"track-mempool\":true}'; is upstream.url a mempool backend?" in detail
     assert meter.links == 0
 
 

@@ -103,21 +103,21 @@ def test_a_ring_that_others_can_read_is_refused(ring_file: Path, mode: int) -> N
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ("", "no key ring"),
-        ("{", "no key ring"),
-        ("[]", "no key ring"),
+        ("", "not a key ring"),
+        ("{", "not a key ring"),
+        ("[]", "not a key ring"),
         ('{"version": 2, "keys": []}', "version 2"),
         ('{"version": 2, "keyring": {}}', "version 2"),
         ('{"version": 1, "keys": [{"kid": "a", "secret": "%s", "created_at": 1}]}' % ("A" * 45), "base64url"),
-        ('{"version": 1, "keys": [{"kid": "", "secret": "%s", "created_at": 1}]}' % ("A" * 43), "no key ring"),
-        ('{"version": 1, "keys": [{"kid": "a\\nb", "secret": "%s", "created_at": 1}]}' % ("A" * 43), "no key ring"),
-        ("[" * 100_000, "no key ring"),
+        ('{"version": 1, "keys": [{"kid": "", "secret": "%s", "created_at": 1}]}' % ("A" * 43), "not a key ring"),
+        ('{"version": 1, "keys": [{"kid": "a\\nb", "secret": "%s", "created_at": 1}]}' % ("A" * 43), "not a key ring"),
+        ("[" * 100_000, "not a key ring"),
         ('{"version": 1, "keys": []}', "whaled keys generate"),
         ('{"version": 1, "keys": [{"kid": "a", "secret": "c2hvcnQ", "created_at": 1}]}', "at least 32"),
         ('{"version": 1, "keys": [{"kid": "a", "secret": "!!", "created_at": 1}]}', "base64url"),
         ('{"version": 1, "keys": [{"kid": "a", "secret": "", "created_at": 1}]}', "base64url"),
         ('{"version": 1, "keys": [{"kid": "a", "alg": "none", "secret": "c2hvcnQ", "created_at": 1}]}', "algorithm"),
-        ('{"version": 1, "keys": [], "more": 1}', "no key ring"),
+        ('{"version": 1, "keys": [], "more": 1}', "not a key ring"),
     ],
 )
 def test_an_invalid_ring_is_named(tmp_path: Path, body: str, problem: str) -> None:

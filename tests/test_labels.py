@@ -78,7 +78,7 @@ def test_every_address_a_backend_sent_is_right() -> None:
 @pytest.mark.parametrize(
     ("address", "problem"),
     [
-        ("", "no Bitcoin address"),
+        ("", "not a Bitcoin address"),
         ("0xde0B295669a9FD93d5F28D9Ec85E40f4cb697BAe", "is an address of Ethereum or another EVM chain"),
         ("ltc1qw508d6qejxtdg4y5r3zarvary0c5xw7kgmn4n9", "is an address of Litecoin"),
         ("bitcoincash:qzf60xrhzh9eergtrtgrtjz2pzt5qkde0es5wpyewtqc", "is an address of Bitcoin Cash"),

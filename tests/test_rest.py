@@ -371,7 +371,7 @@ async def test_a_redirect_is_reported_and_not_followed(backend: Backend, meter: 
 async def test_a_silent_server_is_a_timeout(backend: Backend, meter: Recorder) -> None:
     backend.keeps_silent("blocks/tip/height")
     async with client(backend.url, meter, rest_timeout=0.05) as rest:
-        with pytest.raises(RestError, match=r"no answer within upstream\.rest_timeout"):
+        with pytest.raises(RestError, match=r"no response within upstream\.rest_timeout"):
             await rest.tip_height()
     assert set(meter.requests) == {RestFailure.TIMEOUT}
 
