@@ -75,4 +75,4 @@ def test_the_documentation_has_the_measured_values() -> None:
     text = DETECTION.read_text()
     assert table(shapes.HEADER, shapes.shape_rows(known, unknown)) in text
     assert table(shapes.KIND_HEADER, shapes.kind_rows(known, unknown)) in text
-    assert re.search(rf"each kind {shapes.EACH} times", text)
+    assert re.search(rf"\b{shapes.EACH} of each kind", text)
