@@ -33,8 +33,8 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self.epoch = EPOCH
-        self.head = messages.FIRST_OFFSET - 1
-        self.oldest = self.whole_from = messages.FIRST_OFFSET
+        self.head = messages.FIRST_OFFSET  # the number of the first message is 1
+        self.oldest = self.whole_from = self.head + 1
         self._events: list[Event] = []
 
     def append(self, event: Event) -> None:
