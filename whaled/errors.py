@@ -1,4 +1,7 @@
-"""The errors that whaled raises, grouped by who has to act on them, and the catalogue of WebSocket close codes."""
+"""The errors that whaled raises, grouped by who has to act on them, and the catalogue of WebSocket close codes.
+
+Pure.
+"""
 
 import errno
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 The garbage collector does not track the types with many instances (`gc=False`): they cannot be part of a reference
 cycle, and a collection that traverses the events of a replay blocks the event loop for tens of milliseconds.
+
+Pure.
 """
 
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Describe why a connection could not be opened, and decide whether a retry may help. Pure."""
+"""Describe why a connection could not be opened, and decide whether a retry may help."""
 
 import os
 import re

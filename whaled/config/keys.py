@@ -1,4 +1,4 @@
-"""The schema of the configuration: every key with its type and unit, read from the sections' annotations."""
+"""The schema of the configuration: every key with its type and unit, read from the sections' annotations. Pure."""
 
 from collections.abc import Iterator
 from enum import StrEnum

@@ -2,6 +2,8 @@
 
 The annotations define what the parser accepts: `Seconds` are written "30s", "5m", "90d"; `Bytes` "16KiB", "1MiB".
 `config/whaled.example.yaml` documents the same keys for the operator, and a test compares the two.
+
+Pure.
 """
 
 from enum import StrEnum

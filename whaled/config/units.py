@@ -1,4 +1,4 @@
-"""Parsing and formatting of durations and sizes with their units."""
+"""Parsing and formatting of durations and sizes with their units. Pure."""
 
 import math
 import re

@@ -1,6 +1,6 @@
 """The limits that all connections of one client share. A client is the `client_id` of a token.
 
-The module does no I/O and reads no clock; `now` is in seconds.
+Pure: `now` is in seconds.
 """
 
 from collections import OrderedDict

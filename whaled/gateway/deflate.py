@@ -6,6 +6,8 @@ messages are kept until the client has shown that it keeps the agreement.
 
 Only events are compressed. Answers to one client are not: an answer may contain a token next to text that the client
 chose, and the compressed size would reveal the token piece by piece.
+
+Pure.
 """
 
 import zlib

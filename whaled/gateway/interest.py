@@ -2,6 +2,8 @@
 
 A filter with addresses, exchanges or rules passes only events that contain one of them. Groups with such a filter are
 found by the names in the event, so thousands of filters that do not match cost a publication nothing.
+
+Pure.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,6 +1,6 @@
 """Rate limits of messages and failed authentications.
 
-The module does no I/O and reads no clock; `now` is in seconds.
+Pure: `now` is in seconds.
 """
 
 import math

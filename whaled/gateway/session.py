@@ -2,6 +2,8 @@
 
 `Session._TABLE` maps state and command to a step. The module does no I/O: the server performs the actions, reads the
 clock and owns the socket.
+
+Pure.
 """
 
 from collections.abc import Callable

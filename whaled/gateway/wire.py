@@ -2,6 +2,8 @@
 
 Every `*_frame` function returns a complete WebSocket text frame, header included. Frames from a server are not masked
 (RFC 6455, 5.1), so the same bytes serve every client.
+
+Pure.
 """
 
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The Retry-After header of HTTP, in seconds (RFC 9110, 10.2.3)."""
+"""The Retry-After header of HTTP, in seconds (RFC 9110, 10.2.3). Pure."""
 
 import re
 from collections.abc import Iterable
