@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whale_kit import BTC, burst_frame, recorded_frames, relaxed, txid
-from whaled.model import Block, FeeMarket, ProjectedBlock
-from whaled.upstream.continuity import ChainStep, ChainTracker, Continuity, SequenceTracker
+from whaled.model import FeeMarket, ProjectedBlock
+from whaled.upstream.continuity import Continuity, SequenceTracker
 from whaled.upstream.dialect import (
     PING,
     SAMPLE_LIMIT,
@@ -48,12 +48,6 @@ def tx(number: int, value: int, **fields: object) -> dict[str, Any]:
 def delta(**fields: object) -> dict[str, object]:
     """A delta with all five keys."""
     return {"sequence": 1, "added": [], "removed": [], "mined": [], "replaced": []} | fields
-
-
-def block(height: int, name: str = "a", parent: str | None = None) -> Block:
-    """A block whose hash is its height and branch; its parent is of the same branch."""
-    previous = f"{parent or name}{height - 1}"
-    return Block(height=height, hash=f"{name}{height}", previous_hash=previous, timestamp=height)
 
 
 # --- every recorded frame ---
@@ -577,74 +571,3 @@ def test_the_recording_has_one_restart_and_no_gap() -> None:
     assert told.count(Continuity.RESTARTED) == 1
     assert told.count(Continuity.GAP) == 0
     assert told.count(Continuity.NOT_IN_SYNC) == 8
-
-
-def test_blocks_show_the_steps_of_the_chain() -> None:
-    chain = ChainTracker()
-    steps = [
-        chain.observe(found)
-        for found in (
-            block(10),
-            block(11),
-            block(11),
-            block(10),
-            block(3),
-            block(12, "b", parent="a"),
-            block(13, "c"),
-            block(13, "d", parent="c"),
-            block(20, "d"),
-            block(21, "d"),
-            block(15, "d"),
-        )
-    ]
-    assert steps == [
-        ChainStep.FIRST,
-        ChainStep.EXTENDS,
-        ChainStep.REPEAT,
-        ChainStep.REPEAT,
-        ChainStep.REPEAT,
-        ChainStep.EXTENDS,
-        ChainStep.REORG,
-        ChainStep.REORG,
-        ChainStep.JUMP,
-        ChainStep.EXTENDS,
-        ChainStep.REPEAT,
-    ]
-    assert chain.tip == block(21, "d")
-
-
-def test_a_lower_block_of_another_branch_is_a_reorg_and_becomes_the_tip() -> None:
-    chain = ChainTracker()
-    chain.observe_all([block(10), block(11), block(12)])
-    fork = block(11, "b", parent="a")
-    assert chain.observe(fork) is ChainStep.REORG
-    assert chain.tip == fork
-    assert chain.observe(block(12, "b")) is ChainStep.EXTENDS
-
-
-def test_the_recording_has_two_reorgs_and_repeats_its_last_blocks_after_the_restart() -> None:
-    chain = ChainTracker()
-    steps = []
-    for raw in recorded_frames():
-        read = decode(raw)
-        steps += chain.observe_all(read.blocks or ()) if read.is_init else []
-        steps += [chain.observe(read.block)] if read.block else []
-    assert steps.count(ChainStep.REORG) == 2
-    assert steps.count(ChainStep.JUMP) == 0
-    assert steps.count(ChainStep.REPEAT) == 7
-
-
-@relaxed
-@given(st.lists(st.tuples(st.integers(0, 400), st.sampled_from("ab"), st.sampled_from("ab")), max_size=60))
-def test_the_tip_is_the_last_block_that_was_no_repeat_and_memory_is_bounded(
-    told: list[tuple[int, str, str]],
-) -> None:
-    chain = ChainTracker()
-    for height, name, parent in told:
-        before, found = chain.tip, block(height, name, parent)
-        step = chain.observe(found)
-        assert chain.tip == (before if step is ChainStep.REPEAT else found)
-        if step is ChainStep.EXTENDS:
-            assert before is not None
-            assert found.previous_hash == before.hash
-        assert len(chain._hashes) <= 144

@@ -315,11 +315,11 @@ class Rig:
         seen: Metrics | None = None
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(within_s), asyncio.timeout(STUCK_S) as backoff:
+            async with asyncio.timeout(within_s), asyncio.timeout(STUCK_S) as progress:
                 while True:
                     before, seen = seen, await self.metrics()
                     if before is None or before.work != seen.work:
-                        backoff.reschedule(loop.time() + STUCK_S)
+                        progress.reschedule(loop.time() + STUCK_S)
                     if before is not None and before.work == seen.work and self._is_idle(seen, outcomes=outcomes):
                         rows = read(self.database)
                         if any(row.txid == mark for row in rows):

@@ -175,7 +175,6 @@ _decode_items = msgspec.json.Decoder(list[Raw]).decode
 _decode_lists = msgspec.json.Decoder(_DeltaOnly).decode
 _decode_replacer = msgspec.json.Decoder(_Replacer).decode
 _decode_value = msgspec.json.Decoder(Rate).decode
-_decode_output = msgspec.json.Decoder(_Output).decode
 _decode_output_fields = msgspec.json.Decoder(_OutputFields).decode
 _decode_inputs = msgspec.json.Decoder(list[_Input]).decode
 _decode_input_fields = msgspec.json.Decoder(_InputFields).decode
