@@ -13,6 +13,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
+from whaled.backfill.context import Context
 from whaled.backfill.coverage import Cover
 from whaled.backfill.worker import Worker
 from whaled.config.sections import Backfill, Detection, Upstream
@@ -332,13 +333,15 @@ async def watching(
             clock=clock,
         )
         worker = Worker(
-            settings=backfill,
-            backend=Backend(rest, backfill.requests_per_second),
-            event_log=log,
-            committer=pipeline,
-            meter=tally,
-            clock=clock,
-            monotonic=clock,
+            Context(
+                settings=backfill,
+                backend=Backend(rest, backfill.requests_per_second),
+                event_log=log,
+                committer=pipeline,
+                meter=tally,
+                clock=clock,
+                monotonic=clock,
+            )
         )
         rig = Rig(sim, clock, log, pipeline, tally)
         rig.clients, rig.metrics = clients, metrics

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from whaled import __version__
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber
 from whaled.config.parse import not_reloadable
@@ -241,11 +242,13 @@ class Service:
         if not settings.enabled:
             return None
         backfill = Worker(
-            settings=settings,
-            backend=Backend(rest, settings.requests_per_second, settings.concurrency),
-            event_log=event_log,
-            committer=pipeline,
-            meter=self.metrics.backfill,
+            Context(
+                settings=settings,
+                backend=Backend(rest, settings.requests_per_second, settings.concurrency),
+                event_log=event_log,
+                committer=pipeline,
+                meter=self.metrics.backfill,
+            )
         )
         pipeline.observer = backfill
         return backfill

@@ -66,7 +66,7 @@ class Blocks:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the scan of a block waits for responses or for its next turn."""
+        """Return whether the scan of a block waits for responses or for its next turn."""
         return self._scanner.open_scans > 0
 
     def next_due(self) -> float | None:

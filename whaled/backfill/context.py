@@ -1,5 +1,6 @@
-"""What the parts of the backfill share."""
+"""The settings, ports and background tasks that the parts of the backfill share."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -34,8 +35,8 @@ class Context:
         event_log: Log,
         committer: Committer,
         meter: BackfillMeter,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.backend = backend

@@ -13,7 +13,7 @@ INTERRUPTIONS_LIMIT = 1000
 
 
 class Cover(StrEnum):
-    """How a whale of a block was known (a metric label): alerted before the block, after it, or missed and why."""
+    """The coverage of a whale in a block (a metric label): alerted before the block, after it, or missed and why."""
 
     SEEN = "seen"
     LATE = "late"

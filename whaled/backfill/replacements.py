@@ -25,7 +25,7 @@ class Replacements:
 
     @property
     def is_due(self) -> bool:
-        """Whether there are replacements to search."""
+        """Return whether there are replacements to search."""
         return self._is_due or bool(self._trees)
 
     def mark_due(self) -> None:

@@ -6,7 +6,6 @@ cut short by a kill, is repeated.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -17,12 +16,9 @@ from whaled.backfill.coverage import Interruptions
 from whaled.backfill.first_run import BEGAN_KEY, FirstRun
 from whaled.backfill.mempool import Mempool
 from whaled.backfill.outcomes import Outcomes
-from whaled.backfill.ports import BackfillMeter, Committer, Log
 from whaled.backfill.replacements import Replacements
 from whaled.backoff import INITIAL_S, Backoff
-from whaled.config.sections import Backfill
 from whaled.model import UpstreamState
-from whaled.upstream.backend import Backend
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
 from whaled.upstream.messages import FeedMessage, Lost, Received, SnapshotTaken, StateChanged
@@ -44,39 +40,21 @@ ALIVE_KEY = "canary"
 class Worker:
     """Receives the messages of the feed (`observe`), and works in the background (`run`)."""
 
-    def __init__(
-        self,
-        *,
-        settings: Backfill,
-        backend: Backend,
-        event_log: Log,
-        committer: Committer,
-        meter: BackfillMeter,
-        clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._clock = clock
-        self._monotonic = monotonic
-        self._meter = meter
-        self._context = Context(
-            settings=settings,
-            backend=backend,
-            event_log=event_log,
-            committer=committer,
-            meter=meter,
-            clock=clock,
-            monotonic=monotonic,
-        )
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._clock = context.clock
+        self._monotonic = context.monotonic
+        self._meter = context.meter
         self._interruptions = Interruptions()
         # An outage is noticed some time after it began, so it counts from the last message.
-        self._received_at = clock()
+        self._received_at = self._clock()
         self._interruptions.lost(self._received_at)
-        self._replacements = Replacements(self._context)
-        self._mempool = Mempool(self._context, self._replacements)
-        self._outcomes = Outcomes(self._context)
-        self._first_run = FirstRun(event_log)
-        self._blocks = Blocks(self._context, self._first_run, self._interruptions, self._replacements)
-        self._backoff = Backoff(monotonic)
+        self._replacements = Replacements(context)
+        self._mempool = Mempool(context, self._replacements)
+        self._outcomes = Outcomes(context)
+        self._first_run = FirstRun(context.event_log)
+        self._blocks = Blocks(context, self._first_run, self._interruptions, self._replacements)
+        self._backoff = Backoff(self._monotonic)
         self._answered = 0
         # Each step has a turn of limited length; a step that fails waits. What is soon lost comes first: the backend
         # lists a replacement until 25 others have followed, and has a whale of the mempool until it leaves. Blocks
@@ -95,7 +73,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._blocks_due = False
         self._comparison_due = False
-        self._comparison_at = monotonic() + settings.interval
+        self._comparison_at = self._monotonic() + context.settings.interval
         self._is_connected = False
 
     # --- messages of the feed: handled without waiting ---

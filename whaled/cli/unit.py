@@ -37,7 +37,7 @@ class Unit(Struct, frozen=True):
 
 
 class Served(Struct, frozen=True):
-    """How the service uses a configuration file: the URLs for clients, and the keys that the unit sets."""
+    """The use of a configuration file by the service: the URLs for clients, and the keys that the unit sets."""
 
     urls: tuple[str, ...]
     keys: tuple[str, ...]

@@ -45,7 +45,7 @@ PAYLOADS = {
 
 
 class RestMode(StrEnum):
-    """How REST fails: with an error status, without a response, or with a late response."""
+    """The kinds of REST failure: with an error status, without a response, or with a late response."""
 
     STATUS = "status"
     TIMEOUT = "timeout"
