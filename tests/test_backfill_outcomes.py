@@ -438,8 +438,9 @@ async def test_a_dropped_whale_that_returned_during_an_outage_is_pending_again(t
 
 
 async def test_an_old_message_of_the_stream_does_not_prove_that_a_whale_returned(tmp_path: Path) -> None:
-    """A round of work may be long: the announcement of a whale is processed after REST has reported its replacement,
-    and the message about the replacement was missed.
+    """A whale's announcement is processed after REST has reported its replacement.
+
+    A round of work may be long, and the message about the replacement was missed.
     """
     async with world() as (sim, clock), watching(sim, clock, tmp_path) as rig:
         old = sim.world.pay(150 * BTC).txid

@@ -147,8 +147,10 @@ def lines_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[in
 
 
 async def require_repaired(path: Path, before: Rows, capsys: pytest.CaptureFixture[str]) -> Rows | None:
-    """Repair. All that is lost is reported, all else is what was written, and the daemon opens it. Returns the rows
-    that are left, None where the file was refused.
+    """Repair.
+
+    All that is lost is reported, all else is what was written, and the daemon opens it. Returns the rows that are left,
+    None where the file was refused.
     """
     lines_of(capsys, "check", "--db-path", path)
     lines_of(capsys, "check", "--deep", "--db-path", path)

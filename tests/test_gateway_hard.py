@@ -123,7 +123,7 @@ async def raw(rig: Rig, *first: bytes) -> AsyncIterator[Raw]:
 
 @pytest.fixture(autouse=True)
 def _nothing_escapes(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """asyncio logs what a callback raised, and writes into a lost connection: neither may happen here."""
+    """The event loop logs what a callback raised, and writes into a lost connection: neither may happen here."""
     yield
     records = [*caplog.get_records("setup"), *caplog.get_records("call")]
     assert [record.getMessage() for record in records if record.name == "asyncio"] == []

@@ -70,7 +70,7 @@ class Manager:
 
 @asynccontextmanager
 async def launched(config: Path, names: str, sockets: list[socket.socket]) -> AsyncIterator[daemon.Daemon]:
-    """whaled with passed sockets."""
+    """The daemon with passed sockets."""
     descriptors = [sock.fileno() for sock in sockets]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", LAUNCHER, ",".join([names, *map(str, descriptors)]), str(config),

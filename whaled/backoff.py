@@ -53,8 +53,9 @@ class Backoff:
         return self._waits[key][0] if key in self._waits else -math.inf
 
     def next_due(self, is_running: Callable[[str], bool] | None = None) -> float | None:
-        """Return when the first failed key may be tried again (monotonic), None if there is none. Keys with a running
-        request are left out, since its response needs no waiting for.
+        """Return when the first failed key may be tried again (monotonic), None if there is none.
+
+        Keys with a running request are left out, since its response needs no waiting for.
         """
         dues = (due for key, (due, _) in self._waits.items() if is_running is None or not is_running(str(key)))
         return min(dues, default=None)

@@ -15,8 +15,9 @@ SAT_PER_BTC = 100_000_000
 
 
 class Permission(StrEnum):
-    """A permission of a token: `read` for alerts and history, `write` for state kept on the server, `admin` for keys
-    and tokens.
+    """A permission of a token.
+
+    It is `read` for alerts and history, `write` for state kept on the server, `admin` for keys and tokens.
     """
 
     READ = "read"

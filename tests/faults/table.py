@@ -1,4 +1,7 @@
-"""The table in docs/reliability.md, from the last run's counts: PYTHONPATH=tests .venv/bin/python -m faults.table"""
+"""The table in docs/reliability.md, from the last run's counts.
+
+PYTHONPATH=tests .venv/bin/python -m faults.table
+"""
 
 import sys
 from collections.abc import Callable

@@ -1,5 +1,7 @@
-"""The rules are accepted; each alert has a case that fires, one that stays silent, and a section of the runbook; what
-they ask for is what whaled exports.
+"""The alert rules: Prometheus accepts them, and each alert is tested.
+
+Each has a case that fires, one that stays silent, and a section of the runbook; the metrics they read are those that
+whaled exports.
 """
 
 import re
@@ -214,7 +216,7 @@ def first_operand(expression: str) -> str:
 
 
 def test_denominators_that_can_be_zero_are_guarded() -> None:
-    """x / 0 is NaN or +Inf: an alert that never fires, or always."""
+    """A quotient x / 0 is NaN or +Inf: an alert that never fires, or always."""
     limits = {"whaled_memory_limit_bytes", "whaled_connections_limit", 'process_max_fds{job="whaled"}', "0.005"}
     divisions = [part for expression in expressions() for part in re.split(r" / ", expression)[1:]]
     divisors = {" ".join(first_operand(part).split()) for part in divisions}

@@ -31,8 +31,10 @@ class SeenBlock(Struct, frozen=True):
 
 
 class OpenScan(Struct):
-    """A block that is being scanned. `wanted` has the pages with unknown whales that are still to be fetched, by block
-    hash and first index; `known` are the whales of the event log.
+    """A block that is being scanned.
+
+    `wanted` has the pages with unknown whales that are still to be fetched, by block hash and first index; `known` are
+    the whales of the event log.
     """
 
     block: Block
@@ -102,8 +104,9 @@ class BlockScanner:
         self._open.pop(height, None)
 
     async def scan(self, block_hash: str, height: int) -> Block | None:
-        """Scan a block as far as the turn allows. Returns None if it is not finished: the next call continues. Raises
-        RestError.
+        """Scan a block as far as the turn allows.
+
+        Returns None if it is not finished: the next call continues. Raises RestError.
         """
         opened = self._open.get(height)
         if opened is None or opened.block.hash != block_hash:
@@ -180,8 +183,10 @@ class BlockScanner:
         )
 
     async def _fetch_page(self, scan: OpenScan, entries: Sequence[Summary]) -> None:
-        """Alert the whales of a page: first those that the page shows completely, then those whose inputs need another
-        request, last those that the page does not show.
+        """Alert the whales of a page.
+
+        First those that the page shows completely, then those whose inputs need another request, last those that the
+        page does not show.
         """
         context = self._context
         found = await context.backend.page(scan.block.hash, entries)
@@ -251,8 +256,10 @@ class BlockScanner:
 
     @staticmethod
     def _may_have_replaced(scan: OpenScan, entry: Summary) -> bool:
-        """Return whether the backend may know of a transaction that this one replaced. It flags transactions that
-        replaced another one in its mempool, but not those that it first saw in the block, which won a double spend.
+        """Return whether the backend may know of a transaction that this one replaced.
+
+        It flags transactions that replaced another one in its mempool, but not those that it first saw in the block,
+        which won a double spend.
         """
         if entry.is_replacement is False:
             return entry.first_seen is None and scan.unfetched_whales <= UNSEEN_LIMIT

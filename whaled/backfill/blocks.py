@@ -74,8 +74,9 @@ class Blocks:
         return self._backoff.next_due(lambda height: self._scanner.is_open(int(height)))
 
     async def catch_up(self) -> bool:
-        """Undo stale blocks, then scan missing ones, newest first, until the turn ends. Returns False if there is more
-        to do now.
+        """Undo stale blocks, then scan missing ones, newest first, until the turn ends.
+
+        Returns False if there is more to do now.
 
         Raises RestError; everything that was scanned until then is stored.
         """
@@ -172,9 +173,10 @@ class Blocks:
         return stale if min(stale, default=tip + 1) <= tip else {}
 
     async def _undo_old_scans(self, low: int) -> None:
-        """Undo stale blocks below those that are followed: a reorganisation during an outage may be deeper than
-        `backfill.max_blocks`. Each run of heights without a gap is checked from its top down to the first block that is
-        in the chain.
+        """Undo stale blocks below those that are followed.
+
+        A reorganisation during an outage may be deeper than `backfill.max_blocks`. Each run of heights without a gap is
+        checked from its top down to the first block that is in the chain.
         """
         if self._are_old_scans_verified:
             return
@@ -215,8 +217,9 @@ class Blocks:
         self.has_undone = True
 
     async def _undo_unscanned(self, low: int, hashes: set[str]) -> None:
-        """Undo confirmations in blocks that left the chain before they were scanned: the stream reported them, or a
-        scan was interrupted between its commit and the storing of its row.
+        """Undo confirmations in blocks that left the chain before they were scanned.
+
+        The stream reported them, or a scan was interrupted between its commit and the storing of its row.
         """
         context = self._context
         stored = await context.event_log.state(VERIFIED_KEY)
@@ -244,8 +247,10 @@ class Blocks:
             await context.event_log.set_state(VERIFIED_KEY, str(verified))
 
     async def _scan_all(self, heights: Sequence[int], scanned: dict[int, str], tip: int, tip_hash: str) -> bool:
-        """Scan the blocks at these heights until the turn ends. A block that fails waits while the others continue,
-        unless several failed in a row. Returns False if there is more to do now. Raises RestError as `Turns.take` does.
+        """Scan the blocks at these heights until the turn ends.
+
+        A block that fails waits while the others continue, unless several failed in a row. Returns False if there is
+        more to do now. Raises RestError as `Turns.take` does.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + TURN_S

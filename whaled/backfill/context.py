@@ -51,8 +51,9 @@ class Context:
         self._sampler = Sampler(LOG_INTERVAL_S, monotonic)
 
     def report_failure(self, error: RestError, again_s: float) -> None:
-        """Count a failed request that is repeated in `again_s` seconds, and log it at most once per `LOG_INTERVAL_S`
-        and reason.
+        """Count a failed request that is repeated in `again_s` seconds.
+
+        It is logged at most once per `LOG_INTERVAL_S` and reason.
         """
         self.meter.failed(error.reason)
         suppressed = self._sampler.admit(error.reason)

@@ -23,8 +23,10 @@ class Cover(StrEnum):
 
 
 class Sighting(Struct, frozen=True):
-    """A whale of a block. `lead_s` is the time from its alert to the block, negative if it was alerted after the block,
-    None if it was found only in the block.
+    """A whale of a block.
+
+    `lead_s` is the time from its alert to the block, negative if it was alerted after the block, None if it was found
+    only in the block.
     """
 
     lead_s: float | None
@@ -41,8 +43,9 @@ class Interruptions:
         self._cause: Cover | None = None
 
     def current_cause(self) -> Cover | None:
-        """Return why a relayed whale of a block that arrives now may be unknown; None if the mempool is completely
-        known.
+        """Return why a relayed whale of a block that arrives now may be unknown.
+
+        Returns None if the mempool is completely known.
         """
         return self._cause
 

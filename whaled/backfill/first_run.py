@@ -40,8 +40,9 @@ class FirstRun:
 
 
 async def blocks_at_start(event_log: Log) -> list[Block]:
-    """Return the newest blocks at the first start, ascending; none if the log is from a version that did not store
-    them.
+    """Return the newest blocks at the first start, ascending.
+
+    Returns none if the log is from a version that did not store them.
     """
     stored = await event_log.state(BLOCKS_KEY)
     return [] if stored is None else msgspec.json.decode(stored, type=list[Block])

@@ -52,8 +52,10 @@ class Candidate(Struct):
 
     @classmethod
     def of(cls, stripped: Stripped) -> "Candidate":
-        """Return the candidate for an entry of a snapshot. What is unknown is 0 or None. A fee of 0 is unknown too: a
-        backend keeps it from having seen the transaction in a block.
+        """Return the candidate for an entry of a snapshot.
+
+        What is unknown is 0 or None. A fee of 0 is unknown too: a backend keeps it from having seen the transaction in
+        a block.
         """
         return cls(
             round(stripped.fee) if stripped.fee is not None and stripped.fee > 0 else None,
@@ -74,8 +76,9 @@ class Candidate(Struct):
 
 
 def most_urgent_first(candidates: Mapping[str, Candidate], limit: int) -> Iterator[str]:
-    """Yield the newest and the best paying candidates alternately, at most `limit` of each: a new transaction may be
-    replaced at any moment, and the best paying one is mined next.
+    """Yield the newest and the best paying candidates alternately, at most `limit` of each.
+
+    A new transaction may be replaced at any moment, and the best paying one is mined next.
     """
     newest = nlargest(limit, candidates, key=lambda txid: candidates[txid].first_seen)
     best = nlargest(limit, candidates, key=lambda txid: candidates[txid].rate)
@@ -148,8 +151,10 @@ class Mempool:
         self._tables.shrink()
 
     def _stop_fetching(self, delta: Delta) -> None:
-        """Stop fetching transactions that a request no longer helps: the block scan finds those that were mined, and
-        the backend does not return those that it evicted. It still returns those that it saw being replaced.
+        """Stop fetching transactions that a request no longer helps.
+
+        The block scan finds those that were mined, and the backend does not return those that it evicted. It still
+        returns those that it saw being replaced.
         """
         if self._candidates:
             for txid in delta.mined:
@@ -167,8 +172,9 @@ class Mempool:
         self._in_stream.clear()
 
     def is_in_stream(self, txid: str) -> bool:
-        """Return whether the stream announced this whale and has not removed it since, without an interruption. REST
-        requests may reach another node, which never had it.
+        """Return whether the stream announced this whale and has not removed it since, without an interruption.
+
+        REST requests may reach another node, which never had it.
         """
         return txid in self._in_stream
 
@@ -208,8 +214,10 @@ class Mempool:
     # --- requests to the backend ---
 
     async def recheck_gone(self) -> bool:
-        """Recheck whales that the event log has as gone, although the stream or a snapshot announced them again or a
-        response reported them as replaced. Those in the mempool become pending again.
+        """Recheck whales that are gone by the event log, but were announced or reported again.
+
+        The stream or a snapshot announced them, or a response reported them as replaced. Those in the mempool become
+        pending again.
 
         The mempool is requested because an announced whale may have left since, in a message that was missed. Always
         returns True. Raises RestError; nothing is lost then.
@@ -249,8 +257,9 @@ class Mempool:
         return await self._turns.take(batch, request) and len(batch) == len(due)
 
     async def fetch_unvalued(self) -> bool:
-        """Fetch a batch of transactions of unknown value. Returns False if there are more. Raises RestError; nothing is
-        lost then.
+        """Fetch a batch of transactions of unknown value.
+
+        Returns False if there are more. Raises RestError; nothing is lost then.
         """
         for txid in [txid for txid in self._unvalued if txid in self._seen]:
             del self._unvalued[txid]
@@ -329,8 +338,9 @@ class Mempool:
         return [*earlier, lifecycle.alerted(whale, now), *drafts]
 
     async def _conflicting(self, transaction: Transaction) -> str | None:
-        """Return a whale that spends an output which this transaction spends and that is not known to be gone,
-        preferably a confirmed one; None if there is none.
+        """Return a whale that spends an output which this transaction also spends.
+
+        It is not known to be gone, and preferably confirmed. Returns None if there is none.
 
         Without this, the transaction that left would count as the replacement of the one that is there, because it is
         alerted later.

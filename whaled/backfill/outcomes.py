@@ -53,16 +53,20 @@ NEWEST = "newest"
 
 
 def is_unresolved(history: History) -> bool:
-    """Return whether the newest event may not be the outcome: the whale is pending, or it was reported as replaced
-    after a scan had confirmed it. The stream lags behind the node, so that report may be older than the block.
+    """Return whether the newest event may not be the outcome.
+
+    The whale is pending, or it was reported as replaced after a scan had confirmed it. The stream lags behind the node,
+    so that report may be older than the block.
     """
     last = [kind for kind, _ in history[-2:]]
     return last[-1] in WAITING or last == [Kind.CONFIRMED, Kind.REPLACED]
 
 
 class Missing(Struct):
-    """A whale that left the mempool: when that was noticed and when to check it next (monotonic), and the hashes of the
-    blocks that were searched for its replacement, None before its first check.
+    """A whale that left the mempool.
+
+    It has the times when that was noticed and of the next check (monotonic), and the hashes of the blocks that were
+    searched for its replacement, None before its first check.
     """
 
     whale: Whale
@@ -118,8 +122,10 @@ class Outcomes:
         return min(dues, default=None)
 
     def on_delta(self, delta: Delta) -> None:
-        """Look for transactions that spend an output which a watched whale spends. A backend does not report every
-        replacement: not after a restart, and not if the new transaction pays the lower fee by itself (package RBF).
+        """Look for transactions that spend an output which a watched whale spends.
+
+        A backend does not report every replacement: not after a restart, and not if the new transaction pays the lower
+        fee by itself (package RBF).
         """
         if self._watched and delta.added_count and len(delta.frame) <= FRAME_LIMIT_BYTES:
             for outpoint, by in delta.spending(self._watched).items():
@@ -178,14 +184,16 @@ class Outcomes:
         self._watch_dropped(reversed(dropped[:WATCHED_LIMIT]))
 
     async def recently_gone(self) -> dict[str, int]:
-        """Return the replaced and dropped whales, which should not be in the mempool, with the number of events of
-        each. To be called before the mempool is requested.
+        """Return the replaced and dropped whales, with the number of events of each.
+
+        They should not be in the mempool. To be called before the mempool is requested.
         """
         return await self._context.event_log.gone_since(self._context.clock() - GONE_S, GONE_LIMIT)
 
     async def compare(self, mempool: set[str], is_in_stream: Callable[[str], bool]) -> None:
-        """Follow pending whales that are neither in this mempool, which REST returned, nor in that of the stream:
-        behind a load balancer these are two.
+        """Follow pending whales that are in neither of the two mempools.
+
+        One is this mempool, which REST returned, and the other that of the stream: behind a load balancer they differ.
         """
         after = 0
         while events := await self._context.event_log.pending(after, PAGE):
@@ -194,8 +202,9 @@ class Outcomes:
             await self.on_left([txid for txid in pending if txid not in mempool and not is_in_stream(txid)])
 
     async def run(self) -> bool:
-        """Check the whales that are due, as far as the turn allows. Returns False if there are more. Raises RestError;
-        they stay due.
+        """Check the whales that are due, as far as the turn allows.
+
+        Returns False if there are more. Raises RestError; they stay due.
         """
         context = self._context
         self._tables.shrink()
@@ -259,8 +268,10 @@ class Outcomes:
             self._stop(txid)
 
     async def _drop(self, _: str) -> None:
-        """Drop the whales whose grace period has passed, except those that a transaction in a block replaced, and
-        those that are in the mempool again: the earlier responses are seconds or minutes old by now.
+        """Drop the whales whose grace period has passed.
+
+        Except those that a transaction in a block replaced, and those that are in the mempool again: the earlier
+        responses are seconds or minutes old by now.
         """
         context = self._context
         expired = {txid: self._missing[txid] for txid in self._expired if txid in self._missing}
@@ -298,9 +309,10 @@ class Outcomes:
                 self._stop(txid)
 
     async def _replaced_in_blocks(self, whales: dict[str, Missing], limit: int) -> dict[str, Draft]:
-        """Return the replacements of those whales that conflict with a transaction in a block, which spends an output
-        that the whale spends: it was sent directly to a miner, or mined while the link was down, so the backend never
-        reported it.
+        """Return the replacements of those whales that conflict with a transaction in a block.
+
+        That transaction spends an output that the whale spends: it was sent directly to a miner, or mined while the
+        link was down, so the backend never reported it.
 
         Searches the newest `limit` scanned blocks, back to the oldest alert, except those that were searched for all of
         these whales.
@@ -357,16 +369,18 @@ class Outcomes:
         return False
 
     async def _conflicting(self, txid: str, mempool: Container[str]) -> str | None:
-        """Return another whale that spends one of the same outputs and is in a block or in the mempool, None if there
-        is none.
+        """Return another whale that spends one of the same outputs and is in a block or the mempool.
+
+        Returns None if there is none.
         """
         found = await rivals_of(txid, self._outpoints.get(txid, ()), self._context.event_log)
         confirmed = (other for other, last in found.items() if last is Kind.CONFIRMED)
         return next(confirmed, None) or next((other for other in found if other in mempool), None)
 
     async def _spender(self, txid: str) -> str | None:
-        """Return another transaction that spends one of the first outpoints, as electrs reports it; None if it reports
-        none.
+        """Return another transaction that spends one of the first outpoints, as electrs reports it.
+
+        Returns None if it reports none.
         """
         for outpoint in islice(self._outpoints.get(txid, ()), SPENT_LIMIT):
             by = await self._context.backend.spender(outpoint)

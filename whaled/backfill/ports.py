@@ -22,8 +22,9 @@ class Log(Conflicts, Protocol):
         ...
 
     async def pending(self, after: int, limit: int) -> list[Event]:
-        """Return the newest event of each whale that has no outcome yet, ascending from offset `after` (exclusive), at
-        most `limit`.
+        """Return the newest event of each whale that has no outcome yet.
+
+        They ascend from offset `after` (exclusive), at most `limit`.
         """
         ...
 
@@ -32,8 +33,9 @@ class Log(Conflicts, Protocol):
         ...
 
     async def gone_since(self, at: float, limit: int) -> dict[str, int]:
-        """Return the whales whose newest event is a replacement or drop at `at` (Unix seconds) or later, newest first,
-        at most `limit`: the number of events of each by txid.
+        """Return the whales whose newest event is a replacement or drop at `at` or later.
+
+        `at` is in Unix seconds. The newest come first, at most `limit`: the number of events of each by txid.
         """
         ...
 
@@ -68,8 +70,9 @@ class Committer(Protocol):
     market: Market
 
     async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
-        """Commit and publish the drafts of `decide`, which is called between two messages of the stream. Return the
-        events that were new.
+        """Commit and publish the drafts of `decide`, which is called between two messages of the stream.
+
+        Return the events that were new.
         """
         ...
 

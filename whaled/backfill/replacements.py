@@ -56,8 +56,9 @@ class Replacements:
         return await self._turns.take(due, request) and not self._is_due
 
     async def drafts(self, rbf_tree: Sequence[Relative]) -> list[Draft]:
-        """Return alerts and replacements of the replaced transactions of a tree that were whales and are not in the
-        event log, oldest first.
+        """Return alerts and replacements of a tree's replaced whales, oldest first.
+
+        Only of those that are not in the event log.
 
         Transactions from before whaled's first start are left out. Raises RestError.
         """
@@ -82,8 +83,10 @@ class Replacements:
         return drafts
 
     async def with_replaced(self, whale: Whale, rbf_tree: Sequence[Relative], now: float) -> tuple[Whale, list[Draft]]:
-        """Return the whale with the transaction that it replaced according to its tree, preferably a whale of the event
-        log, and the replacements of all whales of the log that it replaced.
+        """Return the whale with the transaction that it replaced, and other replacements.
+
+        The first, according to its tree, is preferably a whale of the event log. The others are the replacements of all
+        whales of the log that it replaced.
         """
         txid = whale.alert.transaction_id
         replaced = [each.txid for each in rbf_tree if each.replaced_by == txid]

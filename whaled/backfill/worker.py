@@ -203,8 +203,9 @@ class Worker:
         return is_done
 
     async def _probe_backend(self) -> bool:
-        """Verify that the backend responds before trusting a response that it does not know a whale. Always returns
-        True. Raises RestError.
+        """Verify that the backend responds before trusting a response that it does not know a whale.
+
+        Always returns True. Raises RestError.
         """
         if self._mempool.candidates or self._replacements.is_due:
             # In esplora mode the first request goes to the backend and the second one to electrs: both must respond.

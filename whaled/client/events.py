@@ -119,8 +119,9 @@ class Missed(Struct, frozen=True, kw_only=True):
 
 
 class Connected(Struct, frozen=True, kw_only=True):
-    """The stream is connected and subscribed. `head` is the server's newest event. If `is_recovered` is true, all
-    events since the last position follow.
+    """The stream is connected and subscribed.
+
+    `head` is the server's newest event. If `is_recovered` is true, all events since the last position follow.
     """
 
     client_id: str | None

@@ -34,14 +34,16 @@ class SubscriptionError(StreamError):
 
 
 class ProtocolError(StreamError):
-    """The server sent something that protocol version 1 does not allow. No event was skipped: the invalid frame is the
-    first one after `stream.position`.
+    """The server sent something that protocol version 1 does not allow.
+
+    No event was skipped: the invalid frame is the first one after `stream.position`.
     """
 
 
 class UnusableServerError(StreamError):
-    """The server refused the connection for a lasting reason: a status such as 403 or 404, a redirect, a certificate
-    that cannot be verified, or a close for abuse.
+    """The server refused the connection for a lasting reason.
+
+    Such as a status 403 or 404, a redirect, a certificate that cannot be verified, or a close for abuse.
     """
 
 

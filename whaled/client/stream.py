@@ -46,9 +46,10 @@ PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "AL
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """The reconnect backoff: a random wait of at most `initial_s`, which doubles with each failure in a row up to
-    `max_s`. A connection that lasted `stable_after_s` resets it. A wait that the server requests (`retry_after`,
-    Retry-After) is added.
+    """The reconnect backoff.
+
+    It is a random wait of at most `initial_s`, which doubles with each failure in a row up to `max_s`. A connection
+    that lasted `stable_after_s` resets it. A wait that the server requests (`retry_after`, Retry-After) is added.
     """
 
     initial_s: float = 0.5
@@ -110,8 +111,10 @@ class WhaleStream:
 
     @property
     def position(self) -> Position | None:
-        """The position of the newest event that was yielded; inside the loop, of the current event. Save it once the
-        event is processed, and pass it as `since` to the next run. None until the server has sent a position.
+        """The position of the newest event that was yielded; inside the loop, of the current event.
+
+        Save it once the event is processed, and pass it as `since` to the next run. None until the server has sent a
+        position.
         """
         return self._position
 

@@ -99,6 +99,7 @@ class Server(ServerProtocol):
         self.handshake_exc = self.parser_exc = None
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        """Return the subprotocol of whaled if the client offers it."""
         return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
 
 

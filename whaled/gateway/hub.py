@@ -163,8 +163,9 @@ class Hub:
 
     @property
     def at_once(self) -> int:
-        """The number of events to pass to `publish` at once. It falls with the number of filters, to bound the time
-        that a publication holds the event loop.
+        """The number of events to pass to `publish` at once.
+
+        It falls with the number of filters, to bound the time that a publication holds the event loop.
         """
         return max(EVENTS_TOGETHER, EVALUATIONS_AT_ONCE // max(1, len(self._groups)))
 

@@ -354,11 +354,20 @@ class NoSocket:
     lane = Lane.STRANGER
     source: Hashable = None
 
-    def write(self, data: bytes) -> None: ...
-    def end(self) -> None: ...
-    def abort(self) -> None: ...
-    def favour(self, jobs: int) -> None: ...
-    def pause_reading(self) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Discard the data."""
+
+    def end(self) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
+        """Do nothing."""
+
+    def favour(self, jobs: int) -> None:
+        """Do nothing."""
+
+    def pause_reading(self) -> None:
+        """Do nothing."""
 
 
 NO_SOCKET = NoSocket()

@@ -23,8 +23,10 @@ class Mode(StrEnum):
 
 
 class SimulatorSettings(Struct, frozen=True, kw_only=True):
-    """The settings of a `Simulator`. By default there is a whale every few seconds and a block per minute. `DEMO` adds
-    the invented owners and a fee market.
+    """The settings of a `Simulator`.
+
+    By default there is a whale every few seconds and a block per minute. `DEMO` adds the invented owners and a fee
+    market.
 
     `rate` is in transactions per second; `whale_share` is the share of whales among them (outputs of at least
     `whale_btc`). `events` scales the frequency of replacements, children and surprises in blocks; 0 turns them off.

@@ -36,8 +36,9 @@ Plan = tuple[list[Coin], list[Payment], Script]
 
 
 class Wallets:
-    """The coins of all wallets. A recipe takes coins of at least `gross` satoshi and returns a plan: (coins, payments,
-    script for the rest).
+    """The coins of all wallets.
+
+    A recipe takes coins of at least `gross` satoshi and returns a plan: (coins, payments, script for the rest).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Repair of JSON in which a string contains half of a surrogate pair. Pure.
+r"""Repair of JSON in which a string contains half of a surrogate pair. Pure.
 
-JavaScript strings may contain one: a backend that cuts a miner's tag in the middle of an emoji sends `"\\ud83d"`. That
+JavaScript strings may contain one: a backend that cuts a miner's tag in the middle of an emoji sends `"\ud83d"`. That
 is valid JSON by RFC 8259, section 7, but strict parsers reject it together with the rest of the document.
 """
 

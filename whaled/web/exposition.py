@@ -1,5 +1,6 @@
-"""The rendered metrics, shared by all requests. Rendering blocks the event loop for some milliseconds, so it happens at
-most once per interval.
+"""The rendered metrics, shared by all requests.
+
+Rendering blocks the event loop for some milliseconds, so it happens at most once per interval.
 """
 
 import gzip

@@ -1,4 +1,7 @@
-"""Follow a stream and print every event as a JSON line: python follow.py URL TOKEN_FILE"""
+"""Follow a stream and print every event as a JSON line.
+
+Usage: python follow.py URL TOKEN_FILE
+"""
 
 import asyncio
 import json
