@@ -13,6 +13,7 @@ from whaled.eventlog.checksums import of_event, of_whale
 from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
 from whaled.eventlog.notes import EARLIEST_S, LATEST_S
 from whaled.model import Alert, Event, Kind, Scan, Update, Whale
+from whaled.whales.lifecycle import Step
 
 # Text columns are bytes: invalid UTF-8 must fail a single row, not the whole statement.
 Row = tuple[Any, ...]
@@ -92,7 +93,7 @@ class Codec:
                 raise DamagedRowError(MISMATCH)
             known = KINDS[kind]
             update = None if body is None else self._update.decode(body)
-            text = ref.decode()
+            text, repeat = split(ref.decode())
         except KeyError as error:
             raise DamagedRowError(f"its kind {shown(kind)} is not known") from error
         except UNREADABLE as error:
@@ -103,17 +104,17 @@ class Codec:
             whale = self.whale(txid, alert, addresses, whale_checksum)
         except DamagedRowError as error:
             raise DamagedRowError(f"the alert of {shown(txid)}: {error}") from error
-        return Event(offset=offset, kind=known, at=at, whale=whale, ref=text, update=update)
+        return Event(offset=offset, kind=known, at=at, whale=whale, ref=text, update=update, repeat=repeat)
 
-    def history(self, row: Row) -> tuple[str, Kind, str]:
-        """Decode a row of `Queries.columns`. Return (txid, kind, ref). Raises DamagedRowError."""
+    def step(self, row: Row) -> tuple[str, Step]:
+        """Decode a row of `Queries.columns`. Return the txid and the step of its history. Raises DamagedRowError."""
         self.columns(row)
         _, kind, ref, *_, txid = row
         known = KINDS.get(kind)
         if known is None:
             raise DamagedRowError(f"its kind {shown(kind)} is not known")
         try:
-            return txid.decode(), known, ref.decode()
+            return txid.decode(), Step(known, *split(ref.decode()))
         except UNREADABLE as error:
             raise _unreadable(error) from error
 
@@ -158,6 +159,17 @@ class Codec:
             return msgspec.convert(dict(values), Scan)
         except UNREADABLE as error:
             raise _unreadable(error) from error
+
+
+def joined(ref: str, repeat: int) -> str:
+    """Return the column text of a ref and its repeat number: "ref" for the first, then "ref#2" and so on."""
+    return ref if repeat == 1 else f"{ref}#{repeat}"
+
+
+def split(text: str) -> tuple[str, int]:
+    """Return ref and repeat number of a column text. Raises ValueError if that is no number."""
+    ref, mark, number = text.partition("#")
+    return ref, int(number) if mark else 1
 
 
 def shown(text: object) -> str:
