@@ -12,6 +12,7 @@ import structlog
 
 from eventlog_kit import START, Meter, alert, open_log, scan, txid, update, whale
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import schema
 from whaled.eventlog.damage import Damage, KnownDamage, Table, merged, of_events
 from whaled.eventlog.pages import PAGE_BYTES
 from whaled.eventlog.store import EventLog
@@ -531,13 +532,17 @@ async def requires_no_waiting(path: Path, thread: str, call: Callable[[EventLog]
 
 
 def as_version_3(path: Path) -> None:
-    """What a version before this one has written: without checksums."""
+    """What version 3 has written: without checksums, and without repeat numbers."""
+    with closing(sqlite3.connect(":memory:")) as old:
+        schema.create(old, 0.0)
+        (events,) = old.execute("SELECT sql FROM sqlite_schema WHERE name = 'events'").fetchone()
     edit(
         path,
-        *(
-            f"ALTER TABLE {table} DROP COLUMN checksum"
-            for table in ("events", "whales", "spends", "blocks", "state", "log")
-        ),
+        "ALTER TABLE events RENAME TO numbered_events",
+        events,
+        "INSERT INTO events SELECT offset, whale, kind, ref, at, high_at, body FROM numbered_events",
+        "DROP TABLE numbered_events",
+        *(f"ALTER TABLE {table} DROP COLUMN checksum" for table in ("whales", "spends", "blocks", "state", "log")),
         "DROP TABLE gaps",
         "PRAGMA user_version = 3",
     )

@@ -62,14 +62,14 @@ class Codec:
     def columns(self, row: Row) -> tuple[int, float]:
         """Verify a row of `Queries.columns` without decoding its JSON. Return (offset, high_at).
 
-        The row is offset, kind, ref, at, high_at, body, checksum, txid of the whale. Raises DamagedRowError.
+        The row is offset, kind, ref, repeat, at, high_at, body, checksum, txid of the whale. Raises DamagedRowError.
         """
-        offset, kind, ref, at, high_at, body, checksum, txid = row
+        offset, kind, ref, repeat, at, high_at, body, checksum, txid = row
         if txid is None:
             raise DamagedRowError(NO_WHALE)
         try:
             # Computed also if no checksum is stored: packing the columns verifies their types.
-            computed = of_event(offset, kind, ref, at, high_at, body, txid)
+            computed = of_event(offset, kind, ref, repeat, at, high_at, body, txid)
             if checksum != computed and checksum is not None:
                 raise DamagedRowError(MISMATCH)
             # Rows of older versions have no checksum, so implausible times are checked for as well.
@@ -85,15 +85,15 @@ class Codec:
         The row is that of `columns`, followed by alert, addresses, checksum and number of the whale.
         """
         # Repeats `columns` in line: half of the cost of a replay's page is spent here.
-        offset, kind, ref, at, high_at, body, checksum, txid, alert, addresses, whale_checksum, _ = row
+        offset, kind, ref, repeat, at, high_at, body, checksum, txid, alert, addresses, whale_checksum, _ = row
         try:
             if checksum is None or txid is None:
-                self.columns(row[:8])
-            elif checksum != of_event(offset, kind, ref, at, high_at, body, txid):
+                self.columns(row[:9])
+            elif checksum != of_event(offset, kind, ref, repeat, at, high_at, body, txid):
                 raise DamagedRowError(MISMATCH)
             known = KINDS[kind]
             update = None if body is None else self._update.decode(body)
-            text, repeat = split(ref.decode())
+            text = ref.decode()
         except KeyError as error:
             raise DamagedRowError(f"its kind {shown(kind)} is not known") from error
         except UNREADABLE as error:
@@ -109,12 +109,12 @@ class Codec:
     def step(self, row: Row) -> tuple[str, Step]:
         """Decode a row of `Queries.columns`. Return the txid and the step of its history. Raises DamagedRowError."""
         self.columns(row)
-        _, kind, ref, *_, txid = row
+        _, kind, ref, repeat, *_, txid = row
         known = KINDS.get(kind)
         if known is None:
             raise DamagedRowError(f"its kind {shown(kind)} is not known")
         try:
-            return txid.decode(), Step(known, *split(ref.decode()))
+            return txid.decode(), Step(known, ref.decode(), repeat)
         except UNREADABLE as error:
             raise _unreadable(error) from error
 
@@ -159,17 +159,6 @@ class Codec:
             return msgspec.convert(dict(values), Scan)
         except UNREADABLE as error:
             raise _unreadable(error) from error
-
-
-def joined(ref: str, repeat: int) -> str:
-    """Return the column text of a ref and its repeat number: "ref" for the first, then "ref#2" and so on."""
-    return ref if repeat == 1 else f"{ref}#{repeat}"
-
-
-def split(text: str) -> tuple[str, int]:
-    """Return ref and repeat number of a column text. Raises ValueError if that is no number."""
-    ref, mark, number = text.partition("#")
-    return ref, int(number) if mark else 1
 
 
 def shown(text: object) -> str:

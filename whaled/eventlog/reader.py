@@ -114,8 +114,7 @@ class Reader(Rows):
     def confirmed_in(self, block_hash: str) -> list[Whale]:
         """See EventLog.confirmed_in."""
         events = self._events(
-            f"WHERE e.kind = 'confirmed' AND (e.ref = ?1 OR e.ref LIKE ?1 || '#%') AND {IS_NEWEST} ORDER BY e.offset",
-            (block_hash,),
+            f"WHERE e.kind = 'confirmed' AND e.ref = ? AND {IS_NEWEST} ORDER BY e.offset", (block_hash,)
         )
         return [event.whale for event in events]
 
