@@ -280,7 +280,7 @@ async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_se
         ring_of(read_keys(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=3600, now=time.time(),
         token_id="t", settings=AuthSettings(),
     )  # fmt: skip
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "gateway": STRICT,
         "auth": {"enabled": True, "key_ring": str(ring)},
         # The flood comes from the process that also serves REST, which responds late while it connects 10,000 clients.
