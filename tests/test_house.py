@@ -44,9 +44,7 @@ RANKS = {
     "ops": 5,
     "client": 6,
     "simulator": 6,
-    "bookfile": 4,
-    "labelfiles": 4,
-    "files": 5,
+    "addressbook": 4,
     "backfill": 4,
     "backoff": 3,
     "pipeline": 6,
@@ -60,11 +58,12 @@ RANKS = {
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
+    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer",
     "addresses", "auth.families", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
     "cli.tail_lines", "client.cursor", "config.given", "config.keys", "config.origins", "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
     "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
-    "labelfiles.bip329", "labelfiles.rows", "labelfiles.walletexplorer", "model", "tables", "times",
+    "model", "tables", "times",
     "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
     "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
     "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.addresses", "whales.amounts",

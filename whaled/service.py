@@ -19,6 +19,7 @@ import structlog
 from msgspec import Struct
 
 from whaled import __version__
+from whaled.addressbook.loading import idle_rules, read_address_book_apart
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
@@ -28,11 +29,11 @@ from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import certificate_expiry, idle_rules, load_certificate, read_address_book_apart, tls_context
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
 from whaled.ops import descriptors, logs, memory, reloads
+from whaled.ops.certificates import certificate_expiry, load_certificate, tls_context
 from whaled.ops.metrics import Metrics
 from whaled.ops.systemd import Notifier, Passed
 from whaled.pipeline import Pipeline
