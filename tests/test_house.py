@@ -49,8 +49,6 @@ RANKS = {
     "backoff": 3,
     "pipeline": 6,
     "canary": 6,
-    "upkeep": 7,
-    "starts": 7,
     "service": 8,
     "cli": 9,
     "__main__": 10,
