@@ -29,7 +29,7 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
-    "replacing": 1,
+    "durable": 0,
     "listening": 2,
     "summaries": 2,
     "addresses": 2,

@@ -15,9 +15,9 @@ import jwt
 from whaled.auth import keys, tokenfile, tokens, tokentext
 from whaled.cli.settings import Subparsers, add_config_option, duration, load_for, working_directory
 from whaled.config.sections import AuthSettings
+from whaled.durable import replacing
 from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
-from whaled.replacing import replacing
 
 
 def register(subparsers: Subparsers) -> None:
