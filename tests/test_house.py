@@ -64,7 +64,7 @@ PURE = (
     "model", "tables", "times",
     "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
     "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
-    "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.addresses", "whales.amounts",
+    "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.amounts",
     "whales.bookkeys", "whales.booklines", "whales.books", "whales.coinjoins", "whales.detect", "whales.fees",
     "whales.filekinds", "whales.filters", "whales.history", "whales.labels", "whales.lifecycle", "whales.owners",
     "whales.prices", "whales.watch",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from enum import IntEnum
 
-from whaled.whales import addresses
+from whaled import addresses
 
 # The order of the field of secp256k1 (SEC 2): the curve is y^2 = x^3 + 7 modulo this number.
 FIELD = 2**256 - 2**32 - 977

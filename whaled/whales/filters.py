@@ -9,9 +9,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
+from whaled.addresses import canonical
 from whaled.errors import ClientError, ClientErrorCode
 from whaled.model import Alert, Draft, Event, Flow, Kind
-from whaled.whales.addresses import canonical
 from whaled.whales.amounts import btc_to_sat, sat_to_btc
 
 MAX_EXCHANGES = 100
