@@ -11,7 +11,8 @@ from whaled.addressbook.loading import idle_rules, read_address_book
 from whaled.auth.keys import load_ring
 from whaled.auth.tokens import KeyRing
 from whaled.cli import unit
-from whaled.cli.settings import Subparsers, load_for, working_directory
+from whaled.cli.options import Subparsers
+from whaled.cli.settings import load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted

@@ -1,5 +1,8 @@
-"""The event log and address book of `whaled run --simulate`."""
+"""`whaled run --simulate`: the daemon with a simulated backend, and an event log and address book for it."""
 
+import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -10,7 +13,10 @@ from whaled.errors import OperatorError
 from whaled.eventlog.files import DaemonLock
 from whaled.eventlog.store import EventLog
 from whaled.ops.metrics import Metrics
+from whaled.ops.systemd import Passed
+from whaled.service import Boot, Service
 from whaled.simulator.owners import BOOKS
+from whaled.simulator.server import Simulator
 from whaled.simulator.settings import DEMO
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -18,6 +24,22 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 # Key in the log's state. Its presence marks the log of a simulated world, which ended with the process that ran it.
 WORLD_KEY = "simulated_world"
 DATABASE_FILES = ("", "-wal", "-shm")
+
+
+async def run(arguments: argparse.Namespace, boot: Callable[[], Boot], passed: Passed) -> None:
+    """Run the daemon on a new simulated world. `boot` loads the configuration. Raises as `Service.run`."""
+    world = structs.replace(DEMO, port=0, seed=time.time_ns())
+    async with Simulator(world) as simulator:
+        arguments.mempool_url = simulator.url
+        logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
+
+        def load() -> Boot:
+            found = boot()
+            return structs.replace(found, config=with_owners(found.config))
+
+        first = load()
+        await begin_log(first.config.eventlog, str(world.seed))
+        await Service(first, reread=load, passed=passed).run()
 
 
 def with_owners(config: Config) -> Config:

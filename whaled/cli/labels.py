@@ -16,7 +16,7 @@ import msgspec
 from whaled.addressbook import bookfile, formats
 from whaled.addressbook.formats import Format
 from whaled.addressbook.rows import HEADING, LabelFileError, Options, Report, line_of
-from whaled.cli.settings import Subparsers
+from whaled.cli.options import Subparsers
 from whaled.errors import BookError, ExitStatus, WhaledError, why_unreadable
 from whaled.model import OwnerType
 from whaled.whales.booklines import TYPES, LineFaultError, Lines
