@@ -27,7 +27,6 @@ from whaled.model import (
     Transaction,
     Whale,
 )
-from whaled.whales.amounts import NULL_TXID
 from whaled.whales.detect import Detector, Rules, assess, needs_inputs
 from whaled.whales.labels import AddressBook
 from whaled.whales.watch import Watch
