@@ -8,7 +8,8 @@ import signal
 import structlog
 
 from whaled.auth.keys import load_ring
-from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for, working_directory
+from whaled.cli.options import Subparsers
+from whaled.cli.settings import add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets

@@ -4,20 +4,10 @@ import argparse
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-from whaled.config import units
 from whaled.config.keys import Key, keys, options, value_at
 from whaled.config.parse import Loaded, load
 from whaled.errors import ConfigError, Fault
-
-
-class Subparsers(Protocol):
-    """The part of the result of argparse's `add_subparsers()` that the commands use."""
-
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        """Add a command. It sets `run`, which takes the parsed arguments and returns the exit status."""
-        ...
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +24,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(option.name, action="store_true", help=option.help)
         else:
             parser.add_argument(option.name, metavar=option.metavar, help=f"{option.help} ({path})")
-
-
-def duration(text: str) -> float:
-    """Parse an argument such as 24h into seconds, for argparse."""
-    try:
-        return units.duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}, {error}") from None
 
 
 def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Loaded:
