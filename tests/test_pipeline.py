@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from kit.pipeline import BTC, Priority, Published, brings, opened, pays, receive
 from kit.transactions import ADDRESSES, NOW, txid
 from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
-from whaled.model import Draft, Event, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
+from whaled.eventlog import queries
+from whaled.eventlog.rows import Rows
+from whaled.model import Draft, Event, Kind, Output, OwnerType, Transaction, UpstreamState
 from whaled.ops.metrics import Metrics
-from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
+from whaled.pipeline import OPEN_LIMIT, Inputs, K, Log, Pipeline, V
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.upstream.canary_frame import canary_frame
@@ -30,7 +32,6 @@ from whaled.upstream.messages import FeedMessage, Received, StateChanged
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
-from whaled.whales.lifecycle import History
 
 
 def pipeline(
@@ -183,7 +184,7 @@ async def test_client_requests_are_delayed_during_an_alert_but_not_during_a_rest
 
 
 class Broken:
-    """A log whose disk is full."""
+    """A log without events that cannot be written."""
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
         raise EventLogError("the disk is full", reason=LogFailure.DISK_FULL)
@@ -191,16 +192,7 @@ class Broken:
     async def rehearse(self, draft: Draft) -> Event:
         raise EventLogError("the disk is full", reason=LogFailure.DISK_FULL)
 
-    async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        return {}
-
-    async def histories(self, txids: Iterable[str]) -> dict[str, History]:
-        return {}
-
-    async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
-        return {}
-
-    async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
+    async def read_each(self, query: Callable[[Rows, Sequence[K]], dict[str, V]], keys: Iterable[K]) -> dict[str, V]:
         return {}
 
 
@@ -308,7 +300,7 @@ async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(
             await running.rehearse(f"{number:064x}")
         assert [event.whale.alert.transaction_id for event in published.canaries] == [f"{n:064x}" for n in range(3)]
         assert log.head == stored
-        assert await log.whales(f"{n:064x}" for n in range(3)) == {}
+        assert await log.read_each(queries.whales, [f"{n:064x}" for n in range(3)]) == {}
         assert len(await log.between(0, stored + 3, 10)) == stored == len(published.events)
         assert running.detector.seen_count == stored
         assert metrics.registry.get_sample_value("whaled_transactions_seen_total") == 1

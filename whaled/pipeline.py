@@ -7,11 +7,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 from msgspec.structs import replace
 
+from whaled.eventlog import queries
+from whaled.eventlog.rows import Rows
 from whaled.model import (
     SAT_PER_BTC,
     Alert,
@@ -29,7 +31,7 @@ from whaled.upstream.canary_frame import canary_frame
 from whaled.upstream.dialect import Delta, Frame, decode
 from whaled.upstream.messages import FeedMessage, Received, Shortfall, StateChanged, degraded_by
 from whaled.whales import lifecycle, prices
-from whaled.whales.conflicts import Conflicts, linked
+from whaled.whales.conflicts import linked, present
 from whaled.whales.detect import Detector, needs_inputs
 from whaled.whales.lifecycle import Origin
 
@@ -38,6 +40,9 @@ from whaled.whales.lifecycle import Origin
 OPEN_LIMIT = 500
 # The stream rarely sends a transaction again after one of these events.
 SETTLED = {Kind.CONFIRMED, Kind.REPLACED}
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,8 +63,12 @@ class Inputs(Protocol):
         ...
 
 
-class Log(Conflicts, Protocol):
+class Log(Protocol):
     """The part of the event log that new events need."""
+
+    async def read_each(self, query: Callable[[Rows, Sequence[K]], dict[str, V]], keys: Iterable[K]) -> dict[str, V]:
+        """Run one of the event log's queries for any number of keys."""
+        ...
 
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
         """Commit the drafts and return the events that were new."""
@@ -219,7 +228,7 @@ class Pipeline:
             self.detector.forget(txid)
 
     async def _publish(self, message: Received, drafts: Sequence[Draft]) -> None:
-        drafts = await linked(drafts, self._log)
+        drafts = await self._linked(drafts)
         if not drafts:
             return
         events = await self._log.append(drafts)
@@ -229,6 +238,14 @@ class Pipeline:
             self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
         for event in events:
             self._report(event)
+
+    async def _linked(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Return the drafts with the replacements that follow from whales which spend the same output."""
+        spending = present(drafts)
+        if not spending:
+            return list(drafts)
+        rivals = await self._log.read_each(queries.rivals, spending.items())
+        return linked(drafts, rivals)
 
     async def _deliver(self, events: Sequence[Event]) -> None:
         """Publish committed events, yielding to the event loop after each `at_once` of them.
@@ -249,7 +266,7 @@ class Pipeline:
         """
         async with self._ingest_lock:
             # Client requests are not delayed here: a backfill may take minutes.
-            events = await self._log.append(await linked(await decide(), self._log))
+            events = await self._log.append(await self._linked(await decide()))
             await self._deliver(events)
         for event in events:
             self._report(event)
@@ -331,7 +348,7 @@ class Pipeline:
             touched += delta.removed
         if not touched:
             return drafts
-        known = await self._log.whales(touched)
+        known = await self._log.read_each(queries.whales, touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
         return [
             *drafts,
@@ -343,7 +360,8 @@ class Pipeline:
         """Return those drafts of updates that may follow the events in the log."""
         if not drafts:
             return []
-        histories = await self._log.histories({draft.whale.alert.transaction_id for draft in drafts})
+        txids = {draft.whale.alert.transaction_id for draft in drafts}
+        histories = await self._log.read_each(queries.histories, txids)
         return lifecycle.valid(drafts, histories, origin)
 
     async def _completed_undecided(self, undecided: Sequence[Transaction]) -> list[Transaction]:
@@ -383,7 +401,8 @@ class Pipeline:
         left = [txid for txid in delta.removed if txid in known and txid not in reported]
         if not left or not delta.added_count:
             return []
-        spent = {outpoint: txid for txid, found in (await self._log.outpoints(left)).items() for outpoint in found}
+        outpoints = await self._log.read_each(queries.outpoints, left)
+        spent = {outpoint: txid for txid, found in outpoints.items() for outpoint in found}
         by = {spent[outpoint]: spender for outpoint, spender in delta.spending(spent).items()}
         return [lifecycle.replaced(known[txid], spender, now) for txid, spender in by.items() if spender != txid]
 

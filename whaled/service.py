@@ -28,6 +28,7 @@ from whaled.config.parse import not_reloadable
 from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
+from whaled.eventlog import queries
 from whaled.eventlog.store import EventLog
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
@@ -224,7 +225,7 @@ class Service:
 
     async def _recall(self, event_log: EventLog, pipeline: Pipeline) -> None:
         """Read the newest whale of earlier runs from the log, for the status line and the metric."""
-        newest = await event_log.newest_alert()
+        newest = await event_log.read(queries.newest_alert)
         if newest is not None:
             pipeline.last_whale = (newest.whale.alert, newest.at)
             self.metrics.detection.last_whale(newest.at)

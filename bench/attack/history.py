@@ -33,7 +33,7 @@ def build(path: Path, count: int) -> None:
         began = now - AGO_S - count * APART_S
         for first in range(0, count, PAGE):
             numbers = range(first, min(first + PAGE, count))
-            writer.append([[_draft(number, began + number * APART_S) for number in numbers]])
+            writer.append([_draft(number, began + number * APART_S) for number in numbers])
     finally:
         writer.close()
 

@@ -8,7 +8,9 @@ import structlog
 from kit.backfill import BTC, Front, watching, world
 from whaled.backfill import blocks
 from whaled.backfill.coverage import Cover
+from whaled.bookmarks import text
 from whaled.config.sections import DetectionSettings, WatchRule
+from whaled.eventlog import notes
 from whaled.model import Kind, OwnerType, Source
 from whaled.simulator.faults import RestMode
 from whaled.simulator.scripts import Network
@@ -436,7 +438,7 @@ async def test_a_block_whose_scan_was_killed_before_its_row_was_stored_is_scanne
             block = sim.world.mine()
             await rig.settled()
             assert rig.statuses(whale) == ["alert", "confirmed"]
-            await rig.log.forget_scan(block.height)  # as if the scan had been killed before
+            await rig.log.write(notes.forget_scan, block.height)  # as if the scan had been killed before
         async with watching(sim, clock, tmp_path) as rig:
             assert rig.events == []
             assert await rig.chain_is_scanned(block.height)
@@ -451,8 +453,8 @@ async def test_a_stale_block_whose_row_was_not_stored_is_undone_after_a_restart(
             await rig.settled()
             stale = sim.world.mine()
             await rig.settled()
-            await rig.log.forget_scan(stale.height)
-            await rig.log.set_state("verified_offset", "0")
+            await rig.log.write(notes.forget_scan, stale.height)
+            await rig.log.keep(text("verified_offset"), "0")
         sim.world.reorg(1, keep=())
         await sim.poll()
         async with watching(sim, clock, tmp_path) as rig:
@@ -595,7 +597,7 @@ async def test_without_canaries_an_outage_counts_from_the_last_scan(tmp_path: Pa
             sim.world.mine()
             await rig.settled()
             await rig.poll(1000)
-            assert await rig.log.state("canary") is None
+            assert await rig.log.recall(text("canary")) is None
         whale = sim.world.pay(150 * BTC, relay=False)
         sim.world.mine([whale])
         await sim.poll(1000)

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from kit.backfill import BTC, Clock, Front, Rig, watching, world
+from whaled.bookmarks import text
 from whaled.config.sections import Basis, DetectionSettings
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
@@ -163,13 +164,13 @@ async def test_unreadable_stored_state_does_not_stop_a_start(tmp_path: Path, val
 async def test_one_absurd_tip_height_skips_no_block(tmp_path: Path) -> None:
     front = Front()
     async with behind(front) as (sim, clock), watching(sim, clock, tmp_path, front=front) as rig:
-        first = await rig.log.state("first_block")
+        first = await rig.log.recall(text("first_block"))
         front.spoil("blocks/tip/height", 200, b"4000000000")
         front.spoil("block-height/4000000000", 200, sim.world.chain.tip.hash.encode())
         sim.world.mine()
         await rig.poll()
         await rig.until(lambda: rig.tally.failures[RestFailure.GARBAGE] > 0)
-        assert await rig.log.state("first_block") == first
+        assert await rig.log.recall(text("first_block")) == first
         assert rig.tally.skipped_blocks == 0
         front.restore()
         await later(rig)

@@ -10,9 +10,7 @@ from kit.whales import alert_draft, txid, whale
 from whaled.backfill import seen_txids
 from whaled.backfill.coverage import INTERRUPTIONS_LIMIT, Cover, Interruptions, Sighting, covers, scan_of
 from whaled.backfill.first_run import (
-    BEGAN_KEY,
     BLOCKS_LIMIT,
-    FIRST_KEY,
     FirstRun,
     began_at,
     blocks_at_start,
@@ -21,8 +19,10 @@ from whaled.backfill.first_run import (
 from whaled.backfill.mempool import Candidate
 from whaled.backfill.seen_txids import SeenTxids
 from whaled.backoff import INITIAL_S, MAX_RETRY_AFTER_S, MAX_S, Backoff
+from whaled.bookmarks import BEGAN_AT, FIRST_BLOCK
 from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError
+from whaled.eventlog import notes, queries
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Kind, Scan, Transaction, Whale
 from whaled.ops.metrics import Metrics
@@ -224,42 +224,42 @@ async def test_the_log_returns_histories_and_confirmed_gone_and_scanned(tmp_path
                 lifecycle.dropped(whale(2), NOW + 3),
             ]
         )
-        histories = await log.histories([txid(0), txid(3), txid(7)])
+        histories = await log.read_each(queries.histories, [txid(0), txid(3), txid(7)])
         assert histories == {txid(0): [Step(Kind.ALERT), Step(Kind.CONFIRMED, A)], txid(3): [Step(Kind.ALERT)]}
 
-        assert ids(await log.confirmed_in(A)) == [txid(0)]
-        assert ids(await log.confirmed_in(B)) == []
-        assert list((await log.gone_since(NOW, 10)).items()) == [(txid(2), 2), (txid(1), 2)]
-        assert await log.gone_since(NOW + 3, 10) == {txid(2): 2}
-        assert await log.gone_since(NOW, 1) == {txid(2): 2}
+        assert ids(await log.read(queries.confirmed_in, A)) == [txid(0)]
+        assert ids(await log.read(queries.confirmed_in, B)) == []
+        assert list((await log.read(queries.gone_since, NOW, 10)).items()) == [(txid(2), 2), (txid(1), 2)]
+        assert await log.read(queries.gone_since, NOW + 3, 10) == {txid(2): 2}
+        assert await log.read(queries.gone_since, NOW, 1) == {txid(2): 2}
         await log.append(
             [lifecycle.pending_again(whale(0), A, NOW + 4), lifecycle.pending_again(whale(2), "", NOW + 4)]
         )
-        assert ids(await log.confirmed_in(A)) == []
-        assert await log.gone_since(NOW, 10) == {txid(1): 2}
-        history = (await log.histories([txid(0)]))[txid(0)]
+        assert ids(await log.read(queries.confirmed_in, A)) == []
+        assert await log.read(queries.gone_since, NOW, 10) == {txid(1): 2}
+        history = (await log.read_each(queries.histories, [txid(0)]))[txid(0)]
         again = next_event(lifecycle.confirmed(whale(0), block(A), NOW), history, Origin.POLLED)
         assert again is not None
         await log.append([again])
-        assert (await log.histories([txid(0)]))[txid(0)] == [*history, Step(Kind.CONFIRMED, A, 2)]
-        assert ids(await log.confirmed_in(A)) == [txid(0)]
+        assert (await log.read_each(queries.histories, [txid(0)]))[txid(0)] == [*history, Step(Kind.CONFIRMED, A, 2)]
+        assert ids(await log.read(queries.confirmed_in, A)) == [txid(0)]
         rows = [scan_of(height, f"{height:064x}", NOW, NOW, [Sighting(1.5)], Cover.GAP) for height in (3, 1, 2)]
         for row in rows:
-            await log.put_scan(row)
-        assert await log.scans(1, 2) == [rows[1], rows[2]]
-        await log.put_scan(scan_of(2, A, NOW, NOW, [], Cover.GAP))
-        await log.forget_scan(1)
-        await log.forget_scan(1)
-        assert [(scan.height, scan.hash) for scan in await log.scans(0, 9)] == [(2, A), (3, rows[0].hash)]
-        assert (await log.scans(3, 3))[0].lead_s == 1.5
+            await log.write(notes.put_scan, row)
+        assert await log.read(queries.scans, 1, 2) == [rows[1], rows[2]]
+        await log.write(notes.put_scan, scan_of(2, A, NOW, NOW, [], Cover.GAP))
+        await log.write(notes.forget_scan, 1)
+        await log.write(notes.forget_scan, 1)
+        assert [(scan.height, scan.hash) for scan in await log.read(queries.scans, 0, 9)] == [(2, A), (3, rows[0].hash)]
+        assert (await log.read(queries.scans, 3, 3))[0].lead_s == 1.5
     with pytest.raises(EventLogError):
-        await log.scans(0, 1)
+        await log.read(queries.scans, 0, 1)
 
 
 async def test_a_first_start_in_the_future_is_corrected_to_the_tip_of_that_time(tmp_path: Path) -> None:
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
         assert await began_at(log, NOW) == 0
-        await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
+        await log.keep(BEGAN_AT, NOW + 40 * 86_400)
         first_run = FirstRun(log)
         await first_run.store()
         first_run.observe([block(A, 800_001), block(B)])
@@ -272,7 +272,7 @@ async def test_a_first_start_in_the_future_is_corrected_to_the_tip_of_that_time(
 
 async def test_a_first_start_in_the_future_is_corrected_to_now_if_no_tip_was_stored(tmp_path: Path) -> None:
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
-        await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
+        await log.keep(BEGAN_AT, NOW + 40 * 86_400)
         assert await began_at(log, NOW) == NOW
         assert await began_at(log, NOW + 60) == NOW
 
@@ -287,7 +287,7 @@ async def test_the_blocks_of_the_first_start_are_stored_once_and_in_order(tmp_pa
             await first_run.store()
             assert await blocks_at_start(log) == reported[-BLOCKS_LIMIT:]
     async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), Metrics().eventlog) as log:
-        await log.set_state(FIRST_KEY, "7")  # a version that did not store the blocks had its first start
+        await log.keep(FIRST_BLOCK, 7)  # a version that did not store the blocks had its first start
         first_run = FirstRun(log)
         first_run.observe(reported)
         await first_run.store()

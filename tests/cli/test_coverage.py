@@ -8,6 +8,7 @@ import pytest
 from kit.whales import alert_draft
 from whaled.cli.main import main
 from whaled.config.sections import EventLogSettings
+from whaled.eventlog import notes
 from whaled.eventlog.store import EventLog
 from whaled.model import Scan
 from whaled.ops.metrics import Metrics
@@ -25,7 +26,7 @@ async def written(path: Path, *scans: Scan) -> None:
     async with EventLog.open(EventLogSettings(path=str(path)), Metrics().eventlog) as log:
         await log.append([alert_draft(1)])
         for each in scans:
-            await log.put_scan(each)
+            await log.write(notes.put_scan, each)
 
 
 async def test_blocks_are_listed_newest_first_with_why_whales_were_missed(

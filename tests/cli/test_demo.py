@@ -7,7 +7,8 @@ import pytest
 from kit import daemon
 from kit.gateway import ask, receive_type
 from kit.whales import alert_draft
-from whaled.cli.demo import WORLD_KEY, begin_log, with_owners
+from whaled.bookmarks import SIMULATED_WORLD
+from whaled.cli.demo import begin_log, with_owners
 from whaled.config.sections import Config, DetectionSettings, EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog.store import EventLog
@@ -27,7 +28,7 @@ async def test_a_new_world_begins_a_new_log_in_the_place_of_the_one_before(tmp_p
         await first.append([alert_draft(1)])
     await begin_log(settings(tmp_path), "2")
     async with EventLog.open(settings(tmp_path), Metrics().eventlog) as second:
-        assert (second.head, await second.state(WORLD_KEY)) == (0, "2")
+        assert (second.head, await second.recall(SIMULATED_WORLD)) == (0, "2")
         assert second.epoch != first.epoch
 
 
@@ -41,7 +42,7 @@ async def test_a_log_of_a_real_backend_is_not_touched(tmp_path: Path) -> None:
         "needs a separate log: name a file that does not exist yet with --db-path"
     )
     async with EventLog.open(settings(tmp_path), Metrics().eventlog) as real:
-        assert (real.head, await real.state(WORLD_KEY)) == (1, None)
+        assert (real.head, await real.recall(SIMULATED_WORLD)) == (1, None)
 
 
 async def test_a_log_that_another_whaled_uses_is_not_removed(tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from kit import daemon
 from kit.eventlog import alert, open_log, txid, update
 from kit.gateway import ask, receive_type
 from kit.paths import TESTS
+from whaled.bookmarks import text
 from whaled.cli.main import main
 from whaled.errors import EventLogError, ExitStatus, LogFailure, OperatorError
-from whaled.eventlog import files, schema
+from whaled.eventlog import files, notes, schema
 from whaled.eventlog.backup import BackedUp, back_up
 from whaled.eventlog.restore import Restored, restore
 from whaled.eventlog.store import EventLog
@@ -205,14 +206,14 @@ def test_a_backup_is_one_private_file(path: Path, file: Path) -> None:
     assert file.stat().st_size == done.size_bytes
     with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro&immutable=1", uri=True)) as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-        assert schema.is_copy(db)
+        assert notes.is_copy(db)
 
 
 async def test_the_backup_excludes_the_records_of_one_machine(path: Path, file: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(1)])
-        await log.set_state("canary", "1.0")
-        await log.set_state("other", "stays")
+        await log.keep(text("canary"), "1.0")
+        await log.keep(text("other"), "stays")
     copied(path, file)
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT key, value FROM state ORDER BY key").fetchall() == [

@@ -12,7 +12,9 @@ import structlog
 
 from kit.damage import HEX, ROWS, as_version_3, edit, filled, offsets
 from kit.eventlog import START, Meter, alert, open_log, scan, txid, update, whale
+from whaled.bookmarks import text
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import notes, queries
 from whaled.eventlog.damage import Damage, KnownDamage, Table, merged, of_events
 from whaled.eventlog.pages import PAGE_BYTES
 from whaled.eventlog.store import EventLog
@@ -65,12 +67,15 @@ async def requires_skipping(path: Path, lost: set[int]) -> None:
         for n in (1, 2, 3):
             for each in await log.append([update(n, Kind.DROPPED, ref="", at=START + 8)]):
                 assert each.whale.alert.transaction_id == txid(n)
-        for about, known in (await log.whales(map(txid, range(1, 8)))).items():
+        for about, known in (await log.read_each(queries.whales, map(txid, range(1, 8)))).items():
             assert known.alert.transaction_id == about
-        assert {event.whale.alert.transaction_id for event in await log.pending(0, 99)} <= {txid(4), txid(7)}
-        await log.histories(map(txid, range(1, 8)))
-        await log.gone_since(0.0, 99)
-        await log.confirmed_in("00block")
+        assert {event.whale.alert.transaction_id for event in await log.read(queries.pending, 0, 99)} <= {
+            txid(4),
+            txid(7),
+        }
+        await log.read_each(queries.histories, map(txid, range(1, 8)))
+        await log.read(queries.gone_since, 0.0, 99)
+        await log.read(queries.confirmed_in, "00block")
         assert 0 <= await log.offset_before(START + 6.5) <= 6
         assert meter.failures == []
     async with open_log(path) as log:
@@ -144,8 +149,8 @@ async def test_a_flipped_bit_is_never_a_wrong_event(path: Path, bit: int) -> Non
 async def test_a_damaged_page_loses_only_its_own_events(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n, addresses=60) for n in range(1, 201)])
-        await log.check()
-        await log.set_state("all of it is", "in the file")
+        await log.read(queries.check)
+        await log.keep(text("all of it is"), "in the file")
     meter = Meter()
     async with open_log(path, meter) as log:
         with path.open("r+b") as raw:
@@ -159,7 +164,7 @@ async def test_a_damaged_page_loses_only_its_own_events(path: Path) -> None:
         assert [event.offset for event in await log.append([alert(201)])] == [201]
         assert meter.failures == []
         with pytest.raises(EventLogError):
-            await log.check()
+            await log.read(queries.check)
     with pytest.raises(EventLogError, match="whaled repair") as caught:
         async with open_log(path):
             pass
@@ -295,14 +300,14 @@ async def test_damaged_notes_and_block_scans_are_as_if_there_were_none(path: Pat
     )
     meter = Meter()
     async with open_log(path, meter) as log:
-        assert await log.state("height") is None
-        assert [scan.height for scan in await log.scans(0, 900_000)] == [800_001]
-        assert [scan.height for scan in await log.newest_scans(9)] == [800_001]
+        assert await log.recall(text("height")) is None
+        assert [scan.height for scan in await log.read(queries.scans, 0, 900_000)] == [800_001]
+        assert [scan.height for scan in await log.read(queries.newest_scans, 9, queries.ANY_HEIGHT)] == [800_001]
         assert await log.prune(START) == 0
         assert meter.damaged_rows == 2
-        await log.put_scan(scan(800_000, START))
-        await log.set_state("height", "1")
-        assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("1", 2)
+        await log.write(notes.put_scan, scan(800_000, START))
+        await log.keep(text("height"), "1")
+        assert (await log.recall(text("height")), len(await log.read(queries.scans, 0, 900_000))) == ("1", 2)
 
 
 # Values that no reader of a note can use, by its key.
@@ -321,14 +326,14 @@ async def test_a_note_that_cannot_be_read_is_as_if_there_were_none(
 ) -> None:
     await filled(path)
     async with open_log(path) as log:
-        await log.set_state(key, value)
+        await log.keep(text(key), value)
     if not has_checksum:
         edit(path, f"UPDATE state SET checksum = NULL WHERE key = '{key}'")
     meter = Meter()
     with structlog.testing.capture_logs() as lines:
         async with open_log(path, meter) as log:
-            assert await log.state(key) is None
-            assert await log.state(key) is None
+            assert await log.recall(text(key)) is None
+            assert await log.recall(text(key)) is None
             assert await offsets(log) == [1, 2, 3, 4, 5, 6]
             assert meter.damaged_rows == 1
     named = [line for line in lines if line.get("table") == "state"]
@@ -339,9 +344,9 @@ async def test_a_note_that_cannot_be_read_is_as_if_there_were_none(
 async def test_a_note_of_what_was_pruned_that_cannot_be_read_is_written_again(path: Path, value: str) -> None:
     await filled(path)
     async with open_log(path) as log:
-        await log.set_state("pruned_offset", value)
+        await log.keep(text("pruned_offset"), value)
     async with open_log(path) as log:
-        assert (await log.state("pruned_offset"), await offsets(log)) == ("0", [1, 2, 3, 4, 5, 6])
+        assert (await log.recall(text("pruned_offset")), await offsets(log)) == ("0", [1, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize(
@@ -354,8 +359,8 @@ async def test_a_note_of_what_was_pruned_that_cannot_be_read_is_written_again(pa
 )  # fmt: skip
 async def test_a_note_that_can_be_read_is_given(path: Path, key: str, value: str) -> None:
     async with open_log(path) as log:
-        await log.set_state(key, value)
-        assert await log.state(key) == value
+        await log.keep(text(key), value)
+        assert await log.recall(text(key)) == value
 
 
 def spending(n: int, outpoint: str) -> Draft:
@@ -388,7 +393,7 @@ async def test_a_new_whale_gets_no_number_that_a_lost_one_had(path: Path, change
         [second] = await log.append([alert(11)])
         assert (first.offset, second.offset) == (10, 11)
         assert [each.whale.alert.transaction_id for each in await log.between(9, 11, 9)] == [txid(10), txid(11)]
-        assert await log.outpoints([txid(10), txid(11)]) == {txid(10): [f"{10:064x}:0"]}
+        assert await log.read_each(queries.outpoints, [txid(10), txid(11)]) == {txid(10): [f"{10:064x}:0"]}
         assert await log.append([alert(10), alert(11)]) == []
         assert len(await log.append([update(10), update(11)])) == 2
     async with open_log(path) as log:
@@ -416,27 +421,27 @@ async def test_a_damaged_outpoint_is_not_attributed_to_another_whale(path: Path)
     async with open_log(path) as log:
         await log.append([spending(1, "a:0", "b:0"), spending(2, "c:0")])
         edit(path, "UPDATE spends SET whale = 2 WHERE outpoint = 'a:0'")
-        assert await log.rivals(["a:0", "b:0", "c:0"]) == {"b:0": [txid(1)], "c:0": [txid(2)]}
-        assert await log.outpoints([txid(1), txid(2)]) == {txid(1): ["b:0"], txid(2): ["c:0"]}
+        assert await log.read_each(queries.spenders, ["a:0", "b:0", "c:0"]) == {"b:0": [txid(1)], "c:0": [txid(2)]}
+        assert await log.read_each(queries.outpoints, [txid(1), txid(2)]) == {txid(1): ["b:0"], txid(2): ["c:0"]}
 
 
 # --- connections of their own ----------------------------------------------------------------------------------------
 
 LOOKUPS: dict[str, Callable[[EventLog], object]] = {
-    "whales": lambda log: log.whales([txid(1)]),
-    "histories": lambda log: log.histories([txid(1)]),
-    "rivals": lambda log: log.rivals(["a:0"]),
-    "outpoints": lambda log: log.outpoints([txid(1)]),
-    "scans": lambda log: log.scans(0, 9),
-    "newest_scans": lambda log: log.newest_scans(9),
-    "state": lambda log: log.state("height"),
+    "whales": lambda log: log.read_each(queries.whales, [txid(1)]),
+    "histories": lambda log: log.read_each(queries.histories, [txid(1)]),
+    "rivals": lambda log: log.read_each(queries.spenders, ["a:0"]),
+    "outpoints": lambda log: log.read_each(queries.outpoints, [txid(1)]),
+    "scans": lambda log: log.read(queries.scans, 0, 9),
+    "newest_scans": lambda log: log.read(queries.newest_scans, 9, queries.ANY_HEIGHT),
+    "state": lambda log: log.recall(text("height")),
     "append": lambda log: log.append([alert(9)]),
     "offset_before": lambda log: log.offset_before(START),
 }  # fmt: skip
 SEARCHES: dict[str, Callable[[EventLog], object]] = {
-    "pending": lambda log: log.pending(0, 9),
-    "gone_since": lambda log: log.gone_since(0.0, 9),
-    "confirmed_in": lambda log: log.confirmed_in("00block"),
+    "pending": lambda log: log.read(queries.pending, 0, 9),
+    "gone_since": lambda log: log.read(queries.gone_since, 0.0, 9),
+    "confirmed_in": lambda log: log.read(queries.confirmed_in, "00block"),
     "prune": lambda log: log.prune(START),
 }  # fmt: skip
 
@@ -476,7 +481,7 @@ async def test_a_log_without_checksums_is_brought_forward_and_read(path: Path) -
     async with open_log(path, meter) as log:
         assert (log.epoch, log.head, log.whole_from) == (epoch, 6, 1)
         assert await offsets(log) == [1, 2, 3, 4, 5, 6]
-        assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("800001", 2)
+        assert (await log.recall(text("height")), len(await log.read(queries.scans, 0, 900_000))) == ("800001", 2)
         await log.append([update(3), alert(7)])
         assert await offsets(log) == [1, 2, 3, 4, 5, 6, 7, 8]
     with closing(sqlite3.connect(path)) as db:
@@ -485,7 +490,7 @@ async def test_a_log_without_checksums_is_brought_forward_and_read(path: Path) -
     edit(path, "UPDATE events SET ref = 'x' WHERE offset = 8", "UPDATE state SET value = 7")
     async with open_log(path, meter) as log:
         assert await offsets(log) == [1, 2, 3, 4, 5, 6, 7]
-        assert await log.state("height") is None
+        assert await log.recall(text("height")) is None
 
 
 async def test_a_damaged_log_without_checksums_is_brought_forward_too(path: Path) -> None:

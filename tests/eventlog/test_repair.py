@@ -15,8 +15,10 @@ import pytest
 
 from kit.damage import ROWS, as_version_3, edit, filled, offsets
 from kit.eventlog import START, Meter, alert, locked, open_log, scan, txid, update, whale
+from whaled.bookmarks import text
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog import notes, queries
 from whaled.eventlog.damage import of_events, outside
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import Repaired, repair
@@ -86,7 +88,7 @@ async def test_damaged_rows_are_listed_and_removed_and_become_a_gap(
         assert await log.between(0, 6, 99) == [event for event in before if event.offset not in lost]
         assert log.whole_from == max(lost) + 1
         assert meter.damaged_rows == 0
-        assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("800001", 2)
+        assert (await log.recall(text("height")), len(await log.read(queries.scans, 0, 900_000))) == ("800001", 2)
         assert [event.offset for event in await log.append([alert(7)])] == [7]
     # Nothing is lost but the damage: the old file is as it was.
     async with open_log(path.with_name(ASIDE)) as log:
@@ -153,9 +155,9 @@ async def test_a_damaged_counter_begins_a_new_epoch(path: Path, capsys: pytest.C
 async def test_damaged_notes_scans_and_outpoints_are_taken_out(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(1).alert, (), ("a:0", "b:0")))])
-        await log.put_scan(scan(1, START))
-        await log.set_state("a", "1")
-        await log.set_state("b", "2")
+        await log.write(notes.put_scan, scan(1, START))
+        await log.keep(text("a"), "1")
+        await log.keep(text("b"), "2")
     edit(
         path,
         "UPDATE state SET value = 3 WHERE key = 'a'",
@@ -165,8 +167,12 @@ async def test_damaged_notes_scans_and_outpoints_are_taken_out(path: Path) -> No
     done = repaired(path)
     assert {each.row for each in done.inspected.damages} == {"a", "height 1", "c:0"}
     async with open_log(path) as log:
-        assert (await log.state("a"), await log.state("b"), await log.scans(0, 9)) == (None, "2", [])
-        assert await log.outpoints([txid(1)]) == {txid(1): ["b:0"]}
+        assert (await log.recall(text("a")), await log.recall(text("b")), await log.read(queries.scans, 0, 9)) == (
+            None,
+            "2",
+            [],
+        )
+        assert await log.read_each(queries.outpoints, [txid(1)]) == {txid(1): ["b:0"]}
 
 
 @pytest.mark.parametrize("has_checksum", [True, False], ids=["checksum", "none"])
@@ -175,7 +181,7 @@ async def test_a_note_that_cannot_be_read_is_named_and_taken_out(
 ) -> None:
     await filled(path)
     async with open_log(path) as log:
-        await log.set_state("first_block", "90000q")
+        await log.keep(text("first_block"), "90000q")
     if not has_checksum:
         edit(path, "UPDATE state SET checksum = NULL WHERE key = 'first_block'")
     status, found = answer(path, capsys, "--deep")
@@ -185,7 +191,7 @@ async def test_a_note_that_cannot_be_read_is_named_and_taken_out(
     [line] = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == {"key": "first_block", "value": "90000q"}
     async with open_log(path) as log:
-        assert (await log.state("first_block"), await log.state("height")) == (None, "800001")
+        assert (await log.recall(text("first_block")), await log.recall(text("height"))) == (None, "800001")
 
 
 @pytest.mark.slow
@@ -255,7 +261,7 @@ async def test_flipped_bits_are_found_and_repaired_or_the_file_is_refused(
     """Whatever is flipped: no event is ever wrong, and what a repair leaves is whole."""
     async with open_log(path) as log:
         stored = await log.append([alert(n, at=START + n) for n in range(1, 61)] + [update(n) for n in range(1, 31)])
-        await log.put_scan(scan(800_000, START))
+        await log.write(notes.put_scan, scan(800_000, START))
     by_offset = {event.offset: event for event in stored}
     draw = random.Random(seed)
     data = bytearray(read(path))

@@ -15,10 +15,10 @@ import pytest
 import structlog
 
 from kit.eventlog import START, Meter, alert, open_log, scan, txid, update, whale
-from whaled.backfill.blocks import VERIFIED_KEY
+from whaled.bookmarks import PRUNED_OFFSET, text
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import rawfile, schema
+from whaled.eventlog import notes, rawfile
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import repair
 from whaled.model import Draft, Kind, Whale
@@ -53,8 +53,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
             await log.append([spending(n) for n in range(1, WHALES + 1)])
             await log.append([update(n, at=START + WHALES) for n in range(1, UPDATES + 1)])
             for height in range(BLOCKS):
-                await log.put_scan(scan(800_000 + height, START + height))
-            await log.set_state("verified_offset", str(EVENTS - 3))
+                await log.write(notes.put_scan, scan(800_000 + height, START + height))
+            await log.keep(text("verified_offset"), str(EVENTS - 3))
 
     asyncio.run(fill())
     return path.read_bytes()
@@ -162,7 +162,7 @@ async def require_repaired(path: Path, before: Rows, capsys: pytest.CaptureFixtu
         return None
     asides = [path.with_name(each) for each in names(path) if ".damaged-" in each and not each.endswith(".jsonl")]
     after = rows_of(path)
-    state = {key: value for key, value in after["state"].items() if key != schema.PRUNED_MARK}
+    state = {key: value for key, value in after["state"].items() if key != PRUNED_OFFSET.key}
     if not asides:
         assert "nothing to repair" in shown
         assert after == before
@@ -175,7 +175,7 @@ async def require_repaired(path: Path, before: Rows, capsys: pytest.CaptureFixtu
     lost = listed(aside)
     for table in KEYS:
         kept = state if table == "state" else after[table]
-        missing = set(before[table]) - set(after[table]) - {schema.PRUNED_MARK}
+        missing = set(before[table]) - set(after[table]) - {PRUNED_OFFSET.key}
         if table == "events" and "may have been lost" in shown:  # behind the last one that anything proves
             missing = {offset for offset in missing if offset <= head_of(path)}
         assert missing <= lost[table] or None in lost[table], (table, missing - lost[table])
@@ -563,10 +563,6 @@ async def test_a_page_only_in_the_write_ahead_log_counts_while_a_daemon_runs(
         assert names(path) <= allowed  # nothing was put beside the log
     status, shown = lines_of(capsys, "repair", "--db-path", path)
     assert f"events: {EVENTS + 20} rows before, {EVENTS + 19} saved, 1 lost" in shown
-
-
-def test_both_sides_name_the_verified_offset_alike() -> None:
-    assert schema.VERIFIED_MARK == VERIFIED_KEY
 
 
 def test_sentences(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ import pytest
 from kit.damage import edit
 from kit.eventlog import START, Meter, open_log, txid, update, whale
 from kit.paths import DATA
+from whaled.bookmarks import text
 from whaled.cli.main import main
-from whaled.eventlog import checksums, files, schema
+from whaled.eventlog import checksums, files, queries, schema
 from whaled.eventlog.backup import back_up
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import repair
@@ -85,14 +86,18 @@ async def require_complete(path: Path, version: int, *, lost: frozenset[int] = f
         assert [event.offset for event in events] == [offset for offset in range(2, head + 1) if offset not in lost]
         if not lost:
             expected = FIRST if version == 1 else REPEATED
-            assert await log.histories([txid(1), txid(2)]) == {txid(n): steps for n, steps in expected.items()}
+            assert await log.read_each(queries.histories, [txid(1), txid(2)]) == {
+                txid(n): steps for n, steps in expected.items()
+            }
         for event in events:
             assert "#" not in event.ref
             assert event.update is None or event.kind is Kind.REPLACED or event.update.block_hash == event.ref
-        assert await log.state("began_at") == str(START)
-        assert len(await log.scans(0, 900_000)) == (0 if version == 1 else 2)
+        assert await log.recall(text("began_at")) == str(START)
+        assert len(await log.read(queries.scans, 0, 900_000)) == (0 if version == 1 else 2)
         spent = {} if version < schema.SPENDS_VERSION else {txid(4): {f"{txid(104)}:0", f"{txid(200)}:4"}}
-        assert {each: set(outpoints) for each, outpoints in (await log.outpoints([txid(4)])).items()} == spent
+        assert {
+            each: set(outpoints) for each, outpoints in (await log.read_each(queries.outpoints, [txid(4)])).items()
+        } == spent
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -109,15 +114,18 @@ async def test_a_database_of_every_older_version_is_migrated_with_all_its_events
 async def test_a_repetition_goes_on_counting_after_the_migration(path: Path) -> None:
     put(path, 4)
     async with open_log(path) as log:
-        assert [each.alert.transaction_id for each in await log.confirmed_in(A)] == [txid(1)]
+        assert [each.alert.transaction_id for each in await log.read(queries.confirmed_in, A)] == [txid(1)]
         again = Draft(kind=Kind.PENDING, at=START + 99, whale=whale(1), ref=A, update=update(1, Kind.PENDING).update)
         for kind in (Kind.PENDING, Kind.CONFIRMED):
             draft = Draft(kind=kind, at=START + 99, whale=again.whale, ref=A, update=again.update)
-            event = next_event(draft, (await log.histories([txid(1)]))[txid(1)], Origin.POLLED)
+            event = next_event(draft, (await log.read_each(queries.histories, [txid(1)]))[txid(1)], Origin.POLLED)
             assert event is not None
             assert len(await log.append([event])) == 1
             assert await log.append([event]) == []  # as unique as ever
-        assert (await log.histories([txid(1)]))[txid(1)][-2:] == [Step(Kind.PENDING, A, 3), Step(Kind.CONFIRMED, A, 4)]
+        assert (await log.read_each(queries.histories, [txid(1)]))[txid(1)][-2:] == [
+            Step(Kind.PENDING, A, 3),
+            Step(Kind.CONFIRMED, A, 4),
+        ]
 
 
 async def test_checksums_of_repeated_events_stay_valid_and_cover_the_number(path: Path) -> None:
@@ -163,7 +171,9 @@ async def test_a_repair_of_an_older_database_makes_one_of_the_newest_version(pat
     async with open_log(path) as log:
         assert [event.offset for event in await everything(log)] == [2, 3, *range(5, log.head + 1)]
         expected = FIRST if version == 1 else REPEATED
-        assert await log.histories([txid(1), txid(2)]) == {txid(n): steps for n, steps in expected.items()}
+        assert await log.read_each(queries.histories, [txid(1), txid(2)]) == {
+            txid(n): steps for n, steps in expected.items()
+        }
 
 
 async def test_a_backup_made_before_the_migration_keeps_the_epoch_at_its_restore(path: Path, tmp_path: Path) -> None:

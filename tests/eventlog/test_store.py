@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.eventlog import DAY, START, Meter, alert, locked, open_log, scan, settings, txid, update, whale
+from whaled.bookmarks import text
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import files, schema
+from whaled.eventlog import files, notes, queries, schema
 from whaled.eventlog.codec import Codec
-from whaled.eventlog.reader import Reader
-from whaled.eventlog.store import PRUNE_BATCH, TXID_CHUNK, EventLog
+from whaled.eventlog.rows import Rows
+from whaled.eventlog.store import KEYS_AT_ONCE, PRUNE_BATCH, EventLog
 from whaled.eventlog.writer import CHECKPOINT_BYTES
 from whaled.model import Draft, Event, Kind, Position, Status, Whale
 
@@ -97,7 +98,7 @@ async def test_an_alert_is_stored_once_whatever_its_ref_and_content(path: Path) 
         await log.append([alert(1)])
         again = Draft(kind=Kind.ALERT, at=START + 9, whale=whale(1, addresses=7), ref="other")
         assert await log.append([again]) == []
-        assert (await log.whales([txid(1)]))[txid(1)] == whale(1)
+        assert (await log.read_each(queries.whales, [txid(1)]))[txid(1)] == whale(1)
 
 
 async def test_an_update_goes_with_the_alert_in_the_log_not_with_the_one_in_the_draft(path: Path) -> None:
@@ -122,9 +123,9 @@ async def test_only_new_events_are_counted(path: Path) -> None:
 async def test_whales_finds_any_number_of_txids(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n) for n in range(50)])
-        found = await log.whales(txid(n) for n in range(-TXID_CHUNK, TXID_CHUNK))
+        found = await log.read_each(queries.whales, map(txid, range(-KEYS_AT_ONCE, KEYS_AT_ONCE)))
         assert found == {txid(n): whale(n) for n in range(50)}
-        assert await log.whales([]) == {}
+        assert await log.read_each(queries.whales, []) == {}
 
 
 async def test_a_time_is_found_even_where_the_clock_was_set_back(path: Path) -> None:
@@ -140,35 +141,35 @@ async def test_pending_names_the_whales_whose_outcome_is_not_known(path: Path) -
     async with open_log(path) as log:
         await log.append([alert(n) for n in range(4)] + [Draft(kind=Kind.ALERT, at=START, whale=mined)])
         await log.append([update(0), update(2), update(3, Kind.DROPPED), update(2, Kind.PENDING, ref="00orphan")])
-        unknown = await log.pending(0, 10)
+        unknown = await log.read(queries.pending, 0, 10)
         assert [(event.offset, event.kind, event.whale) for event in unknown] == [
             (2, Kind.ALERT, whale(1)),
             (5, Kind.ALERT, mined),
             (9, Kind.PENDING, whale(2)),
         ]
-        assert await log.pending(0, 1) == unknown[:1]
-        assert await log.pending(2, 10) == unknown[1:]
+        assert await log.read(queries.pending, 0, 1) == unknown[:1]
+        assert await log.read(queries.pending, 2, 10) == unknown[1:]
         with pytest.raises(ValueError, match="at least 1"):
-            await log.pending(0, -1)
+            await log.read(queries.pending, 0, -1)
 
 
 async def test_the_newest_alert_is_found_behind_later_updates(path: Path) -> None:
     async with open_log(path) as log:
-        assert await log.newest_alert() is None
+        assert await log.read(queries.newest_alert) is None
         await log.append([alert(1), alert(2), update(1), update(2)])
-        newest = await log.newest_alert()
+        newest = await log.read(queries.newest_alert)
         assert newest is not None
         assert (newest.offset, newest.whale) == (2, whale(2))
 
 
 async def test_state_is_kept_by_key(path: Path) -> None:
     async with open_log(path) as log:
-        assert await log.state("height") is None
-        await log.set_state("height", "840000")
-        await log.set_state("height", "840001")
-        assert await log.state("height") == "840001"
+        assert await log.recall(text("height")) is None
+        await log.keep(text("height"), "840000")
+        await log.keep(text("height"), "840001")
+        assert await log.recall(text("height")) == "840001"
     async with open_log(path) as log:
-        assert await log.state("height") == "840001"
+        assert await log.recall(text("height")) == "840001"
 
 
 async def test_a_restart_keeps_epoch_events_and_numbering(path: Path) -> None:
@@ -229,7 +230,7 @@ async def test_an_update_stays_complete_when_its_alert_was_pruned(path: Path) ->
         (event,) = await everything(log)
         assert event.whale == whale(1, addresses=5)
         # Still known, so it is not alerted a second time; the other one is forgotten.
-        assert (await log.whales([txid(1), txid(2)])).keys() == {txid(1)}
+        assert (await log.read_each(queries.whales, [txid(1), txid(2)])).keys() == {txid(1)}
         assert [event.offset for event in await log.append([alert(1), alert(2)])] == [4]
 
 
@@ -270,7 +271,7 @@ async def test_events_stored_with_a_wrong_clock_stay_until_later_ones_are_old(pa
 async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(path: Path, ahead_days: int) -> None:
     async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
         await log.append([alert(n, at=START + n * DAY) for n in range(40)])
-        await log.put_scan(scan(800_000, START + 39 * DAY))
+        await log.write(notes.put_scan, scan(800_000, START + 39 * DAY))
         with structlog.testing.capture_logs() as lines:
             # A day is believed without a block: those of the 40 that are older than that go, and no others.
             assert await log.prune(START + (39 + ahead_days) * DAY) == 10
@@ -282,12 +283,12 @@ async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(pat
 async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> None:
     async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
         await log.append([alert(n, at=START + n * DAY) for n in range(40)])
-        await log.put_scan(scan(4_000_000, START))  # of the chain that was followed before
-        await log.put_scan(scan(800_000, START + 39 * DAY))
+        await log.write(notes.put_scan, scan(4_000_000, START))  # of the chain that was followed before
+        await log.write(notes.put_scan, scan(800_000, START + 39 * DAY))
         with structlog.testing.capture_logs() as lines:
             assert await log.prune(START + 39.9 * DAY) == 10
             # A header may be ahead of its time: that moves nothing.
-            await log.put_scan(scan(800_001, START + 60 * DAY))
+            await log.write(notes.put_scan, scan(800_001, START + 60 * DAY))
             assert await log.prune(START + 39.9 * DAY) == 0
         assert lines == []
 
@@ -295,7 +296,7 @@ async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> Non
 async def test_an_old_block_does_not_stop_pruning_without_a_backfill(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(1)])
-        await log.put_scan(scan(800_000, START))
+        await log.write(notes.put_scan, scan(800_000, START))
         assert await log.prune(START + 100 * DAY) == 0
         assert await log.prune(START + 100 * DAY, follows_blocks=False) == 1
 
@@ -303,16 +304,16 @@ async def test_an_old_block_does_not_stop_pruning_without_a_backfill(path: Path)
 # --- concurrency and cancellation ------------------------------------------------------------------------------------
 
 
-async def test_calls_that_wait_for_the_disk_share_one_commit(path: Path) -> None:
+async def test_calls_that_wait_for_the_disk_are_committed_in_their_order(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter) as log, asyncio.TaskGroup() as tasks:
         with locked(path) as other:
             calls = [tasks.create_task(log.append([alert(n), alert(n + 100)])) for n in range(4)]
-            await log.state("a turn of the loop")
+            await log.recall(text("a turn of the loop"))
             other.execute("ROLLBACK")
             stored = [[event.offset for event in await call] for call in calls]
     assert stored == [[1, 2], [3, 4], [5, 6], [7, 8]]
-    assert meter.commits == [2, 6]
+    assert meter.commits == [2, 2, 2, 2]
 
 
 async def test_readers_go_on_while_the_writer_waits(path: Path) -> None:
@@ -332,12 +333,12 @@ async def test_a_caller_cancelled_during_its_commit_does_not_leave_head_behind(p
     async with open_log(path, meter) as log:
         with locked(path) as other:
             call = asyncio.create_task(log.append([alert(1)]))
-            await log.state("a turn of the loop")
+            await log.recall(text("a turn of the loop"))
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
             other.execute("ROLLBACK")
-            await log.set_state("behind", "the commit")
+            await log.keep(text("behind"), "the commit")
         assert (log.head, meter.commits) == (1, [1])
         assert [event.offset for event in await log.append([alert(1), alert(2)])] == [2]
         assert await offsets(log) == [1, 2]
@@ -347,7 +348,7 @@ async def test_a_caller_cancelled_before_its_commit_stores_nothing(path: Path) -
     async with open_log(path) as log:
         with locked(path) as other:
             first, second, third = (asyncio.create_task(log.append([alert(n)])) for n in range(3))
-            await log.state("a turn of the loop")
+            await log.recall(text("a turn of the loop"))
             second.cancel()
             other.execute("ROLLBACK")
             assert [event.whale for event in await first + await third] == [whale(0), whale(2)]
@@ -362,12 +363,12 @@ async def test_a_cancelled_prune_does_not_leave_oldest_behind(path: Path) -> Non
             pruning = asyncio.create_task(log.prune(START + 91 * DAY))
             # Searches are answered in order: with the third answer the pruning has its boundary, a batch is under way.
             for _ in range(3):
-                await log.confirmed_in("of no block")
+                await log.read(queries.confirmed_in, "of no block")
             pruning.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await pruning
             other.execute("ROLLBACK")
-            await log.set_state("behind", "the batch")
+            await log.keep(text("behind"), "the batch")
         assert log.oldest == PRUNE_BATCH + 1
         assert (await offsets(log))[0] == log.oldest
 
@@ -377,7 +378,7 @@ async def test_leaving_stores_what_still_waits(path: Path) -> None:
         async with open_log(path) as log:
             with locked(path) as other:
                 calls = [tasks.create_task(log.append([alert(n)])) for n in range(3)]
-                await log.state("a turn of the loop")
+                await log.recall(text("a turn of the loop"))
                 other.execute("ROLLBACK")
         assert [[event.offset for event in await call] for call in calls] == [[1], [2], [3]]
     async with open_log(path) as log:
@@ -387,7 +388,13 @@ async def test_leaving_stores_what_still_waits(path: Path) -> None:
 async def test_a_closed_log_refuses(path: Path) -> None:
     async with open_log(path) as log:
         pass
-    for call in (log.append([alert(1)]), log.between(0, 1, 1), log.set_state("a", "b"), log.prune(0.0), log.check()):
+    for call in (
+        log.append([alert(1)]),
+        log.between(0, 1, 1),
+        log.keep(text("a"), "b"),
+        log.prune(0.0),
+        log.read(queries.check),
+    ):
         with pytest.raises(EventLogError, match="closed") as caught:
             await call
         assert caught.value.reason is LogFailure.CLOSED
@@ -420,7 +427,7 @@ async def test_the_write_ahead_log_is_copied_back_before_it_grows_far(path: Path
     async with open_log(path, meter) as log:
         for round_ in range(12):
             await log.append([alert(100 * round_ + n, addresses=500) for n in range(50)])
-            await log.set_state("behind", "the checkpoint")
+            await log.keep(text("behind"), "the checkpoint")
         await log.append([alert(-1)])
         assert 0 < files.wal_bytes(path) <= CHECKPOINT_BYTES
         assert meter.size_bytes > 10 * 1024 * 1024
@@ -523,8 +530,8 @@ async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
 async def test_a_check_that_was_interrupted_does_not_claim_to_be_complete(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert(n, addresses=0) for n in range(3_000)])
-        await log.check()
-    reader = Reader(path, 1.0, print)
+        await log.read(queries.check)
+    reader = Rows(path, 1.0, print)
     reader.open()
     ended = threading.Event()
 
@@ -533,9 +540,9 @@ async def test_a_check_that_was_interrupted_does_not_claim_to_be_complete(path: 
             reader.interrupt()
 
     with closing(reader), ThreadPoolExecutor() as pool:
-        assert reader.check()
+        assert queries.check(reader)
         pool.submit(interrupt)
-        while reader.check():
+        while queries.check(reader):
             pass
         ended.set()
 
@@ -623,7 +630,9 @@ async def compare(path: Path, lives: list[list[tuple[str, object]]]) -> None:
                         assert await log.offset_before(at) == model.offset_before(at)
                 assert (log.head, log.oldest) == (model.head, model.oldest)
             assert await everything(log) == [model_event(row) for row in model.held]
-            assert (await log.whales(map(txid, range(6)))).keys() == {txid(row.whale) for row in model.held}
+            assert (await log.read_each(queries.whales, map(txid, range(6)))).keys() == {
+                txid(row.whale) for row in model.held
+            }
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -651,23 +660,24 @@ async def test_no_look_up_of_the_live_path_scans_the_events(path: Path) -> None:
     """A scan of a million events takes a second, before every commit."""
     async with open_log(path) as log:
         await log.append([alert(n) for n in range(3)])
-    reader, asked = Reader(path, 1.0, lambda _: None), list[str]()
+    reader, asked = Rows(path, 1.0, lambda _: None), list[str]()
     reader.open()
     try:
         db = reader._connection
         assert db is not None
         db.set_trace_callback(asked.append)
         found = [
-            reader.whales([txid(1)]),
-            reader.rivals(["a:0"]),
-            reader.outpoints([txid(1)]),
-            reader.histories([txid(1)]),
-            reader.scans(0, 1),
-            reader.newest_scans(1),
-            reader.state("network"),
+            queries.whales(reader, [txid(1)]),
+            queries.spenders(reader, ["a:0"]),
+            queries.outpoints(reader, [txid(1)]),
+            queries.histories(reader, [txid(1)]),
+            queries.rivals(reader, [(txid(1), ["a:0"])]),
+            queries.scans(reader, 0, 1),
+            queries.newest_scans(reader, 1, queries.ANY_HEIGHT),
+            queries.note(reader, "network"),
         ]
         db.set_trace_callback(None)
-        assert len(found) == 7
+        assert len(found) == 8
         plans = {
             statement: [row[3].decode() for row in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
             for statement in asked

@@ -17,8 +17,9 @@ import pytest
 
 from kit.eventlog import Meter, alert, locked, open_log, txid, update
 from kit.paths import TESTS
+from whaled.bookmarks import text
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import schema
+from whaled.eventlog import queries, schema
 from whaled.eventlog.store import EventLog
 
 NOBODY = 65534
@@ -186,13 +187,13 @@ async def test_a_lock_held_too_long_fails_the_append_and_leaves_no_hole(path: Pa
             with pytest.raises(EventLogError, match="cannot store events: database is locked") as caught:
                 await log.append([alert(2), alert(3)])
             with pytest.raises(EventLogError, match="cannot store state"):
-                await log.set_state("height", "1")
+                await log.keep(text("height"), "1")
         assert caught.value.reason is LogFailure.LOCKED
         assert meter.failures == [LogFailure.LOCKED] * 2
         assert log.head == 1
         assert [event.offset for event in await log.append([alert(4)])] == [2]
         assert await offsets(log) == [1, 2]
-        assert await log.whales([txid(2), txid(3)]) == {}
+        assert await log.read_each(queries.whales, [txid(2), txid(3)]) == {}
 
 
 async def test_a_lock_at_the_start_is_reported(path: Path) -> None:
@@ -206,7 +207,7 @@ async def test_a_lock_at_the_start_is_reported(path: Path) -> None:
         assert log.head == 0
 
 
-async def test_calls_that_shared_a_commit_share_its_failure(path: Path) -> None:
+async def test_calls_that_waited_for_a_lock_too_long_store_nothing(path: Path) -> None:
     async with open_log(path, busy_timeout=0.02) as log:
         with locked(path):
             calls = [asyncio.create_task(log.append([alert(n)])) for n in range(3)]
@@ -240,7 +241,7 @@ async def test_a_write_the_kernel_refuses_stores_nothing_and_the_next_one_works(
         assert meter.failures == [LogFailure.IO]
         assert await offsets(log) == [1]
         assert [event.offset for event in await log.append([update(1), alert(2)])] == [2, 3]
-        await log.check()
+        await log.read(queries.check)
     async with open_log(path) as log:
         assert await offsets(log) == [1, 2, 3]
 
@@ -343,7 +344,7 @@ async def test_nothing_reported_is_lost_when_the_daemon_is_killed(path: Path) ->
             assert [event.offset for event in events] == list(range(1, log.head + 1))
             assert [event.whale.alert.transaction_id for event in events] == [txid(n) for n in range(log.head)]
             epochs.add(log.epoch)
-            await log.check()
+            await log.read(queries.check)
     assert len(epochs) == 1
 
 

@@ -17,6 +17,7 @@ from whaled.backfill.context import Context
 from whaled.backfill.coverage import Cover
 from whaled.backfill.worker import Worker
 from whaled.config.sections import BackfillSettings, DetectionSettings, EventLogSettings, UpstreamSettings
+from whaled.eventlog import queries
 from whaled.eventlog.store import EventLog
 from whaled.gateway.share import LoopShare
 from whaled.model import Event, Scan, UpstreamState
@@ -205,7 +206,7 @@ class Rig:
 
     async def scans(self) -> dict[int, Scan]:
         """Return the stored scans by height."""
-        return {scan.height: scan for scan in await self.log.scans(0, 10**9)}
+        return {scan.height: scan for scan in await self.log.read(queries.scans, 0, 10**9)}
 
     async def no_scan_is_stale(self) -> bool:
         """Return whether each stored scan is of a block of the chain."""

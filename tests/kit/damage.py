@@ -5,7 +5,8 @@ from contextlib import closing
 from pathlib import Path
 
 from kit.eventlog import START, alert, open_log, scan, txid, update
-from whaled.eventlog import schema
+from whaled.bookmarks import text
+from whaled.eventlog import notes, schema
 from whaled.eventlog.store import EventLog
 from whaled.model import Event
 
@@ -30,9 +31,9 @@ async def filled(path: Path) -> str:
     async with open_log(path) as log:
         await log.append([alert(n, at=START + n) for n in range(1, 5)] + [update(1, at=START + 5)])
         await log.append([update(2, at=START + 6)])
-        await log.put_scan(scan(800_000, START))
-        await log.put_scan(scan(800_001, START + 600))
-        await log.set_state("height", "800001")
+        await log.write(notes.put_scan, scan(800_000, START))
+        await log.write(notes.put_scan, scan(800_001, START + 600))
+        await log.keep(text("height"), "800001")
         return log.epoch
 
 

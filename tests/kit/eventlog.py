@@ -8,14 +8,34 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from whaled.bookmarks import Bookmark
 from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.store import EventLog
 from whaled.model import Alert, Draft, Flow, Kind, Scan, Shape, Source, Status, Update, Whale
 
+T = TypeVar("T")
+
 DAY = 86_400.0
 START = 1_760_000_000.0
+
+
+class Notes:
+    """The bookmarks of an event log, without a log: the texts that are held, by key."""
+
+    def __init__(self, **held: str) -> None:
+        self.held = held
+
+    async def recall(self, bookmark: Bookmark[T]) -> T | None:
+        try:
+            return bookmark.decode(self.held[bookmark.key])
+        except (KeyError, ValueError):
+            return None  # none, or a damaged one
+
+    async def keep(self, bookmark: Bookmark[T], value: T) -> None:
+        self.held[bookmark.key] = bookmark.encode(value)
 
 
 @dataclass

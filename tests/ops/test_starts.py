@@ -9,27 +9,25 @@ import aiohttp
 import pytest
 
 from kit import daemon
+from kit.eventlog import Notes, T
+from whaled.bookmarks import STARTS, Bookmark
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog.schema import STARTS_MARK
 from whaled.ops.metrics import Metrics
 from whaled.ops.starts import Starts
 
 
-class Memory:
-    """The state of a log, without a log."""
+class Memory(Notes):
+    """The bookmarks of a log, whose disk may be full."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, str] = {}
+        super().__init__()
         self.is_full = False
 
-    async def state(self, key: str) -> str | None:
-        return self.kept.get(key)
-
-    async def set_state(self, key: str, value: str) -> None:
+    async def keep(self, bookmark: Bookmark[T], value: T) -> None:
         if self.is_full:
             raise EventLogError("the disk is full", reason=LogFailure.DISK_FULL)
-        self.kept[key] = value
+        await super().keep(bookmark, value)
 
 
 def counts(metrics: Metrics) -> tuple[float | None, float | None]:
@@ -79,7 +77,7 @@ async def test_a_log_that_cannot_be_written_does_not_prevent_a_run() -> None:
 @pytest.mark.parametrize("damaged", ["", "{", '{"clean": "many"}', "[]"])
 async def test_an_unreadable_record_counts_as_empty(damaged: str) -> None:
     memory = Memory()
-    memory.kept[STARTS_MARK] = damaged
+    memory.held[STARTS.key] = damaged
     assert await run(memory) == (1, 0)
 
 
@@ -105,6 +103,6 @@ async def test_starts_are_counted_after_a_stop_a_kill_and_a_restore(tmp_path: Pa
     assert await started(signal.SIGKILL) == ["2.0", "0.0"]
     assert await started(signal.SIGTERM) == ["2.0", "1.0"]
     with closing(sqlite3.connect(backup)) as db:  # made while whaled ran
-        assert db.execute("SELECT 1 FROM state WHERE key = ?", (STARTS_MARK,)).fetchone() is None
+        assert db.execute("SELECT 1 FROM state WHERE key = ?", (STARTS.key,)).fetchone() is None
     assert main(["restore", str(backup), "--config", str(config)]) == 0
     assert await started(signal.SIGTERM) == ["1.0", "0.0"]

@@ -15,6 +15,8 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
+from kit.eventlog import Notes
+from whaled.bookmarks import NETWORK
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block, UpstreamState
 from whaled.ops.metrics import Metrics
@@ -28,25 +30,12 @@ from whaled.upstream.messages import Shortfall
 from whaled.upstream.rest import Rest
 from whaled.upstream.retry_after import retry_after_s
 from whaled.upstream.routes import ELECTRS_PORTS, Routes, candidates
-from whaled.upstream.survey import NETWORK_KEY, Capability, Survey
+from whaled.upstream.survey import Capability, Survey
 
 REGTEST, MAINNET = (next(key for key, name in NETWORKS.items() if name == wanted) for wanted in ("regtest", "mainnet"))
 TIP, PARENT = "aa" * 32, "bb" * 32
 BLOCKS = (Block(height=200, hash=TIP, previous_hash=PARENT, timestamp=1),)
 HTML = "<!DOCTYPE html><pre>Cannot GET</pre>"
-
-
-class Notes:
-    """The state of an event log."""
-
-    def __init__(self, **held: str) -> None:
-        self.held = held
-
-    async def state(self, key: str) -> str | None:
-        return self.held.get(key)
-
-    async def set_state(self, key: str, value: str) -> None:
-        self.held[key] = value
 
 
 class Server:
@@ -167,7 +156,7 @@ async def test_the_network_is_stored_at_the_first_connect_and_compared_at_the_ne
             await survey.connected(info(), BLOCKS)
             assert survey.shortfall is None
             assert missing(metrics) == set()
-        assert json.loads(notes.held[NETWORK_KEY])["genesis"] == MAINNET
+        assert json.loads(notes.held[NETWORK.key])["genesis"] == MAINNET
         held = dict(notes.held)
         async with surveying(server.is_none_mode(REGTEST).url, notes) as (survey, _):
             with pytest.raises(LinkLostError) as refused:
@@ -221,7 +210,7 @@ async def test_a_note_that_cannot_be_read_is_written_again() -> None:
     notes = Notes(network="{")
     async with serving() as server, surveying(server.is_none_mode().url, notes) as (survey, _):
         await survey.connected(info(), BLOCKS)
-    assert json.loads(notes.held[NETWORK_KEY])["genesis"] == REGTEST
+    assert json.loads(notes.held[NETWORK.key])["genesis"] == REGTEST
 
 
 def test_networks_are_named() -> None:
@@ -458,7 +447,7 @@ async def test_a_network_that_the_recheck_finds_wrong_ends_the_link(monkeypatch:
     monkeypatch.setattr("whaled.upstream.survey.RECHECK_FIRST_S", 0.01)
     notes = Notes()
     async with linked(("3.2.1", "none"), notes) as (server, messages, survey, _):
-        notes.held[NETWORK_KEY] = json.dumps({"genesis": MAINNET, "url": server.url, "block_1": None})
+        notes.held[NETWORK.key] = json.dumps({"genesis": MAINNET, "url": server.url, "block_1": None})
         again = asyncio.create_task(survey.run())
         await until(messages, Received)
         server.is_none_mode(REGTEST)
@@ -480,7 +469,7 @@ async def test_a_network_that_is_found_wrong_later_ends_the_link() -> None:
     notes = Notes()
     async with linked(("3.2.1", "none"), notes) as (server, messages, survey, _):
         await until(messages, Received)
-        notes.held[NETWORK_KEY] = noted
+        notes.held[NETWORK.key] = noted
         server.is_none_mode(REGTEST)
         with pytest.raises(LinkLostError):
             await survey.connected(info(), BLOCKS)

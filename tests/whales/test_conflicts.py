@@ -2,23 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from kit.pipeline import BTC, Published, opened, pays, received, timed
 from kit.transactions import NOW, txid
 from kit.whales import alert_draft
 from whaled.config.sections import DetectionSettings
+from whaled.eventlog import queries
+from whaled.eventlog.rows import Rows
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline
 from whaled.upstream.dialect import decode
 from whaled.upstream.messages import Received
 from whaled.whales import lifecycle
-from whaled.whales.conflicts import linked
+from whaled.whales.conflicts import linked, present
 
 BLOCK = {"id": "b1" * 32, "height": 900_001, "timestamp": int(NOW), "previousblockhash": "b0" * 32}
 
@@ -159,25 +162,24 @@ async def test_no_whale_is_replaced_by_itself(tmp_path: Path) -> None:
     assert published.events[0].whale.alert.replaces is None
 
 
-class Pruning:
-    """The event log, of which retention removes everything once what whales spend was looked up."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
-        self.whales, self.outpoints, self.histories = log.whales, log.outpoints, log.histories
-
-    async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
-        found = await self._log.rivals(outpoints)
-        await self._log.prune(NOW + 365 * 86_400, follows_blocks=False)
-        return found
-
-
-async def test_a_rival_that_retention_removes_meanwhile_ends_nothing(tmp_path: Path) -> None:
+async def test_a_rival_that_retention_removes_meanwhile_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(tmp_path) as log:
         running, _ = running_on(log)
         await running.handle(message((spending(1, 7),)))
+        spenders = queries.spenders
+
+        def then_pruned(rows: Rows, outpoints: Sequence[str]) -> dict[str, list[str]]:
+            found = spenders(rows, outpoints)
+            log._threads.write_thread.submit(log._threads.writer.prune, 99).result()
+            return found
+
+        monkeypatch.setattr(queries, "spenders", then_pruned)
         draft = lifecycle.alerted(replace(alert_draft(2).whale, outpoints=(f"{txid(1007)}:0",)), NOW)
-        assert await linked([draft], Pruning(log)) == [draft]
+        rivals = await log.read_each(queries.rivals, present([draft]).items())
+        assert await log.read_each(queries.whales, [txid(1)]) == {}
+        assert linked([draft], rivals) == [draft]
 
 
 async def test_each_of_several_replacements_is_reported(tmp_path: Path) -> None:
@@ -187,9 +189,11 @@ async def test_each_of_several_replacements_is_reported(tmp_path: Path) -> None:
         for number in (1, 2, 3):
             await running.handle(message((spending(number, 7),)))
         assert told(published)[-1] == ("replaced", 2, "03")
-        outpoints = await log.outpoints([txid(1), txid(3), txid(9)])
+        outpoints = await log.read_each(queries.outpoints, [txid(1), txid(3), txid(9)])
         assert outpoints == {key: [f"{txid(1007)}:0"] for key in (txid(1), txid(3))}
-        assert await log.rivals([f"{txid(1007)}:0", "elsewhere:0"]) == {f"{txid(1007)}:0": [txid(1), txid(2), txid(3)]}
+        assert await log.read_each(queries.spenders, [f"{txid(1007)}:0", "elsewhere:0"]) == {
+            f"{txid(1007)}:0": [txid(1), txid(2), txid(3)]
+        }
 
 
 async def test_a_backend_that_names_an_outpoint_twice_ends_nothing(tmp_path: Path) -> None:
@@ -204,9 +208,9 @@ async def test_the_outpoints_of_a_pruned_whale_are_removed_with_it(tmp_path: Pat
         running, _ = running_on(log)
         await running.handle(message((spending(1, 7),)))
         assert await log.prune(NOW + 365 * 86_400, follows_blocks=False) == 1
-        assert await log.rivals([f"{txid(1007)}:0"]) == {}
+        assert await log.read_each(queries.spenders, [f"{txid(1007)}:0"]) == {}
         await running.handle(message((spending(2, 7),)))
-        assert await log.rivals([f"{txid(1007)}:0"]) == {f"{txid(1007)}:0": [txid(2)]}
+        assert await log.read_each(queries.spenders, [f"{txid(1007)}:0"]) == {f"{txid(1007)}:0": [txid(2)]}
 
 
 def test_the_spenders_in_a_message_are_found_despite_odd_parts() -> None:

@@ -9,6 +9,7 @@ from whaled.backfill.coverage import Cover, Interruptions, Sighting, covers, sca
 from whaled.backfill.replacements import Replacements
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
+from whaled.eventlog import notes, queries
 from whaled.model import Block, Draft, Kind, Market, Source, Transaction, Whale
 from whaled.upstream.backend import Summary
 from whaled.upstream.http import RestError, RestFailure
@@ -148,7 +149,8 @@ class BlockScanner:
         context = self._context
         block = await self.block_at(block_hash, height)
         entries = await context.backend.summary(block_hash)
-        known = await context.event_log.whales(entry.txid for entry in entries if entry.txid is not None)
+        txids = [entry.txid for entry in entries if entry.txid is not None]
+        known = await context.event_log.read_each(queries.whales, txids)
         await context.commit_valid([lifecycle.confirmed(whale, block, context.clock()) for whale in known.values()])
         wanted = [entry for entry in entries if entry.txid not in known and self._may_be_whale(entry)]
         seen = self._seen_blocks.get(block_hash)
@@ -173,7 +175,7 @@ class BlockScanner:
         sightings = [_sighting(whale, scan.at) for whale in scan.known.values()]
         sightings += [Sighting(None)] * scan.found
         row = scan_of(block.height, block.hash, float(block.timestamp), context.clock(), sightings, scan.missed)
-        await context.event_log.put_scan(row)
+        await context.event_log.write(notes.put_scan, row)
         self._seen_blocks.pop(block.hash, None)
         self.progress.blocks += 1
         self.progress.whales += sum(seen.lead_s is None for seen in sightings)
@@ -233,7 +235,7 @@ class BlockScanner:
         current = self._open.get(block.height)
         if current is not None:
             return current.block.hash != block.hash
-        scans = await self._context.event_log.scans(block.height, block.height)
+        scans = await self._context.event_log.read(queries.scans, block.height, block.height)
         return bool(scans) and scans[0].hash != block.hash
 
     async def _drafts(self, scan: OpenScan, transaction: Transaction, entry: Summary) -> list[Draft]:
@@ -267,7 +269,7 @@ class BlockScanner:
 
     async def _previous_mined_at(self, block: Block) -> float:
         """Return when the previous block was mined (Unix seconds)."""
-        previous = await self._context.event_log.scans(block.height - 1, block.height - 1)
+        previous = await self._context.event_log.read(queries.scans, block.height - 1, block.height - 1)
         if previous:
             return previous[0].mined_at
         if block.previous_hash is None:

@@ -12,18 +12,18 @@ import structlog
 from whaled.backfill.block_scan import BlockScanner, Progress
 from whaled.backfill.context import BACKEND_WIDE, Context
 from whaled.backfill.coverage import Interruptions
-from whaled.backfill.first_run import FIRST_KEY, FirstRun, blocks_at_start, chain_below
+from whaled.backfill.first_run import FirstRun, blocks_at_start, chain_below
 from whaled.backfill.replacements import Replacements
 from whaled.backfill.turns import FAILURES_IN_A_ROW, TURN_S
 from whaled.backoff import Backoff
+from whaled.bookmarks import FIRST_BLOCK, VERIFIED_OFFSET
+from whaled.eventlog import notes, queries
 from whaled.model import Block, Kind
 from whaled.upstream.http import RestError
 from whaled.whales import lifecycle
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Every confirmation up to the offset stored under this key has been verified against the chain.
-VERIFIED_KEY = "verified_offset"
 EVENTS_PAGE = 500
 # Scans of years of blocks are read in pages of this size.
 OLD_SCANS_PAGE = 2_000
@@ -87,7 +87,7 @@ class Blocks:
             return True  # the chain became shorter; the next block causes another call
         low = await self._apply_limit(await self._first_height(tip), tip, tip_hash)
         self._base = chain_below(await blocks_at_start(context.event_log), low)
-        scans = await context.event_log.scans(low, tip + context.settings.max_blocks)
+        scans = await context.event_log.read(queries.scans, low, tip + context.settings.max_blocks)
         scanned = self._base | {scan.height: scan.hash for scan in scans}
         stale = await self._find_stale(scanned, tip, tip_hash)
         await self._undo_all(stale)
@@ -117,20 +117,20 @@ class Blocks:
     async def _first_height(self, tip: int) -> int:
         """Return the height of the first block to scan. The first call stores it."""
         log = self._context.event_log
-        stored = await log.state(FIRST_KEY)
+        stored = await log.recall(FIRST_BLOCK)
         if stored is not None:
-            return int(stored)
+            return stored
         # The tip may have been reported to a start that was killed: blocks since then must be scanned.
         await self._first_run.store()
         reported = await blocks_at_start(log)
         first = min(tip, reported[-1].height if reported else tip) + 1
-        scans = await log.newest_scans(self._context.settings.max_blocks)
+        scans = await log.read(queries.newest_scans, self._context.settings.max_blocks, queries.ANY_HEIGHT)
         if scans:  # the stored height is lost; blocks since these scans must be scanned
             first = min(first, scans[-1].height)
             logger.warning("the stored height of the first block to scan is lost: scanning from here on", height=first)
         else:
             logger.info("first start: scanning blocks from here on", height=first)
-        await log.set_state(FIRST_KEY, str(first))
+        await log.keep(FIRST_BLOCK, first)
         return first
 
     async def _apply_limit(self, first: int, tip: int, tip_hash: str) -> int:
@@ -139,7 +139,7 @@ class Blocks:
         low = tip - context.settings.max_blocks + 1
         if first >= low:
             return first
-        known = len(await context.event_log.scans(first, low - 1))
+        known = len(await context.event_log.read(queries.scans, first, low - 1))
         if low - first > known:
             # Verify the height of the tip: one wrong response must not skip all blocks to come.
             await self._scanner.block_at(tip_hash, tip)
@@ -151,7 +151,7 @@ class Blocks:
             )
             context.meter.skipped(low - first - known)
             self._are_old_scans_verified = False
-        await context.event_log.set_state(FIRST_KEY, str(low))
+        await context.event_log.keep(FIRST_BLOCK, low)
         return low
 
     async def _find_stale(self, scanned: dict[int, str], tip: int, tip_hash: str) -> dict[int, str]:
@@ -184,7 +184,7 @@ class Blocks:
         stale: dict[int, str] = {}
         in_chain: int | None = None
         height = low
-        while page := await context.event_log.newest_scans(OLD_SCANS_PAGE, height):
+        while page := await context.event_log.read(queries.newest_scans, OLD_SCANS_PAGE, height):
             for scan in page:
                 height = scan.height
                 if height + 1 != in_chain:  # else the block above builds on this one
@@ -209,11 +209,11 @@ class Blocks:
     async def _undo(self, height: int, block_hash: str) -> None:
         """Mark the whales confirmed in a block as pending again, and forget its scan."""
         context = self._context
-        whales = await context.event_log.confirmed_in(block_hash)
+        whales = await context.event_log.read(queries.confirmed_in, block_hash)
         await context.commit_valid([lifecycle.pending_again(whale, block_hash, context.clock()) for whale in whales])
-        await context.event_log.forget_scan(height)
+        await context.event_log.write(notes.forget_scan, height)
         if self._base.pop(height, None) is not None:  # the block in its place was mined since the first start
-            await context.event_log.set_state(FIRST_KEY, str(height))
+            await context.event_log.keep(FIRST_BLOCK, height)
         self.has_undone = True
 
     async def _undo_unscanned(self, low: int, hashes: set[str]) -> None:
@@ -222,8 +222,7 @@ class Blocks:
         The stream reported them, or a scan was interrupted between its commit and the storing of its row.
         """
         context = self._context
-        stored = await context.event_log.state(VERIFIED_KEY)
-        start = after = int(stored) if stored is not None else 0
+        start = after = await context.event_log.recall(VERIFIED_OFFSET) or 0
         verified: int | None = None
         in_chain: dict[str, bool] = {}
         while events := await context.event_log.between(after, context.event_log.head, EVENTS_PAGE):
@@ -244,7 +243,7 @@ class Blocks:
                     verified = event.offset - 1
         verified = after if verified is None else verified
         if verified != start:
-            await context.event_log.set_state(VERIFIED_KEY, str(verified))
+            await context.event_log.keep(VERIFIED_OFFSET, verified)
 
     async def _scan_all(self, heights: Sequence[int], scanned: dict[int, str], tip: int, tip_hash: str) -> bool:
         """Scan the blocks at these heights until the turn ends.

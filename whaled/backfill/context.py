@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from whaled.backfill.background import Background
-from whaled.backfill.ports import BackfillMeter, Committer, Log
+from whaled.backfill.ports import BackfillMeter, Committer
 from whaled.config.sections import BackfillSettings
+from whaled.eventlog import queries
+from whaled.eventlog.store import EventLog
 from whaled.model import Draft, Kind
 from whaled.upstream.backend import Backend
 from whaled.upstream.http import RestError, RestFailure
@@ -33,7 +35,7 @@ class Context:
         *,
         settings: BackfillSettings,
         backend: Backend,
-        event_log: Log,
+        event_log: EventLog,
         committer: Committer,
         meter: BackfillMeter,
         clock: Callable[[], float] = time.time,
@@ -80,12 +82,13 @@ class Context:
             return False
 
         async def decide() -> list[Draft]:
-            histories = await self.event_log.histories({draft.whale.alert.transaction_id for draft in drafts})
-            holding = [
-                draft
-                for draft in drafts
-                if still_holds is None or still_holds(txid := draft.whale.alert.transaction_id, histories.get(txid, []))
-            ]
+            txids = {draft.whale.alert.transaction_id for draft in drafts}
+            histories = await self.event_log.read_each(queries.histories, txids)
+
+            def holds(txid: str) -> bool:
+                return still_holds is None or still_holds(txid, histories.get(txid, []))
+
+            holding = [draft for draft in drafts if holds(draft.whale.alert.transaction_id)]
             return lifecycle.valid(holding, histories, Origin.POLLED)
 
         events = await self.committer.commit(decide)

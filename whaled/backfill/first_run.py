@@ -5,14 +5,9 @@ It is stored as soon as it is known, so a first run that is killed early leaves 
 
 from collections.abc import Iterable
 
-import msgspec
-
-from whaled.backfill.ports import Log
+from whaled.bookmarks import BEGAN_AT, BLOCKS_AT_START, FIRST_BLOCK, Keeper
 from whaled.model import Block
 
-BEGAN_KEY = "began_at"
-FIRST_KEY = "first_block"
-BLOCKS_KEY = "told_blocks"
 # A backend reports at most this many blocks in one message.
 BLOCKS_LIMIT = 8
 
@@ -20,7 +15,7 @@ BLOCKS_LIMIT = 8
 class FirstRun:
     """The newest blocks when the backend first reported any."""
 
-    def __init__(self, event_log: Log) -> None:
+    def __init__(self, event_log: Keeper) -> None:
         self._event_log = event_log
         self._blocks: list[Block] = []
         self._is_stored = False
@@ -34,33 +29,32 @@ class FirstRun:
         """Store the reported blocks if this is the first run. Does nothing once that is done."""
         if self._blocks and not self._is_stored:
             log = self._event_log
-            if await log.state(BLOCKS_KEY) is None and await log.state(FIRST_KEY) is None:
-                await log.set_state(BLOCKS_KEY, msgspec.json.encode(self._blocks).decode())
+            if await log.recall(BLOCKS_AT_START) is None and await log.recall(FIRST_BLOCK) is None:
+                await log.keep(BLOCKS_AT_START, self._blocks)
             self._is_stored = True
 
 
-async def blocks_at_start(event_log: Log) -> list[Block]:
+async def blocks_at_start(event_log: Keeper) -> list[Block]:
     """Return the newest blocks at the first start, ascending.
 
     Returns none if the log is from a version that did not store them.
     """
-    stored = await event_log.state(BLOCKS_KEY)
-    return [] if stored is None else msgspec.json.decode(stored, type=list[Block])
+    return await event_log.recall(BLOCKS_AT_START) or []
 
 
-async def began_at(event_log: Log, now: float) -> float:
+async def began_at(event_log: Keeper, now: float) -> float:
     """Return when whaled was first started (Unix seconds), 0 if that is not stored.
 
     A stored time in the future came from a wrong clock. It is corrected to the time of the newest block at the first
     start, which the start cannot precede.
     """
-    began = float(await event_log.state(BEGAN_KEY) or 0)
+    began = await event_log.recall(BEGAN_AT) or 0.0
     if began <= now:
         return began
     blocks = await blocks_at_start(event_log)
     corrected = min(began, float(blocks[-1].timestamp) if blocks else now)
     if corrected != began:
-        await event_log.set_state(BEGAN_KEY, str(corrected))
+        await event_log.keep(BEGAN_AT, corrected)
     return corrected
 
 

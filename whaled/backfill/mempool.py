@@ -15,13 +15,13 @@ from whaled.backfill.replacements import Replacements
 from whaled.backfill.seen_txids import SeenTxids
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
+from whaled.eventlog import queries
 from whaled.model import Draft, Kind, Source, Transaction
 from whaled.tables import Tables
 from whaled.upstream.dialect import Delta, Snapshot, Stripped
 from whaled.upstream.http import RestError
 from whaled.upstream.rest import INPUTS_LIMIT
 from whaled.whales import lifecycle
-from whaled.whales.conflicts import rivals_of
 from whaled.whales.lifecycle import GONE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -224,7 +224,7 @@ class Mempool:
         """
         recheck, self._to_recheck = self._to_recheck | self._context.replaced, {}
         self._context.replaced.clear()
-        histories = await self._context.event_log.histories(recheck)
+        histories = await self._context.event_log.read_each(queries.histories, recheck)
         gone = {txid: len(history) for txid, history in histories.items() if history[-1].kind in GONE}
         if gone:
             try:
@@ -243,7 +243,7 @@ class Mempool:
             if self._backoff.is_due(txid) and not self._turns.is_running(txid)
         }
         batch = list(most_urgent_first(due, BATCH))
-        known = await self._context.event_log.whales(batch)
+        known = await self._context.event_log.read_each(queries.whales, batch)
 
         async def request(txid: str) -> None:
             candidate = self._candidates.get(txid)
@@ -308,7 +308,8 @@ class Mempool:
     async def _give_up(self, txid: str) -> None:
         """Count a whale of a snapshot that the backend no longer has, unless it was mined or is known."""
         context = self._context
-        if await context.backend.confirmation(txid) is None and txid not in await context.event_log.whales([txid]):
+        is_mined = await context.backend.confirmation(txid) is not None
+        if not is_mined and not await context.event_log.read(queries.whales, [txid]):
             context.meter.unread()
             logger.warning("a whale left the mempool before the backend returned it", txid=txid)
             self._seen.discard([txid])  # if a comparison finds it in the mempool, it is fetched once more
@@ -345,9 +346,11 @@ class Mempool:
         Without this, the transaction that left would count as the replacement of the one that is there, because it is
         alerted later.
         """
-        found = await rivals_of(transaction.txid, transaction.outpoints, self._context.event_log)
-        present = [txid for txid, last in found.items() if last not in GONE]
-        return next((txid for txid in present if found[txid] is Kind.CONFIRMED), next(iter(present), None))
+        txid = transaction.txid
+        rivals = await self._context.event_log.read(queries.rivals, [(txid, transaction.outpoints)])
+        present = [each for each in rivals.get(txid, []) if each.newest not in GONE]
+        confirmed = [each for each in present if each.newest is Kind.CONFIRMED]
+        return next((each.txid for each in confirmed or present), None)
 
     async def _is_older(self, first_seen: int | None) -> bool:
         """Return whether the backend had a transaction before whaled's first start."""
@@ -360,6 +363,6 @@ class Mempool:
         `gone` has the number of events of each whale at that time: a whale with a newer event is left alone.
         """
         context = self._context
-        whales = await context.event_log.whales(txid for txid in gone if txid in mempool)
+        whales = await context.event_log.read_each(queries.whales, [txid for txid in gone if txid in mempool])
         again = [lifecycle.pending_again(whale, "", context.clock()) for whale in whales.values()]
         await context.commit_valid(again, lambda txid, history: len(history) == gone[txid])

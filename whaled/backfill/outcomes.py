@@ -9,13 +9,13 @@ from msgspec import Struct
 from whaled.backfill.context import BATCH, Context
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
+from whaled.eventlog import queries
 from whaled.model import Draft, Kind, Whale
 from whaled.tables import Tables
 from whaled.upstream.dialect import Delta
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import SerialError, spenders_in
 from whaled.whales import lifecycle
-from whaled.whales.conflicts import rivals_of
 from whaled.whales.lifecycle import lacks_outcome
 
 # The next message of the stream usually explains why a whale left (a block, a replacement): the first request waits for
@@ -125,7 +125,7 @@ class Outcomes:
     async def on_left(self, txids: Iterable[str]) -> None:
         """Follow those of these transactions that are whales: they are no longer in the mempool."""
         now = self._context.monotonic()
-        whales = await self._context.event_log.whales(txids)
+        whales = await self._context.event_log.read_each(queries.whales, txids)
         room = max(0, MISSING_LIMIT - len(self._missing))
         new = dict(islice(((txid, whale) for txid, whale in whales.items() if txid not in self._missing), room))
         await self._watch(new)
@@ -133,7 +133,7 @@ class Outcomes:
             self._missing.setdefault(txid, Missing(whale, now, now + FIRST_CHECK_S))
 
     async def _watch(self, txids: Iterable[str]) -> None:
-        for txid, outpoints in (await self._context.event_log.outpoints(txids)).items():
+        for txid, outpoints in (await self._context.event_log.read_each(queries.outpoints, txids)).items():
             self._watched.update(dict.fromkeys(outpoints, txid))
             self._outpoints[txid] = outpoints
 
@@ -164,11 +164,11 @@ class Outcomes:
     async def begin(self) -> None:
         """Resume after a start: follow recently replaced whales that may be confirmed, and watch dropped ones."""
         log = self._context.event_log
-        recent = await log.gone_since(self._context.clock() - RECENT_S, RECENT_LIMIT)
-        histories = await log.histories(recent)
+        recent = await log.read(queries.gone_since, self._context.clock() - RECENT_S, RECENT_LIMIT)
+        histories = await log.read_each(queries.histories, recent)
         await self.on_left(txid for txid, history in histories.items() if lacks_outcome(history))
         gone = await self.recently_gone()
-        histories = await log.histories(gone)
+        histories = await log.read_each(queries.histories, gone)
         dropped = [txid for txid in gone if txid in histories and histories[txid][-1].kind is Kind.DROPPED]
         await self._watch(dropped[:WATCHED_LIMIT])
         self._watch_dropped(reversed(dropped[:WATCHED_LIMIT]))
@@ -178,7 +178,7 @@ class Outcomes:
 
         They should not be in the mempool. To be called before the mempool is requested.
         """
-        return await self._context.event_log.gone_since(self._context.clock() - GONE_S, GONE_LIMIT)
+        return await self._context.event_log.read(queries.gone_since, self._context.clock() - GONE_S, GONE_LIMIT)
 
     async def compare(self, mempool: set[str], is_in_stream: Callable[[str], bool]) -> None:
         """Follow pending whales that are in neither of the two mempools.
@@ -186,7 +186,7 @@ class Outcomes:
         One is this mempool, which REST returned, and the other that of the stream: behind a load balancer they differ.
         """
         after = 0
-        while events := await self._context.event_log.pending(after, PAGE):
+        while events := await self._context.event_log.read(queries.pending, after, PAGE):
             after = events[-1].offset
             pending = (event.whale.alert.transaction_id for event in events)
             await self.on_left([txid for txid in pending if txid not in mempool and not is_in_stream(txid)])
@@ -208,7 +208,7 @@ class Outcomes:
             and txid not in self._expired
             and not self._turns.is_running(txid)
         ]
-        histories = await context.event_log.histories(due)
+        histories = await context.event_log.read_each(queries.histories, due)
         # Retention may have removed the events of a whale, and with them the whale.
         unresolved = [txid for txid in due if txid in histories and lacks_outcome(histories[txid])]
         for txid in set(due) - set(unresolved):
@@ -249,7 +249,7 @@ class Outcomes:
         spenders, self._spenders = self._spenders, {}
         if not spenders:
             return
-        whales = await self._context.event_log.whales(spenders)
+        whales = await self._context.event_log.read_each(queries.whales, spenders)
         now = self._context.clock()
         await self._context.commit_valid(
             [lifecycle.replaced(whale, spenders[txid], now) for txid, whale in whales.items()]
@@ -313,7 +313,7 @@ class Outcomes:
         found: dict[str, Draft] = {}
         if not wanted or not alerted:
             return found
-        for scan in await context.event_log.newest_scans(limit):
+        for scan in await context.event_log.read(queries.newest_scans, limit, queries.ANY_HEIGHT):
             if scan.mined_at < min(alerted) - BLOCK_CLOCK_S or len(found) == len(whales):
                 break
             if all(missing.is_searched(scan.hash) for missing in whales.values()):
@@ -363,9 +363,12 @@ class Outcomes:
 
         Returns None if there is none.
         """
-        found = await rivals_of(txid, self._outpoints.get(txid, ()), self._context.event_log)
-        confirmed = (other for other, last in found.items() if last is Kind.CONFIRMED)
-        return next(confirmed, None) or next((other for other in found if other in mempool), None)
+        spent = self._outpoints.get(txid)
+        if not spent:
+            return None
+        rivals = (await self._context.event_log.read(queries.rivals, [(txid, spent)])).get(txid, [])
+        confirmed = (each.txid for each in rivals if each.newest is Kind.CONFIRMED)
+        return next(confirmed, None) or next((each.txid for each in rivals if each.txid in mempool), None)
 
     async def _spender(self, txid: str) -> str | None:
         """Return another transaction that spends one of the first outpoints, as electrs reports it.

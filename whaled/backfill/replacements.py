@@ -6,6 +6,7 @@ from whaled.backfill.context import Context
 from whaled.backfill.first_run import began_at
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
+from whaled.eventlog import queries
 from whaled.model import Draft, Source, Whale
 from whaled.upstream.http import RestError
 from whaled.upstream.rbf import Relative
@@ -67,7 +68,7 @@ class Replacements:
         if not wanted:
             return []
         began = await began_at(context.event_log, context.clock())
-        known = await context.event_log.whales(each.txid for each in wanted)
+        known = await context.event_log.read_each(queries.whales, [each.txid for each in wanted])
         unknown = [
             each for each in wanted if each.txid not in known and each.seen is not None and each.seen >= int(began)
         ]
@@ -90,7 +91,7 @@ class Replacements:
         """
         txid = whale.alert.transaction_id
         replaced = [each.txid for each in rbf_tree if each.replaced_by == txid]
-        known = await self._context.event_log.whales(replaced)
+        known = await self._context.event_log.read_each(queries.whales, replaced)
         first = next((old for old in replaced if old in known), next(iter(replaced), None))
         return lifecycle.replacing(whale, first), [lifecycle.replaced(old, txid, now) for old in known.values()]
 

@@ -13,11 +13,13 @@ import structlog
 from whaled.backfill.blocks import Blocks
 from whaled.backfill.context import BACKEND_WIDE, Context
 from whaled.backfill.coverage import Interruptions
-from whaled.backfill.first_run import BEGAN_KEY, FirstRun
+from whaled.backfill.first_run import FirstRun
 from whaled.backfill.mempool import Mempool
 from whaled.backfill.outcomes import Outcomes
 from whaled.backfill.replacements import Replacements
 from whaled.backoff import INITIAL_S, Backoff
+from whaled.bookmarks import ALIVE_AT, BEGAN_AT
+from whaled.eventlog import queries
 from whaled.model import UpstreamState
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.http import RestError
@@ -33,8 +35,6 @@ BACKEND = "backend"
 LEFT_LIMIT = 100_000
 # The most recent scan is searched among this many of the highest ones: catching up scans the highest block first.
 RECENT_SCANS = 1_000
-# State key of the time when the daemon was last alive, written by its canary.
-ALIVE_KEY = "canary"
 
 
 class Worker:
@@ -152,11 +152,15 @@ class Worker:
 
     async def _begin(self) -> None:
         log = self._context.event_log
-        if await log.state(BEGAN_KEY) is None:
-            await log.set_state(BEGAN_KEY, str(self._clock()))
-        alive = await log.state(ALIVE_KEY)
+        if await log.recall(BEGAN_AT) is None:
+            await log.keep(BEGAN_AT, self._clock())
+        alive = await log.recall(ALIVE_AT)
         # Canaries may be off. Then the most recent scan is the last sign of life.
-        signs = [float(alive)] if alive else [scan.scanned_at for scan in await log.newest_scans(RECENT_SCANS)]
+        if alive is not None:
+            signs = [alive]
+        else:
+            scans = await log.read(queries.newest_scans, RECENT_SCANS, queries.ANY_HEIGHT)
+            signs = [scan.scanned_at for scan in scans]
         if signs:
             self._interruptions.was_down(max(signs), self._clock())
         await self._outcomes.begin()

@@ -13,6 +13,7 @@ from whaled.cli import tail_lines
 from whaled.cli.options import Subparsers, duration
 from whaled.cli.reading import add_log_options, reading
 from whaled.errors import ExitStatus
+from whaled.eventlog import queries
 from whaled.whales.accuracy import BANDS, Band, band, bands
 
 
@@ -37,8 +38,8 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table. Raises OperatorError or EventLogError."""
     since = 0.0 if arguments.last is None else time.time() - arguments.last
-    with reading(arguments) as reader:
-        outcomes = reader.outcomes(since)
+    with reading(arguments) as rows:
+        outcomes = queries.outcomes(rows, since)
     found = bands(outcomes)
     if arguments.json:
         for each in found:

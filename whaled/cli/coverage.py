@@ -12,6 +12,7 @@ from rich.table import Table
 from whaled.cli.options import Subparsers
 from whaled.cli.reading import add_log_options, reading
 from whaled.errors import ExitStatus, OperatorError
+from whaled.eventlog import queries
 from whaled.model import Scan
 
 BLOCKS_SHOWN = 20
@@ -41,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table. Raises OperatorError or EventLogError."""
     if not 1 <= arguments.blocks <= BLOCKS_LIMIT:
         raise OperatorError(f"--blocks: found {arguments.blocks}, expected a number from 1 to {BLOCKS_LIMIT}")
-    with reading(arguments) as reader:
-        scans = reader.newest_scans(arguments.blocks)
-        unscanned = reader.unscanned()
+    with reading(arguments) as rows:
+        scans = queries.newest_scans(rows, arguments.blocks, queries.ANY_HEIGHT)
+        unscanned = queries.unscanned(rows)
     if arguments.json:
         for scan in scans:
             sys.stdout.write(msgspec.json.encode(scan).decode() + "\n")

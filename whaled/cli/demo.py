@@ -9,8 +9,10 @@ from typing import NamedTuple
 import structlog
 from msgspec import structs
 
+from whaled.bookmarks import SIMULATED_WORLD
 from whaled.config.sections import EventLogSettings
 from whaled.errors import OperatorError
+from whaled.eventlog import queries
 from whaled.eventlog.files import DaemonLock
 from whaled.eventlog.store import EventLog
 from whaled.ops.metrics import Metrics
@@ -21,8 +23,6 @@ from whaled.simulator.settings import DEMO
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# Key in the log's state. Its presence marks the log of a simulated world, which ended with the process that ran it.
-WORLD_KEY = "simulated_world"
 DATABASE_FILES = ("", "-wal", "-shm")
 
 
@@ -61,8 +61,11 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
     path = Path(settings.path).resolve()  # noqa: ASYNC240 - nothing else runs yet
     if path.exists():
         async with EventLog.open(settings, Metrics().eventlog) as old:
-            is_simulated = await old.state(WORLD_KEY) is not None
-            events, is_used = old.head, old.head > 0 or bool(await old.newest_scans(1))
+            is_simulated = await old.recall(SIMULATED_WORLD) is not None
+            events, is_used = (
+                old.head,
+                old.head > 0 or bool(await old.read(queries.newest_scans, 1, queries.ANY_HEIGHT)),
+            )
         if is_used and not is_simulated:
             raise OperatorError(
                 f"{path}: this event log holds events from another backend; --simulate starts a new world, which "
@@ -72,7 +75,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
             _remove(path)
             logger.info("the log of an earlier simulated world was removed", path=str(path), events=events)
     async with EventLog.open(settings, Metrics().eventlog) as new:
-        await new.set_state(WORLD_KEY, world)
+        await new.keep(SIMULATED_WORLD, world)
 
 
 def _remove(path: Path) -> None:

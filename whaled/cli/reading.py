@@ -12,7 +12,7 @@ from whaled.eventlog import firstpage
 from whaled.eventlog.backup import require_file
 from whaled.eventlog.damage import Damage
 from whaled.eventlog.rawfile import MAGIC
-from whaled.eventlog.reader import Reader
+from whaled.eventlog.rows import Rows
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:
@@ -38,21 +38,22 @@ def log_path(arguments: argparse.Namespace) -> Path:
 
 
 @contextmanager
-def reading(arguments: argparse.Namespace) -> Iterator[Reader]:
+def reading(arguments: argparse.Namespace) -> Iterator[Rows]:
     """Open the log for reading, and report damaged rows on exit. Raises OperatorError or EventLogError."""
     path = log_path(arguments)
     found: list[Damage] = []
-    reader = Reader(path, load_for(arguments).config.eventlog.busy_timeout, found.append)
+    rows = Rows(path, load_for(arguments).config.eventlog.busy_timeout, found.append)
     try:
         with firstpage.named(path):
-            reader.open()
-        yield reader
+            rows.open()
+            rows.require_tables()
+        yield rows
     finally:
-        reader.close()
+        rows.close()
     if found:
-        rows = sum(damage.rows for damage in found)
+        count = sum(damage.rows for damage in found)
         print(
-            f"whaled: {path}: {rows} damaged row{'s' * (rows > 1)} skipped, the first: {found[0].text}. "
+            f"whaled: {path}: {count} damaged row{'s' * (count > 1)} skipped, the first: {found[0].text}. "
             "`whaled check --deep` lists them all",
             file=sys.stderr,
         )

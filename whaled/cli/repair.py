@@ -10,7 +10,7 @@ from whaled.cli.progress import progress_line
 from whaled.cli.reading import add_log_options, log_path
 from whaled.errors import ExitStatus
 from whaled.eventlog.repair import Repaired, rehearse, repair
-from whaled.eventlog.salvage import Outcome, Salvaged
+from whaled.eventlog.salvaged import Outcome, Salvaged
 
 NOTHING = "nothing to repair: every row matches its checksum"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from whaled.durable import sync_directory
 from whaled.errors import EventLogError, LogFailure, OperatorError
-from whaled.eventlog import files, firstpage, schema
+from whaled.eventlog import files, firstpage, notes, schema
 
 # One step of SQLite's backup (1 MiB). Between two steps progress is reported and an interrupt takes effect.
 STEP_PAGES = 256
@@ -81,7 +81,7 @@ def back_up(source: Path, target: Path, *, now: float, overwrite: bool, progress
         with files.explained(source, "check the copy of it", ADVICE), closing(open_alone(copy)) as db:
             contents = checked(db, source)
             with files.explained(target, "be written", ADVICE):
-                schema.mark_copy(db, now)
+                notes.mark_copy(db, now)
         with on_disk(copy) as descriptor:
             size_bytes = os.fstat(descriptor).st_size
         _refuse_target(source, target, overwrite=overwrite)

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from whaled.eventlog import checksums, notes
+from whaled.bookmarks import BOOKMARKS, EARLIEST_S, LATEST_S
+from whaled.eventlog import checksums
 from whaled.eventlog.checksums import of_event, of_whale
 from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
-from whaled.eventlog.notes import EARLIEST_S, LATEST_S
 from whaled.model import MAX_SAT, Alert, Event, Kind, Scan, Update, Whale
 from whaled.whales.lifecycle import Step
 
@@ -58,7 +58,7 @@ class Codec:
         return whale.alert.transaction_id, whale
 
     def columns(self, row: Row) -> tuple[int, float]:
-        """Verify a row of `Queries.columns` without decoding its JSON. Return (offset, high_at).
+        """Verify a row of `Statements.columns` without decoding its JSON. Return (offset, high_at).
 
         The row is offset, kind, ref, repeat, at, high_at, body, checksum, txid of the whale. Raises DamagedRowError.
         """
@@ -78,7 +78,7 @@ class Codec:
         return offset, high_at
 
     def event(self, row: Row) -> Event:
-        """Decode a row of `Queries.events`. Raises DamagedRowError.
+        """Decode a row of `Statements.events`. Raises DamagedRowError.
 
         The row is that of `columns`, followed by alert, addresses, checksum and number of the whale.
         """
@@ -105,7 +105,7 @@ class Codec:
         return Event(offset=offset, kind=known, at=at, whale=whale, ref=text, update=update, repeat=repeat)
 
     def step(self, row: Row) -> tuple[str, Step]:
-        """Decode a row of `Queries.columns`. Return the txid and the step of its history. Raises DamagedRowError."""
+        """Decode a row of `Statements.columns`. Return the txid and the step of its history. Raises DamagedRowError."""
         self.columns(row)
         _, kind, ref, repeat, *_, txid = row
         known = KINDS.get(kind)
@@ -138,7 +138,9 @@ class Codec:
             if checksum is not None and checksum != checksums.of_values(key, value):
                 raise DamagedRowError(MISMATCH)
             text: str = value.decode()
-            notes.require_readable(key.decode(), text)
+            known = BOOKMARKS.get(key.decode())
+            if known is not None:
+                known.decode(text)
         except UNREADABLE as error:
             raise _unreadable(error) from error
         return text

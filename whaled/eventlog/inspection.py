@@ -11,8 +11,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from whaled.bookmarks import MAX_OFFSET, PRUNED_OFFSET, VERIFIED_OFFSET, Bookmark
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import files, firstpage, schema
+from whaled.eventlog import files, firstpage, notes, schema
 from whaled.eventlog.codec import Row, shown
 from whaled.eventlog.damage import (
     COUNTER,
@@ -155,21 +156,19 @@ class Inspection(Pages):
 
     def begin(self) -> None:
         """Read schema version, counter, gaps and oldest offset."""
-        with files.explained(self._path, "read the event log"):
-            version = schema.identify(self._db, self._path)
+        with files.explained(self.path, "read the event log"):
+            version = schema.identify(self.db, self.path)
             if version == 0:
-                raise EventLogError(
-                    f"{self._path}: this database is empty, not an event log", reason=LogFailure.FOREIGN
-                )
-            self._usable = schema.usable_tables(self._db, version)
+                raise EventLogError(f"{self.path}: this database is empty, not an event log", reason=LogFailure.FOREIGN)
+            self._usable = schema.usable_tables(self.db, version)
         counter = self._counter()
         gaps, wrong = self._gaps(counter.head) if version >= schema.CHECKSUMS_VERSION else ([], [])
         oldest = self._query("SELECT min(offset) FROM events WHERE offset > 0", (), "events")
-        pruned = self._noted(schema.PRUNED_MARK)
+        pruned = self._noted(PRUNED_OFFSET)
         if not oldest and "events" in self._usable:  # events are then searched for offset by offset
             oldest = [((pruned or 0) + 1,)]
         self._inspected = Inspected(
-            path=self._path,
+            path=self.path,
             version=version,
             counter=counter,
             oldest=(oldest[0][0] if oldest else 0) or counter.head + 1,
@@ -187,7 +186,7 @@ class Inspection(Pages):
     def _gaps(self, head: int) -> tuple[Gaps, Gaps]:
         if self._usable.issuperset({"gaps", "events"}):
             try:
-                return schema.gaps(self._db, head)
+                return schema.gaps(self.db, head)
             except sqlite3.DatabaseError as error:
                 if not files.is_damage(error):
                     raise
@@ -197,10 +196,10 @@ class Inspection(Pages):
     def structure(self, *, with_indexes: bool) -> None:
         """Run SQLite's check of the file; with indexes it takes several times as long."""
         try:
-            found = files.faults_of(self._db, with_indexes=with_indexes)
+            found = files.faults_of(self.db, with_indexes=with_indexes)
         except sqlite3.DatabaseError as error:
             if not files.is_damage(error):
-                with files.explained(self._path, "check the event log"):
+                with files.explained(self.path, "check the event log"):
                     raise
             found = [str(error)]
         self.inspected.structure = found + self._unread
@@ -218,7 +217,7 @@ class Inspection(Pages):
 
     def _is_sound(self, table: str) -> bool:
         try:
-            return [row[0] for row in self._db.execute(f"PRAGMA quick_check({table})")] in (["ok"], [b"ok"])
+            return [row[0] for row in self.db.execute(f"PRAGMA quick_check({table})")] in (["ok"], [b"ok"])
         except sqlite3.DatabaseError:
             return False
 
@@ -226,7 +225,7 @@ class Inspection(Pages):
         """Return whether all keys can be read, each greater than the previous one."""
         last: Row = ()
         try:
-            for row in self._db.execute(query):
+            for row in self.db.execute(query):
                 if row <= last:
                     return False
                 last = row
@@ -286,12 +285,12 @@ class Inspection(Pages):
     def _spends(self, progress: Callable[[int], None]) -> None:
         # Compared as text, but bound as bytes: the outpoint may be invalid UTF-8.
         after = "(s.outpoint, s.whale) > (CAST(? AS TEXT), ?)"
-        query = f"{self._queries.all_spends} WHERE {after} ORDER BY s.outpoint, s.whale"
+        query = f"{self.sql.all_spends} WHERE {after} ORDER BY s.outpoint, s.whale"
         last: tuple[bytes, int] = (b"", 0)
         rows = 0
         while page := self._query(f"{query} LIMIT {PAGE_ROWS}", last, "spends", "whales"):
             for row in page:
-                self._verify(Table.SPENDS, shown(row[1]), row, self._codec.spend)
+                self._verify(Table.SPENDS, shown(row[1]), row, self.codec.spend)
             end = (page[-1][1], page[-1][2])
             if [type(each) for each in end] != [bytes, int] or end <= last:  # a page is in another page's place
                 self._note_unread(Table.SPENDS)
@@ -301,10 +300,10 @@ class Inspection(Pages):
             progress(rows)
 
     def _small(self) -> None:
-        for row in self._query(f"{self._queries.state} ORDER BY s.key", (), "state"):
-            self._verify(Table.STATE, shown(row[0]), row, self._codec.state)
-        for row in self._query(f"{self._queries.blocks} ORDER BY height", (), "blocks"):
-            self._verify(Table.BLOCKS, f"height {row[0]}", row, self._codec.scan)
+        for row in self._query(f"{self.sql.state} ORDER BY s.key", (), "state"):
+            self._verify(Table.STATE, shown(row[0]), row, self.codec.state)
+        for row in self._query(f"{self.sql.blocks} ORDER BY height", (), "blocks"):
+            self._verify(Table.BLOCKS, f"height {row[0]}", row, self.codec.scan)
 
     def _verify(self, table: Table, name: str, row: Row, read: Callable[[Row], object]) -> None:
         self.inspected.rows += 1
@@ -315,21 +314,19 @@ class Inspection(Pages):
 
     def _counter(self) -> Counter:
         rows = self._query("SELECT created_at FROM log", (), "log")
-        counter = schema.counter(self._db) if rows else None
+        counter = schema.counter(self.db) if rows else None
         if counter is not None:
             return Counter(*counter, rows[0][0])
-        held = self._query(
-            "SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,), "events"
-        )
+        held = self._query("SELECT max(offset) FROM events WHERE offset BETWEEN 1 AND ?", (MAX_OFFSET,), "events")
         newest = (held[0][0] if held else 0) or 0
-        noted = [self._noted(key) or 0 for key in (schema.PRUNED_MARK, schema.VERIFIED_MARK)]
+        noted = [self._noted(each) or 0 for each in (PRUNED_OFFSET, VERIFIED_OFFSET)]
         return Counter("", max(newest, *noted), 0.0, problem=MISMATCH if rows else MISSING, newest=newest)
 
-    def _noted(self, key: str) -> int | None:
+    def _noted(self, bookmark: Bookmark[int]) -> int | None:
         if "state" not in self._usable:
             return None
         try:
-            return schema.noted_offset(self._db, key)
+            return notes.noted_offset(self.db, bookmark)
         except sqlite3.DatabaseError as error:
             if not files.is_damage(error):
                 raise
@@ -339,9 +336,9 @@ class Inspection(Pages):
         """Return the rows of a query; none if a table is missing or damaged. Damage is recorded."""
         if not self._usable.issuperset(tables):
             return []
-        with files.explained(self._path, "read the event log"):
+        with files.explained(self.path, "read the event log"):
             try:
-                return self._db.execute(query, tuple(parameters)).fetchall()
+                return self.db.execute(query, tuple(parameters)).fetchall()
             except sqlite3.DatabaseError as error:
                 if not files.is_damage(error):
                     raise

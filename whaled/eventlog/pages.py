@@ -41,7 +41,7 @@ class Pages(Rows):
 
     def page(self, after: int, through: int, limit: int) -> Page:
         """Read rows with after < offset <= through: at most `limit`, and none after PAGE_BYTES are reached."""
-        with self._snapshot("read events") as db:
+        with self.snapshot("read events") as db:
             last = min(through, self._head(db))
             if after >= last:
                 return Page([], after, is_whole=True)
@@ -56,14 +56,14 @@ class Pages(Rows):
                 self._read_one_by_one(db, reading, min(last, after + limit))
             damages = [each for each in reading.damages if not self._is_pruned(db, each, after)]
         for each in damages:
-            self._report(each)
+            self.report(each)
         return Page(reading.events, reading.cursor, is_whole=not damages)
 
     def _head(self, db: sqlite3.Connection) -> int:
         return int(db.execute("SELECT head FROM log").fetchone()[0])
 
     def _read(self, db: sqlite3.Connection, reading: "Reading", last: int, limit: int) -> None:
-        query = f"{self._queries.events} WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?"
+        query = f"{self.sql.events} WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset LIMIT ?"
         start, take, rows = reading.cursor, self._take, 0
         for rows, row in enumerate(db.execute(query, (start, last, limit)), 1):  # noqa: B007 - used behind the loop
             if row[0] <= reading.cursor:
@@ -76,7 +76,7 @@ class Pages(Rows):
 
     def _read_one_by_one(self, db: sqlite3.Connection, reading: "Reading", last: int) -> None:
         """Continue after the rows already read, offset by offset: pages next to a damaged one may be intact."""
-        query = f"{self._queries.events} WHERE e.offset = ?"
+        query = f"{self.sql.events} WHERE e.offset = ?"
         for offset in range(reading.cursor + 1, last + 1):
             try:
                 row = db.execute(query, (offset,)).fetchone()
@@ -98,7 +98,7 @@ class Pages(Rows):
             reading.skip_to(row[0])
         reading.cursor = row[0]
         try:
-            reading.events.append(self._codec.event(row))
+            reading.events.append(self.codec.event(row))
             reading.size += len(row[9]) + len(row[10])  # alert and addresses
         except DamagedRowError as error:
             reading.damages.append(damaged_event(row, str(error)))
@@ -116,7 +116,7 @@ class Pages(Rows):
         Returns one below the oldest offset if there is none. A damaged event has no time and is taken to be newer, so
         that a replay after the returned offset includes it.
         """
-        with self._snapshot("look up a time") as db:
+        with self.snapshot("look up a time") as db:
             (head,) = db.execute("SELECT head FROM log").fetchone()
             (low,) = db.execute("SELECT coalesce(min(offset) - 1, ?) FROM events WHERE offset > 0", (head,)).fetchone()
             high = head
@@ -143,11 +143,11 @@ class Pages(Rows):
             ("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset DESC", (low, middle)),
             ("WHERE e.offset > ? AND e.offset <= ? ORDER BY e.offset", (middle, high)),
         ):
-            for row in db.execute(f"{self._queries.columns} {clauses} LIMIT {NEAR_ROWS}", bounds):
+            for row in db.execute(f"{self.sql.columns} {clauses} LIMIT {NEAR_ROWS}", bounds):
                 try:
-                    found = self._codec.columns(row)
+                    found = self.codec.columns(row)
                 except DamagedRowError as error:
-                    self._report(damaged_event(row, str(error)))
+                    self.report(damaged_event(row, str(error)))
                 else:
                     return found
         return None

@@ -19,7 +19,8 @@ from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import backup, files, restore, schema
 from whaled.eventlog.inspection import Inspected, Progress, inspect
 from whaled.eventlog.rawfile import RawFile
-from whaled.eventlog.salvage import Salvage, Salvaged
+from whaled.eventlog.salvage import Salvage
+from whaled.eventlog.salvaged import Salvaged
 
 ADVICE = {
     **backup.ADVICE,

@@ -15,10 +15,10 @@ from itertools import count
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure, OperatorError
-from whaled.eventlog import backup, checksums, files, firstpage, schema
+from whaled.eventlog import backup, checksums, files, firstpage, notes, schema
 from whaled.eventlog.codec import Codec, Row
 from whaled.eventlog.damage import DamagedRowError
-from whaled.eventlog.rows import Queries
+from whaled.eventlog.rows import Statements
 
 SIDE_FILES = ("-wal", "-shm")
 
@@ -51,7 +51,7 @@ def restore(source: Path, path: Path, *, now: float, progress: backup.Progress) 
             with files.explained(source, "check the copy", backup.ADVICE), closing(backup.open_alone(copy)) as db:
                 contents = backup.checked(db, source)
                 reason = _why_renewed(path, db, contents)
-                schema.settle_copy(db, renew=reason is not None)
+                notes.settle_copy(db, renew=reason is not None)
                 counter = schema.counter(db)
                 assert counter is not None, "it was checked"
             with backup.on_disk(copy) as descriptor:
@@ -89,7 +89,7 @@ def _difference(old: sqlite3.Connection, path: Path, copy: sqlite3.Connection, c
         return "the replaced log is empty"
     if missing := schema.faults(old, schema.version_of(old)):
         return f"the replaced log is damaged ({'; '.join(missing)})"
-    if schema.is_copy(old):
+    if notes.is_copy(old):
         return "the replaced log is itself a backup that was put in place"
     counter = schema.counter(old)
     if counter is None:
@@ -136,7 +136,7 @@ class _Compared:
     def __init__(self, db: sqlite3.Connection, oldest: int) -> None:
         self._codec = Codec()
         files.read_rows(db)
-        queries = Queries(schema.version_of(db))
+        queries = Statements(schema.version_of(db))
         self._rows = db.execute(f"{queries.columns} WHERE e.offset >= ? ORDER BY e.offset", (oldest,))
         self._row: Row | None = None
         self.step()

@@ -18,7 +18,7 @@ from whaled.model import Scan
 T = TypeVar("T")
 
 
-class Queries:
+class Statements:
     """SELECT statements with their columns in the order that `Codec` expects.
 
     For files of versions before 4, which have no checksums, the statements select NULL instead; for files of versions
@@ -46,22 +46,32 @@ class Queries:
 
 
 class Rows:
-    """A connection opened read-only, so that no bug in a reader can change the log."""
+    """A connection opened read-only, so that no bug in a reader can change the log.
+
+    `sql` has the statements for its schema version; `codec` decodes their rows; `report` is called with damage.
+    """
 
     def __init__(self, path: Path, busy_timeout_s: float, report: Report) -> None:
-        self._path = path
+        self.path = path
         self._busy_timeout_s = busy_timeout_s
-        self._report = report
-        self._codec = Codec()
-        self._queries = Queries(schema.NEWEST_VERSION)
+        self.report = report
+        self.codec = Codec()
+        self.sql = Statements(schema.NEWEST_VERSION)
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
         """Open the connection. Raises EventLogError."""
-        with files.explained(self._path, "open the event log for reading"):
-            db = self._connection = files.connect(self._path, "ro", self._busy_timeout_s)
-            self._queries = Queries(schema.version_of(db))
+        with files.explained(self.path, "open the event log for reading"):
+            db = self._connection = files.connect(self.path, "ro", self._busy_timeout_s)
+            self.sql = Statements(schema.version_of(db))
             files.read_rows(db)
+
+    def require_tables(self) -> None:
+        """Raise EventLogError if a table or a column is missing."""
+        with files.explained(self.path, "open the event log for reading"):
+            version = self.version()
+            if version:
+                files.require_tables(self.db, self.path, version)
 
     def close(self) -> None:
         """Close the connection. Safe after a failed open."""
@@ -75,21 +85,26 @@ class Rows:
             self._connection.interrupt()
 
     @property
-    def _db(self) -> sqlite3.Connection:
+    def db(self) -> sqlite3.Connection:
+        """Return the open connection."""
         assert self._connection is not None, "the reader is used between open and close only"
         return self._connection
 
-    @contextmanager
-    def _snapshot(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """Run several statements against the same state of the database."""
-        with files.explained(self._path, doing):
-            self._db.execute("BEGIN")
-            try:
-                yield self._db
-            finally:
-                self._db.execute("ROLLBACK")
+    def version(self) -> int:
+        """Return the schema version, 0 for an empty database. Raises EventLogError."""
+        return schema.identify(self.db, self.path)
 
-    def _intact(
+    @contextmanager
+    def snapshot(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """Run several statements against the same state of the database."""
+        with files.explained(self.path, doing):
+            self.db.execute("BEGIN")
+            try:
+                yield self.db
+            finally:
+                self.db.execute("ROLLBACK")
+
+    def intact(
         self,
         doing: str,
         query: str,
@@ -98,16 +113,16 @@ class Rows:
         damaged: Callable[[Row, str], Damage],
     ) -> Iterator[T]:
         """Yield the rows of a query as decoded by `read`. Skip damaged rows and report each as `damaged` describes."""
-        with files.explained(self._path, doing):
-            for row in self._db.execute(query, parameters):
+        with files.explained(self.path, doing):
+            for row in self.db.execute(query, parameters):
                 try:
                     value = read(row)
                 except DamagedRowError as error:
-                    self._report(damaged(row, str(error)))
+                    self.report(damaged(row, str(error)))
                 else:
                     yield value
 
 
 def damaged_event(row: Row, problem: str) -> Damage:
-    """Return the damage for a row of `Queries.events` or `Queries.columns`."""
+    """Return the damage for a row of `Statements.events` or `Statements.columns`."""
     return of_events(int(row[0]), int(row[0]), problem)

@@ -11,21 +11,29 @@ only events that retention has not removed are copied, and the whales of those e
 
 import re
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from enum import IntEnum
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
-from msgspec import Struct
-
-from whaled.eventlog import checksums, schema
+from whaled.bookmarks import MAX_OFFSET, PRUNED_OFFSET, VERIFIED_OFFSET, Bookmark
+from whaled.eventlog import checksums, notes, schema
 from whaled.eventlog.codec import Codec, shown
 from whaled.eventlog.damage import MISSING, NO_GAP, UNREADABLE, DamagedRowError, Gaps, Table, of_events, outside
 from whaled.eventlog.inspection import NO_EVENT, Inspected, Progress, unread
 from whaled.eventlog.lost import Lost, bounded, spend_key
 from whaled.eventlog.rawfile import RawFile, Record
+from whaled.eventlog.rawrows import (
+    EVENT_COLUMNS,
+    REALS,
+    SCAN_COLUMNS,
+    Shape,
+    Values,
+    event_columns,
+    is_spend,
+    real,
+    shape_of,
+)
+from whaled.eventlog.salvaged import Outcome, Salvaged
 from whaled.model import Scan
 
 TWICE = "another event has the same transaction, kind and reference"
@@ -33,68 +41,10 @@ NO_WHALE_LEFT = "its whale is not in the log any more"
 NOT_KNOWN = "more rows may be lost: which ones cannot be read"
 BEYOND = "its offset is impossible"
 COMMIT_ROWS = 10_000
-SAMPLE = 5  # number of rows from which the shape of a page is determined
 # A range of missing events up to this length is listed one line per event; a longer range takes a single line.
 LISTED_RANGE = 100_000
-NUMBERED = re.compile(rb"(.*)#([1-9][0-9]{0,17})", re.DOTALL)
 OUTPOINT = re.compile(rb"[0-9a-f]{64}:[0-9]{1,10}")
 TABLES = (Table.EVENTS, Table.WHALES, Table.SPENDS, Table.BLOCKS, Table.STATE)
-# The numbers of stored columns of a row; rows of older versions have no checksum and so one column less. An event of a
-# version before 5 has no repeat number either, but the end "#2" of its ref.
-WHALE_COLUMNS = {4, 5}
-EVENT_COLUMNS = {7, 8, 9}
-SCAN_COLUMNS = {len(Scan.__struct_fields__), len(Scan.__struct_fields__) + 1}
-REALS = frozenset({"mined_at", "scanned_at", "lead_s"})
-
-# The values of a damaged record may have any type; `Codec` verifies them.
-Values = tuple[Any, ...]
-
-
-class Shape(IntEnum):
-    """The tables and indexes to which a page may belong, judged by its rows.
-
-    Stored per page, so that each pass decodes only the pages that concern it.
-    """
-
-    NONE = 0
-    UNKNOWN = 1
-    WHALES = 2  # and `log`
-    EVENTS = 3  # and `blocks` and `state`
-    SPENDS = 4
-    INDEXES = 5
-
-
-class Outcome(Struct, frozen=True):
-    """The numbers of saved and lost rows of a table.
-
-    `unverified` counts the saved rows that come from an index, which has no checksums. If `is_known` is False, more
-    rows may be lost than are counted.
-    """
-
-    table: Table
-    saved: int
-    lost: int
-    unverified: int
-    is_known: bool
-
-
-class Salvaged(Struct, frozen=True):
-    """The new log: its epoch and newest offset, and the rows of each table."""
-
-    epoch: str
-    head: int
-    is_renewed: bool
-    outcomes: list[Outcome]
-
-    @property
-    def saved(self) -> int:
-        """Return the number of saved rows in all tables."""
-        return sum(each.saved for each in self.outcomes)
-
-    @property
-    def lost(self) -> int:
-        """Return the number of lost rows in all tables."""
-        return sum(each.lost for each in self.outcomes)
 
 
 class Salvage:
@@ -193,14 +143,14 @@ class Salvage:
     def _freed_event(self, record: Record) -> None:
         offset, values = record
         if offset and len(values) in EVENT_COLUMNS - {7} and values[0] is None and isinstance(values[-1], int):
-            pruned = self._noted(schema.PRUNED_MARK)
+            pruned = self._noted(PRUNED_OFFSET)
             first = pruned + 1 if pruned is not None else self._inspected.oldest
             if first <= offset <= self._inspected.counter.head:
                 self._keep_event(offset, values, is_freed=True)
 
     def _keep_event(self, offset: int, values: Values, *, is_freed: bool = False) -> None:
         whale, kind, ref, repeat, at, high_at, body, checksum = event_columns(values)
-        at, high_at = _real(at), _real(high_at)
+        at, high_at = real(at), real(high_at)
         txid, *of_whale = self._whale(whale)
         problem = self._problem((offset, kind, ref, repeat, at, high_at, body, checksum, txid, *of_whale, whale))
         if problem is None and self._insert(
@@ -223,7 +173,7 @@ class Salvage:
     def _problem(self, row: Values) -> str | None:
         """Return the problem of a row in the format of `Codec.event`, or None."""
         counter = self._inspected.counter
-        last = counter.head if counter.is_sound else schema.MAX_OFFSET
+        last = counter.head if counter.is_sound else MAX_OFFSET
         if not 1 <= row[0] <= last:
             return BEYOND
         try:
@@ -246,7 +196,7 @@ class Salvage:
         names = Scan.__struct_fields__
         row = [height, *values[1:]]
         checksum = row.pop() if len(row) > len(names) else None
-        row = [_real(value) if name in REALS else value for name, value in zip(names, row, strict=True)]
+        row = [real(value) if name in REALS else value for name, value in zip(names, row, strict=True)]
         try:
             self._codec.scan((*row, checksum))
         except DamagedRowError as error:
@@ -357,7 +307,7 @@ class Salvage:
         )
         schema.seal_log(db)
         db.executemany("INSERT INTO gaps (first, through, found_at) VALUES (?, ?, ?)", ((*hole, now) for hole in holes))
-        schema.put_state(db, schema.PRUNED_MARK, str(first - 1))
+        notes.keep(db, PRUNED_OFFSET, first - 1)
         db.execute("COMMIT")
         tables = (*TABLES, Table.GAPS) if self._inspected.wrong_gaps else TABLES
         return Salvaged(epoch, head, is_renewed, [self._outcome(table) for table in tables])
@@ -377,12 +327,12 @@ class Salvage:
             head, epoch, created_at = max(self._counters)
             return epoch, head, created_at, False
         (newest,) = self._db.execute("SELECT coalesce(max(offset), 0) FROM events").fetchone()
-        notes = [self._noted(key) or 0 for key in (schema.PRUNED_MARK, schema.VERIFIED_MARK)]
+        notes = [self._noted(each) or 0 for each in (PRUNED_OFFSET, VERIFIED_OFFSET)]
         return schema.new_epoch(), max(newest, found.head, *notes), None, True
 
     def _first(self) -> int:
         """Return the first offset that retention has not removed."""
-        pruned = self._noted(schema.PRUNED_MARK)
+        pruned = self._noted(PRUNED_OFFSET)
         if pruned is not None:
             return pruned + 1
         (first,) = self._db.execute("SELECT min(offset) FROM events").fetchone()
@@ -409,8 +359,8 @@ class Salvage:
                 for offset in range(part.first, part.through + 1):
                     self.lost.add(Table.EVENTS, offset, MISSING, {"offset": offset})
 
-    def _noted(self, key: str) -> int | None:
-        return schema.noted_offset(self._db, key)
+    def _noted(self, bookmark: Bookmark[int]) -> int | None:
+        return notes.noted_offset(self._db, bookmark)
 
     def _is_held(self, whale: int) -> bool:
         return self._has("whales", "id", whale)
@@ -418,49 +368,3 @@ class Salvage:
     def _has(self, table: str, key: str, value: int) -> bool:
         query = f"SELECT 1 FROM {table} WHERE {key} = ?"  # noqa: S608 - constants
         return self._db.execute(query, (bounded(value),)).fetchone() is not None
-
-
-def event_columns(values: Values) -> Values:
-    """Return whale, kind, ref, repeat number, at, high_at, body and checksum of a stored row of `events`."""
-    if len(values) == max(EVENT_COLUMNS):
-        return values[1:]
-    _, whale, kind, ref, at, high_at, body, *rest = values
-    repeat = 1
-    if isinstance(ref, bytes) and (match := NUMBERED.fullmatch(ref)):
-        ref, repeat = match[1], int(match[2])
-    return whale, kind, ref, repeat, at, high_at, body, rest[0] if rest else None
-
-
-def is_spend(outpoint: bytes, rest: Sequence[object]) -> bool:
-    """Return whether (outpoint, number, *rest) is a row of `spends`.
-
-    An entry of the index on txids also consists of a text and a number, but its text has no colon.
-    """
-    return len(rest) == 1 or (not rest and b":" in outpoint)
-
-
-def shape_of(records: Iterable[Record]) -> Shape:
-    """Return the most common shape among the first rows of a page, of which some may be damaged."""
-    shapes = Counter(_shape(record) for record in islice(records, SAMPLE))
-    return shapes.most_common(1)[0][0] if shapes else Shape.UNKNOWN
-
-
-def _shape(record: Record) -> Shape:
-    number, values = record
-    if number is not None:
-        if len(values) in WHALE_COLUMNS:
-            return Shape.WHALES
-        return Shape.EVENTS if len(values) in EVENT_COLUMNS | SCAN_COLUMNS else Shape.UNKNOWN
-    match values:
-        case (bytes(), bytes(), *_):
-            return Shape.EVENTS
-        case (bytes() as outpoint, int(), *rest) if is_spend(outpoint, rest):
-            return Shape.SPENDS
-        case (bytes() | int(), bytes() | int(), *_):
-            return Shape.INDEXES
-    return Shape.UNKNOWN
-
-
-def _real(value: Any) -> Any:
-    """Convert an integer to float: SQLite stores a real number without a fraction as an integer."""
-    return float(value) if isinstance(value, int) else value

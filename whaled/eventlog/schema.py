@@ -21,21 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from whaled.bookmarks import MAX_OFFSET
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums
 
 APPLICATION_ID = 0x57484C44  # "WHLD" in the file header; `file whaled.db` shows it
 
-MAX_OFFSET = 2**53  # the largest integer that every JSON client represents exactly
-
 EPOCH_BYTES = 12  # 96 random bits: in practice two databases never share an epoch
-
-# Keys of `state`.
-CANARY_MARK = "canary"
-COPY_MARK = "copy"
-STARTS_MARK = "starts"
-PRUNED_MARK = "pruned_offset"  # retention has removed all events up to this offset; any other missing event is lost
-VERIFIED_MARK = "verified_offset"  # the backfill has read all events up to this offset, so they existed
 
 Migration = Callable[[sqlite3.Connection, float], None]
 
@@ -76,7 +68,6 @@ def new_epoch() -> str:
     return secrets.token_hex(EPOCH_BYTES)
 
 
-NO_HEIGHT = 2**53  # above every possible block height
 BLOCKS_VERSION = 2  # the first version with the table `blocks`
 
 
@@ -226,7 +217,7 @@ def migrate(
 
     Raises EventLogError for a database that was made by another program or a newer whaled, and leaves it unchanged.
     """
-    with _without_foreign_keys(db), _transaction(db):
+    with _without_foreign_keys(db), transaction(db):
         before = identify(db, path, newest=len(steps))
         for step in steps[before:]:
             step(db, now)
@@ -305,23 +296,6 @@ def _shape(db: sqlite3.Connection) -> dict[tuple[str, str, str], set[str]]:
     return shape
 
 
-def pruned_offset(db: sqlite3.Connection) -> int | None:
-    """Return the offset up to which retention has removed events; None if unknown (logs of older versions)."""
-    return noted_offset(db, PRUNED_MARK)
-
-
-def noted_offset(db: sqlite3.Connection, key: str) -> int | None:
-    """Return an offset stored in `state`; None if there is none or if its row is damaged."""
-    if not has_checksums(db):
-        return None
-    query = "SELECT CAST(value AS BLOB), checksum FROM state WHERE key = ?"
-    row = db.execute(query, (key,)).fetchone()
-    if row is None or not isinstance(row[0], bytes) or row[1] != checksums.of_values(key, row[0]):
-        return None
-    text = row[0]
-    return int(text) if text.isdigit() and len(text) < 17 and int(text) <= MAX_OFFSET else None
-
-
 def gaps(db: sqlite3.Connection, head: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Return the first and last offsets of the gaps that `whaled repair` made, ascending, and those of invalid rows.
 
@@ -353,31 +327,6 @@ def version_of(db: sqlite3.Connection) -> int:
     return _number(db, "PRAGMA user_version")
 
 
-def mark_copy(db: sqlite3.Connection, now: float) -> None:
-    """Mark the file as a copy: a daemon that continues to write there must begin a new epoch.
-
-    The original log may have continued meanwhile and assigned the same offsets to other events.
-    """
-    with _transaction(db):
-        # A daemon started on the copy must not take it for the log of a daemon that crashed.
-        db.execute("DELETE FROM state WHERE key IN (?, ?, ?)", (COPY_MARK, CANARY_MARK, STARTS_MARK))
-        db.execute("INSERT INTO state (key, value) VALUES (?, ?)", (COPY_MARK, str(now)))
-
-
-def is_copy(db: sqlite3.Connection) -> bool:
-    """Return whether the file is marked as a copy."""
-    return db.execute("SELECT 1 FROM state WHERE key = ?", (COPY_MARK,)).fetchone() is not None
-
-
-def settle_copy(db: sqlite3.Connection, *, renew: bool) -> None:
-    """Turn a copy into a log: remove its mark and, if `renew`, begin a new epoch."""
-    with _transaction(db):
-        db.execute("DELETE FROM state WHERE key = ?", (COPY_MARK,))
-        if renew:
-            db.execute("UPDATE log SET epoch = ?", (new_epoch(),))
-            seal_log(db)
-
-
 @contextmanager
 def _without_foreign_keys(db: sqlite3.Connection) -> Iterator[None]:
     """Leave foreign keys unchecked: an event whose whale is lost must not prevent the copy of its table."""
@@ -390,7 +339,8 @@ def _without_foreign_keys(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Run the body in one transaction, which is rolled back if it raises."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

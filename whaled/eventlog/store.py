@@ -1,46 +1,38 @@
 """The event loop's interface to the durable event log. An event is published only after its commit here.
 
-All disk I/O runs on threads. Each thread has its own connection; with a write-ahead log, readers and the writer do not
-block each other. One thread writes. The reads are split over four threads, so that a read which precedes a commit or
-decides what a client receives next never waits for one that goes through many events:
-
-- look-ups by txid, outpoint, height and key, which precede a commit;
-- look-ups by time, which find where a client's replay begins;
-- pages of replays;
-- searches through all events, and the check of the file.
-
-A damaged row is skipped, counted and logged; it never ends the daemon. `whole_from` then lies after that row, and a
-replay that begins before it reports that events are missing.
+All disk I/O runs on the threads of `threads`. A damaged row is skipped, counted and logged; it never ends the daemon.
+`whole_from` then lies after that row, and a replay that begins before it reports that events are missing.
 """
 
 import asyncio
+import sqlite3
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Protocol, Self, TypeVar, TypeVarTuple
 
 import structlog
 
+from whaled.bookmarks import Bookmark
 from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import schema
-from whaled.eventlog.damage import Damage, KnownDamage, merged
-from whaled.eventlog.pages import Page, Pages
-from whaled.eventlog.reader import Reader
+from whaled.eventlog import notes, queries
+from whaled.eventlog.damage import KnownDamage, merged
+from whaled.eventlog.pages import Page
+from whaled.eventlog.queries import require_limit
 from whaled.eventlog.rows import Rows
-from whaled.eventlog.writer import Committed, Opened, Writer
-from whaled.model import Draft, Event, Position, Scan, Whale
-from whaled.whales.lifecycle import Step
+from whaled.eventlog.threads import Threads, check_within, on_thread, threads_for
+from whaled.eventlog.writer import Committed, Opened
+from whaled.model import Draft, Event, Position
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 Args = TypeVarTuple("Args")
 
 # Offsets removed in one transaction. An append waits for at most one such transaction, which takes some milliseconds.
@@ -49,13 +41,11 @@ PRUNE_BATCH = 200
 # most hours apart, and a block's time is at most two hours ahead. The backend's clock would prove less: the backend
 # usually runs on the same machine.
 AHEAD_LIMIT_S = 86_400.0
-# Txids or outpoints per query: a mempool snapshot with 300,000 of them must not block the other look-ups.
-TXID_CHUNK = 2_000
+# Keys per query: a mempool snapshot with 300,000 transactions must not block the other look-ups.
+KEYS_AT_ONCE = 2_000
 # How long the check may delay the start; systemd allows 90 s. The check of a log with a million events (0.9 GB) took
 # 0.5 s from memory and 13 s from a cold, slow disk. Damage that the check did not reach is still found on reading.
 CHECK_LIMIT_S = 10.0
-# At most this many damage reports wait for the event loop; it takes them when the job that found them ends.
-FOUND_LIMIT = 10_000
 
 
 class LogMeter(Protocol):
@@ -82,49 +72,6 @@ class LogMeter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Threads:
-    """The connections, each with its one thread. They append damage to `found`, and the event loop removes it."""
-
-    writer: Writer
-    lookups: Reader
-    times: Pages
-    pages: Pages
-    searches: Reader
-    found: deque[Damage]
-    write_thread: ThreadPoolExecutor
-    lookup_thread: ThreadPoolExecutor
-    time_thread: ThreadPoolExecutor
-    page_thread: ThreadPoolExecutor
-    search_thread: ThreadPoolExecutor
-
-    @property
-    def readers(self) -> tuple[tuple[Rows, ThreadPoolExecutor], ...]:
-        """Return the reading connections, each with its thread."""
-        return (
-            (self.lookups, self.lookup_thread),
-            (self.times, self.time_thread),
-            (self.pages, self.page_thread),
-            (self.searches, self.search_thread),
-        )
-
-    def close(self) -> Future[None]:
-        """Close every connection on its own thread, after the jobs already submitted there; the writer last."""
-        closed = [thread.submit(reader.close) for reader, thread in self.readers]
-        writer_closed = self.write_thread.submit(self.writer.close, *closed)
-        for thread in (self.write_thread, *(thread for _, thread in self.readers)):
-            thread.shutdown(wait=False)
-        return writer_closed
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingAppend:
-    """A call of `append` whose transaction has not finished."""
-
-    drafts: tuple[Draft, ...]
-    outcome: asyncio.Future[list[Event]]
-
-
 class EventLog:
     """An open event log, made by `EventLog.open`.
 
@@ -145,9 +92,6 @@ class EventLog:
         self._known_damage = KnownDamage(opened.gaps)
         self._retention_s = retention_s
         self._meter = meter
-        # Bounded by the number of tasks that append: each waits for the outcome of its own call.
-        self._waiting: list[WaitingAppend] = []
-        self._is_committing = False
         self._is_closed = False
 
     @classmethod
@@ -155,7 +99,7 @@ class EventLog:
     async def open(
         cls, settings: EventLogSettings, meter: LogMeter, clock: Callable[[], float] = time.time
     ) -> AsyncIterator[Self]:
-        """Open or create the database and check it. On exit, commit the waiting appends, then close the files.
+        """Open or create the database and check it. On exit, finish the appends under way, then close the files.
 
         Raises EventLogError if the database is in use by another whaled, was made by a newer version or by another
         program, is damaged, or is not writable.
@@ -177,7 +121,7 @@ class EventLog:
             try:
                 yield event_log
             finally:
-                event_log._refuse_from_now_on()
+                event_log._is_closed = True
         finally:
             # Each thread runs its jobs in order, so appends submitted earlier are committed first. All closing jobs
             # are submitted at once: a cancellation here can neither leave files open nor release the lock too early.
@@ -196,9 +140,8 @@ class EventLog:
     async def append(self, drafts: Sequence[Draft]) -> list[Event]:
         """Store drafts in one transaction. Return the new events, in offset order, after the fsync.
 
-        A draft that the log already holds is skipped and takes no offset: one with the same txid, kind and ref, or an
-        alert for a whale that has any event in the log. Calls that wait at the same time share one transaction, and
-        fail together.
+        A draft that the log already holds is skipped and takes no offset: one with the same txid, kind, ref and repeat
+        number, or an alert for a whale that has any event in the log.
 
         If the caller is cancelled while its transaction runs, the events may still be stored: `head` then advances
         although no caller received them. A publisher notices because the next offset is not the one it expects.
@@ -206,20 +149,26 @@ class EventLog:
         self._refuse_if_closed()
         if not drafts:
             return []
-        call = WaitingAppend(tuple(drafts), asyncio.get_running_loop().create_future())
-        self._waiting.append(call)
-        if not self._is_committing:
-            self._commit()
-        return await call.outcome
+        work = self._threads.write_thread.submit(self._threads.writer.append, tuple(drafts))
+        job = asyncio.wrap_future(work)
+        job.add_done_callback(self._apply_commit)
+        try:
+            # Shielded: cancelling the caller must not keep `head` from following the database.
+            return (await asyncio.shield(job)).events
+        except asyncio.CancelledError:
+            work.cancel()  # unless it runs already
+            raise
 
     async def rehearse(self, draft: Draft) -> Event:
         """Pass a draft through the same steps as `append`, including the fsync, without keeping it.
 
         Returns the event that `append` would have returned; its offset is not assigned.
         """
-        event, wants_checkpoint = await self._write(self._threads.writer.rehearse, draft)
-        if not self._is_committing:
-            self._commit(checkpoint=wants_checkpoint)
+        event, wants_checkpoint = await self._on(
+            self._threads.write_thread, lambda: self._threads.writer.rehearse(draft)
+        )
+        if wants_checkpoint:
+            self._checkpoint()
         return event
 
     async def between(self, after: int, through: int, limit: int) -> list[Event]:
@@ -244,87 +193,42 @@ class EventLog:
         Damaged rows count towards `limit`. Read the next page after the offset `Page.through`.
         """
         require_limit(limit)
-        return await self._on(self._threads.page_thread, self._threads.pages.page, after, through, limit)
+        return await self._on(self._threads.page_thread, lambda: self._threads.pages.page(after, through, limit))
 
     async def offset_before(self, at: float) -> int:
         """Return the greatest offset such that it and all offsets before it are older than `at` (Unix seconds).
 
         A replay after that offset misses no event since `at`. Returns `oldest` - 1 if no event is older.
         """
-        return await self._on(self._threads.time_thread, self._threads.times.offset_before, at)
+        return await self._on(self._threads.time_thread, lambda: self._threads.times.offset_before(at))
 
-    async def whales(self, txids: Iterable[str]) -> dict[str, Whale]:
-        """Return the stored whales by txid, without an entry for unknown ones. Sees every append that has returned."""
-        known: dict[str, Whale] = {}
-        rest = iter(txids)
-        while chunk := list(islice(rest, TXID_CHUNK)):
-            known.update(await self._look_up(self._threads.lookups.whales, chunk))
-        return known
+    async def read(self, query: Callable[[Rows, *Args], T], *args: *Args) -> T:
+        """Run one of the `queries`. It sees every append that has returned."""
+        threads = self._threads
+        if query in queries.SEARCHES:
+            return await self._on(threads.search_thread, lambda: query(threads.searches, *args))
+        return await self._on(threads.lookup_thread, lambda: query(threads.lookups, *args))
 
-    async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
-        """Return, by outpoint, the txids of the whales that spend it, oldest first; no entry if none is known."""
-        found: dict[str, list[str]] = {}
-        rest = iter(outpoints)
-        while chunk := list(islice(rest, TXID_CHUNK)):
-            found.update(await self._look_up(self._threads.lookups.rivals, chunk))
+    async def read_each(self, query: Callable[[Rows, Sequence[K]], dict[str, V]], keys: Iterable[K]) -> dict[str, V]:
+        """Run one of the `queries` for any number of keys: some at a time, so that other look-ups go in between."""
+        found: dict[str, V] = {}
+        rest = iter(keys)
+        while chunk := list(islice(rest, KEYS_AT_ONCE)):
+            found.update(await self.read(query, chunk))
         return found
 
-    async def outpoints(self, txids: Iterable[str]) -> dict[str, list[str]]:
-        """Return, by txid, the outpoints that the whale spends; no entry for whales of a schema version before 3."""
-        found: dict[str, list[str]] = {}
-        rest = iter(txids)
-        while chunk := list(islice(rest, TXID_CHUNK)):
-            found.update(await self._look_up(self._threads.lookups.outpoints, chunk))
-        return found
+    async def write(self, change: Callable[[sqlite3.Connection, *Args], None], *args: *Args) -> None:
+        """Run one of the changes of `notes` in a transaction of its own; returns after the fsync."""
+        await self._on(self._threads.write_thread, lambda: self._threads.writer.write(lambda db: change(db, *args)))
 
-    async def pending(self, after: int, limit: int) -> list[Event]:
-        """Return the newest event of each whale without an outcome, ascending, with offset > `after`, at most `limit`.
+    async def recall(self, bookmark: Bookmark[T]) -> T | None:
+        """Return the value of a bookmark, None if none is stored or if it is damaged."""
+        text = await self.read(queries.note, bookmark.key)
+        return None if text is None else bookmark.decode(text)
 
-        A restarted daemon continues to follow these whales. `after` serves for paging and to leave out old events.
-        """
-        require_limit(limit)
-        return await self._search(self._threads.searches.pending, after, limit)
-
-    async def histories(self, txids: Iterable[str]) -> dict[str, list[Step]]:
-        """Return, by txid, each event held about the whale, in offset order."""
-        found: dict[str, list[Step]] = {}
-        rest = iter(txids)
-        while chunk := list(islice(rest, TXID_CHUNK)):
-            found.update(await self._look_up(self._threads.lookups.histories, chunk))
-        return found
-
-    async def newest_alert(self) -> Event | None:
-        """Return the newest alert, or None if none is held."""
-        return await self._search(self._threads.searches.newest_alert)
-
-    async def confirmed_in(self, block_hash: str) -> list[Whale]:
-        """Return the whales whose newest event confirms them in this block. Reads through all events."""
-        return await self._search(self._threads.searches.confirmed_in, block_hash)
-
-    async def gone_since(self, at: float, limit: int) -> dict[str, int]:
-        """Return txid and number of events of the whales whose newest event is `replaced` or `dropped`.
-
-        Newest first, at most `limit`; a newest event older than `at` (Unix seconds) does not count.
-        """
-        require_limit(limit)
-        return await self._search(self._threads.searches.gone_since, at, limit)
-
-    async def scans(self, low: int, high: int) -> list[Scan]:
-        """Return the scans of the blocks between two heights, both included, ascending."""
-        return await self._look_up(self._threads.lookups.scans, low, high)
-
-    async def newest_scans(self, limit: int, below: int = schema.NO_HEIGHT) -> list[Scan]:
-        """Return the scans of the highest blocks below a height, descending, at most `limit`."""
-        require_limit(limit)
-        return await self._look_up(self._threads.lookups.newest_scans, limit, below)
-
-    async def put_scan(self, scan: Scan) -> None:
-        """Store the result of a block scan; returns after the fsync."""
-        await self._write(self._threads.writer.put_scan, scan)
-
-    async def forget_scan(self, height: int) -> None:
-        """Remove the scan of the block at this height, so that the block is scanned again."""
-        await self._write(self._threads.writer.forget_scan, height)
+    async def keep(self, bookmark: Bookmark[T], value: T) -> None:
+        """Store the value of a bookmark; returns after the fsync."""
+        await self.write(notes.keep, bookmark, value)
 
     async def prune(self, now: float, *, follows_blocks: bool = True) -> int:
         """Remove events older than the retention, oldest first, in batches. Return the number of removed events.
@@ -338,7 +242,7 @@ class EventLog:
         """
         if follows_blocks:
             now = await self._proven(now)
-        boundary = await self._search(self._threads.searches.first_to_keep, now - self._retention_s, now)
+        boundary = await self.read(queries.first_to_keep, now - self._retention_s, now)
         removed = 0
         while self.oldest < boundary:
             self._refuse_if_closed()
@@ -352,7 +256,7 @@ class EventLog:
 
     async def _proven(self, now: float) -> float:
         """Return `now`, at most a day after the newest scanned block; unchanged if no block has been scanned."""
-        newest = await self._search(self._threads.searches.latest_scan)
+        newest = await self.read(queries.latest_scan)
         if newest is None or now - newest.mined_at <= AHEAD_LIMIT_S:
             return now
         logger.warning(
@@ -362,52 +266,22 @@ class EventLog:
         )
         return newest.mined_at + AHEAD_LIMIT_S
 
-    async def state(self, key: str) -> str | None:
-        """Return the text stored under a key, or None."""
-        return await self._look_up(self._threads.lookups.state, key)
-
-    async def set_state(self, key: str, value: str) -> None:
-        """Store a short text under a key; returns after the fsync."""
-        await self._write(self._threads.writer.set_state, key, value)
-
-    async def check(self) -> None:
-        """Check the whole file for damage, without a time limit. Searches wait meanwhile."""
-        await self._search(self._threads.searches.check)
-
-    def _commit(self, *, checkpoint: bool = False) -> None:
-        """Submit the waiting appends to the writer; if there are none and `checkpoint` is set, a checkpoint."""
-        calls = [call for call in self._waiting if not call.outcome.cancelled()]
-        self._waiting.clear()
-        if calls:
-            # No caller holds the future of the transaction, so none can cancel it: `_apply_commit` always runs.
-            job = on_thread(self._threads.write_thread, self._threads.writer.append, [call.drafts for call in calls])
-            job.add_done_callback(partial(self._apply_commit, calls))
-            self._is_committing = True
-        elif checkpoint and not self._is_closed:
-            on_thread(self._threads.write_thread, self._threads.writer.checkpoint).add_done_callback(
-                self._apply_checkpoint
-            )
-
-    def _apply_commit(self, calls: Sequence[WaitingAppend], job: asyncio.Future[Committed]) -> None:
-        """Apply the outcome of a transaction. Runs on the event loop before any waiting caller resumes."""
-        self._is_committing = False
+    def _apply_commit(self, job: asyncio.Future[Committed]) -> None:
+        """Apply the outcome of a transaction. Runs on the event loop before the caller of `append` resumes."""
+        if job.cancelled():
+            return
         error = job.exception()
-        if error is None:
-            committed = job.result()
-            stored = committed.head - self.head
-            self.head = committed.head
-            if stored:
-                self._meter.committed(stored, committed.seconds)
-                self._meter.size(committed.size_bytes)
-            for call, events in zip(calls, committed.events, strict=True):
-                if not call.outcome.done():
-                    call.outcome.set_result(events)
-        else:
+        if error is not None:
             self._count_failure(error)
-            for call in calls:
-                if not call.outcome.done():
-                    call.outcome.set_exception(error)
-        self._commit(checkpoint=error is None and job.result().wants_checkpoint)
+            return
+        committed = job.result()
+        stored = committed.head - self.head
+        self.head = committed.head
+        if stored:
+            self._meter.committed(stored, committed.seconds)
+            self._meter.size(committed.size_bytes)
+        if committed.wants_checkpoint:
+            self._checkpoint()
 
     def _apply_prune(self, upto: int, job: asyncio.Future[tuple[int, int]]) -> None:
         error = job.exception()
@@ -421,6 +295,11 @@ class EventLog:
         self._meter.pruned(removed)
         self._meter.size(size_bytes)
 
+    def _checkpoint(self) -> None:
+        if not self._is_closed:
+            job = on_thread(self._threads.write_thread, self._threads.writer.checkpoint)
+            job.add_done_callback(self._apply_checkpoint)
+
     def _apply_checkpoint(self, job: asyncio.Future[None]) -> None:
         error = job.exception()
         if error is not None:
@@ -428,19 +307,10 @@ class EventLog:
             self._count_failure(error)
             logger.warning("event log not checkpointed", error=str(error))
 
-    async def _look_up(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        return await self._on(self._threads.lookup_thread, function, *args)
-
-    async def _search(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        return await self._on(self._threads.search_thread, function, *args)
-
-    async def _write(self, function: Callable[[*Args], T], *args: *Args) -> T:
-        return await self._on(self._threads.write_thread, function, *args)
-
-    async def _on(self, thread: ThreadPoolExecutor, function: Callable[[*Args], T], *args: *Args) -> T:
+    async def _on(self, thread: ThreadPoolExecutor, job: Callable[[], T]) -> T:
         self._refuse_if_closed()
         try:
-            return await on_thread(thread, function, *args)
+            return await on_thread(thread, job)
         except EventLogError as error:
             self._count_failure(error)
             raise
@@ -470,58 +340,6 @@ class EventLog:
         if isinstance(error, EventLogError):
             self._meter.failed(error.reason)
 
-    def _refuse_from_now_on(self) -> None:
-        self._is_closed = True
-        self._commit()
-
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise EventLogError("the event log is closed", reason=LogFailure.CLOSED)
-
-
-def require_limit(limit: int) -> None:
-    """Raise ValueError if `limit` is below 1: SQLite treats a negative limit as no limit."""
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
-
-
-def threads_for(settings: EventLogSettings) -> Threads:
-    """Make the connections, not opened yet, and their threads."""
-    # Resolved, so that two names for the same file share one lock.
-    path = Path(settings.path).resolve()
-    found: deque[Damage] = deque(maxlen=FOUND_LIMIT)
-    options = (path, settings.busy_timeout, found.append)
-
-    def thread(name: str) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"eventlog-{name}")
-
-    return Threads(
-        writer=Writer(*options),
-        lookups=Reader(*options),
-        times=Pages(*options),
-        pages=Pages(*options),
-        searches=Reader(*options),
-        found=found,
-        write_thread=thread("writer"),
-        lookup_thread=thread("lookups"),
-        time_thread=thread("times"),
-        page_thread=thread("pages"),
-        search_thread=thread("searches"),
-    )
-
-
-def on_thread(thread: ThreadPoolExecutor, function: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
-    """Run a synchronous function on one of the threads."""
-    return asyncio.get_running_loop().run_in_executor(thread, function, *args)
-
-
-async def check_within(limit_s: float, threads: Threads) -> bool:
-    """Check the file for damage, for at most `limit_s` seconds. Return whether the check reached the end."""
-    timer = asyncio.get_running_loop().call_later(limit_s, threads.searches.interrupt)
-    try:
-        is_complete = await on_thread(threads.search_thread, threads.searches.check)
-    finally:
-        timer.cancel()
-    if not is_complete:
-        logger.warning("event log check stopped before the end: the file is large", limit_s=limit_s)
-    return is_complete

@@ -3,16 +3,16 @@
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from msgspec.structs import astuple
 
+from whaled.bookmarks import ALIVE_AT, MAX_OFFSET, PRUNED_OFFSET, VERIFIED_OFFSET
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog import checksums, files, firstpage, schema
+from whaled.eventlog import checksums, files, firstpage, notes, schema
 from whaled.eventlog.codec import Codec
 from whaled.eventlog.damage import (
     COUNTER,
@@ -27,8 +27,8 @@ from whaled.eventlog.damage import (
     lost_before,
     of_gap,
 )
-from whaled.eventlog.rows import Queries, damaged_event
-from whaled.model import Draft, Event, Kind, Scan, Whale
+from whaled.eventlog.rows import Statements, damaged_event
+from whaled.model import Draft, Event, Kind, Whale
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -62,9 +62,9 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The result of one transaction: the new events of each call, the newest offset, the duration."""
+    """The result of one transaction: the new events, the newest offset, the duration."""
 
-    events: tuple[list[Event], ...]
+    events: list[Event]
     head: int
     seconds: float
     size_bytes: int
@@ -83,7 +83,7 @@ class Writer:
         self._report = report
         self._lock = files.DaemonLock(path)
         self._codec = Codec()
-        self._queries = Queries(schema.NEWEST_VERSION)
+        self._sql = Statements(schema.NEWEST_VERSION)
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._newest: tuple[int, float] | None = None  # head and its `high_at`, after a commit
@@ -97,9 +97,9 @@ class Writer:
         with firstpage.named(self._path), files.explained(self._path, "open the event log"):
             db = self._connection = files.open_to_write(self._path, self._busy_timeout_s)
             before, after = schema.migrate(db, self._path, now=now)
-            is_copy = schema.is_copy(db)
+            is_copy = notes.is_copy(db)
             if is_copy:
-                schema.settle_copy(db, renew=True)
+                notes.settle_copy(db, renew=True)
             db.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}")
             # SQLite truncates the write-ahead log to this when it restarts it: the size shows what is not copied yet.
             db.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
@@ -129,10 +129,10 @@ class Writer:
     def _report_lost_before(self, oldest: int, gaps: Gaps) -> None:
         """Report events that are missing before the oldest one although retention did not remove them."""
         with self._transaction("look for what retention removed") as db:
-            pruned = schema.pruned_offset(db)
+            pruned = notes.noted_offset(db, PRUNED_OFFSET)
             if pruned is None:
                 # Older versions did not record this offset: the log is taken to begin at its oldest event.
-                schema.put_state(db, schema.PRUNED_MARK, str(oldest - 1))
+                notes.keep(db, PRUNED_OFFSET, oldest - 1)
                 return
         for damage in lost_before(oldest, pruned, gaps):
             self._report(damage)
@@ -153,9 +153,9 @@ class Writer:
                     self._report(Damage(table=Table.EVENTS, row=f"offset {offset}", problem=problem))
                 return epoch, head
             (newest,) = db.execute(
-                "SELECT coalesce(max(offset), 0) FROM events WHERE offset BETWEEN 1 AND ?", (schema.MAX_OFFSET,)
+                "SELECT coalesce(max(offset), 0) FROM events WHERE offset BETWEEN 1 AND ?", (MAX_OFFSET,)
             ).fetchone()
-            noted = [schema.noted_offset(db, key) or 0 for key in (schema.PRUNED_MARK, schema.VERIFIED_MARK)]
+            noted = [notes.noted_offset(db, each) or 0 for each in (PRUNED_OFFSET, VERIFIED_OFFSET)]
             head = max(newest, *noted)
             epoch = schema.new_epoch()
             problem = MISMATCH if db.execute("DELETE FROM log").rowcount else MISSING
@@ -165,8 +165,8 @@ class Writer:
         self._report(Damage(table=Table.LOG, row=COUNTER, problem=problem))
         return epoch, head
 
-    def append(self, calls: Sequence[Sequence[Draft]]) -> Committed:
-        """Store the drafts of all calls in one transaction; returns after the fsync. Raises EventLogError.
+    def append(self, drafts: Sequence[Draft]) -> Committed:
+        """Store the drafts in one transaction; returns after the fsync. Raises EventLogError.
 
         After a failure none of the drafts is in the log, with one exception that no program can rule out: if the fsync
         itself failed, they may be found in the log after a restart.
@@ -175,23 +175,19 @@ class Writer:
         with self._transaction("store events") as db:
             epoch, head, created_at = db.execute("SELECT epoch, head, created_at FROM log").fetchone()
             high_at = self._high_at_of(db, head)
-            first = head
-            stored: list[list[Event]] = []
-            for drafts in calls:
-                events: list[Event] = []
-                for draft in drafts:
-                    event = self._insert(db, draft, head + 1, max(high_at, draft.at))
-                    if event is not None:
-                        events.append(event)
-                        head += 1
-                        high_at = max(high_at, draft.at)
-                stored.append(events)
-            if head > first:
+            events: list[Event] = []
+            for draft in drafts:
+                event = self._insert(db, draft, head + 1, max(high_at, draft.at))
+                if event is not None:
+                    events.append(event)
+                    head += 1
+                    high_at = max(high_at, draft.at)
+            if events:
                 db.execute("UPDATE log SET head = ?, checksum = ?", (head, checksums.of_log(epoch, head, created_at)))
         self._newest = (head, high_at)
         seconds = time.perf_counter() - began
         return Committed(
-            events=tuple(stored),
+            events=events,
             head=head,
             seconds=seconds,
             size_bytes=files.size_bytes(self._path),
@@ -212,7 +208,7 @@ class Writer:
             db.execute("RELEASE rehearsal")
             if event is None:
                 raise self._corrupt(f"it holds the rehearsed whale {draft.whale.alert.transaction_id}")
-            schema.put_state(db, schema.CANARY_MARK, str(draft.at))
+            notes.keep(db, ALIVE_AT, draft.at)
         return event, files.wal_bytes(self._path) > CHECKPOINT_BYTES
 
     def prune(self, before: int) -> tuple[int, int]:
@@ -227,28 +223,14 @@ class Writer:
                 "DELETE FROM whales WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM events WHERE whale = ?1)", set(whales)
             )
             db.execute("DELETE FROM gaps WHERE through < ?", (before,))
-            schema.put_state(db, schema.PRUNED_MARK, str(before - 1))
+            notes.keep(db, PRUNED_OFFSET, before - 1)
             self._newest = None
         return len(whales), files.size_bytes(self._path)
 
-    def set_state(self, key: str, value: str) -> None:
-        """Store a short text under a key. Raises EventLogError."""
+    def write(self, change: Callable[[sqlite3.Connection], None]) -> None:
+        """Make a change in a transaction of its own. Raises EventLogError."""
         with self._transaction("store state") as db:
-            schema.put_state(db, key, value)
-
-    def put_scan(self, scan: Scan) -> None:
-        """Store the result of a block scan. Raises EventLogError."""
-        with self._transaction("store a block scan") as db:
-            values = astuple(scan)
-            db.execute(
-                f"INSERT OR REPLACE INTO blocks VALUES ({', '.join('?' * (len(values) + 1))})",  # noqa: S608 - constants
-                (*values, checksums.of_values(*values)),
-            )
-
-    def forget_scan(self, height: int) -> None:
-        """Remove the scan of the block at this height. Raises EventLogError."""
-        with self._transaction("forget a block scan") as db:
-            db.execute("DELETE FROM blocks WHERE height = ?", (height,))
+            change(db)
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database as far as readers allow; after a full copy it is reused."""
@@ -364,7 +346,7 @@ class Writer:
         """Return `high_at` of the newest intact event; from memory if `head` is unchanged since the last commit."""
         if self._newest is not None and self._newest[0] == head:
             return self._newest[1]
-        newest = f"{self._queries.columns} WHERE e.offset <= ? ORDER BY e.offset DESC LIMIT {NEWEST_ROWS}"
+        newest = f"{self._sql.columns} WHERE e.offset <= ? ORDER BY e.offset DESC LIMIT {NEWEST_ROWS}"
         for row in db.execute(newest, (head,)):
             try:
                 return self._codec.columns(row)[1]

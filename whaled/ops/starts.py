@@ -2,27 +2,13 @@
 
 from typing import Protocol
 
-import msgspec
 import structlog
-from msgspec import Struct
 
+from whaled.bookmarks import STARTS, Keeper, StartRecord
 from whaled.errors import EventLogError
-from whaled.eventlog.schema import STARTS_MARK
 from whaled.model import Ending
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class State(Protocol):
-    """The small texts that the event log stores by key."""
-
-    async def state(self, key: str) -> str | None:
-        """Return the text stored under a key, None if there is none."""
-        ...
-
-    async def set_state(self, key: str, value: str) -> None:
-        """Store a text under a key."""
-        ...
 
 
 class StartMeter(Protocol):
@@ -33,36 +19,24 @@ class StartMeter(Protocol):
         ...
 
 
-class _Record(Struct):
-    """The starts since the log was created, by how the previous run ended. `is_running` until a clean end."""
-
-    clean: int = 0
-    unclean: int = 0
-    is_running: bool = False
-
-
 class Starts:
     """The count of starts in the event log; create it with `recalled`.
 
     A failure to store the record is logged and does not end the daemon.
     """
 
-    def __init__(self, state: State, meter: StartMeter, record: _Record) -> None:
-        self._state = state
+    def __init__(self, log: Keeper, meter: StartMeter, record: StartRecord) -> None:
+        self._log = log
         self._meter = meter
         self._record = record
 
     @classmethod
-    async def recalled(cls, state: State, meter: StartMeter) -> "Starts":
+    async def recalled(cls, log: Keeper, meter: StartMeter) -> "Starts":
         """Read the record of earlier runs, which a new log or a backup does not have. Raises EventLogError."""
-        stored = await state.state(STARTS_MARK)
-        try:
-            record = _Record() if stored is None else msgspec.json.decode(stored, type=_Record)
-        except msgspec.MsgspecError:
-            record = _Record()
+        record = await log.recall(STARTS) or StartRecord()
         meter.started(Ending.CLEAN, record.clean)
         meter.started(Ending.UNCLEAN, record.unclean)
-        return cls(state, meter, record)
+        return cls(log, meter, record)
 
     async def began(self) -> None:
         """Count this start by how the previous run ended. Called when the daemon is ready."""
@@ -86,6 +60,6 @@ class Starts:
 
     async def _store(self) -> None:
         try:
-            await self._state.set_state(STARTS_MARK, msgspec.json.encode(self._record).decode())
+            await self._log.keep(STARTS, self._record)
         except EventLogError as error:
             logger.warning("cannot record in the event log how this run ends", problem=str(error))

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from whaled.bookmarks import NETWORK, Keeper, NetworkNote
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
 from whaled.upstream.address import shown
@@ -26,8 +27,6 @@ from whaled.upstream.transactions import UNREADABLE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# A key of the table `state` in the event log.
-NETWORK_KEY = "network"
 # Maximum time that the link waits for the survey, while frames queue. Probes without a response are repeated later.
 CONNECT_WAIT_S = 5.0
 # The first repetition is soon, because REST may come up a moment after the stream; the interval then doubles each time.
@@ -56,36 +55,12 @@ NEEDED = {
 }
 
 
-class Log(Protocol):
-    """The `state` table of the event log."""
-
-    async def state(self, key: str) -> str | None:
-        """Return the text stored under a key, None if there is none."""
-        ...
-
-    async def set_state(self, key: str, value: str) -> None:
-        """Store a text under a key."""
-        ...
-
-
 class SurveyMeter(Protocol):
     """The metrics of the survey."""
 
     def capability(self, capability: Capability, *, is_there: bool) -> None:
         """Record whether the backend provides a capability."""
         ...
-
-
-class _Noted(Struct, frozen=True):
-    """The network of the log, and the `upstream.url` against which it was last checked."""
-
-    genesis: str
-    url: str
-    block_1: str | None = None
-
-    @property
-    def network(self) -> Network:
-        return Network(self.genesis, self.block_1)
 
 
 class Survey:
@@ -99,7 +74,7 @@ class Survey:
         self,
         settings: UpstreamSettings,
         rest: Rest,
-        event_log: Log,
+        event_log: Keeper,
         meter: SurveyMeter,
         *,
         is_backfilling: bool = True,
@@ -218,39 +193,32 @@ class Survey:
                 f"the backend is on {network}, whose amounts are hidden; whaled reads Bitcoin networks (upstream.url)",
             )
             return
-        noted = await self._noted()
-        if noted is not None and not noted.network.same_as(network):
+        noted = await self._log.recall(NETWORK)
+        held = None if noted is None else _network_of(noted)
+        if held is not None and not held.same_as(network):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
-                f"the backend is on {network}, and the event log holds {noted.network}: set upstream.url to a backend "
-                f"on {noted.network}, or eventlog.path to another file for {network}",
+                f"the backend is on {network}, and the event log holds {held}: set upstream.url to a backend "
+                f"on {held}, or eventlog.path to another file for {network}",
             )
             return
         block_1 = network.block_1 or (None if noted is None else noted.block_1)
-        new = _Noted(network.genesis, shown(self._settings.url), block_1)
+        new = NetworkNote(network.genesis, shown(self._settings.url), block_1)
         if new != noted:
-            await self._log.set_state(NETWORK_KEY, msgspec.json.encode(new).decode())
+            await self._log.keep(NETWORK, new)
         if noted is None:
             logger.info("the network of the event log is noted", network=str(network), genesis=network.genesis)
         self._on_network(str(network))
 
     async def _without_network(self) -> None:
-        noted = await self._noted()
+        noted = await self._log.recall(NETWORK)
         if noted is not None and noted.url != shown(self._settings.url):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
-                f"the backend's network cannot be determined by REST, and the event log ({noted.network}) was "
+                f"the backend's network cannot be determined by REST, and the event log ({_network_of(noted)}) was "
                 f"filled from {noted.url}: make {self._rest.shown_base} respond (upstream.rest_url), "
                 "or set upstream.url back",
             )
-
-    async def _noted(self) -> _Noted | None:
-        text = await self._log.state(NETWORK_KEY)
-        try:
-            return None if text is None else msgspec.json.decode(text, type=_Noted)
-        except msgspec.DecodeError:
-            logger.warning("the note of the log's network cannot be read and is written again", note=text)
-            return None
 
     def _refused(self, reason: LossReason, detail: str) -> LinkLostError:
         # Only an operator can change this, so attempts are rare.
@@ -358,3 +326,7 @@ def _is_mempool(raw: bytes | None) -> bool:
 def _hash(raw: bytes | None) -> str | None:
     text = raw[: HASH_DIGITS + 2].decode("latin-1").strip() if raw is not None else ""
     return text if len(text) == HASH_DIGITS and set(text) <= set("0123456789abcdef") else None
+
+
+def _network_of(noted: NetworkNote) -> Network:
+    return Network(noted.genesis, noted.block_1)
