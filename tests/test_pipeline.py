@@ -29,8 +29,8 @@ from whaled.upstream.feed import Feed
 from whaled.upstream.messages import FeedMessage, Received, StateChanged
 from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
-from whaled.whales.history import History
 from whaled.whales.labels import AddressBook
+from whaled.whales.lifecycle import History
 
 
 def pipeline(

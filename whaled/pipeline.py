@@ -31,7 +31,7 @@ from whaled.upstream.messages import FeedMessage, Received, Shortfall, StateChan
 from whaled.whales import lifecycle, prices
 from whaled.whales.conflicts import Conflicts, linked
 from whaled.whales.detect import Detector, needs_inputs
-from whaled.whales.history import next_event
+from whaled.whales.lifecycle import Origin
 
 # The most transactions of one frame whose inputs are requested only for a watch rule. A backend that restarted sends
 # its whole mempool at once.
@@ -214,7 +214,7 @@ class Pipeline:
             now = self._clock()
             completed = await self._completed_undecided(undecided)
             with self._priority.hold():
-                await self._publish(message, self._drafts_of_undecided(completed, delta, block, now))
+                await self._publish(message, await self._drafts_of_undecided(completed, delta, block, now))
         for txid in delta.mined:  # the log has the whales among them, and the stream does not send them again
             self.detector.forget(txid)
 
@@ -333,25 +333,18 @@ class Pipeline:
             return drafts
         known = await self._log.whales(touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
-        outcomes = _outcomes(known, delta, block, now)
-        replacements = await self._unreported_replacements(delta, known, now)
-        return [*drafts, *replacements, *await self._still_current(outcomes)]
-
-    async def _still_current(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """Return the drafts without replacements of whales that are confirmed.
-
-        The stream may lag behind its node: a block scan may already have read the block that contains the whale, while
-        the stream still reports an earlier replacement of it. If that block has left the chain, the backfill detects
-        this, and the replacement with it.
-        """
-        replaced = [draft.whale.alert.transaction_id for draft in drafts if draft.kind is Kind.REPLACED]
-        histories = await self._log.histories(replaced) if replaced else {}
-        confirmed = {txid for txid, history in histories.items() if history[-1][0] is Kind.CONFIRMED}
         return [
-            draft
-            for draft in drafts
-            if draft.kind is not Kind.REPLACED or draft.whale.alert.transaction_id not in confirmed
+            *drafts,
+            *await self._valid(await self._unreported_replacements(delta, known, now), Origin.POLLED),
+            *await self._valid(_outcomes(known, delta, block, now), Origin.STREAM),
         ]
+
+    async def _valid(self, drafts: Sequence[Draft], origin: Origin) -> list[Draft]:
+        """Return those drafts of updates that may follow the events in the log."""
+        if not drafts:
+            return []
+        histories = await self._log.histories({draft.whale.alert.transaction_id for draft in drafts})
+        return lifecycle.valid(drafts, histories, origin)
 
     async def _completed_undecided(self, undecided: Sequence[Transaction]) -> list[Transaction]:
         """Return the newest undecided transactions, at most OPEN_LIMIT, with their inputs.
@@ -365,13 +358,14 @@ class Pipeline:
             self._meter.watch_inputs_unknown(unknown)
         return completed
 
-    def _drafts_of_undecided(
+    async def _drafts_of_undecided(
         self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
     ) -> list[Draft]:
         """Return alerts for the transactions that a rule matches by their inputs, and their outcomes in the frame."""
         whales = self._whales(completed, delta, now)
         known = {whale.alert.transaction_id: whale for whale in whales}
-        return [lifecycle.alerted(whale, now) for whale in whales] + _outcomes(known, delta, block, now)
+        outcomes = await self._valid(_outcomes(known, delta, block, now), Origin.STREAM)
+        return [*(lifecycle.alerted(whale, now) for whale in whales), *outcomes]
 
     def _whales(self, transactions: Iterable[Transaction], delta: Delta, now: float) -> list[Whale]:
         return [
@@ -391,13 +385,7 @@ class Pipeline:
             return []
         spent = {outpoint: txid for txid, found in (await self._log.outpoints(left)).items() for outpoint in found}
         by = {spent[outpoint]: spender for outpoint, spender in delta.spending(spent).items()}
-        histories = await self._log.histories(by)
-        drafts = (lifecycle.replaced(known[txid], spender, now) for txid, spender in by.items() if spender != txid)
-        return [
-            news
-            for draft in drafts
-            if (news := next_event(draft, histories.get(draft.whale.alert.transaction_id, []))) is not None
-        ]
+        return [lifecycle.replaced(known[txid], spender, now) for txid, spender in by.items() if spender != txid]
 
     def _assess(self, transaction: Transaction, replaces: str | None, now: float) -> Whale | None:
         return self.assess(transaction, source=Source.LIVE, now=now, market=self.market, replaces=replaces)

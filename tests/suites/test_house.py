@@ -67,7 +67,7 @@ PURE = (
     "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
     "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.amounts",
     "whales.bookkeys", "whales.booklines", "whales.books", "whales.coinjoins", "whales.detect", "whales.fees",
-    "whales.filekinds", "whales.filters", "whales.history", "whales.labels", "whales.lifecycle", "whales.owners",
+    "whales.filekinds", "whales.filters", "whales.labels", "whales.lifecycle", "whales.owners",
     "whales.prices", "whales.watch",
 )  # fmt: skip
 IMPURE_MODULES = {

@@ -12,7 +12,8 @@ from whaled.model import Draft, Kind
 from whaled.upstream.backend import Backend
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.sampling import Sampler
-from whaled.whales.history import History, next_event
+from whaled.whales import lifecycle
+from whaled.whales.lifecycle import History, Origin
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -79,14 +80,13 @@ class Context:
             return False
 
         async def decide() -> list[Draft]:
-            valid: list[Draft] = []
             histories = await self.event_log.histories({draft.whale.alert.transaction_id for draft in drafts})
-            for draft in drafts:
-                txid = draft.whale.alert.transaction_id
-                history = histories.get(txid, [])
-                if still_holds is None or still_holds(txid, history):
-                    valid += filter(None, [next_event(draft, history)])
-            return valid
+            holding = [
+                draft
+                for draft in drafts
+                if still_holds is None or still_holds(txid := draft.whale.alert.transaction_id, histories.get(txid, []))
+            ]
+            return lifecycle.valid(holding, histories, Origin.POLLED)
 
         events = await self.committer.commit(decide)
         self.replaced.update((each.whale.alert.transaction_id, None) for each in events if each.kind is Kind.REPLACED)

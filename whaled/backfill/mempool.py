@@ -22,7 +22,7 @@ from whaled.upstream.http import RestError
 from whaled.upstream.rest import INPUTS_LIMIT
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import rivals_of
-from whaled.whales.history import GONE
+from whaled.whales.lifecycle import GONE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -225,7 +225,7 @@ class Mempool:
         recheck, self._to_recheck = self._to_recheck | self._context.replaced, {}
         self._context.replaced.clear()
         histories = await self._context.event_log.histories(recheck)
-        gone = {txid: len(history) for txid, history in histories.items() if history[-1][0] in GONE}
+        gone = {txid: len(history) for txid, history in histories.items() if history[-1].kind in GONE}
         if gone:
             try:
                 mempool = set(await self._context.backend.mempool())

@@ -16,7 +16,7 @@ from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import SerialError, spenders_in
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import rivals_of
-from whaled.whales.history import WAITING, History
+from whaled.whales.lifecycle import lacks_outcome
 
 # The next message of the stream usually explains why a whale left (a block, a replacement): the first request waits for
 # it.
@@ -50,16 +50,6 @@ BLOCK_CLOCK_S = 7200.0
 # Keys of the searches through blocks; the other keys are the txids of whales.
 DROP = "drop"
 NEWEST = "newest"
-
-
-def is_unresolved(history: History) -> bool:
-    """Return whether the newest event may not be the outcome.
-
-    The whale is pending, or it was reported as replaced after a scan had confirmed it. The stream lags behind the node,
-    so that report may be older than the block.
-    """
-    last = [kind for kind, _ in history[-2:]]
-    return last[-1] in WAITING or last == [Kind.CONFIRMED, Kind.REPLACED]
 
 
 class Missing(Struct):
@@ -176,10 +166,10 @@ class Outcomes:
         log = self._context.event_log
         recent = await log.gone_since(self._context.clock() - RECENT_S, RECENT_LIMIT)
         histories = await log.histories(recent)
-        await self.on_left(txid for txid, history in histories.items() if is_unresolved(history))
+        await self.on_left(txid for txid, history in histories.items() if lacks_outcome(history))
         gone = await self.recently_gone()
         histories = await log.histories(gone)
-        dropped = [txid for txid in gone if txid in histories and histories[txid][-1][0] is Kind.DROPPED]
+        dropped = [txid for txid in gone if txid in histories and histories[txid][-1].kind is Kind.DROPPED]
         await self._watch(dropped[:WATCHED_LIMIT])
         self._watch_dropped(reversed(dropped[:WATCHED_LIMIT]))
 
@@ -220,7 +210,7 @@ class Outcomes:
         ]
         histories = await context.event_log.histories(due)
         # Retention may have removed the events of a whale, and with them the whale.
-        unresolved = [txid for txid in due if txid in histories and is_unresolved(histories[txid])]
+        unresolved = [txid for txid in due if txid in histories and lacks_outcome(histories[txid])]
         for txid in set(due) - set(unresolved):
             self._stop(txid)  # the stream or a scan has reported its outcome
         is_done = await self._check(unresolved, now) if unresolved else True
