@@ -10,7 +10,7 @@ from whale_kit import ADDRESSES, BTC, recorded_frames, relaxed, spent, transacti
 from whaled.addresses import base58check
 from whaled.errors import ConfigError
 from whaled.model import Flow, Input, Output, OwnerType, Transaction
-from whaled.upstream.dialect import decode
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.addresses import fault_in
 from whaled.whales.amounts import NULL_TXID
 from whaled.whales.labels import AddressBook

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from whaled.addresses import address_of, network_of
-from whaled.upstream.rawblock import SerialError, spenders_in, transaction_in
+from whaled.sources.mempool_space.rawblock import SerialError, spenders_in, transaction_in
 
 RECORDED = Path(__file__).parent / "data" / "bitcoind-blocks.json.gz"
 BLOCKS: list[dict[str, Any]] = json.loads(gzip.decompress(RECORDED.read_bytes()))

@@ -12,7 +12,7 @@ from bench.report import table
 from bench.samples import Sample, samples
 from whale_kit import real_shapes
 from whaled.model import Input, Shape, Transaction
-from whaled.upstream.transactions import transaction_of
+from whaled.sources.mempool_space.transactions import transaction_of
 from whaled.whales.amounts import shape
 
 DETECTION = Path(__file__).parent.parent / "docs" / "detection.md"

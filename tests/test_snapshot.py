@@ -2,8 +2,8 @@
 
 import json
 
-from whaled.upstream.dialect import Snapshot, decode
-from whaled.upstream.snapshot import PROJECTED_BLOCKS, SnapshotRound
+from whaled.sources.mempool_space.dialect import Snapshot, decode
+from whaled.sources.mempool_space.snapshot import PROJECTED_BLOCKS, SnapshotRound
 
 NOW = 100.0
 

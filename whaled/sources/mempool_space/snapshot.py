@@ -1,6 +1,6 @@
 """A snapshot of the mempool over a stream that sends only changes: the projected blocks, requested in turn. Pure."""
 
-from whaled.upstream.dialect import Snapshot, track_block_frame
+from whaled.sources.mempool_space.dialect import Snapshot, track_block_frame
 
 # The backend's default (MEMPOOL_BLOCKS_AMOUNT). The last block ends at 1.2 million vB; cheaper transactions are in no
 # block.
