@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from whaled.config import sections
+from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.store import EventLog
 from whaled.model import Alert, Draft, Flow, Kind, Scan, Shape, Source, Status, Update, Whale
@@ -45,8 +45,8 @@ class Meter:
         self.size_bytes = size_bytes
 
 
-def settings(path: Path, *, retention: float = 90 * DAY, busy_timeout: float = 5.0) -> sections.EventLog:
-    return sections.EventLog(path=str(path), retention=retention, busy_timeout=busy_timeout)
+def settings(path: Path, *, retention: float = 90 * DAY, busy_timeout: float = 5.0) -> EventLogSettings:
+    return EventLogSettings(path=str(path), retention=retention, busy_timeout=busy_timeout)
 
 
 def open_log(

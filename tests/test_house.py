@@ -25,6 +25,7 @@ MAINTAINERS_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ARCHITECTUR
 # By package or top-level module. Modules of one package may import each other; otherwise only lower ranks.
 RANKS = {
     "errors": 0,
+    "registry": 0,
     "model": 1,
     "config": 2,
     "hosts": 1,

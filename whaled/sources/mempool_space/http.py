@@ -20,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.retry_after import http_date, retry_after_s
 from whaled.sampling import Sampler
 from whaled.source import BackendError
@@ -113,7 +113,7 @@ class Http:
 
     def __init__(
         self,
-        settings: Upstream,
+        settings: UpstreamSettings,
         meter: RestMeter,
         session: aiohttp.ClientSession,
         *,
@@ -141,7 +141,7 @@ class Http:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Upstream, meter: RestMeter, *, response_limit_bytes: int = RESPONSE_LIMIT_BYTES
+        cls, settings: UpstreamSettings, meter: RestMeter, *, response_limit_bytes: int = RESPONSE_LIMIT_BYTES
     ) -> AsyncIterator[Self]:
         """Return a client whose connections are closed at the end of the `async with` block."""
         async with aiohttp.ClientSession(
@@ -329,7 +329,7 @@ class Http:
         return shown(self.routes.url(path) or path)
 
 
-def _connector(settings: Upstream) -> aiohttp.BaseConnector:
+def _connector(settings: UpstreamSettings) -> aiohttp.BaseConnector:
     if settings.unix_socket is not None:
         return aiohttp.UnixConnector(settings.unix_socket, limit=settings.rest_concurrency)
     tunnel = tunnel_of(settings)
