@@ -18,8 +18,8 @@ from whaled.eventlog import queries
 from whaled.eventlog.rows import Rows
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline
-from whaled.upstream.dialect import decode
-from whaled.upstream.messages import Received
+from whaled.source import MempoolChange
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import linked, present
 
@@ -34,7 +34,7 @@ def spending(number: int, *coins: int, value: int = 100 * BTC) -> dict[str, Any]
 
 def message(
     added: tuple[dict[str, Any], ...] = (), removed: tuple[int, ...] = (), mined: tuple[int, ...] = ()
-) -> Received:
+) -> MempoolChange:
     delta = {
         "sequence": 1,
         "added": list(added),

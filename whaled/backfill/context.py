@@ -11,9 +11,8 @@ from whaled.config.sections import BackfillSettings
 from whaled.eventlog import queries
 from whaled.eventlog.store import EventLog
 from whaled.model import Draft, Kind
-from whaled.upstream.backend import Backend
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.sampling import Sampler
+from whaled.sampling import Sampler
+from whaled.source import Backend, BackendError
 from whaled.whales import lifecycle
 from whaled.whales.lifecycle import History, Origin
 
@@ -21,8 +20,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Whales or transactions that are looked up in the event log together and then requested, as far as the turn allows.
 BATCH = 100
-# These failures concern the backend as a whole, not the single request: the next request would fail alike.
-BACKEND_WIDE = frozenset({RestFailure.UNREACHABLE, RestFailure.RATE_LIMITED, RestFailure.TLS, RestFailure.REDIRECTED})
 # At most one log line per failure reason in this time.
 LOG_INTERVAL_S = 600.0
 
@@ -53,7 +50,7 @@ class Context:
         self.replaced: dict[str, None] = {}
         self._sampler = Sampler(LOG_INTERVAL_S, monotonic)
 
-    def report_failure(self, error: RestError, again_s: float) -> None:
+    def report_failure(self, error: BackendError, again_s: float) -> None:
         """Count a failed request that is repeated in `again_s` seconds.
 
         It is logged at most once per `LOG_INTERVAL_S` and reason.
@@ -63,7 +60,7 @@ class Context:
         if suppressed is not None:
             logger.warning(
                 "the backend cannot be asked, gaps stay open",
-                reason=error.reason.value,
+                reason=str(error.reason),
                 problem=str(error),
                 again_s=again_s,
                 suppressed=suppressed,

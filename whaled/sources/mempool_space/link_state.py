@@ -1,66 +1,16 @@
-"""The messages of the feed, the state of its link, and the interfaces to its survey and its metrics."""
+"""The state of the link, and the interfaces to the survey of its backend and to its metrics."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
-from msgspec import Struct
 
 from whaled.model import Block, UpstreamState
-from whaled.upstream.continuity import Continuity
-from whaled.upstream.dialect import BackendInfo, DialectFault, Frame
-from whaled.upstream.link_errors import LinkLostError, LossReason
+from whaled.source import Continuity, Shortfall, StateChanged, degraded_by
+from whaled.sources.mempool_space.dialect import BackendInfo, DialectFault
+from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class Connected(Struct, frozen=True):
-    """The backend's response to the subscription has arrived.
-
-    `attempt` counts from 1 and starts again after a stable link.
-    """
-
-    attempt: int
-
-
-class Received(Struct, frozen=True, kw_only=True):
-    """A received frame, with the wall clock and the monotonic clock at its receipt.
-
-    `continuity` is that of its delta, None without one.
-    """
-
-    frame: Frame
-    received_at: float
-    received_monotonic: float
-    raw_bytes: int
-    continuity: Continuity | None = None
-
-
-class Lost(Struct, frozen=True):
-    """The loss of the link, or a failed attempt; the next attempt follows in `next_delay_s` seconds."""
-
-    reason: LossReason
-    next_delay_s: float
-
-
-class StateChanged(Struct, frozen=True):
-    """A change in the state of the link, which is initially disconnected."""
-
-    state: UpstreamState
-    why: str
-
-
-class SnapshotTaken(Struct, frozen=True):
-    """The end of a snapshot round: the preceding frames had the mempool as the backend projects it into blocks."""
-
-
-class Shortfall(Struct, frozen=True):
-    """A change in the capabilities that the backend lacks; None if it lacks none now. The stream itself continues."""
-
-    why: str | None
-
-
-FeedMessage = Connected | Received | Lost | StateChanged | SnapshotTaken | Shortfall
 
 
 class Surveyor(Protocol):
@@ -119,11 +69,6 @@ class FeedMeter(Protocol):
     def observed(self, continuity: Continuity) -> None:
         """Count the continuity of a delta."""
         ...
-
-
-def degraded_by(shortfall: str | None, state: UpstreamState) -> UpstreamState:
-    """Return `state`, or degraded if a connected backend lacks something that whaled needs."""
-    return UpstreamState.DEGRADED if shortfall is not None and state is UpstreamState.CONNECTED else state
 
 
 class LinkState:

@@ -3,8 +3,8 @@
 import json
 
 from whaled.model import PROJECTED_BLOCKS
-from whaled.upstream.dialect import Snapshot, decode
-from whaled.upstream.snapshot import SnapshotRound
+from whaled.sources.mempool_space.dialect import Snapshot, decode
+from whaled.sources.mempool_space.snapshot import SnapshotRound
 
 NOW = 100.0
 

@@ -1,7 +1,7 @@
 """A snapshot of the mempool over a stream that sends only changes: the projected blocks, requested in turn. Pure."""
 
 from whaled.model import PROJECTED_BLOCKS
-from whaled.upstream.dialect import Snapshot, track_block_frame
+from whaled.sources.mempool_space.dialect import Snapshot, track_block_frame
 
 
 class SnapshotRound:

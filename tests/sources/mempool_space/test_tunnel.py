@@ -19,11 +19,13 @@ from whaled.config.parse import parse
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.ops.metrics import Metrics
-from whaled.upstream.feed import Connected, Feed, LossReason, Lost
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyError, ProxyFault, Target
-from whaled.upstream.rest import Rest
-from whaled.upstream.tunnel import Tunnel
+from whaled.source import Connected, Lost
+from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.link_errors import LossReason
+from whaled.sources.mempool_space.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyError, ProxyFault, Target
+from whaled.sources.mempool_space.rest import Rest
+from whaled.sources.mempool_space.tunnel import Tunnel
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
 ONION = f"{'a' * 56}.onion"

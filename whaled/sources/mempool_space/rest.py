@@ -10,9 +10,9 @@ import structlog
 from msgspec import Raw, Struct
 
 from whaled.model import NULL_TXID, FeeMarket, Input, Output, Transaction
-from whaled.upstream.dialect import MAX_USD
-from whaled.upstream.http import Http, RestError, RestFailure
-from whaled.upstream.transactions import Number, Rate, read
+from whaled.sources.mempool_space.dialect import MAX_USD
+from whaled.sources.mempool_space.http import Http, RestError, RestFailure
+from whaled.sources.mempool_space.transactions import Number, Rate, read
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

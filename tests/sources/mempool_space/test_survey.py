@@ -20,17 +20,17 @@ from whaled.bookmarks import NETWORK
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block, UpstreamState
 from whaled.ops.metrics import Metrics
-from whaled.upstream.backend import Backend
-from whaled.upstream.dialect import BackendInfo
-from whaled.upstream.feed import Connected, Feed, FeedMessage, LossReason, Lost, Received
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.identity import LIQUID, NETWORKS, PUBLIC_SIGNET_BLOCK_1, SIGNET, Network, is_too_old
-from whaled.upstream.link_errors import RETRY_AFTER_LIMIT_S, LinkLostError, diagnose
-from whaled.upstream.messages import Shortfall
-from whaled.upstream.rest import Rest
-from whaled.upstream.retry_after import retry_after_s
-from whaled.upstream.routes import ELECTRS_PORTS, Routes, candidates
-from whaled.upstream.survey import Capability, Survey
+from whaled.retry_after import retry_after_s
+from whaled.source import Connected, Lost, MempoolChange, Shortfall, StreamMessage
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.dialect import BackendInfo
+from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.identity import LIQUID, NETWORKS, PUBLIC_SIGNET_BLOCK_1, SIGNET, Network, is_too_old
+from whaled.sources.mempool_space.link_errors import RETRY_AFTER_LIMIT_S, LinkLostError, LossReason, diagnose
+from whaled.sources.mempool_space.rest import Rest
+from whaled.sources.mempool_space.routes import ELECTRS_PORTS, Routes, candidates
+from whaled.sources.mempool_space.survey import Capability, Survey
 
 REGTEST, MAINNET = (next(key for key, name in NETWORKS.items() if name == wanted) for wanted in ("regtest", "mainnet"))
 TIP, PARENT = "aa" * 32, "bb" * 32
@@ -259,7 +259,7 @@ async def test_without_a_backfill_only_the_stream_is_needed() -> None:
 
 
 async def test_a_backend_that_never_answers_delays_the_link_by_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whaled.upstream.survey.CONNECT_WAIT_S", 0.05)
+    monkeypatch.setattr("whaled.sources.mempool_space.survey.CONNECT_WAIT_S", 0.05)
     released = asyncio.Event()
 
     async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -352,7 +352,7 @@ async def test_a_route_without_a_server_is_an_error_without_a_request() -> None:
 
 
 async def test_a_block_that_electrs_is_still_indexing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whaled.upstream.backend.INDEX_WAIT_S", 0.0)
+    monkeypatch.setattr("whaled.sources.mempool_space.backend.INDEX_WAIT_S", 0.0)
     async with serving() as server, Rest.open(UpstreamSettings(url=server.url), Metrics().upstream) as rest:
         rest.routes.mode, rest.routes.esplora = "esplora", f"http://127.0.0.1:{server.port}/api/"
         backend = Backend(rest, 10_000.0)
@@ -403,11 +403,11 @@ async def linked(server_info: tuple[str, str], notes: Notes) -> AsyncIterator[tu
                 yield server, messages, survey, metrics
 
 
-async def until(messages: Any, kind: type[FeedMessage]) -> Any:
+async def until(messages: Any, kind: type[StreamMessage]) -> Any:
     async for message in messages:
         if isinstance(message, kind):
             return message
-        assert not (kind is Lost and isinstance(message, Received)), "a refused backend's frame was passed on"
+        assert not (kind is Lost and isinstance(message, MempoolChange)), "a refused backend's frame was passed on"
     raise AssertionError("the feed ended")
 
 
@@ -425,7 +425,7 @@ async def test_a_missing_part_degrades_the_state_until_it_is_available() -> None
     async with linked(("3.2.1", "esplora"), Notes()) as (server, messages, survey, metrics):
         short = await until(messages, Shortfall)
         assert "chain" in short.why
-        await until(messages, Received)
+        await until(messages, MempoolChange)
         assert metrics_state(metrics) is UpstreamState.DEGRADED
         server.is_esplora_mode()
         await survey.connected(info(mode="esplora"), BLOCKS)
@@ -434,7 +434,7 @@ async def test_a_missing_part_degrades_the_state_until_it_is_available() -> None
 
 
 async def test_rest_that_comes_up_after_the_stream_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whaled.upstream.survey.RECHECK_FIRST_S", 0.01)
+    monkeypatch.setattr("whaled.sources.mempool_space.survey.RECHECK_FIRST_S", 0.01)
     async with linked(("3.2.1", "none"), Notes()) as (server, messages, survey, _):
         again = asyncio.create_task(survey.run())
         assert (await until(messages, Shortfall)).why is not None
@@ -444,12 +444,12 @@ async def test_rest_that_comes_up_after_the_stream_is_found_soon(monkeypatch: py
 
 
 async def test_a_network_that_the_recheck_finds_wrong_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whaled.upstream.survey.RECHECK_FIRST_S", 0.01)
+    monkeypatch.setattr("whaled.sources.mempool_space.survey.RECHECK_FIRST_S", 0.01)
     notes = Notes()
     async with linked(("3.2.1", "none"), notes) as (server, messages, survey, _):
         notes.held[NETWORK.key] = json.dumps({"genesis": MAINNET, "url": server.url, "block_1": None})
         again = asyncio.create_task(survey.run())
-        await until(messages, Received)
+        await until(messages, MempoolChange)
         server.is_none_mode(REGTEST)
         async for message in messages:
             if isinstance(message, Lost):
@@ -468,7 +468,7 @@ async def test_a_network_that_is_found_wrong_later_ends_the_link() -> None:
     noted = json.dumps({"genesis": MAINNET, "url": "", "block_1": None})
     notes = Notes()
     async with linked(("3.2.1", "none"), notes) as (server, messages, survey, _):
-        await until(messages, Received)
+        await until(messages, MempoolChange)
         notes.held[NETWORK.key] = noted
         server.is_none_mode(REGTEST)
         with pytest.raises(LinkLostError):

@@ -18,18 +18,18 @@ from msgspec.structs import replace
 
 from whaled.addresses import address_of, network_of
 from whaled.model import MAX_SAT, Block, Input, Output, Transaction
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rawblock import transaction_in
-from whaled.upstream.rbf import Relative, Tree, relatives
-from whaled.upstream.rest import INPUTS_LIMIT, Rest
-from whaled.upstream.transactions import (
+from whaled.source import Confirmation, Relative, Summary
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.rawblock import SerialError, spenders_in, transaction_in
+from whaled.sources.mempool_space.rbf import Tree, relatives
+from whaled.sources.mempool_space.rest import INPUTS_LIMIT, Rest
+from whaled.sources.mempool_space.transactions import (
     UNREADABLE,
     Number,
     Seconds,
     Signed,
     Txid,
     amount,
-    gross_sat,
     is_replacement,
     read,
     transaction_of,
@@ -43,36 +43,6 @@ INDEX_TRIES = 4
 INDEX_WAIT_S = 0.5
 
 Hash = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{HASH_DIGITS}}}$")]
-
-
-class Confirmation(Struct, frozen=True):
-    """The block that contains a transaction, according to the backend."""
-
-    block_hash: str
-    block_height: int
-
-
-class Summary(Struct, frozen=True):
-    """A transaction as the summary of its block lists it.
-
-    `value` is the sum of its outputs and `fee` its fee, both in satoshi; `index` is its position in the block. A field
-    is None if the backend does not know it or it cannot be read, such as the fee of a transaction with more than 12
-    inputs that was not in the backend's mempool. `first_seen` is when the backend first had it (Unix seconds, the
-    backend's clock).
-    """
-
-    txid: str | None
-    value: int | None
-    fee: int | None
-    vsize: float
-    index: int
-    first_seen: float | None = None
-    is_replacement: bool | None = None
-
-    @property
-    def gross_sat(self) -> int | None:
-        """The sum of all outputs, plus the fee if it is known, in satoshi; None if the outputs are unknown."""
-        return None if self.value is None else gross_sat(self.value, self.fee)
 
 
 class _Status(Struct):
@@ -138,6 +108,7 @@ class Backend:
         self._monotonic = monotonic
         self._next = 0.0
         self.answered = 0
+        self.inputs_limit = INPUTS_LIMIT
 
     async def _wait_turn(self) -> None:
         now = self._monotonic()
@@ -323,11 +294,13 @@ class Backend:
             found = await self._rest.text(path)
         return found
 
-    async def block(self, block_hash: str) -> Block:
-        """Return a block's position in the chain."""
+    async def block(self, block_hash: str, height: int | None = None) -> Block:
+        """Return a block's position in the chain. Raises RestError if `height` is given and is not its height."""
         header: _Header = self._rest.found(f"block/{block_hash}", await self._get(f"block/{block_hash}", _Header))
         if header.id != block_hash:
             raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: another block: {header.id}")
+        if height is not None and header.height != height:
+            raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {header.height}, expected {height}")
         return Block(height=header.height, hash=header.id, previous_hash=header.previous, timestamp=header.timestamp)
 
     async def summary(self, block_hash: str) -> list[Summary]:
@@ -407,6 +380,20 @@ class Backend:
         """Return a block in its network serialisation; None from a backend without this call."""
         async with self._slot():
             return await self._rest.raw(f"block/{block_hash}/raw")
+
+    async def spenders(self, block_hash: str, outpoints: Iterable[str]) -> dict[str, str] | None:
+        """Return the transactions of a block that spend one of these outpoints (`model.outpoint`): txid by outpoint.
+
+        None from a backend without `raw_block`.
+        """
+        raw = await self.raw_block(block_hash)
+        if raw is None:
+            return None
+        try:
+            # In a thread: reading a block takes a tenth of a second, which would block the event loop.
+            return await asyncio.to_thread(spenders_in, raw, outpoints)
+        except SerialError as error:
+            raise RestError(RestFailure.GARBAGE, f"block/{block_hash}/raw: {error}") from error
 
 
 def _summary(raw: msgspec.Raw, index: int) -> Summary:

@@ -5,7 +5,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from websockets.asyncio.client import ClientConnection, connect
@@ -13,25 +13,17 @@ from websockets.exceptions import InvalidURI
 
 from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
-from whaled.upstream.address import shown, unusable
-from whaled.upstream.continuity import Continuity, SequenceTracker
-from whaled.upstream.dialect import PING, DialectError, Frame, decode, subscribe_frames
-from whaled.upstream.link_errors import LINK_ERRORS, diagnose, not_mempool, stale
-from whaled.upstream.messages import (
-    Connected,
-    FeedMessage,
-    FeedMeter,
-    LinkState,
-    Received,
-    Shortfall,
-    SnapshotTaken,
-    StateChanged,
-    Surveyor,
-)
-from whaled.upstream.proxy import Target
-from whaled.upstream.sampling import Sampler
-from whaled.upstream.snapshot import SnapshotRound
-from whaled.upstream.tunnel import Tunnel, tunnel_of
+from whaled.sampling import Sampler
+from whaled.source import Connected, Continuity, MempoolChange, Shortfall, SnapshotTaken, StateChanged, StreamMessage
+from whaled.sources.mempool_space.address import shown, unusable
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.continuity import SequenceTracker
+from whaled.sources.mempool_space.dialect import PING, DialectError, Frame, decode, subscribe_frames
+from whaled.sources.mempool_space.link_errors import LINK_ERRORS, diagnose, not_mempool, stale
+from whaled.sources.mempool_space.link_state import FeedMeter, LinkState, Surveyor
+from whaled.sources.mempool_space.proxy import Target
+from whaled.sources.mempool_space.snapshot import SnapshotRound
+from whaled.sources.mempool_space.tunnel import Tunnel, tunnel_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -51,6 +43,13 @@ KEYS_SHOWN = 5
 KEY_CHARS = 40
 # Number of bytes quoted from the first message of a server that is not a mempool backend.
 SAMPLE_CHARS = 100
+
+
+class _Received(NamedTuple):
+    """A message: its frame, and the change that the frame means."""
+
+    frame: Frame
+    change: MempoolChange
 
 
 class _Connect(connect):
@@ -131,7 +130,7 @@ class Link:
         self._tracker = SequenceTracker()
         self.state = LinkState(meter)
 
-    async def messages(self, attempt: int) -> AsyncGenerator[FeedMessage, None]:
+    async def messages(self, attempt: int) -> AsyncGenerator[StreamMessage, None]:
         """Yield the messages of one connection, from its handshake until it ends with a LinkLostError.
 
         `attempt` is reported in Connected. Raises ConfigError if `url` or `proxy` can never work.
@@ -176,7 +175,7 @@ class Link:
         except LINK_ERRORS as exc:
             raise diagnose(exc, settings) from exc
 
-    async def _subscribe(self, connection: ClientConnection) -> Received:
+    async def _subscribe(self, connection: ClientConnection) -> _Received:
         """Subscribe to everything and return the init object, or the first delta or block if that arrives earlier.
 
         Other frames that arrive earlier are skipped: the init object contains what the backend broadcasts to all
@@ -196,11 +195,11 @@ class Link:
         except TimeoutError:
             raise not_mempool(first_text, self._settings) from None
 
-    async def _listen(self, connection: ClientConnection, first: Received) -> AsyncGenerator[FeedMessage, None]:
+    async def _listen(self, connection: ClientConnection, first: _Received) -> AsyncGenerator[StreamMessage, None]:
         silence = _Silence(self._settings)
         snapshot = SnapshotRound(self._settings.connect_timeout)
         in_sync = False
-        received: Received | None = first
+        received: _Received | None = first
         while True:
             change = None
             was_in_sync = in_sync
@@ -209,12 +208,12 @@ class Link:
                 change = self._synced(in_sync)
             elif silence.pings > 1:
                 change = self.state.become(UpstreamState.DEGRADED, "a ping is unanswered")
-            is_new = received is not None and in_sync and (not was_in_sync or received.continuity in MISSED)
+            is_new = received is not None and in_sync and (not was_in_sync or received.change.continuity in MISSED)
             request = self._next_request(snapshot, received, is_new=is_new)
             for each in self._changes(change):
                 yield each
             if received is not None:
-                yield received
+                yield received.change
             if request is not None:
                 await self._send(connection, request)
                 if snapshot.is_over:
@@ -228,7 +227,7 @@ class Link:
             return self.state.become(UpstreamState.CONNECTED, "in sync")
         return self.state.become(UpstreamState.DEGRADED, "the backend is not in sync")
 
-    def _changes(self, change: StateChanged | None) -> list[FeedMessage]:
+    def _changes(self, change: StateChanged | None) -> list[StreamMessage]:
         return [each for each in (self._surveyed(), change) if each is not None]
 
     def _surveyed(self) -> Shortfall | None:
@@ -239,7 +238,7 @@ class Link:
             raise self._surveyor.refusal
         return self.state.lacks(self._surveyor.shortfall)
 
-    def _next_request(self, snapshot: SnapshotRound, received: Received | None, *, is_new: bool) -> str | None:
+    def _next_request(self, snapshot: SnapshotRound, received: _Received | None, *, is_new: bool) -> str | None:
         """Return the next frame to send in a snapshot round, if any, after this message.
 
         With `is_new` a new round begins.
@@ -292,7 +291,7 @@ class Link:
         except TimeoutError:
             raise stale(self._settings) from None
 
-    def _received(self, raw: bytes) -> Received | None:
+    def _received(self, raw: bytes) -> _Received | None:
         """Decode and count a message; None if nothing in it is usable."""
         received_at, received_monotonic = self._clock(), self._monotonic()
         # Decoded on the event loop: msgspec holds the GIL, so a thread blocks the loop for exactly as long (measured:
@@ -312,13 +311,13 @@ class Link:
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
             self._log_fault("unknown", "unknown keys in a frame", keys=_shortened(frame.unknown))
-        return Received(
-            frame=frame,
+        change = change_of(
+            frame,
             received_at=received_at,
             received_monotonic=received_monotonic,
-            raw_bytes=len(raw),
             continuity=self._observed(frame),
         )
+        return _Received(frame, change)
 
     def _observed(self, frame: Frame) -> Continuity | None:
         if frame.delta is None:
@@ -369,14 +368,14 @@ def _is_from_mempool(frame: Frame) -> bool:
     return frame.is_init or frame.delta is not None or frame.block is not None
 
 
-def _is_in_sync(received: Received, *, before: bool) -> bool:
+def _is_in_sync(received: _Received, *, before: bool) -> bool:
     """Return whether the backend's view of the mempool is in sync: it reports so, or its sequence advances."""
     frame = received.frame
     if frame.is_init:
         return frame.is_ready
     if frame.loading is not None:
         return not frame.loading
-    return before or received.continuity is Continuity.IN_ORDER
+    return before or received.change.continuity is Continuity.IN_ORDER
 
 
 async def _close(connection: ClientConnection) -> None:

@@ -17,13 +17,13 @@ from msgspec import Struct
 from whaled.bookmarks import NETWORK, Keeper, NetworkNote
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
-from whaled.upstream.address import shown
-from whaled.upstream.dialect import BackendInfo
-from whaled.upstream.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
-from whaled.upstream.link_errors import LinkLostError, LossReason
-from whaled.upstream.rest import Rest
-from whaled.upstream.routes import ESPLORA, candidates
-from whaled.upstream.transactions import UNREADABLE
+from whaled.sources.mempool_space.address import shown
+from whaled.sources.mempool_space.dialect import BackendInfo
+from whaled.sources.mempool_space.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
+from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
+from whaled.sources.mempool_space.rest import Rest
+from whaled.sources.mempool_space.routes import ESPLORA, candidates
+from whaled.sources.mempool_space.transactions import UNREADABLE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -9,23 +9,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
-from whaled.upstream.address import shown
-from whaled.upstream.link import Link
-from whaled.upstream.link_errors import LinkLostError, LossReason
-from whaled.upstream.messages import (
-    Connected,
-    FeedMessage,
-    FeedMeter,
-    Lost,
-    Received,
-    SnapshotTaken,
-    StateChanged,
-    Surveyor,
-)
-
-__all__ = [
-    "Connected", "Feed", "FeedMessage", "FeedMeter", "LossReason", "Lost", "Received", "SnapshotTaken", "StateChanged",
-]  # fmt: skip
+from whaled.source import Connected, Lost, StreamMessage
+from whaled.sources.mempool_space.address import shown
+from whaled.sources.mempool_space.link import Link
+from whaled.sources.mempool_space.link_errors import LinkLostError
+from whaled.sources.mempool_space.link_state import FeedMeter, Surveyor
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -78,7 +66,7 @@ class Feed:
         self._clock = clock
         self._monotonic = monotonic
 
-    async def messages(self) -> AsyncGenerator[FeedMessage, None]:
+    async def messages(self) -> AsyncGenerator[StreamMessage, None]:
         """Yield everything the backend sends, across all reconnects, without end.
 
         Iterate within `contextlib.aclosing`, so that the connection closes with the iteration, in bounded time. Raises

@@ -13,9 +13,10 @@ from whaled.ops.metrics import Metrics
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import Mode
 from whaled.simulator.transactions import TxKind
-from whaled.upstream.backend import Backend, Summary
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rest import Rest
+from whaled.source import Summary
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.rest import Rest
 
 TXID, HASH = "ab" * 32, "cd" * 32
 

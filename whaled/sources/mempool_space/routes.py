@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from whaled.config.rules import is_loopback
 from whaled.config.sections import UpstreamSettings
-from whaled.upstream.address import REST_PREFIX, esplora_base, rest_base
+from whaled.sources.mempool_space.address import REST_PREFIX, esplora_base, rest_base
 
 ESPLORA = "esplora"
 # Number of transactions in a response of `block/:hash/txs/:index`. electrs accepts only multiples of it as the index.

@@ -8,7 +8,7 @@ import pytest
 
 from kit.paths import DATA
 from whaled.addresses import address_of, network_of
-from whaled.upstream.rawblock import SerialError, spenders_in, transaction_in
+from whaled.sources.mempool_space.rawblock import SerialError, spenders_in, transaction_in
 
 RECORDED = DATA / "bitcoind-blocks.json.gz"
 BLOCKS: list[dict[str, Any]] = json.loads(gzip.decompress(RECORDED.read_bytes()))

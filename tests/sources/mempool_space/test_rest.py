@@ -25,9 +25,9 @@ from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import FeeMarket, Input, Output, Transaction
-from whaled.upstream.address import rest_base, shown
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rest import Rest
+from whaled.sources.mempool_space.address import rest_base, shown
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.rest import Rest
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -21,14 +21,14 @@ from tenacity import (
 )
 
 from whaled.config.sections import UpstreamSettings
-from whaled.errors import UpstreamError
-from whaled.upstream.address import shown, through
-from whaled.upstream.proxy import PASSING, ProxyError
-from whaled.upstream.retry_after import http_date, retry_after_s
-from whaled.upstream.routes import Routes
-from whaled.upstream.sampling import Sampler
-from whaled.upstream.surrogates import repaired
-from whaled.upstream.tunnel import TunnelConnector, tunnel_of
+from whaled.retry_after import http_date, retry_after_s
+from whaled.sampling import Sampler
+from whaled.source import BackendError
+from whaled.sources.mempool_space.address import shown, through
+from whaled.sources.mempool_space.proxy import PASSING, ProxyError
+from whaled.sources.mempool_space.routes import Routes
+from whaled.sources.mempool_space.surrogates import repaired
+from whaled.sources.mempool_space.tunnel import TunnelConnector, tunnel_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -76,16 +76,20 @@ TRANSIENT = frozenset(
 )
 
 
-class RestError(UpstreamError):
+# These failures concern the backend as a whole, not the single request: the next request would fail alike.
+BACKEND_WIDE = frozenset({RestFailure.UNREACHABLE, RestFailure.RATE_LIMITED, RestFailure.TLS, RestFailure.REDIRECTED})
+
+
+class RestError(BackendError):
     """A REST call without a usable response. `retry_after_s` is the delay that the server requested, in seconds."""
+
+    reason: RestFailure
 
     def __init__(
         self, reason: RestFailure, message: str, *, status: int | None = None, retry_after_s: float | None = None
     ) -> None:
-        super().__init__(message)
-        self.reason = reason
+        super().__init__(reason, message, is_backend_wide=reason in BACKEND_WIDE, retry_after_s=retry_after_s)
         self.status = status
-        self.retry_after_s = retry_after_s
 
 
 class RestMeter(Protocol):

@@ -15,10 +15,10 @@ from whaled.config.parse import load
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.ops.metrics import Metrics
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.link import Link
-from whaled.upstream.link_errors import LinkLostError, LossReason
-from whaled.upstream.rest import Rest
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.link import Link
+from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
+from whaled.sources.mempool_space.rest import Rest
 
 pytestmark = pytest.mark.slow
 

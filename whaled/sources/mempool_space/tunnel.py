@@ -11,8 +11,8 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from whaled.config.sections import UpstreamSettings
-from whaled.upstream.address import unusable
-from whaled.upstream.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyFault, Step, Target, closed, handshake
+from whaled.sources.mempool_space.address import unusable
+from whaled.sources.mempool_space.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyFault, Step, Target, closed, handshake
 
 if TYPE_CHECKING:
     from aiohttp.tracing import Trace

@@ -5,7 +5,8 @@ The backend (`api/rbf-cache.ts`) keeps a tree for a day and loses it if it resta
 
 from msgspec import Struct, field
 
-from whaled.upstream.transactions import Rate, Seconds, Txid
+from whaled.source import Relative
+from whaled.sources.mempool_space.transactions import Rate, Seconds, Txid
 
 
 class _Stripped(Struct, gc=False):
@@ -20,19 +21,6 @@ class Tree(Struct):
     tx: _Stripped
     time: Seconds | None = None
     replaces: list["Tree"] = field(default_factory=list)
-
-
-class Relative(Struct, frozen=True):
-    """A transaction of a tree of replacements.
-
-    `value` is the sum of its outputs in satoshi, `seen` the time at which the backend first had it (Unix seconds, the
-    backend's clock), `replaced_by` the txid that replaced it.
-    """
-
-    txid: str
-    value: int | None
-    seen: float | None
-    replaced_by: str | None
 
 
 def relatives(tree: Tree) -> list[Relative]:

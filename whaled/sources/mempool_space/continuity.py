@@ -1,19 +1,6 @@
 """Continuity checks of the stream by the sequence numbers of its deltas. Pure."""
 
-from enum import Enum, auto
-
-
-class Continuity(Enum):
-    """The relation of a delta's sequence number to the previous one.
-
-    Only GAP and RESTARTED mean with certainty that something is missing; contiguous numbers do not prove completeness.
-    """
-
-    FIRST = auto()
-    IN_ORDER = auto()
-    NOT_IN_SYNC = auto()
-    GAP = auto()
-    RESTARTED = auto()
+from whaled.source import Continuity
 
 
 class SequenceTracker:

@@ -26,33 +26,24 @@ from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import UpstreamState
+from whaled.sampling import Sampler
 from whaled.simulator.faults import PAYLOADS, Garbage
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
-from whaled.upstream.continuity import Continuity
-from whaled.upstream.dialect import DialectFault, subscribe_frames
-from whaled.upstream.feed import (
-    Connected,
-    Feed,
-    FeedMessage,
-    LossReason,
-    Lost,
-    Outage,
-    Received,
-    StateChanged,
-    delay_range_s,
-)
-from whaled.upstream.http import RestFailure
-from whaled.upstream.link import CLOSE_TIMEOUT_S
-from whaled.upstream.link_errors import diagnose
-from whaled.upstream.rest import Rest
-from whaled.upstream.sampling import Sampler
+from whaled.source import Connected, Continuity, Lost, MempoolChange, StateChanged, StreamMessage
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.dialect import Delta, DialectFault, decode, subscribe_frames
+from whaled.sources.mempool_space.feed import Feed, Outage, delay_range_s
+from whaled.sources.mempool_space.http import RestFailure
+from whaled.sources.mempool_space.link import CLOSE_TIMEOUT_S
+from whaled.sources.mempool_space.link_errors import LossReason, diagnose
+from whaled.sources.mempool_space.rest import Rest
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
 # A run of the backend, and the one after its restart.
 FIRST_RUN, SECOND_RUN = 1, 13
-M = TypeVar("M", bound=FeedMessage)
-Stream = AsyncGenerator[FeedMessage, None]
+M = TypeVar("M", bound=StreamMessage)
+Stream = AsyncGenerator[StreamMessage, None]
 
 
 @cache
@@ -217,16 +208,28 @@ async def until(stream: Stream, kind: type[M], where: Callable[[M], bool] = lamb
     raise AssertionError("the feed ended")
 
 
-async def collect(stream: Stream, count: int) -> list[Received]:
-    return [await until(stream, Received) for _ in range(count)]
+async def collect(stream: Stream, count: int) -> list[MempoolChange]:
+    return [await until(stream, MempoolChange) for _ in range(count)]
 
 
-def has_delta(message: Received) -> bool:
-    return message.frame.delta is not None
+def delta_of(message: MempoolChange) -> Delta | None:
+    """The delta of the frame that the message was."""
+    return message.entered if isinstance(message.entered, Delta) else None
 
 
-def sequence(message: Received) -> int | None:
-    return message.frame.delta.sequence if message.frame.delta is not None else None
+def has_delta(message: MempoolChange) -> bool:
+    return delta_of(message) is not None
+
+
+def sequence(message: MempoolChange) -> int | None:
+    delta = delta_of(message)
+    return delta.sequence if delta is not None else None
+
+
+def is_pong(message: MempoolChange) -> bool:
+    """Whether a message changes nothing: the backend answered a ping."""
+    pong = decode('{"pong":true}')
+    return message == change_of(pong, received_at=message.received_at, received_monotonic=message.received_monotonic)
 
 
 async def free_port() -> int:
@@ -262,19 +265,19 @@ async def test_a_recorded_run_arrives_whole_and_in_order(backend: Backend, meter
         peer = await backend.peers.get()
         await peer.send(*others)
         received = await collect(stream, len(recorded(FIRST_RUN)))
-    assert [message.raw_bytes for message in received] == [len(frame) for frame in (first, *others)]
-    assert meter.raw_bytes == [message.raw_bytes for message in received]
-    deltas = [message for message in received if message.frame.delta is not None]
+    assert meter.raw_bytes == [len(frame) for frame in (first, *others)]
+    assert len(received) == len(meter.raw_bytes)
+    deltas = [message for message in received if has_delta(message)]
     assert [sequence(message) for message in deltas] == list(range(1, 28))
     assert [message.continuity for message in deltas] == [Continuity.FIRST, *[Continuity.IN_ORDER] * 26]
-    assert all(message.continuity is None for message in received if message.frame.delta is None)
+    assert all(message.continuity is None for message in received if not has_delta(message))
     assert meter.states == [UpstreamState.DISCONNECTED, UpstreamState.CONNECTED]
 
 
 async def test_receipt_is_stamped_with_both_clocks(backend: Backend, meter: Recorder) -> None:
     stamped = Feed(settings(backend.url()), meter, clock=lambda: 1_795_376_507.5, monotonic=lambda: 12.5)
     async with aclosing(stamped.messages()) as stream:
-        received = await until(stream, Received)
+        received = await until(stream, MempoolChange)
     assert (received.received_at, received.received_monotonic) == (1_795_376_507.5, 12.5)
 
 
@@ -296,7 +299,8 @@ async def test_a_consumer_that_takes_its_time_loses_nothing_and_the_link_stays(
             # Longer than stale_after, by the clock of a link that does go stale meanwhile.
             await until(other, Lost)
             received = await collect(stream, 1 + len(others))
-    assert [message.raw_bytes for message in received[1:]] == [len(frame) for frame in others]
+    assert meter.raw_bytes[1:] == [len(frame) for frame in others]
+    assert [sequence(message) for message in received[1:] if has_delta(message)] == list(range(1, 28))
     assert meter.losses == []
 
 
@@ -308,7 +312,7 @@ async def test_a_backend_restart_is_distinguished_from_a_gap(backend: Backend, m
         await until(stream, Connected)
         peer = await backend.peers.get()
         await peer.send(*recorded(FIRST_RUN)[1:])
-        await until(stream, Received, lambda message: sequence(message) == 27)
+        await until(stream, MempoolChange, lambda message: sequence(message) == 27)
         backend.init, *others = recorded(SECOND_RUN)[:14]
         peer.drop()
         assert (await until(stream, Lost)).reason is LossReason.CLOSED
@@ -316,11 +320,11 @@ async def test_a_backend_restart_is_distinguished_from_a_gap(backend: Backend, m
         await until(stream, Connected)
         assert await anext(stream) == StateChanged(UpstreamState.DEGRADED, "the backend is not in sync")
         await (await backend.peers.get()).send(*others)
-        first = await until(stream, Received, lambda message: message.continuity is not None)
+        first = await until(stream, MempoolChange, lambda message: message.continuity is not None)
         assert (sequence(first), first.continuity) == (0, Continuity.RESTARTED)
         recovered = await until(stream, StateChanged)
         assert recovered.state is UpstreamState.CONNECTED
-        in_sync = await until(stream, Received, has_delta)
+        in_sync = await until(stream, MempoolChange, has_delta)
         assert (sequence(in_sync), in_sync.continuity) == (1, Continuity.IN_ORDER)
     assert meter.continuity.count(Continuity.RESTARTED) == 1
     assert meter.continuity.count(Continuity.NOT_IN_SYNC) == 8
@@ -332,11 +336,11 @@ async def test_a_jump_of_the_sequence_after_a_reconnect_is_a_gap(backend: Backen
         await until(stream, Connected)
         peer = await backend.peers.get()
         await peer.send(frames[2])
-        await until(stream, Received, lambda message: message.continuity is Continuity.FIRST)
+        await until(stream, MempoolChange, lambda message: message.continuity is Continuity.FIRST)
         peer.drop()
         await until(stream, Connected)
         await (await backend.peers.get()).send(frames[8])
-        assert (await until(stream, Received, has_delta)).continuity is Continuity.GAP
+        assert (await until(stream, MempoolChange, has_delta)).continuity is Continuity.GAP
 
 
 def quiet_simulator() -> Simulator:
@@ -373,7 +377,7 @@ async def test_the_simulators_whales_arrive(meter: Recorder) -> None:
     ):
         await until(stream, Connected)
         simulator.world.pay(150 * 100_000_000)
-        delta = (await polled_until(simulator, until(stream, Received, has_delta))).frame.delta
+        delta = delta_of(await polled_until(simulator, until(stream, MempoolChange, has_delta)))
     assert delta is not None
     assert len(delta.at_least(100 * 100_000_000)) == 1
 
@@ -386,7 +390,7 @@ async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorde
     ):
         await until(stream, Connected)
         simulator.world.pay(150 * 100_000_000)
-        delta = (await polled_until(simulator, until(stream, Received, has_delta))).frame.delta
+        delta = delta_of(await polled_until(simulator, until(stream, MempoolChange, has_delta)))
         assert delta is not None
         (whale,) = delta.at_least(100 * 100_000_000)
         assert all(spent.prevout is None for spent in whale.inputs)
@@ -406,9 +410,8 @@ async def test_garbage_is_skipped_and_the_next_frame_arrives(backend: Backend, m
         await until(stream, Connected)
         peer = await backend.peers.get()
         await peer.send(PAYLOADS[kind], recorded(FIRST_RUN)[2])
-        good = await until(stream, Received, lambda message: sequence(message) == 1)
-    assert good.frame.delta is not None
-    assert good.frame.delta.added_count == 10
+        good = await until(stream, MempoolChange, lambda message: sequence(message) == 1)
+    assert len(good.entered.added) == 10
     assert meter.losses == []
     assert meter.faults or meter.malformed_parts
 
@@ -420,7 +423,7 @@ async def test_a_flood_of_garbage_is_counted_each_and_logged_once(backend: Backe
             peer = await backend.peers.get()
             async with asyncio.TaskGroup() as group:
                 group.create_task(peer.send(*["<html>"] * 50, recorded(FIRST_RUN)[2]))
-                await until(stream, Received, has_delta)
+                await until(stream, MempoolChange, has_delta)
     assert meter.faults == [DialectFault.MALFORMED] * 50
     (line,) = [line for line in lines if line["event"] == "unreadable frame skipped"]
     assert line["sample"] == "<html>"
@@ -431,7 +434,7 @@ async def test_unknown_keys_are_counted_and_the_rest_is_used(backend: Backend, m
     async with feed(backend.url(), meter) as stream:
         await until(stream, Connected)
         await (await backend.peers.get()).send(json.dumps({**frame, "brand-new": 1}))
-        await until(stream, Received, has_delta)
+        await until(stream, MempoolChange, has_delta)
     assert meter.unknown_keys == 1
 
 
@@ -527,9 +530,9 @@ async def test_each_lost_link_is_one_log_line_with_reason_and_delay(meter: Recor
 
 async def test_silence_with_answered_pings_keeps_the_link(backend: Backend, meter: Recorder) -> None:
     async with feed(backend.url(), meter, ping_interval=0.02, stale_after=0.1) as stream:
-        await until(stream, Received)
+        await until(stream, MempoolChange)
         pongs = await collect(stream, 12)
-    assert all(pong.frame.pong for pong in pongs)
+    assert all(is_pong(pong) for pong in pongs)
     assert meter.losses == []
     assert meter.states == [UpstreamState.DISCONNECTED, UpstreamState.CONNECTED]
 
@@ -539,7 +542,7 @@ async def test_silence_with_unanswered_pings_is_suspect_then_stale_then_reconnec
 ) -> None:
     backend.is_mute = True
     async with feed(backend.url(), meter, ping_interval=0.02, stale_after=0.1) as stream:
-        await until(stream, Received)
+        await until(stream, MempoolChange)
         assert await anext(stream) == StateChanged(UpstreamState.DEGRADED, "a ping is unanswered")
         assert (await anext(stream)) == StateChanged(
             UpstreamState.DISCONNECTED, "nothing received for 0.1 s (upstream.stale_after), pings unanswered"
@@ -553,14 +556,14 @@ async def test_silence_with_unanswered_pings_is_suspect_then_stale_then_reconnec
 
 async def test_a_ping_comes_before_the_link_is_stale_whatever_the_intervals(backend: Backend, meter: Recorder) -> None:
     async with feed(backend.url(), meter, ping_interval=30.0, stale_after=0.1) as stream:
-        await until(stream, Received)
-        assert (await until(stream, Received)).frame.pong
+        await until(stream, MempoolChange)
+        assert is_pong(await until(stream, MempoolChange))
 
 
 async def test_a_suspect_link_recovers_with_the_next_frame(backend: Backend, meter: Recorder) -> None:
     backend.is_mute = True
     async with feed(backend.url(), meter, ping_interval=0.02, stale_after=5.0) as stream:
-        await until(stream, Received)
+        await until(stream, MempoolChange)
         peer = await backend.peers.get()
         assert (await until(stream, StateChanged)).state is UpstreamState.DEGRADED
         await peer.send(recorded(FIRST_RUN)[2])
@@ -590,15 +593,14 @@ async def test_a_frame_of_megabytes_arrives_by_default(backend: Backend, meter: 
     async with feed(backend.url(), meter) as stream:
         await until(stream, Connected)
         await (await backend.peers.get()).send(enormous)
-        received = await until(stream, Received, lambda message: message.raw_bytes == len(enormous))
-    assert received.frame.delta is not None
-    assert received.frame.delta.added_count == 1108
+        received = await until(stream, MempoolChange, lambda _: meter.raw_bytes[-1] == len(enormous))
+    assert len(received.entered.added) == 1108
 
 
 # --- what is no backend ---
 
 
-async def lost_at(url: str, meter: Recorder, **changes: Any) -> tuple[LossReason, str]:
+async def lost_at(url: str, meter: Recorder, **changes: Any) -> tuple[str, str]:
     """Why no link comes to be, and what the operator reads."""
     with capture_logs() as lines:
         async with feed(url, meter, **changes) as stream:
@@ -825,7 +827,7 @@ async def test_a_proxy_in_the_environment_is_not_used(
 # --- the end ---
 
 
-async def consume(stream_of: AbstractAsyncContextManager[Stream], seen: asyncio.Queue[FeedMessage]) -> None:
+async def consume(stream_of: AbstractAsyncContextManager[Stream], seen: asyncio.Queue[StreamMessage]) -> None:
     async with stream_of as stream:
         async for message in stream:
             seen.put_nowait(message)
@@ -859,7 +861,7 @@ async def test_cancelling_while_connecting_ends_at_once(meter: Recorder) -> None
 
 
 async def test_cancelling_while_backing_off_ends_at_once(meter: Recorder) -> None:
-    seen: asyncio.Queue[FeedMessage] = asyncio.Queue()
+    seen: asyncio.Queue[StreamMessage] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         url = f"ws://127.0.0.1:{await free_port()}"
         task = group.create_task(consume(feed(url, meter, reconnect_initial=60.0, reconnect_max=60.0), seen))
@@ -868,11 +870,11 @@ async def test_cancelling_while_backing_off_ends_at_once(meter: Recorder) -> Non
 
 
 async def test_cancelling_while_connected_closes_politely(backend: Backend, meter: Recorder) -> None:
-    seen: asyncio.Queue[FeedMessage] = asyncio.Queue()
+    seen: asyncio.Queue[StreamMessage] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         task = group.create_task(consume(feed(backend.url(), meter), seen))
         peer = await backend.peers.get()
-        while not isinstance(await seen.get(), Received):
+        while not isinstance(await seen.get(), MempoolChange):
             pass
         await cancelled_within(task, AT_ONCE_S)
     await peer.connection.wait_closed()
@@ -883,11 +885,11 @@ async def test_cancelling_while_connected_closes_politely(backend: Backend, mete
 async def test_cancelling_against_a_peer_that_stopped_reading_ends_within_bound(
     backend: Backend, meter: Recorder
 ) -> None:
-    seen: asyncio.Queue[FeedMessage] = asyncio.Queue()
+    seen: asyncio.Queue[StreamMessage] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         task = group.create_task(consume(feed(backend.url(), meter), seen))
         peer = await backend.peers.get()
-        while not isinstance(await seen.get(), Received):
+        while not isinstance(await seen.get(), MempoolChange):
             pass
         peer.connection.transport.pause_reading()
         await cancelled_within(task, CLOSE_TIMEOUT_S + AT_ONCE_S)

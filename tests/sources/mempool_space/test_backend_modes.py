@@ -18,8 +18,9 @@ from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Transaction
 from whaled.ops.metrics import Metrics
-from whaled.upstream.backend import Backend, Confirmation, Summary
-from whaled.upstream.rest import Rest
+from whaled.source import Confirmation, Summary
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.rest import Rest
 
 MODES = ("none", "esplora")
 

@@ -7,7 +7,6 @@ source below are relative to its `backend/src/`.
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from enum import StrEnum
-from functools import cached_property
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -15,8 +14,9 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from whaled.errors import UpstreamError
 from whaled.model import Block, FeeMarket, ProjectedBlock, Transaction
-from whaled.upstream.surrogates import repaired
-from whaled.upstream.transactions import (
+from whaled.source import Replacement
+from whaled.sources.mempool_space.surrogates import repaired
+from whaled.sources.mempool_space.transactions import (
     UNREADABLE,
     Glance,
     Number,
@@ -83,14 +83,7 @@ class DialectError(UpstreamError):
 # --- the content of a frame ------------------------------------------------------------------------------------------
 
 
-class Replacement(Struct, frozen=True):
-    """A replacement: `by` replaced `replaced`. A pair can come again, with a later replacer."""
-
-    replaced: str
-    by: str
-
-
-class Delta(Struct, frozen=True, kw_only=True, dict=True):
+class Delta(Struct, frozen=True, kw_only=True):
     """A `mempool-transactions` part: a change of the mempool.
 
     `removed` does not mean dropped, and `mined` has every transaction of the block, coinbase included. `malformed`
@@ -108,9 +101,9 @@ class Delta(Struct, frozen=True, kw_only=True, dict=True):
     frame: bytes | str = b""
 
     @property
-    def added_count(self) -> int:
-        """The number of transactions that entered the mempool."""
-        return len(self.added)
+    def size_bytes(self) -> int:
+        """The size of the raw frame."""
+        return len(self.frame)
 
     def at_least(self, minimum_sat: int) -> list[Transaction]:
         """Return, in full, the transactions whose outputs and fee add up to at least `minimum_sat`, each once.
@@ -124,25 +117,6 @@ class Delta(Struct, frozen=True, kw_only=True, dict=True):
     def spending(self, outpoints: Container[str]) -> dict[str, str]:
         """Return the transactions that entered the mempool and spend one of these outpoints: txid by outpoint."""
         return spending(self.frame, outpoints)
-
-    def predecessor(self, txid: str) -> str | None:
-        """Return the transaction that `txid` replaced, None if it replaced none.
-
-        A pair can come again with a later replacer; of several transactions, the one removed in this message is
-        returned.
-        """
-        return self._predecessors.get(txid)
-
-    @cached_property
-    def _predecessors(self) -> dict[str, str]:
-        """The replaced txid by replacer. Computed once: searching all pairs for each whale would be quadratic."""
-        left = set(self.removed)
-        found: dict[str, str] = {}
-        for pair in self.replaced:
-            known = found.setdefault(pair.by, pair.replaced)
-            if known not in left and pair.replaced in left:
-                found[pair.by] = pair.replaced
-        return found
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):

@@ -17,9 +17,9 @@ from websockets.frames import CloseCode
 
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import UpstreamError
-from whaled.upstream.address import shown, through
-from whaled.upstream.proxy import ProxyError
-from whaled.upstream.retry_after import retry_after_s
+from whaled.retry_after import retry_after_s
+from whaled.sources.mempool_space.address import shown, through
+from whaled.sources.mempool_space.proxy import ProxyError
 
 
 class LossReason(StrEnum):

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from kit.transactions import BTC, burst_frame, recorded_frames, relaxed, txid
 from whaled.model import FeeMarket, ProjectedBlock
-from whaled.upstream.continuity import Continuity, SequenceTracker
-from whaled.upstream.dialect import (
+from whaled.source import Continuity
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.continuity import SequenceTracker
+from whaled.sources.mempool_space.dialect import (
     PING,
     SAMPLE_LIMIT,
     DialectError,
@@ -21,7 +23,7 @@ from whaled.upstream.dialect import (
     subscribe_frames,
     track_block_frame,
 )
-from whaled.upstream.surrogates import repaired
+from whaled.sources.mempool_space.surrogates import repaired
 
 DELTA = "mempool-transactions"
 
@@ -72,7 +74,7 @@ def test_every_recorded_frame_is_understood_whole(index: int) -> None:
         return
     told = plain[DELTA]
     assert read.delta.sequence == told["sequence"]
-    assert read.delta.added_count == len(told["added"])
+    assert len(read.delta.added) == len(told["added"])
     assert list(read.delta.removed) == told["removed"]
     assert list(read.delta.mined) == told["mined"]
     assert [(pair.replaced, pair.by) for pair in read.delta.replaced] == [
@@ -113,7 +115,7 @@ def test_text_is_read_like_bytes() -> None:
     for given_frame in (raw, raw.decode()):
         change = decode(given_frame).delta
         assert change is not None
-        assert change.added_count == 1108
+        assert len(change.added) == 1108
         assert len(change.at_least(0)) == 1108
 
 
@@ -216,8 +218,8 @@ def test_of_several_replaced_the_one_that_left_now_is_the_predecessor() -> None:
     by = tx(3, BTC)
     pairs = [{"replaced": txid(1), "by": by}, {"replaced": txid(2), "by": by}]
     for removed, predecessor in (([txid(2)], txid(2)), ([], txid(1))):
-        change = decode(frame(**{DELTA: delta(replaced=pairs, removed=removed)})).delta
-        assert change is not None
+        read = decode(frame(**{DELTA: delta(replaced=pairs, removed=removed)}))
+        change = change_of(read, received_at=0.0, received_monotonic=0.0)
         assert change.predecessor(txid(3)) == predecessor
         assert change.predecessor(txid(4)) is None
 
@@ -482,7 +484,7 @@ def test_a_block_that_cannot_be_read_costs_itself() -> None:
 def test_a_value_beyond_all_coins_is_malformed() -> None:
     read = decode(frame(**{DELTA: delta(added=[tx(1, 21_000_001 * BTC), tx(2, 10**30), tx(3, -1)])}))
     assert read.delta is not None
-    assert (read.delta.malformed, read.delta.added_count) == (3, 0)
+    assert (read.delta.malformed, len(read.delta.added)) == (3, 0)
 
 
 def test_unknown_keys_are_named_and_cost_nothing() -> None:
