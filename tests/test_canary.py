@@ -14,11 +14,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from kit.gateway import Rig, ask, receive, receive_type, running_gateway
+from kit.pipeline import Pipeline
 from whaled.canary import Canary, Subscriber
 from whaled.config.sections import CanarySettings, DetectionSettings
 from whaled.errors import CanaryFailure, EventLogError, LogFailure
 from whaled.gateway.share import Lane
-from whaled.pipeline import Pipeline
 from whaled.sources.mempool_space.changes import canary_change
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.filters import EVERYTHING, Filter

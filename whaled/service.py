@@ -11,7 +11,7 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +34,10 @@ from whaled.eventlog.store import EventLog
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
+from whaled.ingest.committer import Committer
+from whaled.ingest.ingest import Ingest
+from whaled.ingest.intake import Inputs, Intake
+from whaled.model import Alert
 from whaled.ops import descriptors, logs, memory, reloads
 from whaled.ops.certificates import certificate_expiry, load_certificate, tls_context
 from whaled.ops.memory_watch import MemoryWatch
@@ -42,7 +46,7 @@ from whaled.ops.starts import Starts
 from whaled.ops.status import Status, report_status
 from whaled.ops.systemd import Notifier, Passed
 from whaled.ops.watchdog import LoopWatch, feed_watchdog
-from whaled.pipeline import Pipeline
+from whaled.source import Stream
 from whaled.sources.mempool_space.backend import Backend
 from whaled.sources.mempool_space.changes import canary_change
 from whaled.sources.mempool_space.feed import Feed
@@ -74,7 +78,9 @@ class _Running(NamedTuple):
     """The parts of the running daemon that its tasks use and a reload changes."""
 
     gateway: Gateway
-    pipeline: Pipeline
+    ingest: Ingest
+    intake: Intake
+    committer: Committer
     event_log: EventLog
     canary: Canary
     memory_watch: MemoryWatch
@@ -150,24 +156,31 @@ class Service:
                 meter=self.metrics.gateway,
                 connections_possible=self._connections_possible(),
             )
-            pipeline = Pipeline(
-                detector=detector,
+            ingest = Ingest(detector)
+            committer = Committer(
+                event_log=event_log,
+                publisher=gateway,
+                meter=self.metrics.detection,
+                settled=ingest.forget,
+                last_whale=await self._newest_whale(event_log),
+            )
+            intake = Intake(
+                ingest=ingest,
+                committer=committer,
                 event_log=event_log,
                 publisher=gateway,
                 priority=gateway.share,
                 meter=self.metrics.detection,
-                inputs=rest if config.detection.fetch_inputs else None,
-                inputs_wait_s=config.detection.inputs_wait,
+                inputs=self._inputs(rest),
             )
-            await self._recall(event_log, pipeline)
             reloads.forget(self._outcome_path)
             starts = await Starts.recalled(event_log, self.metrics.starts)  # before /metrics is served
             del book, detector  # a reload replaces them: this stack frame must not keep the old ones in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
-                backfill = self._worker(rest, event_log, pipeline)
+                backfill = self._worker(rest, event_log, committer, ingest)
                 canary = Canary(
                     config.canary,
-                    send=lambda txid: pipeline.rehearse(partial(canary_change, txid)),
+                    send=lambda txid: intake.rehearse(partial(canary_change, txid)),
                     subscriber=subscriber,
                     meter=self.metrics.canary,
                 )
@@ -178,15 +191,17 @@ class Service:
                     event_log,
                     self.metrics.upstream,
                     is_backfilling=config.backfill.enabled,
-                    on_network=lambda network: self._on_network(network, pipeline.detector.book),
+                    on_network=lambda network: self._on_network(network, ingest.detector.book),
                 )
-                http = self._http_server(gateway, canary, pipeline)
-                running = _Running(gateway, pipeline, event_log, canary, memory_watch, tls, backfill, survey, http)
+                http = self._http_server(gateway, canary, intake)
+                running = _Running(
+                    gateway, ingest, intake, committer, event_log, canary, memory_watch, tls, backfill, survey, http
+                )
                 async with (
                     gateway.serving(self._passed.clients, tls),
                     http.serving(self._passed.metrics),
                 ):
-                    self._observe(gateway, event_log, pipeline, http)
+                    self._observe(running)
                     self._observe_keys(self._ring)
                     await starts.began()
                     self._announce(gateway.addresses, http.addresses)
@@ -195,19 +210,18 @@ class Service:
         logger.info("stopped")
 
     async def _work(self, running: "_Running") -> None:
-        gateway, pipeline, event_log = running.gateway, running.pipeline, running.event_log
-        backfill = running.backfill
+        gateway, event_log, backfill = running.gateway, running.event_log, running.backfill
         survey = running.survey
         feed = Feed(self.config.upstream, self.metrics.upstream, surveyor=survey)
         loop_watch = LoopWatch(self.metrics.loop)
         async with asyncio.TaskGroup() as tasks:
             until_stop = [
-                tasks.create_task(pipeline.run(feed), name="ingest"),
+                tasks.create_task(self._ingest(feed, running.intake, backfill), name="ingest"),
                 tasks.create_task(self._retain(event_log), name="retention"),
                 tasks.create_task(survey.run(), name="survey"),
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(backfill.run(), name="backfill")] if backfill is not None else []),
-                tasks.create_task(report_status(self.notifier, lambda: self._status(gateway, event_log, pipeline))),
+                tasks.create_task(report_status(self.notifier, lambda: self._status(running))),
                 tasks.create_task(self._reload_when_requested(running), name="reload"),
             ]
             # These also run during the drain, so that the watchdog ends a loop that hangs in it.
@@ -221,7 +235,7 @@ class Service:
             logger.info("stopping", clients=gateway.connections)
             try:
                 async with asyncio.timeout(FINISH_MESSAGE_S):
-                    await pipeline.idle()
+                    await running.committer.idle()
             except TimeoutError:
                 logger.warning("the message being handled was not finished in time")
             for task in until_stop:
@@ -230,22 +244,33 @@ class Service:
             for task in until_end:
                 task.cancel()
 
-    async def _recall(self, event_log: EventLog, pipeline: Pipeline) -> None:
-        """Read the newest whale of earlier runs from the log, for the status line and the metric."""
-        newest = await event_log.read(queries.newest_alert)
-        if newest is not None:
-            pipeline.last_whale = (newest.whale.alert, newest.at)
-            self.metrics.detection.last_whale(newest.at)
+    @staticmethod
+    async def _ingest(stream: Stream, intake: Intake, backfill: Worker | None) -> None:
+        """Take one message after the other. The backfill observes each after its events were committed."""
+        async with aclosing(stream.messages()) as messages:
+            async for message in messages:
+                await intake.take(message)
+                if backfill is not None:
+                    backfill.observe(message)
 
-    def _status(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
+    async def _newest_whale(self, event_log: EventLog) -> tuple[Alert, float] | None:
+        """Return the newest whale of earlier runs and the time of its alert, for the status line and the metric."""
+        newest = await event_log.read(queries.newest_alert)
+        if newest is None:
+            return None
+        self.metrics.detection.last_whale(newest.at)
+        return newest.whale.alert, newest.at
+
+    def _status(self, running: "_Running") -> str:
+        gateway = running.gateway
         text = Status(
             upstream=gateway.upstream,
-            shortfall=pipeline.shortfall,
+            shortfall=running.intake.shortfall,
             clients=gateway.connections,
-            last_whale=pipeline.last_whale,
-            head=event_log.head,
+            last_whale=running.committer.last_whale,
+            head=running.event_log.head,
             addresses=gateway.addresses,
-            owners=pipeline.detector.book.owners,
+            owners=running.ingest.detector.book.owners,
             is_short_of_memory=gateway.is_short_of_memory,
         ).line()
         return text if self._reload_problem is None else f"{text}; the last reload was refused"
@@ -257,33 +282,36 @@ class Service:
         """Return the number of descriptors for refused and HTTP connections and the reserve; see docs/operations.md."""
         return TURNED_AWAY + Reserve.SIZE + self.config.http.max_connections
 
-    def _worker(self, rest: Rest, event_log: EventLog, pipeline: Pipeline) -> Worker | None:
+    def _inputs(self, rest: Rest) -> Inputs | None:
+        detection = self.config.detection
+        return partial(rest.prevouts, deadline_s=detection.inputs_wait) if detection.fetch_inputs else None
+
+    def _worker(self, rest: Rest, event_log: EventLog, committer: Committer, ingest: Ingest) -> Worker | None:
         settings = self.config.backfill
         if not settings.enabled:
             return None
-        backfill = Worker(
+        return Worker(
             Context(
                 settings=settings,
                 backend=Backend(rest, settings.requests_per_second, settings.concurrency),
                 event_log=event_log,
-                committer=pipeline,
+                committer=committer,
+                ingest=ingest,
                 meter=self.metrics.backfill,
             )
         )
-        pipeline.observer = backfill
-        return backfill
 
     async def _retain(self, event_log: EventLog) -> None:
         while True:
             await event_log.prune(time.time(), follows_blocks=self.config.backfill.enabled)
             await asyncio.sleep(self.config.eventlog.prune_interval)
 
-    def _http_server(self, gateway: Gateway, canary: Canary, pipeline: Pipeline) -> web.HttpServer:
+    def _http_server(self, gateway: Gateway, canary: Canary, intake: Intake) -> web.HttpServer:
         def health() -> web.Health:
             return web.Health(
                 status="stopping" if self._stop.is_set() else "ok" if canary.is_alive() else "stalled",
                 upstream=gateway.upstream,
-                shortfall=pipeline.shortfall,
+                shortfall=intake.shortfall,
                 connections=gateway.connections,
                 position=gateway.position(),
                 version=__version__,
@@ -291,7 +319,9 @@ class Service:
 
         return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
 
-    def _observe(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline, http: web.HttpServer) -> None:
+    def _observe(self, running: "_Running") -> None:
+        gateway, event_log, http = running.gateway, running.event_log, running.http
+        detection, intake = running.ingest, running.intake
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
         gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
@@ -313,7 +343,7 @@ class Service:
         gauge(
             "threshold_usd_blind",
             "1 while detection.threshold_usd matches nothing: the price is unknown.",
-            lambda: pipeline.is_usd_rule_blind,
+            lambda: intake.is_usd_rule_blind,
         )
         gauge("http_connections", "Open connections of the HTTP server.", lambda: http.connections)
         gauge("http_connections_limit", "http.max_connections.", lambda: self.config.http.max_connections)
@@ -321,10 +351,10 @@ class Service:
         gauge(
             "address_book_addresses",
             "Addresses in the address book in force.",
-            lambda: len(pipeline.detector.book.owners),
+            lambda: len(detection.detector.book.owners),
         )
         gauge(
-            "address_book_owners", "Labels in the address book in force.", lambda: pipeline.detector.book.owners.labels
+            "address_book_owners", "Labels in the address book in force.", lambda: detection.detector.book.owners.labels
         )
         gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
 
@@ -401,7 +431,7 @@ class Service:
         Everything is read outside the event loop before anything is applied. The new values are applied without an
         await in between.
         """
-        pipeline, tls = running.pipeline, running.tls
+        ingest, tls = running.ingest, running.tls
         began_s = time.monotonic()
         self.notifier.reloading()
         logger.info("reloading")
@@ -413,15 +443,15 @@ class Service:
                 raise ConfigError(
                     tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
                 )
-            book = await self._read_book(boot, pipeline.detector.book)
-            detector = pipeline.detector.with_rules(Rules.of(boot.config.detection), book)
+            book = await self._read_book(boot, ingest.detector.book)
+            detector = ingest.detector.with_rules(Rules.of(boot.config.detection), book)
             if tls is not None:
                 load_certificate(tls, boot.config.gateway.tls)
         except OperatorError as error:
             about: dict[str, object] = {}
             if isinstance(error, BookError):
                 self.metrics.config.book_refused(error.reason)
-                about = {"address_book": error.reason, "addresses_in_force": len(pipeline.detector.book.owners)}
+                about = {"address_book": error.reason, "addresses_in_force": len(ingest.detector.book.owners)}
             logger.error("reload refused, the old configuration stays", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self._reload_problem = str(error)
         except Exception as error:
@@ -493,7 +523,7 @@ class Service:
         if self._authenticator is not None and boot.ring is not None:
             self._authenticator.replace_ring(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
-        running.pipeline.detector = detector
+        running.ingest.detector = detector
         running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
         running.canary.settings = self.config.canary
         running.memory_watch.settings = self.config.memory

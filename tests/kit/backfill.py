@@ -13,6 +13,7 @@ from typing import Any, Self
 import aiohttp
 from aiohttp import web
 
+from kit.pipeline import Pipeline
 from whaled.backfill.context import Context
 from whaled.backfill.coverage import Cover
 from whaled.backfill.worker import Worker
@@ -22,7 +23,6 @@ from whaled.eventlog.store import EventLog
 from whaled.gateway.share import LoopShare
 from whaled.model import Event, Scan, UpstreamState
 from whaled.ops.metrics import Metrics
-from whaled.pipeline import Pipeline
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.source import MempoolChange, StreamMessage
@@ -335,7 +335,8 @@ async def watching(
                 settings=backfill,
                 backend=Backend(rest, backfill.requests_per_second),
                 event_log=log,
-                committer=pipeline,
+                committer=pipeline.committer,
+                ingest=pipeline.ingest,
                 meter=tally,
                 clock=clock,
                 monotonic=clock,
@@ -343,9 +344,9 @@ async def watching(
         )
         rig = Rig(sim, clock, log, pipeline, tally)
         rig.clients, rig.metrics = clients, metrics
-        rig.observer = pipeline.observer = Observer(worker, tally)
+        rig.observer = Observer(worker, tally)
         working = [
-            tasks.create_task(pipeline.run(Feed(upstream, metrics.upstream, clock))),
+            tasks.create_task(pipeline.run(Feed(upstream, metrics.upstream, clock), rig.observer.observe)),
             tasks.create_task(worker.run()),
         ]
         try:

@@ -2,18 +2,23 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kit.transactions import NOW, txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.eventlog.store import EventLog
-from whaled.model import Event, UpstreamState
+from whaled.gateway.share import LoopShare
+from whaled.ingest.committer import Committer, Log, Publisher
+from whaled.ingest.ingest import Ingest
+from whaled.ingest.intake import Intake, StatePublisher
+from whaled.model import Event, Market, Transaction, UpstreamState
 from whaled.ops.metrics import Metrics
-from whaled.pipeline import Inputs, Log, Pipeline
-from whaled.source import MempoolChange
+from whaled.ops.upstream_meters import DetectionMeter
+from whaled.source import MempoolChange, Stream, StreamMessage
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.detect import Detector, Rules
@@ -62,6 +67,63 @@ def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
     return EventLog.open(EventLogSettings(path=str(directory / "w.db")), Metrics().eventlog)
 
 
+class PrevoutSource(Protocol):
+    """A source of the outputs that a transaction spends."""
+
+    async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]: ...
+
+
+class AnyPublisher(Publisher, StatePublisher, Protocol):
+    """The delivery to clients, as the gateway does it."""
+
+
+class Pipeline:
+    """The path from a message of the stream to a published event, wired as in `whaled.service`."""
+
+    def __init__(
+        self, *, detector: Detector, event_log: Log, publisher: AnyPublisher, priority: Priority | LoopShare,
+        meter: DetectionMeter, inputs: PrevoutSource | None, inputs_wait_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.ingest = Ingest(detector)
+        self.committer = Committer(event_log=event_log, publisher=publisher, meter=meter, settled=self.ingest.forget)
+        self.intake = Intake(
+            ingest=self.ingest,
+            committer=self.committer,
+            event_log=event_log,
+            publisher=publisher,
+            priority=priority,
+            meter=meter,
+            inputs=None if inputs is None else partial(inputs.prevouts, deadline_s=inputs_wait_s),
+            clock=clock,
+        )
+        self.handle = self.intake.take
+        self.rehearse = self.intake.rehearse
+        self.commit = self.committer.commit
+
+    @property
+    def detector(self) -> Detector:
+        return self.ingest.detector
+
+    @detector.setter
+    def detector(self, detector: Detector) -> None:
+        self.ingest.detector = detector
+
+    @property
+    def market(self) -> Market:
+        return self.ingest.market
+
+    @property
+    def is_usd_rule_blind(self) -> bool:
+        return self.intake.is_usd_rule_blind
+
+    async def run(self, stream: Stream, observe: Callable[[StreamMessage], None] = lambda _: None) -> None:
+        async with aclosing(stream.messages()) as messages:
+            async for message in messages:
+                await self.intake.take(message)
+                observe(message)
+
+
 class Time:
     """A clock that the test sets."""
 
@@ -96,7 +158,7 @@ def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str
 
 def timed(
     log: Log, detection: DetectionSettings, published: Published, *, book: AddressBook | None = None,
-    inputs: Inputs | None = None, metrics: Metrics | None = None,
+    inputs: PrevoutSource | None = None, metrics: Metrics | None = None,
 ) -> tuple[Pipeline, Time]:  # fmt: skip
     clock = Time()
     running = Pipeline(

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kit.pipeline import BTC, Published, opened, pays, received, timed
+from kit.pipeline import BTC, Pipeline, Published, opened, pays, received, timed
 from kit.transactions import NOW, txid
 from kit.whales import alert_draft
 from whaled.config.sections import DetectionSettings
 from whaled.eventlog import queries
 from whaled.eventlog.rows import Rows
 from whaled.eventlog.store import EventLog
-from whaled.pipeline import Pipeline
 from whaled.source import MempoolChange
 from whaled.sources.mempool_space.dialect import decode
 from whaled.whales import lifecycle

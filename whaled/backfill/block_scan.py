@@ -158,7 +158,7 @@ class BlockScanner:
 
     def _may_be_whale(self, entry: Summary) -> bool:
         """Return whether an entry may be a whale. One whose value is unreadable may be."""
-        return entry.gross_sat is None or entry.gross_sat >= self._context.committer.minimum_sat
+        return entry.gross_sat is None or entry.gross_sat >= self._context.ingest.minimum_sat
 
     async def _finish(self, scan: OpenScan) -> None:
         """Store and count a scan whose pages have all been fetched."""
@@ -191,7 +191,7 @@ class BlockScanner:
             if transaction is None:
                 absent.append(entry)
                 continue
-            if transaction.gross_sat < context.committer.minimum_sat:
+            if transaction.gross_sat < context.ingest.minimum_sat:
                 continue  # its value was unreadable in the summary
             if any(spent.prevout is None for spent in transaction.inputs):
                 incomplete.append((transaction, entry))
@@ -235,8 +235,8 @@ class BlockScanner:
         context = self._context
         block = scan.block
         now = context.clock()
-        market = Market(price=context.committer.market.price, moment=float(block.timestamp))
-        whale = context.committer.assess(transaction, source=Source.BLOCK, now=now, market=market)
+        market = Market(price=context.ingest.market.price, moment=float(block.timestamp))
+        whale = context.ingest.assess(transaction, source=Source.BLOCK, now=now, market=market)
         if whale is None:
             return []
         rbf_tree = await context.backend.family(transaction.txid) if self._may_have_replaced(scan, entry) else []

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from whaled.backfill.background import Background
-from whaled.backfill.ports import BackfillMeter, Committer
+from whaled.backfill.ports import BackfillMeter
 from whaled.config.sections import BackfillSettings
 from whaled.eventlog import queries
 from whaled.eventlog.store import EventLog
+from whaled.ingest.committer import Committer
+from whaled.ingest.ingest import Ingest
 from whaled.model import Draft, Kind
 from whaled.sampling import Sampler
 from whaled.source import Backend, BackendError
@@ -25,7 +27,7 @@ LOG_INTERVAL_S = 600.0
 
 
 class Context:
-    """Settings, backend, event log, committer, meter, clocks and background tasks of one backfill."""
+    """Settings, backend, event log, committer, rules in force, meter, clocks and background tasks of one backfill."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Context:
         backend: Backend,
         event_log: EventLog,
         committer: Committer,
+        ingest: Ingest,
         meter: BackfillMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -42,6 +45,7 @@ class Context:
         self.backend = backend
         self.event_log = event_log
         self.committer = committer
+        self.ingest = ingest
         self.meter = meter
         self.clock = clock
         self.monotonic = monotonic

@@ -122,16 +122,16 @@ class Mempool:
     def on_snapshot(self, part: MempoolPart) -> None:
         """Take in a part of a snapshot."""
         self._seen.add(listed.txid for listed in part.transactions)
-        for listed in part.at_least(self._context.committer.minimum_sat):
+        for listed in part.at_least(self._context.ingest.minimum_sat):
             self._add_candidate(listed.txid, Candidate.of(listed))
             self._add_to_stream(listed.txid)
 
     def on_change(self, change: MempoolChange) -> None:
-        """Take in a change of the mempool. The pipeline has examined its transactions already."""
+        """Take in a change of the mempool. Its transactions were examined already."""
         # The next mempool comparison forgets what left as well, but it waits for a response, possibly for days.
         self._seen.discard((*change.removed, *change.mined))
         self._seen.add(glimpse.txid for glimpse in change.entered.added)
-        minimum_sat = self._context.committer.minimum_sat
+        minimum_sat = self._context.ingest.minimum_sat
         for glimpse in change.entered.added:
             if glimpse.gross_sat >= minimum_sat:
                 self._add_to_stream(glimpse.txid)
@@ -270,7 +270,7 @@ class Mempool:
             # A transaction in no projected block pays least: its outputs decide whether it is a whale, without the fee.
             bare = await self._context.backend.bare(txid)
             is_known = bare is not None
-            if bare is None or bare.value_sat >= self._context.committer.minimum_sat:
+            if bare is None or bare.value_sat >= self._context.ingest.minimum_sat:
                 is_large = bare is not None and len(bare.inputs) > self._context.backend.inputs_limit
                 is_known = await self._fetch(txid, None, is_large=is_large)
             if is_known:
@@ -297,7 +297,7 @@ class Mempool:
         if transaction is None:
             return False
         # If it was mined meanwhile, the block scan finds it.
-        if transaction.is_confirmed or transaction.gross_sat < context.committer.minimum_sat:
+        if transaction.is_confirmed or transaction.gross_sat < context.ingest.minimum_sat:
             return True
         if context.settings.first_mempool or not await self._is_older(transaction.first_seen):
             drafts = await self._drafts(transaction, is_replacement, is_there=is_there)
@@ -324,7 +324,7 @@ class Mempool:
         context = self._context
         txid = transaction.txid
         now = context.clock()
-        whale = context.committer.assess(transaction, source=Source.SNAPSHOT, now=now, market=context.committer.market)
+        whale = context.ingest.assess(transaction, source=Source.SNAPSHOT, now=now, market=context.ingest.market)
         if whale is None:
             return []
         has_tree = not is_there or is_replacement is not False

@@ -1,34 +1,9 @@
-"""The interfaces through which the backfill does its I/O: committer and meter."""
+"""The meter of the backfill."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from whaled.backfill.coverage import Cover
-from whaled.model import Draft, Event, Market, Source, Transaction, Whale
-
-
-class Committer(Protocol):
-    """Commits and publishes events in one order with those of the stream."""
-
-    market: Market
-
-    async def commit(self, decide: Callable[[], Awaitable[Sequence[Draft]]]) -> list[Event]:
-        """Commit and publish the drafts of `decide`, which is called between two messages of the stream.
-
-        Return the events that were new.
-        """
-        ...
-
-    def assess(
-        self, transaction: Transaction, *, source: Source, now: float, market: Market, replaces: str | None = None
-    ) -> Whale | None:
-        """Return this transaction as a whale, None if no rule matches it."""
-        ...
-
-    @property
-    def minimum_sat(self) -> int:
-        """The smallest sum of outputs and fee that any rule can match, in satoshi."""
-        ...
 
 
 class BackfillMeter(Protocol):

@@ -100,7 +100,7 @@ class Replacements:
         return place is not None and await backend.is_in_chain(place)
 
     def _may_be_whale(self, each: Relative) -> bool:
-        minimum_sat = self._context.committer.minimum_sat
+        minimum_sat = self._context.ingest.minimum_sat
         return each.replaced_by is not None and each.value is not None and each.value >= minimum_sat
 
     async def _drafts_of(self, replaced: Relative, rbf_tree: Iterable[Relative]) -> list[Draft]:
@@ -109,11 +109,11 @@ class Replacements:
         if transaction is None or replaced.replaced_by is None:
             return []
         now = context.clock()
-        whale = context.committer.assess(
+        whale = context.ingest.assess(
             transaction,
             source=Source.SNAPSHOT,
             now=now,
-            market=context.committer.market,
+            market=context.ingest.market,
             replaces=next((each.txid for each in rbf_tree if each.replaced_by == replaced.txid), None),
         )
         if whale is None:

@@ -85,7 +85,7 @@ class Worker:
     # --- messages of the feed: handled without waiting ---
 
     def observe(self, message: StreamMessage) -> None:
-        """Take in a message after the pipeline has handled it."""
+        """Take in a message after its events were committed."""
         now = self._clock()
         match message:
             case MempoolChange():

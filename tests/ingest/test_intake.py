@@ -15,15 +15,16 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from kit.paths import DATA
-from kit.pipeline import BTC, Priority, Published, brings, opened, pays, received, timed
+from kit.pipeline import BTC, Pipeline, PrevoutSource, Priority, Published, brings, opened, pays, received, timed
 from kit.transactions import ADDRESSES, NOW, txid
 from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import queries
 from whaled.eventlog.rows import Rows
+from whaled.ingest.committer import K, Log, V
+from whaled.ingest.intake import OPEN_LIMIT
 from whaled.model import Block, Draft, Event, Input, Kind, Output, OwnerType, Transaction, UpstreamState
 from whaled.ops.metrics import Metrics
-from whaled.pipeline import OPEN_LIMIT, Inputs, K, Log, Pipeline, V
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.source import Decoded, MempoolChange, Replacement, StateChanged, StreamMessage
@@ -39,7 +40,7 @@ from whaled.whales.labels import AddressBook
 def pipeline(
     log: Log,
     published: Published,
-    inputs: Inputs | None = None,
+    inputs: PrevoutSource | None = None,
     metrics: Metrics | None = None,
     priority: Priority | None = None,
 ) -> Pipeline:
@@ -457,7 +458,7 @@ async def test_a_watched_payer_is_found_by_its_inputs_after_matching_whales_are_
 
 
 @pytest.mark.parametrize("inputs", [Unhelpful(), None])
-async def test_unknown_inputs_that_a_watch_rule_needs_are_counted(tmp_path: Path, inputs: Inputs | None) -> None:
+async def test_unknown_inputs_that_a_watch_rule_needs_are_counted(tmp_path: Path, inputs: PrevoutSource | None) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
         running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
