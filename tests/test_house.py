@@ -25,6 +25,7 @@ MAINTAINERS_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ARCHITECTUR
 # By package or top-level module. Modules of one package may import each other; otherwise only lower ranks.
 RANKS = {
     "errors": 0,
+    "log_events": 0,
     "model": 1,
     "config": 2,
     "hosts": 1,
@@ -60,10 +61,10 @@ RANKS = {
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
     "addresses", "auth.families", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
-    "cli.tail_lines", "client.cursor", "config.given", "config.keys", "config.origins", "config.render",
-    "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
+    "cli.tail_lines", "client.cursor", "config.given", "config.keys", "config.origins", "config.render", "config.rules",
+    "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
     "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
-    "labelfiles.bip329", "labelfiles.rows", "labelfiles.walletexplorer", "model", "tables", "times",
+    "labelfiles.bip329", "labelfiles.rows", "labelfiles.walletexplorer", "log_events", "model", "tables", "times",
     "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
     "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
     "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.addresses", "whales.amounts",

@@ -47,7 +47,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
             )
         if is_simulated:
             _remove(path)
-            logger.info("the log of an earlier simulated world was removed", path=str(path), events=events)
+            logger.info("simulator_log_removed", path=str(path), events=events)
     async with EventLog.open(settings, Metrics().eventlog) as new:
         await new.set_state(WORLD_KEY, world)
 

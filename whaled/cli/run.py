@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    logger.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
+    logger.info("configuration_read", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
     for warning in loaded.warnings:
-        logger.warning("configuration warning", problem=str(warning))
+        logger.warning("configuration_warning", problem=str(warning))
     memory.set_modules_apart()
     memory.collect_all_seldom()
     try:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except Exception:
         # Logged here, since the interpreter would print it and block on a reader of stderr that does not read.
-        logger.critical("ended by a bug", exc_info=True)
+        logger.critical("daemon_crashed", exc_info=True)
         return ExitStatus.FAILED
     return ExitStatus.STOPPED
 
@@ -80,7 +80,7 @@ async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
         if arguments.simulate:
             simulator = await stack.enter_async_context(Simulator(world))
             arguments.mempool_url = simulator.url
-            logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
+            logger.info("simulator_started", url=simulator.url, control=simulator.control_url)
         boot = load()
         if arguments.simulate:
             await demo.begin_log(boot.config.eventlog, str(world.seed))
