@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import whaled
+from kit.paths import ROOT
 from whaled.log_events import MESSAGES
 from whaled.summaries import Summary
 
 PACKAGE = Path(whaled.__file__).parent
-ROOT = PACKAGE.parent
 PAGE = ROOT / "docs" / "logs.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}

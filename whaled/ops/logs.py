@@ -11,7 +11,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
-from whaled.config.sections import Log, LogFormat, LogLevel
+from whaled.config.sections import LogFormat, LogLevel, LogSettings
 from whaled.log_events import MESSAGES
 from whaled.ops import journal
 from whaled.ops.output import FLUSH_S, Output, OutputHandler
@@ -34,7 +34,9 @@ LEVELS = {
 }
 
 
-def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
+def configure(
+    settings: LogSettings, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET
+) -> None:
     """Send all log lines, including those of libraries, to `stream` or the journal.
 
     A reload calls this again to apply a new level. `stream` is None in a process that was started without stderr.
