@@ -41,7 +41,7 @@ MESSAGES = {
     "watch_rule_idle": "a rule of detection.watch matches nothing",
     # Whales
     "whale_detected": "whale detected",
-    "whale_updated": "whale has a new status",
+    "whale_updated": "whale status changed",
     "whale_inputs_unknown": "the inputs of a whale remain unknown",
     "usd_threshold_suspended": "the price is unknown or too old: detection.threshold_usd matches nothing until it is "
     "known",
@@ -66,7 +66,7 @@ MESSAGES = {
     # Backfill
     "backfill_request_failed": "a request of the backfill failed: gaps stay open until it succeeds",
     "backfill_requests_resumed": "the mempool backend responds to the backfill again",
-    "backfill_whale_missed": "a whale left the mempool before the backend returned it",
+    "backfill_whale_missed": "a whale left the mempool before the backend returned it: it is not alerted",
     "block_scan_start_set": "first start: blocks are scanned from this height on",
     "block_scan_start_lost": "the stored height of the first block to scan is lost: blocks are scanned from this "
     "height on",
