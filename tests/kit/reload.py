@@ -35,7 +35,7 @@ from whaled.auth.keys import generate, read, ring_of
 from whaled.auth.tokens import issue
 from whaled.config.sections import AuthSettings
 from whaled.model import SAT_PER_BTC, Permission
-from whaled.upstream.canary_frame import canary_frame
+from whaled.sources.mempool_space.canary_frame import canary_frame
 
 # The limit for something that the daemon does at once, on a machine that runs other tests too.
 SOON_S = 10.0
