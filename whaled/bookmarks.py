@@ -50,14 +50,6 @@ class StartRecord(Struct):
     is_running: bool = False
 
 
-class NetworkNote(Struct, frozen=True):
-    """The network of the log's whales: hashes of the genesis block and of block 1, and the backend that was asked."""
-
-    genesis: str
-    url: str
-    block_1: str | None = None
-
-
 class _StoredBlock(Struct):
     height: Count
     hash: str
@@ -101,7 +93,8 @@ BEGAN_AT: Bookmark[float] = _json("began_at", Time)
 FIRST_BLOCK: Bookmark[int] = _json("first_block", Count)
 # The newest blocks when the backend first reported any.
 BLOCKS_AT_START: Bookmark[list[Block]] = Bookmark("told_blocks", _blocks, _encoded)
-NETWORK: Bookmark[NetworkNote] = _json("network", NetworkNote)
+# The network of the whales in the log; `survey` of the source knows the fields.
+NETWORK: Bookmark[dict[str, str | None]] = _json("network", dict[str, str | None])
 # The log of a simulated world, which ended with the process that ran it.
 SIMULATED_WORLD = text("simulated_world")
 # The time at which a backup was made: this file is one.

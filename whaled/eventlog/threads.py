@@ -109,5 +109,5 @@ async def check_within(limit_s: float, threads: Threads) -> bool:
     finally:
         timer.cancel()
     if not is_complete:
-        logger.warning("event log check stopped before the end: the file is large", limit_s=limit_s)
+        logger.warning("eventlog_check_unfinished", limit_s=limit_s)
     return is_complete

@@ -160,7 +160,7 @@ class Committer:
                 self._settled(event.whale.alert.transaction_id)
             self._meter.updated(event.kind, event.update.blocks_off)
             logger.info(
-                "whale update",
+                "whale_updated",
                 txid=event.whale.alert.transaction_id,
                 status=event.update.status.value,
                 offset=event.offset,
@@ -170,7 +170,7 @@ class Committer:
         self._meter.whale(alert, event.at)
         self.last_whale = (alert, event.at)
         logger.info(
-            "whale",
+            "whale_detected",
             btc=alert.value_sat / SAT_PER_BTC,
             txid=alert.transaction_id,
             flow=alert.flow_type.value,

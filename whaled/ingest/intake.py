@@ -155,9 +155,9 @@ class Intake:
             self._meter.price(price.at if price is not None else None)
         is_blind = self.is_usd_rule_blind
         if is_blind and not self._was_usd_rule_blind:
-            logger.warning("the price is unknown or too old: detection.threshold_usd matches nothing until it is known")
+            logger.warning("usd_threshold_suspended")
         elif self._was_usd_rule_blind and not is_blind:
-            logger.info("detection.threshold_usd is compared with the price again")
+            logger.info("usd_threshold_resumed")
         self._was_usd_rule_blind = is_blind
 
     async def _drafts(self, completed: Sequence[Transaction], change: MempoolChange, now: float) -> list[Draft]:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import msgspec
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from whaled.bookmarks import NETWORK, Keeper, NetworkNote
+from whaled.bookmarks import NETWORK, Keeper
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
 from whaled.sources.mempool_space.address import shown
@@ -61,6 +61,18 @@ class SurveyMeter(Protocol):
     def capability(self, capability: Capability, *, is_there: bool) -> None:
         """Record whether the backend provides a capability."""
         ...
+
+
+class _Noted(Struct, frozen=True):
+    """The network of the log, and the `upstream.url` against which it was last checked."""
+
+    genesis: str
+    url: str
+    block_1: str | None = None
+
+    @property
+    def network(self) -> Network:
+        return Network(self.genesis, self.block_1)
 
 
 class Survey:
@@ -193,32 +205,39 @@ class Survey:
                 f"the backend is on {network}, whose amounts are hidden; whaled reads Bitcoin networks (upstream.url)",
             )
             return
-        noted = await self._log.recall(NETWORK)
-        held = None if noted is None else _network_of(noted)
-        if held is not None and not held.same_as(network):
+        noted = await self._noted()
+        if noted is not None and not noted.network.same_as(network):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
-                f"the backend is on {network}, and the event log holds {held}: set upstream.url to a backend "
-                f"on {held}, or eventlog.path to another file for {network}",
+                f"the backend is on {network}, and the event log holds {noted.network}: set upstream.url to a backend "
+                f"on {noted.network}, or eventlog.path to another file for {network}",
             )
             return
         block_1 = network.block_1 or (None if noted is None else noted.block_1)
-        new = NetworkNote(network.genesis, shown(self._settings.url), block_1)
+        new = _Noted(network.genesis, shown(self._settings.url), block_1)
         if new != noted:
-            await self._log.keep(NETWORK, new)
+            await self._log.keep(NETWORK, structs.asdict(new))
         if noted is None:
-            logger.info("the network of the event log is noted", network=str(network), genesis=network.genesis)
+            logger.info("network_recorded", network=str(network), genesis=network.genesis)
         self._on_network(str(network))
 
     async def _without_network(self) -> None:
-        noted = await self._log.recall(NETWORK)
+        noted = await self._noted()
         if noted is not None and noted.url != shown(self._settings.url):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
-                f"the backend's network cannot be determined by REST, and the event log ({_network_of(noted)}) was "
+                f"the backend's network cannot be determined by REST, and the event log ({noted.network}) was "
                 f"filled from {noted.url}: make {self._rest.shown_base} respond (upstream.rest_url), "
                 "or set upstream.url back",
             )
+
+    async def _noted(self) -> _Noted | None:
+        held = await self._log.recall(NETWORK)
+        try:
+            return None if held is None else msgspec.convert(held, _Noted)
+        except msgspec.ValidationError:
+            logger.warning("network_record_unreadable", note=held)
+            return None
 
     def _refused(self, reason: LossReason, detail: str) -> LinkLostError:
         # Only an operator can change this, so attempts are rare.
@@ -296,13 +315,13 @@ class Survey:
         }
         if missing:
             logger.warning(
-                "the backend does not give everything",
+                "upstream_capabilities_missing",
                 missing=sorted(capability.value for capability in missing),
                 effect=self.shortfall,
                 **fields,
             )
         elif self._reported or routes.is_esplora:
-            logger.info("the backend gives everything that is needed", **fields)
+            logger.info("upstream_capabilities_complete", **fields)
         self._reported = missing
 
 
@@ -326,7 +345,3 @@ def _is_mempool(raw: bytes | None) -> bool:
 def _hash(raw: bytes | None) -> str | None:
     text = raw[: HASH_DIGITS + 2].decode("latin-1").strip() if raw is not None else ""
     return text if len(text) == HASH_DIGITS and set(text) <= set("0123456789abcdef") else None
-
-
-def _network_of(noted: NetworkNote) -> Network:
-    return Network(noted.genesis, noted.block_1)
