@@ -36,7 +36,6 @@ def write_book(path: Path, count: int) -> None:
 # In a process of its own: the kernel's peaks of children are those of the largest one that a process ever had.
 READ = """
 import asyncio, json, resource, sys
-from kit.books import address
 from whaled.config.sections import Detection
 from whaled.addressbook.loading import read_address_book_apart
 
