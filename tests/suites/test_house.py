@@ -58,7 +58,8 @@ RANKS = {
 PURE = (
     "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer",
     "addresses", "auth.families", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
-    "cli.tail_lines", "client.cursor", "config.given", "config.keys", "config.origins", "config.render",
+    "cli.tail_lines", "client.cursor", "config.fields", "config.given", "config.keys", "config.origins",
+    "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
     "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
     "model", "tables", "times",
@@ -296,7 +297,7 @@ def identifiers() -> set[str]:
 
 @pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
 def test_identifiers_that_maintainers_pages_quote_are_in_the_sources(page: Path) -> None:
-    """Each part of `Rig.value`, `RELOADABLE`, `register(subparsers)` or the name of a test."""
+    """Each part of `Rig.value`, `RELOAD`, `register(subparsers)` or the name of a test."""
     quoted = [text.partition("(")[0] for text in named(page) if re.fullmatch(r"\w+(?:\.\w+)*(?:\(.*\))?", text)]
     parts = {part for name in quoted for part in name.split(".") if not part.isdecimal()}
     assert parts - identifiers() == set()

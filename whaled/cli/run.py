@@ -66,13 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Boot:
         loaded = load_for(arguments)
-        config = loaded.config
-        ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
-        return Boot(config, ring, loaded.origins)
+        ring = load_ring(loaded.config.auth, os.environ, working_directory()) if loaded.config.auth.enabled else None
+        return Boot(loaded.config, ring, loaded.origins)
 
-    if arguments.simulate:
-        from whaled.cli import demo  # noqa: PLC0415 - a daemon with a real backend does not load the simulator
-
-        await demo.run(arguments, load, passed)
-    else:
+    if not arguments.simulate:
         await Service(load(), reread=load, passed=passed).run()
+        return
+    from whaled.cli import demo  # noqa: PLC0415 - only here: the daemon of a real backend loads no code of the simulator
+
+    async with demo.backend() as simulated:
+        arguments.mempool_url = simulated.url
+        boot = demo.with_owners(load())
+        await demo.begin_log(boot.config.eventlog, simulated.world)
+        await Service(boot, reread=lambda: demo.with_owners(load()), passed=passed).run()
