@@ -25,6 +25,7 @@ MAINTAINERS_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ARCHITECTUR
 # By package or top-level module. Modules of one package may import each other; otherwise only lower ranks.
 RANKS = {
     "errors": 0,
+    "log_events": 0,
     "registry": 0,
     "model": 1,
     "config": 2,
@@ -62,7 +63,7 @@ PURE = (
     "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
     "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
-    "model", "tables", "times",
+    "log_events", "model", "tables", "times",
     "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
     "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
     "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.amounts",

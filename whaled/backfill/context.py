@@ -59,7 +59,7 @@ class Context:
         suppressed = self._sampler.admit(error.reason)
         if suppressed is not None:
             logger.warning(
-                "the backend cannot be asked, gaps stay open",
+                "backfill_request_failed",
                 reason=error.reason.value,
                 problem=str(error),
                 again_s=again_s,
