@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from kit.transactions import NOW, txid
+from kit.transactions import NOW
+from kit.whales import txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.share import LoopShare
@@ -23,8 +24,6 @@ from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
-
-BTC = 10**8
 
 
 class Published:

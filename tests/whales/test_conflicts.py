@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kit.pipeline import BTC, Pipeline, Published, opened, pays, received, timed
-from kit.transactions import NOW, txid
-from kit.whales import alert_draft
+from kit.pipeline import Pipeline, Published, opened, pays, received, timed
+from kit.transactions import NOW
+from kit.whales import BTC, alert_draft, txid
 from whaled.config.sections import DetectionSettings
 from whaled.eventlog import queries
 from whaled.eventlog.rows import Rows
