@@ -48,9 +48,19 @@ def encode(parts: dict[str, Any]) -> bytes:
     return json.dumps(parts, separators=(",", ":")).encode()
 
 
+NUMBERS = {txid(number): number for number in range(20)}
+
+
 def told(published: Published) -> list[tuple[str, int, str]]:
-    """Kind, number and ref of each event."""
-    return [(event.kind.value, int(event.whale.alert.transaction_id, 16), event.ref[-2:]) for event in published.events]
+    """Kind, number of the whale, and ref of each event: the number of the replacer, or the end of a block's hash."""
+    return [
+        (
+            event.kind.value,
+            NUMBERS[event.whale.alert.transaction_id],
+            f"{NUMBERS[event.ref]:02}" if event.ref in NUMBERS else event.ref[-2:],
+        )
+        for event in published.events
+    ]
 
 
 def running_on(log: EventLog) -> tuple[Pipeline, Published]:
