@@ -336,7 +336,7 @@ async def test_nothing_reported_is_lost_when_the_daemon_is_killed(path: Path) ->
         daemon.kill()
         reports += [line async for line in daemon.stdout]
         await daemon.wait()
-        complete = [line.split() for line in reports if line.endswith(b"\n") and b"event log" not in line]
+        complete = [line.split() for line in reports if line.endswith(b"\n") and b"eventlog_" not in line]
         reported = int(complete[-1][1])
         epochs.update(words[0].decode() for words in complete)
         async with open_log(path) as log:
