@@ -235,7 +235,7 @@ class Subscriber:
 
 
 class Canary:
-    """The sender of canaries, which also checks their arrival. `settings` may be replaced at any time (reload)."""
+    """The sender of canaries, which also checks their arrival."""
 
     def __init__(
         self,
@@ -256,6 +256,18 @@ class Canary:
         self._is_unreachable = False
         # The start counts as an arrival, so that the first canary has the same time as any other.
         self._last = monotonic()
+        self._reconfigured = asyncio.Event()
+
+    def reconfigure(self, settings: CanarySettings) -> None:
+        """Apply new settings, also to the canary that is due next.
+
+        If canaries arrive, the change counts as an arrival: the last one may be older than a shorter interval allows,
+        and systemd must not restart a daemon for that.
+        """
+        if self.is_alive():
+            self._last = self._monotonic()
+        self.settings = settings
+        self._reconfigured.set()
 
     def is_alive(self) -> bool:
         """Return whether a canary arrived within one interval plus the time after which a canary is lost."""
@@ -280,7 +292,17 @@ class Canary:
                     patience_s = self.settings.interval
                 if flight.result():
                     await self._arrival(began, was_late=was_late)
-                await asyncio.sleep(max(0.0, began + self.settings.interval - self._monotonic()))
+                await self._pause(began)
+
+    async def _pause(self, began: float) -> None:
+        """Wait for the rest of the interval, which `reconfigure` may change."""
+        while True:
+            self._reconfigured.clear()
+            try:
+                async with asyncio.timeout(began + self.settings.interval - self._monotonic()):
+                    await self._reconfigured.wait()
+            except TimeoutError:
+                return
 
     async def _connect(self) -> None:
         began = self._monotonic()

@@ -492,8 +492,8 @@ class Service:
         logs.configure(self.config.log)
         running.pipeline.detector = detector
         running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
-        running.canary.settings = self.config.canary
-        running.memory_watch.settings = self.config.memory
+        running.canary.reconfigure(self.config.canary)
+        running.memory_watch.reconfigure(self.config.memory)
         running.http.reconfigure(self.config.http)
         self._observe_keys(boot.ring)
         self.metrics.config.reloaded(time.time(), success=True)

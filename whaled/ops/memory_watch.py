@@ -42,7 +42,7 @@ class MemoryMeter(Protocol):
 
 
 class MemoryWatch:
-    """A memory monitor that sheds load before the kernel kills the process. `settings` may be replaced (reload).
+    """A memory monitor that sheds load before the kernel kills the process.
 
     Memory that clients have used is free for new clients, but Python returns little of it to the kernel. Shedding
     therefore does not last until memory use falls, but ends when enough of the clients that filled the memory are gone.
@@ -57,6 +57,12 @@ class MemoryWatch:
         self._clients_when_full = 0
         self._used_when_full = 0.0
         self._collected_at = time.monotonic()
+
+    def reconfigure(self, settings: MemorySettings) -> None:
+        """Apply new settings. What was used at an earlier limit does not delay shedding at a new one."""
+        if settings != self.settings:
+            self._used_when_full = 0.0
+        self.settings = settings
 
     async def run(self) -> None:
         """Check memory until cancelled."""

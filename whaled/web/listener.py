@@ -242,7 +242,7 @@ class Listener:
     def reconfigure(self, settings: HttpSettings) -> None:
         """Apply new limits."""
         self.settings = settings
-        self.pace.per_second = settings.requests_per_second
+        self.pace.reconfigure(settings.requests_per_second)
 
     def holds(self, connection: Connection) -> bool:
         """Return whether a connection is counted: neither displaced nor closed."""
