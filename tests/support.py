@@ -153,9 +153,10 @@ async def running_gateway(
             event_log=log,
             authenticator=authenticator,
             meter=metrics.gateway,
+            tls=tls,
             clock=clock,
         )
-        async with gateway.serving(tls=tls) as address:
+        async with gateway.serving() as address:
             scheme = "ws" if tls is None else "wss"
             yield Rig(log, gateway, f"{scheme}://{address}", metrics)
 

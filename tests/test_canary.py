@@ -132,7 +132,7 @@ async def test_a_writer_thread_that_hangs_is_noticed_and_nothing_piles_up_behind
 async def test_a_hub_that_delivers_nothing_is_noticed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
-        rehearsal = rig.gateway.hub._rehearsal
+        rehearsal = rig.gateway.rehearsal.group
         rehearsal.filter = Filter(min_sat=21_000_000 * 10**8)
         await counted.until(lambda: len(counted.failures) >= 3)
         assert not canary.is_alive()
@@ -188,7 +188,7 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
             async with singing(rig) as (_, counted):
                 await counted.until(lambda: min(len(counted.seconds), len(counted.connects)) >= 5)
                 assert counted.failures == []
-                assert len(rig.gateway.hub._rehearsal) <= 2  # the last one, and the one before on its way out
+                assert len(rig.gateway.rehearsal.group) <= 2  # the last one, and the one before on its way out
                 assert rig.gateway.connections <= 1
                 assert rig.gateway.hub.live_members == 0
                 assert held.getpeername()
@@ -200,7 +200,7 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
 
 async def test_canaries_arrive_compressed_and_plain_by_turns(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (_, counted):
-        group = rig.gateway.hub._rehearsal
+        group = rig.gateway.rehearsal.group
         forms: set[str] = set()
 
         def both_ways() -> bool:

@@ -40,6 +40,7 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import EventLog as EventLogSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.eventlog.store import EventLog
+from whaled.gateway.handshake import RETRY_AFTER_S
 from whaled.gateway.server import Gateway
 from whaled.model import Alert, Draft, Flow, Grant, Permission, Shape, UpstreamState, Whale
 from whaled.ops.metrics import Metrics
@@ -195,7 +196,7 @@ async def test_no_cut_of_the_connection_loses_or_repeats_an_event(tmp_path: Path
                 await rig.alerts(*range(number, number + size))
                 number += size
                 if rng.random() < 0.3:
-                    for connection in rig.gateway._all():
+                    for connection in rig.gateway.roster.all():
                         connection.abort()
                 await asyncio.sleep(0)
 
@@ -316,7 +317,7 @@ async def test_a_full_server_sends_the_time_to_retry(tmp_path: Path, limit: str,
         lost = await anext(source)
         assert isinstance(lost, Disconnected)
         assert f"HTTP {status}" in lost.reason
-        assert lost.retry_in_s >= rig.gateway.retry_after_s
+        assert lost.retry_in_s >= RETRY_AFTER_S
 
 
 def heavy_draft(number: int) -> Draft:

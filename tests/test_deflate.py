@@ -649,8 +649,8 @@ async def test_a_closing_connection_remembers_nothing(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
         client.send(kept.command(type="ping"))
         await client.told("pong")
-        (connection,) = rig.gateway._all()
-        assert connection._inflater is not None
+        (connection,) = rig.gateway.roster.all()
+        assert connection._ws._incoming is not None
         client.send(masked(CLOSE, b"\x03\xe8"))
         assert (await client.closed())[0] == 1000
-        assert connection._inflater is None
+        assert connection._ws._incoming is None

@@ -14,7 +14,7 @@ from test_session import Tokens, new
 from test_wire import payload
 from whaled.errors import ClientError, Close
 from whaled.gateway import wire
-from whaled.gateway.session import (
+from whaled.gateway.actions import (
     Admit,
     Attach,
     Detach,
@@ -23,11 +23,9 @@ from whaled.gateway.session import (
     Refused,
     Rejected,
     Send,
-    Session,
-    State,
     Stop,
-    resume,
 )
+from whaled.gateway.session import Session, State, resume
 from whaled.model import Position
 from whaled.whales.filters import Filter, parse_filter
 

@@ -61,9 +61,10 @@ RANKS = {
 PURE = (
     "addresses", "auth.families", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
     "cli.tail_lines", "client.cursor", "config.given", "config.keys", "config.origins", "config.render",
-    "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
-    "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
-    "labelfiles.bip329", "labelfiles.rows", "labelfiles.walletexplorer", "model", "tables", "times",
+    "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors",
+    "gateway.actions", "gateway.clients", "gateway.deflate", "gateway.incoming", "gateway.interest",
+    "gateway.limits", "gateway.phase", "gateway.session", "gateway.shedding", "gateway.websocket", "gateway.wire",
+    "hosts", "labelfiles.bip329", "labelfiles.rows", "labelfiles.walletexplorer", "model", "tables", "times",
     "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
     "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
     "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.addresses", "whales.amounts",

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 from support import SAT, txid, whale
 from whale_kit import relaxed
 from whaled.gateway import wire
-from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Hub
+from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Group, Hub
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
 from whaled.ops.metrics import Metrics
-from whaled.whales.filters import Filter, parse_filter
+from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 
 ADDRESSES = [f"bc1q{number:038d}" for number in range(6)]
 NAMES = ["Kraken", "BITSTAMP", "Straße"]
@@ -121,7 +121,7 @@ def test_filters_of_names_that_an_event_does_not_have_are_not_evaluated() -> Non
         crowd.join(Client(), Watched(exchanges=frozenset({f"exchange {number}"})))
         crowd.join(Client(), Watched(rules=frozenset({f"watch:{number}"})))
     crowd.publish([event(1, whale(1, addresses=("bc1p" + "7".zfill(38), ADDRESSES[0])))])
-    crowd.rehearse(event(2, whale(2)))
+    crowd.rehearse(event(2, whale(2)), Group(EVERYTHING, 1))
     assert len(evaluated) == 1
 
 

@@ -404,7 +404,7 @@ async def test_a_slow_replay_uses_memory_only_for_its_unsent_bytes(tmp_path: Pat
         try:
             async with asyncio.timeout(40):
                 # Nothing tells that a kernel's buffer is full.
-                while sum(connection.unsent > 0 for connection in rig.gateway._all()) < 4:  # noqa: ASYNC110
+                while sum(connection.unsent > 0 for connection in rig.gateway.roster.all()) < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             gc.collect()
             held = tracemalloc.get_traced_memory()[0] - rig.gateway.unsent_bytes

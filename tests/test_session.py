@@ -11,9 +11,7 @@ from test_wire import payload
 from whaled.errors import Close, TokenError, TokenRefusal
 from whaled.gateway import session as rules
 from whaled.gateway import wire
-from whaled.gateway.clients import Clients
-from whaled.gateway.limits import EVENTS_PER_TOKEN, FailureLimit, Limit
-from whaled.gateway.session import (
+from whaled.gateway.actions import (
     Action,
     Admit,
     Attach,
@@ -23,10 +21,11 @@ from whaled.gateway.session import (
     Refused,
     Rejected,
     Send,
-    Session,
-    SessionLimits,
     Stop,
 )
+from whaled.gateway.clients import Clients
+from whaled.gateway.limits import EVENTS_PER_TOKEN, FailureLimit, Limit
+from whaled.gateway.session import Session, SessionLimits
 from whaled.model import Grant, Permission, Position
 
 LIMITS = SessionLimits(

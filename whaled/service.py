@@ -142,6 +142,7 @@ class Service:
                 event_log=event_log,
                 authenticator=self._authenticator,
                 meter=self.metrics.gateway,
+                tls=tls,
                 connections_possible=self._connections_possible(),
             )
             pipeline = Pipeline(
@@ -172,7 +173,7 @@ class Service:
                 http = self._http_server(gateway, canary, pipeline)
                 running = _Running(gateway, pipeline, event_log, canary, memory_watch, tls, backfill, survey, http)
                 async with (
-                    gateway.serving(self._passed.clients, tls),
+                    gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
                 ):
                     self._observe(gateway, event_log, pipeline, http)
@@ -469,12 +470,13 @@ class Service:
     def _apply(self, boot: Boot, detector: Detector, running: "_Running") -> None:
         """Apply the new configuration in one step."""
         self.config = boot.config
-        running.gateway.connections_possible = self._connections_possible()
         if self._authenticator is not None and boot.ring is not None:
             self._authenticator.replace_ring(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
         running.pipeline.detector = detector
-        running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
+        running.gateway.reconfigure(
+            self.config.gateway, self.config.auth, self._authenticator, self._connections_possible()
+        )
         running.canary.settings = self.config.canary
         running.memory_watch.settings = self.config.memory
         running.http.reconfigure(self.config.http)

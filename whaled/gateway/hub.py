@@ -13,7 +13,7 @@ from whaled.gateway import wire
 from whaled.gateway.deflate import Deflater
 from whaled.gateway.interest import Interest, Later
 from whaled.model import Event, Kind, Position, UpstreamState
-from whaled.whales.filters import EVERYTHING, Filter, Subject
+from whaled.whales.filters import Filter, Subject
 
 # One publication evaluates about this many filters, counted once per event, at 0.5 us each. It always takes at least
 # EVENTS_TOGETHER events: evaluating a filter for that many takes as long as one send, and one send per event is slower.
@@ -139,7 +139,6 @@ class Hub:
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
         self._interest = Interest[Group](later)
-        self._rehearsal = Group(EVERYTHING, head)
 
     @property
     def position(self) -> Position:
@@ -209,28 +208,20 @@ class Hub:
         if done.compressed_bytes:
             self._meter.compressed(done.compressed_bytes, done.saved_bytes)
 
-    def rehearse(self, event: Event) -> None:
-        """Deliver a canary's event to the rehearsal's members only, after evaluating the filters as for a whale.
+    def rehearse(self, event: Event, rehearsal: Group) -> None:
+        """Deliver a canary's event to the members of `rehearsal` only, after evaluating the filters as for a whale.
 
-        The event is not in the event log.
+        The event is not in the event log. The members are no clients: they are not counted and receive nothing else.
         """
         groups, judged = self._groups_for([event])
         for group in groups:
             group.filter.passes(judged[0][1])
-        self._deliver([self._rehearsal], judged, self.head)
+        self._deliver([rehearsal], judged, self.head)
 
     def _groups_for(self, events: Sequence[Event]) -> tuple[list[Group], list[tuple[Event, Subject]]]:
         """Return the groups that may match one of these events, and each event with its subject for filters."""
         judged = [(event, Subject(event)) for event in events]
         return self._interest.groups([subject for _, subject in judged]), judged
-
-    def rehearse_to(self, member: Member) -> None:
-        """Deliver canaries to this member. It is not a client: it is not counted and receives nothing else."""
-        self._rehearsal.add(member)
-
-    def rehearse_no_more(self, member: Member) -> None:
-        """Stop delivering canaries to this member, if it receives them."""
-        self._rehearsal.discard(member)
 
     def _deliver(self, groups: Sequence[Group], judged: Sequence[tuple[Event, Subject]], cursor: int) -> Delivered:
         """Write every event to the members whose filter it passes. They have received everything up to `cursor`."""

@@ -155,6 +155,12 @@ class Refusal(StrEnum):
     TLS = "tls"
 
 
+# Refusals that are not the client's fault.
+NO_FAULTS = {
+    Refusal.GLOBAL_CAP, Refusal.ADDRESS_CAP, Refusal.CLIENT_CAP, Refusal.MEMORY, Refusal.DRAINING, Refusal.NO_UPGRADE,
+}  # fmt: skip
+
+
 # The most offenders remembered, at about 300 bytes each. Beyond it the one that failed longest ago is forgotten. This
 # is safe: whether a credential is accepted depends only on the credential, never on what is remembered here.
 TRACKED_OFFENDERS = 10_000

@@ -16,6 +16,19 @@ from whaled.config.sections import Auth as AuthSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.errors import ClientError, ClientErrorCode, Close, TokenError, TokenRefusal
 from whaled.gateway import wire
+from whaled.gateway.actions import (
+    Action,
+    Admit,
+    Attach,
+    Crowded,
+    Detach,
+    FamilyEnded,
+    Limited,
+    Refused,
+    Rejected,
+    Send,
+    Stop,
+)
 from whaled.gateway.clients import Client, Clients
 from whaled.gateway.limits import (
     BYTES_PER_TOKEN,
@@ -27,7 +40,7 @@ from whaled.gateway.limits import (
     TokenBucket,
 )
 from whaled.model import Grant, Permission, Position
-from whaled.whales.filters import EVERYTHING, Filter, parse_filter
+from whaled.whales.filters import EVERYTHING, parse_filter
 
 # The cost of a malformed message, in messages, so that guessing at the protocol is not cheaper than using it.
 MALFORMED_COST = 5.0
@@ -71,75 +84,6 @@ class Surroundings(Protocol):
     def counters(self) -> wire.Counters:
         """Return the data of the `stats` answer."""
         ...
-
-
-# --- actions ----------------------------------------------------------------------------------------------------------
-
-
-class Send(Struct, frozen=True):
-    """Send this frame."""
-
-    frame: bytes
-
-
-class Admit(Struct, frozen=True):
-    """Count the client as authenticated, and deliver alerts to it if it may read."""
-
-    grant: Grant | None
-    may_read: bool
-
-
-class Attach(Struct, frozen=True):
-    """Send `subscribed`, then deliver the events that pass `filter`, from `since` on (None: from now on)."""
-
-    filter: Filter
-    since: wire.Since | None
-
-
-class Detach(Struct, frozen=True):
-    """Stop delivery."""
-
-
-class Refused(Struct, frozen=True):
-    """Count a failed authentication.
-
-    `reason` is None if there was no credential to verify. `client_id` is known if the credential was once valid.
-    """
-
-    message: wire.AuthMessage
-    reason: TokenRefusal | None = None
-    client_id: str = ""
-
-
-class FamilyEnded(Struct, frozen=True):
-    """End this client's sessions that use a token of this family, because one token was refreshed twice."""
-
-    grant: Grant
-
-
-class Limited(Struct, frozen=True):
-    """Count a message over the rate limit."""
-
-    limit: Limit
-
-
-class Crowded(Struct, frozen=True):
-    """Count the refusal of a client that already has its maximum number of connections."""
-
-
-class Rejected(Struct, frozen=True):
-    """Count a message that was answered with an error."""
-
-    code: ClientErrorCode
-
-
-class Stop(Struct, frozen=True):
-    """Close the connection."""
-
-    close: Close
-
-
-Action = Send | Admit | Attach | Detach | Refused | FamilyEnded | Limited | Crowded | Rejected | Stop
 
 
 class State(Enum):

@@ -1,7 +1,8 @@
 """Subscriptions of clients: joins them to the hub, and replays the event log to those that resume or fell behind."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
@@ -43,6 +44,16 @@ class DeliveryMeter(HubMeter, Protocol):
         ...
 
 
+class _Subscription:
+    """The filter of a client, and its replay while it is not live."""
+
+    __slots__ = ("filter", "replay")
+
+    def __init__(self, chosen: Filter) -> None:
+        self.filter = chosen
+        self.replay: asyncio.Task[None] | None = None
+
+
 class Subscriptions:
     """The delivery state of clients: each one that may read is live in the hub, in replay, or has unsubscribed."""
 
@@ -59,9 +70,8 @@ class Subscriptions:
             later=partial(share.add, Lane.KNOWN, source="filters"),
         )
         self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, now)
-        self._filters: dict[Connection, Filter] = {}
-        self._tasks: asyncio.TaskGroup | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._subscribed: dict[Connection, _Subscription] = {}
+        self._tasks = asyncio.TaskGroup()  # entered by `serving`
         self._pages = Pages(log=event_log, share=share, head=lambda: self.hub.head, at_once=settings.replay_page)
         self._replay = Replay(pages=self._pages, hub=self.hub, share=share, slow_timeout_s=settings.slow_timeout)
 
@@ -77,10 +87,18 @@ class Subscriptions:
         self._replay.slow_timeout_s = settings.slow_timeout
         self._pages.resize(settings.replay_page)
 
-    def run_in(self, tasks: asyncio.TaskGroup) -> None:
-        """Run replays, and the reader of their pages, as tasks of this group."""
-        self._tasks = tasks
-        self._reading = tasks.create_task(self._pages.run(), name="gateway pages")
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Run replays, and read the pages that they need, until the body ends. Raises EventLogError in a group."""
+        async with self._tasks:
+            reading = self._tasks.create_task(self._pages.run(), name="gateway pages")
+            try:
+                yield
+            finally:
+                reading.cancel()
+                for subscription in self._subscribed.values():
+                    if subscription.replay is not None:
+                        subscription.replay.cancel()
 
     @property
     def upstream(self) -> UpstreamState:
@@ -90,7 +108,7 @@ class Subscriptions:
     @property
     def replaying(self) -> int:
         """The number of clients in replay."""
-        return sum(connection.delivery is not None for connection in self._filters)
+        return sum(subscription.replay is not None for subscription in self._subscribed.values())
 
     def publish_upstream_state(self, state: UpstreamState, now: float) -> None:
         """Send clients the state of the link to the backend, if it changed."""
@@ -105,81 +123,78 @@ class Subscriptions:
         state, since = self._upstream
         if state is not UpstreamState.CONNECTED:
             connection.answer(wire.status_frame(state, since))
-        self._filters[connection] = EVERYTHING
-        self.hub.join(connection, EVERYTHING)
+        self._subscribed[connection] = _Subscription(EVERYTHING)
+        self.hub.join(connection.outbox, EVERYTHING)
 
     def attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
         """Send `subscribed`, then deliver the events that pass `chosen`, from `since` on (None: from now on)."""
         self.detach(connection)
-        self._filters[connection] = chosen
-        state = self.upstream
+        self._subscribed[connection] = _Subscription(chosen)
         if isinstance(since, wire.At):
-            self._deliver(connection, self._attach_at(connection, chosen, since, state))
+            self._start(connection, self._attach_at(connection, since, self.upstream))
         else:
-            self._resume(connection, chosen, since, state)
+            self._begin(connection, self._resume(since), self.upstream)
 
-    async def _attach_at(
-        self, connection: Connection, chosen: Filter, since: wire.At, announced: UpstreamState
-    ) -> None:
+    async def _attach_at(self, connection: Connection, since: wire.At, announced: UpstreamState) -> None:
         before = await self._log.offset_before(since.time.timestamp())
         # Retention may have removed events after that time, unless an event before it is still in the log.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
-        position = Position(self.hub.epoch, before if is_complete else -1)
-        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), announced)
+        start = self._resume(Position(self.hub.epoch, before)) if is_complete else self._not_recovered()
+        self._answer(connection, start)
+        await self._replay_from(connection, start.cursor, announced)
 
-    def _resume(
-        self,
-        connection: Connection,
-        chosen: Filter,
-        since: Position | wire.Last | None,
-        announced: UpstreamState,
-    ) -> None:
-        cursor = self._answer(connection, chosen, since)
-        if cursor == self.hub.head and announced is self.upstream:
-            self.hub.join(connection, chosen)
-        else:
-            self._deliver(connection, self._replay_from(connection, chosen, cursor, announced))
-
-    def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
-        """Send `subscribed` and return the cursor at which delivery starts."""
+    def _resume(self, since: Position | wire.Last | None) -> Resume:
         start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
         if start.recovered and start.cursor < self._log.whole_from - 1:
-            start = Resume(self.hub.head, recovered=False)  # damage after the cursor, and recovery is all or nothing
+            return self._not_recovered()  # damage after the cursor, and recovery is all or nothing
+        return start
+
+    def _not_recovered(self) -> Resume:
+        return Resume(self.hub.head, recovered=False)
+
+    def _begin(self, connection: Connection, start: Resume, announced: UpstreamState) -> None:
+        """Send `subscribed` and deliver from `start` on. The client knows the state `announced` of the backend."""
+        self._answer(connection, start)
+        if start.cursor == self.hub.head and announced is self.upstream:
+            self.hub.join(connection.outbox, self._subscribed[connection].filter)
+        else:
+            self._start(connection, self._replay_from(connection, start.cursor, announced))
+
+    def _answer(self, connection: Connection, start: Resume) -> None:
         oldest = None
         if start.recovered is False:
             oldest = Position(self.hub.epoch, self._log.whole_from)
             self._meter.replayed(0, recovered=False)
         connection.answer(
             wire.subscribed_frame(
-                chosen.normalised(),
+                self._subscribed[connection].filter.normalised(),
                 recovered=start.recovered,
                 start=Position(self.hub.epoch, start.cursor),
                 position=self.hub.position,
                 oldest=oldest,
             )
         )
-        return start.cursor
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
         """Replay the event log to the connection after `cursor`, once it has drained."""
-        self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor, self.upstream))
+        self._start(connection, self._replay_from(connection, cursor, self.upstream))
 
-    def _deliver(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
-        assert self._tasks is not None
-        connection.delivery = self._tasks.create_task(replay, name="gateway replay")
+    def _start(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
+        self._subscribed[connection].replay = self._tasks.create_task(replay, name="gateway replay")
 
-    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, announced: UpstreamState) -> None:
+    async def _replay_from(self, connection: Connection, cursor: int, announced: UpstreamState) -> None:
+        subscription = self._subscribed[connection]
+        session = connection.session
+        assert session is not None  # only a session subscribes
         try:
-            session = connection.session
-            assert session is not None  # a replay is only started by a session
-            frames = await self._replay.run(connection, session, chosen, cursor)
+            frames = await self._replay.run(connection.outbox, session, subscription.filter, cursor)
         except TooSlowError:
             connection.close(Close.TOO_SLOW)
         except LostError:
-            connection.delivery = None
-            self._resume(connection, chosen, Position(self.hub.epoch, -1), announced)
+            subscription.replay = None
+            self._begin(connection, self._not_recovered(), announced)
         else:
-            connection.delivery = None
+            subscription.replay = None
             self._meter.replayed(frames, recovered=True)
             if self.upstream is not announced:
                 # `publish_upstream_state` reaches live members only.
@@ -187,16 +202,7 @@ class Subscriptions:
 
     def detach(self, connection: Connection) -> None:
         """Stop delivery to a client."""
-        self.hub.leave(connection)
-        self._filters.pop(connection, None)
-        if connection.delivery is not None:
-            connection.delivery.cancel()
-            connection.delivery = None
-
-    def cancel(self) -> None:
-        """Cancel all replays and the reader of their pages."""
-        if self._reading is not None:
-            self._reading.cancel()
-        for connection in list(self._filters):
-            if connection.delivery is not None:
-                connection.delivery.cancel()
+        self.hub.leave(connection.outbox)
+        subscription = self._subscribed.pop(connection, None)
+        if subscription is not None and subscription.replay is not None:
+            subscription.replay.cancel()
