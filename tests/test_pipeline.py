@@ -4,8 +4,8 @@ import asyncio
 import gzip
 import json
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from whale_kit import ADDRESSES, NOW, txid
-from whaled.config.sections import Basis, Detection, Upstream, WatchRule
-from whaled.config.sections import EventLog as EventLogSettings
+from kit.paths import DATA
+from kit.pipeline import BTC, Priority, Published, brings, opened, pays, received, timed
+from kit.transactions import ADDRESSES, NOW, txid
+from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog.store import EventLog
 from whaled.model import Draft, Event, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
 from whaled.ops.metrics import Metrics
 from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
@@ -32,44 +32,6 @@ from whaled.whales.detect import Detector, Rules
 from whaled.whales.history import History
 from whaled.whales.labels import AddressBook
 
-BTC = 10**8
-
-
-class Published:
-    """Remembers what clients would hear."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.states: list[UpstreamState] = []
-        self.canaries: list[Event] = []
-
-    at_once = 1000
-
-    def publish(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def rehearse(self, event: Event) -> None:
-        self.canaries.append(event)
-
-    def publish_upstream_state(self, state: UpstreamState) -> None:
-        self.states.append(state)
-
-
-class Priority:
-    """Knows whether others were asked to wait."""
-
-    def __init__(self) -> None:
-        self.is_held = False
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        assert not self.is_held
-        self.is_held = True
-        try:
-            yield
-        finally:
-            self.is_held = False
-
 
 def pipeline(
     log: Log,
@@ -79,7 +41,7 @@ def pipeline(
     priority: Priority | None = None,
 ) -> Pipeline:
     return Pipeline(
-        detector=Detector(Rules.of(Detection())),
+        detector=Detector(Rules.of(DetectionSettings())),
         event_log=log,
         publisher=published,
         priority=priority or Priority(),
@@ -103,17 +65,13 @@ class Recorded:
             )
 
 
-def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
-    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), Metrics().eventlog)
-
-
 async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_path: Path) -> None:
     simulator_settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0)
     published = Published()
     async with Simulator(simulator_settings) as simulator, opened(tmp_path) as log:
-        async with Rest.open(Upstream(url=simulator.url), Metrics().upstream) as rest:
+        async with Rest.open(UpstreamSettings(url=simulator.url), Metrics().upstream) as rest:
             running = pipeline(log, published, rest)
-            feed = Feed(Upstream(url=simulator.url), Metrics().upstream)
+            feed = Feed(UpstreamSettings(url=simulator.url), Metrics().upstream)
             async with aclosing(feed.messages()) as messages:
 
                 async def step() -> None:
@@ -155,7 +113,7 @@ async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_p
 
 def recorded_whales() -> str:
     """The first recorded frame that brings a whale."""
-    path = Path(__file__).parent / "data" / "regtest-1.jsonl.gz"
+    path = DATA / "regtest-1.jsonl.gz"
     with gzip.open(path, "rt") as lines:
         for line in lines:
             raw: str = json.loads(line).get("raw", "")
@@ -313,7 +271,7 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
     published = Published()
     async with opened(tmp_path) as log:
         running = pipeline(log, published)
-        path = Path(__file__).parent / "data" / "regtest-1.jsonl.gz"
+        path = DATA / "regtest-1.jsonl.gz"
         with gzip.open(path, "rt") as lines:
             raws = [row["raw"] for row in map(json.loads, lines) if row["dir"] == "in"]
         await running.run(Recorded(*raws[:4]))
@@ -325,17 +283,21 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "detection",
     [
-        Detection(),
-        Detection(basis=Basis.MOVED),
-        Detection(threshold_btc=21_000_000),
-        Detection(threshold_btc=0.000_000_01),
-        Detection(basis=Basis.INPUTS),
-        Detection(threshold_btc=None, threshold_usd=1e15),
-        Detection(threshold_btc=None, watch=(WatchRule(name="own", types=(OwnerType.OWN,), threshold_btc=21e6),)),
-        Detection(watch=(WatchRule(name="own", types=(OwnerType.OWN,)),)),
+        DetectionSettings(),
+        DetectionSettings(basis=Basis.MOVED),
+        DetectionSettings(threshold_btc=21_000_000),
+        DetectionSettings(threshold_btc=0.000_000_01),
+        DetectionSettings(basis=Basis.INPUTS),
+        DetectionSettings(threshold_btc=None, threshold_usd=1e15),
+        DetectionSettings(
+            threshold_btc=None, watch=(WatchRule(name="own", types=(OwnerType.OWN,), threshold_btc=21e6),)
+        ),
+        DetectionSettings(watch=(WatchRule(name="own", types=(OwnerType.OWN,)),)),
     ],
 )
-async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(tmp_path: Path, detection: Detection) -> None:
+async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(
+    tmp_path: Path, detection: DetectionSettings
+) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
         running = pipeline(log, published, metrics=metrics)
@@ -380,61 +342,11 @@ def priced(usd: float, at: float | None) -> bytes:
     return json.dumps({"conversions": {"USD": usd, **({"time": at} if at is not None else {})}}).encode()
 
 
-class Time:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def received(raw: bytes, at: float) -> Received:
-    return Received(frame=decode(raw), received_at=at, received_monotonic=time.monotonic(), raw_bytes=len(raw))
-
-
-def brings(*transactions: dict[str, Any]) -> bytes:
-    """The message that brings these transactions."""
-    delta = {"sequence": 1, "added": transactions, "removed": [], "mined": [], "replaced": []}
-    return json.dumps({"mempool-transactions": delta}, separators=(",", ":")).encode()
-
-
-def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str, Any]:
-    """A transaction as a backend without electrs sends it: what it spends is not in it."""
-    return {
-        "txid": txid(number),
-        "version": 2,
-        "vin": [{"txid": txid(1000 + number), "vout": 0, "sequence": 1, "prevout": None}],
-        "vout": [{"value": value, "scriptpubkey": f"0014{number}", "scriptpubkey_address": address}],
-        "fee": fee,
-        "vsize": 141,
-    }
-
-
-def timed(
-    log: Log, detection: Detection, published: Published, *, book: AddressBook | None = None,
-    inputs: Inputs | None = None, metrics: Metrics | None = None,
-) -> tuple[Pipeline, Time]:  # fmt: skip
-    clock = Time()
-    running = Pipeline(
-        detector=Detector(Rules.of(detection), book),
-        event_log=log,
-        publisher=published,
-        priority=Priority(),
-        meter=(metrics or Metrics()).detection,
-        inputs=inputs,
-        inputs_wait_s=2.0,
-        clock=clock,
-    )
-    return running, clock
-
-
 @pytest.mark.parametrize("stated", [NOW, None])
 async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated: float | None) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
-        running, clock = timed(log, Detection(), published, metrics=metrics)
+        running, clock = timed(log, DetectionSettings(), published, metrics=metrics)
         await running.handle(received(priced(64_000, stated), NOW))
         for number, age in enumerate((7200, 7201)):
             clock.now = NOW + age
@@ -447,7 +359,7 @@ async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated:
 async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
     metrics = Metrics()
     async with opened(tmp_path) as log:
-        running, _ = timed(log, Detection(), Published(), metrics=metrics)
+        running, _ = timed(log, DetectionSettings(), Published(), metrics=metrics)
         assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == 0
         await running.handle(received(priced(64_000, NOW), NOW))
         await running.handle(received(priced(-1, 0), NOW))
@@ -458,7 +370,7 @@ async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_withou
     published = Published()
     blind = "the price is unknown or too old: detection.threshold_usd matches nothing until it is known"
     async with opened(tmp_path) as log:
-        running, clock = timed(log, Detection(threshold_btc=None, threshold_usd=640_000.0), published)
+        running, clock = timed(log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published)
         with capture_logs() as lines:
             await running.handle(received(brings(pays(1, 1000 * BTC)), NOW))
             await running.handle(received(brings(pays(2, 1000 * BTC)), NOW))
@@ -481,7 +393,7 @@ async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_withou
 # --- the watch list ---
 
 
-WATCHING = Detection(watch=(WatchRule(name="states", types=(OwnerType.GOVERNMENT,)),))
+WATCHING = DetectionSettings(watch=(WatchRule(name="states", types=(OwnerType.GOVERNMENT,)),))
 BOOK = AddressBook.parse(f"Treasury,{ADDRESSES[2]},government", "book.csv")
 
 
@@ -545,6 +457,6 @@ async def test_the_inputs_of_a_whole_mempool_are_not_requested_but_counted(tmp_p
 async def test_without_watch_rules_no_further_inputs_are_requested(tmp_path: Path) -> None:
     inputs = Helpful()
     async with opened(tmp_path) as log:
-        running, _ = timed(log, Detection(), Published(), book=BOOK, inputs=inputs)
+        running, _ = timed(log, DetectionSettings(), Published(), book=BOOK, inputs=inputs)
         await running.handle(received(brings(pays(1, 5), pays(2, 100 * BTC - 1, fee=1), pays(3, 100 * BTC)), NOW))
     assert inputs.asked == [txid(3)]

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import aiohttp
-from prometheus_kit import ALERTS, RECORDINGS, free_port, prometheus
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-import daemon
-from support import ask, receive_type
+from kit import daemon
+from kit.gateway import ask, receive_type
+from kit.prometheus import ALERTS, RECORDINGS, free_port, prometheus
 from whaled.auth.keys import generate, read, ring_of
 from whaled.auth.tokens import issue
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.model import Permission
 from whaled.simulator.faults import Garbage
 from whaled.simulator.server import Simulator
@@ -97,7 +97,7 @@ class Scene:
         path = self._other_ring if forged else self._ring
         token, _ = issue(
             ring_of(read(path), path), client_id=f"c{next(self._numbers)}", permissions=[Permission.READ],
-            ttl_s=3600, now=time.time(), token_id="t", settings=Auth(),
+            ttl_s=3600, now=time.time(), token_id="t", settings=AuthSettings(),
         )  # fmt: skip
         return token
 

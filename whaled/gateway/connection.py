@@ -13,7 +13,7 @@ from typing import Protocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.actions import Action, Admit, Concern, Send, Stop

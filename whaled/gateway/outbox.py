@@ -8,7 +8,7 @@ its queue is empty, and one that exceeds the second is closed.
 import asyncio
 from typing import Protocol
 
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
 from whaled.gateway.transport import NO_SOCKET
 

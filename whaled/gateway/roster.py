@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Hashable
 
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import GatewaySettings
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Admission, Verdict, has_failed
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection

@@ -13,8 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from whaled.config.sections import Auth as AuthSettings
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.errors import ClientErrorCode, Close
 from whaled.gateway import wire
 from whaled.gateway.actions import Admit, Attach, Concern, Crowded, Detach, FamilyEnded, Limited, Refused, Rejected

@@ -5,7 +5,7 @@ from whaled.gateway.limits import Limit, Refusal
 from whaled.gateway.share import Lane
 from whaled.gateway.tls import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
-from whaled.ops.registry import Component, Registry
+from whaled.registry import Component, Registry
 
 CLOSE_CODES = ("1000", "1001", "1002", "1005", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
 

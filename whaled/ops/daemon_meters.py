@@ -4,7 +4,7 @@ import math
 
 from whaled.errors import BookFailure, CanaryFailure, LogFailure
 from whaled.model import Ending
-from whaled.ops.registry import Component, Registry
+from whaled.registry import Component, Registry
 
 
 class EventLogMeter:

@@ -1,6 +1,6 @@
 """The metrics of the HTTP server. docs/metrics.md explains each one."""
 
-from whaled.ops.registry import Registry
+from whaled.registry import Registry
 from whaled.web.listener import Cut
 
 STATUSES = ("200", "400", "404", "405", "421", "503", "other")

@@ -21,8 +21,8 @@ from whaled.ops.daemon_meters import (
     StartMeter,
 )
 from whaled.ops.http_meters import HttpMeter
-from whaled.ops.registry import Registry
 from whaled.ops.upstream_meters import BackfillMeter, DetectionMeter, UpstreamMeter
+from whaled.registry import Registry
 from whaled.web.exposition import Format
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from whaled.backfill.coverage import Cover
 from whaled.model import SAT_PER_BTC, Alert, Flow, Kind, Source, UpstreamState
-from whaled.ops.registry import Component, Registry
+from whaled.registry import Component, Registry
 from whaled.upstream.continuity import Continuity
 from whaled.upstream.dialect import DialectFault
 from whaled.upstream.http import RestFailure

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
 from whaled.upstream.address import shown
 from whaled.upstream.dialect import BackendInfo
@@ -97,7 +97,7 @@ class Survey:
 
     def __init__(
         self,
-        settings: Upstream,
+        settings: UpstreamSettings,
         rest: Rest,
         event_log: Log,
         meter: SurveyMeter,

@@ -1,0 +1,180 @@
+"""Helpers shared by the event log tests: small whales, a recording meter, and programs to run and to kill."""
+
+import asyncio
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from whaled.config.sections import EventLogSettings
+from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog.store import EventLog
+from whaled.model import Alert, Draft, Flow, Kind, Scan, Shape, Source, Status, Update, Whale
+
+DAY = 86_400.0
+START = 1_760_000_000.0
+
+
+@dataclass
+class Meter:
+    """A meter that records what the event log reports."""
+
+    commits: list[int] = field(default_factory=list)
+    failures: list[LogFailure] = field(default_factory=list)
+    removed: int = 0
+    damaged_rows: int = 0
+    size_bytes: int = 0
+
+    def committed(self, events: int, seconds: float) -> None:
+        assert seconds > 0
+        self.commits.append(events)
+
+    def failed(self, reason: LogFailure) -> None:
+        self.failures.append(reason)
+
+    def pruned(self, events: int) -> None:
+        self.removed += events
+
+    def damaged(self, rows: int) -> None:
+        self.damaged_rows = rows
+
+    def size(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+
+
+def settings(path: Path, *, retention: float = 90 * DAY, busy_timeout: float = 5.0) -> EventLogSettings:
+    return EventLogSettings(path=str(path), retention=retention, busy_timeout=busy_timeout)
+
+
+def open_log(
+    path: Path, meter: Meter | None = None, *, busy_timeout: float = 5.0
+) -> AbstractAsyncContextManager[EventLog]:
+    return EventLog.open(settings(path, busy_timeout=busy_timeout), meter or Meter())
+
+
+def txid(n: int) -> str:
+    return hashlib.sha256(str(n).encode()).hexdigest()
+
+
+def whale(n: int, *, addresses: int = 2) -> Whale:
+    """Return the n-th whale, with nulls, fractions and non-ASCII text, as real whales have."""
+    value_sat = 10_000_000_000 + n
+    return Whale(
+        Alert(
+            transaction_id=txid(n),
+            btc_value=value_sat / 1e8,
+            value_sat=value_sat,
+            moved_sat=None if n % 2 else value_sat,
+            fee_sat=1_410,
+            usd_value=None,
+            btc_usd=None,
+            fee_rate=5.1 + n / 7,
+            vsize=140.25,
+            urgency_score=None,
+            flow_type=Flow.INFLOW,
+            exchange_addresses=(f"bc1q{n}",),
+            confidence_score=0.1 + n / 1e6,
+            from_labels=(),
+            to_labels=("Börse",),
+            shape=Shape.TRANSFER,
+            reasons=("one recipient",),
+            input_count=1,
+            output_count=2,
+            rbf_enabled=True,
+            predicted_confirmation_block=None,
+            detection_timestamp="2026-01-01T00:00:00+00:00",
+            status=Status.PENDING,
+            source=Source.LIVE,
+        ),
+        tuple(f"bc1q{n}x{index:034}" for index in range(addresses)),
+    )
+
+
+def alert(n: int, *, at: float = START, addresses: int = 2) -> Draft:
+    return Draft(kind=Kind.ALERT, at=at, whale=whale(n, addresses=addresses))
+
+
+def update(n: int, kind: Kind = Kind.CONFIRMED, *, ref: str = "00block", at: float = START) -> Draft:
+    about = whale(n)
+    body = Update(transaction_id=txid(n), status=Status(kind.value), btc_value=about.alert.btc_value, block_hash=ref)
+    return Draft(kind=kind, at=at, whale=about, ref=ref, update=body)
+
+
+def scan(height: int, mined_at: float) -> Scan:
+    """Return the scan of a block without whales."""
+    return Scan(
+        height=height, hash=f"{height:064x}", mined_at=mined_at, scanned_at=mined_at,
+        seen=0, late=0, missed_down=0, missed_gap=0, missed_never_relayed=0,
+    )  # fmt: skip
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Hold the database's write lock, as a sqlite3 shell can, until exit or a ROLLBACK."""
+    other = sqlite3.connect(path, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
+    finally:
+        other.close()
+
+
+# --- programs that tests run in separate processes --------------------------------------------------------------------
+
+
+def append_until_killed(path: str) -> None:
+    """Append 1 to 4 events at a time, and print the epoch and the offset after each append that was reported stored."""
+
+    async def run() -> None:
+        async with open_log(Path(path)) as log:
+            while True:
+                first = log.head
+                await log.append([alert(first + n) for n in range(1 + first % 4)])
+                print(log.epoch, log.head, flush=True)
+
+    asyncio.run(run())
+
+
+def fill_the_disk(path: str) -> None:
+    """Fill a small file system so that an append fails, make room, and append again."""
+    ballast = Path(path).with_name("ballast")
+
+    async def run() -> None:
+        meter = Meter()
+        async with open_log(Path(path), meter) as log:
+            await log.append([alert(1)])
+            with ballast.open("wb", buffering=0) as file:
+                try:
+                    while file.write(b"\0" * 4096):
+                        pass
+                except OSError:
+                    pass
+            try:
+                await log.append([alert(n, addresses=2_000) for n in range(2, 12)])
+            except EventLogError as error:
+                print("refused:", error.reason.value, error)
+            print("head", log.head, "held", len(await log.between(0, 99, 99)), "counted", meter.failures)
+            ballast.unlink()
+            stored = await log.append([alert(n, addresses=2_000) for n in range(2, 12)])
+            print("then", [event.offset for event in stored])
+
+    asyncio.run(run())
+
+
+def open_as(path: str, uid: int) -> None:
+    """Open the log as an ordinary user, to whom file modes apply."""
+    Path(path).as_uri()  # imports its modules while this process may still read an interpreter in a home directory
+    os.setgid(uid)
+    os.setuid(uid)
+
+    async def run() -> None:
+        try:
+            async with open_log(Path(path)):
+                print("opened")
+        except EventLogError as error:
+            print(error.reason.value, error)
+
+    asyncio.run(run())
