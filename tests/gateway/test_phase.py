@@ -14,11 +14,11 @@ from whaled.gateway.actions import Concern
 from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
-from whaled.gateway.limits import FailureLimit, Refusal
+from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
 from whaled.gateway.origins import Origins
 from whaled.gateway.phase import TABLE, Phase, PhaseError, Step, after
 from whaled.gateway.records import Records
-from whaled.gateway.session import Session, SessionLimits
+from whaled.gateway.session import Session
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import ClientSocket
 from whaled.gateway.wire import Counters

@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed
 from kit.whales import alert_draft
 from whaled.config.sections import AuthSettings, EventLogSettings, GatewaySettings
 from whaled.eventlog.store import EventLog
+from whaled.gateway.credential import Authenticator
 from whaled.gateway.server import Gateway
-from whaled.gateway.session import Authenticator
 from whaled.model import Draft, Event
 from whaled.ops.metrics import Metrics
 

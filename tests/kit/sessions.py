@@ -1,10 +1,10 @@
 """Sessions without a socket."""
 
-from whaled.gateway import session as rules
 from whaled.gateway import wire
 from whaled.gateway.clients import Clients
-from whaled.gateway.limits import FailureLimit
-from whaled.gateway.session import Session, SessionLimits
+from whaled.gateway.credential import Authenticator
+from whaled.gateway.limits import FailureLimit, SessionLimits
+from whaled.gateway.session import Session
 from whaled.model import Position
 
 LIMITS = SessionLimits(
@@ -21,7 +21,7 @@ class House:
 
 
 def new(
-    authenticator: rules.Authenticator | None,
+    authenticator: Authenticator | None,
     failures: FailureLimit | None = None,
     clients: Clients | None = None,
     limits: SessionLimits = LIMITS,

@@ -14,7 +14,7 @@ from kit.sessions import new
 from kit.tokens import Tokens
 from kit.whales import alert_draft
 from whaled.errors import ClientError, Close
-from whaled.gateway import wire
+from whaled.gateway import positions, wire
 from whaled.gateway.actions import (
     Admit,
     Attach,
@@ -26,7 +26,7 @@ from whaled.gateway.actions import (
     Send,
     Stop,
 )
-from whaled.gateway.session import Session, State, resume
+from whaled.gateway.session import Session, State
 from whaled.model import Position
 from whaled.whales.filters import Filter, parse_filter
 
@@ -106,7 +106,7 @@ def check_since(since: wire.Since | None) -> None:
     if isinstance(since, wire.At):
         assert isinstance(since.time.timestamp(), float)
     else:
-        start = resume(since, epoch="e", head=7, oldest=3)
+        start = positions.start(since, epoch="e", head=7, oldest=3)
         assert 2 <= start.cursor <= 7
 
 

@@ -16,10 +16,10 @@ from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Group, Hub
-from whaled.gateway.limits import FailureLimit
+from whaled.gateway.limits import FailureLimit, SessionLimits
 from whaled.gateway.origins import Origins
 from whaled.gateway.records import Records
-from whaled.gateway.session import Session, SessionLimits
+from whaled.gateway.session import Session
 from whaled.gateway.share import LoopShare
 from whaled.gateway.transport import ClientSocket
 from whaled.model import Event, Position

@@ -20,15 +20,16 @@ from whaled.gateway.actions import Admit, Attach, Concern, Crowded, Detach, Fami
 from whaled.gateway.admission import Source, source
 from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.connection import Connection
+from whaled.gateway.credential import Authenticator
 from whaled.gateway.drain import Drain
-from whaled.gateway.limits import FailureLimit, Refusal
+from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
 from whaled.gateway.listener import Listener, ListenerMeter, Reserve
 from whaled.gateway.origins import Origins
 from whaled.gateway.rechecks import Rechecks
 from whaled.gateway.records import ClientRecords, Records, RecordsMeter
 from whaled.gateway.rehearsal import Rehearsal
 from whaled.gateway.roster import KEEPALIVE_SLOTS, Roster
-from whaled.gateway.session import Authenticator, Session, SessionLimits
+from whaled.gateway.session import Session
 from whaled.gateway.share import LoopShare, ShareMeter
 from whaled.gateway.shedding import to_shed
 from whaled.gateway.stalls import watched

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
-from whaled.gateway import wire
+from whaled.gateway import positions, wire
 from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Hub, HubMeter
 from whaled.gateway.pages import LogReader, LostError, Pages
+from whaled.gateway.positions import Start, not_recovered
 from whaled.gateway.replay import Replay, TooSlowError
-from whaled.gateway.session import Resume, resume
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter
@@ -133,26 +133,23 @@ class Subscriptions:
         if isinstance(since, wire.At):
             self._start(connection, self._attach_at(connection, since, self.upstream))
         else:
-            self._begin(connection, self._resume(since), self.upstream)
+            self._begin(connection, self._start_of(since), self.upstream)
 
     async def _attach_at(self, connection: Connection, since: wire.At, announced: UpstreamState) -> None:
         before = await self._log.offset_before(since.time.timestamp())
         # Retention may have removed events after that time, unless an event before it is still in the log.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
-        start = self._resume(Position(self.hub.epoch, before)) if is_complete else self._not_recovered()
+        start = self._start_of(Position(self.hub.epoch, before)) if is_complete else not_recovered(self.hub.head)
         self._answer(connection, start)
         await self._replay_from(connection, start.cursor, announced)
 
-    def _resume(self, since: Position | wire.Last | None) -> Resume:
-        start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
-        if start.recovered and start.cursor < self._log.whole_from - 1:
-            return self._not_recovered()  # damage after the cursor, and recovery is all or nothing
-        return start
+    def _start_of(self, since: Position | wire.Last | None) -> Start:
+        log = self._log
+        return positions.start(
+            since, epoch=self.hub.epoch, head=self.hub.head, oldest=log.oldest, whole_from=log.whole_from
+        )
 
-    def _not_recovered(self) -> Resume:
-        return Resume(self.hub.head, recovered=False)
-
-    def _begin(self, connection: Connection, start: Resume, announced: UpstreamState) -> None:
+    def _begin(self, connection: Connection, start: Start, announced: UpstreamState) -> None:
         """Send `subscribed` and deliver from `start` on. The client knows the state `announced` of the backend."""
         self._answer(connection, start)
         if start.cursor == self.hub.head and announced is self.upstream:
@@ -160,7 +157,7 @@ class Subscriptions:
         else:
             self._start(connection, self._replay_from(connection, start.cursor, announced))
 
-    def _answer(self, connection: Connection, start: Resume) -> None:
+    def _answer(self, connection: Connection, start: Start) -> None:
         oldest = None
         if start.recovered is False:
             oldest = Position(self.hub.epoch, self._log.whole_from)
@@ -192,7 +189,7 @@ class Subscriptions:
             connection.close(Close.TOO_SLOW)
         except LostError:
             subscription.replay = None
-            self._begin(connection, self._not_recovered(), announced)
+            self._begin(connection, not_recovered(self.hub.head), announced)
         else:
             subscription.replay = None
             self._meter.replayed(frames, recovered=True)
