@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from kit.transactions import relaxed
 from kit.whales import SAT, txid, whale
-from whaled.gateway import wire
+from whaled.gateway import messages
+from whaled.gateway.framing import text_frame
 from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Group, Hub
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
 from whaled.ops.metrics import Metrics
@@ -135,7 +136,7 @@ def test_clients_whose_filters_match_the_same_addresses_get_them_whether_or_not_
     crowd.publish([event(1, found)])
 
     def expected(*addresses: str) -> bytes:
-        return wire.event_frame(event(1, found), "e", addresses)
+        return text_frame(messages.event(event(1, found), "e", addresses))
 
     assert clients[0].sent == expected(ADDRESSES[2])
     assert {bytes(client.sent) for client in clients[1:500]} == {expected(ADDRESSES[0], ADDRESSES[2])}

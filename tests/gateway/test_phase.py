@@ -15,13 +15,13 @@ from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
+from whaled.gateway.messages import Counters
 from whaled.gateway.origins import Origins
 from whaled.gateway.phase import TABLE, Phase, PhaseError, Step, after
 from whaled.gateway.records import Records
 from whaled.gateway.session import Session
 from whaled.gateway.share import Lane
 from whaled.gateway.transport import ClientSocket
-from whaled.gateway.wire import Counters
 from whaled.model import Position
 
 LIMITS = SessionLimits(messages_per_second=10.0, message_burst=20.0, max_addresses=10, expiry_grace_s=25.0)

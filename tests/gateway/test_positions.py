@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from whaled.gateway import wire
+from whaled.gateway import commands
 from whaled.gateway.positions import Start, not_recovered, start
 from whaled.model import Position
 
@@ -19,9 +19,9 @@ from whaled.model import Position
         (Position("e", 20), 20, True),
         (Position("e", 21), 20, False),  # the future of another log
         (Position("f", 15), 20, False),
-        (wire.Last(5), 15, True),
-        (wire.Last(500), 9, True),
-        (wire.Last(0), 20, True),
+        (commands.Last(5), 15, True),
+        (commands.Last(500), 9, True),
+        (commands.Last(0), 20, True),
     ],
 )
 def test_a_position_is_honoured_completely_or_not_at_all(since: Any, cursor: int, recovered: bool | None) -> None:
@@ -30,7 +30,7 @@ def test_a_position_is_honoured_completely_or_not_at_all(since: Any, cursor: int
 
 def test_an_empty_log_resumes_at_its_beginning() -> None:
     assert start(Position("e", 0), epoch="e", head=0, oldest=1) == Start(0, True)
-    assert start(wire.Last(5), epoch="e", head=0, oldest=1) == Start(0, True)
+    assert start(commands.Last(5), epoch="e", head=0, oldest=1) == Start(0, True)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_an_empty_log_resumes_at_its_beginning() -> None:
     [
         (Position("e", 14), Start(14, True)),  # 15 and all that follow are whole
         (Position("e", 13), Start(20, False)),
-        (wire.Last(6), Start(14, True)),
-        (wire.Last(7), Start(20, False)),
+        (commands.Last(6), Start(14, True)),
+        (commands.Last(7), Start(20, False)),
         (None, Start(20, None)),
     ],
 )

@@ -28,10 +28,10 @@ from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener
 from whaled.gateway.admission import TURNED_AWAY, source
+from whaled.gateway.commands import MessageType
 from whaled.gateway.connection import Connection
 from whaled.gateway.handshake import CREDENTIAL_PARAMETERS, Server, has_credential
 from whaled.gateway.phase import Phase
-from whaled.gateway.wire import MessageType
 from whaled.model import UpstreamState
 
 T = TypeVar("T")

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kit.raw import payload
 from kit.sessions import LIMITS, new
 from kit.tokens import Tokens
 from whaled.errors import Close, TokenRefusal
-from whaled.gateway import wire
+from whaled.gateway import commands, messages
 from whaled.gateway.actions import (
     Action,
     Admit,
@@ -35,7 +34,7 @@ def say(session: Session, now: float = 1.0, /, **message: Any) -> list[Action]:
 
 
 def sent(actions: Sequence[Action]) -> list[Any]:
-    return [payload(action.frame) for action in actions if isinstance(action, Send)]
+    return [json.loads(action.message) for action in actions if isinstance(action, Send)]
 
 
 def admitted(limits: SessionLimits = LIMITS, clients: Clients | None = None) -> Session:
@@ -109,7 +108,7 @@ def test_repeated_failures_are_rate_limited_with_a_retry_after() -> None:
     assert (answers[3]["code"], answers[3]["message"]) == ("rate_limited", "Rate limit exceeded")
     assert answers[3]["retry_after"] == 10.0
     actions = say(new(Tokens(), failures), type="auth", token="bad")
-    assert actions[0] == Refused(wire.AuthMessage.RATE_LIMITED, TokenRefusal.BAD_SIGNATURE)
+    assert actions[0] == Refused(messages.AuthMessage.RATE_LIMITED, TokenRefusal.BAD_SIGNATURE)
     assert actions[-1] == Stop(Close.AUTH_LIMITED)
     assert (Close.AUTH_LIMITED.code, Close.AUTH_LIMITED.retry) == (1013, True)
 
@@ -280,7 +279,7 @@ def test_a_message_over_the_rate_is_not_parsed() -> None:
     for raw in (b"{", b"x" * 16_000, json.dumps({"type": "refresh"}).encode()):
         (refusal,) = sent(session.received(raw, 1.0))
         assert refusal["code"] == "rate_limited"
-        assert session.last_message is wire.MessageType.INVALID
+        assert session.last_message is commands.MessageType.INVALID
 
 
 def test_every_event_that_a_replay_reads_is_charged() -> None:

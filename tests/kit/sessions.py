@@ -1,6 +1,6 @@
 """Sessions without a socket."""
 
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.clients import Clients
 from whaled.gateway.credential import Authenticator
 from whaled.gateway.limits import FailureLimit, SessionLimits
@@ -16,8 +16,8 @@ class House:
     def position(self) -> Position:
         return Position("e", 7)
 
-    def counters(self) -> wire.Counters:
-        return wire.Counters(3, 2, 1, 0)
+    def counters(self) -> messages.Counters:
+        return messages.Counters(3, 2, 1, 0)
 
 
 def new(

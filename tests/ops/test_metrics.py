@@ -8,7 +8,7 @@ from kit.gateway import running_gateway
 from kit.paths import ROOT
 from kit.whales import whale
 from whaled.errors import TokenRefusal
-from whaled.gateway.wire import AuthMessage
+from whaled.gateway.messages import AuthMessage
 from whaled.model import Flow, UpstreamState
 from whaled.ops.metrics import Metrics
 

@@ -20,7 +20,7 @@ from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.handshake import REFUSAL_STATUS
 from whaled.gateway.limits import Refusal
 from whaled.gateway.listener import Reserve
-from whaled.gateway.wire import AuthMessage
+from whaled.gateway.messages import AuthMessage
 from whaled.model import SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops import descriptors
 from whaled.ops.metrics import Metrics

@@ -6,16 +6,16 @@ Pure.
 from msgspec import Struct
 
 from whaled.errors import ClientErrorCode, Close, TokenRefusal
-from whaled.gateway import wire
+from whaled.gateway import commands, messages
 from whaled.gateway.limits import Limit
 from whaled.model import Grant
 from whaled.whales.filters import Filter
 
 
 class Send(Struct, frozen=True):
-    """Send this frame."""
+    """Send this message."""
 
-    frame: bytes
+    message: bytes
 
 
 class Admit(Struct, frozen=True):
@@ -29,7 +29,7 @@ class Attach(Struct, frozen=True):
     """Send `subscribed`, then deliver the events that pass `filter`, from `since` on (None: from now on)."""
 
     filter: Filter
-    since: wire.Since | None
+    since: commands.Since | None
 
 
 class Detach(Struct, frozen=True):
@@ -42,7 +42,7 @@ class Refused(Struct, frozen=True):
     `reason` is None if there was no credential to verify. `client_id` is known if the credential was once valid.
     """
 
-    message: wire.AuthMessage
+    message: messages.AuthMessage
     reason: TokenRefusal | None = None
     client_id: str = ""
 

@@ -15,7 +15,7 @@ from websockets.http11 import Request
 
 from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
-from whaled.gateway import wire
+from whaled.gateway import framing, messages
 from whaled.gateway.actions import Action, Admit, Concern, Send, Stop
 from whaled.gateway.admission import Source
 from whaled.gateway.handshake import BadRequestError, Server, credential, judge
@@ -303,8 +303,8 @@ class Connection:
             if self.phase >= Phase.CLOSING:
                 return  # an earlier frame exceeded the client's limit of unsent bytes
             match action:
-                case Send(frame=frame):
-                    self.answer(frame)
+                case Send(message=message):
+                    self.answer(message)
                 case Stop(close=close):
                     self.close(close)
                 case Admit(grant=grant):
@@ -326,8 +326,9 @@ class Connection:
         """The number of bytes that the kernel has not taken yet."""
         return self._socket.unsent
 
-    def answer(self, frame: bytes) -> None:
-        """Send and count a frame that is for this client alone."""
+    def answer(self, message: bytes) -> None:
+        """Send and count a message that is for this client alone."""
+        frame = framing.text_frame(message)
         self._owner.records.answered(len(frame))
         self.outbox.write(frame)
 
@@ -342,7 +343,7 @@ class Connection:
         if not self.pinged_at:
             self.pinged_at = now
             if not self.unsent:
-                self._socket.write(wire.PING_FRAME)
+                self._socket.write(framing.PING_FRAME)
         elif now - self.pinged_at >= self._owner.settings.ping_timeout:
             self._socket.abort()
 
@@ -350,7 +351,7 @@ class Connection:
 
     def send_away(self, close: Close, retry_after_s: float, timeout_s: float | None = None) -> None:
         """Ask the client to reconnect after `retry_after_s`, and close the connection (see `close`)."""
-        self.answer(wire.closing_frame(close, retry_after_s))
+        self.answer(messages.closing(close, retry_after_s))
         self.close(close, timeout_s)
 
     def close(self, close: Close, timeout_s: float | None = None) -> None:

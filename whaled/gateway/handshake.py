@@ -11,11 +11,12 @@ from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
 
-from whaled.gateway import wire
 from whaled.gateway.deflate import Offers
 from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins
 
+SUBPROTOCOL = "whaled.v1"
+BEARER_SUBPROTOCOL_PREFIX = "bearer."
 # Query parameters that carry a credential in other products. whaled refuses them, since URLs end up in logs and
 # browser histories.
 CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization")
@@ -106,7 +107,7 @@ class Server(ServerProtocol):
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         """Return the subprotocol of whaled if the client offers it."""
-        return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
+        return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in subprotocols else None
 
 
 class BadRequestError(Exception):
@@ -267,8 +268,8 @@ def credential(headers: Headers) -> str | None:
             return credential.strip()
     for offered in headers.get_all("Sec-WebSocket-Protocol"):
         for name in offered.split(","):
-            if name.strip().startswith(wire.BEARER_SUBPROTOCOL_PREFIX):
-                return name.strip().removeprefix(wire.BEARER_SUBPROTOCOL_PREFIX)
+            if name.strip().startswith(BEARER_SUBPROTOCOL_PREFIX):
+                return name.strip().removeprefix(BEARER_SUBPROTOCOL_PREFIX)
     return None
 
 

@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.deflate import Deflater
+from whaled.gateway.framing import text_frame
 from whaled.gateway.interest import Interest, Later
 from whaled.model import Event, Kind, Position, UpstreamState
 from whaled.whales.filters import Filter, Subject
@@ -62,7 +63,7 @@ class HubMeter(Protocol):
         """Count the delivered bytes that went to members with compression, and the bytes that compression saved."""
         ...
 
-    def sent(self, kind: wire.Sent, frames: int, size_bytes: int) -> None:
+    def sent(self, kind: messages.Sent, frames: int, size_bytes: int) -> None:
         """Count frames other than events, for all their receivers together."""
         ...
 
@@ -252,7 +253,7 @@ class Hub:
         key = event.offset, matched
         frame = frames.get(key)
         if frame is None:
-            frame = wire.event_frame(event, self.epoch, matched)
+            frame = text_frame(messages.event(event, self.epoch, matched))
             if not matched or len(frames) < SHARED_FRAMES:
                 frames[key] = frame
         return frame
@@ -275,15 +276,15 @@ class Hub:
     def publish_positions(self) -> None:
         """Send `position` to the groups that were sent nothing at the head, so that their resume point advances."""
         behind_head = [group for group in self._groups.values() if group.announced < self.head]
-        self._broadcast(behind_head, wire.Sent.POSITION, wire.position_frame(self.position))
+        self._broadcast(behind_head, messages.Sent.POSITION, text_frame(messages.position(self.position)))
         for group in behind_head:
             group.announced = self.head
 
     def publish_upstream_state(self, state: UpstreamState, since: float) -> None:
         """Send `status` to live members. A client in replay gets the current state when it goes live."""
-        self._broadcast(self._groups.values(), wire.Sent.STATUS, wire.status_frame(state, since))
+        self._broadcast(self._groups.values(), messages.Sent.STATUS, text_frame(messages.status(state, since)))
 
-    def _broadcast(self, groups: Iterable[Group], kind: wire.Sent, frame: bytes) -> None:
+    def _broadcast(self, groups: Iterable[Group], kind: messages.Sent, frame: bytes) -> None:
         behind: list[Member] = []
         count = 0
         for group in groups:

@@ -5,7 +5,7 @@ Pure.
 
 from msgspec import Struct
 
-from whaled.gateway import wire
+from whaled.gateway import commands
 from whaled.model import Position
 
 
@@ -25,7 +25,7 @@ def not_recovered(head: int) -> Start:
 
 
 def start(
-    since: Position | wire.Last | None, *, epoch: str, head: int, oldest: int, whole_from: int | None = None
+    since: Position | commands.Last | None, *, epoch: str, head: int, oldest: int, whole_from: int | None = None
 ) -> Start:
     """Return where delivery starts for a position of this log, whose newest published event is `head`.
 
@@ -33,7 +33,7 @@ def start(
     """
     if since is None:
         return Start(head, None)
-    if isinstance(since, wire.Last):
+    if isinstance(since, commands.Last):
         cursor = max(head - since.last, oldest - 1, 0)
     elif since.epoch != epoch or not oldest - 1 <= since.offset <= head:
         return not_recovered(head)

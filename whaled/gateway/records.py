@@ -6,8 +6,9 @@ import structlog
 
 from whaled.errors import ClientErrorCode, TokenRefusal
 from whaled.gateway.client_lines import ClientLines
+from whaled.gateway.commands import MessageType
 from whaled.gateway.limits import Limit, Refusal
-from whaled.gateway.wire import AuthMessage, MessageType, Sent
+from whaled.gateway.messages import AuthMessage, Sent
 from whaled.model import Grant
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

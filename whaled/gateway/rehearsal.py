@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from whaled.config.sections import GatewaySettings
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.actions import Admit, Concern
 from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients
@@ -116,6 +116,6 @@ class Rehearsal:
         """Return the position of the newest published event."""
         return self._hub.position
 
-    def counters(self) -> wire.Counters:
+    def counters(self) -> messages.Counters:
         """Return zeros. Canaries do not send `stats`."""
-        return wire.Counters(0, 0, 0, 0)
+        return messages.Counters(0, 0, 0, 0)

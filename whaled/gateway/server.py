@@ -15,7 +15,7 @@ import structlog
 
 from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.errors import ClientErrorCode, Close
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.actions import Admit, Attach, Concern, Crowded, Detach, FamilyEnded, Limited, Refused, Rejected
 from whaled.gateway.admission import Source, source
 from whaled.gateway.client_lines import ClientLines
@@ -318,10 +318,10 @@ class Gateway:
         """Return the position of the newest published event."""
         return self.hub.position
 
-    def counters(self) -> wire.Counters:
+    def counters(self) -> messages.Counters:
         """Return the data of the `stats` answer."""
         roster = self.roster
-        return wire.Counters(roster.total, roster.authenticated, self.hub.alerts_published, self.auth_failures)
+        return messages.Counters(roster.total, roster.authenticated, self.hub.alerts_published, self.auth_failures)
 
     # --- calls of connections (ConnectionOwner) ---
 

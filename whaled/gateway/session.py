@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from whaled.errors import ClientError, ClientErrorCode, Close, TokenError, TokenRefusal
-from whaled.gateway import wire
+from whaled.gateway import commands, messages
 from whaled.gateway.actions import (
     Action,
     Admit,
@@ -54,7 +54,7 @@ class Surroundings(Protocol):
         """Return the position of the newest published event."""
         ...
 
-    def counters(self) -> wire.Counters:
+    def counters(self) -> messages.Counters:
         """Return the data of the `stats` answer."""
         ...
 
@@ -95,7 +95,7 @@ class Session:
         self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now, clients.lost)
         self._credential: Credential | None = None
         self.client: Client | None = None
-        self.last_message = wire.MessageType.INVALID
+        self.last_message = commands.MessageType.INVALID
         self.state = State.AUTHENTICATING
 
     @property
@@ -124,7 +124,7 @@ class Session:
         """Handle the end of the handshake. `credential` is the one sent with it, if any."""
         if self._authenticator is None:
             self.state = State.READY
-            return [Send(wire.welcome_frame(None, self._house.position(), now)), Admit(None, True)]
+            return [Send(messages.welcome(None, self._house.position(), now)), Admit(None, True)]
         if credential is not None:
             return self._authenticate(credential, now)
         return []
@@ -143,17 +143,17 @@ class Session:
         """
         if self.state is State.CLOSED:
             return []
-        self.last_message = wire.MessageType.INVALID
+        self.last_message = commands.MessageType.INVALID
         limited = self._take(now, 1.0 + max(len(raw), arrived_bytes) // BYTES_PER_TOKEN)
         if limited and self.state is State.READY:
             return limited
         try:
-            command = wire.parse(raw)
+            command = commands.parse(raw)
         except ClientError as error:
             if self.state is State.AUTHENTICATING:
-                return self._refuse(wire.AuthMessage.FIRST)
+                return self._refuse(messages.AuthMessage.FIRST)
             return self.rejected(error, now)
-        self.last_message = wire.MessageType.of(command)
+        self.last_message = commands.MessageType.of(command)
         if limited:
             return limited
         try:
@@ -161,33 +161,33 @@ class Session:
         except ClientError as error:
             return self.rejected(error, now)
 
-    def _perform(self, command: wire.Command, now: float) -> list[Action]:
+    def _perform(self, command: commands.Command, now: float) -> list[Action]:
         """Return the actions of a command. Raises ClientError."""
         match self.state, command:
-            case State.AUTHENTICATING, wire.Auth(credential=credential):
+            case State.AUTHENTICATING, commands.Auth(credential=credential):
                 return self._authenticate(credential, now)
             case State.AUTHENTICATING, _:
-                return self._refuse(wire.AuthMessage.FIRST)
-            case _, wire.Auth(credential=credential):
+                return self._refuse(messages.AuthMessage.FIRST)
+            case _, commands.Auth(credential=credential):
                 return self._authenticate_again(credential, now)
-            case _, wire.Ping():
-                return [Send(wire.pong_frame(command, now))]
-            case _, wire.Stats():
-                return [Send(wire.stats_frame(self._house.counters()))]
-            case _, wire.Subscribe(filters=filters, since=since):
+            case _, commands.Ping():
+                return [Send(messages.pong(command, now))]
+            case _, commands.Stats():
+                return [Send(messages.stats(self._house.counters()))]
+            case _, commands.Subscribe(filters=filters, since=since):
                 return self._subscribe(filters, since)
-            case _, wire.Unsubscribe():
-                return [Detach(), Send(wire.unsubscribed_frame())]
-            case _, wire.Refresh():
+            case _, commands.Unsubscribe():
+                return [Detach(), Send(messages.unsubscribed())]
+            case _, commands.Refresh():
                 return self._refresh(now)
 
     def received_binary(self, now: float) -> list[Action]:
         """Refuse a binary message. The protocol has none."""
         if self.state is State.CLOSED:
             return []
-        self.last_message = wire.MessageType.INVALID
+        self.last_message = commands.MessageType.INVALID
         if self.state is State.AUTHENTICATING:
-            return self._refuse(wire.AuthMessage.FIRST)
+            return self._refuse(messages.AuthMessage.FIRST)
         if limited := self._take(now, 1.0):
             return limited
         return self.rejected(ClientError(ClientErrorCode.INVALID_MESSAGE, "binary frames are not accepted"), now)
@@ -199,11 +199,11 @@ class Session:
             return []
         if self.state is State.READY:
             return self._limited(Limit.CONNECTION)
-        return self._refuse(wire.AuthMessage.RATE_LIMITED) if self._bucket.is_exhausted else []
+        return self._refuse(messages.AuthMessage.RATE_LIMITED) if self._bucket.is_exhausted else []
 
     def auth_deadline(self) -> list[Action]:
         """Handle the end of the time to authenticate."""
-        return self._refuse(wire.AuthMessage.TIMEOUT) if self.state is State.AUTHENTICATING else []
+        return self._refuse(messages.AuthMessage.TIMEOUT) if self.state is State.AUTHENTICATING else []
 
     def next_deadline(self) -> float | None:
         """Return when to call `tick` (Unix seconds); None if never."""
@@ -220,7 +220,7 @@ class Session:
             return []
         if not credential.was_warned:
             credential.was_warned = True
-            return [Send(wire.token_expiring_frame(credential.grant))]
+            return [Send(messages.token_expiring(credential.grant))]
         return self._stop(Close.TOKEN_EXPIRED)
 
     def recheck(self, now: float) -> list[Action]:
@@ -245,13 +245,13 @@ class Session:
             self.client.bucket.charge(MALFORMED_COST - 1.0)
         if self._bucket.is_exhausted:
             return [Rejected(error.code), *self._limited(Limit.CONNECTION)]
-        return [Rejected(error.code), Send(wire.error_frame(error.code, str(error), path=error.path))]
+        return [Rejected(error.code), Send(messages.error(error.code, str(error), path=error.path))]
 
     # --- commands ---
 
     def _authenticate(self, credential: str | None, now: float) -> list[Action]:
         if credential is None or self._authenticator is None:
-            return self._refuse(wire.AuthMessage.TOKEN_REQUIRED)
+            return self._refuse(messages.AuthMessage.TOKEN_REQUIRED)
         try:
             # Verify even beyond the failure limit: failures of others must not keep out a valid token, and it is cheap.
             grant = self._authenticator.verify(credential, now)
@@ -259,23 +259,23 @@ class Session:
             wait_s = self._failures.failed(self._address, error.claimant, now)
             if wait_s > 0:
                 return self._refuse_for_now(wait_s, error)
-            return self._refuse(wire.AuthMessage.INVALID, error)
+            return self._refuse(messages.AuthMessage.INVALID, error)
         self.client = self._clients.enter(grant.client_id, now)
         if self.client is None:
             return self._refuse_connection()
         self._credential = Credential(grant, now)
         self.state = State.READY
         return [
-            Send(wire.auth_success_frame(grant)),
-            Send(wire.welcome_frame(grant, self._house.position(), now)),
+            Send(messages.auth_success(grant)),
+            Send(messages.welcome(grant, self._house.position(), now)),
             Admit(grant, self.may_read),
         ]
 
     def _authenticate_again(self, credential: str | None, now: float) -> list[Action]:
         if self._authenticator is None:
-            return [Send(wire.auth_success_frame(None))]
+            return [Send(messages.auth_success(None))]
         if credential is None:
-            raise ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.TOKEN_REQUIRED)
+            raise ClientError(ClientErrorCode.UNAUTHENTICATED, messages.AuthMessage.TOKEN_REQUIRED)
         try:
             grant = self._authenticator.verify(credential, now)
             if self.grant is None or grant.client_id != self.grant.client_id:
@@ -284,7 +284,7 @@ class Session:
             return self._refuse_again(error, now)
         could_read = self.may_read
         self._credential = Credential(grant, now)
-        actions: list[Action] = [Send(wire.auth_success_frame(grant))]
+        actions: list[Action] = [Send(messages.auth_success(grant))]
         if could_read and not self.may_read:
             actions.append(Detach())
         return actions
@@ -295,15 +295,15 @@ class Session:
             raise error
         wait_s, is_exhausted = self._failures.failed_as(self.grant.client_id, now)
         if wait_s <= 0:
-            refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, wire.AuthMessage.INVALID)
-            return [Refused(wire.AuthMessage.INVALID, error.reason, error.client_id), *self.rejected(refusal, now)]
+            refusal = ClientError(ClientErrorCode.UNAUTHENTICATED, messages.AuthMessage.INVALID)
+            return [Refused(messages.AuthMessage.INVALID, error.reason, error.client_id), *self.rejected(refusal, now)]
         actions: list[Action] = [
-            Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
-            Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
+            Refused(messages.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
+            Send(messages.error(ClientErrorCode.RATE_LIMITED, messages.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
         ]
         return [*actions, *self._stop(Close.RATE_LIMITED)] if is_exhausted else actions
 
-    def _subscribe(self, wanted: object, since: wire.Since | None) -> list[Action]:
+    def _subscribe(self, wanted: object, since: commands.Since | None) -> list[Action]:
         if not self.may_read:
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token has no `read` permission")
         self._charge(terms(wanted) // TERMS_PER_TOKEN + (REPLAY_COST if since is not None else 0.0))
@@ -323,22 +323,22 @@ class Session:
                 return [FamilyEnded(credential.grant), *self._stop(Close.TOKEN_REVOKED)]
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token cannot be refreshed; ask for a new one") from None
         self._credential = Credential(grant, now, replaced=credential.grant)
-        return [Send(wire.token_frame(token, grant))]
+        return [Send(messages.token(token, grant))]
 
     # --- endings ---
 
-    def _refuse(self, message: wire.AuthMessage, error: TokenError | None = None) -> list[Action]:
+    def _refuse(self, message: messages.AuthMessage, error: TokenError | None = None) -> list[Action]:
         return [
             Refused(message) if error is None else Refused(message, error.reason, error.client_id),
-            Send(wire.error_frame(ClientErrorCode.UNAUTHENTICATED, message)),
+            Send(messages.error(ClientErrorCode.UNAUTHENTICATED, message)),
             *self._stop(Close.AUTH_REQUIRED),
         ]
 
     def _refuse_for_now(self, wait_s: float, error: TokenError) -> list[Action]:
         """Refuse a claimant with too many failed credentials, and state when it may try again."""
         return [
-            Refused(wire.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
-            Send(wire.error_frame(ClientErrorCode.RATE_LIMITED, wire.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
+            Refused(messages.AuthMessage.RATE_LIMITED, error.reason, error.client_id),
+            Send(messages.error(ClientErrorCode.RATE_LIMITED, messages.AuthMessage.RATE_LIMITED, retry_after_s=wait_s)),
             *self._stop(Close.AUTH_LIMITED),
         ]
 
@@ -347,7 +347,7 @@ class Session:
         message = f"this client has as many connections as it may have ({most})"
         return [
             Crowded(),
-            Send(wire.error_frame(ClientErrorCode.TOO_MANY_CONNECTIONS, message, retry_after_s=CROWDED_RETRY_S)),
+            Send(messages.error(ClientErrorCode.TOO_MANY_CONNECTIONS, message, retry_after_s=CROWDED_RETRY_S)),
             *self._stop(Close.FULL),
         ]
 
@@ -368,7 +368,7 @@ class Session:
         bucket = self._bucket
         if limit is Limit.CLIENT and self.client is not None:
             bucket = self.client.bucket
-        refusal = wire.error_frame(
+        refusal = messages.error(
             ClientErrorCode.RATE_LIMITED, "Rate limit exceeded", retry_after_s=bucket.retry_after_s
         )
         if bucket is self._bucket and bucket.is_exhausted:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
-from whaled.gateway import positions, wire
+from whaled.gateway import commands, messages, positions
 from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Hub, HubMeter
 from whaled.gateway.pages import LogReader, LostError, Pages
@@ -122,20 +122,20 @@ class Subscriptions:
         """Deliver all events to a newly admitted client that may read, until it subscribes."""
         state, since = self._upstream
         if state is not UpstreamState.CONNECTED:
-            connection.answer(wire.status_frame(state, since))
+            connection.answer(messages.status(state, since))
         self._subscribed[connection] = _Subscription(EVERYTHING)
         self.hub.join(connection.outbox, EVERYTHING)
 
-    def attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
+    def attach(self, connection: Connection, chosen: Filter, since: commands.Since | None) -> None:
         """Send `subscribed`, then deliver the events that pass `chosen`, from `since` on (None: from now on)."""
         self.detach(connection)
         self._subscribed[connection] = _Subscription(chosen)
-        if isinstance(since, wire.At):
+        if isinstance(since, commands.At):
             self._start(connection, self._attach_at(connection, since, self.upstream))
         else:
             self._begin(connection, self._start_of(since), self.upstream)
 
-    async def _attach_at(self, connection: Connection, since: wire.At, announced: UpstreamState) -> None:
+    async def _attach_at(self, connection: Connection, since: commands.At, announced: UpstreamState) -> None:
         before = await self._log.offset_before(since.time.timestamp())
         # Retention may have removed events after that time, unless an event before it is still in the log.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
@@ -143,7 +143,7 @@ class Subscriptions:
         self._answer(connection, start)
         await self._replay_from(connection, start.cursor, announced)
 
-    def _start_of(self, since: Position | wire.Last | None) -> Start:
+    def _start_of(self, since: Position | commands.Last | None) -> Start:
         log = self._log
         return positions.start(
             since, epoch=self.hub.epoch, head=self.hub.head, oldest=log.oldest, whole_from=log.whole_from
@@ -163,7 +163,7 @@ class Subscriptions:
             oldest = Position(self.hub.epoch, self._log.whole_from)
             self._meter.replayed(0, recovered=False)
         connection.answer(
-            wire.subscribed_frame(
+            messages.subscribed(
                 self._subscribed[connection].filter.normalised(),
                 recovered=start.recovered,
                 start=Position(self.hub.epoch, start.cursor),
@@ -195,7 +195,7 @@ class Subscriptions:
             self._meter.replayed(frames, recovered=True)
             if self.upstream is not announced:
                 # `publish_upstream_state` reaches live members only.
-                connection.answer(wire.status_frame(*self._upstream))
+                connection.answer(messages.status(*self._upstream))
 
     def detach(self, connection: Connection) -> None:
         """Stop delivery to a client."""

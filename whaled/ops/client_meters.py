@@ -1,10 +1,11 @@
 """The metrics of clients. docs/metrics.md explains each one."""
 
 from whaled.errors import ClientErrorCode, TokenRefusal
+from whaled.gateway.commands import MessageType
 from whaled.gateway.limits import Limit, Refusal
+from whaled.gateway.messages import AuthMessage, Sent
 from whaled.gateway.share import Lane
 from whaled.gateway.tls import TLS_REASONS
-from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.registry import Component, Registry
 
 CLOSE_CODES = ("1000", "1001", "1002", "1005", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
