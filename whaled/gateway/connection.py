@@ -97,8 +97,7 @@ class Connection:
         """Enter the next phase. Raises PhaseError."""
         self.phase = after(self.phase, step)
         if self.phase is Phase.AUTHENTICATING:
-            assert self._ws.server is not None
-            self.outbox.open(self._socket, takes_deflate=bool(self._ws.server.extensions))
+            self.outbox.open(self._socket, takes_deflate=self._ws.takes_deflate)
         elif self.phase is Phase.CLOSING:
             self.outbox.shut()
             self._ws.ending()
@@ -151,14 +150,11 @@ class Connection:
         except BadRequestError as error:
             self._refuse(Refusal.BAD_HANDSHAKE)
             self._ws.refuse(error)
-            self._flush()
-            return b""
-        if taken is None:
-            return b""
-        server, request, rest = taken
-        self._handshake(server, request)
+            taken = None
+        if taken is not None:
+            self._handshake(*taken[:2])
         self._flush()
-        return rest
+        return taken[2] if taken is not None else b""
 
     def eof_received(self) -> None:
         """Handle the end of the client's stream by closing the connection."""
@@ -195,8 +191,7 @@ class Connection:
             server, request, owner.origins, verdict=self._verdict, is_draining=owner.is_draining, is_tls=is_tls
         )
         if refusal is not None:
-            # Count it when it is sent, not at the accept, since a client may leave before it sends a request.
-            self._count(refusal)
+            self._count(refusal)  # now that it is sent: a client may leave before it sends a request
         if refusal is Refusal.ORIGIN:
             owner.records.origin_refused(self.address, shown(", ".join(request.headers.get_all("Origin"))))
         server.send_response(server.accept(request) if response is None else response)
@@ -270,10 +265,7 @@ class Connection:
         if session is None or self.phase >= Phase.CLOSING or frame.opcode is Opcode.CLOSE:
             return
         now = self._owner.now()
-        if frame.opcode in (Opcode.PING, Opcode.PONG):
-            self.perform(session.received_control(now))
-            return
-        data = self._ws.add(frame)
+        data = None if frame.opcode in (Opcode.PING, Opcode.PONG) else self._ws.add(frame)
         if data is None:
             self.perform(session.received_control(now))
             return

@@ -71,6 +71,11 @@ class WebSocket:
         """True from the response that opens the WebSocket to the first close frame or protocol error."""
         return self.server is not None and self.server.state is OPEN
 
+    @property
+    def takes_deflate(self) -> bool:
+        """True if the client accepts compressed frames."""
+        return self.server is not None and bool(self.server.extensions)
+
     # --- messages ---
 
     def frames(self, data: bytes) -> Iterator[Frame]:
