@@ -7,11 +7,18 @@ Pure.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 SAT_PER_BTC = 100_000_000
+# No amount exceeds all coins that will ever exist.
+MAX_BTC: Final = 21_000_000
+MAX_SAT: Final = MAX_BTC * SAT_PER_BTC
+# The txid of the outpoint that a coinbase input names.
+NULL_TXID = "0" * 64
+# The maximum number of blocks that the backend projects, which is also its default (MEMPOOL.MEMPOOL_BLOCKS_AMOUNT).
+PROJECTED_BLOCKS = 8
 
 
 class Permission(StrEnum):
@@ -304,7 +311,7 @@ class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 class Kind(StrEnum):
     """The kind of an event in the log.
 
-    (txid, kind, ref) is unique; `ref` is the block hash or the replacing txid.
+    (txid, kind, ref, repeat) is unique; `ref` is the block hash or the replacing txid.
     """
 
     ALERT = "alert"
@@ -329,13 +336,17 @@ class Whale(Struct, frozen=True, gc=False):
 
 
 class Draft(Struct, frozen=True, gc=False, kw_only=True):
-    """An event that is not in the log yet. `whale` is its subject; `update` is None for the alert itself."""
+    """An event that is not in the log yet. `whale` is its subject; `update` is None for the alert itself.
+
+    `repeat` is 1, or counts the events about the whale with the same kind and ref: it was confirmed twice in one block.
+    """
 
     kind: Kind
     at: float
     whale: Whale
     ref: str = ""
     update: Update | None = None
+    repeat: int = 1
 
 
 class Event(Struct, frozen=True, gc=False, kw_only=True):
@@ -347,3 +358,4 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     whale: Whale
     ref: str = ""
     update: Update | None = None
+    repeat: int = 1

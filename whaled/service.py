@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import structlog
 from msgspec import Struct
 
 from whaled import __version__
+from whaled.addressbook.loading import idle_rules, read_address_book_apart
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
@@ -28,20 +30,23 @@ from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import certificate_expiry, idle_rules, load_certificate, read_address_book_apart, tls_context
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
 from whaled.ops import descriptors, logs, memory, reloads
+from whaled.ops.certificates import certificate_expiry, load_certificate, tls_context
+from whaled.ops.memory_watch import MemoryWatch
 from whaled.ops.metrics import Metrics
+from whaled.ops.starts import Starts
+from whaled.ops.status import Status, report_status
 from whaled.ops.systemd import Notifier, Passed
+from whaled.ops.watchdog import LoopWatch, feed_watchdog
 from whaled.pipeline import Pipeline
-from whaled.starts import Starts
-from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, report_status, status_text
-from whaled.upstream.backend import Backend
-from whaled.upstream.feed import Feed
-from whaled.upstream.rest import Rest
-from whaled.upstream.survey import Survey
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.changes import canary_change
+from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.rest import Rest
+from whaled.sources.mempool_space.survey import Survey
 from whaled.web import app as web
 from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
@@ -160,7 +165,12 @@ class Service:
             del book, detector  # a reload replaces them: this stack frame must not keep the old ones in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 backfill = self._worker(rest, event_log, pipeline)
-                canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
+                canary = Canary(
+                    config.canary,
+                    send=lambda txid: pipeline.rehearse(partial(canary_change, txid)),
+                    subscriber=subscriber,
+                    meter=self.metrics.canary,
+                )
                 memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())
                 survey = Survey(
                     config.upstream,
@@ -204,7 +214,7 @@ class Service:
             until_end = [
                 tasks.create_task(loop_watch.run(), name="loop watch"),
                 tasks.create_task(running.memory_watch.run(), name="memory watch"),
-                tasks.create_task(feed_watchdog(self.notifier, running.canary, loop_watch), name="watchdog"),
+                tasks.create_task(feed_watchdog(self.notifier, loop_watch, running.canary.is_alive), name="watchdog"),
             ]
             await self._stop.wait()
             self.notifier.stopping()
@@ -228,7 +238,16 @@ class Service:
             self.metrics.detection.last_whale(newest.at)
 
     def _status(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
-        text = status_text(gateway, event_log, pipeline)
+        text = Status(
+            upstream=gateway.upstream,
+            shortfall=pipeline.shortfall,
+            clients=gateway.connections,
+            last_whale=pipeline.last_whale,
+            head=event_log.head,
+            addresses=gateway.addresses,
+            owners=pipeline.detector.book.owners,
+            is_short_of_memory=gateway.is_short_of_memory,
+        ).line()
         return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:

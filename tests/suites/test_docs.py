@@ -21,7 +21,7 @@ from whaled.gateway.handshake import REFUSAL_STATUS
 from whaled.gateway.limits import Refusal
 from whaled.gateway.listener import Reserve
 from whaled.gateway.messages import AuthMessage
-from whaled.model import SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
+from whaled.model import PROJECTED_BLOCKS, SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops import descriptors
 from whaled.ops.metrics import Metrics
 from whaled.whales import amounts, coinjoins, fees
@@ -196,7 +196,7 @@ def test_the_numbers_of_shape_and_urgency_are_those_of_the_code() -> None:
         "fastest": fees.AT_FASTEST,
     }
     assert f"less than {fees.FULL_VSIZE:,} vB" in text
-    assert f"({fees.PROJECTED_BLOCKS} at most" in text
+    assert f"({PROJECTED_BLOCKS} at most" in text
 
 
 def test_every_reason_for_a_failure_of_the_log_is_explained() -> None:

@@ -29,14 +29,17 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
-    "replacing": 1,
+    "durable": 0,
     "listening": 2,
     "summaries": 2,
     "addresses": 2,
     "tables": 2,
     "times": 2,
+    "source": 2,
+    "sampling": 1,
+    "retry_after": 1,
     "whales": 3,
-    "upstream": 3,
+    "sources": 3,
     "auth": 3,
     "eventlog": 4,
     "gateway": 4,
@@ -44,15 +47,11 @@ RANKS = {
     "ops": 5,
     "client": 6,
     "simulator": 6,
-    "bookfile": 4,
-    "labelfiles": 4,
-    "files": 5,
+    "addressbook": 4,
     "backfill": 4,
     "backoff": 3,
     "pipeline": 6,
     "canary": 6,
-    "upkeep": 7,
-    "starts": 7,
     "service": 8,
     "cli": 9,
     "__main__": 10,
@@ -60,19 +59,20 @@ RANKS = {
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
-    "addresses", "auth.families", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
-    "cli.tail_lines", "client.cursor", "config.given", "config.keys", "config.origins", "config.render",
-    "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors",
-    "gateway.actions", "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate",
-    "gateway.framing", "gateway.incoming", "gateway.interest", "gateway.limits", "gateway.messages",
-    "gateway.phase", "gateway.positions", "gateway.session", "gateway.shedding", "gateway.websocket", "hosts",
-    "labelfiles.bip329", "labelfiles.rows", "labelfiles.walletexplorer", "model", "tables", "times",
-    "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
-    "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
-    "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.addresses", "whales.amounts",
-    "whales.bookkeys", "whales.booklines", "whales.books", "whales.coinjoins", "whales.detect", "whales.fees",
-    "whales.filekinds", "whales.filters", "whales.history", "whales.labels", "whales.lifecycle", "whales.owners",
-    "whales.prices", "whales.watch",
+    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.families",
+    "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage", "cli.tail_lines", "client.cursor",
+    "config.fields", "config.given", "config.keys", "config.origins", "config.render", "config.rules",
+    "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.actions",
+    "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate", "gateway.framing",
+    "gateway.incoming", "gateway.interest", "gateway.limits", "gateway.messages", "gateway.phase",
+    "gateway.positions", "gateway.session", "gateway.shedding", "gateway.websocket", "hosts", "model",
+    "retry_after", "source", "sources.mempool_space.canary_frame", "sources.mempool_space.changes",
+    "sources.mempool_space.continuity", "sources.mempool_space.dialect", "sources.mempool_space.identity",
+    "sources.mempool_space.proxy", "sources.mempool_space.rawblock", "sources.mempool_space.rbf",
+    "sources.mempool_space.routes", "sources.mempool_space.snapshot", "sources.mempool_space.surrogates",
+    "sources.mempool_space.transactions", "tables", "times", "whales.accuracy", "whales.amounts", "whales.bookkeys",
+    "whales.booklines", "whales.books", "whales.coinjoins", "whales.detect", "whales.fees", "whales.filekinds",
+    "whales.filters", "whales.labels", "whales.lifecycle", "whales.owners", "whales.prices", "whales.watch",
 )  # fmt: skip
 IMPURE_MODULES = {
     "asyncio",
@@ -145,6 +145,19 @@ def test_pure_modules_do_no_io() -> None:
         if imported.split(".", maxsplit=1)[0] in IMPURE_MODULES
     ]
     assert not wrong
+
+
+# `service` wires the source; `ops.upstream_meters` registers the closed sets of its metric labels.
+KNOW_A_SOURCE = {"service", "ops.upstream_meters"}
+
+
+def test_only_the_wiring_imports_a_source() -> None:
+    importing = {
+        name
+        for name, tree in modules().items()
+        if room(name) != "sources" and any(each.startswith("whaled.sources") for each in imports(tree))
+    }
+    assert importing == KNOW_A_SOURCE
 
 
 # --- the tests ---
@@ -301,7 +314,7 @@ def identifiers() -> set[str]:
 
 @pytest.mark.parametrize("page", MAINTAINERS_PAGES, ids=lambda page: page.name)
 def test_identifiers_that_maintainers_pages_quote_are_in_the_sources(page: Path) -> None:
-    """Each part of `Rig.value`, `RELOADABLE`, `register(subparsers)` or the name of a test."""
+    """Each part of `Rig.value`, `RELOAD`, `register(subparsers)` or the name of a test."""
     quoted = [text.partition("(")[0] for text in named(page) if re.fullmatch(r"\w+(?:\.\w+)*(?:\(.*\))?", text)]
     parts = {part for name in quoted for part in name.split(".") if not part.isdecimal()}
     assert parts - identifiers() == set()

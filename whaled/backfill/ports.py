@@ -5,7 +5,6 @@ from typing import Protocol
 
 from whaled.backfill.coverage import Cover
 from whaled.model import Draft, Event, Market, Scan, Source, Transaction, Whale
-from whaled.upstream.http import RestFailure
 from whaled.whales.conflicts import Conflicts
 
 
@@ -91,8 +90,8 @@ class Committer(Protocol):
 class BackfillMeter(Protocol):
     """The metrics of the backfill."""
 
-    def failed(self, reason: RestFailure) -> None:
-        """Count a request that failed and will be repeated."""
+    def failed(self, reason: str) -> None:
+        """Count a request that failed and will be repeated. `reason` is that of a BackendError."""
         ...
 
     def snapshot(self) -> None:

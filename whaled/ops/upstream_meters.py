@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from whaled.backfill.coverage import Cover
 from whaled.model import SAT_PER_BTC, Alert, Flow, Kind, Source, UpstreamState
 from whaled.registry import Component, Registry
-from whaled.upstream.continuity import Continuity
-from whaled.upstream.dialect import DialectFault
-from whaled.upstream.http import RestFailure
-from whaled.upstream.link_errors import LossReason
-from whaled.upstream.survey import Capability
+from whaled.source import Continuity
+from whaled.sources.mempool_space.dialect import DialectFault
+from whaled.sources.mempool_space.http import RestFailure
+from whaled.sources.mempool_space.link_errors import LossReason
+from whaled.sources.mempool_space.survey import Capability
 from whaled.whales.detect import BY_BTC, BY_USD
 from whaled.whales.watch import WATCH
 
@@ -245,8 +245,8 @@ class BackfillMeter:
         self._rounds = registry.counter("backfill_rounds", "Completed rounds of the backfill.")
         self.backlog(blocks=0, block_whales=0, candidates=0, tail=0, fates=0)
 
-    def failed(self, reason: RestFailure) -> None:
-        """Count a failed request, which is repeated."""
+    def failed(self, reason: str) -> None:
+        """Count a failed request, which is repeated. `reason` is that of a BackendError."""
         self._failures.labels(reason).inc()
 
     def snapshot(self) -> None:
