@@ -6,7 +6,6 @@ The nesting of the context managers is the order of the start, and its reverse t
 import asyncio
 import os
 import secrets
-import shutil
 import signal
 import ssl
 import time
@@ -175,7 +174,7 @@ class Service:
                     gateway.serving(self._passed.clients, tls),
                     http.serving(self._passed.metrics),
                 ):
-                    self._observe(gateway, event_log, pipeline, http)
+                    self._observe(gateway, pipeline, http)
                     self._observe_keys(self._ring)
                     await starts.began()
                     self._announce(gateway.addresses, http.addresses)
@@ -271,7 +270,7 @@ class Service:
 
         return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
 
-    def _observe(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline, http: web.HttpServer) -> None:
+    def _observe(self, gateway: Gateway, pipeline: Pipeline, http: web.HttpServer) -> None:
         gauge = self.metrics.gauge_of
         gauge("connections", "Open client connections.", lambda: gateway.connections)
         gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
@@ -284,12 +283,7 @@ class Service:
         gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
         gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
         gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
-        gauge("eventlog_head_offset", "Newest offset committed.", lambda: event_log.head)
-        gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: event_log.oldest)
         gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.", lambda: gateway.unsent_bytes)
-        place = Path(self.config.eventlog.path).parent
-        gauge("eventlog_disk_free_bytes", "Free on the event log's file system.", lambda: shutil.disk_usage(place).free)
-        gauge("eventlog_disk_size_bytes", "Size of that file system.", lambda: shutil.disk_usage(place).total)
         gauge(
             "threshold_usd_blind",
             "1 while detection.threshold_usd matches nothing: the price is unknown.",

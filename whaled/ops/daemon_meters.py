@@ -1,49 +1,10 @@
-"""The metrics of the daemon itself: event log, configuration, canaries, memory, keys. docs/metrics.md explains them."""
+"""The metrics of the daemon itself: configuration, canaries, memory, keys. docs/metrics.md explains them."""
 
 import math
 
-from whaled.errors import BookFailure, CanaryFailure, LogFailure
+from whaled.errors import BookFailure, CanaryFailure
 from whaled.model import Ending
 from whaled.registry import Component, Registry
-
-
-class EventLogMeter:
-    """The metrics of the event log."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._errors = registry.errors.labels(Component.EVENTLOG)
-        self._events = registry.counter("eventlog_events", "Events committed.")
-        self._commit = registry.histogram(
-            "eventlog_commit_seconds", "Time of a commit with new events, including fsync."
-        )
-        self._failures = registry.counter(
-            "eventlog_failures", "Failed operations of the event log, by reason.", "reason", LogFailure
-        )
-        self._pruned = registry.counter("eventlog_pruned_events", "Events removed by retention.")
-        self._damaged = registry.gauge("eventlog_damaged_rows", "Known damaged rows, which are skipped.")
-        self._size = registry.gauge("eventlog_size_bytes", "Size of the database and its write-ahead log on disk.")
-
-    def committed(self, events: int, seconds: float) -> None:
-        """Count a commit with new events."""
-        self._events.inc(events)
-        self._commit.observe(seconds)
-
-    def failed(self, reason: LogFailure) -> None:
-        """Count a failed operation."""
-        self._failures.labels(reason).inc()
-        self._errors.inc()
-
-    def pruned(self, events: int) -> None:
-        """Count events that retention removed."""
-        self._pruned.inc(events)
-
-    def damaged(self, rows: int) -> None:
-        """Set the number of known damaged rows."""
-        self._damaged.set(rows)
-
-    def size(self, size_bytes: int) -> None:
-        """Set the size of the database and its write-ahead log on disk."""
-        self._size.set(size_bytes)
 
 
 class ConfigMeter:

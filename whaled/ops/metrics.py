@@ -10,11 +10,11 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.process_collector import ProcessCollector
 
 from whaled import __version__
+from whaled.eventlog.meters import EventLogMeter
 from whaled.ops.client_meters import GatewayMeter
 from whaled.ops.daemon_meters import (
     CanaryMeter,
     ConfigMeter,
-    EventLogMeter,
     KeyMeter,
     LoopMeter,
     MemoryMeter,
