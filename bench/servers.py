@@ -18,8 +18,8 @@ from bench import messages
 from whaled.config.sections import Auth
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.gateway.server import Gateway
+from whaled.metrics import Metrics
 from whaled.model import Event, UpstreamState
-from whaled.ops.metrics import Metrics
 
 EPOCH = "benchbenchbench0"
 # All servers ping at the same interval, so that their keepalive costs are equal.

@@ -18,8 +18,8 @@ from whaled.config.sections import Gateway as GatewaySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
 from whaled.gateway.session import Authenticator
+from whaled.metrics import Metrics
 from whaled.model import Alert, Draft, Event, Flow, Kind, Shape, Source, Status, Update, Whale
-from whaled.ops.metrics import Metrics
 
 SAT = 100_000_000
 
@@ -129,7 +129,7 @@ class Rig:
 
     def value(self, metric: str, **labels: str) -> float:
         """Return the value of a metric."""
-        value = self.metrics.registry.get_sample_value(metric, labels)
+        value = self.metrics.registry.collectors.get_sample_value(metric, labels)
         assert value is not None, f"no metric {metric} {labels}"
         return value
 

@@ -41,8 +41,8 @@ from whaled.config.sections import EventLog as EventLogSettings
 from whaled.config.sections import Gateway as GatewaySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
+from whaled.metrics import Metrics
 from whaled.model import Alert, Draft, Flow, Grant, Permission, Shape, UpstreamState, Whale
-from whaled.ops.metrics import Metrics
 
 BOT = Path(__file__).parent.parent / "docs" / "examples" / "bot.py"
 SOON = Retry(initial_s=0.001, max_s=0.01)

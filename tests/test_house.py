@@ -51,11 +51,13 @@ RANKS = {
     "backoff": 3,
     "pipeline": 6,
     "canary": 6,
+    "detection_meters": 4,
     "upkeep": 7,
     "starts": 7,
-    "service": 8,
-    "cli": 9,
-    "__main__": 10,
+    "metrics": 8,
+    "service": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 # Modules that hold rules: they take `now` and values, and do no I/O.

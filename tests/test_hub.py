@@ -12,8 +12,8 @@ from support import SAT, txid, whale
 from whale_kit import relaxed
 from whaled.gateway import wire
 from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Hub
+from whaled.metrics import Metrics
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
-from whaled.ops.metrics import Metrics
 from whaled.whales.filters import Filter, parse_filter
 
 ADDRESSES = [f"bc1q{number:038d}" for number in range(6)]

@@ -17,9 +17,10 @@ from structlog.testing import capture_logs
 from whaled.config.parse import parse
 from whaled.config.sections import Upstream
 from whaled.errors import ConfigError
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.upstream.feed import Connected, Feed, LossReason, Lost
-from whaled.upstream.http import RestError, RestFailure
+from whaled.upstream.http import RestError, RestFailure, RestMeter
+from whaled.upstream.messages import FeedMeter
 from whaled.upstream.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyError, ProxyFault, Target
 from whaled.upstream.rest import Rest
 from whaled.upstream.tunnel import Tunnel
@@ -72,21 +73,19 @@ def settings(url: str, proxy: str | None, **more: Any) -> Upstream:
 
 async def both(upstream: Upstream) -> int:
     """Connect the stream, then ask REST; the height that it answers."""
-    meter = Metrics().upstream
-    async with asyncio.timeout(10), aclosing(Feed(upstream, meter).messages()) as messages:
+    async with asyncio.timeout(10), aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
         assert isinstance(await anext(messages), Connected)
-    async with Rest.open(upstream, meter) as rest:
+    async with Rest.open(upstream, RestMeter(Registry())) as rest:
         return await rest.tip_height()
 
 
 async def failures(upstream: Upstream) -> tuple[Lost, str, RestError]:
     """Why the stream cannot be had, as it is logged, and why REST cannot."""
-    meter = Metrics().upstream
     with capture_logs() as lines:
-        async with asyncio.timeout(10), aclosing(Feed(upstream, meter).messages()) as messages:
+        async with asyncio.timeout(10), aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
             lost = await anext(messages)
     assert isinstance(lost, Lost)
-    async with Rest.open(upstream, meter) as rest:
+    async with Rest.open(upstream, RestMeter(Registry())) as rest:
         with pytest.raises(RestError) as caught:
             await rest.tip_height()
     shown = f"{lines} {caught.value}"

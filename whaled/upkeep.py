@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
 
 import structlog
 
@@ -17,6 +16,7 @@ from whaled.model import SAT_PER_BTC
 from whaled.ops import memory
 from whaled.ops.systemd import Notifier
 from whaled.pipeline import Pipeline
+from whaled.registry import Registry
 from whaled.whales.owners import summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -43,20 +43,34 @@ SHED_DOWN_TO = 0.5
 STATUS_S = 1.0
 
 
-class LoopMeter(Protocol):
-    """The measurements of the event loop."""
+class LoopMeter:
+    """The metric of the event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._lag = registry.histogram("event_loop_lag_seconds", "Delay of a timer of the event loop.")
 
     def lagged(self, seconds: float) -> None:
-        """Record by how much a timer fired late."""
-        ...
+        """Record the delay of a timer."""
+        self._lag.observe(seconds)
 
 
-class MemoryMeter(Protocol):
-    """The measurements of memory."""
+class MemoryMeter:
+    """The metrics of memory."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._used = registry.gauge(
+            "memory_used_bytes", "Working set of the cgroup if that has a limit, else resident memory."
+        )
+        self._limit = registry.gauge(
+            "memory_limit_bytes", "memory.limit or the limit of the cgroup, the lower one; +Inf without either."
+        )
+        self._shedding = registry.gauge("memory_shedding", "1 while load is shed to save memory.")
 
     def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
-        """Record the memory used and its limit."""
-        ...
+        """Set the used memory, its limit, and whether load is shed."""
+        self._used.set(used_bytes)
+        self._limit.set(limit_bytes)
+        self._shedding.set(is_shedding)
 
 
 class LoopWatch:

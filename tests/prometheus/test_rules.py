@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_kit import ALERTS, DEPLOY, RECORDINGS, ROOT, needed, rules_of
 
 from daemon import running, write_config
-from whaled.ops.metrics import Metrics
+from whaled.metrics import Metrics
 
 RUNBOOK = ROOT / "docs" / "runbook.md"
 CASES = sorted(Path(__file__).parent.glob("*.test.yml"))

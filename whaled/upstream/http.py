@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -22,6 +22,7 @@ from tenacity import (
 
 from whaled.config.sections import Upstream
 from whaled.errors import UpstreamError
+from whaled.registry import Component, Registry
 from whaled.upstream.address import shown, through
 from whaled.upstream.proxy import PASSING, ProxyError
 from whaled.upstream.retry_after import http_date, retry_after_s
@@ -88,20 +89,36 @@ class RestError(UpstreamError):
         self.retry_after_s = retry_after_s
 
 
-class RestMeter(Protocol):
-    """The metrics of the REST client."""
+class RestMeter:
+    """The metrics of requests to the backend over REST."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._errors = registry.errors.labels(Component.REST)
+        self._requests = registry.counter(
+            "rest_requests", "REST requests, by outcome.", "outcome", ("answered", *RestFailure)
+        )
+        self._seconds = registry.histogram("rest_request_seconds", "Duration of a REST request.")
+        self._skew = registry.gauge(
+            "upstream_clock_skew_seconds", "This machine's clock minus the backend's, at the last REST response."
+        )
+        self._inputs = registry.counter(
+            "rest_inputs_unknown", "Transactions whose inputs could not be fetched, by reason.", "reason", RestFailure
+        )
 
     def requested(self, failure: RestFailure | None, seconds: float) -> None:
         """Count an attempt and its duration. `failure` is None for a response, including "not found"."""
-        ...
+        self._requests.labels(failure or "answered").inc()
+        self._seconds.observe(seconds)
+        if failure is not None and failure is not RestFailure.NOT_FOUND:
+            self._errors.inc()
 
     def inputs_unknown(self, failure: RestFailure) -> None:
         """Count a whale whose inputs could not be fetched."""
-        ...
+        self._inputs.labels(failure).inc()
 
     def clock_skew(self, seconds: float) -> None:
-        """Record by how many seconds the local clock is ahead of the backend's, accurate to about a second."""
-        ...
+        """Set by how many seconds the local clock is ahead of the backend's, accurate to about a second."""
+        self._skew.set(seconds)
 
 
 class Http:
