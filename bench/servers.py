@@ -15,8 +15,7 @@ from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.exceptions import ConnectionClosed
 
 from bench import messages
-from whaled.config.sections import Auth
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.gateway.server import Gateway
 from whaled.metrics import Metrics
 from whaled.model import Event, UpstreamState
@@ -91,7 +90,7 @@ async def gateway() -> None:
         compression=True,  # for clients that offer it
     )
     log = MemoryLog()
-    server = Gateway(settings, Auth(enabled=False), event_log=log, authenticator=None, meter=Metrics().gateway)
+    server = Gateway(settings, AuthSettings(enabled=False), event_log=log, authenticator=None, meter=Metrics().gateway)
     server.publish_upstream_state(UpstreamState.CONNECTED)
     filler = messages.padding(EPOCH)
 

@@ -17,8 +17,7 @@ from whaled.backfill.context import Context
 from whaled.backfill.coverage import Cover
 from whaled.backfill.meters import BackfillMeter
 from whaled.backfill.worker import Worker
-from whaled.config.sections import Backfill, Detection, Upstream
-from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import BackfillSettings, DetectionSettings, EventLogSettings, UpstreamSettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.share import LoopShare
 from whaled.metrics import Metrics
@@ -318,7 +317,7 @@ async def watching(
     *,
     settled: bool = True,
     front: Front | None = None,
-    detection: Detection | None = None,
+    detection: DetectionSettings | None = None,
     rest_timeout: float = 5.0,
     **settings: Any,
 ) -> AsyncIterator[Rig]:
@@ -326,8 +325,8 @@ async def watching(
 
     `sim` is a Simulator, or anything that listens at its `url`. Tests about timeouts set a short `rest_timeout`.
     """
-    backfill = Backfill(**{"requests_per_second": 2000.0, **settings})
-    upstream = Upstream(
+    backfill = BackfillSettings(**{"requests_per_second": 2000.0, **settings})
+    upstream = UpstreamSettings(
         url=sim.url,
         rest_url=None if front is None else front.url,
         rest_timeout=rest_timeout,
@@ -341,7 +340,7 @@ async def watching(
         Rest.open(upstream, metrics.rest) as rest,
         asyncio.TaskGroup() as tasks,
     ):
-        rules = detection or Detection()
+        rules = detection or DetectionSettings()
         clients = Clients(tally.changed)
         pipeline = Pipeline(
             detector=Detector(Rules.of(rules)),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 
-from whaled.config import sections
+from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
@@ -60,8 +60,8 @@ class Meter(EventLogMeter):
         return self._value("eventlog_size_bytes")
 
 
-def settings(path: Path, *, retention: float = 90 * DAY, busy_timeout: float = 5.0) -> sections.EventLog:
-    return sections.EventLog(path=str(path), retention=retention, busy_timeout=busy_timeout)
+def settings(path: Path, *, retention: float = 90 * DAY, busy_timeout: float = 5.0) -> EventLogSettings:
+    return EventLogSettings(path=str(path), retention=retention, busy_timeout=busy_timeout)
 
 
 def open_log(

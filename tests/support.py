@@ -12,9 +12,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-from whaled.config.sections import Auth as AuthSettings
-from whaled.config.sections import EventLog as EventLogSettings
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, EventLogSettings, GatewaySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
 from whaled.gateway.session import Authenticator

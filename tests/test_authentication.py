@@ -13,13 +13,13 @@ from test_refusals import FORGED, GOOD
 from support import Rig, ask, receive, receive_type, running_gateway
 from test_tokens import NOW, RING
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue
-from whaled.config.sections import Auth, Gateway
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.model import Permission
 
 OLD = SigningKey("old", b"o" * 32)
 NEW = SigningKey("new", b"n" * 32)
-AUTH = Auth(failure_burst=3)
-SLOW = Auth(failure_burst=3, failures_per_second=0.001)
+AUTH = AuthSettings(failure_burst=3)
+SLOW = AuthSettings(failure_burst=3, failures_per_second=0.001)
 WRONG = "eyJhbGciOiJIUzI1NiJ9.e30.c2ln"
 
 
@@ -141,7 +141,7 @@ async def test_a_reload_that_changes_no_key_ends_nothing(tmp_path: Path) -> None
     async with running_gateway(tmp_path, authenticator=tokens, auth=AUTH) as rig, rig.connect() as client:
         await enter(client, tokens.token(OLD))
         tokens.replace_ring(KeyRing(NEW, (OLD, NEW)), AUTH)
-        rig.gateway.reconfigure(Gateway(port=0), AUTH, tokens)
+        rig.gateway.reconfigure(GatewaySettings(port=0), AUTH, tokens)
         await ask(client, type="ping")
         await receive_type(client, "pong")
 
@@ -210,7 +210,7 @@ async def test_a_token_that_a_step_of_the_clock_ended_is_not_served_on(tmp_path:
 async def test_a_clock_that_is_set_back_only_delays_the_end(tmp_path: Path) -> None:
     tokens, ahead_s = Tokens(NEW), [3600.0]
     async with running_gateway(
-        tmp_path, authenticator=tokens, auth=Auth(expiry_grace=0.001), clock=lambda: time.time() + ahead_s[0]
+        tmp_path, authenticator=tokens, auth=AuthSettings(expiry_grace=0.001), clock=lambda: time.time() + ahead_s[0]
     ) as rig, rig.connect() as client:  # fmt: skip
         token = issue(
             KeyRing(NEW, (NEW,)), client_id="c1", permissions=[], ttl_s=600, now=rig.gateway.now(), token_id="x",
@@ -262,7 +262,7 @@ async def test_a_clock_that_is_behind_is_accepted_within_the_leeway_only(tmp_pat
 
 async def test_forged_tokens_are_refused_with_the_same_text_in_message_and_header(tmp_path: Path) -> None:
     judge = TokenAuthenticator(RING, AUTH, new_token_id=lambda: "t2")
-    patient = Auth(failure_burst=1_000)
+    patient = AuthSettings(failure_burst=1_000)
     async with running_gateway(tmp_path, authenticator=judge, auth=patient, clock=lambda: NOW) as rig:
         async with rig.connect() as client:
             await enter(client, GOOD)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from backfill_kit import BTC, Front, world
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.registry import Registry
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import Mode
@@ -25,7 +25,7 @@ async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Backend, S
     """Requests to a simulated backend behind a proxy."""
     front = Front()
     async with world() as (sim, _), front.before(sim):
-        upstream = Upstream(url=sim.url, rest_url=front.url, rest_timeout=5.0)
+        upstream = UpstreamSettings(url=sim.url, rest_url=front.url, rest_timeout=5.0)
         async with Rest.open(upstream, RestMeter(Registry())) as rest:
             yield Backend(rest, per_second), sim, front
 
@@ -276,7 +276,7 @@ async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
     ("mode", "pages"), [("none", [[1, 10], [11, 20], [21, 30]]), ("esplora", [[1, 10, 11, 20, 21], [30]])]
 )
 async def test_entries_are_requested_in_the_fewest_pages(mode: str, pages: list[list[int]]) -> None:
-    upstream = Upstream()
+    upstream = UpstreamSettings()
     entries = [Summary(f"{index:064x}", 1, 0, 1.0, index) for index in (30, 1, 10, 11, 20, 21)]
     async with Rest.open(upstream, RestMeter(Registry())) as rest:
         rest.routes.mode = mode
@@ -330,7 +330,7 @@ async def test_only_electrs_reports_which_transaction_spends_an_output() -> None
         spender = sim.world.pay(150 * BTC)
         await sim.poll()
         spent, unspent = spender.inputs[0], f"{spender.txid}:0"
-        async with Rest.open(Upstream(url=sim.url), RestMeter(Registry())) as rest:
+        async with Rest.open(UpstreamSettings(url=sim.url), RestMeter(Registry())) as rest:
             backend = Backend(rest, 10_000.0)
             outpoint = f"{spent.txid}:{spent.vout}"
             assert await backend.spender(outpoint) is None  # not requested: the mode is not known

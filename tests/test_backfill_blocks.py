@@ -8,7 +8,7 @@ from backfill_kit import BTC, Front, watching, world
 
 from whaled.backfill import blocks
 from whaled.backfill.coverage import Cover
-from whaled.config.sections import Detection, WatchRule
+from whaled.config.sections import DetectionSettings, WatchRule
 from whaled.model import Kind, OwnerType, Source
 from whaled.simulator.faults import RestMode
 from whaled.simulator.scripts import Network
@@ -638,7 +638,7 @@ async def test_an_unknown_transaction_of_a_watched_owner_is_alerted_from_its_blo
         assert address not in {output.script.address for output in other.outputs}
         rule = WatchRule(name="mine", types=(OwnerType.OWN,), threshold_btc=0.000_000_01)
         book = AddressBook.parse(f"Mine,{address},own", "book.csv")
-        rig.pipeline.detector = Detector(Rules.of(Detection(watch=(rule,))), book)
+        rig.pipeline.detector = Detector(Rules.of(DetectionSettings(watch=(rule,))), book)
         sim.world.mine([paid, other])
         await rig.settled()
         assert rig.statuses(paid.txid) == ["alert", "confirmed"]

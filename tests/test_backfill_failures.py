@@ -10,7 +10,7 @@ import pytest
 import structlog
 from backfill_kit import BTC, Clock, Front, Rig, watching, world
 
-from whaled.config.sections import Basis, Detection
+from whaled.config.sections import Basis, DetectionSettings
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.simulator.transactions import Tx
@@ -411,10 +411,10 @@ async def test_with_the_basis_moved_a_snapshot_alerts_the_same_whales_as_the_str
         whale = sim.world.pay(150 * BTC).txid
         await sim.poll()
         moved = sim.truth[whale].moved_sat
-        detection = Detection(basis=Basis.MOVED, threshold_btc=moved / BTC)
+        detection = DetectionSettings(basis=Basis.MOVED, threshold_btc=moved / BTC)
         async with watching(sim, clock, tmp_path, detection=detection) as rig:
             assert rig.statuses(whale) == ["alert"]
-        detection = Detection(basis=Basis.MOVED, threshold_btc=(moved + 1) / BTC)
+        detection = DetectionSettings(basis=Basis.MOVED, threshold_btc=(moved + 1) / BTC)
         async with watching(sim, clock, tmp_path / "..", detection=detection) as rig:
             assert rig.statuses(whale) == []
 

@@ -21,7 +21,7 @@ from whaled.backfill.first_run import (
 from whaled.backfill.mempool import Candidate
 from whaled.backfill.seen_txids import SeenTxids
 from whaled.backoff import INITIAL_S, MAX_RETRY_AFTER_S, MAX_S, Backoff
-from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog

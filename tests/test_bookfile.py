@@ -14,7 +14,7 @@ from processes import child_of, is_there
 
 from whaled import bookfile, files
 from whaled.bookfile import FAULTS, HEAD, MAX_LINE, TABLE, taken
-from whaled.config.sections import Detection, WatchRule
+from whaled.config.sections import DetectionSettings, WatchRule
 from whaled.errors import BookError, BookFailure, ConfigError
 from whaled.files import NOWHERE, SMALL_BYTES, idle_rules, read_address_book, read_address_book_apart
 from whaled.model import OwnerType
@@ -24,7 +24,7 @@ from whaled.whales.owners import Owner, Owners
 Read = Callable[..., Awaitable[AddressBook]]
 
 
-async def here(settings: Detection, origins: Mapping[str, str] = NOWHERE) -> AddressBook:
+async def here(settings: DetectionSettings, origins: Mapping[str, str] = NOWHERE) -> AddressBook:
     return read_address_book(settings, origins)
 
 
@@ -42,7 +42,7 @@ def written(directory: Path, lines: list[str], ending: str = "\n") -> Path:
 
 async def refused(read: Read, path: Path, **settings: object) -> list[str]:
     with pytest.raises(ConfigError) as error:
-        await read(Detection(**{"address_book": str(path), **settings}))  # type: ignore[arg-type]
+        await read(DetectionSettings(**{"address_book": str(path), **settings}))  # type: ignore[arg-type]
     return [str(fault) for fault in error.value.faults]
 
 
@@ -51,12 +51,12 @@ async def refused(read: Read, path: Path, **settings: object) -> list[str]:
 async def test_a_large_book_is_read_completely(tmp_path: Path, read: Read, ending: str) -> None:
     path = written(tmp_path, book(1_000), ending)
     assert path.stat().st_size > SMALL_BYTES
-    found = await read(Detection(address_book=str(path)))
+    found = await read(DetectionSettings(address_book=str(path)))
     assert found == AddressBook.parse("\n".join(book(1_000)), "book.csv")
 
 
 async def test_a_book_that_is_not_configured_is_empty(read: Read) -> None:
-    assert not (await read(Detection())).owners
+    assert not (await read(DetectionSettings())).owners
 
 
 async def test_faults_are_named_with_file_and_line(tmp_path: Path, read: Read) -> None:
@@ -76,11 +76,11 @@ async def test_faults_are_named_with_file_and_line(tmp_path: Path, read: Read) -
 async def test_the_line_of_the_key_that_names_the_file_is_named(tmp_path: Path, read: Read) -> None:
     places = {"detection.address_book": "w.yaml:7", "detection.max_book_addresses": "w.yaml:9"}
     path = written(tmp_path, [*book(1_000), "x"])
-    settings = Detection(address_book=str(path))
+    settings = DetectionSettings(address_book=str(path))
     for wrong, place in (
         (settings, f"w.yaml:7: detection.address_book: cannot use {path}: a line has a fault"),
-        (Detection(address_book="/nowhere"), "w.yaml:7: detection.address_book: cannot read /nowhere"),
-        (Detection(address_book=str(path), max_book_addresses=7), "w.yaml:9: detection.max_book_addresses: "),
+        (DetectionSettings(address_book="/nowhere"), "w.yaml:7: detection.address_book: cannot read /nowhere"),
+        (DetectionSettings(address_book=str(path), max_book_addresses=7), "w.yaml:9: detection.max_book_addresses: "),
     ):
         with pytest.raises(ConfigError) as error:
             await read(wrong, places)
@@ -88,7 +88,7 @@ async def test_the_line_of_the_key_that_names_the_file_is_named(tmp_path: Path, 
     rule = WatchRule(name="x", labels=("Owner 9",))
     written(tmp_path, book(1_000))
     with pytest.raises(ConfigError) as error:
-        await read(Detection(address_book=str(path), watch=(rule,)), {"detection.watch[0].labels": "w.yaml:3"})
+        await read(DetectionSettings(address_book=str(path), watch=(rule,)), {"detection.watch[0].labels": "w.yaml:3"})
     assert str(error.value.faults[0]).startswith("w.yaml:3: detection.watch[0].labels[0]: no label 'Owner 9' in ")
 
 
@@ -97,7 +97,7 @@ async def test_the_line_of_the_key_that_names_the_file_is_named(tmp_path: Path, 
 async def test_encodings_that_show_are_read(tmp_path: Path, read: Read, encoding: str) -> None:
     path = tmp_path / "book.csv"
     path.write_bytes("\r\n".join([f"Börse,{address(2_000)},exchange", *book(1_000)]).encode(encoding))
-    found = (await read(Detection(address_book=str(path)))).owners
+    found = (await read(DetectionSettings(address_book=str(path)))).owners
     assert (len(found), found.get(address(2_000))) == (1_001, Owner("Börse", OwnerType.EXCHANGE))
 
 
@@ -134,7 +134,7 @@ async def test_a_file_that_is_not_csv_is_named(tmp_path: Path, read: Read, conte
 @pytest.mark.parametrize("label", ["[Hot] Binance", "<unknown>", "{x}", "{ x", "PKx", "Not Found", "title: x", "[1"])
 async def test_a_label_may_begin_as_other_files_do(tmp_path: Path, read: Read, label: str) -> None:
     path = written(tmp_path, [f"{label},{address(2_000)},exchange", *book(1_000)])
-    assert (await read(Detection(address_book=str(path)))).owners.get(address(2_000)) == Owner(
+    assert (await read(DetectionSettings(address_book=str(path)))).owners.get(address(2_000)) == Owner(
         label, OwnerType.EXCHANGE
     )
     path = written(tmp_path, [f"{label},{address(2_000)[:-1]}z,exchange", *book(1_000)])
@@ -191,10 +191,10 @@ async def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, mon
 async def test_several_files_are_read_in_their_order(tmp_path: Path, read: Read) -> None:
     first, second = tmp_path / "mine.csv", written(tmp_path, book(1_000))
     first.write_text(f"Mine;{address(3)};own\n")
-    found = (await read(Detection(address_book=(str(first), str(second))))).owners
+    found = (await read(DetectionSettings(address_book=(str(first), str(second))))).owners
     assert [owner.label for owner in found.all(address(3))] == ["Mine", "Owner 3"]
     assert (len(found), found.several) == (1_000, 1)
-    found = (await read(Detection(address_book=(str(second), str(first))))).owners
+    found = (await read(DetectionSettings(address_book=(str(second), str(first))))).owners
     assert [owner.label for owner in found.all(address(3))] == ["Owner 3", "Mine"]
 
 
@@ -202,7 +202,7 @@ async def test_of_several_files_the_one_at_fault_is_named(tmp_path: Path, read: 
     first, second = tmp_path / "mine.csv", written(tmp_path, book(1_000))
     first.write_text("")
     places = {"detection.address_book": "w.yaml:2", "detection.address_book[1]": "w.yaml:4"}
-    settings = Detection(address_book=(str(second), str(first)))
+    settings = DetectionSettings(address_book=(str(second), str(first)))
     with pytest.raises(BookError) as error:
         await read(settings, places)
     assert error.value.reason is BookFailure.EMPTY
@@ -225,7 +225,7 @@ async def test_of_several_files_the_one_at_fault_is_named(tmp_path: Path, read: 
 @pytest.mark.parametrize(("count", "loss", "is_kept"), [(500, 0.5, True), (499, 0.5, False), (1, 1.0, True)])
 async def test_a_book_that_lost_too_much_is_refused(tmp_path: Path, count: int, loss: float, *, is_kept: bool) -> None:
     path = written(tmp_path, book(count))
-    settings = Detection(address_book=str(path), max_book_loss=loss)
+    settings = DetectionSettings(address_book=str(path), max_book_loss=loss)
     if is_kept:
         assert len((await read_address_book_apart(settings, in_force=1_000)).owners) == count
         return
@@ -241,7 +241,7 @@ async def test_a_book_that_lost_too_much_is_refused(tmp_path: Path, count: int, 
 
 def test_types_that_no_address_has_are_named() -> None:
     found = AddressBook.parse(f"A,{address(1)},own", "book.csv")
-    settings = Detection(
+    settings = DetectionSettings(
         address_book="book.csv",
         watch=(WatchRule(name="x", types=(OwnerType.OWN,)), WatchRule(name="y", types=(OwnerType.OWN, OwnerType.FUND))),
     )
@@ -302,7 +302,7 @@ async def test_a_process_that_is_killed_is_an_error_that_names_the_file(tmp_path
 
 async def test_a_cancelled_read_leaves_no_process_behind(tmp_path: Path) -> None:
     path = written(tmp_path, book(30_000))
-    reading = asyncio.ensure_future(read_address_book_apart(Detection(address_book=str(path))))
+    reading = asyncio.ensure_future(read_address_book_apart(DetectionSettings(address_book=str(path))))
     child = await child_of(os.getpid(), "whaled.bookfile")
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):

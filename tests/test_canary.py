@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from support import Rig, ask, receive, receive_type, running_gateway
 from whaled.canary import Canary, CanaryMeter, Subscriber
-from whaled.config import sections
+from whaled.config.sections import CanarySettings, DetectionSettings
 from whaled.errors import CanaryFailure, EventLogError, LogFailure
 from whaled.gateway.share import Lane
 from whaled.pipeline import Pipeline
@@ -22,7 +22,7 @@ from whaled.registry import Registry
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.filters import EVERYTHING, Filter
 
-QUICK = sections.Canary(interval=0.02, deadline=0.2, lost_after=0.2)
+QUICK = CanarySettings(interval=0.02, deadline=0.2, lost_after=0.2)
 
 
 class Counted(CanaryMeter):
@@ -84,10 +84,10 @@ class Counted(CanaryMeter):
 
 @asynccontextmanager
 async def singing(
-    rig: Rig, settings: sections.Canary = QUICK, send: Callable[[str], Awaitable[None]] | None = None
+    rig: Rig, settings: CanarySettings = QUICK, send: Callable[[str], Awaitable[None]] | None = None
 ) -> AsyncIterator[tuple[Canary, Counted]]:
     pipeline = Pipeline(
-        detector=Detector(Rules.of(sections.Detection())),
+        detector=Detector(Rules.of(DetectionSettings())),
         event_log=rig.log,
         publisher=rig.gateway,
         priority=rig.gateway.share,
@@ -180,7 +180,7 @@ async def test_the_start_has_the_time_of_one_canary(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig:
         with Subscriber.connected(rig.gateway.rehearsal) as subscriber:
             canary = Canary(
-                sections.Canary(interval=30.0, deadline=2.0, lost_after=10.0),
+                CanarySettings(interval=30.0, deadline=2.0, lost_after=10.0),
                 send=lambda _: asyncio.sleep(0), subscriber=subscriber, meter=Counted(), monotonic=lambda: now,
             )  # fmt: skip
             assert canary.is_alive()
@@ -262,7 +262,7 @@ async def test_a_listener_that_accepts_no_connection_is_detected_and_canaries_st
 
 
 async def test_a_late_canary_is_counted_and_is_a_sign_of_life_all_the_same(tmp_path: Path) -> None:
-    settings = sections.Canary(interval=0.02, deadline=0.05, lost_after=30.0)
+    settings = CanarySettings(interval=0.02, deadline=0.05, lost_after=30.0)
     async with running_gateway(tmp_path) as rig, singing(rig, settings) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
         release = threading.Event()

@@ -36,9 +36,7 @@ from whaled.client import (
     WhaleStream,
     WhaleUpdate,
 )
-from whaled.config.sections import Auth as AuthSettings
-from whaled.config.sections import EventLog as EventLogSettings
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, EventLogSettings, GatewaySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
 from whaled.metrics import Metrics

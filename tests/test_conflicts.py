@@ -12,7 +12,7 @@ from test_pipeline import BTC, Published, opened, pays, received, timed
 
 from support import alert_draft
 from whale_kit import NOW, txid
-from whaled.config.sections import Detection
+from whaled.config.sections import DetectionSettings
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline
 from whaled.upstream.dialect import decode
@@ -53,7 +53,7 @@ def told(published: Published) -> list[tuple[str, int, str]]:
 
 def running_on(log: EventLog) -> tuple[Pipeline, Published]:
     published = Published()
-    running, _ = timed(log, Detection(), published)
+    running, _ = timed(log, DetectionSettings(), published)
     return running, published
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from support import alert_draft
 from whaled.cli.main import main
-from whaled.config.sections import EventLog as Settings
+from whaled.config.sections import EventLogSettings
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Scan
@@ -23,7 +23,7 @@ def scan(height: int, **found: int) -> Scan:
 
 
 async def written(path: Path, *scans: Scan) -> None:
-    async with EventLog.open(Settings(path=str(path)), EventLogMeter(Registry())) as log:
+    async with EventLog.open(EventLogSettings(path=str(path)), EventLogMeter(Registry())) as log:
         await log.append([alert_draft(1)])
         for each in scans:
             await log.put_scan(each)

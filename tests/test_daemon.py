@@ -20,7 +20,7 @@ import daemon
 from support import ask, receive, receive_type, silent_client
 from whaled.auth.keys import generate, read, retire, ring_of
 from whaled.auth.tokens import issue
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.eventlog.schema import put_state
 from whaled.model import Permission
 from whaled.simulator.server import Simulator
@@ -273,7 +273,7 @@ async def test_after_a_rotation_open_connections_refresh_with_the_new_key_or_end
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(ring)})
     token, _ = issue(
         ring_of(read(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=60, now=time.time(),
-        token_id="t", settings=Auth(),
+        token_id="t", settings=AuthSettings(),
     )  # fmt: skip
     async with daemon.running(config) as whaled, whaled.connect() as client, whaled.connect() as left:
         source = await whaled.logged("signing keys")

@@ -22,8 +22,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from support import SMALL_SEGMENT, Rig, receive, receive_type, running_gateway, silent_client, whale
 from test_session import Tokens
-from whaled.config.sections import Auth as AuthSettings
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.gateway import wire
 from whaled.gateway.deflate import (
     ALONE_MESSAGES,

@@ -7,8 +7,7 @@ import pytest
 import daemon
 from support import alert_draft, ask, receive_type
 from whaled.cli.demo import WORLD_KEY, begin_log, with_owners
-from whaled.config.sections import Config, Detection
-from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import Config, DetectionSettings, EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
@@ -54,7 +53,7 @@ async def test_a_log_that_another_whaled_uses_is_not_removed(tmp_path: Path) -> 
 
 def test_the_owners_of_the_world_are_known_unless_the_operator_has_a_book() -> None:
     assert with_owners(Config()).detection.address_book == str(BOOKS[Network.MAINNET])
-    mine = Config(detection=Detection(address_book="mine.csv"))
+    mine = Config(detection=DetectionSettings(address_book="mine.csv"))
     assert with_owners(mine) == mine
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whale_kit import ADDRESSES, BTC, NOW, output, relaxed, spent, transaction, txid
-from whaled.config.sections import Basis, Detection
+from whaled.config.sections import Basis, DetectionSettings
 from whaled.model import (
     Alert,
     FeeMarket,
@@ -89,9 +89,9 @@ def test_by_moved_unknown_inputs_leave_the_total_to_decide_with_a_reason() -> No
 
 
 def test_rules_are_taken_from_the_configuration_to_the_satoshi() -> None:
-    assert Rules.of(Detection(threshold_btc=0.29, basis=Basis.MOVED)) == Rules(29_000_000, Basis.MOVED)
-    assert Rules.of(Detection()) == RULES
-    assert Rules.of(Detection(min_flow_share=0.3)).min_flow_share == 0.3
+    assert Rules.of(DetectionSettings(threshold_btc=0.29, basis=Basis.MOVED)) == Rules(29_000_000, Basis.MOVED)
+    assert Rules.of(DetectionSettings()) == RULES
+    assert Rules.of(DetectionSettings(min_flow_share=0.3)).min_flow_share == 0.3
 
 
 @relaxed
@@ -202,7 +202,7 @@ def test_a_price_is_used_until_its_maximum_age_and_the_alert_has_its_time(age: f
 
 
 def test_how_long_a_price_counts_is_configured() -> None:
-    rules = Rules.of(Detection(price_max_age=60.0))
+    rules = Rules.of(DetectionSettings(price_max_age=60.0))
     for age, is_known in ((60, True), (61, False)):
         alert = judge(transaction([output(100 * BTC)]), rules, market=Market(price=Price(64_000.0, NOW - age))).alert
         assert (alert.usd_value is not None) is is_known

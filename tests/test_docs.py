@@ -11,7 +11,7 @@ import yaml
 
 from whaled.config.keys import keys
 from whaled.config.parse import parse
-from whaled.config.sections import Detection, Gateway, Http
+from whaled.config.sections import DetectionSettings, GatewaySettings, HttpSettings
 from whaled.errors import Close, ConfigError, LogFailure, TokenRefusal
 from whaled.eventlog.files import ADVICE
 from whaled.gateway.admission import TURNED_AWAY
@@ -185,7 +185,7 @@ def test_the_numbers_of_shape_and_urgency_are_those_of_the_code() -> None:
     assert f"| {coinjoins.ROUND_SCRIPTS} input scripts or more" in text
     assert f"`detection.min_flow_share` ({MIN_FLOW_SHARE:g})" in text
     assert f"({MIN_FLOW_SHARE * WHOLE_SHARE:.0%}".replace("%", " %)") in text
-    assert Detection().min_flow_share == MIN_FLOW_SHARE
+    assert DetectionSettings().min_flow_share == MIN_FLOW_SHARE
     scores = dict(re.findall(r"^\| `(\w+)Fee` \| ([\d.]+) \|$", text, re.MULTILINE))
     assert {name: float(score) for name, score in scores.items()} == {
         "minimum": fees.AT_MINIMUM,
@@ -242,7 +242,7 @@ def test_the_sum_of_descriptors_is_that_of_the_code() -> None:
     fixed = TURNED_AWAY + Reserve.SIZE + descriptors.OWN
     assert f"gateway.max_connections + http.max_connections + {fixed} " in text
     assert f"{TURNED_AWAY} for connections that wait" in text
-    assert f"{Gateway().max_connections + Http().max_connections + fixed:,} by default" in text
-    assert f"http.max_connections + {fixed + 1} ({Http().max_connections + fixed + 1} by default)" in text
+    assert f"{GatewaySettings().max_connections + HttpSettings().max_connections + fixed:,} by default" in text
+    assert f"http.max_connections + {fixed + 1} ({HttpSettings().max_connections + fixed + 1} by default)" in text
     runbook = (ROOT / "docs" / "runbook.md").read_text()
-    assert f"larger by {Http().max_connections + fixed}]" in runbook
+    assert f"larger by {HttpSettings().max_connections + fixed}]" in runbook

@@ -5,11 +5,11 @@ import pytest
 from test_tokens import NOW, RING, make
 from whaled.auth.families import Families
 from whaled.auth.tokens import TokenAuthenticator
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant
 
-AUTH = Auth()
+AUTH = AuthSettings()
 
 
 class Judge(TokenAuthenticator):

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from odd_answers import ODD, answering
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import UpstreamState
 from whaled.registry import Registry
@@ -186,9 +186,9 @@ async def tidy() -> AsyncIterator[None]:
     raise AssertionError(f"tasks left behind: {asyncio.all_tasks() - before}")
 
 
-def settings(url: str, **changes: Any) -> Upstream:
+def settings(url: str, **changes: Any) -> UpstreamSettings:
     quick = {"connect_timeout": 2.0, "reconnect_initial": 0.001, "reconnect_max": 0.004}
-    return Upstream(**{"url": url, **quick, **changes})
+    return UpstreamSettings(**{"url": url, **quick, **changes})
 
 
 def feed(url: str, meter: Recorder, **changes: Any) -> AbstractAsyncContextManager[Stream]:
@@ -370,7 +370,7 @@ async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorde
     value = registry.collectors.get_sample_value
     async with (
         quiet_simulator() as simulator,
-        Rest.open(Upstream(url=simulator.url), RestMeter(registry)) as rest,
+        Rest.open(UpstreamSettings(url=simulator.url), RestMeter(registry)) as rest,
         feed(simulator.url, meter) as stream,
     ):
         await until(stream, Connected)
@@ -771,7 +771,7 @@ async def test_tls_to_a_server_without_it_is_reported(meter: Recorder) -> None:
 def test_a_name_that_cannot_be_resolved_is_a_dns_loss() -> None:
     with pytest.raises(socket.gaierror) as caught:
         socket.getaddrinfo("no number", 1, flags=socket.AI_NUMERICHOST)  # fails without asking anybody
-    assert diagnose(caught.value, Upstream()).reason is LossReason.DNS
+    assert diagnose(caught.value, UpstreamSettings()).reason is LossReason.DNS
 
 
 @pytest.mark.parametrize(
@@ -784,7 +784,7 @@ def test_a_name_that_cannot_be_resolved_is_a_dns_loss() -> None:
     ],
 )
 def test_other_network_errors_have_a_reason(error: Exception, reason: LossReason) -> None:
-    assert diagnose(error, Upstream()).reason is reason
+    assert diagnose(error, UpstreamSettings()).reason is reason
 
 
 @pytest.mark.parametrize(

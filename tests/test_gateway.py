@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from support import Rig, alert_draft, ask, confirmed_draft, receive, receive_type, running_gateway, silent_client, txid
 from test_session import Tokens
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.model import Grant, Permission, UpstreamState
 
 
@@ -381,7 +381,7 @@ async def test_a_flood_is_closed_with_1008(tmp_path: Path) -> None:
 
 async def test_a_token_that_ends_is_announced_and_closed(tmp_path: Path) -> None:
     tokens = Tokens(expires_at=4e9)
-    async with running_gateway(tmp_path, authenticator=tokens, auth=Auth(expiry_grace=0.001)) as rig:
+    async with running_gateway(tmp_path, authenticator=tokens, auth=AuthSettings(expiry_grace=0.001)) as rig:
         now = rig.gateway.now()
         tokens.known["brief"] = Grant(
             client_id="c9", permissions=frozenset({Permission.READ}), issued_at=now - 10.0, expires_at=now + 0.2

@@ -24,7 +24,7 @@ from websockets.http11 import Request
 from support import Rig, alert_draft, ask, receive, receive_type, running_gateway
 from test_session import Tokens
 from whaled.auth.tokens import KeyRing, SigningKey, verify
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener
 from whaled.gateway.admission import TURNED_AWAY, source
@@ -812,7 +812,7 @@ def test_a_token_with_a_monstrous_header_is_malformed(header: str) -> None:
     token = base64.urlsafe_b64encode(header.encode()).rstrip(b"=").decode() + ".e30.AAAA"
     key = SigningKey("k", b"x" * 32)
     with pytest.raises(TokenError) as caught:
-        verify(KeyRing(key, (key,)), token, 0.0, Auth())
+        verify(KeyRing(key, (key,)), token, 0.0, AuthSettings())
     assert caught.value.reason in {TokenRefusal.MALFORMED, TokenRefusal.UNKNOWN_KEY}
 
 

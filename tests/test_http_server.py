@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 import daemon
-from whaled.config.sections import Http
+from whaled.config.sections import HttpSettings
 from whaled.metrics import Metrics
 from whaled.model import Position, UpstreamState
 from whaled.registry import Registry
@@ -112,7 +112,7 @@ class Rig:
 async def serving(render: Callable[[Format], bytes] | None = None, **settings: Any) -> AsyncIterator[Rig]:
     metrics = Metrics()
     server = HttpServer(
-        Http(port=0, **settings), metrics=render or metrics.render, health=lambda: HEALTH, meter=metrics.http
+        HttpSettings(port=0, **settings), metrics=render or metrics.render, health=lambda: HEALTH, meter=metrics.http
     )
     async with server.serving() as address:
         assert address is not None
@@ -203,7 +203,7 @@ async def test_a_rendering_is_shared_by_all_requests_of_its_interval() -> None:
             assert gzip.decompress(answer.body) == b"metrics"
         assert rendered == [Format.PROMETHEUS]
         assert rig.value("whaled_http_renderings_total") == 1
-        rig.server.reconfigure(Http(render_interval=0.001))
+        rig.server.reconfigure(HttpSettings(render_interval=0.001))
         await asyncio.sleep(0.002)
         await one.ask("/metrics")
         assert len(rendered) == 2
@@ -311,7 +311,7 @@ async def test_idle_connections_are_cut_off_later_and_a_half_request_on_them_soo
         await idle.ask("/healthz")
         await idle.closed()
         assert rig.cut("idle_timeout") == 1
-        rig.server.reconfigure(Http(header_timeout=0.3, idle_timeout=3600.0))
+        rig.server.reconfigure(HttpSettings(header_timeout=0.3, idle_timeout=3600.0))
         async with rig.visitor() as half:
             await half.ask("/healthz")
             half.writer.write(b"GET ")

@@ -11,7 +11,7 @@ from typing import TextIO
 import pytest
 import structlog
 
-from whaled.config.sections import Log, LogFormat
+from whaled.config.sections import LogFormat, LogSettings
 from whaled.ops import journal, logs
 from whaled.ops.output import Output, OutputHandler
 
@@ -98,7 +98,7 @@ def stderr(tmp_path: Path) -> Iterator[TextIO]:
 
 
 def configure(stream: TextIO, path: Path) -> structlog.stdlib.BoundLogger:
-    logs.configure(Log(format=LogFormat.JOURNALD), stream, journal_socket=path)
+    logs.configure(LogSettings(format=LogFormat.JOURNALD), stream, journal_socket=path)
     log: structlog.stdlib.BoundLogger = structlog.get_logger("whaled.test")
     return log
 
@@ -269,7 +269,7 @@ def test_lost_entries_are_counted_and_reported_before_the_next_entry(journald: J
         taken = len(journald.entries())
         lost = int(logs.lost_entries())
         assert lost > 0
-        logs.configure(Log(format=LogFormat.JOURNALD), stream, journal_socket=journald.path)  # a reload between
+        logs.configure(LogSettings(format=LogFormat.JOURNALD), stream, journal_socket=journald.path)  # a reload between
         log.info("again")
         notice, entry = journald.entries()
         assert notice["WHALED_LOST"] == str(lost)
@@ -303,11 +303,11 @@ def test_the_journal_is_chosen_only_if_this_stream_goes_there(
 ) -> None:
     stat = os.fstat(stderr.fileno())
     monkeypatch.setenv("JOURNAL_STREAM", f"{stat.st_dev}:{stat.st_ino}")
-    logs.configure(Log(), stderr, journal_socket=journald.path)
+    logs.configure(LogSettings(), stderr, journal_socket=journald.path)
     structlog.get_logger().info("to the journal")
     assert journald.entry()["MESSAGE"] == "to the journal"
     monkeypatch.setenv("JOURNAL_STREAM", f"{stat.st_dev}:{stat.st_ino + 1}")  # inherited: stderr is something else
-    logs.configure(Log(), stderr, journal_socket=journald.path)
+    logs.configure(LogSettings(), stderr, journal_socket=journald.path)
     structlog.get_logger().info("to the file")
     assert journald.entries() == []
     assert '"event": "to the file"' in written(stderr)[0]

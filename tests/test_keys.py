@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from whaled.auth.keys import generate, is_weak, load_ring, read, retire, ring_of
 from whaled.auth.tokens import verify
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import KeyRingError
 
 NOW = 1_800_000_000.0
@@ -140,8 +140,8 @@ def test_a_directory_or_a_pipe_is_refused_as_a_ring(tmp_path: Path) -> None:
     assert "regular file" in refusal(tmp_path)
 
 
-def settings(path: Path) -> Auth:
-    return Auth(key_ring=str(path))
+def settings(path: Path) -> AuthSettings:
+    return AuthSettings(key_ring=str(path))
 
 
 def test_without_any_key_the_command_to_make_one_is_named(tmp_path: Path) -> None:
@@ -509,4 +509,4 @@ def test_a_reread_ring_verifies_tokens_signed_before(ring_file: Path) -> None:
     from test_tokens import make  # noqa: PLC0415 - the other file's maker of tokens
 
     ring = ring_of(read(ring_file), ring_file)
-    assert verify(ring_of(read(ring_file), ring_file), make(ring), NOW, Auth()).key_id == ring.signing.kid
+    assert verify(ring_of(read(ring_file), ring_file), make(ring), NOW, AuthSettings()).key_id == ring.signing.kid

@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 import daemon
-from whaled.config.sections import Log, LogFormat
+from whaled.config.sections import LogFormat, LogSettings
 from whaled.ops import logs
 from whaled.ops.output import Output, OutputHandler
 
@@ -53,7 +53,7 @@ def pipe() -> Iterator[tuple[int, TextIO]]:
 
 
 def log_to(stream: TextIO, chosen: LogFormat = LogFormat.JSON) -> structlog.stdlib.BoundLogger:
-    logs.configure(Log(format=chosen), stream)
+    logs.configure(LogSettings(format=chosen), stream)
     log: structlog.stdlib.BoundLogger = structlog.get_logger("whaled.test")
     return log
 

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 import daemon
 from support import UPGRADE, ask, receive_type, running_gateway, silent_client
-from whaled.config import sections
+from whaled.config.sections import MemorySettings
 from whaled.gateway.pages import KEPT_BYTES
 from whaled.ops.memory import PAGE_BYTES, Gauge
 from whaled.registry import Registry
@@ -213,7 +213,7 @@ async def test_free_memory_is_returned_to_the_kernel(tmp_path: Path, monkeypatch
             blocks[block] = b""  # holes, which keep the heap as large as it is
     held = Gauge().read(None).used_bytes
     async with running_gateway(tmp_path) as rig:
-        watch = MemoryWatch(sections.Memory(), rig.gateway, Seen(), Gauge())
+        watch = MemoryWatch(MemorySettings(), rig.gateway, Seen(), Gauge())
         running = asyncio.create_task(watch.run())
         async with asyncio.timeout(20):
             while Gauge().read(None).used_bytes > held - 40 * MIB:  # noqa: ASYNC110 - the kernel tells nobody
@@ -231,7 +231,7 @@ async def test_garbage_is_collected_before_load_is_shed(tmp_path: Path, monkeypa
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path) as rig:
         seen = Seen()
-        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
+        watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
         kernel.resident(101 * MIB)
         garbage = Cycle()
         gc.collect()  # it is among the oldest now
@@ -250,7 +250,7 @@ async def test_shedding_begins_at_its_share_of_the_limit_and_ends_below_it(tmp_p
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path) as rig, rig.connect() as early:
         seen = Seen()
-        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
+        watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
         told = []
         for size in (99, 101, 99, 97):
             kernel.resident(size * MIB)
@@ -275,7 +275,7 @@ async def test_the_client_with_the_most_unsent_bytes_is_cut_off_first_and_loses_
         greedy = silent_client(rig.url, receive_buffer=4096)
         while not rig.gateway.unsent_bytes:
             await rig.alerts(*range(rig.log.head + 1, rig.log.head + 201))
-        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
+        watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
         kernel.resident(101 * MIB)
         watch.look()
         assert rig.gateway.unsent_bytes == 0
@@ -294,7 +294,7 @@ async def test_urgent_shedding_closes_the_newest_clients_in_parts(tmp_path: Path
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path) as rig:
         clients = [await rig.connect() for _ in range(40)]
-        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
+        watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
         kernel.resident(160 * MIB)
         watch.look()
         watch.look()
@@ -376,7 +376,7 @@ async def test_memory_that_stays_high_after_a_flood_has_left_refuses_no_client(t
         await receive_type(client, "welcome")
         flood = [await rig.connect() for _ in range(20)]
         seen = Seen()
-        watch = MemoryWatch(sections.Memory(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
+        watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, seen, kernel.gauge())
 
         def shedding_at(size_mib: int) -> bool:
             kernel.resident(size_mib * MIB)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.model import Transaction
 from whaled.registry import Registry
 from whaled.upstream.backend import Backend, Confirmation, Summary
@@ -53,7 +53,7 @@ async def asking(mode: str) -> AsyncIterator[Backend]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
     try:
-        async with Rest.open(Upstream(url=f"ws://127.0.0.1:{port}/api/v1/ws"), RestMeter(Registry())) as rest:
+        async with Rest.open(UpstreamSettings(url=f"ws://127.0.0.1:{port}/api/v1/ws"), RestMeter(Registry())) as rest:
             rest.routes.mode = mode
             rest.routes.esplora = f"http://127.0.0.1:{port}/api/" if mode == "esplora" else None
             yield Backend(rest, 10_000.0)

@@ -14,8 +14,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from whale_kit import ADDRESSES, NOW, txid
-from whaled.config.sections import Basis, Detection, Upstream, WatchRule
-from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import Basis, DetectionSettings, EventLogSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
@@ -82,7 +81,7 @@ def pipeline(
     priority: Priority | None = None,
 ) -> Pipeline:
     return Pipeline(
-        detector=Detector(Rules.of(Detection())),
+        detector=Detector(Rules.of(DetectionSettings())),
         event_log=log,
         publisher=published,
         priority=priority or Priority(),
@@ -114,9 +113,9 @@ async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_p
     simulator_settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0)
     published = Published()
     async with Simulator(simulator_settings) as simulator, opened(tmp_path) as log:
-        async with Rest.open(Upstream(url=simulator.url), RestMeter(Registry())) as rest:
+        async with Rest.open(UpstreamSettings(url=simulator.url), RestMeter(Registry())) as rest:
             running = pipeline(log, published, rest)
-            feed = Feed(Upstream(url=simulator.url), FeedMeter(Registry()))
+            feed = Feed(UpstreamSettings(url=simulator.url), FeedMeter(Registry()))
             async with aclosing(feed.messages()) as messages:
 
                 async def step() -> None:
@@ -328,17 +327,21 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "detection",
     [
-        Detection(),
-        Detection(basis=Basis.MOVED),
-        Detection(threshold_btc=21_000_000),
-        Detection(threshold_btc=0.000_000_01),
-        Detection(basis=Basis.INPUTS),
-        Detection(threshold_btc=None, threshold_usd=1e15),
-        Detection(threshold_btc=None, watch=(WatchRule(name="own", types=(OwnerType.OWN,), threshold_btc=21e6),)),
-        Detection(watch=(WatchRule(name="own", types=(OwnerType.OWN,)),)),
+        DetectionSettings(),
+        DetectionSettings(basis=Basis.MOVED),
+        DetectionSettings(threshold_btc=21_000_000),
+        DetectionSettings(threshold_btc=0.000_000_01),
+        DetectionSettings(basis=Basis.INPUTS),
+        DetectionSettings(threshold_btc=None, threshold_usd=1e15),
+        DetectionSettings(
+            threshold_btc=None, watch=(WatchRule(name="own", types=(OwnerType.OWN,), threshold_btc=21e6),)
+        ),
+        DetectionSettings(watch=(WatchRule(name="own", types=(OwnerType.OWN,)),)),
     ],
 )
-async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(tmp_path: Path, detection: Detection) -> None:
+async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(
+    tmp_path: Path, detection: DetectionSettings
+) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
         running = pipeline(log, published, metrics=metrics)
@@ -416,7 +419,7 @@ def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str
 
 
 def timed(
-    log: Log, detection: Detection, published: Published, *, book: AddressBook | None = None,
+    log: Log, detection: DetectionSettings, published: Published, *, book: AddressBook | None = None,
     inputs: Inputs | None = None, metrics: Metrics | None = None,
 ) -> tuple[Pipeline, Time]:  # fmt: skip
     clock = Time()
@@ -437,7 +440,7 @@ def timed(
 async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated: float | None) -> None:
     published, metrics = Published(), Metrics()
     async with opened(tmp_path) as log:
-        running, clock = timed(log, Detection(), published, metrics=metrics)
+        running, clock = timed(log, DetectionSettings(), published, metrics=metrics)
         await running.handle(received(priced(64_000, stated), NOW))
         for number, age in enumerate((7200, 7201)):
             clock.now = NOW + age
@@ -450,7 +453,7 @@ async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated:
 async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
     metrics = Metrics()
     async with opened(tmp_path) as log:
-        running, _ = timed(log, Detection(), Published(), metrics=metrics)
+        running, _ = timed(log, DetectionSettings(), Published(), metrics=metrics)
         assert metrics.registry.collectors.get_sample_value("whaled_price_timestamp_seconds") == 0
         await running.handle(received(priced(64_000, NOW), NOW))
         await running.handle(received(priced(-1, 0), NOW))
@@ -461,7 +464,7 @@ async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_withou
     published = Published()
     blind = "the price is unknown or too old: detection.threshold_usd matches nothing until it is known"
     async with opened(tmp_path) as log:
-        running, clock = timed(log, Detection(threshold_btc=None, threshold_usd=640_000.0), published)
+        running, clock = timed(log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published)
         with capture_logs() as lines:
             await running.handle(received(brings(pays(1, 1000 * BTC)), NOW))
             await running.handle(received(brings(pays(2, 1000 * BTC)), NOW))
@@ -484,7 +487,7 @@ async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_withou
 # --- the watch list ---
 
 
-WATCHING = Detection(watch=(WatchRule(name="states", types=(OwnerType.GOVERNMENT,)),))
+WATCHING = DetectionSettings(watch=(WatchRule(name="states", types=(OwnerType.GOVERNMENT,)),))
 BOOK = AddressBook.parse(f"Treasury,{ADDRESSES[2]},government", "book.csv")
 
 
@@ -548,6 +551,6 @@ async def test_the_inputs_of_a_whole_mempool_are_not_requested_but_counted(tmp_p
 async def test_without_watch_rules_no_further_inputs_are_requested(tmp_path: Path) -> None:
     inputs = Helpful()
     async with opened(tmp_path) as log:
-        running, _ = timed(log, Detection(), Published(), book=BOOK, inputs=inputs)
+        running, _ = timed(log, DetectionSettings(), Published(), book=BOOK, inputs=inputs)
         await running.handle(received(brings(pays(1, 5), pays(2, 100 * BTC - 1, fee=1), pays(3, 100 * BTC)), NOW))
     assert inputs.asked == [txid(3)]

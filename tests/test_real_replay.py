@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from real_kit import Answer, Frame, Recording, added, recording
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.registry import Registry
 from whaled.upstream.backend import Backend
 from whaled.upstream.dialect import decode
@@ -72,7 +72,7 @@ async def replaying(name: str) -> AsyncIterator[tuple[Backend, Recording]]:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         url = f"127.0.0.1:{runner.addresses[0][1]}/api/v1"
-        upstream = Upstream(url=f"ws://{url}/ws", rest_url=f"http://{url}", rest_timeout=5.0)
+        upstream = UpstreamSettings(url=f"ws://{url}/ws", rest_url=f"http://{url}", rest_timeout=5.0)
         async with Rest.open(upstream, RestMeter(Registry())) as rest:
             yield Backend(rest, 10_000.0), found
     finally:

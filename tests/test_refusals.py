@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_tokens import AUTH, NEW, NOW, OLD, RING, make, signed
 from whaled.auth.signature import STAND_IN_SECRET, claimant
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, verify
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 
 CLAIMS = {"client_id": "c1", "permissions": ["read"], "iat": NOW, "exp": NOW + 60, "jti": "t1"}
@@ -114,7 +114,7 @@ def test_every_refusal_takes_the_steps_of_an_expired_token(name: str) -> None:
 
 
 def test_a_refusal_reason_specific_to_our_tokens_needs_no_second_check() -> None:
-    settings = Auth(issuer="me")
+    settings = AuthSettings(issuer="me")
     for claims in ({**CLAIMS, "nbf": NOW + 9}, {**CLAIMS, "exp": NOW + 1e9}, {**CLAIMS, "permissions": 3}, CLAIMS):
         token = signed(claims)
 
@@ -290,7 +290,7 @@ def test_no_token_lives_longer_than_max_token_ttl(iat: float | None, exp: float,
 
 @pytest.mark.parametrize("longest_s", [0.5, 1.5, 90.0])
 def test_a_token_of_the_longest_ttl_and_its_refreshes_are_accepted(longest_s: float) -> None:
-    settings = Auth(max_token_ttl=longest_s, token_ttl=longest_s)
+    settings = AuthSettings(max_token_ttl=longest_s, token_ttl=longest_s)
     ours = TokenAuthenticator(RING, settings, new_token_id=lambda: "t2")
     grant = ours.verify(make(ttl_s=longest_s, settings=settings), NOW)
     assert grant.expires_at is not None

@@ -22,7 +22,7 @@ from multidict import CIMultiDict
 from structlog.testing import capture_logs
 
 from odd_answers import ODD, answering
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import FeeMarket, Input, Output, Transaction
 from whaled.registry import Registry
@@ -205,7 +205,10 @@ def meter() -> Recorder:
 @asynccontextmanager
 async def client(url: str, meter: Recorder, *, limit_bytes: int = 1 << 20, **settings: Any) -> AsyncIterator[Rest]:
     given = {"url": url, "rest_timeout": 5.0, **settings}
-    async with asyncio.timeout(10), Rest.open(Upstream(**given), meter, response_limit_bytes=limit_bytes) as rest:
+    async with (
+        asyncio.timeout(10),
+        Rest.open(UpstreamSettings(**given), meter, response_limit_bytes=limit_bytes) as rest,
+    ):
         yield rest
 
 
@@ -224,15 +227,15 @@ async def client(url: str, meter: Recorder, *, limit_bytes: int = 1 << 20, **set
     ],
 )
 def test_the_rest_base_follows_from_the_websocket_url(url: str, rest_url: str | None, base: str) -> None:
-    assert rest_base(Upstream(url=url, rest_url=rest_url)) == base
+    assert rest_base(UpstreamSettings(url=url, rest_url=rest_url)) == base
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8999", "ws://", "ws://h:99999", "ws://[::1", "127.0.0.1:8999"])
 def test_a_url_that_can_never_work_is_the_operators_fault(url: str) -> None:
     with pytest.raises(ConfigError, match=r"^upstream\.url: found .* write it like ws://127.0.0.1:8999/api/v1/ws$"):
-        rest_base(Upstream(url=url))
+        rest_base(UpstreamSettings(url=url))
     with pytest.raises(ConfigError, match=r"^upstream\.rest_url: found "):
-        rest_base(Upstream(rest_url=url.replace("http://", "ftp://")))
+        rest_base(UpstreamSettings(rest_url=url.replace("http://", "ftp://")))
 
 
 def test_a_shown_url_holds_no_secrets() -> None:

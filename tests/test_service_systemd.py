@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 import daemon
 from support import alert_draft, confirmed_draft, receive_type
-from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import EventLogSettings
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.registry import Registry

@@ -15,7 +15,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.metrics import Metrics
 from whaled.model import Block, UpstreamState
 from whaled.registry import Registry
@@ -110,7 +110,7 @@ async def serving(
 async def surveying(
     url: str, notes: Notes | None = None, *, is_backfilling: bool = True, **more: Any
 ) -> AsyncIterator[tuple[Survey, Metrics]]:
-    upstream = Upstream(url=url, rest_timeout=5.0, reconnect_max=7.0, **more)
+    upstream = UpstreamSettings(url=url, rest_timeout=5.0, reconnect_max=7.0, **more)
     metrics = Metrics()
     async with Rest.open(upstream, metrics.rest) as rest:
         yield Survey(upstream, rest, notes or Notes(), metrics.survey, is_backfilling=is_backfilling), metrics
@@ -324,14 +324,14 @@ async def test_a_block_of_an_abandoned_branch_does_not_hide_electrs() -> None:
 
 
 def test_electrs_is_searched_for_in_few_places_and_on_loopback_only() -> None:
-    here = candidates(Upstream(url="ws://127.0.0.1:8999/api/v1/ws"))
+    here = candidates(UpstreamSettings(url="ws://127.0.0.1:8999/api/v1/ws"))
     assert here == ("http://127.0.0.1:8999/api/", *(f"http://127.0.0.1:{port}/" for port in ELECTRS_PORTS))
-    assert candidates(Upstream(url="ws://[::1]:8999"))[1] == "http://[::1]:3000/"
-    there = Upstream(url="wss://mempool.space/testnet4/api/v1/ws")
+    assert candidates(UpstreamSettings(url="ws://[::1]:8999"))[1] == "http://[::1]:3000/"
+    there = UpstreamSettings(url="wss://mempool.space/testnet4/api/v1/ws")
     assert candidates(there) == ("https://mempool.space/testnet4/api/",)
-    assert len(candidates(Upstream(proxy="http://127.0.0.1:1"))) == 1
-    assert candidates(Upstream(esplora_url="http://h:3000")) == ("http://h:3000/",)
-    assert candidates(Upstream(rest_url="http://h/elsewhere")) == ()
+    assert len(candidates(UpstreamSettings(proxy="http://127.0.0.1:1"))) == 1
+    assert candidates(UpstreamSettings(esplora_url="http://h:3000")) == ("http://h:3000/",)
+    assert candidates(UpstreamSettings(rest_url="http://h/elsewhere")) == ()
 
 
 def test_each_request_goes_to_the_server_that_has_the_route_in_esplora_mode() -> None:
@@ -355,7 +355,7 @@ def test_each_request_goes_to_the_server_that_has_the_route_in_esplora_mode() ->
 
 
 async def test_a_route_without_a_server_is_an_error_without_a_request() -> None:
-    async with serving() as server, Rest.open(Upstream(url=server.url), RestMeter(Registry())) as rest:
+    async with serving() as server, Rest.open(UpstreamSettings(url=server.url), RestMeter(Registry())) as rest:
         rest.routes.mode = "esplora"
         with pytest.raises(RestError, match=r"block-height/7: in esplora mode .* set upstream\.esplora_url") as caught:
             await rest.text("block-height/7")
@@ -365,7 +365,7 @@ async def test_a_route_without_a_server_is_an_error_without_a_request() -> None:
 
 async def test_a_block_that_electrs_is_still_indexing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whaled.upstream.backend.INDEX_WAIT_S", 0.0)
-    async with serving() as server, Rest.open(Upstream(url=server.url), RestMeter(Registry())) as rest:
+    async with serving() as server, Rest.open(UpstreamSettings(url=server.url), RestMeter(Registry())) as rest:
         rest.routes.mode, rest.routes.esplora = "esplora", f"http://127.0.0.1:{server.port}/api/"
         backend = Backend(rest, 10_000.0)
         server.answers["/api/v1/blocks/tip/height"] = "201"
@@ -404,7 +404,7 @@ async def linked(server_info: tuple[str, str], notes: Notes) -> AsyncIterator[tu
         return socket
 
     async with serving(stream) as server:
-        upstream = Upstream(
+        upstream = UpstreamSettings(
             url=server.url, ping_interval=0.01, stale_after=5.0, reconnect_initial=0.001, reconnect_max=0.002
         )
         metrics = Metrics()
@@ -496,7 +496,7 @@ async def test_a_network_that_is_found_wrong_later_ends_the_link() -> None:
 
 def refused(status: int, **headers: str) -> LinkLostError:
     response = Response(status, "", Headers({name.replace("_", "-"): value for name, value in headers.items()}))
-    return diagnose(InvalidStatus(response), Upstream())
+    return diagnose(InvalidStatus(response), UpstreamSettings())
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ async def test_the_next_attempt_follows_the_servers_retry_after() -> None:
         return web.Response(status=429, headers={"Retry-After": "40"})
 
     async with serving(full) as server:
-        upstream = Upstream(url=server.url, reconnect_initial=0.001, reconnect_max=0.002)
+        upstream = UpstreamSettings(url=server.url, reconnect_initial=0.001, reconnect_max=0.002)
         async with aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
             lost = await anext(messages)
     assert isinstance(lost, Lost)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Permission
 
@@ -19,14 +19,14 @@ OLD = SigningKey("old", b"o" * 32)
 NEW = SigningKey("new", b"n" * 32)
 RING = KeyRing(NEW, (OLD, NEW))
 LONE = KeyRing(SigningKey(None, b"s" * 40), (SigningKey(None, b"s" * 40),))
-AUTH = Auth()
+AUTH = AuthSettings()
 READ = frozenset({Permission.READ})
 
 
 def make(
     ring: KeyRing = RING,
     ttl_s: float = 3600.0,
-    settings: Auth = AUTH,
+    settings: AuthSettings = AUTH,
     *,
     client_id: str = "c1",
     token_id: str | None = "t1",
@@ -44,7 +44,7 @@ def signed(claims: dict[str, Any], key: SigningKey = NEW, **header: Any) -> str:
     return jwt.encode(claims, key.secret, algorithm="HS256", headers={"kid": key.kid, **header})
 
 
-def refusal(token: str, ring: KeyRing = RING, now: float = NOW, settings: Auth = AUTH) -> TokenRefusal:
+def refusal(token: str, ring: KeyRing = RING, now: float = NOW, settings: AuthSettings = AUTH) -> TokenRefusal:
     with pytest.raises(TokenError) as caught:
         verify(ring, token, now, settings)
     return caught.value.reason
@@ -68,8 +68,8 @@ def test_a_single_secret_accepts_tokens_without_key_id_only() -> None:
     assert refusal(make(LONE)) is TokenRefusal.UNKNOWN_KEY
 
 
-STRICT = Auth(leeway=0.0)
-LENIENT = Auth(leeway=30.0)
+STRICT = AuthSettings(leeway=0.0)
+LENIENT = AuthSettings(leeway=30.0)
 
 
 def test_a_token_ends_by_the_clock_it_is_given() -> None:
@@ -79,7 +79,7 @@ def test_a_token_ends_by_the_clock_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("settings", [STRICT, AUTH, LENIENT])
-def test_a_clock_may_differ_by_the_leeway_in_both_directions_and_no_further(settings: Auth) -> None:
+def test_a_clock_may_differ_by_the_leeway_in_both_directions_and_no_further(settings: AuthSettings) -> None:
     leeway_s = settings.leeway
     issued = signed({"client_id": "c", "iat": NOW, "exp": NOW + 60})
     not_before = signed({"client_id": "c", "nbf": NOW, "exp": NOW + 60})
@@ -148,7 +148,7 @@ def test_not_before_is_honoured() -> None:
 
 
 def test_issuer_and_audience_are_checked_where_configured() -> None:
-    settings = Auth(issuer="me", audience="bots")
+    settings = AuthSettings(issuer="me", audience="bots")
     verify(RING, make(settings=settings), NOW, settings)
     assert refusal(make(), settings=settings) is TokenRefusal.BAD_CLAIMS
     both = signed({"client_id": "c", "exp": NOW + 9, "iss": "me", "aud": ["others", "bots"]})
@@ -229,7 +229,7 @@ def test_refreshing_again_and_again_makes_no_token_longer() -> None:
 
 
 def test_a_chain_of_refreshed_tokens_ends_with_the_longest_life_of_one() -> None:
-    settings = Auth(token_ttl=3600, max_token_ttl=7200)
+    settings = AuthSettings(token_ttl=3600, max_token_ttl=7200)
     judge = TokenAuthenticator(RING, settings, new_token_id=lambda: "t2")
     first, _ = judge.refresh(judge.verify(make(settings=settings), NOW + 3000), NOW + 3000)
     token, grant = judge.refresh(judge.verify(first, NOW + 6000), NOW + 6000)
@@ -271,7 +271,7 @@ def test_a_token_that_has_ended_cannot_be_refreshed() -> None:
 
 
 def test_an_ended_family_is_remembered_while_its_tokens_may_be_accepted() -> None:
-    judge = TokenAuthenticator(RING, Auth(leeway=0.0, expiry_grace=0.001), new_token_id=lambda: "t2")
+    judge = TokenAuthenticator(RING, AuthSettings(leeway=0.0, expiry_grace=0.001), new_token_id=lambda: "t2")
     token = make()
     grant = judge.verify(token, NOW)
     judge.refresh(grant, NOW + 1)

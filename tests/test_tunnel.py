@@ -15,7 +15,7 @@ from proxy_kit import LOGIN, LOGIN_QUOTED, stand_in
 from structlog.testing import capture_logs
 
 from whaled.config.parse import parse
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.registry import Registry
 from whaled.upstream.feed import Connected, Feed, LossReason, Lost
@@ -66,12 +66,12 @@ async def backend(tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def settings(url: str, proxy: str | None, **more: Any) -> Upstream:
+def settings(url: str, proxy: str | None, **more: Any) -> UpstreamSettings:
     quick = {"connect_timeout": 5.0, "rest_timeout": 5.0, "reconnect_initial": 0.001, "reconnect_max": 0.002}
-    return Upstream(**{"url": url, "proxy": proxy, **quick, **more})
+    return UpstreamSettings(**{"url": url, "proxy": proxy, **quick, **more})
 
 
-async def both(upstream: Upstream) -> int:
+async def both(upstream: UpstreamSettings) -> int:
     """Connect the stream, then ask REST; the height that it answers."""
     async with asyncio.timeout(10), aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
         assert isinstance(await anext(messages), Connected)
@@ -79,7 +79,7 @@ async def both(upstream: Upstream) -> int:
         return await rest.tip_height()
 
 
-async def failures(upstream: Upstream) -> tuple[Lost, str, RestError]:
+async def failures(upstream: UpstreamSettings) -> tuple[Lost, str, RestError]:
     """Why the stream cannot be had, as it is logged, and why REST cannot."""
     with capture_logs() as lines:
         async with asyncio.timeout(10), aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:

@@ -12,7 +12,7 @@ from test_daemon import busy_simulator
 import daemon
 from support import receive_type
 from whaled.config.parse import load
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.metrics import Metrics
 from whaled.registry import Registry
@@ -95,7 +95,7 @@ async def test_a_dead_backend_behind_the_socket_is_distinguished_from_a_wrong_on
     tmp_path: Path, scheme: str, reads_first: bool
 ) -> None:
     way = str(tmp_path / "egress.sock")
-    settings = Upstream(url=f"{scheme}://backend.invalid/api/v1/ws", unix_socket=way)
+    settings = UpstreamSettings(url=f"{scheme}://backend.invalid/api/v1/ws", unix_socket=way)
     metrics = Metrics()
     async with dead_end(tmp_path / "egress.sock", reads_first=reads_first):
         with pytest.raises(LinkLostError) as caught:
@@ -119,7 +119,7 @@ async def test_the_error_of_a_wrong_server_behind_the_socket_suggests_a_check(tm
         writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
         writer.close()
 
-    settings = Upstream(url="ws://backend.invalid/api/v1/ws", unix_socket=str(tmp_path / "egress.sock"))
+    settings = UpstreamSettings(url="ws://backend.invalid/api/v1/ws", unix_socket=str(tmp_path / "egress.sock"))
     async with await asyncio.start_unix_server(greet, tmp_path / "egress.sock"):
         with pytest.raises(LinkLostError, match=r"is upstream\.url a mempool backend\?"):
             await anext(Link(settings, FeedMeter(Registry())).messages(1))

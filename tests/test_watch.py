@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from whale_kit import ADDRESSES, BTC, NOW, spent, transaction
-from whaled.config.sections import Detection, WatchRule
+from whaled.config.sections import DetectionSettings, WatchRule
 from whaled.errors import ConfigError
 from whaled.files import read_address_book
 from whaled.model import Input, Market, Output, OwnerType, Source, Transaction, Whale
@@ -26,7 +26,7 @@ def takes(address: str, value: int) -> Input:
 
 
 def detector(*watch: WatchRule, threshold_btc: float | None = 100.0) -> Detector:
-    return Detector(Rules.of(Detection(threshold_btc=threshold_btc, watch=watch)), BOOK)
+    return Detector(Rules.of(DetectionSettings(threshold_btc=threshold_btc, watch=watch)), BOOK)
 
 
 def found_by(detector: Detector, found: Transaction) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def test_every_label_of_an_address_is_watched_and_its_amount_counted_once() -> N
         WatchRule(name="x", labels=("Kraken 8",), threshold_btc=10),
         WatchRule(name="x", labels=("Kraken", "Kraken 8"), types=(OwnerType.GOVERNMENT,), threshold_btc=10),
     ):
-        watching = Detector(Rules.of(Detection(watch=(rule,))), book)
+        watching = Detector(Rules.of(DetectionSettings(watch=(rule,))), book)
         assert found_by(watching, transaction([pays(HOT, 10 * BTC)])) == ("watch:x",)
         assert found_by(watching, transaction([pays(HOT, 10 * BTC - 1)])) == ()
 
@@ -105,7 +105,7 @@ def test_without_any_other_rule_only_the_watched_are_alerted() -> None:
 
 def read(path: Path, *watch: WatchRule) -> AddressBook:
     path.write_text(BOOK_TEXT)
-    return read_address_book(Detection(address_book=str(path), watch=watch))
+    return read_address_book(DetectionSettings(address_book=str(path), watch=watch))
 
 
 def test_a_label_that_is_not_in_the_book_is_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -102,3 +102,11 @@ def test_no_command_with_a_relative_path_ends_in_a_traceback(
     assert found.returncode == 78, found.stderr
     assert "Traceback" not in found.stderr
     assert found.stderr.splitlines()[-1] == NOTE
+
+
+@pytest.mark.slow
+def test_an_error_that_is_about_no_file_has_no_note(tmp_path: Path, config: Path) -> None:
+    config.write_text("detection: {min_btc: -1}\n")
+    found = run(tmp_path, "check-config", str(config))
+    assert found.returncode == 78
+    assert [line for line in found.stderr.splitlines() if "working directory" in line] == []

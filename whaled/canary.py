@@ -24,7 +24,7 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
-from whaled.config import sections
+from whaled.config.sections import CanarySettings
 from whaled.errors import CanaryFailure, EventLogError
 from whaled.registry import Registry
 
@@ -260,7 +260,7 @@ class Canary:
 
     def __init__(
         self,
-        settings: sections.Canary,
+        settings: CanarySettings,
         *,
         send: Callable[[str], Awaitable[None]],
         subscriber: Subscriber,

@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from whaled import bookfile
-from whaled.config.sections import Detection, Tls
+from whaled.config.sections import DetectionSettings, TlsSettings
 from whaled.errors import BookError, BookFailure, ConfigError, Fault
 from whaled.whales import watch
 from whaled.whales.labels import AddressBook
@@ -29,7 +29,7 @@ Origins = Mapping[str, str]
 NOWHERE: Origins = {}
 
 
-def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> AddressBook:
+def read_address_book(settings: DetectionSettings, origins: Origins = NOWHERE) -> AddressBook:
     """Read the operator's address book; it is empty if none is configured.
 
     Raises BookError, and ConfigError for a watch rule with a label that is not in the book.
@@ -41,7 +41,7 @@ def read_address_book(settings: Detection, origins: Origins = NOWHERE) -> Addres
 
 
 async def read_address_book_apart(
-    settings: Detection, origins: Origins = NOWHERE, *, in_force: int | None = None
+    settings: DetectionSettings, origins: Origins = NOWHERE, *, in_force: int | None = None
 ) -> AddressBook:
     """Read the address book without blocking the event loop: a separate process reads files that are not small.
 
@@ -59,7 +59,7 @@ async def read_address_book_apart(
     return book
 
 
-def idle_rules(settings: Detection, book: AddressBook, origins: Origins = NOWHERE) -> tuple[Fault, ...]:
+def idle_rules(settings: DetectionSettings, book: AddressBook, origins: Origins = NOWHERE) -> tuple[Fault, ...]:
     """Return a fault for each part of a watch rule that matches nothing with this book."""
     found = watch.idle(settings.watch, book, _names(settings.books))
     return tuple(_at_its_line(fault, origins) for fault in found)
@@ -80,7 +80,7 @@ async def _read_in_time(paths: Sequence[str], limit: int) -> Owners:
     raise BookError((Fault(bookfile.KEY, problem),), reason=BookFailure.READER_FAILED)
 
 
-def _require_kept(before: int, found: int, settings: Detection) -> None:
+def _require_kept(before: int, found: int, settings: DetectionSettings) -> None:
     if not settings.books or found >= before * (1 - settings.max_book_loss):
         return
     problem = (
@@ -92,7 +92,7 @@ def _require_kept(before: int, found: int, settings: Detection) -> None:
 
 
 @contextmanager
-def _placed(settings: Detection, origins: Origins) -> Iterator[None]:
+def _placed(settings: DetectionSettings, origins: Origins) -> Iterator[None]:
     """Add the place of the key to faults, and the key to faults of lines."""
     try:
         yield
@@ -150,7 +150,7 @@ def _taken(stream: FileIO) -> Owners:
         return bookfile.taken(stream)
 
 
-def _fitting(owners: Owners, settings: Detection) -> AddressBook:
+def _fitting(owners: Owners, settings: DetectionSettings) -> AddressBook:
     book = AddressBook(owners)
     unknown = tuple(watch.faults(settings.watch, book, _names(settings.books)))
     if unknown:
@@ -158,7 +158,7 @@ def _fitting(owners: Owners, settings: Detection) -> AddressBook:
     return book
 
 
-def tls_context(settings: Tls) -> ssl.SSLContext | None:
+def tls_context(settings: TlsSettings) -> ssl.SSLContext | None:
     """Return the TLS context of the server, None if TLS is off. Raises ConfigError."""
     if settings.certificate is None:
         return None
@@ -168,7 +168,7 @@ def tls_context(settings: Tls) -> ssl.SSLContext | None:
     return context
 
 
-def load_certificate(context: ssl.SSLContext, settings: Tls) -> None:
+def load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
     """Load a certificate into a context, for use from the next handshake on.
 
     Raises ConfigError; the old certificate then stays in use.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import structlog
 
 from whaled.canary import Canary
-from whaled.config import sections
+from whaled.config.sections import MemorySettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
 from whaled.model import SAT_PER_BTC
@@ -125,7 +125,7 @@ class MemoryWatch:
     It starts again when memory use exceeds the previous maximum, not when it reaches the same value.
     """
 
-    def __init__(self, settings: sections.Memory, gateway: Gateway, meter: MemoryMeter, gauge: memory.Gauge) -> None:
+    def __init__(self, settings: MemorySettings, gateway: Gateway, meter: MemoryMeter, gauge: memory.Gauge) -> None:
         self.settings = settings
         self._gateway = gateway
         self._meter = meter

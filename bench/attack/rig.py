@@ -30,7 +30,7 @@ from bench.attack.victims import Gathered
 from bench.programs import BrokenError, Program, resident_kib, running
 from bench.upstream import CONNECT_LIMIT_S, Relay, relaying
 from whaled.auth import keys, tokens
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.model import Permission
 
 VICTIMS = 200
@@ -89,7 +89,7 @@ def prepare(directory: Path, *, victims: int = VICTIMS) -> Place:
     """Create keys, tokens and a certificate."""
     ring = directory / "keys.json"
     keys.generate(ring, time.time())
-    loaded, settings = keys.ring_of(keys.read(ring), ring), Auth()
+    loaded, settings = keys.ring_of(keys.read(ring), ring), AuthSettings()
 
     def token(client: str) -> str:
         return tokens.issue(

@@ -23,7 +23,7 @@ from support import SMALL_SEGMENT, silent_client
 from whaled.auth.keys import generate, ring_of
 from whaled.auth.keys import read as read_keys
 from whaled.auth.tokens import issue
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.model import Permission
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -278,9 +278,9 @@ async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_se
     generate(ring, 1.0)
     token, _ = issue(
         ring_of(read_keys(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=3600, now=time.time(),
-        token_id="t", settings=Auth(),
+        token_id="t", settings=AuthSettings(),
     )  # fmt: skip
-    sections = {
+    sections: dict[str, dict[str, object]] = {
         "gateway": STRICT,
         "auth": {"enabled": True, "key_ring": str(ring)},
         # The flood comes from the process that also serves REST, which responds late while it connects 10,000 clients.

@@ -18,7 +18,7 @@ import daemon
 from support import ask, receive_type
 from whaled.auth.keys import generate, read, ring_of
 from whaled.auth.tokens import issue
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.model import Permission
 from whaled.simulator.faults import Garbage
 from whaled.simulator.server import Simulator
@@ -97,7 +97,7 @@ class Scene:
         path = self._other_ring if forged else self._ring
         token, _ = issue(
             ring_of(read(path), path), client_id=f"c{next(self._numbers)}", permissions=[Permission.READ],
-            ttl_s=3600, now=time.time(), token_id="t", settings=Auth(),
+            ttl_s=3600, now=time.time(), token_id="t", settings=AuthSettings(),
         )  # fmt: skip
         return token
 

@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 from whaled.auth.private_files import check_directories, check_privacy, keep_group, opened, read_bounded
 from whaled.auth.signature import ALGORITHM
 from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import KeyRingError
 from whaled.replacing import replacing
 
@@ -79,7 +79,7 @@ class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 # --- the ring of a daemon or a command -------------------------------------------------------------------------------
 
 
-def load_ring(settings: Auth, environ: Mapping[str, str], directory: Path) -> KeyRing:
+def load_ring(settings: AuthSettings, environ: Mapping[str, str], directory: Path) -> KeyRing:
     """Load the key ring of this process.
 
     The sources, in order: the systemd credential, WEBSOCKET_SECRET_KEY or the file that WEBSOCKET_SECRET_KEY_FILE

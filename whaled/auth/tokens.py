@@ -16,7 +16,7 @@ from msgspec import Struct
 from whaled.auth.families import Families
 from whaled.auth.signature import ALGORITHM, claimant, open_token
 from whaled.config import units
-from whaled.config.sections import MAX_LEEWAY_S, Auth
+from whaled.config.sections import MAX_LEEWAY_S, AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
 
@@ -106,7 +106,7 @@ def issue(
     ttl_s: float,
     now: float,
     token_id: str,
-    settings: Auth,
+    settings: AuthSettings,
     chain: Chain | None = None,
 ) -> tuple[str, Grant]:
     """Issue a token that expires after `ttl_s`. Return it with its grant.
@@ -147,14 +147,14 @@ def issue(
     return token, _grant(claims, key)
 
 
-def verify(ring: KeyRing, token: str, now: float, settings: Auth) -> Grant:
+def verify(ring: KeyRing, token: str, now: float, settings: AuthSettings) -> Grant:
     """Verify a token and return its grant. Raises TokenError."""
     grant, claims = _checked(ring, token, now, settings)
     _confirm(ring, token, grant, claims)
     return grant
 
 
-def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Grant, dict[str, Any]]:
+def _checked(ring: KeyRing, token: str, now: float, settings: AuthSettings) -> tuple[Grant, dict[str, Any]]:
     """Return the grant and the claims of a token that is signed with a key of the ring and valid now.
 
     Raises TokenError. Refusals take the same steps whatever the reason: without a valid signature, the claims of a
@@ -176,7 +176,7 @@ def _checked(ring: KeyRing, token: str, now: float, settings: Auth) -> tuple[Gra
     return grant, claims
 
 
-def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: Auth) -> None:
+def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: AuthSettings) -> None:
     """Raise TokenError if a grant is not valid now, or not for this server."""
     assert grant.expires_at is not None
     over_s = now - grant.expires_at
@@ -272,13 +272,13 @@ def _holds(claim: object, expected: str) -> bool:
 class TokenAuthenticator:
     """Verifies and refreshes tokens with one key ring. `new_token_id` generates the `jti` of refreshed tokens."""
 
-    def __init__(self, ring: KeyRing, settings: Auth, *, new_token_id: Callable[[], str]) -> None:
+    def __init__(self, ring: KeyRing, settings: AuthSettings, *, new_token_id: Callable[[], str]) -> None:
         self._ring = ring
         self._settings = settings
         self._new_token_id = new_token_id
         self._families = Families()
 
-    def replace_ring(self, ring: KeyRing, settings: Auth) -> None:
+    def replace_ring(self, ring: KeyRing, settings: AuthSettings) -> None:
         """Verify and sign with other keys from now on. `is_in_force` then decides which sessions end."""
         self._ring = ring
         self._settings = settings
@@ -344,7 +344,7 @@ class TokenAuthenticator:
         self._families.answer_lost(_family_of(child), _id_of(parent), _id_of(child))
 
 
-def _remembered_until(grant: Grant, settings: Auth) -> float:
+def _remembered_until(grant: Grant, settings: AuthSettings) -> float:
     """Return the time after which a token is refused as expired whatever leeway a reload may set."""
     return (grant.expires_at or 0.0) + max(settings.expiry_grace, MAX_LEEWAY_S)
 

@@ -8,7 +8,7 @@ import structlog
 from whaled.backfill.background import Background
 from whaled.backfill.meters import BackfillMeter
 from whaled.backfill.ports import Committer, Log
-from whaled.config.sections import Backfill
+from whaled.config.sections import BackfillSettings
 from whaled.model import Draft, Kind
 from whaled.upstream.backend import Backend
 from whaled.upstream.http import RestError, RestFailure
@@ -31,7 +31,7 @@ class Context:
     def __init__(
         self,
         *,
-        settings: Backfill,
+        settings: BackfillSettings,
         backend: Backend,
         event_log: Log,
         committer: Committer,

@@ -14,7 +14,7 @@ from whaled.cli.settings import Subparsers, load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
-from whaled.config.sections import Detection
+from whaled.config.sections import DetectionSettings
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.files import idle_rules, read_address_book, tls_context
 from whaled.listening import missing_hosts
@@ -107,7 +107,7 @@ async def _warnings_of_hosts(loaded: Loaded) -> list[Fault]:
     ]
 
 
-def _rules(detection: Detection) -> str:
+def _rules(detection: DetectionSettings) -> str:
     watched = len(detection.watch)
     return ", ".join(
         [

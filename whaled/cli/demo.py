@@ -5,8 +5,7 @@ from pathlib import Path
 import structlog
 from msgspec import structs
 
-from whaled.config.sections import Config
-from whaled.config.sections import EventLog as EventLogSettings
+from whaled.config.sections import Config, EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog.files import DaemonLock
 from whaled.eventlog.meters import EventLogMeter

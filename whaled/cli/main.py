@@ -82,7 +82,9 @@ def main(argv: Sequence[str]) -> int:
         if sys.stdout is not None:  # None if it was closed at the start
             sys.stdout.flush()
     except WhaledError as error:
-        lines = [*str(error).splitlines(), *_about_working_directory()]
+        lines = str(error).splitlines()
+        if _is_about_files(error):
+            lines += _about_working_directory()
         _complain([f"whaled: {line}" for line in lines])
         _report_to_systemd(lines)
         return ExitStatus.CONFIG if isinstance(error, OperatorError) else ExitStatus.FAILED
@@ -99,6 +101,14 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
+
+
+def _is_about_files(error: BaseException) -> bool:
+    """Return whether an OSError led to the error, or the error itself asks for an absolute path."""
+    if "absolute path" in str(error):
+        return True
+    causes = (error.__cause__, error.__context__)
+    return any(isinstance(cause, OSError) or (cause is not None and _is_about_files(cause)) for cause in causes)
 
 
 def _about_working_directory() -> list[str]:

@@ -14,7 +14,7 @@ import jwt
 
 from whaled.auth import keys, tokenfile, tokens, tokentext
 from whaled.cli.settings import Subparsers, add_config_option, duration, load_for, working_directory
-from whaled.config.sections import Auth
+from whaled.config.sections import AuthSettings
 from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
 from whaled.replacing import replacing
@@ -69,7 +69,7 @@ def _permissions(text: str) -> list[Permission]:
     return [Permission(name) for name in names]
 
 
-def _ring(arguments: argparse.Namespace, settings: Auth) -> tokens.KeyRing:
+def _ring(arguments: argparse.Namespace, settings: AuthSettings) -> tokens.KeyRing:
     path = arguments.key_ring
     if path is not None:  # an explicit --key-ring overrides the environment
         return keys.ring_of(keys.read(path), path)

@@ -15,7 +15,7 @@ from msgspec import Struct, structs
 
 from whaled.config.keys import keys
 from whaled.config.parse import diff, load
-from whaled.config.sections import Config, Tls
+from whaled.config.sections import Config, TlsSettings
 from whaled.errors import ConfigError, Fault
 from whaled.files import tls_context
 from whaled.listening import host_port
@@ -138,7 +138,7 @@ def _variables_in(path: Path) -> dict[str, str]:
         return {}
 
 
-def _outside(tls: Tls, credentials: Mapping[str, str]) -> Tls:
+def _outside(tls: TlsSettings, credentials: Mapping[str, str]) -> TlsSettings:
     """Replace credentials by their source files: the credentials exist only while the unit runs."""
 
     def source(path: str | None) -> str | None:

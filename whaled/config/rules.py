@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
 from msgspec import Struct
 
-from whaled.config.sections import Config, Detection
+from whaled.config.sections import Config, DetectionSettings
 from whaled.hosts import HOST_NAME
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
@@ -118,7 +118,7 @@ def _ways(config: Config) -> Iterator[Conflict]:
         )
 
 
-def _whales(detection: Detection) -> Iterator[Conflict]:
+def _whales(detection: DetectionSettings) -> Iterator[Conflict]:
     watch = "detection.watch"
     if detection.threshold_btc is None and detection.threshold_usd is None and not detection.watch:
         yield Conflict(

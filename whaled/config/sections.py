@@ -62,7 +62,7 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-class Upstream(Struct, frozen=True, kw_only=True):
+class UpstreamSettings(Struct, frozen=True, kw_only=True):
     """The mempool backend."""
 
     url: Url = "ws://127.0.0.1:8999/api/v1/ws"
@@ -90,7 +90,7 @@ class WatchRule(Struct, frozen=True, kw_only=True):
     threshold_btc: Annotated[float, Meta(ge=0, le=21_000_000)] = 0.0
 
 
-class Detection(Struct, frozen=True, kw_only=True):
+class DetectionSettings(Struct, frozen=True, kw_only=True):
     """The rules by which a transaction is a whale."""
 
     threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] | None = 100.0
@@ -114,7 +114,7 @@ class Detection(Struct, frozen=True, kw_only=True):
         return (self.address_book,) if isinstance(self.address_book, str) else self.address_book
 
 
-class Backfill(Struct, frozen=True, kw_only=True):
+class BackfillSettings(Struct, frozen=True, kw_only=True):
     """Requests to the backend for what its stream does not contain."""
 
     enabled: bool = True
@@ -126,7 +126,7 @@ class Backfill(Struct, frozen=True, kw_only=True):
     drop_after: Seconds = 600.0
 
 
-class EventLog(Struct, frozen=True, kw_only=True):
+class EventLogSettings(Struct, frozen=True, kw_only=True):
     """The durable event log."""
 
     path: Path = "/var/lib/whaled/whaled.db"
@@ -135,14 +135,14 @@ class EventLog(Struct, frozen=True, kw_only=True):
     busy_timeout: Annotated[float, Meta(ge=0.001, le=3600.0, extra={"unit": "duration"})] = 5.0
 
 
-class Tls(Struct, frozen=True, kw_only=True):
+class TlsSettings(Struct, frozen=True, kw_only=True):
     """Certificate chain and private key, both PEM files. TLS is enabled if both are set."""
 
     certificate: Path | None = None
     private_key: Path | None = None
 
 
-class Gateway(Struct, frozen=True, kw_only=True):
+class GatewaySettings(Struct, frozen=True, kw_only=True):
     """The WebSocket server for clients."""
 
     host: Hosts = ("127.0.0.1",)
@@ -171,10 +171,10 @@ class Gateway(Struct, frozen=True, kw_only=True):
     close_timeout: Seconds = 5.0
     position_interval: Seconds = 30.0
     drain_window: Seconds = 10.0
-    tls: Tls = field(default_factory=Tls)
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
 
-class Auth(Struct, frozen=True, kw_only=True):
+class AuthSettings(Struct, frozen=True, kw_only=True):
     """Authentication of clients."""
 
     enabled: bool = True
@@ -189,7 +189,7 @@ class Auth(Struct, frozen=True, kw_only=True):
     audience: Text | None = None
 
 
-class Http(Struct, frozen=True, kw_only=True):
+class HttpSettings(Struct, frozen=True, kw_only=True):
     """The plain HTTP server with /metrics and /healthz."""
 
     enabled: bool = True
@@ -206,7 +206,7 @@ class Http(Struct, frozen=True, kw_only=True):
     render_interval: Seconds = 1.0
 
 
-class Canary(Struct, frozen=True, kw_only=True):
+class CanarySettings(Struct, frozen=True, kw_only=True):
     """A synthetic transaction that passes through the whole pipeline, to prove that a whale would."""
 
     interval: Seconds = 30.0
@@ -214,14 +214,14 @@ class Canary(Struct, frozen=True, kw_only=True):
     lost_after: Seconds = 10.0
 
 
-class Memory(Struct, frozen=True, kw_only=True):
+class MemorySettings(Struct, frozen=True, kw_only=True):
     """The memory limit, and when load is shed so that the kernel does not end the process."""
 
     limit: Annotated[int, Meta(ge=128 * 1024**2, le=1024**4, extra={"unit": "size"})] | None = None
     shed_at: Annotated[float, Meta(ge=0.1, le=1)] = 0.85
 
 
-class Log(Struct, frozen=True, kw_only=True):
+class LogSettings(Struct, frozen=True, kw_only=True):
     """Log output."""
 
     level: LogLevel = LogLevel.INFO
@@ -231,13 +231,13 @@ class Log(Struct, frozen=True, kw_only=True):
 class Config(Struct, frozen=True, kw_only=True):
     """The whole configuration."""
 
-    upstream: Upstream = field(default_factory=Upstream)
-    detection: Detection = field(default_factory=Detection)
-    backfill: Backfill = field(default_factory=Backfill)
-    eventlog: EventLog = field(default_factory=EventLog)
-    gateway: Gateway = field(default_factory=Gateway)
-    auth: Auth = field(default_factory=Auth)
-    http: Http = field(default_factory=Http)
-    canary: Canary = field(default_factory=Canary)
-    memory: Memory = field(default_factory=Memory)
-    log: Log = field(default_factory=Log)
+    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
+    backfill: BackfillSettings = field(default_factory=BackfillSettings)
+    eventlog: EventLogSettings = field(default_factory=EventLogSettings)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    canary: CanarySettings = field(default_factory=CanarySettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    log: LogSettings = field(default_factory=LogSettings)

@@ -27,7 +27,7 @@ from typing import Self, TypeVar, TypeVarTuple
 
 import structlog
 
-from whaled.config import sections
+from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import schema
 from whaled.eventlog.damage import Damage, KnownDamage, merged
@@ -131,7 +131,7 @@ class EventLog:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: sections.EventLog, meter: EventLogMeter, clock: Callable[[], float] = time.time
+        cls, settings: EventLogSettings, meter: EventLogMeter, clock: Callable[[], float] = time.time
     ) -> AsyncIterator[Self]:
         """Open or create the database and check it. On exit, commit the waiting appends, then close the files.
 
@@ -464,7 +464,7 @@ def require_limit(limit: int) -> None:
         raise ValueError(f"limit must be at least 1, not {limit}")
 
 
-def threads_for(settings: sections.EventLog) -> Threads:
+def threads_for(settings: EventLogSettings) -> Threads:
     """Make the connections, not opened yet, and their threads."""
     # Resolved, so that two names for the same file share one lock.
     path = Path(settings.path).resolve()

@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN
 
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Source

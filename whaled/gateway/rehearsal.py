@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import GatewaySettings
 from whaled.gateway import wire
 from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients

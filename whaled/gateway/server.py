@@ -14,8 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from whaled.config.sections import Auth as AuthSettings
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.admission import Admission, Source, source

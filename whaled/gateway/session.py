@@ -12,8 +12,7 @@ from typing import ClassVar, Protocol
 
 from msgspec import Struct
 
-from whaled.config.sections import Auth as AuthSettings
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.errors import ClientError, ClientErrorCode, Close, TokenError, TokenRefusal
 from whaled.gateway import wire
 from whaled.gateway.clients import Client, Clients

@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Protocol
 
-from whaled.config.sections import Gateway as GatewaySettings
+from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import wire
 from whaled.gateway.connection import Connection

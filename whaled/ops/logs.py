@@ -10,7 +10,7 @@ from typing import TextIO
 
 import structlog
 
-from whaled.config.sections import Log, LogFormat, LogLevel
+from whaled.config.sections import LogFormat, LogLevel, LogSettings
 from whaled.ops import journal
 from whaled.ops.output import FLUSH_S, Output, OutputHandler
 from whaled.summaries import Summary
@@ -32,7 +32,9 @@ LEVELS = {
 }
 
 
-def configure(settings: Log, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET) -> None:
+def configure(
+    settings: LogSettings, stream: TextIO | None = sys.stderr, *, journal_socket: Path = journal.SOCKET
+) -> None:
     """Send all log lines, including those of libraries, to `stream` or the journal.
 
     A reload calls this again to apply a new level. `stream` is None in a process that was started without stderr.

@@ -2,7 +2,7 @@
 
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError, Fault
 
 REST_PREFIX = "/api/v1/"
@@ -18,7 +18,7 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def rest_base(settings: Upstream) -> str:
+def rest_base(settings: UpstreamSettings) -> str:
     """Return the base URL to which REST paths are appended, with a trailing slash. Raises ConfigError.
 
     It is `rest_url` if that is set (with `/api/v1/` added if it has no path), otherwise the host of `url` with the
@@ -34,7 +34,7 @@ def rest_base(settings: Upstream) -> str:
     return _joined(parts, "https" if parts.scheme == "wss" else "http", prefix + REST_PREFIX)
 
 
-def esplora_base(settings: Upstream) -> str | None:
+def esplora_base(settings: UpstreamSettings) -> str | None:
     """Return the base URL to which electrs paths are appended, with a trailing slash; None if not configured.
 
     Raises ConfigError.
@@ -45,7 +45,7 @@ def esplora_base(settings: Upstream) -> str | None:
     return _joined(parts, parts.scheme, parts.path.rstrip("/") + "/")
 
 
-def through(settings: Upstream) -> str:
+def through(settings: UpstreamSettings) -> str:
     """Return the part of an error text that names the proxy or the Unix socket in use; "" without either."""
     if settings.unix_socket is not None:
         return (

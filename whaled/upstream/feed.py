@@ -7,7 +7,7 @@ from contextlib import aclosing
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exception, wait_random
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
 from whaled.upstream.address import shown
 from whaled.upstream.link import Link
@@ -54,7 +54,7 @@ class Outage:
         return self._down_s
 
 
-def delay_range_s(settings: Upstream, down_s: float) -> tuple[float, float]:
+def delay_range_s(settings: UpstreamSettings, down_s: float) -> tuple[float, float]:
     """Return the shortest and the longest delay before the next attempt, in an outage of `down_s` seconds."""
     longest = min(settings.reconnect_max, max(settings.reconnect_initial, DELAY_PART * down_s))
     return longest / 2, longest
@@ -65,7 +65,7 @@ class Feed:
 
     def __init__(
         self,
-        settings: Upstream,
+        settings: UpstreamSettings,
         meter: FeedMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,

@@ -20,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import UpstreamError
 from whaled.registry import Component, Registry
 from whaled.upstream.address import shown, through
@@ -126,7 +126,7 @@ class Http:
 
     def __init__(
         self,
-        settings: Upstream,
+        settings: UpstreamSettings,
         meter: RestMeter,
         session: aiohttp.ClientSession,
         *,
@@ -154,7 +154,7 @@ class Http:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: Upstream, meter: RestMeter, *, response_limit_bytes: int = RESPONSE_LIMIT_BYTES
+        cls, settings: UpstreamSettings, meter: RestMeter, *, response_limit_bytes: int = RESPONSE_LIMIT_BYTES
     ) -> AsyncIterator[Self]:
         """Return a client whose connections are closed at the end of the `async with` block."""
         async with aiohttp.ClientSession(
@@ -342,7 +342,7 @@ class Http:
         return shown(self.routes.url(path) or path)
 
 
-def _connector(settings: Upstream) -> aiohttp.BaseConnector:
+def _connector(settings: UpstreamSettings) -> aiohttp.BaseConnector:
     if settings.unix_socket is not None:
         return aiohttp.UnixConnector(settings.unix_socket, limit=settings.rest_concurrency)
     tunnel = tunnel_of(settings)

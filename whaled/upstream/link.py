@@ -11,7 +11,7 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidURI
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
 from whaled.upstream.address import shown, unusable
 from whaled.upstream.continuity import Continuity, SequenceTracker
@@ -79,7 +79,7 @@ class _Silence:
     Only time spent waiting in a receive counts, so a slow consumer does not make the backend look dead.
     """
 
-    def __init__(self, settings: Upstream) -> None:
+    def __init__(self, settings: UpstreamSettings) -> None:
         # At least one ping is sent, and has time to be answered, before the link is given up.
         self._ping_after_s = min(settings.ping_interval, settings.stale_after / 2)
         self._stale_after_s = settings.stale_after
@@ -115,7 +115,7 @@ class Link:
 
     def __init__(
         self,
-        settings: Upstream,
+        settings: UpstreamSettings,
         meter: FeedMeter,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -357,7 +357,7 @@ def _shortened(keys: Sequence[str]) -> list[str]:
     return [key[:KEY_CHARS] for key in keys[:KEYS_SHOWN]]
 
 
-def _connect_arguments(settings: Upstream) -> dict[str, Any]:
+def _connect_arguments(settings: UpstreamSettings) -> dict[str, Any]:
     """Return the connect arguments for a Unix socket, if one is configured.
 
     The Host header and the TLS check still use the URL's host.

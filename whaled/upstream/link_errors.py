@@ -15,7 +15,7 @@ from websockets.exceptions import (
 )
 from websockets.frames import CloseCode
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.errors import UpstreamError
 from whaled.upstream.address import shown, through
 from whaled.upstream.proxy import ProxyError
@@ -63,7 +63,7 @@ RETRY_AFTER_LIMIT_S = 300.0
 LINK_ERRORS = (OSError, EOFError, WebSocketException, ProxyError)
 
 
-def diagnose(error: Exception, settings: Upstream) -> LinkLostError:
+def diagnose(error: Exception, settings: UpstreamSettings) -> LinkLostError:
     """Return the reason for one of LINK_ERRORS, with a text for the operator."""
     if isinstance(error, ProxyError):
         return LinkLostError(LossReason.PROXY, str(error))
@@ -89,7 +89,7 @@ def _is_unanswered(error: Exception) -> bool:
     return isinstance(error, ConnectionError | ssl.SSLEOFError)
 
 
-def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
+def _diagnosed(error: Exception, settings: UpstreamSettings) -> LinkLostError:
     match error:
         case ConnectionClosed():
             return _closed(error, settings)
@@ -119,7 +119,7 @@ def _diagnosed(error: Exception, settings: Upstream) -> LinkLostError:
             return LinkLostError(LossReason.OTHER, f"{type(error).__name__}: {_chain(error)}")
 
 
-def not_mempool(text: str | None, settings: Upstream) -> LinkLostError:
+def not_mempool(text: str | None, settings: UpstreamSettings) -> LinkLostError:
     """Return the error for a server that accepted the subscription but did not respond as a backend does.
 
     `text` is the beginning of its first message, None if it sent none.
@@ -131,7 +131,7 @@ def not_mempool(text: str | None, settings: Upstream) -> LinkLostError:
     )
 
 
-def stale(settings: Upstream) -> LinkLostError:
+def stale(settings: UpstreamSettings) -> LinkLostError:
     """Return the error for a link on which nothing was received and a ping stayed unanswered."""
     return LinkLostError(
         LossReason.STALE, f"nothing received for {settings.stale_after:g} s (upstream.stale_after), pings unanswered"
@@ -141,7 +141,7 @@ def stale(settings: Upstream) -> LinkLostError:
 _EXPECTED = "is upstream.url a mempool backend? Expected ws://host:8999/api/v1/ws or wss://host/api/v1/ws"
 
 
-def _closed(error: ConnectionClosed, settings: Upstream) -> LinkLostError:
+def _closed(error: ConnectionClosed, settings: UpstreamSettings) -> LinkLostError:
     by_us = error.sent is not None and not error.rcvd_then_sent
     code = error.sent.code if by_us and error.sent is not None else None
     if code == CloseCode.MESSAGE_TOO_BIG:
@@ -174,7 +174,7 @@ def _busy(error: InvalidStatus) -> LinkLostError | None:
     )
 
 
-def _status(error: InvalidStatus, settings: Upstream) -> str:
+def _status(error: InvalidStatus, settings: UpstreamSettings) -> str:
     status = error.response.status_code
     # `get` would raise if a header occurs twice.
     location = next(filter(None, error.response.headers.get_all("Location")), None)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from msgspec import Struct
 
 from whaled.config.rules import is_loopback
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.upstream.address import REST_PREFIX, esplora_base, rest_base
 
 ESPLORA = "esplora"
@@ -39,7 +39,7 @@ class Routes(Struct):
     esplora: str | None = None
 
     @classmethod
-    def of(cls, settings: Upstream) -> "Routes":
+    def of(cls, settings: UpstreamSettings) -> "Routes":
         """Return the routes as known before the first connect. Raises ConfigError."""
         return cls(rest_base(settings), esplora=esplora_base(settings))
 
@@ -68,7 +68,7 @@ class Routes(Struct):
         return index - index % ESPLORA_PAGE if self.is_esplora else index
 
 
-def candidates(settings: Upstream) -> tuple[str, ...]:
+def candidates(settings: UpstreamSettings) -> tuple[str, ...]:
     """Return the base URLs at which to look for electrs, in order: only the configured one, or the usual places."""
     configured = esplora_base(settings)
     if configured is not None:

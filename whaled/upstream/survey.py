@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
 from whaled.registry import Registry
 from whaled.upstream.address import shown
@@ -105,7 +105,7 @@ class Survey:
 
     def __init__(
         self,
-        settings: Upstream,
+        settings: UpstreamSettings,
         rest: Rest,
         event_log: Log,
         meter: SurveyMeter,

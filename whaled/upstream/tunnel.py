@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from whaled.config.sections import Upstream
+from whaled.config.sections import UpstreamSettings
 from whaled.upstream.address import unusable
 from whaled.upstream.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyFault, Step, Target, closed, handshake
 
@@ -107,7 +107,7 @@ def _plain(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def tunnel_of(settings: Upstream) -> Tunnel | None:
+def tunnel_of(settings: UpstreamSettings) -> Tunnel | None:
     """Return the tunnel through `upstream.proxy`, None if that is null. Raises ConfigError."""
     if settings.proxy is None:
         return None

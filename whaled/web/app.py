@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from msgspec import Struct
 from msgspec.json import encode
 
-from whaled.config.sections import Http
+from whaled.config.sections import HttpSettings
 from whaled.hosts import is_address_or_localhost, split_authority
 from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Position, UpstreamState
@@ -47,7 +47,7 @@ class HttpServer:
 
     def __init__(
         self,
-        settings: Http,
+        settings: HttpSettings,
         *,
         metrics: Callable[[Format], bytes],
         health: Callable[[], Health],
@@ -62,7 +62,7 @@ class HttpServer:
         meter.connections.set_function(lambda: self.connections)
         meter.connections_limit.set_function(lambda: self._settings.max_connections)
 
-    def reconfigure(self, settings: Http) -> None:
+    def reconfigure(self, settings: HttpSettings) -> None:
         """Apply new limits."""
         self._settings = settings
         if self._listener is not None:

@@ -14,7 +14,7 @@ from enum import StrEnum
 import structlog
 from aiohttp import hdrs, web
 
-from whaled.config.sections import Http
+from whaled.config.sections import HttpSettings
 from whaled.listening import SHORTAGES, peer_address, source_of
 from whaled.summaries import Summary
 from whaled.web.meters import Cut, HttpMeter
@@ -189,7 +189,7 @@ class Connection(web.RequestHandler):
 class Listener:
     """The connections of the HTTP server."""
 
-    def __init__(self, settings: Http, server: web.Server, meter: HttpMeter) -> None:
+    def __init__(self, settings: HttpSettings, server: web.Server, meter: HttpMeter) -> None:
         self.settings = settings
         self.pace = Pace(settings.requests_per_second)
         self.meter = meter
@@ -205,7 +205,7 @@ class Listener:
         """The number of open connections."""
         return len(self._connections)
 
-    def reconfigure(self, settings: Http) -> None:
+    def reconfigure(self, settings: HttpSettings) -> None:
         """Apply new limits."""
         self.settings = settings
         self.pace.per_second = settings.requests_per_second

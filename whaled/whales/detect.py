@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from whaled.config.sections import Basis, Detection
+from whaled.config.sections import Basis, DetectionSettings
 from whaled.model import SAT_PER_BTC, Alert, Flow, Market, Price, Shape, Source, Status, Transaction, Whale
 from whaled.whales import amounts, fees, prices, watch
 from whaled.whales.amounts import btc_to_sat
@@ -42,7 +42,7 @@ class Rules(Struct, frozen=True):
     min_flow_share: float = MIN_FLOW_SHARE
 
     @classmethod
-    def of(cls, detection: Detection) -> "Rules":
+    def of(cls, detection: DetectionSettings) -> "Rules":
         """Return the rules of a configuration."""
         return cls(
             threshold_sat=btc_to_sat(detection.threshold_btc) if detection.threshold_btc is not None else None,
