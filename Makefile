@@ -57,7 +57,7 @@ test-faults: $(STAMP) ## real processes under faults, compared with what was rea
 	FAULT_SEEDS=$(or $(FAULT_SEEDS),1-10) $(BIN)/pytest -q -n 8 -m faults tests/faults $(FAULT_ARGS) # they wait more than they compute: twice the cores of a small machine
 
 fuzz: $(STAMP) ## hunt for frames and messages that break the parsers; FUZZ_SECONDS each (default 120)
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest -q -n 3 -k 'mutation' tests/test_fuzz_upstream.py tests/test_fuzz_clients.py
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest -q -n 3 -k 'mutation' tests/suites/test_fuzz_upstream.py tests/suites/test_fuzz_clients.py
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -77,7 +77,7 @@ dashboards: $(STAMP) ## write deploy/grafana/dashboards from tools/dashboards (d
 	$(BIN)/python -m tools.dashboards
 
 picture: $(STAMP) ## draw docs/images/overview.png (7 minutes); NODE_PATH: where the packages of tools/picture are
-	PYTHONPATH=tests:tests/prometheus $(BIN)/python tests/grafana/watch.py 7 node tools/picture/render.js deploy/grafana/dashboards/overview.json docs/images/overview.png 400 20s
+	PYTHONPATH=tests $(BIN)/python tests/grafana/watch.py 7 node tools/picture/render.js deploy/grafana/dashboards/overview.json docs/images/overview.png 400 20s
 
 lock: $(STAMP) ## write constraints.txt from what is installed
 	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable --exclude pip | LC_ALL=C sort -f > constraints.txt

@@ -7,7 +7,7 @@ import pytest
 import trustme
 from hypothesis import settings
 
-# The default limit of 200 ms per example assumes an otherwise idle machine. fuzz_kit finds inputs that are slow.
+# The default limit of 200 ms per example assumes an otherwise idle machine. kit.fuzz finds inputs that are slow.
 settings.register_profile("whaled", deadline=None)
 settings.load_profile("whaled")
 

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
-from book_kit import address, book
-from processes import child_of, is_there
 
+from kit.books import address, book
+from kit.processes import child_of, is_there
 from whaled import bookfile, files
 from whaled.bookfile import FAULTS, HEAD, MAX_LINE, TABLE, taken
 from whaled.config.sections import DetectionSettings, WatchRule

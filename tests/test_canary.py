@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from support import Rig, ask, receive, receive_type, running_gateway
+from kit.gateway import Rig, ask, receive, receive_type, running_gateway
 from whaled.canary import Canary, CanaryMeter, Subscriber
 from whaled.config.sections import CanarySettings, DetectionSettings
 from whaled.errors import CanaryFailure, EventLogError, LogFailure

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from daemon import running, starting, write_config
-from support import receive, running_gateway
+from kit.daemon import running, starting, write_config
+from kit.gateway import receive, running_gateway
 from whaled.errors import ListenError
 from whaled.listening import Listening, address_of, open_sockets
 

@@ -4,13 +4,15 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import running_gateway, whale
+from kit.gateway import running_gateway
+from kit.paths import ROOT
+from kit.whales import whale
 from whaled.errors import TokenRefusal
 from whaled.gateway.wire import AuthMessage
 from whaled.metrics import Metrics
 from whaled.model import Flow, UpstreamState
 
-DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
+DOCS = ROOT / "docs" / "metrics.md"
 
 
 def families(metrics: Metrics) -> dict[str, str]:

@@ -4,8 +4,8 @@ import asyncio
 import gzip
 import json
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from whale_kit import ADDRESSES, NOW, txid
-from whaled.config.sections import Basis, DetectionSettings, EventLogSettings, UpstreamSettings, WatchRule
+from kit.paths import DATA
+from kit.pipeline import BTC, Priority, Published, brings, opened, pays, received, timed
+from kit.transactions import ADDRESSES, NOW, txid
+from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
-from whaled.eventlog.meters import EventLogMeter
-from whaled.eventlog.store import EventLog
 from whaled.metrics import Metrics
 from whaled.model import Draft, Event, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
 from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
@@ -33,44 +33,6 @@ from whaled.upstream.rest import Rest
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.history import History
 from whaled.whales.labels import AddressBook
-
-BTC = 10**8
-
-
-class Published:
-    """Remembers what clients would hear."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.states: list[UpstreamState] = []
-        self.canaries: list[Event] = []
-
-    at_once = 1000
-
-    def publish(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    def rehearse(self, event: Event) -> None:
-        self.canaries.append(event)
-
-    def publish_upstream_state(self, state: UpstreamState) -> None:
-        self.states.append(state)
-
-
-class Priority:
-    """Knows whether others were asked to wait."""
-
-    def __init__(self) -> None:
-        self.is_held = False
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        assert not self.is_held
-        self.is_held = True
-        try:
-            yield
-        finally:
-            self.is_held = False
 
 
 def pipeline(
@@ -103,10 +65,6 @@ class Recorded:
             yield Received(
                 frame=decode(raw), received_at=time.time(), received_monotonic=time.monotonic(), raw_bytes=len(raw)
             )
-
-
-def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
-    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), EventLogMeter(Registry()))
 
 
 async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_path: Path) -> None:
@@ -157,7 +115,7 @@ async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_p
 
 def recorded_whales() -> str:
     """The first recorded frame that brings a whale."""
-    path = Path(__file__).parent / "data" / "regtest-1.jsonl.gz"
+    path = DATA / "regtest-1.jsonl.gz"
     with gzip.open(path, "rt") as lines:
         for line in lines:
             raw: str = json.loads(line).get("raw", "")
@@ -315,7 +273,7 @@ async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
     published = Published()
     async with opened(tmp_path) as log:
         running = pipeline(log, published)
-        path = Path(__file__).parent / "data" / "regtest-1.jsonl.gz"
+        path = DATA / "regtest-1.jsonl.gz"
         with gzip.open(path, "rt") as lines:
             raws = [row["raw"] for row in map(json.loads, lines) if row["dir"] == "in"]
         await running.run(Recorded(*raws[:4]))
@@ -386,56 +344,6 @@ def priced(usd: float, at: float | None) -> bytes:
     return json.dumps({"conversions": {"USD": usd, **({"time": at} if at is not None else {})}}).encode()
 
 
-class Time:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def received(raw: bytes, at: float) -> Received:
-    return Received(frame=decode(raw), received_at=at, received_monotonic=time.monotonic(), raw_bytes=len(raw))
-
-
-def brings(*transactions: dict[str, Any]) -> bytes:
-    """The message that brings these transactions."""
-    delta = {"sequence": 1, "added": transactions, "removed": [], "mined": [], "replaced": []}
-    return json.dumps({"mempool-transactions": delta}, separators=(",", ":")).encode()
-
-
-def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str, Any]:
-    """A transaction as a backend without electrs sends it: what it spends is not in it."""
-    return {
-        "txid": txid(number),
-        "version": 2,
-        "vin": [{"txid": txid(1000 + number), "vout": 0, "sequence": 1, "prevout": None}],
-        "vout": [{"value": value, "scriptpubkey": f"0014{number}", "scriptpubkey_address": address}],
-        "fee": fee,
-        "vsize": 141,
-    }
-
-
-def timed(
-    log: Log, detection: DetectionSettings, published: Published, *, book: AddressBook | None = None,
-    inputs: Inputs | None = None, metrics: Metrics | None = None,
-) -> tuple[Pipeline, Time]:  # fmt: skip
-    clock = Time()
-    running = Pipeline(
-        detector=Detector(Rules.of(detection), book),
-        event_log=log,
-        publisher=published,
-        priority=Priority(),
-        meter=(metrics or Metrics()).detection,
-        inputs=inputs,
-        inputs_wait_s=2.0,
-        clock=clock,
-    )
-    return running, clock
-
-
 @pytest.mark.parametrize("stated", [NOW, None])
 async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated: float | None) -> None:
     published, metrics = Published(), Metrics()
@@ -461,21 +369,26 @@ async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
 
 
 async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_without_one(tmp_path: Path) -> None:
-    published = Published()
+    published, metrics = Published(), Metrics()
+    value = metrics.registry.collectors.get_sample_value
     blind = "the price is unknown or too old: detection.threshold_usd matches nothing until it is known"
     async with opened(tmp_path) as log:
-        running, clock = timed(log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published)
+        running, clock = timed(
+            log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published, metrics=metrics
+        )
         with capture_logs() as lines:
             await running.handle(received(brings(pays(1, 1000 * BTC)), NOW))
             await running.handle(received(brings(pays(2, 1000 * BTC)), NOW))
         assert [line["event"] for line in lines] == [blind]
         assert running.is_usd_rule_blind
+        assert value("whaled_threshold_usd_blind") == 1
         with capture_logs() as lines:
             await running.handle(received(priced(64_000, NOW), NOW))
             await running.handle(received(brings(pays(3, 10 * BTC), pays(4, 10 * BTC - 1)), NOW))
         assert [line["event"] for line in lines if line["event"] != "whale"] == [
             "detection.threshold_usd is compared with the price again"
         ]
+        assert value("whaled_threshold_usd_blind") == 0
         clock.now = NOW + 7201
         with capture_logs() as lines:
             await running.handle(received(brings(pays(5, 1000 * BTC)), NOW))

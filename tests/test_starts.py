@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-import daemon
+from kit import daemon
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.schema import STARTS_MARK

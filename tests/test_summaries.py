@@ -9,8 +9,8 @@ import structlog
 from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
-import daemon
-from support import silent_client
+from kit import daemon
+from kit.gateway import silent_client
 from whaled.auth.keys import generate
 from whaled.summaries import MAX_SOURCES, PERIOD_S, Summary
 

@@ -31,17 +31,18 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
-import daemon
 from faults.followers import Follower, RawFollower
 from faults.net import Gate, Proxy
 from faults.verdict import Knowable, Row, Verdict, compare, read, state
+from kit import daemon
+from kit.paths import ROOT
 from whaled.model import SAT_PER_BTC
 from whaled.simulator.backend import MOST_BLOCKS_AT_ONCE
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.truth import Fate
 
-COUNTS = Path(os.environ.get("WHALED_FAULT_COUNTS", Path(__file__).parents[2] / "var" / "faults"))
+COUNTS = Path(os.environ.get("WHALED_FAULT_COUNTS", ROOT / "var" / "faults"))
 # whaled is stuck if its metrics do not change for STUCK_S (it waits up to a minute for a response), or if it is not up
 # to date after WITHIN_S, which allows for a busy machine.
 STUCK_S = 75.0

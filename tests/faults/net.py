@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 from msgspec import Struct
 
-from support import SMALL_SEGMENT
+from kit.gateway import SMALL_SEGMENT
 from whaled.listening import stop_accepting
 
 CHUNK = 65536

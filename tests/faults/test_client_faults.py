@@ -12,14 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from fuzz_kit import CORPUS
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 
 from faults.followers import Follower, RawFollower
 from faults.kit import PICKY_BTC, Rig, rigged
 from faults.net import Proxy
-from support import SMALL_SEGMENT, silent_client
+from kit.fuzz import CORPUS
+from kit.gateway import SMALL_SEGMENT, silent_client
 from whaled.auth.keys import generate, ring_of
 from whaled.auth.keys import read as read_keys
 from whaled.auth.tokens import issue

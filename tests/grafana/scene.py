@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import aiohttp
-from prometheus_kit import ALERTS, RECORDINGS, free_port, prometheus
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-import daemon
-from support import ask, receive_type
+from kit import daemon
+from kit.gateway import ask, receive_type
+from kit.prometheus import ALERTS, RECORDINGS, free_port, prometheus
 from whaled.auth.keys import generate, read, ring_of
 from whaled.auth.tokens import issue
 from whaled.config.sections import AuthSettings

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from dashboard_rules import DASHBOARDS, GRAFANA, excluded, faults, load, panels
 
+from grafana.dashboard_rules import DASHBOARDS, GRAFANA, excluded, faults, load, panels
 from tools.dashboards.__main__ import main as write
 
 

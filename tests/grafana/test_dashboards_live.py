@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_rules import DASHBOARDS, expressions, load
-from prometheus_kit import needed
-from scene import RATE_INTERVAL, Prometheus, acting
 
-import daemon
+from grafana.dashboard_rules import DASHBOARDS, expressions, load
+from grafana.scene import RATE_INTERVAL, Prometheus, acting
+from kit import daemon
+from kit.prometheus import needed
 from whaled.simulator.settings import SimulatorSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

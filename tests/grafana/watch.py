@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import trustme
-from scene import acting
 
-import daemon
+from grafana.scene import acting
+from kit import daemon
 from whaled.simulator.settings import SimulatorSettings
 
 BUSY = SimulatorSettings(seed=7, rate=8.0, whale_share=0.1, poll_interval=1, block_interval=45.0, port=0)

@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-from prometheus_kit import ALERTS, DEPLOY, RECORDINGS, alertmanager, free_port, needed, prometheus, rules_of
 
-from daemon import running, write_config
+from kit.daemon import running, write_config
+from kit.prometheus import ALERTS, DEPLOY, RECORDINGS, alertmanager, free_port, needed, prometheus, rules_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

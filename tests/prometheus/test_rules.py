@@ -14,9 +14,10 @@ import aiohttp
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_kit import ALERTS, DEPLOY, RECORDINGS, ROOT, needed, rules_of
 
-from daemon import running, write_config
+from kit.daemon import running, write_config
+from kit.paths import ROOT
+from kit.prometheus import ALERTS, DEPLOY, RECORDINGS, needed, rules_of
 from whaled.metrics import Metrics
 
 RUNBOOK = ROOT / "docs" / "runbook.md"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from book_kit import book
 
+from kit.books import book
 from systemd.installation import CONFIG, FAULTS, KEY_RING, OWN, QUICK, TOKEN_FILE, UNITS, URL, Installation, Program
 from systemd.lab import Lab
 

@@ -1,0 +1,113 @@
+"""A pipeline on a real log, its publisher a list, and transactions as a backend sends them."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from kit.transactions import NOW, txid
+from whaled.config.sections import DetectionSettings, EventLogSettings
+from whaled.eventlog.meters import EventLogMeter
+from whaled.eventlog.store import EventLog
+from whaled.metrics import Metrics
+from whaled.model import Event, UpstreamState
+from whaled.pipeline import Inputs, Log, Pipeline
+from whaled.registry import Registry
+from whaled.upstream.dialect import decode
+from whaled.upstream.messages import Received
+from whaled.whales.detect import Detector, Rules
+from whaled.whales.labels import AddressBook
+
+BTC = 10**8
+
+
+class Published:
+    """Remembers what clients would hear."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.states: list[UpstreamState] = []
+        self.canaries: list[Event] = []
+
+    at_once = 1000
+
+    def publish(self, events: Sequence[Event]) -> None:
+        self.events.extend(events)
+
+    def rehearse(self, event: Event) -> None:
+        self.canaries.append(event)
+
+    def publish_upstream_state(self, state: UpstreamState) -> None:
+        self.states.append(state)
+
+
+class Priority:
+    """Knows whether others were asked to wait."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        assert not self.is_held
+        self.is_held = True
+        try:
+            yield
+        finally:
+            self.is_held = False
+
+
+def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
+    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), EventLogMeter(Registry()))
+
+
+class Time:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def received(raw: bytes, at: float) -> Received:
+    return Received(frame=decode(raw), received_at=at, received_monotonic=time.monotonic(), raw_bytes=len(raw))
+
+
+def brings(*transactions: dict[str, Any]) -> bytes:
+    """The message that brings these transactions."""
+    delta = {"sequence": 1, "added": transactions, "removed": [], "mined": [], "replaced": []}
+    return json.dumps({"mempool-transactions": delta}, separators=(",", ":")).encode()
+
+
+def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str, Any]:
+    """A transaction as a backend without electrs sends it: what it spends is not in it."""
+    return {
+        "txid": txid(number),
+        "version": 2,
+        "vin": [{"txid": txid(1000 + number), "vout": 0, "sequence": 1, "prevout": None}],
+        "vout": [{"value": value, "scriptpubkey": f"0014{number}", "scriptpubkey_address": address}],
+        "fee": fee,
+        "vsize": 141,
+    }
+
+
+def timed(
+    log: Log, detection: DetectionSettings, published: Published, *, book: AddressBook | None = None,
+    inputs: Inputs | None = None, metrics: Metrics | None = None,
+) -> tuple[Pipeline, Time]:  # fmt: skip
+    clock = Time()
+    running = Pipeline(
+        detector=Detector(Rules.of(detection), book),
+        event_log=log,
+        publisher=published,
+        priority=Priority(),
+        meter=(metrics or Metrics()).detection,
+        inputs=inputs,
+        inputs_wait_s=2.0,
+        clock=clock,
+    )
+    return running, clock

@@ -1,0 +1,99 @@
+"""Helpers shared by the detection tests: small transactions, real addresses, and a recording with its ground truth."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from hypothesis import settings
+
+from kit.paths import DATA
+from whaled.model import Input, Output, Transaction
+
+# Without a deadline, since a busy machine must not fail a test of values.
+relaxed = settings(deadline=None)
+
+BTC = 100_000_000
+NOW = 1_800_000_000.0
+
+# One of each sort: p2pkh, p2sh, p2wpkh, p2wsh, p2tr of mainnet (the examples of BIP 13, 173, 350 and block 0).
+ADDRESSES = (
+    "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa",
+    "3P14159f73E4gFr7JterCCQh9QjiTjiZrG",
+    "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4",
+    "bc1qrp33g0q5c5txsp9arysrx4k6zdkfs4nce4xj0gdcccefvpysxf3qccfmv3",
+    "bc1p0xlxvlhemja6c4dqv22uapctqupfhlxm9h8z3k2e72q4k9hcz7vqzk5jj0",
+)
+
+
+def txid(number: int) -> str:
+    """Return a txid, a different one for each number."""
+    return f"{number:064x}"
+
+
+def output(value: int, script: str = "0014aa", address: str | None = None) -> Output:
+    """Return an output. Scripts are only compared, so a short one is enough."""
+    return Output(value, script, address)
+
+
+def spent(
+    value: int | None = None, script: str = "0014bb", address: str | None = None, *, sequence: int = 0xFFFFFFFF
+) -> Input:
+    """Return an input; without a value, the output it spends is unknown."""
+    return Input(txid(7), 0, sequence, Output(value, script, address) if value is not None else None)
+
+
+def transaction(
+    outputs: Sequence[Output],
+    inputs: Sequence[Input] = (),
+    *,
+    number: int = 1,
+    fee_sat: int | None = 1470,
+    fee_rate: float | None = 10.5,
+    confirmed: bool = False,
+) -> Transaction:
+    """Return a transaction; without `inputs` it has one unknown input."""
+    return Transaction(
+        txid=txid(number),
+        inputs=tuple(inputs) or (spent(),),
+        outputs=tuple(outputs),
+        fee_sat=fee_sat,
+        vsize=141.0,
+        fee_rate=fee_rate,
+        is_confirmed=confirmed,
+    )
+
+
+def _lines(name: str) -> Iterator[Any]:
+    with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+@cache
+def recorded_frames() -> tuple[bytes, ...]:
+    """Return every frame that a real backend sent on both connections, in order."""
+    return tuple(entry["raw"].encode() for entry in _lines("regtest-1.jsonl.gz") if entry["dir"] == "in")
+
+
+@cache
+def real_shapes() -> dict[str, dict[str, Any]]:
+    """Return mainnet transactions in esplora's format without signatures, and their correct shapes, by name."""
+    return {entry["name"]: entry for entry in _lines("shapes.jsonl.gz")}
+
+
+@cache
+def truth() -> tuple[dict[str, Any], ...]:
+    """Return the transactions that were sent to the backend's bitcoind, and their outcomes."""
+    return tuple(_lines("regtest-1.truth.jsonl.gz"))
+
+
+def true_transactions() -> dict[str, dict[str, Any]]:
+    """Return the transactions that were sent, by txid."""
+    return {entry["txid"]: entry for entry in truth() if entry["event"] == "tx"}
+
+
+def burst_frame() -> bytes:
+    """Return the largest recorded frame, which has 1108 transactions."""
+    return max(recorded_frames(), key=len)
