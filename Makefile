@@ -20,10 +20,10 @@ WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: dashboards picture help run tail test test-long test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install install-share uninstall clean lock
+.PHONY: configuration dashboards picture help run tail test test-long test-faults test-systemd fuzz soak check fmt lint types cover bench attack wheels install install-share uninstall clean lock
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "whaled needs Python 3.11 or newer; set PYTHON=python3.x" >&2; exit 1; }
@@ -72,6 +72,9 @@ fmt: $(STAMP) ## format and mend what ruff can mend
 
 cover: $(STAMP) ## the suite with branch coverage
 	$(BIN)/pytest -q --cov --cov-report=term-missing:skip-covered
+
+configuration: $(STAMP) ## write config/whaled.example.yaml and the tables of docs/configuration.md from the keys
+	$(BIN)/python -m tools.configuration
 
 dashboards: $(STAMP) ## write deploy/grafana/dashboards from tools/dashboards (docs/grafana.md)
 	$(BIN)/python -m tools.dashboards

@@ -56,7 +56,9 @@ def readers(parent: int) -> list[int]:
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208
         with suppress(OSError):
-            if name.isdecimal() and "whaled.bookfile" in Path(f"/proc/{name}/cmdline").read_text(encoding="utf-8"):
+            if name.isdecimal() and "whaled.addressbook.bookfile" in Path(f"/proc/{name}/cmdline").read_text(
+                encoding="utf-8"
+            ):
                 fields = Path(f"/proc/{name}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
                 if int(fields[1]) == parent:
                     found.append(int(name))

@@ -16,7 +16,8 @@ from bench.programs import BrokenError
 from bench.report import Aim, Section
 from whaled.model import Market, Source, Whale
 from whaled.upstream.dialect import decode
-from whaled.whales.detect import Detector, Rules, btc_to_sat
+from whaled.whales.amounts import btc_to_sat
+from whaled.whales.detect import Detector, Rules
 
 RECORDING = Path(__file__).parent.parent / "tests" / "data" / "regtest-1.jsonl.gz"
 TRANSACTIONS = 2000

@@ -18,10 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -32,11 +30,12 @@ from websockets.exceptions import WebSocketException
 from bench import machine
 from bench.daemon import Ready, daemon
 from bench.programs import BrokenError, resident_kib
-from bench.report import Aim, aims_table, percentile, table
+from bench.report import aims_table, percentile, table
+from bench.soak_aims import LIVE, Course, Received, Sample, aims, by_minute, grown_mib, mean_ms, minutes_of, parts, warm
+from bench.soak_clients import MANNERS, Client
 from faults.net import Proxy
 from faults.verdict import ClientEvent, Knowable, Verdict, compare, read, state
-from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
-from whaled.model import SAT_PER_BTC, Source
+from whaled.model import SAT_PER_BTC
 from whaled.simulator import faults
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import MAX_BLOCK_WEIGHT, SimulatorSettings
@@ -52,116 +51,11 @@ BLOCK_S = 12.0
 MEMPOOL = 4_000
 SAMPLE_S = 2.0
 SETTLE_S = 180.0
-# Memory is flat after the warm-up: caches and Python's pools are full after a third of an hour. In a shorter soak they
-# still fill, so it can only show that there is no large leak.
-WARM_UP_S, FLAT_S = 1200.0, 2400.0
-FLAT_MIB, SHORT_MIB = 1.0, 8.0
-# A restarted backend sends its mempool again, in frames of tens of megabytes that are freed within seconds. So memory
-# is the median of a minute.
-MINUTE_S = 60.0
-# Allowed change of the mempool's mean size from the second third to the last.
-MEMPOOL_STEADY_PERCENT = 15.0
-# The simulated backend and the clients share a process with the faults, so medians differ by tens of milliseconds.
-DRIFT_NOISE_MS = 100.0
-# In a short soak, one stall of a shared machine, or one whale that waited for its inputs while REST failed, moves the
-# median of a third. Larger errors are still detected.
-SHORT_S, SHORT_DRIFT_NOISE_MS = 1800.0, 500.0
 TIMELINE = 20
-# Depends on the outages: 2 to 4 % with a fault every 10 s. With more than this the comparison proves little.
-UNKNOWABLE_PERCENT = 8.0
 # The daemon's bounded caches are small here, so that they are full when the measurement begins.
 SMALL_CACHES = {"detection": {"seen_limit": 300}}
 # Keeps the files of a soak with differences, until the next one.
 EVIDENCE = Path("var/soak")
-LIVE = ("whaled_frame_to_sent_seconds", "whaled_event_loop_lag_seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """The behaviour of a client."""
-
-    name: str
-    min_btc: int | None = None
-    pause_s: float = 0.0
-    is_killed: bool = False
-
-
-MANNERS = (
-    Manner("plain"),
-    Manner("plain"),
-    Manner("filtered", min_btc=250),
-    Manner("filtered", min_btc=1_000),
-    Manner("slow", pause_s=0.25),
-    Manner("slow and filtered", min_btc=250, pause_s=1.0),
-    Manner("killed", is_killed=True),
-    Manner("killed and filtered", min_btc=250, is_killed=True),
-    Manner("killed and slow", pause_s=0.25, is_killed=True),
-)
-
-
-class Client:
-    """A bot that records its events, and resumes at its position after every failure."""
-
-    def __init__(self, manner: Manner, url: str) -> None:
-        self.manner = manner
-        self.heard: list[ClientEvent] = []
-        self.missed: list[str] = []
-        self.received: list[tuple[float, str]] = []
-        self.hurry = False
-        self._url = url
-
-    async def run(self) -> None:
-        """Receive events until cancelled."""
-        async with WhaleStream(
-            self._url,
-            filters={} if self.manner.min_btc is None else {"min_btc": self.manner.min_btc},
-            since=Last(10**9),
-            link_events=True,
-            retry=Retry(initial_s=0.1, max_s=1.0),
-            limits=Limits(buffered_events=16),
-        ) as stream:
-            async for event in stream:
-                match event:
-                    case WhaleAlert(position=position, data=data):
-                        self._keep(position, "alert", data.transaction_id)
-                        if data.source == Source.LIVE:
-                            self.received.append((time.monotonic(), data.transaction_id))
-                    case WhaleUpdate(position=position, data=data):
-                        self._keep(position, data.status, data.transaction_id)
-                    case Missed():
-                        self.missed.append(str(event))
-                    case _:
-                        continue
-                if self.manner.pause_s and not self.hurry:
-                    await asyncio.sleep(self.manner.pause_s)
-
-    def _keep(self, position: Position, kind: str, txid: str) -> None:
-        self.heard.append(ClientEvent(position.epoch, position.offset, kind, txid))
-
-
-@dataclass
-class Sample:
-    """A sample of the daemon's process."""
-
-    at: float
-    rss_mib: float
-    descriptors: int
-    mempool: int = 0
-
-
-@dataclass
-class Course:
-    """The observations during the soak."""
-
-    samples: list[Sample] = field(default_factory=list)
-    thirds: list[dict[str, float]] = field(default_factory=list)
-    faults: Counter[str] = field(default_factory=Counter)
-    visits: int = 0
-    cuts: int = 0
-
-
-# Seconds from a whale's first appearance in the backend to its receipt, in the first third and in the last.
-Received = tuple[list[float], list[float]]
 
 
 class Soak:
@@ -310,84 +204,12 @@ class Soak:
 
     def _clients(self) -> dict[str, tuple[list[ClientEvent], list[str], int]]:
         return {
-            f"{number} ({each.manner.name})": (each.heard, each.missed, (each.manner.min_btc or 0) * SAT_PER_BTC)
+            f"{number} ({each.manner.name})": (each.events, each.missed, (each.manner.min_btc or 0) * SAT_PER_BTC)
             for number, each in enumerate(self.clients)
         }
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
-
-
-def by_minute(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    """Return the middle of each minute that has samples, and the median of resident memory in it."""
-    minutes: dict[int, list[float]] = {}
-    for sample in samples:
-        minutes.setdefault(int((sample.at - samples[0].at) // MINUTE_S), []).append(sample.rss_mib)
-    return [((minute + 0.5) * MINUTE_S, statistics.median(each)) for minute, each in minutes.items()]
-
-
-def grown_mib(samples: Sequence[Sample]) -> float:
-    """Return the growth of resident memory from the first sample to the last, by least squares over the minutes."""
-    found = by_minute(samples)
-    if len(found) < 2:
-        return 0.0
-    return statistics.linear_regression(*zip(*found, strict=True)).slope * (samples[-1].at - samples[0].at)
-
-
-def minutes_of(samples: Sequence[Sample]) -> float:
-    """Return the minutes from the first sample to the last."""
-    return (samples[-1].at - samples[0].at) / 60
-
-
-def is_long(samples: Sequence[Sample]) -> bool:
-    """Return whether the soak was long enough to tell whether memory is flat."""
-    return samples[-1].at - samples[0].at >= WARM_UP_S + FLAT_S - 2 * MINUTE_S
-
-
-def warm(samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples for the growth of memory: the last 40 minutes of a long soak, two thirds of a short one."""
-    if is_long(samples):
-        return [sample for sample in samples if sample.at >= samples[-1].at - FLAT_S]
-    return list(samples[len(samples) // 3 :])
-
-
-def mean_ms(name: str, before: dict[str, float], after: dict[str, float]) -> float:
-    """Return the mean of a histogram between two scrapes."""
-    count = after[f"{name}_count"] - before[f"{name}_count"]
-    return 1000 * (after[f"{name}_sum"] - before[f"{name}_sum"]) / count if count else 0.0
-
-
-def aims(course: Course, verdict: Verdict, received: Received, left: Sample) -> list[Aim]:
-    """Return the bounds with their measured values. `left` is a sample from after all clients have disconnected."""
-    samples = course.samples
-    drift = statistics.median(received[1]) - statistics.median(received[0])
-    noise_ms = SHORT_DRIFT_NOISE_MS if samples[-1].at - samples[0].at < SHORT_S else DRIFT_NOISE_MS
-    thirds = course.thirds
-    lag = [mean_ms(LIVE[1], *pair) for pair in ((thirds[0], thirds[1]), (thirds[2], thirds[3]))]
-    unknowable = 100 * verdict.unknowable / max(1, verdict.whales)
-    return [
-        Aim("differences from the truth", len(verdict.problems), 0),
-        Aim("whales nobody could know", unknowable, UNKNOWABLE_PERCENT, " %"),
-        Aim("whales compared", verdict.whales, 20, more_is_better=True),
-        *memory_aims(samples),
-        Aim("memory at most", max(s.rss_mib for s in samples), 200, " MiB"),
-        Aim("descriptors left, beyond the first", left.descriptors - samples[0].descriptors, 6),
-        Aim("descriptors at most", max(s.descriptors for s in samples), 100),
-        Aim("loop lag, mean of the last third", lag[1], max(20.0, 2 * lag[0] + 5), " ms"),
-        Aim("shown to received, drift of the median", 1000 * drift, noise_ms, " ms"),
-    ]
-
-
-def memory_aims(samples: list[Sample]) -> list[Aim]:
-    """Return the bounds on memory: flat in the last 40 minutes of a long soak, little growth in a short one."""
-    grown = grown_mib(warm(samples))
-    if not is_long(samples):
-        return [Aim("memory grown after the first third", grown, SHORT_MIB, " MiB")]
-    _, second, last = (statistics.mean(s.mempool for s in part) for part in parts(samples, len(samples) // 3))
-    return [
-        Aim("memory grown in the last 40 minutes", grown, FLAT_MIB, " MiB"),
-        Aim("mempool, last third against the second", 100 * abs(last / second - 1), MEMPOOL_STEADY_PERCENT, " %"),
-    ]
 
 
 def latencies(soak: Soak) -> Received:
@@ -440,11 +262,6 @@ def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
     )
     problems = [f"  {problem}" for problem in verdict.problems[:20]]
     return "\n".join((*facts, *problems, "", table(("", "first third", "second", "last"), rows), ""))
-
-
-def parts(samples: list[Sample], third: int) -> tuple[list[Sample], ...]:
-    """Return the thirds of the samples."""
-    return samples[:third], samples[third : 2 * third], samples[2 * third :]
 
 
 async def soaked(options: argparse.Namespace, directory: Path) -> bool:

@@ -13,9 +13,10 @@ from whaled.detection_meters import DetectionMeter
 from whaled.eventlog.meters import EventLogMeter
 from whaled.ops import meters as process
 from whaled.ops.client_meters import GatewayMeter
+from whaled.ops.memory_watch import MemoryMeter
+from whaled.ops.starts import StartMeter
+from whaled.ops.watchdog import LoopMeter
 from whaled.registry import Registry
-from whaled.starts import StartMeter
-from whaled.upkeep import LoopMeter, MemoryMeter
 from whaled.upstream.http import RestMeter
 from whaled.upstream.messages import FeedMeter
 from whaled.upstream.survey import SurveyMeter

@@ -7,11 +7,18 @@ Pure.
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
 SAT_PER_BTC = 100_000_000
+# No amount exceeds all coins that will ever exist.
+MAX_BTC: Final = 21_000_000
+MAX_SAT: Final = MAX_BTC * SAT_PER_BTC
+# The txid of the outpoint that a coinbase input names.
+NULL_TXID = "0" * 64
+# The maximum number of blocks that the backend projects, which is also its default (MEMPOOL.MEMPOOL_BLOCKS_AMOUNT).
+PROJECTED_BLOCKS = 8
 
 
 class Permission(StrEnum):

@@ -18,6 +18,7 @@ import structlog
 from msgspec import Struct
 
 from whaled import __version__
+from whaled.addressbook.loading import idle_rules, read_address_book_apart
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
@@ -27,16 +28,18 @@ from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog.store import EventLog
-from whaled.files import certificate_expiry, idle_rules, load_certificate, read_address_book_apart, tls_context
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
 from whaled.metrics import Metrics
 from whaled.ops import descriptors, logs, memory, reloads
+from whaled.ops.certificates import certificate_expiry, load_certificate, tls_context
+from whaled.ops.memory_watch import MemoryWatch
+from whaled.ops.starts import Starts
+from whaled.ops.status import Status, report_status
 from whaled.ops.systemd import Notifier, Passed
+from whaled.ops.watchdog import LoopWatch, feed_watchdog
 from whaled.pipeline import Pipeline
-from whaled.starts import Starts
-from whaled.upkeep import LoopWatch, MemoryWatch, feed_watchdog, report_status, status_text
 from whaled.upstream.backend import Backend
 from whaled.upstream.feed import Feed
 from whaled.upstream.rest import Rest
@@ -202,7 +205,7 @@ class Service:
             until_end = [
                 tasks.create_task(loop_watch.run(), name="loop watch"),
                 tasks.create_task(running.memory_watch.run(), name="memory watch"),
-                tasks.create_task(feed_watchdog(self.notifier, running.canary, loop_watch), name="watchdog"),
+                tasks.create_task(feed_watchdog(self.notifier, loop_watch, running.canary.is_alive), name="watchdog"),
             ]
             await self._stop.wait()
             self.notifier.stopping()
@@ -226,7 +229,16 @@ class Service:
             self.metrics.detection.last_whale(newest.at)
 
     def _status(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
-        text = status_text(gateway, event_log, pipeline)
+        text = Status(
+            upstream=gateway.upstream,
+            shortfall=pipeline.shortfall,
+            clients=gateway.connections,
+            last_whale=pipeline.last_whale,
+            head=event_log.head,
+            addresses=gateway.addresses,
+            owners=pipeline.detector.book.owners,
+            is_short_of_memory=gateway.is_short_of_memory,
+        ).line()
         return text if self._reload_problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:

@@ -86,7 +86,6 @@ class Did:
     closed: int = 0
     failed: int = 0
     sent: int = 0
-    received_bytes: int = 0
     seconds: float = 0.0
     error: str = ""
 
@@ -181,7 +180,6 @@ class Strangers:
                     self._poll.modify(link.socket.fileno(), interest)
             if events & select.EPOLLIN:
                 received = link.socket.recv(RECEIVE_BYTES)
-                did.received_bytes += len(received)
                 did.refused += received[9:12] in (b"503", b"429", b"403")
                 if received and order.finish == "reply":
                     did.replies += 1
@@ -328,7 +326,6 @@ class Clients:
                     received = session.socket.recv(RECEIVE_BYTES if order.reads else 1)
                     if not received:
                         return False
-                    self.did.received_bytes += len(received)
                     if not order.reads or len(received) < RECEIVE_BYTES:
                         break
         except OSError:

@@ -13,6 +13,7 @@ from whaled.errors import OperatorError
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.registry import Registry
+from whaled.service import Boot
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.scripts import Network
 
@@ -53,9 +54,23 @@ async def test_a_log_that_another_whaled_uses_is_not_removed(tmp_path: Path) -> 
 
 
 def test_the_owners_of_the_world_are_known_unless_the_operator_has_a_book() -> None:
-    assert with_owners(Config()).detection.address_book == str(BOOKS[Network.MAINNET])
-    mine = Config(detection=DetectionSettings(address_book="mine.csv"))
+    assert with_owners(Boot(Config(), None)).config.detection.address_book == str(BOOKS[Network.MAINNET])
+    mine = Boot(Config(detection=DetectionSettings(address_book="mine.csv")), None)
     assert with_owners(mine) == mine
+
+
+@pytest.mark.slow
+async def test_the_daemon_of_a_real_backend_imports_nothing_of_the_simulator(tmp_path: Path) -> None:
+    config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
+    async with daemon.running(config, env={"PYTHONPROFILEIMPORTTIME": "1"}) as process:
+        process.process.terminate()
+        assert await process.ended() == 0
+        await process.heard_all()
+    imported = {line.rpartition("|")[2].strip() for line in process.raw if line.startswith("import time:")}
+    assert "whaled.service" in imported
+    assert {
+        name for name in imported if name.split(".")[:2] in (["whaled", "simulator"], ["whaled", "client"])
+    } == set()
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from kit.books import address, book
 from kit.paths import ROOT
 from kit.transactions import relaxed
+from whaled.addressbook import formats
+from whaled.addressbook.formats import Format
+from whaled.addressbook.rows import MAX_FAULTS, LabelFileError, Options, Report, Row, line_of
 from whaled.cli import labels
 from whaled.cli.main import main
-from whaled.labelfiles import reading
-from whaled.labelfiles.reading import Format
-from whaled.labelfiles.rows import MAX_FAULTS, LabelFileError, Options, Report, Row, line_of
 from whaled.model import OwnerType
 from whaled.whales.books import parse
 
@@ -107,7 +107,7 @@ address,balance,incoming txs,last used in block
 
 def imported(path: Path, form: Format | None = None, **options: object) -> tuple[list[Row], Report]:
     report = Report()
-    found = reading.rows(path, form or reading.format_of(path), Options(**options), report)  # type: ignore[arg-type]
+    found = formats.rows(path, form or formats.format_of(path), Options(**options), report)  # type: ignore[arg-type]
     return list(found), report
 
 
@@ -121,7 +121,7 @@ def written(directory: Path, name: str, text: str, encoding: str = "utf-8") -> P
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_bip_329_gives_addresses_and_keys_and_counts_the_rest(tmp_path: Path, ending: str, encoding: str) -> None:
     path = written(tmp_path, "labels.jsonl", BIP329.replace("\n", ending), encoding)
-    assert reading.format_of(path) is Format.BIP329
+    assert formats.format_of(path) is Format.BIP329
     rows, report = imported(path)
     assert rows == [
         Row(label='Cold, "old"', key=A, type=OwnerType.OWN, source="wpkh([d34db33f/84'/0'/0'])"),
@@ -148,7 +148,7 @@ def test_bip_329_gives_addresses_and_keys_and_counts_the_rest(tmp_path: Path, en
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_tags_of_a_tagpack_inherit_fields_before_and_after_them(tmp_path: Path, ending: str) -> None:
     path = written(tmp_path, "pack.yaml", TAGPACK.replace("\n", ending))
-    assert reading.format_of(path) is Format.TAGPACK
+    assert formats.format_of(path) is Format.TAGPACK
     rows, report = imported(path)
     source, fields = "https://exchange.example/proof", {"date": "2022-11-16", "confidence": "service_data"}
     exchange = OwnerType.EXCHANGE
@@ -209,7 +209,7 @@ def test_an_invalid_tagpack_is_named_with_its_line(tmp_path: Path, text: str, pr
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_walletexplorer_gives_the_wallet_s_name_and_the_export_s_date(tmp_path: Path, ending: str) -> None:
     path = written(tmp_path, "huobi.csv", WALLETEXPLORER.replace("\n", ending))
-    assert reading.format_of(path) is Format.WALLETEXPLORER
+    assert formats.format_of(path) is Format.WALLETEXPLORER
     rows, report = imported(path, type=OwnerType.EXCHANGE)
     url = "https://www.walletexplorer.com/wallet/"
     exchange = OwnerType.EXCHANGE
@@ -318,7 +318,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes, what: s
     path = tmp_path / "x"
     path.write_bytes(content)
     with pytest.raises(LabelFileError) as error:
-        reading.format_of(path)
+        formats.format_of(path)
     assert str(error.value).startswith(what)
 
 
@@ -507,7 +507,7 @@ def test_huge_files_are_not_held_in_memory(tmp_path: Path, form: Format, monkeyp
     report = Report()
     tracemalloc.start()
     try:
-        found = sum(1 for _ in reading.rows(path, form, Options(OwnerType.OWN), report))
+        found = sum(1 for _ in formats.rows(path, form, Options(OwnerType.OWN), report))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -516,7 +516,7 @@ def test_huge_files_are_not_held_in_memory(tmp_path: Path, form: Format, monkeyp
 
 
 def test_a_line_of_any_length_loses_only_itself(tmp_path: Path) -> None:
-    long = "x" * (2 * reading.MAX_LINE + 5)
+    long = "x" * (2 * formats.MAX_LINE + 5)
     path = written(tmp_path, "x.jsonl", f'{{"type":"{long}"}}\n{{"type":"addr","ref":"{A}","label":"x"}}\n')
     rows, report = imported(path, Format.BIP329)
     assert [row.key for row in rows] == [A]

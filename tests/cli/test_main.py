@@ -69,6 +69,15 @@ def test_a_quick_command_loads_no_web_server(arguments: list[str]) -> None:
     assert not {"aiohttp", "websockets", "rich", "sqlite3", "whaled.service"} & set(loaded)
 
 
+@pytest.mark.slow
+def test_the_daemon_does_not_load_the_simulator_unless_asked_to() -> None:
+    ask = "import sys, whaled.cli.run; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "whaled.service" in loaded
+    assert not [name for name in loaded if name.startswith("whaled.simulator")]
+
+
 def test_a_reader_that_closes_the_pipe_is_not_an_error(ring: Path) -> None:
     command = f"{sys.executable} -m whaled keys list --key-ring {ring} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from kit.gateway import running_gateway
 from kit.scripted_server import AT, EPOCH, Peer, alert, jwt, position, scripted, txid, update
 from kit.tokens import Tokens
-from whaled.cli import tail
+from whaled.cli import tail, tail_screens
 from whaled.cli import tail_lines as lines
 from whaled.client import Last, LinkLostError, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
 from whaled.client.events import decode
@@ -320,7 +320,7 @@ def quick(url: str, **options: Any) -> WhaleStream:
 async def follow(stream: WhaleStream, count: int | None = None) -> tuple[int, list[Any], str]:
     """The exit status, what JSON lines said, what standard error said."""
     out, errors = io.BytesIO(), io.StringIO()
-    status = await tail.follow(stream, tail.JsonLines(out), errors, count=count)
+    status = await tail.follow(stream, tail_screens.JsonLines(out), errors, count=count)
     return status, [json.loads(line) for line in out.getvalue().splitlines()], errors.getvalue()
 
 
@@ -424,7 +424,7 @@ async def test_without_retry_an_unreachable_server_ends_with_status_1() -> None:
 async def test_a_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "0")
     out = io.StringIO()
-    tail.Table(out).show(an_alert())
+    tail_screens.Table(out).show(an_alert())
     assert "150.00" in out.getvalue()
 
 
@@ -436,7 +436,7 @@ async def test_a_table_has_its_titles_once() -> None:
 
     out = io.StringIO()
     async with scripted(script) as server:
-        await tail.follow(quick(server.url), tail.Table(out, width=100), io.StringIO(), count=2)
+        await tail.follow(quick(server.url), tail_screens.Table(out, width=100), io.StringIO(), count=2)
     titles, first, second = out.getvalue().splitlines()
     assert titles.split()[:2] == ["time", "BTC"]
     assert "transfer" in first or "unknown" in first

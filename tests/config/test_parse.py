@@ -8,18 +8,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.paths import ROOT
+from tools import configuration
+from tools.configuration import DOCUMENTATION, EXAMPLE, ROOT
 from whaled.config import units
-from whaled.config.keys import OPTIONS, RELOADABLE, keys
+from whaled.config.keys import keys, options, reloadable
 from whaled.config.parse import Loaded, diff, load, not_reloadable, parse
 from whaled.config.render import render, written
 from whaled.config.rules import redacted
 from whaled.config.sections import Config, WatchRule
 from whaled.errors import ConfigError
 from whaled.model import OwnerType
-
-EXAMPLE = ROOT / "config" / "whaled.example.yaml"
-DOCUMENTATION = ROOT / "docs" / "configuration.md"
 
 
 def read(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
@@ -56,34 +54,28 @@ def test_the_example_describes_every_key_and_marks_reloadable_ones() -> None:
     said = meanings()
     assert set(said) == set(keys())
     assert all(said.values())
-    assert {path for path, text in said.items() if text.endswith("(reload)")} == RELOADABLE
+    assert {path for path, text in said.items() if text.endswith("(reload)")} == reloadable()
 
 
-def test_the_documentation_lists_every_key_as_it_is() -> None:
-    said = meanings()
-    rows = []
-    for path, key in keys().items():
-        meaning = said[path].removesuffix(" (reload)").replace("|", "\\|")
-        reload = "yes" if path in RELOADABLE else "no"
-        rows.append(f"| `{path}` | `{written(key, key.default)}` | {key.allowed} | {reload} | {meaning} |")
-    # To renew the table: paste what this shows.
-    documented = [line for line in DOCUMENTATION.read_text().splitlines() if re.match(r"\| `[a-z]+\.", line)]
-    assert "\n".join(documented) == "\n".join(rows)
+def test_example_and_documentation_match_the_declarations_of_the_keys() -> None:
+    assert EXAMPLE.read_text() == configuration.example(), "run: make configuration"
+    page = DOCUMENTATION.read_text()
+    assert page == configuration.documentation(page), "run: make configuration"
+    rows = re.findall(r"^\| `([a-z]+\.[a-z_.]+)` \| .* \| (yes|no) \| .+ \|$", page, re.MULTILINE)
+    assert [path for path, _ in rows] == list(keys())
+    assert {path for path, reload in rows if reload == "yes"} == reloadable()
 
 
 def test_the_documentation_names_every_option_that_sets_a_key() -> None:
     text = DOCUMENTATION.read_text()
-    for path, option in OPTIONS.items():
-        assert re.search(rf"^\| `{option}[^|]*\| `{path}", text, re.MULTILINE), option
+    assert options()
+    for path, option in options().items():
+        assert re.search(rf"^\| `{option.name}[^|]*\| `{path}", text, re.MULTILINE), option
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL))
 def test_the_documented_examples_are_valid(block: str) -> None:
     assert read(block) != Config()
-
-
-def test_every_reloadable_key_exists() -> None:
-    assert set(keys()) >= RELOADABLE
 
 
 def test_the_development_configuration_is_valid_and_stays_on_this_machine() -> None:

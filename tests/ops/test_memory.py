@@ -24,8 +24,8 @@ from kit.gateway import UPGRADE, ask, receive_type, running_gateway, silent_clie
 from whaled.config.sections import MemorySettings
 from whaled.gateway.pages import KEPT_BYTES
 from whaled.ops.memory import PAGE_BYTES, Gauge
+from whaled.ops.memory_watch import MemoryMeter, MemoryWatch
 from whaled.registry import Registry
-from whaled.upkeep import MemoryMeter, MemoryWatch
 
 MIB = 1024**2
 
@@ -204,8 +204,8 @@ class Seen(MemoryMeter):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to return memory")
 async def test_free_memory_is_returned_to_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whaled.upkeep.LOOK_S", 0.01)
-    monkeypatch.setattr("whaled.upkeep.GIVE_BACK_S", 0.01)
+    monkeypatch.setattr("whaled.ops.memory_watch.LOOK_S", 0.01)
+    monkeypatch.setattr("whaled.ops.memory_watch.GIVE_BACK_S", 0.01)
     blocks = [bytes(20_000) for _ in range(4_000)]
     for block in range(4_000):
         if block % 8:
@@ -236,11 +236,11 @@ async def test_garbage_is_collected_before_load_is_shed(tmp_path: Path, monkeypa
         gc.collect()  # it is among the oldest now
         weakref.finalize(garbage, kernel.resident, 90 * MIB)
         del garbage
-        monkeypatch.setattr("whaled.upkeep.COLLECT_AGAIN_S", 0.0)
+        monkeypatch.setattr("whaled.ops.memory_watch.COLLECT_AGAIN_S", 0.0)
         watch.look()
         assert not seen.is_shedding
         kernel.resident(101 * MIB)
-        monkeypatch.setattr("whaled.upkeep.COLLECT_AGAIN_S", 60.0)
+        monkeypatch.setattr("whaled.ops.memory_watch.COLLECT_AGAIN_S", 60.0)
         watch.look()
         assert seen.is_shedding
 

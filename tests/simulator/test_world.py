@@ -93,7 +93,7 @@ def test_the_truth_agrees_with_mempool_and_chain(seed: int) -> None:
 def test_every_kind_script_type_and_outcome_occurs() -> None:
     world = lived(500, events=5)
     records = world.truth.records()
-    missing = set(TxKind) - {record.kind for record in records} - {TxKind.ONE_SAT_BELOW}
+    missing = set(TxKind) - {record.kind for record in records}
     assert not missing
     assert {payment.script.type for tx in all_txs(world) for payment in tx.outputs} == set(ScriptType)
     assert {turn.fate for record in records for turn in record.turns} == set(Fate) - {Fate.UNRELAYED}

@@ -21,10 +21,14 @@ async def test_the_process_that_reads_is_found_with_its_memory() -> None:
     assert readers(os.getpid()) == []
     assert peak_mib(2**30) == 0
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import sys; sys.stdin.read()", "whaled.bookfile", stdin=asyncio.subprocess.PIPE
+        sys.executable,
+        "-c",
+        "import sys; sys.stdin.read()",
+        "whaled.addressbook.bookfile",
+        stdin=asyncio.subprocess.PIPE,
     )
     try:
-        assert await child_of(os.getpid(), "whaled.bookfile") == child.pid
+        assert await child_of(os.getpid(), "whaled.addressbook.bookfile") == child.pid
         assert readers(os.getpid()) == [child.pid]
         assert peak_mib(child.pid) > 1
     finally:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.soak import LIVE, Course, Received, Sample, aims, grown_mib, mean_ms
+from bench.soak_aims import LIVE, Course, Received, Sample, aims, grown_mib, mean_ms
 from faults.verdict import Verdict
 
 HOUR_S = 3600.0

@@ -111,7 +111,7 @@ async def test_while_a_large_address_book_is_read_everything_goes_on(tmp_path: P
         async with daemon.running(config) as whaled, whaled.connect(max_queue=None) as client:
             path.write_text("\n".join(book(40_000)))
             whaled.signal(signal.SIGHUP)
-            reader = await child_of(whaled.process.pid, "whaled.bookfile")
+            reader = await child_of(whaled.process.pid, "whaled.addressbook.bookfile")
             os.kill(reader, signal.SIGSTOP)
             try:
                 for asked in (1, 2):
@@ -141,7 +141,7 @@ async def test_a_killed_reader_of_the_address_book_refuses_the_reload_and_keeps_
     async with daemon.running(config) as whaled:
         path.write_text("\n".join(book(40_000)))
         whaled.signal(signal.SIGHUP)
-        os.kill(await child_of(whaled.process.pid, "whaled.bookfile"), signal.SIGKILL)
+        os.kill(await child_of(whaled.process.pid, "whaled.addressbook.bookfile"), signal.SIGKILL)
         refused = await whaled.logged("reload refused, the old configuration stays")
         assert f"the process that reads {path} failed" in refused["problem"]
         assert "whaled_address_book_addresses 1000.0" in await get(whaled.http + "/metrics")
@@ -206,7 +206,7 @@ async def test_a_stop_during_a_reload_ends_the_reader_too(tmp_path: Path) -> Non
     async with daemon.running(config) as whaled:
         path.write_text("\n".join(book(40_000)))
         whaled.signal(signal.SIGHUP)
-        reader = await child_of(whaled.process.pid, "whaled.bookfile")
+        reader = await child_of(whaled.process.pid, "whaled.addressbook.bookfile")
         os.kill(reader, signal.SIGSTOP)
         whaled.signal(signal.SIGTERM)
         assert await whaled.ended() == 0

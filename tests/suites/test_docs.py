@@ -22,7 +22,7 @@ from whaled.gateway.limits import Refusal
 from whaled.gateway.listener import Reserve
 from whaled.gateway.wire import AuthMessage
 from whaled.metrics import Metrics
-from whaled.model import SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
+from whaled.model import PROJECTED_BLOCKS, SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops import descriptors
 from whaled.whales import amounts, coinjoins, fees
 from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
@@ -196,7 +196,7 @@ def test_the_numbers_of_shape_and_urgency_are_those_of_the_code() -> None:
         "fastest": fees.AT_FASTEST,
     }
     assert f"less than {fees.FULL_VSIZE:,} vB" in text
-    assert f"({fees.PROJECTED_BLOCKS} at most" in text
+    assert f"({PROJECTED_BLOCKS} at most" in text
 
 
 def test_every_reason_for_a_failure_of_the_log_is_explained() -> None:

@@ -2,8 +2,9 @@
 
 import json
 
+from whaled.model import PROJECTED_BLOCKS
 from whaled.upstream.dialect import Snapshot, decode
-from whaled.upstream.snapshot import PROJECTED_BLOCKS, SnapshotRound
+from whaled.upstream.snapshot import SnapshotRound
 
 NOW = 100.0
 

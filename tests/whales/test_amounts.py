@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.transactions import BTC, output, relaxed, spent, transaction
-from whaled.model import Input, Output, Shape
+from whaled.model import NULL_TXID, Input, Output, Shape
 from whaled.whales.amounts import (
-    NULL_TXID,
     btc_to_sat,
     has_unknown_inputs,
     moved_sat,

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from kit.transactions import ADDRESSES, BTC, NOW, output, relaxed, spent, transaction, txid
 from whaled.config.sections import Basis, DetectionSettings
 from whaled.model import (
+    MAX_SAT,
+    NULL_TXID,
     Alert,
     FeeMarket,
     Flow,
@@ -25,8 +27,7 @@ from whaled.model import (
     Transaction,
     Whale,
 )
-from whaled.whales.amounts import NULL_TXID
-from whaled.whales.detect import MAX_SAT, Detector, Rules, assess, needs_inputs
+from whaled.whales.detect import Detector, Rules, assess, needs_inputs
 from whaled.whales.labels import AddressBook
 from whaled.whales.watch import Watch
 

@@ -7,12 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.transactions import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
-from whaled.addresses import base58check
+from whaled.addresses import base58check, fault_in
 from whaled.errors import ConfigError
-from whaled.model import Flow, Input, Output, OwnerType, Transaction
+from whaled.model import NULL_TXID, Flow, Input, Output, OwnerType, Transaction
 from whaled.upstream.dialect import decode
-from whaled.whales.addresses import fault_in
-from whaled.whales.amounts import NULL_TXID
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owner
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from kit.transactions import ADDRESSES, BTC, NOW, spent, transaction
+from whaled.addressbook.loading import read_address_book
 from whaled.config.sections import DetectionSettings, WatchRule
 from whaled.errors import ConfigError
-from whaled.files import read_address_book
 from whaled.model import Input, Market, Output, OwnerType, Source, Transaction, Whale
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook

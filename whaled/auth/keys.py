@@ -21,8 +21,8 @@ from whaled.auth.private_files import check_directories, check_privacy, keep_gro
 from whaled.auth.signature import ALGORITHM
 from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import AuthSettings
+from whaled.durable import replacing
 from whaled.errors import KeyRingError
-from whaled.replacing import replacing
 
 SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
 # The variable that names a file with the secret.
@@ -313,10 +313,5 @@ def _write(path: Path, file: KeyFile) -> None:
         with replacing(path) as handle:
             keep_group(handle.fileno(), path)  # a group that could read the old file can read the new one
             handle.write(body)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     except OSError as error:
         raise KeyRingError(f"cannot write the key ring {path}: {error.strerror or error}") from error

@@ -16,7 +16,8 @@ from msgspec import Struct
 from whaled.auth.families import Families
 from whaled.auth.signature import ALGORITHM, claimant, open_token
 from whaled.config import units
-from whaled.config.sections import MAX_LEEWAY_S, AuthSettings
+from whaled.config.fields import MAX_LEEWAY_S
+from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from whaled.cli import tail_lines
+from whaled.cli.options import Subparsers, duration
 from whaled.cli.reading import add_log_options, reading
-from whaled.cli.settings import Subparsers, duration
 from whaled.errors import ExitStatus
 from whaled.whales.accuracy import BANDS, Band, band, bands
 

@@ -5,8 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+from whaled.cli.options import Subparsers
 from whaled.cli.progress import progress_line
-from whaled.cli.settings import Subparsers, add_config_option, load_for
+from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import ExitStatus
 from whaled.eventlog.backup import back_up
 

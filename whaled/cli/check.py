@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from whaled.cli.options import Subparsers
 from whaled.cli.progress import progress_line
 from whaled.cli.reading import add_log_options, log_path
-from whaled.cli.settings import Subparsers
 from whaled.errors import ExitStatus
 from whaled.eventlog import files
 from whaled.eventlog.damage import Table

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from whaled.addressbook.loading import idle_rules, read_address_book
 from whaled.auth.keys import load_ring
 from whaled.auth.tokens import KeyRing
 from whaled.cli import unit
-from whaled.cli.settings import Subparsers, load_for, working_directory
+from whaled.cli.options import Subparsers
+from whaled.cli.settings import load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
 from whaled.config.rules import redacted
 from whaled.config.sections import DetectionSettings
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
-from whaled.files import idle_rules, read_address_book, tls_context
 from whaled.listening import missing_hosts
+from whaled.ops.certificates import tls_context
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import summary
 

@@ -9,8 +9,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from whaled.cli.options import Subparsers
 from whaled.cli.reading import add_log_options, reading
-from whaled.cli.settings import Subparsers
 from whaled.errors import ExitStatus, OperatorError
 from whaled.model import Scan
 

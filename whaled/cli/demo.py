@@ -1,17 +1,23 @@
-"""The event log and address book of `whaled run --simulate`."""
+"""The backend, event log and address book of `whaled run --simulate`."""
 
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from msgspec import structs
 
-from whaled.config.sections import Config, EventLogSettings
+from whaled.config.sections import EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog.files import DaemonLock
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.registry import Registry
+from whaled.service import Boot
 from whaled.simulator.owners import BOOKS
+from whaled.simulator.server import Simulator
 from whaled.simulator.settings import DEMO
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -21,11 +27,29 @@ WORLD_KEY = "simulated_world"
 DATABASE_FILES = ("", "-wal", "-shm")
 
 
-def with_owners(config: Config) -> Config:
-    """Return the configuration with the address book of the invented owners, unless it already names a book."""
+class Simulated(NamedTuple):
+    """The URL of a simulated backend, and a name that no other world has."""
+
+    url: str
+    world: str
+
+
+@asynccontextmanager
+async def backend() -> AsyncIterator[Simulated]:
+    """Run a simulated backend with a new world, on a free port of this machine."""
+    settings = structs.replace(DEMO, port=0, seed=time.time_ns())
+    async with Simulator(settings) as simulator:
+        logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
+        yield Simulated(simulator.url, str(settings.seed))
+
+
+def with_owners(boot: Boot) -> Boot:
+    """Return the input of a start with the address book of the invented owners, unless it already names a book."""
+    config = boot.config
     if config.detection.address_book is not None:
-        return config
-    return structs.replace(config, detection=structs.replace(config.detection, address_book=str(BOOKS[DEMO.network])))
+        return boot
+    detection = structs.replace(config.detection, address_book=str(BOOKS[DEMO.network]))
+    return structs.replace(boot, config=structs.replace(config, detection=detection))
 
 
 async def begin_log(settings: EventLogSettings, world: str) -> None:

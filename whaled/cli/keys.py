@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from whaled.auth import keys
-from whaled.cli.settings import Subparsers, add_config_option, load_for
+from whaled.cli.options import Subparsers
+from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import ExitStatus
 
 DAY_S = 86400

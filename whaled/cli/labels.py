@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from whaled import bookfile
-from whaled.cli.settings import Subparsers
+from whaled.addressbook import bookfile, formats
+from whaled.addressbook.formats import Format
+from whaled.addressbook.rows import HEADING, LabelFileError, Options, Report, line_of
+from whaled.cli.options import Subparsers
 from whaled.errors import BookError, ExitStatus, WhaledError, why_unreadable
-from whaled.labelfiles import reading
-from whaled.labelfiles.reading import Format
-from whaled.labelfiles.rows import HEADING, LabelFileError, Options, Report, line_of
 from whaled.model import OwnerType
 from whaled.whales.booklines import TYPES, LineFaultError, Lines
 from whaled.whales.owners import Owners, summary
@@ -113,8 +112,8 @@ def _import(arguments: argparse.Namespace) -> int:
         for path in arguments.files:
             report = Report()
             try:
-                form = Format(arguments.format) if arguments.format else reading.format_of(path)
-                for row in reading.rows(path, form, options, report):
+                form = Format(arguments.format) if arguments.format else formats.format_of(path)
+                for row in formats.rows(path, form, options, report):
                     out.write(line_of(row))
                     report.written += 1
             except LabelFileError as error:

@@ -7,7 +7,8 @@ import signal
 import time
 from pathlib import Path
 
-from whaled.cli.settings import Subparsers, add_config_option, duration, load_for
+from whaled.cli.options import Subparsers, duration
+from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import ExitStatus, OperatorError, WhaledError
 from whaled.ops import reloads
 

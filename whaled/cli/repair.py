@@ -5,9 +5,9 @@ import sys
 import time
 
 from whaled.cli.check import print_findings
+from whaled.cli.options import Subparsers
 from whaled.cli.progress import progress_line
 from whaled.cli.reading import add_log_options, log_path
-from whaled.cli.settings import Subparsers
 from whaled.errors import ExitStatus
 from whaled.eventlog.repair import Repaired, rehearse, repair
 from whaled.eventlog.salvage import Outcome, Salvaged

@@ -4,21 +4,16 @@ import argparse
 import asyncio
 import os
 import signal
-import time
-from contextlib import AsyncExitStack
 
 import structlog
-from msgspec import structs
 
 from whaled.auth.keys import load_ring
-from whaled.cli import demo
-from whaled.cli.settings import Subparsers, add_config_option, add_run_options, load_for, working_directory
+from whaled.cli.options import Subparsers
+from whaled.cli.settings import add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
 from whaled.service import Boot, Service
-from whaled.simulator.server import Simulator
-from whaled.simulator.settings import DEMO
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -71,17 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Boot:
         loaded = load_for(arguments)
-        config = demo.with_owners(loaded.config) if arguments.simulate else loaded.config
-        ring = load_ring(config.auth, os.environ, working_directory()) if config.auth.enabled else None
-        return Boot(config, ring, loaded.origins)
+        ring = load_ring(loaded.config.auth, os.environ, working_directory()) if loaded.config.auth.enabled else None
+        return Boot(loaded.config, ring, loaded.origins)
 
-    world = structs.replace(DEMO, port=0, seed=time.time_ns())
-    async with AsyncExitStack() as stack:
-        if arguments.simulate:
-            simulator = await stack.enter_async_context(Simulator(world))
-            arguments.mempool_url = simulator.url
-            logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
-        boot = load()
-        if arguments.simulate:
-            await demo.begin_log(boot.config.eventlog, str(world.seed))
-        await Service(boot, reread=load, passed=passed).run()
+    if not arguments.simulate:
+        await Service(load(), reread=load, passed=passed).run()
+        return
+    from whaled.cli import demo  # noqa: PLC0415 - only here: the daemon of a real backend loads no code of the simulator
+
+    async with demo.backend() as simulated:
+        arguments.mempool_url = simulated.url
+        boot = demo.with_owners(load())
+        await demo.begin_log(boot.config.eventlog, simulated.world)
+        await Service(boot, reread=lambda: demo.with_owners(load()), passed=passed).run()

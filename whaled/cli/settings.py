@@ -4,20 +4,10 @@ import argparse
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-from whaled.config import units
-from whaled.config.keys import OPTIONS, Key, keys, value_at
+from whaled.config.keys import Key, keys, options, value_at
 from whaled.config.parse import Loaded, load
 from whaled.errors import ConfigError, Fault
-
-
-class Subparsers(Protocol):
-    """The part of the result of argparse's `add_subparsers()` that the commands use."""
-
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        """Add a command. It sets `run`, which takes the parsed arguments and returns the exit status."""
-        ...
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:
@@ -29,34 +19,22 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that override the configuration file and the environment."""
-    add = parser.add_argument
-    add("--db-path", metavar="FILE", help="event log (eventlog.path)")
-    add("--ws-host", metavar="HOST", help="address for clients, or several separated by commas (gateway.host)")
-    add("--ws-port", metavar="PORT", help="port for clients (gateway.port)")
-    add("--mempool-url", metavar="URL", help="WebSocket URL of the mempool backend (upstream.url)")
-    add("--whale-threshold", metavar="BTC", help="minimum value of a whale (detection.threshold_btc)")
-    add("--no-auth", action="store_true", help="no authentication; listens on loopback unless a host is given")
-    add("--log-level", metavar="LEVEL", help="debug, info, warning or error (log.level)")
-    add("--log-format", metavar="FORMAT", help="auto, text, json or journald (log.format)")
-
-
-def duration(text: str) -> float:
-    """Parse an argument such as 24h into seconds, for argparse."""
-    try:
-        return units.duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}, {error}") from None
+    for path, option in options().items():
+        if option.metavar is None:
+            parser.add_argument(option.name, action="store_true", help=option.help)
+        else:
+            parser.add_argument(option.name, metavar=option.metavar, help=f"{option.help} ({path})")
 
 
 def load_for(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Loaded:
     """Load the configuration for a command's options. Raises ConfigError."""
-    flags: dict[str, object] = {
-        path: value
-        for path, option in OPTIONS.items()
-        if path != "auth.enabled" and (value := getattr(arguments, option[2:].replace("-", "_"), None)) is not None
-    }
-    if getattr(arguments, "no_auth", False):
-        flags["auth.enabled"] = False
+    flags: dict[str, object] = {}
+    for path, option in options().items():
+        value = getattr(arguments, option.attribute, None)
+        if option.metavar is not None and value is not None:
+            flags[path] = value
+        elif option.metavar is None and value:
+            flags[path] = option.sets
     loaded = load(arguments.config, environ=environ, flags=flags)
     _check_paths(loaded)
     return loaded

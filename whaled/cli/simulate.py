@@ -4,8 +4,8 @@ import argparse
 import asyncio
 import signal
 import time
-from typing import Any, Protocol
 
+from whaled.cli.options import Subparsers
 from whaled.errors import ExitStatus
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.scripts import Network
@@ -15,16 +15,8 @@ from whaled.simulator.settings import DEMO, Mode, SimulatorSettings
 DEFAULTS = DEMO
 
 
-class Subparsers(Protocol):
-    """The part of the result of argparse's `add_subparsers()` that this command uses."""
-
-    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
-        """Add a command."""
-        ...
-
-
 def register(subparsers: Subparsers) -> None:
-    """Add the command; its `run` takes the parsed arguments and returns the exit status."""
+    """Add the command."""
     parser = subparsers.add_parser(
         "simulate",
         help="run a simulated mempool backend",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import IO, BinaryIO, Protocol, TextIO
+from typing import TextIO
 
 import msgspec
 from rich.console import Console
@@ -22,21 +22,20 @@ from whaled import times
 from whaled.auth import tokenfile
 from whaled.auth.tokentext import token_in
 from whaled.cli import tail_lines as lines
+from whaled.cli.options import Subparsers
+from whaled.cli.tail_screens import JsonLines, Screen, Table, Terminal
 from whaled.client import (
     AuthenticationFailed,
     Connected,
     Disconnected,
     Last,
     Missed,
-    Progress,
     Since,
     StreamError,
     StreamEvent,
     TokenRenewed,
     UpstreamStatus,
-    WhaleAlert,
     WhaleStream,
-    WhaleUpdate,
     parse_since,
 )
 from whaled.client.credentials import TokenProvider
@@ -45,15 +44,13 @@ from whaled.errors import ExitStatus
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 URL_VARIABLE = "WHALED_URL"
-# Used if the terminal reports no width.
-FALLBACK_WIDTH = 80
 TOKEN_VARIABLE = "WHALED_TOKEN"  # noqa: S105 - the name of a variable
 # A terminal starts with these events, so that it is not empty until the next whale.
 TERMINAL_SINCE = Last(10)
 
 
-def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command; its `run` takes the parsed arguments and returns the exit status."""
+def register(subparsers: Subparsers) -> None:
+    """Add the command."""
     parser = subparsers.add_parser(
         "tail",
         help="watch the alerts of a running whaled",
@@ -180,9 +177,9 @@ def _trust(path: Path) -> ssl.SSLContext:
         raise ValueError(f"{path} contains no certificates in PEM format: {error.reason or error}") from error
 
 
-async def follow(stream: WhaleStream, screen: "Screen", errors: TextIO, *, count: int | None) -> int:
+async def follow(stream: WhaleStream, screen: Screen, errors: TextIO, *, count: int | None) -> int:
     """Show at most `count` events, until the stream ends or the output's reader is gone. Returns the exit status."""
-    notes = _Console(file=errors, highlight=False)
+    notes = Terminal(file=errors, highlight=False)
     left = math.inf if count is None else count
     try:
         async with stream:
@@ -230,92 +227,6 @@ def _note(event: StreamEvent) -> str | None:
             return lines.renewed_line(event)
         case _:
             return None
-
-
-# --- standard output --------------------------------------------------------------------------------------------------
-
-
-class _Console(Console):
-    """A console that raises on a broken pipe, so that `follow` ends with status 0."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-class Screen(Protocol):
-    """An output for events."""
-
-    def show(self, event: StreamEvent) -> int:
-        """Write an event. Return 1 if it counts towards `--count`, else 0."""
-        ...
-
-    def discard(self) -> None:
-        """Drop buffered output: its reader is gone."""
-        ...
-
-
-class Table:
-    """Aligned lines for a person."""
-
-    def __init__(self, out: TextIO, *, width: int | None = None) -> None:
-        self._console = _Console(file=out, highlight=False, width=width)
-        if self._console.width < 1:  # some shells and containers set COLUMNS=0
-            self._console.width = FALLBACK_WIDTH
-        self._columns: tuple[lines.Column, ...] = ()
-
-    def show(self, event: StreamEvent) -> int:
-        """Write an alert or update. Titles precede the first one, and the first after a resize changed the columns."""
-        if not isinstance(event, WhaleAlert | WhaleUpdate):
-            return 0
-        fit = lines.layout(self._console.width, is_ascii=self._console.options.ascii_only)
-        if fit.columns != self._columns:
-            self._columns = fit.columns
-            self._print(lines.header(fit))
-        now = datetime.now().astimezone()
-        self._print(
-            lines.alert_line(event, fit, now) if isinstance(event, WhaleAlert) else lines.update_line(event, fit, now)
-        )
-        return 1
-
-    def _print(self, line: Text) -> None:
-        self._console.print(line, no_wrap=True, overflow="crop", crop=True)
-
-    def discard(self) -> None:
-        """Drop buffered output."""
-        _discard(self._console.file)
-
-
-class JsonLines:
-    """Frames as the server sent them, one per line and each flushed, and a `missed` line for a gap."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-
-    def show(self, event: StreamEvent) -> int:
-        """Write an alert, an update or a gap."""
-        match event:
-            case WhaleAlert() | WhaleUpdate():
-                self._write(msgspec.json.format(event.raw, indent=-1))
-                return 1
-            case Missed():
-                gap = {"type": "missed", "since": event.since, "position": event.position, "oldest": event.oldest}
-                self._write(msgspec.json.encode(gap))
-                return 0
-            case UpstreamStatus() | Connected() | Disconnected() | Progress() | TokenRenewed():
-                return 0
-
-    def _write(self, line: bytes) -> None:
-        self._out.write(line + b"\n")
-        self._out.flush()
-
-    def discard(self) -> None:
-        """Drop buffered output."""
-        _discard(self._out)
-
-
-def _discard(out: IO[str] | IO[bytes]) -> None:
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), out.fileno())
 
 
 @contextlib.contextmanager

@@ -13,11 +13,12 @@ from pathlib import Path
 import jwt
 
 from whaled.auth import keys, tokenfile, tokens, tokentext
-from whaled.cli.settings import Subparsers, add_config_option, duration, load_for, working_directory
+from whaled.cli.options import Subparsers, duration
+from whaled.cli.settings import add_config_option, load_for, working_directory
 from whaled.config.sections import AuthSettings
+from whaled.durable import replacing
 from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
 from whaled.model import Grant, Permission
-from whaled.replacing import replacing
 
 
 def register(subparsers: Subparsers) -> None:

@@ -17,8 +17,8 @@ from whaled.config.keys import keys
 from whaled.config.parse import diff, load
 from whaled.config.sections import Config, TlsSettings
 from whaled.errors import ConfigError, Fault
-from whaled.files import tls_context
 from whaled.listening import host_port
+from whaled.ops.certificates import tls_context
 
 SERVICE, SOCKET = "whaled.service", "whaled.socket"
 LIMIT_S = 5.0

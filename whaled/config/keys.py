@@ -1,4 +1,4 @@
-"""The schema of the configuration: every key with its type and unit, read from the sections' annotations. Pure."""
+"""The schema of the configuration: every key as it is declared in `sections`. Pure."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -8,49 +8,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from whaled.config import units
-from whaled.config.sections import MAX_BOOKS, MAX_HOSTS, MAX_WATCH_RULES, RULE_NAME, Config
-
-# The keys that a reload can change. The others set up listeners and paths, or are used only at the start.
-RELOADABLE = frozenset(
-    {
-        "detection.threshold_btc", "detection.threshold_usd", "detection.watch", "detection.basis",
-        "detection.price_max_age", "detection.address_book", "detection.max_book_addresses",
-        "detection.max_book_loss",
-        "detection.min_flow_share",
-        "gateway.origins", "gateway.max_connections", "gateway.max_connections_per_address",
-        "gateway.max_unauthenticated", "gateway.max_failed_connects", "gateway.handshake_timeout",
-        "gateway.auth_timeout", "gateway.max_frame", "gateway.compression",
-        "gateway.max_connections_per_client", "gateway.client_messages_per_second", "gateway.client_message_burst",
-        "gateway.max_addresses", "gateway.messages_per_second", "gateway.message_burst", "gateway.max_unsent",
-        "gateway.slow_timeout", "gateway.replay_page", "gateway.ping_interval", "gateway.ping_timeout",
-        "gateway.close_timeout", "gateway.position_interval", "gateway.drain_window",
-        "gateway.tls.certificate", "gateway.tls.private_key",
-        "auth.token_ttl", "auth.max_token_ttl", "auth.expiry_grace", "auth.leeway",
-        "auth.failures_per_second", "auth.failure_burst", "auth.issuer", "auth.audience",
-        "http.allowed_hosts", "http.max_connections", "http.max_connections_per_address", "http.header_timeout",
-        "http.idle_timeout", "http.write_timeout", "http.max_request", "http.requests_per_second",
-        "http.render_interval",
-        "canary.interval", "canary.deadline", "canary.lost_after", "memory.limit", "memory.shed_at",
-        "log.level", "log.format",
-    }
-)  # fmt: skip
-
+from whaled.config.fields import MAX_BOOKS, MAX_HOSTS, MAX_WATCH_RULES, RULE_NAME, Option, Reload
+from whaled.config.sections import Config
 
 # What a string key expects, by its unit.
 SORTS = {"path": "a path", "url": "a URL", "host": "an address or a host name", "origin": "an origin"}
 # The limit of every list of sections; there is only one such list.
 MAX_SECTIONS = MAX_WATCH_RULES
-# The options of `whaled run` that set a key. `--no-auth` sets `auth.enabled` to false.
-OPTIONS = {
-    "eventlog.path": "--db-path",
-    "gateway.host": "--ws-host",
-    "gateway.port": "--ws-port",
-    "upstream.url": "--mempool-url",
-    "detection.threshold_btc": "--whale-threshold",
-    "log.level": "--log-level",
-    "log.format": "--log-format",
-    "auth.enabled": "--no-auth",
-}
 
 
 class Key(Struct, frozen=True):
@@ -59,7 +23,8 @@ class Key(Struct, frozen=True):
     `annotation` is the type that msgspec checks. `unit` is the unit in which the value is written; None if it has none.
     `default` is msgspec.NODEFAULT if the key is required. `base` is the plain type: str, int, float, bool or tuple.
     `element` describes the elements of a list of plain values, `section` is the type of those of a list of sections. A
-    key with base str and an `element` takes either one string or a list of them.
+    key with base str and an `element` takes either one string or a list of them. `is_reloadable` is True if a reload
+    changes the key in a running daemon.
     """
 
     path: str
@@ -71,6 +36,9 @@ class Key(Struct, frozen=True):
     is_optional: bool
     element: "Key | None" = None
     section: type[Struct] | None = None
+    meaning: str = ""
+    is_reloadable: bool = False
+    option: Option | None = None
 
     @property
     def is_text(self) -> bool:
@@ -136,7 +104,8 @@ def _keys(section: Struct, prefix: str) -> Iterator[Key]:
             yield _key(path, found.type, default)
 
 
-def _key(path: str, annotation: Any, default: object) -> Key:
+def _key(path: str, declared: Any, default: object) -> Key:
+    annotation, notes = _split(declared)
     base = _base(annotation)
     held = next((get_args(part)[0] for part in _parts(annotation) if get_origin(part) is tuple), None)
     is_section = isinstance(held, type) and issubclass(held, Struct)
@@ -150,7 +119,19 @@ def _key(path: str, annotation: Any, default: object) -> Key:
         is_optional=type(None) in get_args(annotation),
         element=_key(f"{path}[]", held, msgspec.NODEFAULT) if held is not None and not is_section else None,
         section=held if is_section else None,
+        meaning=next((note for note in notes if isinstance(note, str)), ""),
+        is_reloadable=any(isinstance(note, Reload) for note in notes),
+        option=next((note for note in notes if isinstance(note, Option)), None),
     )
+
+
+def _split(declared: Any) -> tuple[Any, tuple[object, ...]]:
+    """Split a declaration into the type that msgspec checks and the notes on the key."""
+    if get_origin(declared) is not Annotated:
+        return declared, ()
+    plain, *notes = get_args(declared)
+    bounds = tuple(note for note in notes if isinstance(note, Meta))
+    return Annotated[plain, *bounds] if bounds else plain, tuple(note for note in notes if note not in bounds)
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -200,6 +181,16 @@ def _choices(annotation: Any) -> tuple[str, ...]:
 def keys() -> dict[str, Key]:
     """Return every key of the configuration by its path."""
     return {key.path: key for key in _keys(Config(), "")}
+
+
+def reloadable() -> frozenset[str]:
+    """Return the paths of the keys that a reload changes in a running daemon."""
+    return frozenset(path for path, key in keys().items() if key.is_reloadable)
+
+
+def options() -> dict[str, Option]:
+    """Return the options of `whaled run` that set a key, by the key's path."""
+    return {path: key.option for path, key in keys().items() if key.option is not None}
 
 
 def section_keys(key: Key, index: int) -> dict[str, Key]:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from whaled.config import units
 from whaled.config.environment import from_environment
 from whaled.config.given import Element, Given, Layer
-from whaled.config.keys import MAX_SECTIONS, OPTIONS, RELOADABLE, Key, keys, section_keys, value_at
+from whaled.config.keys import MAX_SECTIONS, Key, keys, options, reloadable, section_keys, value_at
 from whaled.config.rules import conflicts, is_loopback
 from whaled.config.scalars import Scalar
 from whaled.config.sections import Config
@@ -109,9 +109,10 @@ def not_reloadable(old: Config, new: Config) -> tuple[str, ...]:
 
     It can change certificates, but it cannot switch TLS on or off.
     """
+    changing = reloadable()
     switched = (old.gateway.tls.certificate is None) != (new.gateway.tls.certificate is None)
     return tuple(
-        path for path in diff(old, new) if path not in RELOADABLE or (switched and path.startswith("gateway.tls."))
+        path for path in diff(old, new) if path not in changing or (switched and path.startswith("gateway.tls."))
     )
 
 
@@ -259,10 +260,11 @@ def _meant(path: str, known: Iterable[str]) -> str:
 
 
 def _from_flags(flags: Mapping[str, object], schema: Mapping[str, Key], below: Mapping[str, Given]) -> dict[str, Given]:
+    options_of = options()
     given = {
         path: Given(
             plain_value(schema[path], value) if isinstance(value, str) else value,
-            f"option {OPTIONS[path]}",
+            f"option {options_of[path].name}",
             Layer.COMMAND_LINE,
             Scalar(value.strip(), True) if isinstance(value, str) and schema[path].base is not tuple else None,
         )

@@ -1,7 +1,8 @@
-"""The configuration as frozen values: every key with its default and its unit.
+"""The configuration as frozen values. Each key is declared once, here, with all that is known about it.
 
-The annotations define what the parser accepts: `Seconds` are written "30s", "5m", "90d"; `Bytes` "16KiB", "1MiB".
-`config/whaled.example.yaml` documents the same keys for the operator, and a test compares the two.
+A declaration holds the type with its unit and bounds (`fields`), the meaning, `RELOAD` if a reload changes the key in a
+running daemon, the `Option` of `whaled run` that sets the key if there is one, and the default. `keys` reads the
+declarations; the example file and the tables of docs/configuration.md are written from them (`make configuration`).
 
 Pure.
 """
@@ -9,31 +10,35 @@ Pure.
 from enum import StrEnum
 from typing import Annotated
 
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
+from whaled.config.fields import (
+    RELOAD,
+    AmountBtc,
+    BookSize,
+    Bytes,
+    Count,
+    Hosts,
+    Leeway,
+    MemorySize,
+    Name,
+    Option,
+    Origin,
+    Path,
+    Paths,
+    Port,
+    Rate,
+    RuleName,
+    Seconds,
+    Share,
+    ShedShare,
+    ShortSeconds,
+    Text,
+    ThresholdBtc,
+    ThresholdUsd,
+    Url,
+)
 from whaled.model import OwnerType
-
-# The upper bounds are far above any sensible value; they only prevent overflows in later calculations.
-Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
-# How far the clocks of the token issuer and of this machine may differ. More would extend the life of expired tokens.
-MAX_LEEWAY_S = 30.0
-Leeway = Annotated[float, Meta(ge=0, le=MAX_LEEWAY_S, extra={"unit": "duration"})]
-Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
-Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
-Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Text = Annotated[str, Meta(min_length=1)]
-Path = Annotated[str, Meta(min_length=1, extra={"unit": "path"})]
-# Names of rules appear in log lines and filters; with these characters they need no quotes there.
-RULE_NAME = r"^[A-Za-z0-9._-]+\Z"
-MAX_WATCH_RULES = 100
-MAX_BOOKS = 16
-Url = Annotated[str, Meta(min_length=1, extra={"unit": "url"})]
-# A machine usually serves one or two networks; each address needs a listening socket.
-MAX_HOSTS = 16
-Host = Annotated[str, Meta(extra={"unit": "host"})]
-Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
-Origin = Annotated[str, Meta(extra={"unit": "origin"})]
 
 
 class Basis(StrEnum):
@@ -65,46 +70,93 @@ class LogLevel(StrEnum):
 class UpstreamSettings(Struct, frozen=True, kw_only=True):
     """The mempool backend."""
 
-    url: Url = "ws://127.0.0.1:8999/api/v1/ws"
-    rest_url: Url | None = None
-    esplora_url: Url | None = None
-    proxy: Url | None = None
-    unix_socket: Path | None = None
-    connect_timeout: Seconds = 10.0
-    rest_timeout: Seconds = 10.0
-    rest_concurrency: Count = 6
-    max_message: Bytes = 256 * 1024 * 1024
-    ping_interval: Seconds = 20.0
-    stale_after: Seconds = 60.0
-    reconnect_initial: Seconds = 0.5
-    reconnect_max: Seconds = 30.0
-    stable_after: Seconds = 60.0
+    url: Annotated[
+        Url,
+        "WebSocket of the backend: ws:// or wss://, any path",
+        Option("--mempool-url", "WebSocket URL of the mempool backend", metavar="URL"),
+    ] = "ws://127.0.0.1:8999/api/v1/ws"
+    rest_url: Annotated[Url | None, "REST API of the backend; null: host and port of url, http(s)://.../api/v1"] = None
+    esplora_url: Annotated[
+        Url | None, "electrs of a backend in esplora mode; null: searched for next to rest_url and on this machine"
+    ] = None
+    proxy: Annotated[
+        Url | None,
+        "proxy for stream and REST: http://, https:// (CONNECT), socks5:// or socks5h://, "
+        "[user:password@]host:port; the environment's proxy settings are ignored",
+    ] = None
+    unix_socket: Annotated[
+        Path | None, "connect through this Unix socket instead (egress split); url still names the host"
+    ] = None
+    connect_timeout: Annotated[
+        Seconds, "time limit for connecting, upgrade and first response, and for each request for a projected block"
+    ] = 10.0
+    rest_timeout: Annotated[Seconds, "time limit for one REST request"] = 10.0
+    rest_concurrency: Annotated[
+        Count, "concurrent REST requests; at least one is reserved for the inputs of live whales"
+    ] = 6
+    max_message: Annotated[Bytes, "largest message accepted; a burst of 2000 transactions has 3 MB"] = 256 * 1024 * 1024
+    ping_interval: Annotated[Seconds, "ping the backend after this long without a message"] = 20.0
+    stale_after: Annotated[Seconds, "give up the link after this long without a message or an answer to a ping"] = 60.0
+    reconnect_initial: Annotated[
+        Seconds, "longest first delay before a reconnect; later delays grow up to a quarter of the outage ..."
+    ] = 0.5
+    reconnect_max: Annotated[Seconds, "... but not beyond this; attempts never end"] = 30.0
+    stable_after: Annotated[
+        Seconds, "a link that lasts this long ends the outage; a shorter one shortens the outage by its duration"
+    ] = 60.0
 
 
 class WatchRule(Struct, frozen=True, kw_only=True):
     """Owners of the address book to watch, by label or type, with the amount from which their payments are alerted."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=RULE_NAME)]
-    labels: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
+    name: RuleName
+    labels: tuple[Name, ...] = ()
     types: tuple[OwnerType, ...] = ()
-    threshold_btc: Annotated[float, Meta(ge=0, le=21_000_000)] = 0.0
+    threshold_btc: AmountBtc = 0.0
 
 
 class DetectionSettings(Struct, frozen=True, kw_only=True):
     """The rules by which a transaction is a whale."""
 
-    threshold_btc: Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)] | None = 100.0
-    threshold_usd: Annotated[float, Meta(ge=0.01, le=1e15)] | None = None
-    watch: tuple[WatchRule, ...] = ()
-    basis: Basis = Basis.TOTAL
-    price_max_age: Seconds = 7200.0
-    min_flow_share: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    fetch_inputs: bool = True
-    inputs_wait: Seconds = 2.0
-    address_book: Path | Annotated[tuple[Path, ...], Meta(max_length=MAX_BOOKS)] | None = None
-    max_book_addresses: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
-    max_book_loss: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    seen_limit: Count = 200_000
+    threshold_btc: Annotated[
+        ThresholdBtc | None,
+        "BTC; a transaction of at least this amount is a whale; null: only other rules apply",
+        RELOAD,
+        Option("--whale-threshold", "minimum value of a whale", metavar="BTC"),
+    ] = 100.0
+    threshold_usd: Annotated[
+        ThresholdUsd | None,
+        "USD; a transaction of at least this amount is a whale too; matches nothing while the price is unknown",
+        RELOAD,
+    ] = None
+    watch: Annotated[
+        tuple[WatchRule, ...], "owners whose payments are alerted, and from which amount, see docs/detection.md", RELOAD
+    ] = ()
+    basis: Annotated[
+        Basis,
+        "amount that is compared: total (all outputs), moved (outputs that do not return) or inputs (all inputs)",
+        RELOAD,
+    ] = Basis.TOTAL
+    price_max_age: Annotated[Seconds, "an older price counts as unknown", RELOAD] = 7200.0
+    min_flow_share: Annotated[
+        Share, "smallest share of the amount leaving its payers that counts as a flow; 0: any amount", RELOAD
+    ] = 0.1
+    fetch_inputs: Annotated[bool, "request a whale's inputs from the backend if its message lacks them"] = True
+    inputs_wait: Annotated[
+        Seconds, "longest time that an alert waits for its inputs; after that it is sent with moved_sat null"
+    ] = 2.0
+    address_book: Annotated[
+        Path | Paths | None,
+        "CSV file `label,address,type`, or several, of which the first has priority; null: every flow is unknown",
+        RELOAD,
+    ] = None
+    max_book_addresses: Annotated[
+        BookSize, "addresses in the book, each 21 bytes of memory; a larger book is refused", RELOAD
+    ] = 1_000_000
+    max_book_loss: Annotated[
+        Share, "a reload of the same file that loses a greater share of its addresses is refused", RELOAD
+    ] = 0.5
+    seen_limit: Annotated[Count, "transactions remembered as already examined"] = 200_000
 
     @property
     def books(self) -> tuple[str, ...]:
@@ -117,115 +169,209 @@ class DetectionSettings(Struct, frozen=True, kw_only=True):
 class BackfillSettings(Struct, frozen=True, kw_only=True):
     """Requests to the backend for what its stream does not contain."""
 
-    enabled: bool = True
-    first_mempool: bool = True
-    max_blocks: Count = 1008
-    requests_per_second: Rate = 50.0
-    concurrency: Count = 4
-    interval: Seconds = 300.0
-    drop_after: Seconds = 600.0
+    enabled: Annotated[bool, "false: transactions missing from the stream are not alerted"] = True
+    first_mempool: Annotated[bool, "also alert whales that are in the mempool at the very first start"] = True
+    max_blocks: Annotated[Count, "blocks scanned after an outage; older ones are skipped and counted"] = 1008
+    requests_per_second: Annotated[Rate, "limit of REST requests per second"] = 50.0
+    concurrency: Annotated[Count, "concurrent REST requests, within upstream.rest_concurrency"] = 4
+    interval: Annotated[Seconds, "time between two mempool comparisons; each reconnect has one too"] = 300.0
+    drop_after: Annotated[
+        Seconds,
+        "a whale in neither the mempool nor a block counts as dropped after this time, from when whaled "
+        "noticed (or started)",
+    ] = 600.0
 
 
 class EventLogSettings(Struct, frozen=True, kw_only=True):
     """The durable event log."""
 
-    path: Path = "/var/lib/whaled/whaled.db"
-    retention: Seconds = 90 * 86400.0
-    prune_interval: Seconds = 3600.0
-    busy_timeout: Annotated[float, Meta(ge=0.001, le=3600.0, extra={"unit": "duration"})] = 5.0
+    path: Annotated[
+        Path, "SQLite database; its directory must exist", Option("--db-path", "event log", metavar="FILE")
+    ] = "/var/lib/whaled/whaled.db"
+    retention: Annotated[
+        Seconds, "older events are removed; a client that was away longer receives recovered: false"
+    ] = 90 * 86400.0
+    prune_interval: Annotated[Seconds, "time between two removals"] = 3600.0
+    busy_timeout: Annotated[ShortSeconds, "longest wait for another program that has locked the database"] = 5.0
 
 
 class TlsSettings(Struct, frozen=True, kw_only=True):
     """Certificate chain and private key, both PEM files. TLS is enabled if both are set."""
 
-    certificate: Path | None = None
-    private_key: Path | None = None
+    certificate: Annotated[Path | None, "PEM file with the certificate chain", RELOAD] = None
+    private_key: Annotated[Path | None, "PEM file with the private key", RELOAD] = None
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True):
     """The WebSocket server for clients."""
 
-    host: Hosts = ("127.0.0.1",)
-    port: Port = 8765
-    backlog: Count = 4096
-    origins: tuple[Origin, ...] = ()
-    max_connections: Count = 10_000
-    max_connections_per_address: Count = 200
-    max_connections_per_client: Count = 1_000
-    max_unauthenticated: Count = 1_000
-    max_failed_connects: Count = 20
-    handshake_timeout: Seconds = 5.0
-    auth_timeout: Seconds = 5.0
-    max_frame: Bytes = 16 * 1024
-    compression: bool = True
-    max_addresses: Count = 1_000
-    messages_per_second: Rate = 10.0
-    message_burst: Count = 40
-    client_messages_per_second: Rate = 100.0
-    client_message_burst: Count = 400
-    max_unsent: Bytes = 256 * 1024
-    slow_timeout: Seconds = 60.0
-    replay_page: Count = 500
-    ping_interval: Seconds = 30.0
-    ping_timeout: Seconds = 30.0
-    close_timeout: Seconds = 5.0
-    position_interval: Seconds = 30.0
-    drain_window: Seconds = 10.0
+    host: Annotated[
+        Hosts,
+        'address to listen on, or a list of them; "::" for all of IPv4 and IPv6, 0.0.0.0 for all of IPv4',
+        Option("--ws-host", "address for clients, or several separated by commas", metavar="HOST"),
+    ] = ("127.0.0.1",)
+    port: Annotated[
+        Port, "port to listen on; 0: any free port", Option("--ws-port", "port for clients", metavar="PORT")
+    ] = 8765
+    backlog: Annotated[Count, "connections that the kernel queues until they are accepted"] = 4096
+    origins: Annotated[
+        tuple[Origin, ...],
+        "browser origins that may connect, in addition to pages of whaled's own host and port, like "
+        'https://example.org or chrome-extension://ID; "null" for pages without an origin; "*" for all',
+        RELOAD,
+    ] = ()
+    max_connections: Annotated[Count, "connections in total; further ones receive 503", RELOAD] = 10_000
+    max_connections_per_address: Annotated[
+        Count, "connections per address (IPv6: per /64); further ones receive 429", RELOAD
+    ] = 200
+    max_connections_per_client: Annotated[
+        Count, "connections per client_id; further ones are closed 1013, to be retried later", RELOAD
+    ] = 1_000
+    max_unauthenticated: Annotated[
+        Count,
+        "unauthenticated connections; beyond this, a new one displaces the oldest, or one of the busiest network",
+        RELOAD,
+    ] = 1_000
+    max_failed_connects: Annotated[
+        Count,
+        "failed connections per network (/24, /48) in about a second; beyond this, and only while more "
+        "connections arrive than can be accepted, new ones from the network are reset",
+        RELOAD,
+    ] = 20
+    handshake_timeout: Annotated[Seconds, "time from accept to the WebSocket handshake", RELOAD] = 5.0
+    auth_timeout: Annotated[Seconds, "time from the handshake to a valid token; then close 1008", RELOAD] = 5.0
+    max_frame: Annotated[Bytes, "largest message from a client; a larger one: close 1009", RELOAD] = 16 * 1024
+    compression: Annotated[bool, "permessage-deflate for clients that offer it; applies to new connections", RELOAD] = (
+        True
+    )
+    max_addresses: Annotated[Count, "addresses per filter", RELOAD] = 1_000
+    messages_per_second: Annotated[
+        Rate, "average message rate per connection; large messages count more, see docs/protocol.md", RELOAD
+    ] = 10.0
+    message_burst: Annotated[
+        Count, "messages per connection at once; as many again over the limit: close 1008", RELOAD
+    ] = 40
+    client_messages_per_second: Annotated[Rate, "average message rate of all connections of one client_id", RELOAD] = (
+        100.0
+    )
+    client_message_burst: Annotated[Count, "messages of all connections of one client_id at once", RELOAD] = 400
+    max_unsent: Annotated[
+        Bytes, "unsent bytes per client; beyond this the client is served by replay from the log", RELOAD
+    ] = 256 * 1024
+    slow_timeout: Annotated[Seconds, "a client that accepts no data for this long is closed 1013", RELOAD] = 60.0
+    replay_page: Annotated[
+        Count, "events read from the log at a time; at most 100 while other replays wait", RELOAD
+    ] = 500
+    ping_interval: Annotated[Seconds, "time between two pings to a client", RELOAD] = 30.0
+    ping_timeout: Annotated[
+        Seconds, "a client that does not answer a ping within this time is disconnected", RELOAD
+    ] = 30.0
+    close_timeout: Annotated[
+        Seconds, "a client that does not answer a close within this time is disconnected", RELOAD
+    ] = 5.0
+    position_interval: Annotated[Seconds, "how often clients without a matching event receive the position", RELOAD] = (
+        30.0
+    )
+    drain_window: Annotated[
+        Seconds, "longest duration of a stop, in which clients are notified, then closed, then disconnected", RELOAD
+    ] = 10.0
     tls: TlsSettings = field(default_factory=TlsSettings)
 
 
 class AuthSettings(Struct, frozen=True, kw_only=True):
     """Authentication of clients."""
 
-    enabled: bool = True
-    key_ring: Path = "/etc/whaled/keys.json"
-    token_ttl: Seconds = 86400.0
-    max_token_ttl: Seconds = 90 * 86400.0
-    expiry_grace: Seconds = 25.0
-    leeway: Leeway = 30.0
-    failures_per_second: Rate = 0.2
-    failure_burst: Count = 20
-    issuer: Text | None = None
-    audience: Text | None = None
+    enabled: Annotated[
+        bool,
+        "false: every client that can connect receives the alerts",
+        Option("--no-auth", "no authentication; listens on loopback unless a host is given", sets=False),
+    ] = True
+    key_ring: Annotated[Path, "made by `whaled keys generate`; a systemd credential keys.json takes precedence"] = (
+        "/etc/whaled/keys.json"
+    )
+    token_ttl: Annotated[Seconds, "default lifetime of a token", RELOAD] = 86400.0
+    max_token_ttl: Annotated[
+        Seconds, "longest lifetime of a token, including refreshes; a token with a longer one is refused", RELOAD
+    ] = 90 * 86400.0
+    expiry_grace: Annotated[Seconds, "a connection is closed this long after its token has expired", RELOAD] = 25.0
+    leeway: Annotated[Leeway, "tolerated clock difference for iat, nbf and exp of a token; at most 30s", RELOAD] = 30.0
+    failures_per_second: Annotated[
+        Rate, "average rate of refused credentials per claimant and address; see docs/tokens.md", RELOAD
+    ] = 0.2
+    failure_burst: Annotated[
+        Count, "refused credentials at once; further ones: `rate_limited`. A valid token is always accepted", RELOAD
+    ] = 20
+    issuer: Annotated[Text | None, "required `iss` of tokens; null: not checked", RELOAD] = None
+    audience: Annotated[Text | None, "required `aud` of tokens; null: not checked", RELOAD] = None
 
 
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """The plain HTTP server with /metrics and /healthz."""
 
-    enabled: bool = True
-    host: Hosts = ("127.0.0.1",)
-    port: Port = 9108
-    allowed_hosts: tuple[str, ...] = ()
-    max_connections: Count = 64
-    max_connections_per_address: Count = 16
-    header_timeout: Seconds = 10.0
-    idle_timeout: Seconds = 120.0
-    write_timeout: Seconds = 10.0
-    max_request: Bytes = 16 * 1024
-    requests_per_second: Rate = 50.0
-    render_interval: Seconds = 1.0
+    enabled: Annotated[bool, "false: no HTTP server"] = True
+    host: Annotated[Hosts, "address to listen on, or a list of them, as for gateway.host"] = ("127.0.0.1",)
+    port: Annotated[Port, "port to listen on; 0: any free port"] = 9108
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        'names accepted in the Host header, in addition to IP addresses and localhost, else 421; "*" for all',
+        RELOAD,
+    ] = ()
+    max_connections: Annotated[
+        Count, "connections in total; beyond this the one that is idle longest is closed, or else the new one", RELOAD
+    ] = 64
+    max_connections_per_address: Annotated[Count, "connections per address (IPv6: per /64), likewise", RELOAD] = 16
+    header_timeout: Annotated[
+        Seconds, "time until the head of a request is complete; then the connection is cut off", RELOAD
+    ] = 10.0
+    idle_timeout: Annotated[Seconds, "a connection idle between two requests for this long is cut off", RELOAD] = 120.0
+    write_timeout: Annotated[Seconds, "a client that does not read its response for this long is cut off", RELOAD] = (
+        10.0
+    )
+    max_request: Annotated[Bytes, "largest head of a request; a larger one: 431", RELOAD] = 16 * 1024
+    requests_per_second: Annotated[
+        Rate, "average request rate of all clients together; further requests wait for their turn", RELOAD
+    ] = 50.0
+    render_interval: Annotated[
+        Seconds, "the metrics are rendered at most once in this time and shared by all requests", RELOAD
+    ] = 1.0
 
 
 class CanarySettings(Struct, frozen=True, kw_only=True):
     """A synthetic transaction that passes through the whole pipeline, to prove that a whale would."""
 
-    interval: Seconds = 30.0
-    deadline: Seconds = 2.0
-    lost_after: Seconds = 10.0
+    interval: Annotated[Seconds, "time between two canaries", RELOAD] = 30.0
+    deadline: Annotated[Seconds, "a canary that takes longer is late: it is counted and logged", RELOAD] = 2.0
+    lost_after: Annotated[
+        Seconds, "a canary that takes longer is lost: the watchdog then waits for the next one", RELOAD
+    ] = 10.0
 
 
 class MemorySettings(Struct, frozen=True, kw_only=True):
     """The memory limit, and when load is shed so that the kernel does not end the process."""
 
-    limit: Annotated[int, Meta(ge=128 * 1024**2, le=1024**4, extra={"unit": "size"})] | None = None
-    shed_at: Annotated[float, Meta(ge=0.1, le=1)] = 0.85
+    limit: Annotated[
+        MemorySize | None, "memory that whaled may use; null: the limit of its cgroup (systemd's MemoryMax)", RELOAD
+    ] = None
+    shed_at: Annotated[
+        ShedShare, "share of the limit above which new clients are refused and the slowest are disconnected", RELOAD
+    ] = 0.85
 
 
 class LogSettings(Struct, frozen=True, kw_only=True):
     """Log output."""
 
-    level: LogLevel = LogLevel.INFO
-    format: LogFormat = LogFormat.AUTO
+    level: Annotated[
+        LogLevel,
+        "debug, info, warning or error",
+        RELOAD,
+        Option("--log-level", "debug, info, warning or error", metavar="LEVEL"),
+    ] = LogLevel.INFO
+    format: Annotated[
+        LogFormat,
+        "text, json, journald; auto: text on a terminal, journald under systemd, otherwise json",
+        RELOAD,
+        Option("--log-format", "auto, text, json or journald", metavar="FORMAT"),
+    ] = LogFormat.AUTO
 
 
 class Config(Struct, frozen=True, kw_only=True):

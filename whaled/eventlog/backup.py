@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from whaled.durable import sync_directory
 from whaled.errors import EventLogError, LogFailure, OperatorError
 from whaled.eventlog import files, firstpage, schema
 
@@ -174,11 +175,7 @@ def put_in_place(path: Path, target: Path) -> None:
     """Rename a file to its final name, atomically and durably."""
     with file_errors(target):
         path.replace(target)
-        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(target.parent)
 
 
 def require_file(path: Path, remedy: str) -> None:

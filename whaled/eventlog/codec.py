@@ -12,12 +12,10 @@ from whaled.eventlog import checksums, notes
 from whaled.eventlog.checksums import of_event, of_whale
 from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
 from whaled.eventlog.notes import EARLIEST_S, LATEST_S
-from whaled.model import Alert, Event, Kind, Scan, Update, Whale
+from whaled.model import MAX_SAT, Alert, Event, Kind, Scan, Update, Whale
 
 # Text columns are bytes: invalid UTF-8 must fail a single row, not the whole statement.
 Row = tuple[Any, ...]
-
-MAX_SAT = 21_000_000 * 100_000_000
 
 # The exceptions that decoding a damaged row may raise.
 UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, struct.error)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from whaled.durable import sync_directory
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import schema
 
@@ -202,11 +203,7 @@ def ensure_exists(path: Path) -> None:
     finally:
         os.close(descriptor)
     # SQLite syncs the contents of the file only; its directory entry has to be made durable here.
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 def owner(path: Path) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from whaled.replacing import replacing
+from whaled.durable import replacing
 
 # The longest text of a problem. The faults of a whole address book fit, and more would not help in a terminal.
 MAX_PROBLEM_CHARS = 16_000

@@ -29,7 +29,6 @@ class TxKind(StrEnum):
     OP_RETURN = "op_return"
     ALL_SCRIPTS = "all_scripts"
     EXACT = "exact"
-    ONE_SAT_BELOW = "one_sat_below"
     REPLACEMENT = "replacement"
     CANCELLATION = "cancellation"
     CHILD = "child"

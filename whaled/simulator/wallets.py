@@ -7,7 +7,7 @@ from random import Random
 from whaled.simulator.owners import Owners
 from whaled.simulator.scripts import Script, Scripts, ScriptType
 from whaled.simulator.serial import assemble
-from whaled.simulator.transactions import REPLACEABLE, Coin, Ids, ImpossibleError, Payment, Tx, TxKind, measure
+from whaled.simulator.transactions import Coin, Ids, ImpossibleError, Payment, Tx, TxKind, measure
 
 DUST_SAT = 546
 # Coins kept for spending. Further ones are dropped, which limits memory.
@@ -110,7 +110,7 @@ class Wallets:
         gross = max(gross, floor)
         return self.compose(kind, recipe(gross, max(gross, at_most)), rate, now)
 
-    def compose(self, kind: TxKind, plan: Plan, rate: float, now: float, *, sequence: int = REPLACEABLE) -> Tx:
+    def compose(self, kind: TxKind, plan: Plan, rate: float, now: float) -> Tx:
         """Return the transaction of a plan. What remains goes to the plan's script, dust to the fee."""
         coins, payments, rest_script = plan
         spent = [coin.script.type for coin in coins]
@@ -128,7 +128,7 @@ class Wallets:
                 raise ImpossibleError(f"coins do not pay for a {kind.value}: {left} satoshi left, fee {fee}")
             fee = left
             outputs = tuple(payments)
-        return assemble(kind, coins, outputs, fee, sent_at=now, sequence=sequence)
+        return assemble(kind, coins, outputs, fee, sent_at=now)
 
     def exact(self, out_sat: int, rate: float, now: float, kind: TxKind = TxKind.EXACT) -> Tx:
         """Return a payment with change whose outputs sum to exactly `out_sat`."""

@@ -17,13 +17,12 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from whaled.addresses import address_of, network_of
-from whaled.model import Block, Input, Output, Transaction
+from whaled.model import MAX_SAT, Block, Input, Output, Transaction
 from whaled.upstream.http import RestError, RestFailure
 from whaled.upstream.rawblock import transaction_in
 from whaled.upstream.rbf import Relative, Tree, relatives
 from whaled.upstream.rest import INPUTS_LIMIT, Rest
 from whaled.upstream.transactions import (
-    MAX_SAT,
     UNREADABLE,
     Number,
     Seconds,

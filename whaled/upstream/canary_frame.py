@@ -2,12 +2,11 @@
 
 from msgspec.json import encode
 
-from whaled.model import SAT_PER_BTC
+from whaled.model import MAX_SAT
 
 # The weight of a transaction with one P2WPKH input and one P2WPKH output.
 WEIGHT = 438
 FEE_SAT = 1_000
-MAX_SAT = 21_000_000 * SAT_PER_BTC
 # Scripts for which no key is known (the witness programs are all zeros and all ones), so that the frame contains no
 # address in use.
 FROM = ("0014" + "00" * 20, "bc1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq9e75rs")

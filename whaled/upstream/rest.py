@@ -9,7 +9,7 @@ import msgspec
 import structlog
 from msgspec import Raw, Struct
 
-from whaled.model import FeeMarket, Input, Output, Transaction
+from whaled.model import NULL_TXID, FeeMarket, Input, Output, Transaction
 from whaled.upstream.dialect import MAX_USD
 from whaled.upstream.http import Http, RestError, RestFailure
 from whaled.upstream.transactions import Number, Rate, read
@@ -21,7 +21,6 @@ PREVOUTS_LIMIT = 100
 # Above this number of inputs, `tx/:txid` takes longer than any timeout: the backend fetches each prevout from its node
 # in turn, and continues even after the client has given up.
 INPUTS_LIMIT = 100
-COINBASE = "0" * 64
 
 
 class _Prevout(Struct):
@@ -193,7 +192,7 @@ class Rest(Http):
 
 def _missing(tx: Transaction) -> list[_Outpoint]:
     missing = [_Outpoint(each.txid, each.vout) for each in tx.inputs if each.prevout is None]
-    return [] if any(each.txid == COINBASE for each in missing) else missing
+    return [] if any(each.txid == NULL_TXID for each in missing) else missing
 
 
 def _filled(tx: Transaction, spent: Mapping[_Outpoint, Output]) -> Transaction:

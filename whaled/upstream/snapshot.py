@@ -1,14 +1,13 @@
 """A snapshot of the mempool over a stream that sends only changes: the projected blocks, requested in turn. Pure."""
 
+from whaled.model import PROJECTED_BLOCKS
 from whaled.upstream.dialect import Snapshot, track_block_frame
-
-# The backend's default (MEMPOOL_BLOCKS_AMOUNT). The last block ends at 1.2 million vB; cheaper transactions are in no
-# block.
-PROJECTED_BLOCKS = 8
 
 
 class SnapshotRound:
     """A round of requests, one for each projected block. At most one round is active; `begin` restarts it.
+
+    The last projected block ends at 1.2 million vB; cheaper transactions are in no block.
 
     A backend sends no response for a block that it does not project: it may be configured for fewer than eight, and its
     mempool may shrink during the round. So the round ends with the last projected block, or with a request that stays

@@ -1,12 +1,12 @@
 """Decoding of the backend's transactions: a few fields of every one, all fields of those that matter. Pure."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field
 
-from whaled.model import SAT_PER_BTC, Input, Output, Transaction, outpoint
+from whaled.model import MAX_SAT, Input, Output, Transaction, outpoint
 
 # A backend computes with doubles and sends the results unrounded: a fee of 13,230 sat that it multiplied from BTC is
 # 13229.999999999998, and a fee of -1 (unknown) yields a rate of -0.00098. So every number that may be the result of a
@@ -15,8 +15,7 @@ from whaled.model import SAT_PER_BTC, Input, Output, Transaction, outpoint
 # gc=False below: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
 
 Txid = Annotated[str, Meta(min_length=64, max_length=64)]
-# No value exceeds all coins that will ever exist, and sums of valid values stay far below 64 bits.
-MAX_SAT: Final = 21_000_000 * SAT_PER_BTC
+# Sums of valid values stay far below 64 bits.
 Satoshi = Annotated[int, Meta(ge=0, le=MAX_SAT)]
 # The limit is a rate of all coins per vB, or as many vB. A higher number is not a measurement, and computing with it
 # would overflow.

@@ -4,13 +4,11 @@ from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from msgspec.structs import replace
 
-from whaled.model import SAT_PER_BTC, Input, Output, Shape, Transaction
+from whaled.model import MAX_BTC, NULL_TXID, SAT_PER_BTC, Input, Output, Shape, Transaction
 from whaled.whales import coinjoins
 
-MAX_BTC = 21_000_000
 # BIP 125: an input signals replaceability with any nSequence below this.
 FINAL_SEQUENCES = 0xFFFFFFFE
-NULL_TXID = "0" * 64
 OP_RETURN = "6a"
 # BIP 433: an output that anyone can spend, to add a fee. Backends show it as bc1pfeessrawgf.
 PAY_TO_ANCHOR = "51024e73"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from enum import IntEnum
 
-from whaled.whales import addresses
+from whaled import addresses
 
 # The order of the field of secp256k1 (SEC 2): the curve is y^2 = x^3 + 7 modulo this number.
 FIELD = 2**256 - 2**32 - 977
@@ -17,7 +17,7 @@ MAX_SCRIPT_BYTES = 400
 _HEX = re.compile("[0-9a-fA-F]{4,}")
 _COMPRESSED = re.compile("0[23][0-9a-f]{64}")
 _UNCOMPRESSED = re.compile("04[0-9a-f]{128}")
-OP_PUSHDATA1, OP_PUSHDATA2, OP_PUSHDATA4 = 0x4C, 0x4D, 0x4E
+OP_PUSHDATA1, OP_PUSHDATA4 = 0x4C, 0x4E
 
 
 class Network(IntEnum):

@@ -9,17 +9,12 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from whaled.config.sections import Basis, DetectionSettings
-from whaled.model import SAT_PER_BTC, Alert, Flow, Market, Price, Shape, Source, Status, Transaction, Whale
+from whaled.model import MAX_SAT, SAT_PER_BTC, Alert, Flow, Market, Price, Shape, Source, Status, Transaction, Whale
 from whaled.whales import amounts, fees, prices, watch
 from whaled.whales.amounts import btc_to_sat
 from whaled.whales.labels import MIN_FLOW_SHARE, AddressBook, Involved
 from whaled.whales.watch import Watch
 
-__all__ = ["Detector", "Rules", "assess", "btc_to_sat", "needs_inputs"]
-
-
-# No transaction has more. Used as the minimum while no rule can match.
-MAX_SAT = amounts.MAX_BTC * SAT_PER_BTC
 # Upper limit for a USD threshold in satoshi: at a price near 0 the quotient may be infinite.
 BEYOND_SAT = 2**62
 # Names in `matched_rules`; a rule of the watch list has "watch:" followed by its name.

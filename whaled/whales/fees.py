@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from whaled.model import FeeMarket, ProjectedBlock
+from whaled.model import PROJECTED_BLOCKS, FeeMarket, ProjectedBlock
 
 # The score at each recommended rate, from the cheapest to the fastest.
 AT_MINIMUM = 0.05
@@ -14,8 +14,6 @@ AT_FASTEST = 0.95
 BLOCK_VSIZE = 1_000_000
 # The backend's projected blocks leave some room; from this size on, no further transaction of ordinary size fits.
 FULL_VSIZE = 990_000
-# The maximum number of blocks that the backend projects (MEMPOOL.MEMPOOL_BLOCKS_AMOUNT).
-PROJECTED_BLOCKS = 8
 
 
 def urgency(rate: float | None, fees: FeeMarket | None) -> float | None:

@@ -9,9 +9,9 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
+from whaled.addresses import canonical
 from whaled.errors import ClientError, ClientErrorCode
-from whaled.model import Alert, Draft, Event, Flow, Kind
-from whaled.whales.addresses import canonical
+from whaled.model import MAX_BTC, Alert, Draft, Event, Flow, Kind
 from whaled.whales.amounts import btc_to_sat, sat_to_btc
 
 MAX_EXCHANGES = 100
@@ -227,7 +227,7 @@ def parse_filter(raw: object, *, max_addresses: int) -> Filter:
 
 
 def _amount(key: str, value: object) -> int:
-    number = _number(key, value, 0, 21_000_000)
+    number = _number(key, value, 0, MAX_BTC)
     return btc_to_sat(number)
 
 

@@ -1,7 +1,7 @@
 """The owners of addresses: a table in one contiguous block of memory, 21 MB for a million addresses. Pure.
 
-A separate process builds the table (`whaled.bookfile`) and the daemon uses it unchanged: nothing is parsed or built on
-the event loop.
+A separate process (`whaled.addressbook.bookfile`) builds the table, and the daemon uses it unchanged: nothing is parsed
+or built on the event loop.
 """
 
 import struct

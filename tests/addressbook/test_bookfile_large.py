@@ -38,7 +38,7 @@ READ = """
 import asyncio, json, resource, sys
 from kit.books import address
 from whaled.config.sections import Detection
-from whaled.files import read_address_book_apart
+from whaled.addressbook.loading import read_address_book_apart
 
 path, count = sys.argv[1], int(sys.argv[2])
 book = asyncio.run(read_address_book_apart(Detection(address_book=(path,), max_book_addresses=2 * count)))

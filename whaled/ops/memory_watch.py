@@ -1,27 +1,19 @@
-"""The daemon's self-monitoring: event loop lag, memory, watchdog pings and the status line."""
+"""The monitor of memory, which sheds load before the kernel kills the process."""
 
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 
 import structlog
 
-from whaled.canary import Canary
 from whaled.config.sections import MemorySettings
-from whaled.eventlog.store import EventLog
 from whaled.gateway.server import Gateway
-from whaled.model import SAT_PER_BTC
 from whaled.ops import memory
-from whaled.ops.systemd import Notifier
-from whaled.pipeline import Pipeline
 from whaled.registry import Registry
-from whaled.whales.owners import summary
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-# The interval between two checks of loop lag and memory. A flood takes tens of MiB in that time.
+# The interval between two checks of memory. A flood takes tens of MiB in that time.
 LOOK_S = 0.25
 # The interval at which the C library returns its free memory to the kernel: large frames leave holes in the heap.
 # Returning 40 MB takes 5 ms, during which no other thread can allocate; with nothing to return it takes 0.1 ms.
@@ -39,19 +31,6 @@ RELIEF_CLIENTS = 0.9
 # not free it.
 URGENT = 0.5
 SHED_DOWN_TO = 0.5
-# The interval of the status line. People read it, so systemd need not be woken more often.
-STATUS_S = 1.0
-
-
-class LoopMeter:
-    """The metric of the event loop."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._lag = registry.histogram("event_loop_lag_seconds", "Delay of a timer of the event loop.")
-
-    def lagged(self, seconds: float) -> None:
-        """Record the delay of a timer."""
-        self._lag.observe(seconds)
 
 
 class MemoryMeter:
@@ -71,50 +50,6 @@ class MemoryMeter:
         self._used.set(used_bytes)
         self._limit.set(limit_bytes)
         self._shedding.set(is_shedding)
-
-
-class LoopWatch:
-    """A monitor of how late the event loop's timers fire."""
-
-    def __init__(self, meter: LoopMeter) -> None:
-        self._meter = meter
-        self._worst_s = 0.0
-
-    async def run(self) -> None:
-        """Measure until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LOOK_S
-            await asyncio.sleep(LOOK_S)
-            lag_s = max(0.0, loop.time() - due)
-            self._meter.lagged(lag_s)
-            self._worst_s = max(self._worst_s, lag_s)
-
-    def worst_s(self) -> float:
-        """Return the worst lag since the last call."""
-        worst_s, self._worst_s = self._worst_s, 0.0
-        return worst_s
-
-
-async def feed_watchdog(notifier: Notifier, canary: Canary, loop_watch: LoopWatch) -> None:
-    """Send a ping to systemd's watchdog periodically, while canaries arrive and the event loop is on time.
-
-    The interval is a third of the watchdog's timeout. A loop that was blocked for that long gets no ping.
-    """
-    if notifier.watchdog_s is None:
-        return
-    period_s = notifier.watchdog_s / 3
-    was_well = True
-    while True:
-        is_well = canary.is_alive() and loop_watch.worst_s() < period_s
-        if is_well:
-            notifier.alive()
-        elif was_well:
-            logger.error(
-                "no ping for the watchdog", canary_arrives=canary.is_alive(), restart_after_s=notifier.watchdog_s
-            )
-        was_well = is_well
-        await asyncio.sleep(period_s)
 
 
 class MemoryWatch:
@@ -183,32 +118,3 @@ class MemoryWatch:
         memory.collect_all()
         self._collected_at = time.monotonic()
         return True
-
-
-def status_text(gateway: Gateway, event_log: EventLog, pipeline: Pipeline) -> str:
-    """Return the status of the daemon in one line."""
-    whale = "none yet" if event_log.head == 0 else "none in the log"
-    if pipeline.last_whale is not None:
-        alert, at = pipeline.last_whale
-        when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        whale = f"{when} {alert.value_sat / SAT_PER_BTC:.2f} BTC"
-    parts = [
-        f"upstream {gateway.upstream.value}" + (f" ({pipeline.shortfall})" if pipeline.shortfall is not None else ""),
-        f"{gateway.connections} clients",
-        f"last whale {whale}",
-        f"offset {event_log.head}",
-        f"clients connect to {', '.join(gateway.addresses)}",
-    ]
-    owners = pipeline.detector.book.owners
-    if owners:
-        parts.append(f"address book: {summary(owners)}")
-    if gateway.is_short_of_memory:
-        parts.append("memory short, shedding load")
-    return "; ".join(parts)
-
-
-async def report_status(notifier: Notifier, text: Callable[[], str]) -> None:
-    """Keep the status line of `systemctl status` current until cancelled."""
-    while True:
-        notifier.status(text())
-        await asyncio.sleep(STATUS_S)

@@ -12,11 +12,11 @@ import pytest
 
 from kit.books import address, book
 from kit.processes import child_of, is_there
-from whaled import bookfile, files
-from whaled.bookfile import FAULTS, HEAD, MAX_LINE, TABLE, taken
+from whaled.addressbook import bookfile, loading
+from whaled.addressbook.bookfile import FAULTS, HEAD, MAX_LINE, TABLE, taken
+from whaled.addressbook.loading import NOWHERE, SMALL_BYTES, idle_rules, read_address_book, read_address_book_apart
 from whaled.config.sections import DetectionSettings, WatchRule
 from whaled.errors import BookError, BookFailure, ConfigError
-from whaled.files import NOWHERE, SMALL_BYTES, idle_rules, read_address_book, read_address_book_apart
 from whaled.model import OwnerType
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owner, Owners
@@ -295,7 +295,7 @@ async def test_a_process_that_is_killed_is_an_error_that_names_the_file(tmp_path
     path = written(tmp_path, book(30_000))
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(refused(read_address_book_apart, path))
-        os.kill(await child_of(os.getpid(), "whaled.bookfile"), signal.SIGKILL)
+        os.kill(await child_of(os.getpid(), "whaled.addressbook.bookfile"), signal.SIGKILL)
         (problem,) = await reading
     assert problem.startswith(f"detection.address_book: the process that reads {path} failed")
 
@@ -303,7 +303,7 @@ async def test_a_process_that_is_killed_is_an_error_that_names_the_file(tmp_path
 async def test_a_cancelled_read_leaves_no_process_behind(tmp_path: Path) -> None:
     path = written(tmp_path, book(30_000))
     reading = asyncio.ensure_future(read_address_book_apart(DetectionSettings(address_book=str(path))))
-    child = await child_of(os.getpid(), "whaled.bookfile")
+    child = await child_of(os.getpid(), "whaled.addressbook.bookfile")
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
@@ -313,7 +313,7 @@ async def test_a_cancelled_read_leaves_no_process_behind(tmp_path: Path) -> None
 async def test_a_file_system_that_hangs_does_not_hold_up_the_next_reload(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "READ_LIMIT_S", 0.001)
+    monkeypatch.setattr(loading, "READ_LIMIT_S", 0.001)
     path = written(tmp_path, book(30_000))
     (problem,) = await refused(read_address_book_apart, path)
     assert problem == f"detection.address_book: {path} could not be read within 0.001 s"

@@ -1,4 +1,4 @@
-"""Atomic replacement of files: a crash leaves either the old file or the new one, complete."""
+"""Files that survive a crash: atomic replacement, and directory entries on the disk."""
 
 import os
 import tempfile
@@ -12,7 +12,8 @@ from typing import BinaryIO
 def replacing(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
     """Yield a new file that only this user can read. It replaces `path` when the body ends without an error.
 
-    With `is_durable` it is synced to the disk first. Raises OSError.
+    A crash leaves either the old file or the new one, complete. With `is_durable` the new file and its name are on the
+    disk at the end. Raises OSError.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -23,6 +24,17 @@ def replacing(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(descriptor)
         Path(name).replace(path)
+        if is_durable:
+            sync_directory(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sync_directory(path: Path) -> None:
+    """Write the entries of a directory to the disk: fsync of a file does not include its name. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.schema import STARTS_MARK
 from whaled.metrics import Metrics
-from whaled.starts import Starts
+from whaled.ops.starts import Starts
 
 
 class Memory:

@@ -7,7 +7,7 @@ used in block`, and one address per line. An export consists of pages; concatena
 import re
 from collections.abc import Iterator
 
-from whaled.labelfiles.rows import LabelFileError, Lines, Options, Report, Row
+from whaled.addressbook.rows import LabelFileError, Lines, Options, Report, Row
 from whaled.whales.booklines import LineFaultError, split
 
 _WALLET = re.compile(r"#\s*Wallet\s+(?P<name>\S+?)[.,;:]?(?=\s|$)(?P<rest>.*)", re.IGNORECASE)

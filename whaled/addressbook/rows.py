@@ -1,7 +1,7 @@
 """The rows of importers, the report on an import, and the lines of the resulting CSV address book. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from msgspec import Struct
 
@@ -98,7 +98,6 @@ class Report:
 
 
 Lines = Iterator[tuple[int, str]]
-Importer = Callable[[Lines, Options, Report], Iterator[Row]]
 
 
 def tidy(value: object, limit: int) -> tuple[str, bool]:

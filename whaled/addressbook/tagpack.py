@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from whaled.labelfiles.rows import LabelFileError, Options, Report, Row
+from whaled.addressbook.rows import LabelFileError, Options, Report, Row
 from whaled.model import OwnerType
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -8,8 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
-from whaled.labelfiles import bip329, tagpack, walletexplorer
-from whaled.labelfiles.rows import LabelFileError, Options, Report, Row
+from whaled.addressbook import bip329, tagpack, walletexplorer
+from whaled.addressbook.rows import LabelFileError, Options, Report, Row
 from whaled.whales import filekinds
 
 HEAD_BYTES = 4_096

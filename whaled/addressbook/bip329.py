@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from whaled.labelfiles.rows import Lines, Options, Report, Row
+from whaled.addressbook.rows import Lines, Options, Report, Row
 from whaled.model import OwnerType
 
 # The other types of the specification, which requires to ignore unknown ones.

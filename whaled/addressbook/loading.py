@@ -1,16 +1,16 @@
-"""Loading of the files that the configuration names. Every fault names the key, because the operator must fix it."""
+"""Loading of the address book that the configuration names. Every fault names the key and where it is set."""
 
 import asyncio
 import os
-import ssl
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from whaled import bookfile
-from whaled.config.sections import DetectionSettings, TlsSettings
+import whaled
+from whaled.addressbook import bookfile
+from whaled.config.sections import DetectionSettings
 from whaled.errors import BookError, BookFailure, ConfigError, Fault
 from whaled.whales import watch
 from whaled.whales.labels import AddressBook
@@ -21,7 +21,7 @@ SMALL_BYTES = 16 * 1024
 # A million addresses take half a minute on a slow machine; a file system that hangs must not block reloads forever.
 READ_LIMIT_S = 600.0
 # The program of the process. It is started with `-P`, which keeps the working directory out of the module search path.
-_READER = "import sys; sys.path.append(sys.argv[1]); from whaled.bookfile import main; main(*sys.argv[2:])"
+_READER = "import sys; sys.path.append(sys.argv[1]); from whaled.addressbook.bookfile import main; main(*sys.argv[2:])"
 
 
 # The place at which each key of the configuration is set, as in `config.parse.Loaded.origins`.
@@ -125,7 +125,7 @@ async def _read_apart(paths: Sequence[str], limit: int) -> Owners:
     out, into = os.pipe()
     stream = FileIO(out, "rb")
     try:
-        root = str(Path(bookfile.__file__).parent.parent)
+        root = str(Path(whaled.__file__).parent.parent)
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-c", _READER, root, str(limit), *paths,
             stdin=asyncio.subprocess.DEVNULL, stdout=into, start_new_session=True,
@@ -156,45 +156,3 @@ def _fitting(owners: Owners, settings: DetectionSettings) -> AddressBook:
     if unknown:
         raise ConfigError(unknown)
     return book
-
-
-def tls_context(settings: TlsSettings) -> ssl.SSLContext | None:
-    """Return the TLS context of the server, None if TLS is off. Raises ConfigError."""
-    if settings.certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    load_certificate(context, settings)
-    return context
-
-
-def load_certificate(context: ssl.SSLContext, settings: TlsSettings) -> None:
-    """Load a certificate into a context, for use from the next handshake on.
-
-    Raises ConfigError; the old certificate then stays in use.
-    """
-    if settings.certificate is None or settings.private_key is None:
-        raise ConfigError((Fault("gateway.tls", "needs both `certificate` and `private_key`"),))
-    try:
-        # A scratch context comes first: loading a key that does not match leaves a context half changed.
-        for target in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
-            target.load_cert_chain(settings.certificate, settings.private_key, password=_no_passphrase)
-    except (OSError, ValueError) as error:
-        problem = f"cannot use {settings.certificate} with {settings.private_key}: {error}"
-        raise ConfigError((Fault("gateway.tls", problem),)) from error
-
-
-def certificate_expiry(path: str) -> float:
-    """Return the expiry of the first certificate in a PEM file (Unix seconds). Raises ConfigError."""
-    try:
-        # The only certificate parser in the standard library. It is private, but as old as ssl itself; the public way
-        # needs a handshake. Without it, operators would learn of an expiry only from their clients.
-        decoded = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]  # noqa: SLF001
-        return float(ssl.cert_time_to_seconds(decoded["notAfter"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError((Fault("gateway.tls.certificate", f"cannot read {path}: {error}"),)) from error
-
-
-def _no_passphrase() -> str:
-    """Raise ValueError for an encrypted key. It replaces OpenSSL's prompt, because a daemon has no terminal."""
-    raise ValueError("the private key has a passphrase; whaled needs one without, readable by its user only")
