@@ -17,7 +17,7 @@ from whaled.ops.memory_watch import MemoryMeter
 from whaled.ops.starts import StartMeter
 from whaled.ops.watchdog import LoopMeter
 from whaled.registry import Registry
-from whaled.upstream.http import RestMeter
+from whaled.upstream.http import RestFailure, RestMeter
 from whaled.upstream.messages import FeedMeter
 from whaled.upstream.survey import SurveyMeter
 from whaled.web.exposition import Format
@@ -45,7 +45,7 @@ class Metrics:
         self.loop = LoopMeter(registry)
         self.memory = MemoryMeter(registry)
         self.credentials = CredentialMeter(registry)
-        self.backfill = BackfillMeter(registry)
+        self.backfill = BackfillMeter(registry, RestFailure)
         self.http = HttpMeter(registry)
 
     def render(self, chosen: Format = Format.PROMETHEUS) -> bytes:

@@ -56,7 +56,7 @@ class Tally(BackfillMeter):
         self._registry = Registry()
         self.reorgs: list[int] = []
         self.changed = asyncio.Event()
-        super().__init__(self._registry)
+        super().__init__(self._registry, RestFailure)
 
     def worked(self) -> None:
         super().worked()

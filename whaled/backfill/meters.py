@@ -1,21 +1,20 @@
 """The metrics of the backfill. docs/metrics.md explains each one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from whaled.backfill.coverage import Cover
 from whaled.registry import Registry
-from whaled.upstream.http import RestFailure
 
 LEAD_BUCKETS = (1.0, 10.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
 
 
 class BackfillMeter:
-    """The metrics of the backfill, which requests from REST what the stream did not deliver."""
+    """The metrics of the backfill. `reasons` are all reasons for which a request to the backend can fail."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, reasons: Iterable[str]) -> None:
         self._failures = registry.counter(
             "backfill_failures", "Failed requests of the backfill, which are repeated, by reason.", "reason",
-            RestFailure,
+            reasons,
         )  # fmt: skip
         self._snapshots = registry.counter("mempool_snapshots", "Snapshots of the whole mempool requested.")
         self._blocks = registry.counter("blocks_scanned", "Blocks scanned.")
@@ -38,7 +37,7 @@ class BackfillMeter:
         self._rounds = registry.counter("backfill_rounds", "Completed rounds of the backfill.")
         self.backlog(blocks=0, block_whales=0, candidates=0, tail=0, fates=0)
 
-    def failed(self, reason: RestFailure) -> None:
+    def failed(self, reason: str) -> None:
         """Count a failed request, which is repeated."""
         self._failures.labels(reason).inc()
 
