@@ -15,7 +15,7 @@ import msgspec
 from bench.programs import BrokenError
 from bench.report import Aim, Section
 from whaled.model import Market, Source, Whale
-from whaled.upstream.dialect import decode
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.amounts import btc_to_sat
 from whaled.whales.detect import Detector, Rules
 

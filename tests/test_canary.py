@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from whaled.errors import CanaryFailure, EventLogError, LogFailure
 from whaled.gateway.share import Lane
 from whaled.pipeline import Pipeline
 from whaled.registry import Registry
+from whaled.sources.mempool_space.changes import canary_change
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.filters import EVERYTHING, Filter
 
@@ -95,9 +97,13 @@ async def singing(
         inputs=None,
         inputs_wait_s=1.0,
     )
+
+    async def rehearse(txid: str) -> None:
+        await pipeline.rehearse(partial(canary_change, txid))
+
     counted = Counted()
     with Subscriber.connected(rig.gateway.rehearsal) as subscriber:
-        canary = Canary(settings, send=send or pipeline.rehearse, subscriber=subscriber, meter=counted)
+        canary = Canary(settings, send=send or rehearse, subscriber=subscriber, meter=counted)
         task = asyncio.create_task(canary.run())
         try:
             yield canary, counted

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ from kit.transactions import ADDRESSES, NOW, txid
 from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
 from whaled.metrics import Metrics
-from whaled.model import Draft, Event, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
+from whaled.model import Block, Draft, Event, Input, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
 from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
 from whaled.registry import Registry
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
-from whaled.upstream.canary_frame import canary_frame
-from whaled.upstream.dialect import decode
-from whaled.upstream.feed import Feed
-from whaled.upstream.http import RestMeter
-from whaled.upstream.messages import FeedMessage, FeedMeter, Received, StateChanged
-from whaled.upstream.rest import Rest
+from whaled.source import Decoded, MempoolChange, Replacement, StateChanged, StreamMessage
+from whaled.sources.mempool_space.canary_frame import canary_frame
+from whaled.sources.mempool_space.changes import canary_change
+from whaled.sources.mempool_space.dialect import decode
+from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.http import RestMeter
+from whaled.sources.mempool_space.link_state import FeedMeter
+from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
-from whaled.whales.history import History
 from whaled.whales.labels import AddressBook
+from whaled.whales.lifecycle import History
 
 
 def pipeline(
@@ -59,12 +62,10 @@ class Recorded:
     def __init__(self, *frames: bytes | str) -> None:
         self._frames = frames
 
-    async def messages(self) -> AsyncGenerator[FeedMessage, None]:
+    async def messages(self) -> AsyncGenerator[StreamMessage, None]:
         yield StateChanged(UpstreamState.CONNECTED, "")
         for raw in self._frames:
-            yield Received(
-                frame=decode(raw), received_at=time.time(), received_monotonic=time.monotonic(), raw_bytes=len(raw)
-            )
+            yield received(raw, time.time())
 
 
 async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_path: Path) -> None:
@@ -81,12 +82,12 @@ async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_p
                     await simulator.poll()
                     while True:
                         message = await anext(messages)
-                        if isinstance(message, Received):
+                        if isinstance(message, MempoolChange):
                             await running.handle(message)
-                            if message.frame.delta is not None:
+                            if message.continuity is not None:  # it has a change of the mempool
                                 return
 
-                while not isinstance(await anext(messages), Received):
+                while not isinstance(await anext(messages), MempoolChange):
                     pass
                 first = simulator.world.pay(150 * BTC)
                 await step()
@@ -122,6 +123,36 @@ def recorded_whales() -> str:
             if raw and (delta := decode(raw).delta) is not None and delta.at_least(100 * BTC):
                 return raw
     raise AssertionError("no whale in the recording")
+
+
+def decoded(number: int, value: int) -> Decoded:
+    """A transaction of a source that decodes everything itself."""
+    spent = Input(txid(1000 + number), 0, 0xFFFF_FFFD, Output(value + 1_000, "00"))
+    paid = Output(value, "51")
+    return Decoded((Transaction(txid=txid(number), inputs=(spent,), outputs=(paid,), fee_sat=1_000, vsize=100.0),))
+
+
+async def test_changes_of_any_source_become_events(tmp_path: Path) -> None:
+    published, change = Published(), partial(MempoolChange, received_at=NOW, received_monotonic=0.0)
+    block = Block(height=900_000, hash="b1" * 32, previous_hash=None, timestamp=int(NOW))
+    async with opened(tmp_path) as log:
+        running = pipeline(log, published)
+        for each in (
+            change(entered=decoded(1, 150 * BTC)),
+            change(
+                entered=decoded(2, 149 * BTC),
+                removed=(txid(1),), replaced=(Replacement(txid(1), txid(2)),),
+            ),
+            change(mined=(txid(9), txid(2)), block=block),
+        ):  # fmt: skip
+            await running.handle(each)
+    assert [(event.kind, event.whale.alert.transaction_id) for event in published.events] == [
+        (Kind.ALERT, txid(1)),
+        (Kind.ALERT, txid(2)),
+        (Kind.REPLACED, txid(1)),
+        (Kind.CONFIRMED, txid(2)),
+    ]
+    assert published.events[1].whale.alert.replaces == txid(1)
 
 
 async def test_a_transaction_that_the_backend_sends_again_is_alerted_once(tmp_path: Path) -> None:
@@ -171,7 +202,7 @@ async def test_client_requests_are_delayed_during_an_alert_but_not_during_a_rest
     async with opened(tmp_path) as log:
         running = pipeline(log, published, inputs, priority=priority)
         await running.run(Recorded(recorded_whales()))
-        await running.rehearse(txid(1))
+        await running.rehearse(partial(canary_change, txid(1)))
         assert published.held == [True, True]
         assert inputs.held == [False]
         assert not priority.is_held
@@ -307,7 +338,7 @@ async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(
         await running.run(Recorded(recorded_whales()))
         stored = log.head
         for number in range(3):
-            await running.rehearse(f"{number:064x}")
+            await running.rehearse(partial(canary_change, f"{number:064x}"))
         assert [event.whale.alert.transaction_id for event in published.canaries] == [f"{n:064x}" for n in range(3)]
         assert log.head == stored
         assert await log.whales(f"{n:064x}" for n in range(3)) == {}
@@ -321,7 +352,7 @@ async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(
 async def test_a_canary_fails_wherever_a_whale_would() -> None:
     running = pipeline(Broken(), Published())
     with pytest.raises(EventLogError):
-        await running.rehearse("ab" * 32)
+        await running.rehearse(partial(canary_change, "ab" * 32))
 
 
 def test_a_canary_has_the_shape_of_a_backend_s_transaction() -> None:

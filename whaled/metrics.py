@@ -17,9 +17,9 @@ from whaled.ops.memory_watch import MemoryMeter
 from whaled.ops.starts import StartMeter
 from whaled.ops.watchdog import LoopMeter
 from whaled.registry import Registry
-from whaled.upstream.http import RestFailure, RestMeter
-from whaled.upstream.messages import FeedMeter
-from whaled.upstream.survey import SurveyMeter
+from whaled.sources.mempool_space.http import RestFailure, RestMeter
+from whaled.sources.mempool_space.link_state import FeedMeter
+from whaled.sources.mempool_space.survey import SurveyMeter
 from whaled.web.exposition import Format
 from whaled.web.meters import HttpMeter
 

@@ -311,7 +311,7 @@ class Update(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 class Kind(StrEnum):
     """The kind of an event in the log.
 
-    (txid, kind, ref) is unique; `ref` is the block hash or the replacing txid.
+    (txid, kind, ref, repeat) is unique; `ref` is the block hash or the replacing txid.
     """
 
     ALERT = "alert"
@@ -336,13 +336,17 @@ class Whale(Struct, frozen=True, gc=False):
 
 
 class Draft(Struct, frozen=True, gc=False, kw_only=True):
-    """An event that is not in the log yet. `whale` is its subject; `update` is None for the alert itself."""
+    """An event that is not in the log yet. `whale` is its subject; `update` is None for the alert itself.
+
+    `repeat` is 1, or counts the events about the whale with the same kind and ref: it was confirmed twice in one block.
+    """
 
     kind: Kind
     at: float
     whale: Whale
     ref: str = ""
     update: Update | None = None
+    repeat: int = 1
 
 
 class Event(Struct, frozen=True, gc=False, kw_only=True):
@@ -354,3 +358,4 @@ class Event(Struct, frozen=True, gc=False, kw_only=True):
     whale: Whale
     ref: str = ""
     update: Update | None = None
+    repeat: int = 1

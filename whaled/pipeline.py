@@ -5,7 +5,7 @@ Messages are handled one at a time, in order.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
 from typing import Protocol
 
@@ -16,7 +16,6 @@ from whaled.detection_meters import DetectionMeter
 from whaled.model import (
     SAT_PER_BTC,
     Alert,
-    Block,
     Draft,
     Event,
     Kind,
@@ -26,13 +25,11 @@ from whaled.model import (
     UpstreamState,
     Whale,
 )
-from whaled.upstream.canary_frame import canary_frame
-from whaled.upstream.dialect import Delta, Frame, decode
-from whaled.upstream.messages import FeedMessage, Received, Shortfall, StateChanged, degraded_by
+from whaled.source import MempoolChange, Shortfall, StateChanged, Stream, StreamMessage, degraded_by
 from whaled.whales import lifecycle, prices
 from whaled.whales.conflicts import Conflicts, linked
 from whaled.whales.detect import Detector, needs_inputs
-from whaled.whales.history import next_event
+from whaled.whales.lifecycle import Origin
 
 # The most transactions of one frame whose inputs are requested only for a watch rule. A backend that restarted sends
 # its whole mempool at once.
@@ -41,14 +38,6 @@ OPEN_LIMIT = 500
 SETTLED = {Kind.CONFIRMED, Kind.REPLACED}
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class Feed(Protocol):
-    """The link to the backend."""
-
-    def messages(self) -> AsyncGenerator[FeedMessage, None]:
-        """Yield messages across reconnects, without end."""
-        ...
 
 
 class Inputs(Protocol):
@@ -103,7 +92,7 @@ class Priority(Protocol):
 class Observer(Protocol):
     """A receiver of every message after it was handled."""
 
-    def observe(self, message: FeedMessage) -> None:
+    def observe(self, message: StreamMessage) -> None:
         """Record the message without waiting for anything."""
         ...
 
@@ -144,12 +133,12 @@ class Pipeline:
         meter.book_addresses.set_function(lambda: len(self.detector.book.owners))
         meter.book_owners.set_function(lambda: self.detector.book.owners.labels)
 
-    async def run(self, feed: Feed) -> None:
+    async def run(self, stream: Stream) -> None:
         """Handle messages until cancelled."""
-        async with aclosing(feed.messages()) as messages:
+        async with aclosing(stream.messages()) as messages:
             async for message in messages:
                 match message:
-                    case Received():
+                    case MempoolChange():
                         async with self._ingest_lock:
                             await self.handle(message)
                     case StateChanged(state=state):
@@ -168,37 +157,33 @@ class Pipeline:
         async with self._ingest_lock:
             pass
 
-    async def handle(self, message: Received) -> None:
-        """Handle one frame; its events are committed and published when this returns. Raises EventLogError."""
-        frame = message.frame
-        self._observe(frame, message.received_at)
-        if frame.delta is None:
-            return
-        delta, block = frame.delta, frame.block
-        self._meter.transactions(delta.added_count)
-        matching, undecided = self._candidates(delta)
+    async def handle(self, change: MempoolChange) -> None:
+        """Handle one change; its events are committed and published when this returns. Raises EventLogError."""
+        self._observe(change)
+        self._meter.transactions(len(change.entered.added))
+        matching, undecided = self._candidates(change)
         # Client requests are not delayed while the backend answers the request for inputs: the alert cannot advance.
         now = self._clock()
         completed = await self._completed(matching)
         with self._priority.hold():
-            await self._publish(message, await self._drafts(completed, delta, block, now))
+            await self._publish(change, await self._drafts(completed, change, now))
         if undecided:
             now = self._clock()
             completed = await self._completed_undecided(undecided)
             with self._priority.hold():
-                await self._publish(message, self._drafts_of_undecided(completed, delta, block, now))
-        for txid in delta.mined:  # the log has the whales among them, and the stream does not send them again
+                await self._publish(change, await self._drafts_of_undecided(completed, change, now))
+        for txid in change.mined:  # the log has the whales among them, and the stream does not send them again
             self.detector.forget(txid)
 
-    async def _publish(self, message: Received, drafts: Sequence[Draft]) -> None:
+    async def _publish(self, change: MempoolChange, drafts: Sequence[Draft]) -> None:
         drafts = await linked(drafts, self._log)
         if not drafts:
             return
         events = await self._log.append(drafts)
-        committed_s = time.monotonic() - message.received_monotonic
+        committed_s = time.monotonic() - change.received_monotonic
         await self._deliver(events)
         if events:
-            self._meter.latency(committed_s, time.monotonic() - message.received_monotonic)
+            self._meter.latency(committed_s, time.monotonic() - change.received_monotonic)
         for event in events:
             self._report(event)
 
@@ -246,27 +231,27 @@ class Pipeline:
             rules.threshold_usd is not None and prices.usable(self.market, self._clock(), rules.price_max_age_s) is None
         )
 
-    async def rehearse(self, txid: str) -> None:
+    async def rehearse(self, canary: Callable[[int], MempoolChange]) -> None:
         """Run a canary through the same steps as a whale, after the message being handled.
 
+        `canary` returns the change with a canary that moves a value in satoshi, decoded as a message of the stream.
         Nothing is stored and nothing is counted.
         """
         async with self._ingest_lock:
             detector = self.detector
-            frame = decode(canary_frame(txid, detector.canary_sat))
-            assert frame.delta is not None
+            change = canary(detector.canary_sat)
             now = self._clock()
-            for transaction in detector.candidates(frame.delta.at_least(detector.minimum_sat)):
+            for transaction in detector.candidates(change.entered.at_least(detector.minimum_sat)):
                 detector.forget(transaction.txid)
                 whale = detector.rehearse(transaction, market=self.market, now=now)
                 if whale is not None:
                     with self._priority.hold():
                         self._publisher.rehearse(await self._log.rehearse(lifecycle.alerted(whale, now)))
 
-    def _observe(self, frame: Frame, received_at: float) -> None:
-        """Update the market from a frame."""
-        self.market = _updated(self.market, frame, received_at)
-        if frame.price_known:
+    def _observe(self, change: MempoolChange) -> None:
+        """Update the market from a change."""
+        self.market = _updated(self.market, change)
+        if change.price is not None:
             price = self.market.price
             self._meter.price(price.at if price is not None else None)
             self.detector.priced(price)
@@ -277,53 +262,44 @@ class Pipeline:
             logger.info("detection.threshold_usd is compared with the price again")
         self._was_usd_rule_blind = is_blind
 
-    def _candidates(self, delta: Delta) -> tuple[list[Transaction], list[Transaction]]:
+    def _candidates(self, change: MempoolChange) -> tuple[list[Transaction], list[Transaction]]:
         """Return the new transactions that a rule matches now, and those that a rule may match by their inputs."""
         now = self._clock()
         matching: list[Transaction] = []
         undecided: list[Transaction] = []
-        for transaction in self.detector.candidates(delta.at_least(self.detector.minimum_sat)):
+        for transaction in self.detector.candidates(change.entered.at_least(self.detector.minimum_sat)):
             if self.detector.matched(transaction, self.market, now):
                 matching.append(transaction)
             elif self.detector.is_open(transaction):
                 undecided.append(transaction)
         return matching, undecided
 
-    async def _drafts(
-        self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
-    ) -> list[Draft]:
-        """Return alerts for the whales among the transactions, and the outcomes of whales that the frame reports."""
+    async def _drafts(self, completed: Sequence[Transaction], change: MempoolChange, now: float) -> list[Draft]:
+        """Return alerts for the whales among the transactions, and the outcomes of whales that the change reports."""
         for transaction in completed:
             if self.inputs is not None and needs_inputs(transaction):
                 self._meter.inputs_unknown()
-        whales = self._whales(completed, delta, now)
+        whales = self._whales(completed, change, now)
         drafts = [lifecycle.alerted(whale, now) for whale in whales]
-        touched = [*delta.mined, *(replacement.replaced for replacement in delta.replaced)]
-        if delta.added_count:
-            touched += delta.removed
+        touched = [*change.mined, *(replacement.replaced for replacement in change.replaced)]
+        if change.entered.added:
+            touched += change.removed
         if not touched:
             return drafts
         known = await self._log.whales(touched)
         known.update((whale.alert.transaction_id, whale) for whale in whales)
-        outcomes = _outcomes(known, delta, block, now)
-        replacements = await self._unreported_replacements(delta, known, now)
-        return [*drafts, *replacements, *await self._still_current(outcomes)]
-
-    async def _still_current(self, drafts: Sequence[Draft]) -> list[Draft]:
-        """Return the drafts without replacements of whales that are confirmed.
-
-        The stream may lag behind its node: a block scan may already have read the block that contains the whale, while
-        the stream still reports an earlier replacement of it. If that block has left the chain, the backfill detects
-        this, and the replacement with it.
-        """
-        replaced = [draft.whale.alert.transaction_id for draft in drafts if draft.kind is Kind.REPLACED]
-        histories = await self._log.histories(replaced) if replaced else {}
-        confirmed = {txid for txid, history in histories.items() if history[-1][0] is Kind.CONFIRMED}
         return [
-            draft
-            for draft in drafts
-            if draft.kind is not Kind.REPLACED or draft.whale.alert.transaction_id not in confirmed
+            *drafts,
+            *await self._valid(await self._unreported_replacements(change, known, now), Origin.POLLED),
+            *await self._valid(_outcomes(known, change, now), Origin.STREAM),
         ]
+
+    async def _valid(self, drafts: Sequence[Draft], origin: Origin) -> list[Draft]:
+        """Return those drafts of updates that may follow the events in the log."""
+        if not drafts:
+            return []
+        histories = await self._log.histories({draft.whale.alert.transaction_id for draft in drafts})
+        return lifecycle.valid(drafts, histories, origin)
 
     async def _completed_undecided(self, undecided: Sequence[Transaction]) -> list[Transaction]:
         """Return the newest undecided transactions, at most OPEN_LIMIT, with their inputs.
@@ -337,39 +313,36 @@ class Pipeline:
             self._meter.watch_inputs_unknown(unknown)
         return completed
 
-    def _drafts_of_undecided(
-        self, completed: Sequence[Transaction], delta: Delta, block: Block | None, now: float
+    async def _drafts_of_undecided(
+        self, completed: Sequence[Transaction], change: MempoolChange, now: float
     ) -> list[Draft]:
-        """Return alerts for the transactions that a rule matches by their inputs, and their outcomes in the frame."""
-        whales = self._whales(completed, delta, now)
+        """Return alerts for the transactions that a rule matches by their inputs, and their outcomes in the change."""
+        whales = self._whales(completed, change, now)
         known = {whale.alert.transaction_id: whale for whale in whales}
-        return [lifecycle.alerted(whale, now) for whale in whales] + _outcomes(known, delta, block, now)
+        outcomes = await self._valid(_outcomes(known, change, now), Origin.STREAM)
+        return [*(lifecycle.alerted(whale, now) for whale in whales), *outcomes]
 
-    def _whales(self, transactions: Iterable[Transaction], delta: Delta, now: float) -> list[Whale]:
+    def _whales(self, transactions: Iterable[Transaction], change: MempoolChange, now: float) -> list[Whale]:
         return [
             whale
             for transaction in transactions
-            if (whale := self._assess(transaction, delta.predecessor(transaction.txid), now)) is not None
+            if (whale := self._assess(transaction, change.predecessor(transaction.txid), now)) is not None
         ]
 
-    async def _unreported_replacements(self, delta: Delta, known: Mapping[str, Whale], now: float) -> list[Draft]:
+    async def _unreported_replacements(
+        self, change: MempoolChange, known: Mapping[str, Whale], now: float
+    ) -> list[Draft]:
         """Return the replacements within a message that the backend does not report as such.
 
         The backend expects the new transaction to pay a higher fee by itself, which the parent of a package does not.
         """
-        reported = {replacement.replaced for replacement in delta.replaced}
-        left = [txid for txid in delta.removed if txid in known and txid not in reported]
-        if not left or not delta.added_count:
+        reported = {replacement.replaced for replacement in change.replaced}
+        left = [txid for txid in change.removed if txid in known and txid not in reported]
+        if not left or not change.entered.added:
             return []
         spent = {outpoint: txid for txid, found in (await self._log.outpoints(left)).items() for outpoint in found}
-        by = {spent[outpoint]: spender for outpoint, spender in delta.spending(spent).items()}
-        histories = await self._log.histories(by)
-        drafts = (lifecycle.replaced(known[txid], spender, now) for txid, spender in by.items() if spender != txid)
-        return [
-            news
-            for draft in drafts
-            if (news := next_event(draft, histories.get(draft.whale.alert.transaction_id, []))) is not None
-        ]
+        by = {spent[outpoint]: spender for outpoint, spender in change.entered.spending(spent).items()}
+        return [lifecycle.replaced(known[txid], spender, now) for txid, spender in by.items() if spender != txid]
 
     def _assess(self, transaction: Transaction, replaces: str | None, now: float) -> Whale | None:
         return self.assess(transaction, source=Source.LIVE, now=now, market=self.market, replaces=replaces)
@@ -412,28 +385,29 @@ class Pipeline:
         )
 
 
-def _outcomes(known: Mapping[str, Whale], delta: Delta, block: Block | None, now: float) -> list[Draft]:
-    """Return the outcomes that a frame reports for these whales."""
+def _outcomes(known: Mapping[str, Whale], change: MempoolChange, now: float) -> list[Draft]:
+    """Return the outcomes that a change reports for these whales."""
+    block = change.block
     drafts = [
         lifecycle.replaced(known[replacement.replaced], replacement.by, now)
-        for replacement in delta.replaced
+        for replacement in change.replaced
         if replacement.replaced in known
     ]
     if block is not None:
-        drafts += [lifecycle.confirmed(known[txid], block, now) for txid in delta.mined if txid in known]
+        drafts += [lifecycle.confirmed(known[txid], block, now) for txid in change.mined if txid in known]
     return drafts
 
 
-def _updated(market: Market, frame: Frame, received_at: float) -> Market:
-    """Return the market after a frame; values that the frame does not contain stay as they are."""
-    changes: dict[str, object] = {}
-    if frame.fees is not None:
-        changes["fees"] = frame.fees
-    if frame.projected is not None:
-        changes["projected"] = frame.projected
-    if frame.price_known:
-        changes["price"] = prices.received(market.price, frame.btc_usd, frame.price_at, received_at)
-    heights = [block.height for block in (*(frame.blocks or ()), *((frame.block,) if frame.block else ()))]
+def _updated(market: Market, change: MempoolChange) -> Market:
+    """Return the market after a change; values that it does not contain stay as they are."""
+    fields: dict[str, object] = {}
+    if change.fees is not None:
+        fields["fees"] = change.fees
+    if change.projected is not None:
+        fields["projected"] = change.projected
+    if change.price is not None:
+        fields["price"] = prices.received(market.price, change.price.usd, change.price.stated_at, change.received_at)
+    heights = [block.height for block in (*(change.blocks or ()), *((change.block,) if change.block else ()))]
     if heights:
-        changes["tip_height"] = max(heights)
-    return replace(market, **changes) if changes else market
+        fields["tip_height"] = max(heights)
+    return replace(market, **fields) if fields else market

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,10 +41,11 @@ from whaled.ops.status import Status, report_status
 from whaled.ops.systemd import Notifier, Passed
 from whaled.ops.watchdog import LoopWatch, feed_watchdog
 from whaled.pipeline import Pipeline
-from whaled.upstream.backend import Backend
-from whaled.upstream.feed import Feed
-from whaled.upstream.rest import Rest
-from whaled.upstream.survey import Survey
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.changes import canary_change
+from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.rest import Rest
+from whaled.sources.mempool_space.survey import Survey
 from whaled.web import app as web
 from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
@@ -161,7 +163,12 @@ class Service:
             del book, detector  # a reload replaces them: this stack frame must not keep the old ones in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
                 backfill = self._worker(rest, event_log, pipeline)
-                canary = Canary(config.canary, send=pipeline.rehearse, subscriber=subscriber, meter=self.metrics.canary)
+                canary = Canary(
+                    config.canary,
+                    send=lambda txid: pipeline.rehearse(partial(canary_change, txid)),
+                    subscriber=subscriber,
+                    meter=self.metrics.canary,
+                )
                 memory_watch = MemoryWatch(config.memory, gateway, self.metrics.memory, memory.Gauge())
                 survey = Survey(
                     config.upstream,

@@ -496,8 +496,8 @@ async def test_each_switch_between_two_branches_is_published(tmp_path: Path) -> 
             sim.world.mine(only=())
         await rig.settled()
         assert rig.statuses(whale.txid) == ["alert", "confirmed", "pending", "confirmed"]
-        refs = [event.ref for event in rig.events if event.kind == "confirmed"]
-        assert refs == [there.hash, f"{there.hash}#2"]
+        confirmed = [(event.ref, event.repeat) for event in rig.events if event.kind == "confirmed"]
+        assert confirmed == [(there.hash, 1), (there.hash, 2)]
         updates = [event.update for event in rig.events if event.kind == "confirmed"]
         assert [update and update.block_hash for update in updates] == [there.hash, there.hash]
 

@@ -14,8 +14,8 @@ from whaled.config.sections import Basis, DetectionSettings
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator
 from whaled.simulator.transactions import Tx
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.messages import SnapshotTaken
+from whaled.source import SnapshotTaken
+from whaled.sources.mempool_space.http import RestError, RestFailure
 
 
 @asynccontextmanager

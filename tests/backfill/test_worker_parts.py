@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kit.whales import alert_draft, confirmed_draft, txid, whale
+from kit.whales import alert_draft, txid, whale
 from whaled.backfill import seen_txids
 from whaled.backfill.coverage import INTERRUPTIONS_LIMIT, Cover, Interruptions, Sighting, covers, scan_of
 from whaled.backfill.first_run import (
@@ -27,10 +27,10 @@ from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Kind, Scan, Transaction, Whale
 from whaled.registry import Registry
-from whaled.upstream.dialect import Stripped
-from whaled.upstream.rbf import Tree, relatives
+from whaled.sources.mempool_space.dialect import Stripped
+from whaled.sources.mempool_space.rbf import Tree, relatives
 from whaled.whales import lifecycle
-from whaled.whales.history import AFTER, next_event
+from whaled.whales.lifecycle import Origin, Step, next_event
 
 NOW = 1_800_000_000.0
 A, B = "aa" * 32, "bb" * 32
@@ -184,58 +184,6 @@ def test_a_fee_of_zero_in_a_snapshot_does_not_override_that_of_the_transaction(
     assert Candidate.of(stripped).completing(fetched).fee_sat == fee
 
 
-# --- which event may follow which ---
-
-
-def test_a_repeated_event_is_stored_only_after_a_different_one() -> None:
-    confirmed = lifecycle.confirmed(whale(1), block(A), NOW)
-    assert next_event(confirmed, []) == confirmed
-    assert next_event(confirmed, [(Kind.ALERT, "")]) == confirmed
-    assert next_event(confirmed, [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]) is None
-    history = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.PENDING, A)]
-    again = next_event(confirmed, history)
-    assert again is not None
-    assert again.ref == f"{A}#2"
-    assert next_event(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2")]) is None
-    third = next_event(confirmed, [*history, (Kind.CONFIRMED, f"{A}#2"), (Kind.PENDING, f"{A}#2")])
-    assert third is not None
-    assert third.ref == f"{A}#3"
-
-
-def test_an_event_that_no_longer_holds_is_not_stored() -> None:
-    buried = [(Kind.ALERT, ""), (Kind.CONFIRMED, A)]
-    assert next_event(lifecycle.dropped(whale(1), NOW), buried) is None
-    assert next_event(lifecycle.replaced(whale(1), txid(2), NOW), buried) is None
-    assert next_event(lifecycle.pending_again(whale(1), B, NOW), buried) is None
-    assert next_event(lifecycle.pending_again(whale(1), A, NOW), buried) is not None
-    replaced = [(Kind.ALERT, ""), (Kind.REPLACED, txid(2))]
-    assert next_event(lifecycle.dropped(whale(1), NOW), replaced) is None
-    assert next_event(lifecycle.replaced(whale(1), txid(3), NOW), replaced) is None
-    assert next_event(lifecycle.confirmed(whale(1), block(A), NOW), replaced) is not None
-    waiting = [(Kind.ALERT, "")]
-    assert next_event(lifecycle.pending_again(whale(1), "", NOW), waiting) is None
-    assert next_event(lifecycle.alerted(whale(1), NOW), waiting) is None
-    assert next_event(lifecycle.alerted(whale(1), NOW), []) is not None
-
-
-def test_a_replaced_whale_is_not_pending_because_of_an_earlier_block() -> None:
-    gone = [(Kind.ALERT, ""), (Kind.CONFIRMED, A), (Kind.REPLACED, txid(2))]
-    assert next_event(lifecycle.pending_again(whale(1), A, NOW), gone) is None
-    assert next_event(lifecycle.pending_again(whale(1), "", NOW), gone) is not None
-    assert next_event(lifecycle.pending_again(whale(1), "", NOW), gone[:2]) is None
-
-
-def test_a_repeated_outcome_gets_a_new_number_after_retention_removed_the_first() -> None:
-    held = [(Kind.DROPPED, "#2"), (Kind.PENDING, "#2")]
-    again = next_event(lifecycle.dropped(whale(1), NOW), held)
-    assert again is not None
-    assert again.ref == "#3"
-
-
-def test_every_kind_of_update_has_a_rule() -> None:
-    assert AFTER.keys() == set(Kind) - {Kind.ALERT}
-
-
 # --- RBF trees ---
 
 
@@ -278,7 +226,7 @@ async def test_the_log_returns_histories_and_confirmed_gone_and_scanned(tmp_path
             ]
         )
         histories = await log.histories([txid(0), txid(3), txid(7)])
-        assert histories == {txid(0): [(Kind.ALERT, ""), (Kind.CONFIRMED, A)], txid(3): [(Kind.ALERT, "")]}
+        assert histories == {txid(0): [Step(Kind.ALERT), Step(Kind.CONFIRMED, A)], txid(3): [Step(Kind.ALERT)]}
 
         assert ids(await log.confirmed_in(A)) == [txid(0)]
         assert ids(await log.confirmed_in(B)) == []
@@ -290,9 +238,11 @@ async def test_the_log_returns_histories_and_confirmed_gone_and_scanned(tmp_path
         )
         assert ids(await log.confirmed_in(A)) == []
         assert await log.gone_since(NOW, 10) == {txid(1): 2}
-        again = next_event(lifecycle.confirmed(whale(0), block(A), NOW), (await log.histories([txid(0)]))[txid(0)])
+        history = (await log.histories([txid(0)]))[txid(0)]
+        again = next_event(lifecycle.confirmed(whale(0), block(A), NOW), history, Origin.POLLED)
         assert again is not None
         await log.append([again])
+        assert (await log.histories([txid(0)]))[txid(0)] == [*history, Step(Kind.CONFIRMED, A, 2)]
         assert ids(await log.confirmed_in(A)) == [txid(0)]
         rows = [scan_of(height, f"{height:064x}", NOW, NOW, [Sighting(1.5)], Cover.GAP) for height in (3, 1, 2)]
         for row in rows:
@@ -350,9 +300,3 @@ def test_the_chain_below_a_height_ends_at_the_first_gap() -> None:
     assert list(chain_below(reported, 8)) == [7, 6, 5]
     assert chain_below(reported, 10) == {}
     assert chain_below([block("", 7)], 8) == {}
-
-
-def test_a_confirmation_by_a_scan_is_the_same_event_as_one_by_the_stream() -> None:
-    draft = confirmed_draft(1)
-    history = [(Kind.ALERT, ""), (draft.kind, draft.ref)]
-    assert next_event(lifecycle.confirmed(whale(1), block(draft.ref), NOW), history) is None

@@ -77,7 +77,7 @@ SUBTLE: dict[str, tuple[str, Callable[[list[Row]], list[Row]]]] = {
         "wrong_outcomes", before_last("confirmed", lambda row: update(row, "dropped")),
     ),
     "confirmed in the same block twice": (
-        "double", before_last("confirmed", lambda row: replace(row, ref=row.ref + "#2"), after=1),
+        "double", before_last("confirmed", lambda row: replace(row, repeat=2), after=1),
     ),
     "pending right after its alert": ("wrong_outcomes", before_last("confirmed", lambda row: update(row, "pending"))),
     "pending because of a block that is still in the chain": (

@@ -35,6 +35,7 @@ class Row(Struct, frozen=True):
     offset: int
     kind: str
     ref: str
+    repeat: int
     txid: str
     at: float
     alert: dict[str, Any]
@@ -42,8 +43,8 @@ class Row(Struct, frozen=True):
 
     @property
     def because(self) -> str:
-        """The block hash or the replacing txid, without the number that a repeated ref has."""
-        return self.ref.partition("#")[0]
+        """The block hash or the replacing txid."""
+        return self.ref
 
 
 class ClientEvent(Struct, frozen=True):
@@ -127,13 +128,13 @@ def read(database: Path) -> list[Row]:
     """Read every event, with SQL that is independent of the event log's code."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as db:
         rows = db.execute(
-            "SELECT e.offset, e.kind, e.ref, w.txid, e.at, w.alert, e.body "
+            "SELECT e.offset, e.kind, e.ref, e.repeat, w.txid, e.at, w.alert, e.body "
             "FROM events e JOIN whales w ON w.id = e.whale ORDER BY e.offset"
         ).fetchall()
     db.close()
     return [
-        Row(offset, kind, ref, txid, at, json.loads(alert), json.loads(body) if body else None)
-        for offset, kind, ref, txid, at, alert, body in rows
+        Row(offset, kind, ref, repeat, txid, at, json.loads(alert), json.loads(body) if body else None)
+        for offset, kind, ref, repeat, txid, at, alert, body in rows
     ]
 
 
@@ -180,7 +181,7 @@ def _judge_log(rows: Sequence[Row], truth: Truth, chain: Chain, knowable: Knowab
             verdict.blame("holes", f"offset {row.offset} where {place} was expected")
             break
     before: dict[str, Row] = {}
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str, str, int]] = set()
     for row in rows:
         known = truth.get(row.txid)
         if known is None or not known.whale or not known.turns:
@@ -188,9 +189,9 @@ def _judge_log(rows: Sequence[Row], truth: Truth, chain: Chain, knowable: Knowab
             continue
         last = before.get(row.txid)
         before[row.txid] = row
-        if (row.txid, row.kind, row.ref) in seen or (row.kind == "alert") == (last is not None):
+        if (row.txid, row.kind, row.ref, row.repeat) in seen or (row.kind == "alert") == (last is not None):
             verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} at {row.offset}")
-        seen.add((row.txid, row.kind, row.ref))
+        seen.add((row.txid, row.kind, row.ref, row.repeat))
         if row.kind == "alert":
             _judge_amounts(row, known, verdict)
             continue
@@ -220,7 +221,7 @@ def _judge_amounts(row: Row, known: Record, verdict: Verdict) -> None:
 
 
 def _judge_order(last: Row, row: Row, verdict: Verdict) -> None:
-    if (last.kind, last.because) == (row.kind, row.because) and last.ref != row.ref:
+    if (last.kind, last.because) == (row.kind, row.because) and last.repeat != row.repeat:
         verdict.blame("double", f"{row.kind} {row.ref[:8]} about {row.txid[:8]} twice running, at {row.offset}")
     if row.kind == "pending" and not _takes_back(row, last):
         verdict.blame("wrong_outcomes", f"pending {row.ref[:8]} about {row.txid[:8]} after {last.kind} {last.ref[:8]}")

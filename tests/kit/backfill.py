@@ -26,12 +26,13 @@ from whaled.pipeline import Pipeline
 from whaled.registry import Registry
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
-from whaled.upstream.backend import Backend
-from whaled.upstream.dialect import decode
-from whaled.upstream.feed import Feed
-from whaled.upstream.http import RestFailure
-from whaled.upstream.messages import FeedMessage, Received
-from whaled.upstream.rest import Rest
+from whaled.source import MempoolChange, StreamMessage
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.dialect import decode
+from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.http import RestFailure
+from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
 BTC = 10**8
@@ -73,8 +74,8 @@ class Tally(BackfillMeter):
         return int(value)
 
     @property
-    def failures(self) -> Counter[RestFailure]:
-        return +Counter({reason: self._value("backfill_failures_total", reason=reason) for reason in RestFailure})
+    def failures(self) -> Counter[str]:
+        return +Counter[str]({reason: self._value("backfill_failures_total", reason=reason) for reason in RestFailure})
 
     @property
     def covers(self) -> Counter[Cover]:
@@ -138,23 +139,21 @@ class Observer:
         self._tally = tally
         # The number of finished rounds of work when the stream announced a transaction, by txid.
         self.rounds: dict[str, int] = {}
-        self.messages: list[FeedMessage] = []
+        self.messages: list[StreamMessage] = []
 
-    def observe(self, message: FeedMessage) -> None:
+    def observe(self, message: StreamMessage) -> None:
         self._worker.observe(message)
         self.messages.append(message)
-        if isinstance(message, Received) and message.frame.delta is not None:
-            self.rounds.update((glance.txid, self._tally.rounds) for glance in message.frame.delta.added)
+        if isinstance(message, MempoolChange):
+            self.rounds.update((glimpse.txid, self._tally.rounds) for glimpse in message.entered.added)
         self._tally.changed.set()
 
-    def announcements(self, txid: str) -> list[FeedMessage]:
+    def announcements(self, txid: str) -> list[StreamMessage]:
         """Return the messages that announced a transaction."""
         return [
             message
             for message in self.messages
-            if isinstance(message, Received)
-            and message.frame.delta is not None
-            and txid in {glance.txid for glance in message.frame.delta.added}
+            if isinstance(message, MempoolChange) and txid in {glimpse.txid for glimpse in message.entered.added}
         ]
 
 
@@ -203,7 +202,7 @@ class Rig:
         delta = {"sequence": 0, "added": [], "removed": [], "mined": [], "replaced": [], **parts}
         raw = json.dumps({"mempool-transactions": delta})
         now = self.clock()
-        message = Received(frame=decode(raw), received_at=now, received_monotonic=now, raw_bytes=len(raw))
+        message = change_of(decode(raw), received_at=now, received_monotonic=now)
         await self.pipeline.handle(message)
         self.observer.observe(message)
 

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from kit.eventlog import START, alert, open_log, scan, txid, update
+from whaled.eventlog import schema
 from whaled.eventlog.store import EventLog
 from whaled.model import Event
 
@@ -74,13 +75,17 @@ ROWS = {
 
 
 def as_version_3(path: Path) -> None:
-    """What a version before this one has written: without checksums."""
+    """What version 3 has written: without checksums, and without repeat numbers."""
+    with closing(sqlite3.connect(":memory:")) as old:
+        schema.create(old, 0.0)
+        (events,) = old.execute("SELECT sql FROM sqlite_schema WHERE name = 'events'").fetchone()
     edit(
         path,
-        *(
-            f"ALTER TABLE {table} DROP COLUMN checksum"
-            for table in ("events", "whales", "spends", "blocks", "state", "log")
-        ),
+        "ALTER TABLE events RENAME TO numbered_events",
+        events,
+        "INSERT INTO events SELECT offset, whale, kind, ref, at, high_at, body FROM numbered_events",
+        "DROP TABLE numbered_events",
+        *(f"ALTER TABLE {table} DROP COLUMN checksum" for table in ("whales", "spends", "blocks", "state", "log")),
         "DROP TABLE gaps",
         "PRAGMA user_version = 3",
     )

@@ -15,8 +15,9 @@ from whaled.metrics import Metrics
 from whaled.model import Event, UpstreamState
 from whaled.pipeline import Inputs, Log, Pipeline
 from whaled.registry import Registry
-from whaled.upstream.dialect import decode
-from whaled.upstream.messages import Received
+from whaled.source import MempoolChange
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
 
@@ -73,8 +74,8 @@ class Time:
         return self.now
 
 
-def received(raw: bytes, at: float) -> Received:
-    return Received(frame=decode(raw), received_at=at, received_monotonic=time.monotonic(), raw_bytes=len(raw))
+def received(raw: bytes | str, at: float) -> MempoolChange:
+    return change_of(decode(raw), received_at=at, received_monotonic=time.monotonic())
 
 
 def brings(*transactions: dict[str, Any]) -> bytes:

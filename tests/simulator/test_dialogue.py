@@ -12,7 +12,7 @@ from whaled.simulator.messages import Messages, join
 from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.truth import Fate, Record
 from whaled.simulator.world import World
-from whaled.upstream.dialect import Frame, decode
+from whaled.sources.mempool_space.dialect import Frame, decode
 
 NOW = 1_800_000_000.0
 POLLS = 110

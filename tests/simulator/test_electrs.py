@@ -17,7 +17,7 @@ from whaled.simulator.settings import Mode, SimulatorSettings
 from whaled.simulator.transactions import TxKind
 from whaled.simulator.txframes import full_tx
 from whaled.simulator.world import World
-from whaled.upstream.rawblock import spenders_in
+from whaled.sources.mempool_space.rawblock import spenders_in
 
 WHALE = 100 * SAT_PER_BTC
 QUIET = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0, mode=Mode.ESPLORA)

@@ -14,7 +14,7 @@ from whaled.simulator.scripts import Network
 from whaled.simulator.settings import DEMO, SimulatorSettings
 from whaled.simulator.transactions import Payment, Tx, TxKind
 from whaled.simulator.world import World
-from whaled.upstream import identity
+from whaled.sources.mempool_space import identity
 from whaled.whales.bookkeys import elsewhere
 from whaled.whales.fees import urgency
 from whaled.whales.labels import AddressBook

@@ -18,9 +18,10 @@ from kit.fuzz import corpus, hunt, scaling
 from kit.transactions import BTC, recorded_frames, txid
 from whaled.gateway.wire import event_frame, payload_of
 from whaled.model import Draft, Event, Market, Source, Transaction
-from whaled.upstream.dialect import Delta, DialectError, Frame, Snapshot, decode
-from whaled.upstream.snapshot import SnapshotRound
-from whaled.upstream.transactions import transaction_of
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.dialect import Delta, DialectError, Frame, Snapshot, decode
+from whaled.sources.mempool_space.snapshot import SnapshotRound
+from whaled.sources.mempool_space.transactions import transaction_of
 from whaled.whales import lifecycle, prices
 from whaled.whales.detect import Detector, Rules
 
@@ -214,8 +215,11 @@ def check_whales(frame: Frame, delta: Delta) -> None:
     price = prices.received(None, frame.btc_usd, frame.price_at, NOW)
     market = Market(fees=frame.fees, projected=frame.projected, tip_height=100, price=price)
     detector = Detector(Rules(100 * BTC))
+    change = change_of(frame, received_at=NOW, received_monotonic=0.0)
     for each in detector.candidates(found):
-        whale = detector.assess(each, market=market, now=NOW, source=Source.LIVE, replaces=delta.predecessor(each.txid))
+        whale = detector.assess(
+            each, market=market, now=NOW, source=Source.LIVE, replaces=change.predecessor(each.txid)
+        )
         assert whale is not None
         drafts: list[Draft] = [lifecycle.alerted(whale, NOW)]
         if frame.block is not None:
@@ -240,7 +244,7 @@ def check_against(message: Any, frame: Frame | None) -> None:
         assert [(each.replaced, each.by) for each in read.replaced] == [
             (pair["replaced"], pair["by"]["txid"]) for pair in pairs_of(part)
         ]
-        assert read.added_count == sum(total_sat(each) is not None for each in entries(part, "added"))
+        assert len(read.added) == sum(total_sat(each) is not None for each in entries(part, "added"))
         for minimum_sat in (0, 100 * BTC):
             found = {each.txid: [output.value for output in each.outputs] for each in read.at_least(minimum_sat)}
             assert found == expected(part, minimum_sat)
@@ -345,12 +349,11 @@ FAMILIES: dict[str, Callable[[int], bytes]] = {
 
 def read_all(raw: bytes) -> None:
     try:
-        delta = decode(raw).delta
+        change = change_of(decode(raw), received_at=NOW, received_monotonic=0.0)
     except DialectError:
         return
-    if delta is not None:
-        for found in delta.at_least(0):
-            delta.predecessor(found.txid)
+    for found in change.entered.at_least(0):
+        change.predecessor(found.txid)
 
 
 @pytest.mark.slow

@@ -35,8 +35,11 @@ RANKS = {
     "addresses": 2,
     "tables": 2,
     "times": 2,
+    "source": 2,
+    "sampling": 1,
+    "retry_after": 1,
     "whales": 3,
-    "upstream": 3,
+    "sources": 3,
     "auth": 3,
     "eventlog": 4,
     "gateway": 4,
@@ -64,13 +67,14 @@ PURE = (
     "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
     "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
-    "model", "tables", "times",
-    "upstream.canary_frame", "upstream.continuity", "upstream.dialect", "upstream.identity", "upstream.proxy",
-    "upstream.rawblock", "upstream.rbf", "upstream.retry_after", "upstream.routes", "upstream.snapshot",
-    "upstream.surrogates", "upstream.transactions", "whales.accuracy", "whales.amounts",
-    "whales.bookkeys", "whales.booklines", "whales.books", "whales.coinjoins", "whales.detect", "whales.fees",
-    "whales.filekinds", "whales.filters", "whales.history", "whales.labels", "whales.lifecycle", "whales.owners",
-    "whales.prices", "whales.watch",
+    "model", "retry_after", "source",
+    "sources.mempool_space.canary_frame", "sources.mempool_space.changes", "sources.mempool_space.continuity",
+    "sources.mempool_space.dialect", "sources.mempool_space.identity", "sources.mempool_space.proxy",
+    "sources.mempool_space.rawblock", "sources.mempool_space.rbf", "sources.mempool_space.routes",
+    "sources.mempool_space.snapshot", "sources.mempool_space.surrogates", "sources.mempool_space.transactions",
+    "tables", "times", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines",
+    "whales.books", "whales.coinjoins", "whales.detect", "whales.fees", "whales.filekinds", "whales.filters",
+    "whales.labels", "whales.lifecycle", "whales.owners", "whales.prices", "whales.watch",
 )  # fmt: skip
 IMPURE_MODULES = {
     "asyncio",
@@ -143,6 +147,19 @@ def test_pure_modules_do_no_io() -> None:
         if imported.split(".", maxsplit=1)[0] in IMPURE_MODULES
     ]
     assert not wrong
+
+
+# `service` wires the source; `metrics` builds its meters.
+KNOW_A_SOURCE = {"service", "metrics"}
+
+
+def test_only_the_wiring_imports_a_source() -> None:
+    importing = {
+        name
+        for name, tree in modules().items()
+        if room(name) != "sources" and any(each.startswith("whaled.sources") for each in imports(tree))
+    }
+    assert importing == KNOW_A_SOURCE
 
 
 # --- the tests ---

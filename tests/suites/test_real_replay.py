@@ -9,11 +9,11 @@ from aiohttp import web
 from kit.recordings import Answer, Frame, Recording, added, recording
 from whaled.config.sections import UpstreamSettings
 from whaled.registry import Registry
-from whaled.upstream.backend import Backend
-from whaled.upstream.dialect import decode
-from whaled.upstream.http import RestError, RestMeter
-from whaled.upstream.rawblock import spenders_in
-from whaled.upstream.rest import Rest
+from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.dialect import decode
+from whaled.sources.mempool_space.http import RestError, RestMeter
+from whaled.sources.mempool_space.rawblock import spenders_in
+from whaled.sources.mempool_space.rest import Rest
 
 BACKENDS = ("none", "none-3.2.1", "esplora")
 FRAMES = [(name, frame) for name in BACKENDS for frame in recording(name).frames]

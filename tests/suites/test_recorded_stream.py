@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from kit.transactions import BTC, NOW, recorded_frames, true_transactions, truth
 from whaled.config.sections import Basis
 from whaled.model import Block, Draft, Input, Kind, Market, Output, Source, Status, Transaction, Whale
-from whaled.upstream.dialect import decode
+from whaled.sources.mempool_space.changes import change_of
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales import lifecycle
 from whaled.whales.amounts import moved_sat
 from whaled.whales.detect import Detector, Rules
@@ -47,15 +48,15 @@ def replay() -> Replay:
             projected=market.projected if frame.projected is None else frame.projected,
             tip_height=frame.block.height if frame.block else market.tip_height,
         )
-        delta = frame.delta
+        delta, change = frame.delta, change_of(frame, received_at=NOW, received_monotonic=0.0)
         if delta is None:
             continue
         for found in delta.at_least(0):
             result.transactions.setdefault(found.txid, found)
-        result.assessed += delta.added_count
+        result.assessed += len(delta.added)
         for found in detector.candidates(delta.at_least(detector.minimum_sat)):
             whale = detector.assess(
-                found, market=market, now=NOW + number, source=Source.LIVE, replaces=delta.predecessor(found.txid)
+                found, market=market, now=NOW + number, source=Source.LIVE, replaces=change.predecessor(found.txid)
             )
             if whale is not None:
                 result.whales.append(whale)

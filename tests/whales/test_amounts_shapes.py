@@ -12,7 +12,7 @@ from bench.samples import Sample, samples
 from kit.paths import ROOT
 from kit.transactions import real_shapes
 from whaled.model import Input, Shape, Transaction
-from whaled.upstream.transactions import transaction_of
+from whaled.sources.mempool_space.transactions import transaction_of
 from whaled.whales.amounts import shape
 
 DETECTION = ROOT / "docs" / "detection.md"

@@ -15,8 +15,8 @@ from kit.whales import alert_draft
 from whaled.config.sections import DetectionSettings
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline
-from whaled.upstream.dialect import decode
-from whaled.upstream.messages import Received
+from whaled.source import MempoolChange
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import linked
 
@@ -31,7 +31,7 @@ def spending(number: int, *coins: int, value: int = 100 * BTC) -> dict[str, Any]
 
 def message(
     added: tuple[dict[str, Any], ...] = (), removed: tuple[int, ...] = (), mined: tuple[int, ...] = ()
-) -> Received:
+) -> MempoolChange:
     delta = {
         "sequence": 1,
         "added": list(added),

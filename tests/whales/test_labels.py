@@ -10,7 +10,7 @@ from kit.transactions import ADDRESSES, BTC, recorded_frames, relaxed, spent, tr
 from whaled.addresses import base58check, fault_in
 from whaled.errors import ConfigError
 from whaled.model import NULL_TXID, Flow, Input, Output, OwnerType, Transaction
-from whaled.upstream.dialect import decode
+from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import Owner
 

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from whaled.backfill.context import BACKEND_WIDE, Context
+from whaled.backfill.context import Context
 from whaled.backfill.coverage import Cover, Interruptions, Sighting, covers, scan_of
 from whaled.backfill.replacements import Replacements
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
 from whaled.model import Block, Draft, Kind, Market, Source, Transaction, Whale
-from whaled.upstream.backend import Summary
-from whaled.upstream.http import RestError, RestFailure
+from whaled.source import BackendError, Summary
 from whaled.whales import lifecycle
 
 # Blocks of the stream to remember until they are scanned.
@@ -43,7 +42,7 @@ class OpenScan(Struct):
     wanted: dict[str, list[Summary]]
     known: dict[str, Whale]
     found: int = 0
-    problem: RestError | None = None
+    problem: BackendError | None = None
 
     @property
     def unfetched_whales(self) -> int:
@@ -106,7 +105,7 @@ class BlockScanner:
     async def scan(self, block_hash: str, height: int) -> Block | None:
         """Scan a block as far as the turn allows.
 
-        Returns None if it is not finished: the next call continues. Raises RestError.
+        Returns None if it is not finished: the next call continues. Raises BackendError.
         """
         opened = self._open.get(height)
         if opened is None or opened.block.hash != block_hash:
@@ -116,8 +115,8 @@ class BlockScanner:
         async def request(key: str) -> None:
             try:
                 await self._fetch_page(scan, scan.wanted[key])
-            except RestError as error:
-                if error.reason in BACKEND_WIDE:
+            except BackendError as error:
+                if error.is_backend_wide:
                     raise
                 scan.problem = error  # the whole block waits, not the page
             else:
@@ -136,17 +135,10 @@ class BlockScanner:
         await self._finish(scan)
         return scan.block
 
-    async def block_at(self, block_hash: str, height: int) -> Block:
-        """Return a block. Raises RestError if the backend gives it another height."""
-        block = await self._context.backend.block(block_hash)
-        if block.height != height:
-            raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {block.height}, expected {height}")
-        return block
-
     async def _begin(self, block_hash: str, height: int) -> OpenScan:
         """Fetch the summary of a block and confirm the known whales in it."""
         context = self._context
-        block = await self.block_at(block_hash, height)
+        block = await context.backend.block(block_hash, height)
         entries = await context.backend.summary(block_hash)
         known = await context.event_log.whales(entry.txid for entry in entries if entry.txid is not None)
         await context.commit_valid([lifecycle.confirmed(whale, block, context.clock()) for whale in known.values()])
@@ -207,13 +199,13 @@ class BlockScanner:
         for transaction, entry in incomplete:
             whole = await context.backend.completed(transaction)
             await self._commit(scan, await self._drafts(scan, whole, entry))
-        problems: list[RestError] = []
+        problems: list[BackendError] = []
         for entry in absent:
             try:
                 transaction = await context.backend.mined(scan.block.hash, entry)
                 await self._commit(scan, await self._drafts(scan, transaction, entry))
-            except RestError as error:
-                if error.reason in BACKEND_WIDE:
+            except BackendError as error:
+                if error.is_backend_wide:
                     raise
                 problems.append(error)  # the others need not wait for it
         if problems:

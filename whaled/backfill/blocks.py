@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import structlog
 
 from whaled.backfill.block_scan import BlockScanner, Progress
-from whaled.backfill.context import BACKEND_WIDE, Context
+from whaled.backfill.context import Context
 from whaled.backfill.coverage import Interruptions
 from whaled.backfill.first_run import FIRST_KEY, FirstRun, blocks_at_start, chain_below
 from whaled.backfill.replacements import Replacements
 from whaled.backfill.turns import FAILURES_IN_A_ROW, TURN_S
 from whaled.backoff import Backoff
 from whaled.model import Block, Kind
-from whaled.upstream.http import RestError
+from whaled.source import BackendError
 from whaled.whales import lifecycle
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -78,7 +78,7 @@ class Blocks:
 
         Returns False if there is more to do now.
 
-        Raises RestError; everything that was scanned until then is stored.
+        Raises BackendError; everything that was scanned until then is stored.
         """
         context = self._context
         tip = await context.backend.tip_height()
@@ -142,7 +142,7 @@ class Blocks:
         known = len(await context.event_log.scans(first, low - 1))
         if low - first > known:
             # Verify the height of the tip: one wrong response must not skip all blocks to come.
-            await self._scanner.block_at(tip_hash, tip)
+            await context.backend.block(tip_hash, tip)
             logger.warning(
                 "blocks further back than backfill.max_blocks are not scanned",
                 blocks=low - first - known,
@@ -250,7 +250,7 @@ class Blocks:
         """Scan the blocks at these heights until the turn ends.
 
         A block that fails waits while the others continue, unless several failed in a row. Returns False if there is
-        more to do now. Raises RestError as `Turns.take` does.
+        more to do now. Raises BackendError as `Turns.take` does.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + TURN_S
@@ -260,9 +260,9 @@ class Blocks:
                 return False
             try:
                 is_finished = await self._scan(height, scanned, tip, tip_hash)
-            except RestError as error:
+            except BackendError as error:
                 self._scanner.give_up(height)
-                if error.reason in BACKEND_WIDE:
+                if error.is_backend_wide:
                     raise
                 failures += 1
                 self._context.report_failure(error, self._backoff.failed(str(height), error.retry_after_s))

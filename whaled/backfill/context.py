@@ -10,17 +10,15 @@ from whaled.backfill.meters import BackfillMeter
 from whaled.backfill.ports import Committer, Log
 from whaled.config.sections import BackfillSettings
 from whaled.model import Draft, Kind
-from whaled.upstream.backend import Backend
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.sampling import Sampler
-from whaled.whales.history import History, next_event
+from whaled.sampling import Sampler
+from whaled.source import Backend, BackendError
+from whaled.whales import lifecycle
+from whaled.whales.lifecycle import History, Origin
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 # Whales or transactions that are looked up in the event log together and then requested, as far as the turn allows.
 BATCH = 100
-# These failures concern the backend as a whole, not the single request: the next request would fail alike.
-BACKEND_WIDE = frozenset({RestFailure.UNREACHABLE, RestFailure.RATE_LIMITED, RestFailure.TLS, RestFailure.REDIRECTED})
 # At most one log line per failure reason in this time.
 LOG_INTERVAL_S = 600.0
 
@@ -51,7 +49,7 @@ class Context:
         self.replaced: dict[str, None] = {}
         self._sampler = Sampler(LOG_INTERVAL_S, monotonic)
 
-    def report_failure(self, error: RestError, again_s: float) -> None:
+    def report_failure(self, error: BackendError, again_s: float) -> None:
         """Count a failed request that is repeated in `again_s` seconds.
 
         It is logged at most once per `LOG_INTERVAL_S` and reason.
@@ -61,7 +59,7 @@ class Context:
         if suppressed is not None:
             logger.warning(
                 "the backend cannot be asked, gaps stay open",
-                reason=error.reason.value,
+                reason=str(error.reason),
                 problem=str(error),
                 again_s=again_s,
                 suppressed=suppressed,
@@ -80,14 +78,13 @@ class Context:
             return False
 
         async def decide() -> list[Draft]:
-            valid: list[Draft] = []
             histories = await self.event_log.histories({draft.whale.alert.transaction_id for draft in drafts})
-            for draft in drafts:
-                txid = draft.whale.alert.transaction_id
-                history = histories.get(txid, [])
-                if still_holds is None or still_holds(txid, history):
-                    valid += filter(None, [next_event(draft, history)])
-            return valid
+            holding = [
+                draft
+                for draft in drafts
+                if still_holds is None or still_holds(txid := draft.whale.alert.transaction_id, histories.get(txid, []))
+            ]
+            return lifecycle.valid(holding, histories, Origin.POLLED)
 
         events = await self.committer.commit(decide)
         self.replaced.update((each.whale.alert.transaction_id, None) for each in events if each.kind is Kind.REPLACED)

@@ -16,13 +16,11 @@ from whaled.backfill.seen_txids import SeenTxids
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
 from whaled.model import Draft, Kind, Source, Transaction
+from whaled.source import BackendError, Listed, MempoolChange, MempoolPart
 from whaled.tables import Tables
-from whaled.upstream.dialect import Delta, Snapshot, Stripped
-from whaled.upstream.http import RestError
-from whaled.upstream.rest import INPUTS_LIMIT
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import rivals_of
-from whaled.whales.history import GONE
+from whaled.whales.lifecycle import GONE
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,8 +32,8 @@ UNVALUED_LIMIT = 50_000
 # Whales of the stream to remember, and to recheck; a restarted backend announces its whole mempool. The next mempool
 # comparison finds those beyond.
 STREAM_LIMIT = 50_000
-# The smallest input has 57.5 vB (a key spend of taproot): below this size a transaction has at most `INPUTS_LIMIT`.
-LARGE_VSIZE = 57.5 * INPUTS_LIMIT
+# The smallest input: a key spend of taproot.
+LEAST_INPUT_VSIZE = 57.5
 # The node knows a transaction before the backend streams it. The stream delivers in this time what is merely ahead.
 UNVALUED_AFTER_S = 10.0
 
@@ -51,18 +49,18 @@ class Candidate(Struct):
     has_left: bool = False
 
     @classmethod
-    def of(cls, stripped: Stripped) -> "Candidate":
+    def of(cls, listed: Listed) -> "Candidate":
         """Return the candidate for an entry of a snapshot.
 
         What is unknown is 0 or None. A fee of 0 is unknown too: a backend keeps it from having seen the transaction in
         a block.
         """
         return cls(
-            round(stripped.fee) if stripped.fee is not None and stripped.fee > 0 else None,
-            stripped.rate or 0.0,
-            stripped.first_seen or 0.0,
-            stripped.vsize or 0.0,
-            stripped.is_replacement,
+            round(listed.fee) if listed.fee is not None and listed.fee > 0 else None,
+            listed.rate or 0.0,
+            listed.first_seen or 0.0,
+            listed.vsize or 0.0,
+            listed.is_replacement,
         )
 
     def completing(self, transaction: Transaction) -> Transaction:
@@ -121,48 +119,48 @@ class Mempool:
 
     # --- messages of the stream: handled without waiting ---
 
-    def on_snapshot(self, part: Snapshot) -> None:
-        """Take in a projected block."""
-        self._seen.add(stripped.txid for stripped in part.transactions)
-        for stripped in part.at_least(self._context.committer.minimum_sat):
-            self._add_candidate(stripped.txid, Candidate.of(stripped))
-            self._add_to_stream(stripped.txid)
+    def on_snapshot(self, part: MempoolPart) -> None:
+        """Take in a part of a snapshot."""
+        self._seen.add(listed.txid for listed in part.transactions)
+        for listed in part.at_least(self._context.committer.minimum_sat):
+            self._add_candidate(listed.txid, Candidate.of(listed))
+            self._add_to_stream(listed.txid)
 
-    def on_delta(self, delta: Delta) -> None:
+    def on_change(self, change: MempoolChange) -> None:
         """Take in a change of the mempool. The pipeline has examined its transactions already."""
         # The next mempool comparison forgets what left as well, but it waits for a response, possibly for days.
-        self._seen.discard((*delta.removed, *delta.mined))
-        self._seen.add(glance.txid for glance in delta.added)
+        self._seen.discard((*change.removed, *change.mined))
+        self._seen.add(glimpse.txid for glimpse in change.entered.added)
         minimum_sat = self._context.committer.minimum_sat
-        for glance in delta.added:
-            if glance.gross_sat >= minimum_sat:
-                self._add_to_stream(glance.txid)
+        for glimpse in change.entered.added:
+            if glimpse.gross_sat >= minimum_sat:
+                self._add_to_stream(glimpse.txid)
                 if len(self._to_recheck) < STREAM_LIMIT:
-                    self._to_recheck[glance.txid] = None
-        left = (*delta.removed, *delta.mined, *(pair.replaced for pair in delta.replaced))
+                    self._to_recheck[glimpse.txid] = None
+        left = (*change.removed, *change.mined, *(pair.replaced for pair in change.replaced))
         self._left_meanwhile = {txid for txid in (*self._left_meanwhile, *left) if self._is_running(txid)}
-        self._left_meanwhile.difference_update(glance.txid for glance in delta.added)
-        for txid in (*delta.removed, *delta.mined):
+        self._left_meanwhile.difference_update(glimpse.txid for glimpse in change.entered.added)
+        for txid in (*change.removed, *change.mined):
             self._to_recheck.pop(txid, None)
             self._in_stream.pop(txid, None)
             if txid in self._candidates:
                 self._candidates[txid].has_left = True
-        self._stop_fetching(delta)
+        self._stop_fetching(change)
         self._tables.shrink()
 
-    def _stop_fetching(self, delta: Delta) -> None:
+    def _stop_fetching(self, change: MempoolChange) -> None:
         """Stop fetching transactions that a request no longer helps.
 
         The block scan finds those that were mined, and the backend does not return those that it evicted. It still
         returns those that it saw being replaced.
         """
         if self._candidates:
-            for txid in delta.mined:
+            for txid in change.mined:
                 if not self._turns.is_running(txid) and self._candidates.pop(txid, None) is not None:
                     self._backoff.forget(txid)
         if self._unvalued:
-            replaced = {pair.replaced for pair in delta.replaced}
-            for txid in (*delta.mined, *(removed for removed in delta.removed if removed not in replaced)):
+            replaced = {pair.replaced for pair in change.replaced}
+            for txid in (*change.mined, *(removed for removed in change.removed if removed not in replaced)):
                 if not self._unvalued_turns.is_running(txid) and txid in self._unvalued:
                     del self._unvalued[txid]
                     self._backoff.forget(txid)
@@ -220,23 +218,23 @@ class Mempool:
         pending again.
 
         The mempool is requested because an announced whale may have left since, in a message that was missed. Always
-        returns True. Raises RestError; nothing is lost then.
+        returns True. Raises BackendError; nothing is lost then.
         """
         recheck, self._to_recheck = self._to_recheck | self._context.replaced, {}
         self._context.replaced.clear()
         histories = await self._context.event_log.histories(recheck)
-        gone = {txid: len(history) for txid, history in histories.items() if history[-1][0] in GONE}
+        gone = {txid: len(history) for txid, history in histories.items() if history[-1].kind in GONE}
         if gone:
             try:
                 mempool = set(await self._context.backend.mempool())
-            except RestError:
+            except BackendError:
                 self._to_recheck |= dict.fromkeys(gone)
                 raise
             await self.mark_pending_again(gone, mempool)
         return True
 
     async def fetch_candidates(self) -> bool:
-        """Fetch whales of the snapshot. Returns False if there are more. Raises RestError; nothing is lost then."""
+        """Fetch whales of the snapshot. Returns False if there are more. Raises BackendError; nothing is lost then."""
         due = {
             txid: candidate
             for txid, candidate in self._candidates.items()
@@ -259,7 +257,7 @@ class Mempool:
     async def fetch_unvalued(self) -> bool:
         """Fetch a batch of transactions of unknown value.
 
-        Returns False if there are more. Raises RestError; nothing is lost then.
+        Returns False if there are more. Raises BackendError; nothing is lost then.
         """
         for txid in [txid for txid in self._unvalued if txid in self._seen]:
             del self._unvalued[txid]
@@ -273,7 +271,8 @@ class Mempool:
             bare = await self._context.backend.bare(txid)
             is_known = bare is not None
             if bare is None or bare.value_sat >= self._context.committer.minimum_sat:
-                is_known = await self._fetch(txid, None, is_large=bare is not None and len(bare.inputs) > INPUTS_LIMIT)
+                is_large = bare is not None and len(bare.inputs) > self._context.backend.inputs_limit
+                is_known = await self._fetch(txid, None, is_large=is_large)
             if is_known:
                 self._seen.add([txid])
             self._unvalued.pop(txid, None)
@@ -284,7 +283,9 @@ class Mempool:
         """Fetch a transaction and alert it if it is a whale. Returns False if the backend does not have it."""
         context = self._context
         is_replacement = candidate.is_replacement if candidate is not None else None
-        if is_large or (candidate is not None and candidate.vsize > LARGE_VSIZE):
+        # Below this size a transaction has at most `inputs_limit` inputs.
+        limit_vsize = LEAST_INPUT_VSIZE * context.backend.inputs_limit
+        if is_large or (candidate is not None and candidate.vsize > limit_vsize):
             transaction = await context.backend.large(txid)
             if transaction is not None and candidate is not None:
                 transaction = candidate.completing(transaction)

@@ -1,6 +1,5 @@
 """Outcomes of whales that are no longer in the mempool. They come from requests to the backend; none is guessed."""
 
-import asyncio
 from collections.abc import Callable, Container, Iterable
 from itertools import islice
 
@@ -10,13 +9,11 @@ from whaled.backfill.context import BATCH, Context
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
 from whaled.model import Draft, Kind, Whale
+from whaled.source import BackendError, MempoolChange
 from whaled.tables import Tables
-from whaled.upstream.dialect import Delta
-from whaled.upstream.http import RestError, RestFailure
-from whaled.upstream.rawblock import SerialError, spenders_in
 from whaled.whales import lifecycle
 from whaled.whales.conflicts import rivals_of
-from whaled.whales.history import WAITING, History
+from whaled.whales.lifecycle import lacks_outcome
 
 # The next message of the stream usually explains why a whale left (a block, a replacement): the first request waits for
 # it.
@@ -50,16 +47,6 @@ BLOCK_CLOCK_S = 7200.0
 # Keys of the searches through blocks; the other keys are the txids of whales.
 DROP = "drop"
 NEWEST = "newest"
-
-
-def is_unresolved(history: History) -> bool:
-    """Return whether the newest event may not be the outcome.
-
-    The whale is pending, or it was reported as replaced after a scan had confirmed it. The stream lags behind the node,
-    so that report may be older than the block.
-    """
-    last = [kind for kind, _ in history[-2:]]
-    return last[-1] in WAITING or last == [Kind.CONFIRMED, Kind.REPLACED]
 
 
 class Missing(Struct):
@@ -121,16 +108,21 @@ class Outcomes:
                 dues.append(max(self._context.monotonic(), self._backoff.due(key)))
         return min(dues, default=None)
 
-    def on_delta(self, delta: Delta) -> None:
-        """Look for transactions that spend an output which a watched whale spends.
+    def on_change(self, change: MempoolChange) -> None:
+        """Look for transactions that spend an output which a watched whale spends, and for whales that returned.
 
         A backend does not report every replacement: not after a restart, and not if the new transaction pays the lower
         fee by itself (package RBF).
         """
-        if self._watched and delta.added_count and len(delta.frame) <= FRAME_LIMIT_BYTES:
-            for outpoint, by in delta.spending(self._watched).items():
+        entered = change.entered
+        if self._watched and entered.added and entered.size_bytes <= FRAME_LIMIT_BYTES:
+            for outpoint, by in entered.spending(self._watched).items():
                 if self._watched[outpoint] != by:
                     self._spenders[self._watched[outpoint]] = by
+        # The stream announced them: one that leaves again gets a full grace period again.
+        for glimpse in entered.added:
+            if glimpse.txid in self._missing:
+                self._stop(glimpse.txid)
 
     async def on_left(self, txids: Iterable[str]) -> None:
         """Follow those of these transactions that are whales: they are no longer in the mempool."""
@@ -165,21 +157,15 @@ class Outcomes:
             if oldest not in self._missing:
                 self._unwatch(oldest)
 
-    def on_returned(self, txids: Iterable[str]) -> None:
-        """Stop following these: the stream announced them. One that leaves again gets a full grace period again."""
-        for txid in txids:
-            if txid in self._missing:
-                self._stop(txid)
-
     async def begin(self) -> None:
         """Resume after a start: follow recently replaced whales that may be confirmed, and watch dropped ones."""
         log = self._context.event_log
         recent = await log.gone_since(self._context.clock() - RECENT_S, RECENT_LIMIT)
         histories = await log.histories(recent)
-        await self.on_left(txid for txid, history in histories.items() if is_unresolved(history))
+        await self.on_left(txid for txid, history in histories.items() if lacks_outcome(history))
         gone = await self.recently_gone()
         histories = await log.histories(gone)
-        dropped = [txid for txid in gone if txid in histories and histories[txid][-1][0] is Kind.DROPPED]
+        dropped = [txid for txid in gone if txid in histories and histories[txid][-1].kind is Kind.DROPPED]
         await self._watch(dropped[:WATCHED_LIMIT])
         self._watch_dropped(reversed(dropped[:WATCHED_LIMIT]))
 
@@ -204,7 +190,7 @@ class Outcomes:
     async def run(self) -> bool:
         """Check the whales that are due, as far as the turn allows.
 
-        Returns False if there are more. Raises RestError; they stay due.
+        Returns False if there are more. Raises BackendError; they stay due.
         """
         context = self._context
         self._tables.shrink()
@@ -220,7 +206,7 @@ class Outcomes:
         ]
         histories = await context.event_log.histories(due)
         # Retention may have removed the events of a whale, and with them the whale.
-        unresolved = [txid for txid in due if txid in histories and is_unresolved(histories[txid])]
+        unresolved = [txid for txid in due if txid in histories and lacks_outcome(histories[txid])]
         for txid in set(due) - set(unresolved):
             self._stop(txid)  # the stream or a scan has reported its outcome
         is_done = await self._check(unresolved, now) if unresolved else True
@@ -298,7 +284,7 @@ class Outcomes:
         checked = {txid: missing for txid, missing in self._missing.items() if missing.searched is not None}
         try:
             replaced = await self._replaced_in_blocks(checked, NEWEST_BLOCKS)
-        except RestError:
+        except BackendError:
             self._is_search_due = True
             raise
         await self._context.commit_valid(
@@ -328,10 +314,9 @@ class Outcomes:
                 break
             if all(missing.is_searched(scan.hash) for missing in whales.values()):
                 continue
-            raw = await context.backend.raw_block(scan.hash)
-            if raw is None:
+            spenders = await context.backend.spenders(scan.hash, wanted)
+            if spenders is None:
                 break  # the backend does not have this call
-            spenders = await _spenders_in(scan.hash, raw, wanted)
             for outpoint, by in spenders.items():
                 txid = wanted[outpoint]
                 if by != txid:
@@ -387,11 +372,3 @@ class Outcomes:
             if by is not None and by != txid:
                 return by
         return None
-
-
-async def _spenders_in(block: str, raw: bytes, wanted: Iterable[str]) -> dict[str, str]:
-    try:
-        # In a thread: reading a block takes a tenth of a second, which would block the event loop.
-        return await asyncio.to_thread(spenders_in, raw, wanted)
-    except SerialError as error:
-        raise RestError(RestFailure.GARBAGE, f"block/{block}/raw: {error}") from error

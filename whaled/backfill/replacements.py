@@ -7,8 +7,7 @@ from whaled.backfill.first_run import began_at
 from whaled.backfill.turns import Turns
 from whaled.backoff import Backoff
 from whaled.model import Draft, Source, Whale
-from whaled.upstream.http import RestError
-from whaled.upstream.rbf import Relative
+from whaled.source import BackendError, Relative
 from whaled.whales import lifecycle
 
 
@@ -37,12 +36,12 @@ class Replacements:
         return self._backoff.next_due(self._turns.is_running)
 
     async def run(self) -> bool:
-        """Search the latest replacements if that is due. Returns False if there is more to do. Raises RestError."""
+        """Search the latest replacements if that is due. Returns False if there is more to do. Raises BackendError."""
         if self._is_due:
             self._is_due = False  # a snapshot taken during the request marks it due again
             try:
                 trees = await self._context.backend.latest_families()
-            except RestError:
+            except BackendError:
                 self._is_due = True
                 raise
             self._trees = {rbf_tree[0].txid: rbf_tree for rbf_tree in trees}
@@ -60,7 +59,7 @@ class Replacements:
 
         Only of those that are not in the event log.
 
-        Transactions from before whaled's first start are left out. Raises RestError.
+        Transactions from before whaled's first start are left out. Raises BackendError.
         """
         context = self._context
         wanted = [each for each in reversed(rbf_tree) if self._may_be_whale(each)]

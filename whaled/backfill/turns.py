@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
-from whaled.backfill.context import BACKEND_WIDE, Context
+from whaled.backfill.context import Context
 from whaled.backoff import Backoff
-from whaled.upstream.http import RestError
+from whaled.source import BackendError
 
 # After this time the next kind of request has its turn. Requests without a response by then continue in the background.
 TURN_S = 2.0
@@ -22,7 +22,7 @@ class Turns:
         self._limit = limit
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failures = 0
-        self._problem: RestError | None = None
+        self._problem: BackendError | None = None
 
     def is_running(self, key: str) -> bool:
         """Return whether a request for this key is running."""
@@ -32,7 +32,7 @@ class Turns:
         """Call `request` for each key that has no running request, in their order, until the turn ends.
 
         A key whose request fails waits for its `backoff`. Several failures in a row end the turn. Returns False if
-        keys are left. Raises RestError if a request failed with a `BACKEND_WIDE` reason during or since the last turn.
+        keys are left. Raises BackendError if a request failed for a backend-wide cause during or since the last turn.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + TURN_S
@@ -67,8 +67,8 @@ class Turns:
     async def _run(self, key: str, request: Callable[[str], Awaitable[None]]) -> None:
         try:
             await request(key)
-        except RestError as error:
-            if error.reason in BACKEND_WIDE:
+        except BackendError as error:
+            if error.is_backend_wide:
                 self._problem = error
             else:
                 self._failures += 1

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from whaled.backfill.blocks import Blocks
-from whaled.backfill.context import BACKEND_WIDE, Context
+from whaled.backfill.context import Context
 from whaled.backfill.coverage import Interruptions
 from whaled.backfill.first_run import BEGAN_KEY, FirstRun
 from whaled.backfill.mempool import Mempool
@@ -19,9 +19,15 @@ from whaled.backfill.outcomes import Outcomes
 from whaled.backfill.replacements import Replacements
 from whaled.backoff import INITIAL_S, Backoff
 from whaled.model import UpstreamState
-from whaled.upstream.continuity import Continuity
-from whaled.upstream.http import RestError
-from whaled.upstream.messages import FeedMessage, Lost, Received, SnapshotTaken, StateChanged
+from whaled.source import (
+    BackendError,
+    Continuity,
+    Lost,
+    MempoolChange,
+    SnapshotTaken,
+    StateChanged,
+    StreamMessage,
+)
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -78,12 +84,12 @@ class Worker:
 
     # --- messages of the feed: handled without waiting ---
 
-    def observe(self, message: FeedMessage) -> None:
+    def observe(self, message: StreamMessage) -> None:
         """Take in a message after the pipeline has handled it."""
         now = self._clock()
         match message:
-            case Received():
-                self._on_received(message, now)
+            case MempoolChange():
+                self._on_mempool_change(message, now)
             case SnapshotTaken():
                 self._meter.snapshot()
                 self._replacements.mark_due()
@@ -111,28 +117,25 @@ class Worker:
         self._report_backlog()
         self._wake.set()
 
-    def _on_received(self, message: Received, now: float) -> None:
+    def _on_mempool_change(self, change: MempoolChange, now: float) -> None:
         self._received_at = now
-        frame = message.frame
-        if message.continuity in {Continuity.GAP, Continuity.RESTARTED}:
+        if change.continuity in {Continuity.GAP, Continuity.RESTARTED}:
             self._interruptions.gap(now)
             self._mempool.on_interruption()
-        if frame.snapshot is not None:
-            self._mempool.on_snapshot(frame.snapshot)
-        if frame.delta is not None:
-            self._mempool.on_delta(frame.delta)
-            self._outcomes.on_delta(frame.delta)
-            self._outcomes.on_returned(glance.txid for glance in frame.delta.added)
-            self._left.update(dict.fromkeys(frame.delta.removed))
-            self._left.update(dict.fromkeys(pair.replaced for pair in frame.delta.replaced))
-            if len(self._left) > LEFT_LIMIT:
-                self._left.clear()
-                self._comparison_due = True  # it finds them too
-        if frame.is_ready and frame.blocks:
-            self._first_run.observe(frame.blocks)
-        if frame.block is not None and self._is_connected:
-            self._blocks.observe(frame.block, now)
-        if frame.block is not None or frame.blocks is not None:
+        if change.snapshot is not None:
+            self._mempool.on_snapshot(change.snapshot)
+        self._mempool.on_change(change)
+        self._outcomes.on_change(change)
+        self._left.update(dict.fromkeys(change.removed))
+        self._left.update(dict.fromkeys(pair.replaced for pair in change.replaced))
+        if len(self._left) > LEFT_LIMIT:
+            self._left.clear()
+            self._comparison_due = True  # it finds them too
+        if change.is_ready and change.blocks:
+            self._first_run.observe(change.blocks)
+        if change.block is not None and self._is_connected:
+            self._blocks.observe(change.block, now)
+        if change.block is not None or change.blocks is not None:
             self._blocks_due = True
 
     # --- the work ---
@@ -188,9 +191,9 @@ class Worker:
             if self._backoff.is_due(name):
                 try:
                     is_done = await step() and is_done
-                except RestError as error:
+                except BackendError as error:
                     # Without the tip, no other response can be trusted.
-                    key = BACKEND if error.reason in BACKEND_WIDE or name in {"tip", "blocks"} else name
+                    key = BACKEND if error.is_backend_wide or name in {"tip", "blocks"} else name
                     if self._context.backend.answered > self._answered:
                         # The backend responds to some requests: the wait need not grow.
                         self._answered = self._context.backend.answered
@@ -205,7 +208,7 @@ class Worker:
     async def _probe_backend(self) -> bool:
         """Verify that the backend responds before trusting a response that it does not know a whale.
 
-        Always returns True. Raises RestError.
+        Always returns True. Raises BackendError.
         """
         if self._mempool.candidates or self._replacements.is_due:
             # In esplora mode the first request goes to the backend and the second one to electrs: both must respond.
@@ -240,7 +243,7 @@ class Worker:
         gone = await self._outcomes.recently_gone()
         try:
             txids = await self._context.backend.mempool()
-        except RestError:
+        except BackendError:
             self._comparison_due = True
             raise
         self._mempool.compare(txids)

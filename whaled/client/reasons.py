@@ -16,7 +16,7 @@ from websockets.exceptions import (
 from websockets.http11 import Response
 
 from whaled.config.rules import redacted
-from whaled.upstream.retry_after import retry_after_s
+from whaled.retry_after import retry_after_s
 
 # Statuses below 500 that are temporary.
 PASSING_STATUSES = {408, 425, 429}

@@ -11,13 +11,25 @@ from zlib import crc32
 _EVENT = Struct("<qddIIB")  # offset, at, high_at, length of kind, length of ref, 1 if there is a body
 
 
-def of_event(offset: int, kind: bytes, ref: bytes, at: float, high_at: float, body: bytes | None, txid: bytes) -> int:
+def of_event(
+    offset: int, kind: bytes, ref: bytes, repeat: int, at: float, high_at: float, body: bytes | None, txid: bytes
+) -> int:  # fmt: skip
     """Return the checksum of an event. It covers the txid of its whale: an event linked to another whale is damaged.
 
     Raises struct.error or TypeError if a column has the wrong type.
     """
+    if repeat != 1:
+        ref = numbered(ref, repeat)
     start = _EVENT.pack(offset, at, high_at, len(kind), len(ref), body is not None)
     return crc32(b"".join((start, txid, kind, ref, body or b"")))
+
+
+def numbered(ref: bytes, repeat: int) -> bytes:
+    """Return ref and repeat number as one text, "ref#2": the form in which versions before 5 stored them.
+
+    Checksums cover this form, so those of older rows are valid still.
+    """
+    return ref if repeat == 1 else b"%b#%d" % (ref, repeat)
 
 
 def of_whale(txid: bytes, alert: bytes, addresses: bytes) -> int:

@@ -13,6 +13,7 @@ from whaled.eventlog.checksums import of_event, of_whale
 from whaled.eventlog.damage import MISMATCH, NO_WHALE, DamagedRowError
 from whaled.eventlog.notes import EARLIEST_S, LATEST_S
 from whaled.model import MAX_SAT, Alert, Event, Kind, Scan, Update, Whale
+from whaled.whales.lifecycle import Step
 
 # Text columns are bytes: invalid UTF-8 must fail a single row, not the whole statement.
 Row = tuple[Any, ...]
@@ -59,14 +60,14 @@ class Codec:
     def columns(self, row: Row) -> tuple[int, float]:
         """Verify a row of `Queries.columns` without decoding its JSON. Return (offset, high_at).
 
-        The row is offset, kind, ref, at, high_at, body, checksum, txid of the whale. Raises DamagedRowError.
+        The row is offset, kind, ref, repeat, at, high_at, body, checksum, txid of the whale. Raises DamagedRowError.
         """
-        offset, kind, ref, at, high_at, body, checksum, txid = row
+        offset, kind, ref, repeat, at, high_at, body, checksum, txid = row
         if txid is None:
             raise DamagedRowError(NO_WHALE)
         try:
             # Computed also if no checksum is stored: packing the columns verifies their types.
-            computed = of_event(offset, kind, ref, at, high_at, body, txid)
+            computed = of_event(offset, kind, ref, repeat, at, high_at, body, txid)
             if checksum != computed and checksum is not None:
                 raise DamagedRowError(MISMATCH)
             # Rows of older versions have no checksum, so implausible times are checked for as well.
@@ -82,11 +83,11 @@ class Codec:
         The row is that of `columns`, followed by alert, addresses, checksum and number of the whale.
         """
         # Repeats `columns` in line: half of the cost of a replay's page is spent here.
-        offset, kind, ref, at, high_at, body, checksum, txid, alert, addresses, whale_checksum, _ = row
+        offset, kind, ref, repeat, at, high_at, body, checksum, txid, alert, addresses, whale_checksum, _ = row
         try:
             if checksum is None or txid is None:
-                self.columns(row[:8])
-            elif checksum != of_event(offset, kind, ref, at, high_at, body, txid):
+                self.columns(row[:9])
+            elif checksum != of_event(offset, kind, ref, repeat, at, high_at, body, txid):
                 raise DamagedRowError(MISMATCH)
             known = KINDS[kind]
             update = None if body is None else self._update.decode(body)
@@ -101,17 +102,17 @@ class Codec:
             whale = self.whale(txid, alert, addresses, whale_checksum)
         except DamagedRowError as error:
             raise DamagedRowError(f"the alert of {shown(txid)}: {error}") from error
-        return Event(offset=offset, kind=known, at=at, whale=whale, ref=text, update=update)
+        return Event(offset=offset, kind=known, at=at, whale=whale, ref=text, update=update, repeat=repeat)
 
-    def history(self, row: Row) -> tuple[str, Kind, str]:
-        """Decode a row of `Queries.columns`. Return (txid, kind, ref). Raises DamagedRowError."""
+    def step(self, row: Row) -> tuple[str, Step]:
+        """Decode a row of `Queries.columns`. Return the txid and the step of its history. Raises DamagedRowError."""
         self.columns(row)
-        _, kind, ref, *_, txid = row
+        _, kind, ref, repeat, *_, txid = row
         known = KINDS.get(kind)
         if known is None:
             raise DamagedRowError(f"its kind {shown(kind)} is not known")
         try:
-            return txid.decode(), known, ref.decode()
+            return txid.decode(), Step(known, ref.decode(), repeat)
         except UNREADABLE as error:
             raise _unreadable(error) from error
 

@@ -281,7 +281,7 @@ class Inspection(Pages):
         super()._take(reading, row)
         reading.events.clear()
         self.inspected.rows += 1
-        self.inspected.unverified += row[6] is None
+        self.inspected.unverified += row[7] is None  # the checksum
 
     def _spends(self, progress: Callable[[int], None]) -> None:
         # Compared as text, but bound as bytes: the outpoint may be invalid UTF-8.

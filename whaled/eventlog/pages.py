@@ -99,7 +99,7 @@ class Pages(Rows):
         reading.cursor = row[0]
         try:
             reading.events.append(self._codec.event(row))
-            reading.size += len(row[8]) + len(row[9])
+            reading.size += len(row[9]) + len(row[10])  # alert and addresses
         except DamagedRowError as error:
             reading.damages.append(damaged_event(row, str(error)))
 

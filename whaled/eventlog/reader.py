@@ -14,8 +14,9 @@ from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Row, shown
 from whaled.eventlog.damage import Damage, Table
 from whaled.eventlog.rows import Rows, damaged_event
-from whaled.model import Event, Kind, Scan, Status, Whale
+from whaled.model import Event, Scan, Status, Whale
 from whaled.whales.accuracy import Outcome
+from whaled.whales.lifecycle import Step
 
 IS_NEWEST = "NOT EXISTS (SELECT 1 FROM events AS later WHERE later.whale = e.whale AND later.offset > e.offset)"
 
@@ -68,15 +69,14 @@ class Reader(Rows):
             found.setdefault(txid, []).append(outpoint)
         return found
 
-    def histories(self, txids: Sequence[str]) -> dict[str, list[tuple[Kind, str]]]:
+    def histories(self, txids: Sequence[str]) -> dict[str, list[Step]]:
         """See EventLog.histories."""
         # The condition is on e.whale: one on w.txid, after the LEFT JOIN, would be evaluated for every event.
         of_whales = "SELECT id FROM whales WHERE txid IN (SELECT value FROM json_each(?))"
         query = f"{self._queries.columns} WHERE e.whale IN ({of_whales}) ORDER BY e.offset"
-        found: dict[str, list[tuple[Kind, str]]] = {}
-        rows = self._intact("read histories", query, (_json(txids),), self._codec.history, damaged_event)
-        for txid, kind, ref in rows:
-            found.setdefault(txid, []).append((kind, ref))
+        found: dict[str, list[Step]] = {}
+        for txid, step in self._intact("read histories", query, (_json(txids),), self._codec.step, damaged_event):
+            found.setdefault(txid, []).append(step)
         return found
 
     def scans(self, low: int, high: int) -> list[Scan]:
@@ -114,8 +114,7 @@ class Reader(Rows):
     def confirmed_in(self, block_hash: str) -> list[Whale]:
         """See EventLog.confirmed_in."""
         events = self._events(
-            f"WHERE e.kind = 'confirmed' AND (e.ref = ?1 OR e.ref LIKE ?1 || '#%') AND {IS_NEWEST} ORDER BY e.offset",
-            (block_hash,),
+            f"WHERE e.kind = 'confirmed' AND e.ref = ? AND {IS_NEWEST} ORDER BY e.offset", (block_hash,)
         )
         return [event.whale for event in events]
 
@@ -125,8 +124,8 @@ class Reader(Rows):
             f"{self._queries.columns} WHERE e.kind IN ('replaced', 'dropped') AND e.at >= ? AND {IS_NEWEST} "
             "ORDER BY e.offset DESC"
         )
-        rows = self._intact("read whales that are gone", query, (at,), self._codec.history, damaged_event)
-        txids = [txid for txid, _, _ in islice(rows, limit)]
+        rows = self._intact("read whales that are gone", query, (at,), self._codec.step, damaged_event)
+        txids = [txid for txid, _ in islice(rows, limit)]
         histories = self.histories(txids)
         return {txid: len(histories[txid]) for txid in txids if txid in histories}
 

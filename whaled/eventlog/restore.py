@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from whaled.errors import EventLogError, LogFailure, OperatorError
-from whaled.eventlog import backup, files, firstpage, schema
+from whaled.eventlog import backup, checksums, files, firstpage, schema
 from whaled.eventlog.codec import Codec, Row
 from whaled.eventlog.damage import DamagedRowError
 from whaled.eventlog.rows import Queries
@@ -136,7 +136,7 @@ class _Compared:
     def __init__(self, db: sqlite3.Connection, oldest: int) -> None:
         self._codec = Codec()
         files.read_rows(db)
-        queries = Queries(has_checksums=schema.has_checksums(db))
+        queries = Queries(schema.version_of(db))
         self._rows = db.execute(f"{queries.columns} WHERE e.offset >= ? ORDER BY e.offset", (oldest,))
         self._row: Row | None = None
         self.step()
@@ -157,8 +157,10 @@ class _Compared:
         They exclude `high_at`, which depends on what retention removed, and the checksum, which covers it.
         """
         assert self._row is not None
-        offset, kind, ref, at, _, body, _, txid = self._row
-        return offset, kind, ref, at, body, txid
+        offset, kind, ref, repeat, at, _, body, _, txid = self._row
+        # As one text, whichever version of the schema either log has.
+        is_number = isinstance(ref, bytes) and isinstance(repeat, int)
+        return offset, kind, checksums.numbered(ref, repeat) if is_number else ref, at, body, txid
 
     @property
     def is_intact(self) -> bool:

@@ -21,13 +21,15 @@ T = TypeVar("T")
 class Queries:
     """SELECT statements with their columns in the order that `Codec` expects.
 
-    For files of versions before 4, which have no checksums, the statements select NULL instead.
+    For files of versions before 4, which have no checksums, the statements select NULL instead; for files of versions
+    before 5, which have the repeat number in the ref, 1.
     """
 
-    def __init__(self, *, has_checksums: bool) -> None:
-        of = "{}.checksum" if has_checksums else "NULL"
+    def __init__(self, version: int) -> None:
+        of = "{}.checksum" if version >= schema.CHECKSUMS_VERSION else "NULL"
         event, whale = of.format("e"), of.format("w")
-        columns = f"e.offset, e.kind, e.ref, e.at, e.high_at, e.body, {event}, w.txid"
+        repeat = "e.repeat" if version >= schema.REPEATS_VERSION else "1"
+        columns = f"e.offset, e.kind, e.ref, {repeat}, e.at, e.high_at, e.body, {event}, w.txid"
         # A LEFT JOIN also returns events whose whale is missing, so that they can be reported and skipped.
         tables = "FROM events AS e LEFT JOIN whales AS w ON w.id = e.whale"
         self.events = f"SELECT {columns}, w.alert, w.addresses, {whale}, e.whale {tables}"
@@ -51,14 +53,14 @@ class Rows:
         self._busy_timeout_s = busy_timeout_s
         self._report = report
         self._codec = Codec()
-        self._queries = Queries(has_checksums=True)
+        self._queries = Queries(schema.NEWEST_VERSION)
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
         """Open the connection. Raises EventLogError."""
         with files.explained(self._path, "open the event log for reading"):
             db = self._connection = files.connect(self._path, "ro", self._busy_timeout_s)
-            self._queries = Queries(has_checksums=schema.version_of(db) >= schema.CHECKSUMS_VERSION)
+            self._queries = Queries(schema.version_of(db))
             files.read_rows(db)
 
     def close(self) -> None:

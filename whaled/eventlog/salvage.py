@@ -36,11 +36,13 @@ COMMIT_ROWS = 10_000
 SAMPLE = 5  # number of rows from which the shape of a page is determined
 # A range of missing events up to this length is listed one line per event; a longer range takes a single line.
 LISTED_RANGE = 100_000
+NUMBERED = re.compile(rb"(.*)#([1-9][0-9]{0,17})", re.DOTALL)
 OUTPOINT = re.compile(rb"[0-9a-f]{64}:[0-9]{1,10}")
 TABLES = (Table.EVENTS, Table.WHALES, Table.SPENDS, Table.BLOCKS, Table.STATE)
-# The numbers of stored columns of a row; rows of older versions have no checksum and so one column less.
+# The numbers of stored columns of a row; rows of older versions have no checksum and so one column less. An event of a
+# version before 5 has no repeat number either, but the end "#2" of its ref.
 WHALE_COLUMNS = {4, 5}
-EVENT_COLUMNS = {7, 8}
+EVENT_COLUMNS = {7, 8, 9}
 SCAN_COLUMNS = {len(Scan.__struct_fields__), len(Scan.__struct_fields__) + 1}
 REALS = frozenset({"mined_at", "scanned_at", "lead_s"})
 
@@ -190,31 +192,30 @@ class Salvage:
 
     def _freed_event(self, record: Record) -> None:
         offset, values = record
-        if offset and len(values) == max(EVENT_COLUMNS) and values[0] is None and isinstance(values[7], int):
+        if offset and len(values) in EVENT_COLUMNS - {7} and values[0] is None and isinstance(values[-1], int):
             pruned = self._noted(schema.PRUNED_MARK)
             first = pruned + 1 if pruned is not None else self._inspected.oldest
             if first <= offset <= self._inspected.counter.head:
                 self._keep_event(offset, values, is_freed=True)
 
     def _keep_event(self, offset: int, values: Values, *, is_freed: bool = False) -> None:
-        _, whale, kind, ref, at, high_at, body, *rest = values
-        checksum = rest[0] if rest else None
+        whale, kind, ref, repeat, at, high_at, body, checksum = event_columns(values)
         at, high_at = _real(at), _real(high_at)
         txid, *of_whale = self._whale(whale)
-        problem = self._problem((offset, kind, ref, at, high_at, body, checksum, txid, *of_whale, whale))
+        problem = self._problem((offset, kind, ref, repeat, at, high_at, body, checksum, txid, *of_whale, whale))
         if problem is None and self._insert(
-            "INSERT OR IGNORE INTO events (offset, whale, kind, ref, at, high_at, body, checksum) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO events (offset, whale, kind, ref, repeat, at, high_at, body, checksum) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(offset, whale, kind.decode(), ref.decode(), at, high_at, body and body.decode()),
-                checksums.of_event(offset, kind, ref, at, high_at, body, txid),
+                *(offset, whale, kind.decode(), ref.decode(), repeat, at, high_at, body and body.decode()),
+                checksums.of_event(offset, kind, ref, repeat, at, high_at, body, txid),
             ),
         ):
             return
         if not is_freed:
             columns = {
-                "offset": offset, "whale": whale, "txid": txid, "kind": kind, "ref": ref, "at": at, "high_at": high_at,
-                "body": body, "checksum": checksum,
+                "offset": offset, "whale": whale, "txid": txid, "kind": kind, "ref": ref, "repeat": repeat, "at": at,
+                "high_at": high_at, "body": body, "checksum": checksum,
             }  # fmt: skip
             # Either damaged, or not inserted because this event or a conflicting one already exists.
             self.lost.add(Table.EVENTS, offset, problem or TWICE, columns, whale=whale)
@@ -227,8 +228,9 @@ class Salvage:
             return BEYOND
         try:
             self._codec.event(row)
-            if row[5] is not None:
-                row[5].decode()
+            body = row[6]
+            if body is not None:
+                body.decode()
         except (DamagedRowError, UnicodeDecodeError) as error:
             return str(error)
         return None
@@ -313,7 +315,7 @@ class Salvage:
     def _index_entry(self, record: Record) -> None:
         """Use an index entry to list a row that is lost, or to restore a row of `spends`."""
         match record.values:
-            case (int() as whale, bytes() as kind, bytes() as ref, int() as offset):
+            case (int() as whale, bytes() as kind, bytes() as ref, *repeat, int() as offset) if len(repeat) < 2:
                 if 1 <= offset <= self._inspected.counter.head and not self._has("events", "offset", offset):
                     columns = {"offset": offset, "whale": whale, "kind": kind, "ref": ref}
                     self.lost.add(Table.EVENTS, offset, UNREADABLE, columns, whale=whale)
@@ -416,6 +418,17 @@ class Salvage:
     def _has(self, table: str, key: str, value: int) -> bool:
         query = f"SELECT 1 FROM {table} WHERE {key} = ?"  # noqa: S608 - constants
         return self._db.execute(query, (bounded(value),)).fetchone() is not None
+
+
+def event_columns(values: Values) -> Values:
+    """Return whale, kind, ref, repeat number, at, high_at, body and checksum of a stored row of `events`."""
+    if len(values) == max(EVENT_COLUMNS):
+        return values[1:]
+    _, whale, kind, ref, at, high_at, body, *rest = values
+    repeat = 1
+    if isinstance(ref, bytes) and (match := NUMBERED.fullmatch(ref)):
+        ref, repeat = match[1], int(match[2])
+    return whale, kind, ref, repeat, at, high_at, body, rest[0] if rest else None
 
 
 def is_spend(outpoint: bytes, rest: Sequence[object]) -> bool:

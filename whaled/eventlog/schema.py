@@ -11,7 +11,8 @@
 - `state` holds short texts by key: the notes of one daemon, and the mark of a copy.
 - `gaps` holds the offsets of damaged events that `whaled repair` removed. Any other hole in `events` is new damage.
 
-`checksum` is NULL in rows that a version before 4 stored.
+`checksum` is NULL in rows that a version before 4 stored. `repeat` is 1, or counts the events of a whale with the same
+kind and ref.
 """
 
 import secrets
@@ -132,6 +133,51 @@ def add_checksums(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 -
     seal_log(db)
 
 
+REPEATS_VERSION = 5  # the first version with the column `repeat`
+
+# Columns that hold another type than the table allows, as after a flipped bit, cannot be copied into a strict table.
+# Then the end of a ref that repeats another one: "#2", "#3" ...
+COPY_EVENTS = """
+    INSERT OR IGNORE INTO events (offset, whale, kind, ref, repeat, at, high_at, body, checksum)
+    SELECT
+        offset, whale, kind,
+        CASE WHEN is_numbered THEN substr(ref, 1, mark - 1) ELSE ref END,
+        CASE WHEN is_numbered THEN CAST(substr(ref, mark + 1) AS INTEGER) ELSE 1 END,
+        at, high_at, body, checksum
+    FROM (
+        SELECT *, instr(ref, '#') AS mark, ref GLOB '*#[1-9]*' AND NOT ref GLOB '*#*[^0-9]*' AS is_numbered
+        FROM unnumbered_events
+        WHERE typeof(whale) = 'integer' AND typeof(kind) = 'text' AND typeof(ref) = 'text' AND typeof(at) = 'real'
+            AND typeof(high_at) = 'real' AND typeof(body) IN ('text', 'null')
+            AND typeof(checksum) IN ('integer', 'null')
+    )
+    ORDER BY offset"""
+
+
+def add_repeats(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
+    """Add version 5: the repeat number of an event as a column of its unique key, instead of an end of its ref.
+
+    SQLite cannot change a key, so the table is copied. The checksums stay valid (`checksums.numbered`). An event with a
+    column of a wrong type, which no reader accepts, is left out: from then on it is missing, which is damage as well.
+    """
+    db.execute("ALTER TABLE events RENAME TO unnumbered_events")
+    db.execute("""
+        CREATE TABLE events (
+            offset INTEGER PRIMARY KEY,
+            whale INTEGER NOT NULL REFERENCES whales (id),
+            kind TEXT NOT NULL,
+            ref TEXT NOT NULL,
+            repeat INTEGER NOT NULL,
+            at REAL NOT NULL,
+            high_at REAL NOT NULL,
+            body TEXT,
+            checksum INTEGER,
+            UNIQUE (whale, kind, ref, repeat)
+        ) STRICT""")
+    db.execute(COPY_EVENTS)
+    db.execute("DROP TABLE unnumbered_events")
+
+
 def seal_log(db: sqlite3.Connection) -> None:
     """Update the checksum of the row of `log`, if this schema version has one."""
     if has_checksums(db):
@@ -169,7 +215,8 @@ def put_state(db: sqlite3.Connection, key: str, value: str) -> None:
 
 
 # Step n migrates version n to version n + 1. New steps go to the end; a released step never changes.
-MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends, add_checksums)
+MIGRATIONS: tuple[Migration, ...] = (create, add_blocks, add_spends, add_checksums, add_repeats)
+NEWEST_VERSION = len(MIGRATIONS)
 
 
 def migrate(
@@ -179,7 +226,7 @@ def migrate(
 
     Raises EventLogError for a database that was made by another program or a newer whaled, and leaves it unchanged.
     """
-    with _transaction(db):
+    with _without_foreign_keys(db), _transaction(db):
         before = identify(db, path, newest=len(steps))
         for step in steps[before:]:
             step(db, now)
@@ -329,6 +376,17 @@ def settle_copy(db: sqlite3.Connection, *, renew: bool) -> None:
         if renew:
             db.execute("UPDATE log SET epoch = ?", (new_epoch(),))
             seal_log(db)
+
+
+@contextmanager
+def _without_foreign_keys(db: sqlite3.Connection) -> Iterator[None]:
+    """Leave foreign keys unchecked: an event whose whale is lost must not prevent the copy of its table."""
+    was_on = _number(db, "PRAGMA foreign_keys")
+    db.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        db.execute(f"PRAGMA foreign_keys = {was_on}")
 
 
 @contextmanager

@@ -36,7 +36,8 @@ from whaled.eventlog.pages import Page, Pages
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.rows import Rows
 from whaled.eventlog.writer import Committed, Opened, Writer
-from whaled.model import Draft, Event, Kind, Position, Scan, Whale
+from whaled.model import Draft, Event, Position, Scan, Whale
+from whaled.whales.lifecycle import Step
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -264,9 +265,9 @@ class EventLog:
         require_limit(limit)
         return await self._search(self._threads.searches.pending, after, limit)
 
-    async def histories(self, txids: Iterable[str]) -> dict[str, list[tuple[Kind, str]]]:
-        """Return, by txid, kind and ref of each event held about the whale, in offset order."""
-        found: dict[str, list[tuple[Kind, str]]] = {}
+    async def histories(self, txids: Iterable[str]) -> dict[str, list[Step]]:
+        """Return, by txid, each event held about the whale, in offset order."""
+        found: dict[str, list[Step]] = {}
         rest = iter(txids)
         while chunk := list(islice(rest, TXID_CHUNK)):
             found.update(await self._look_up(self._threads.lookups.histories, chunk))

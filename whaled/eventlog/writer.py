@@ -83,7 +83,7 @@ class Writer:
         self._report = report
         self._lock = files.DaemonLock(path)
         self._codec = Codec()
-        self._queries = Queries(has_checksums=True)
+        self._queries = Queries(schema.NEWEST_VERSION)
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._newest: tuple[int, float] | None = None  # head and its `high_at`, after a commit
@@ -320,21 +320,24 @@ class Writer:
                 whale = Whale(whale.alert, whale.addresses)
         body = None if draft.update is None else self._codec.json(draft.update)
         # SQLite stores -0.0 as 0.0, and the checksum must match the value that is read back: adding 0.0 does the same.
+        kind, ref, repeat = draft.kind.value, draft.ref, draft.repeat
         checksum = checksums.of_event(
-            offset, draft.kind.value.encode(), draft.ref.encode(), draft.at + 0.0, high_at + 0.0, body, key
+            offset, kind.encode(), ref.encode(), repeat, draft.at + 0.0, high_at + 0.0, body, key
         )
         text = None if body is None else body.decode()
         inserted = db.execute(
-            "INSERT INTO events (offset, whale, kind, ref, at, high_at, body, checksum) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (whale, kind, ref) DO NOTHING",
-            (offset, whale_id, draft.kind.value, draft.ref, draft.at, high_at, text, checksum),
+            "INSERT INTO events (offset, whale, kind, ref, repeat, at, high_at, body, checksum) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (whale, kind, ref, repeat) DO NOTHING",
+            (offset, whale_id, kind, ref, repeat, draft.at, high_at, text, checksum),
         ).rowcount
         if not inserted:
             if known is None:  # a new whale has no events yet: the conflicting row belongs to another whale
                 raise self._corrupt(f"an index of events refers to whale {whale_id}, which did not exist")
             return None
-        return Event(offset=offset, kind=draft.kind, at=draft.at, whale=whale, ref=draft.ref, update=draft.update)
+        return Event(
+            offset=offset, kind=draft.kind, at=draft.at, whale=whale, ref=ref, update=draft.update, repeat=repeat
+        )
 
     def _insert_whale(self, db: sqlite3.Connection, txid: bytes, whale: Whale) -> int:
         """Insert a whale. Return its row number: one that no event or outpoint refers to, not even of a lost whale."""

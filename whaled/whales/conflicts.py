@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from whaled.model import Draft, Kind, Whale
 from whaled.whales import lifecycle
-from whaled.whales.history import GONE, WAITING, History, next_event
+from whaled.whales.lifecycle import GONE, WAITING, History, Origin
 
 
 class Conflicts(Protocol):
@@ -22,7 +22,7 @@ class Conflicts(Protocol):
         ...
 
     async def histories(self, txids: Iterable[str]) -> dict[str, History]:
-        """Return the kind and ref of every stored event about these whales, by txid."""
+        """Return every event held about these whales, in order, by txid."""
         ...
 
     async def rivals(self, outpoints: Iterable[str]) -> dict[str, list[str]]:
@@ -38,7 +38,7 @@ async def rivals_of(txid: str, outpoints: Iterable[str], event_log: Conflicts) -
     """Return the other whales that spend one of these outpoints, with the kind of the newest event about each."""
     found = await event_log.rivals(outpoints)
     rivals = {rival for each in found.values() for rival in each} - {txid}
-    return {rival: history[-1][0] for rival, history in (await event_log.histories(rivals)).items()}
+    return {rival: history[-1].kind for rival, history in (await event_log.histories(rivals)).items()}
 
 
 async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
@@ -71,6 +71,7 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
     for index, draft in enumerate(drafts):
         if draft.kind is Kind.ALERT:
             alerts.setdefault(draft.whale.alert.transaction_id, index)
+    replaced: list[Draft] = []
     for txid, others in rivals.items():
         # A dropped whale may be replaced later. A confirmed one is excluded: only its block leaving the chain revokes
         # that. Retention may have removed a whale since it was found.
@@ -79,17 +80,16 @@ async def linked(drafts: Sequence[Draft], event_log: Conflicts) -> list[Draft]:
         if index >= 0 and found[index].whale.alert.replaces is None:
             whale = lifecycle.replacing(found[index].whale, _predecessor(txid, losers, histories))
             found[index] = replace(found[index], whale=whale)
-        for rival in losers:
-            draft = lifecycle.replaced(whales[rival], txid, drafts[0].at)
-            if rival not in mentioned and (event := next_event(draft, histories[rival])) is not None:
-                found.append(event)
-    return found
+        replaced += [
+            lifecycle.replaced(whales[rival], txid, drafts[0].at) for rival in losers if rival not in mentioned
+        ]
+    return [*found, *lifecycle.valid(replaced, histories, Origin.POLLED)]
 
 
 def _last(histories: Mapping[str, History], txid: str) -> tuple[Kind | None, str]:
-    """Return kind and ref of the newest event about a whale, the ref without its number."""
-    kind, ref = histories[txid][-1] if histories.get(txid) else (None, "")
-    return kind, ref.partition("#")[0]
+    """Return kind and ref of the newest event about a whale."""
+    history = histories.get(txid)
+    return (history[-1].kind, history[-1].ref) if history else (None, "")
 
 
 def _predecessor(txid: str, losers: Sequence[str], histories: Mapping[str, History]) -> str | None:

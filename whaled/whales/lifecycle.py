@@ -1,17 +1,119 @@
-"""The lifecycle of a whale: pending -> confirmed | replaced | dropped -> pending again. Pure.
+"""A whale's life: the events about it, as drafts, and which of them may follow which. Pure.
 
-Each step is a Draft; the event log accepts (txid, kind, ref) once, so repeating a step is harmless.
+Pending -> confirmed | replaced | dropped -> pending again. `TRANSITIONS` is the one table of it. Whatever reports an
+event, the stream or a request to the backend, asks `next_event` before the event log takes it.
 """
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from enum import Flag, auto
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from whaled.model import Alert, Block, Draft, Kind, Status, Update, Whale
 
+
+class Origin(Flag):
+    """The way a report about a whale arrived.
+
+    The stream reports changes one by one, and may lag behind the node. A polled report gives the whale's present state,
+    so events before it may be missing. What follows from a conflict with another whale is polled too.
+    """
+
+    STREAM = auto()
+    POLLED = auto()
+
+
+class Step(NamedTuple):
+    """An event of a whale's history: its kind, the block hash or txid it refers to, and its repeat number."""
+
+    kind: Kind
+    ref: str = ""
+    repeat: int = 1
+
+
+History = list[Step]
+"""The events held about a whale, in order. Retention may have removed the first ones."""
+
+GONE = frozenset({Kind.REPLACED, Kind.DROPPED})
+WAITING = frozenset({Kind.ALERT, Kind.PENDING})
+
+EITHER = Origin.STREAM | Origin.POLLED
+# By the kind of a whale's newest event (None: no event is held), the kinds that may follow it, and whose report of it
+# counts.
+TRANSITIONS: Mapping[Kind | None, Mapping[Kind, Origin]] = {
+    None: {Kind.ALERT: EITHER, Kind.CONFIRMED: EITHER, Kind.REPLACED: EITHER, Kind.DROPPED: Origin.POLLED},
+    Kind.ALERT: {Kind.CONFIRMED: EITHER, Kind.REPLACED: EITHER, Kind.DROPPED: Origin.POLLED},
+    Kind.PENDING: {Kind.CONFIRMED: EITHER, Kind.REPLACED: EITHER, Kind.DROPPED: Origin.POLLED},
+    # From one block to another, without an event in between: the block of the same height on another branch.
+    # Not to REPLACED: the stream lags behind its node, so a block scan may have read the block already while the stream
+    # still reports an earlier replacement. If that block has left the chain, the backfill reports PENDING first.
+    Kind.CONFIRMED: {Kind.CONFIRMED: EITHER, Kind.PENDING: Origin.POLLED},
+    # From one replacer to another: the whale returned in between, and the stream says so. A request may name any later
+    # one of a chain of replacers.
+    Kind.REPLACED: {Kind.CONFIRMED: EITHER, Kind.REPLACED: Origin.STREAM, Kind.PENDING: Origin.POLLED},
+    Kind.DROPPED: {Kind.CONFIRMED: EITHER, Kind.REPLACED: EITHER, Kind.PENDING: Origin.POLLED},
+}
+NOBODY = Origin(0)
+
 # By consensus a miner's clock may be this far ahead. A block older than this was mined while whaled was not watching;
 # only then is the block's own time more accurate than the time of its receipt.
 BLOCK_CLOCK_S = 7200.0
+
+
+def next_event(draft: Draft, history: History, origin: Origin) -> Draft | None:
+    """Return the draft in the form to store, None if it repeats the newest event or may not follow it.
+
+    The log accepts each kind, ref and repeat number of a whale once. A whale that moves back and forth between two
+    branches of the chain repeats an earlier event; the repetition is numbered.
+    """
+    newest = history[-1] if history else None
+    if origin not in TRANSITIONS[newest.kind if newest is not None else None].get(draft.kind, NOBODY):
+        return None
+    if newest is not None and not _may_refer(draft, newest):
+        return None
+    # Retention may have removed earlier repetitions, so the highest stored number counts, not their quantity.
+    repeats = [step.repeat for step in history if (step.kind, step.ref) == (draft.kind, draft.ref)]
+    return replace(draft, repeat=max(repeats) + 1) if repeats else draft
+
+
+def _may_refer(draft: Draft, newest: Step) -> bool:
+    """Return whether the ref of a draft, whose kind may follow, fits the newest event.
+
+    A block that left the chain revokes only the newest event, and only if that names this block. A replaced or dropped
+    whale becomes pending again without a block.
+    """
+    if draft.kind is Kind.PENDING:
+        return draft.ref == (newest.ref if newest.kind is Kind.CONFIRMED else "")
+    return (draft.kind, draft.ref) != (newest.kind, newest.ref)
+
+
+def valid(drafts: Sequence[Draft], histories: Mapping[str, History], origin: Origin) -> list[Draft]:
+    """Return those drafts that may follow, in the form to store and in order. Each counts for those after it.
+
+    `histories` are those of the whales by txid; none is needed for a whale of which no event is held.
+    """
+    lives: dict[str, list[Step]] = {}
+    found: list[Draft] = []
+    for draft in drafts:
+        txid = draft.whale.alert.transaction_id
+        life = lives.setdefault(txid, list(histories.get(txid, ())))
+        event = next_event(draft, life, origin)
+        if event is not None:
+            life.append(Step(event.kind, event.ref, event.repeat))
+            found.append(event)
+    return found
+
+
+def lacks_outcome(history: History) -> bool:
+    """Return whether the newest event may not be the outcome.
+
+    The whale is pending, or an older whaled recorded it as replaced after a scan had confirmed it: that report of the
+    stream may be older than the block.
+    """
+    kinds = [step.kind for step in history[-2:]]
+    return kinds[-1] in WAITING or kinds == [Kind.CONFIRMED, Kind.REPLACED]
 
 
 def alerted(whale: Whale, now: float) -> Draft:
