@@ -17,7 +17,6 @@ class Component(StrEnum):
 
     UPSTREAM = "upstream"
     REST = "rest"
-    DETECT = "detect"
     EVENTLOG = "eventlog"
     GATEWAY = "gateway"
     CONFIG = "config"

@@ -13,8 +13,8 @@ from kit.whales import SAT, txid, whale
 from whaled.gateway import messages
 from whaled.gateway.framing import text_frame
 from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Group, Hub
+from whaled.metrics import Metrics
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
-from whaled.ops.metrics import Metrics
 from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 
 ADDRESSES = [f"bc1q{number:038d}" for number in range(6)]

@@ -14,8 +14,8 @@ from whaled.gateway.hub import Hub
 from whaled.gateway.pages import KEPT_BYTES, PAGE_EVENTS, LostError, Pages
 from whaled.gateway.replay import ADDRESSES_AT_ONCE, Replay
 from whaled.gateway.share import Lane, LoopShare
+from whaled.metrics import Metrics
 from whaled.model import Event, Whale
-from whaled.ops.metrics import Metrics
 from whaled.whales.filters import EVERYTHING, Filter
 
 NOTHING = Filter(min_sat=21_000_000 * 10**8)

@@ -24,7 +24,8 @@ from kit.gateway import UPGRADE, ask, receive_type, running_gateway, silent_clie
 from whaled.config.sections import MemorySettings
 from whaled.gateway.pages import KEPT_BYTES
 from whaled.ops.memory import PAGE_BYTES, Gauge
-from whaled.ops.memory_watch import MemoryWatch
+from whaled.ops.memory_watch import MemoryMeter, MemoryWatch
+from whaled.registry import Registry
 
 MIB = 1024**2
 
@@ -189,13 +190,16 @@ def test_this_process_has_a_size() -> None:
     assert 10 * MIB < found.used_bytes < 10_000 * MIB
 
 
-class Seen:
-    """What was measured last."""
+class Seen(MemoryMeter):
+    """The metrics of memory, with the value that tests compare."""
 
-    is_shedding = False
+    def __init__(self) -> None:
+        self._registry = Registry()
+        super().__init__(self._registry)
 
-    def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
-        self.is_shedding = is_shedding
+    @property
+    def is_shedding(self) -> bool:
+        return self._registry.collectors.get_sample_value("whaled_memory_shedding") == 1
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to return memory")

@@ -42,8 +42,8 @@ from whaled.config.sections import AuthSettings, EventLogSettings, GatewaySettin
 from whaled.eventlog.store import EventLog
 from whaled.gateway.handshake import RETRY_AFTER_S
 from whaled.gateway.server import Gateway
+from whaled.metrics import Metrics
 from whaled.model import Alert, Draft, Flow, Grant, Permission, Shape, UpstreamState, Whale
-from whaled.ops.metrics import Metrics
 
 BOT = ROOT / "docs" / "examples" / "bot.py"
 SOON = Retry(initial_s=0.001, max_s=0.01)

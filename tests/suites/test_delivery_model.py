@@ -13,8 +13,8 @@ from whaled.gateway.hub import Hub, OffsetGapError
 from whaled.gateway.pages import Pages
 from whaled.gateway.replay import Replay
 from whaled.gateway.share import LoopShare
+from whaled.metrics import Metrics
 from whaled.model import Event, Kind
-from whaled.ops.metrics import Metrics
 from whaled.whales.filters import EVERYTHING, Filter
 
 # A frame has about 700 bytes: four of them fit, and what is behind that makes a client lag.

@@ -21,9 +21,9 @@ from whaled.gateway.handshake import REFUSAL_STATUS
 from whaled.gateway.limits import Refusal
 from whaled.gateway.listener import Reserve
 from whaled.gateway.messages import AuthMessage
+from whaled.metrics import Metrics
 from whaled.model import PROJECTED_BLOCKS, SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops import descriptors
-from whaled.ops.metrics import Metrics
 from whaled.whales import amounts, coinjoins, fees
 from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
 
