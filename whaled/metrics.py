@@ -11,8 +11,8 @@ from whaled.canary import CanaryMeter
 from whaled.config.meters import ConfigMeter
 from whaled.detection_meters import DetectionMeter
 from whaled.eventlog.meters import EventLogMeter
+from whaled.gateway.meters import GatewayMeter
 from whaled.ops import meters as process
-from whaled.ops.client_meters import GatewayMeter
 from whaled.ops.memory_watch import MemoryMeter
 from whaled.ops.starts import StartMeter
 from whaled.ops.watchdog import LoopMeter

@@ -126,7 +126,7 @@ async def test_an_offer_that_can_be_kept_is_accepted_and_another_one_declined(
     async with running_gateway(tmp_path) as rig, raw(rig, asking(offer)) as client:
         assert await answered(client) == answer
         assert (await client.told("welcome"))["protocol"] == 1
-        assert rig.gateway.compressed == (answer is not None)
+        assert rig.gateway.roster.compressed == (answer is not None)
         client.send(command(type="ping", id=1))
         if answer is None:
             assert await client.closed() == (1002, "reserved bits must be 0")
@@ -158,7 +158,7 @@ async def test_without_compression_in_the_configuration_offers_are_declined(tmp_
     async with running_gateway(tmp_path, compression=False) as rig, raw(rig, asking()) as client:
         assert await answered(client) is None
         await client.told("welcome")
-        assert rig.gateway.compressed == 0
+        assert rig.gateway.roster.compressed == 0
 
 
 async def test_a_reload_turns_compression_on_or_off_for_new_connections(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ async def test_clients_with_and_without_compression_get_the_same_messages(tmp_pa
         connect(rig.url, proxy=None, extensions=[ClientPerMessageDeflateFactory(server_max_window_bits=12)]) as two,
         rig.connect() as plain,
     ):
-        assert rig.gateway.compressed == 2
+        assert rig.gateway.roster.compressed == 2
         for client in (one, two, plain):
             await receive_type(client, "status")
         await rig.alerts(*range(50))
@@ -198,7 +198,7 @@ async def test_clients_with_and_without_compression_get_the_same_messages(tmp_pa
         assert sent + saved == 2 * sum(len(framing.text_frame(str(frame).encode())) for frame in expected)
         assert 0.3 < saved / (sent + saved) < 0.6
         assert rig.value("whaled_messages_sent_total", type="whale_alert") == 150
-    assert rig.gateway.compressed == 0
+    assert rig.gateway.roster.compressed == 0
 
 
 async def test_one_compressed_frame_serves_every_filter_and_client(tmp_path: Path) -> None:

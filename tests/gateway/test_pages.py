@@ -86,7 +86,7 @@ class Rig:
     def __init__(self, log: CountingLog, head: int, at_once: int) -> None:
         meter = Metrics().gateway
         self.log = log
-        self.share = LoopShare(meter)
+        self.share = LoopShare(meter.worked)
         self.hub = Hub(epoch="e", head=head, meter=meter, slice_bytes=1 << 18)
         self.pages = Pages(log=log, share=self.share, head=lambda: self.hub.head, at_once=at_once)
         self.replay = Replay(pages=self.pages, hub=self.hub, share=self.share, slow_timeout_s=10.0)

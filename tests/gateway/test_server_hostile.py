@@ -396,7 +396,7 @@ async def test_a_new_client_with_a_token_is_admitted_during_a_flood_of_connectio
                     rig.connect(additional_headers={"Authorization": "Bearer good"}, local_addr=(own, 0)) as client,
                 ):
                     await receive_type(client, "welcome")
-                assert rig.gateway.unauthenticated <= 20
+                assert rig.gateway.roster.unauthenticated <= 20
             await until(lambda: rig.value("whaled_connections_refused_total", reason="displaced") >= 250)
         finally:
             for sock in flood:
@@ -539,7 +539,7 @@ async def test_a_closed_connection_keeps_its_timer_and_is_not_counted_in(tmp_pat
             await until(lambda: connection.unsent > 0)
             connection.perform(session.received(b'{"type":"auth","token":"good"}', rig.gateway.now()))
             await until(lambda: not rig.gateway.connections)
-            assert (rig.gateway.roster.authenticated, rig.gateway.unauthenticated) == (0, 0)
+            assert (rig.gateway.roster.authenticated, rig.gateway.roster.unauthenticated) == (0, 0)
             assert rig.gateway.hub.live_members == 0
         finally:
             stuck.close()
@@ -613,7 +613,7 @@ async def test_a_lagging_client_receives_the_state_change_it_had_no_room_for(tmp
                 rig.gateway.publish_upstream_state(state)
             loop, seen = asyncio.get_running_loop(), bytearray()
             async with asyncio.timeout(20):
-                while rig.gateway.replaying:
+                while rig.gateway.subscriptions.replaying:
                     seen += await loop.sock_recv(stuck, 65536)
                 while (last := seen.rfind(b'"upstream":')) < 0 or f'"{state}"'.encode() not in seen[last : last + 40]:
                     seen += await loop.sock_recv(stuck, 65536)
@@ -708,7 +708,7 @@ async def test_a_drain_during_replays_ends_every_client_after_a_complete_frame(t
             code, seen = client.result()
             assert code == 1012
             assert seen == list(range(1, len(seen) + 1))
-        assert (rig.gateway.connections, rig.gateway.replaying, rig.gateway.hub.live_members) == (0, 0, 0)
+        assert (rig.gateway.connections, rig.gateway.subscriptions.replaying, rig.gateway.hub.live_members) == (0, 0, 0)
 
 
 async def test_a_gateway_that_ends_without_a_drain_closes_with_1001(tmp_path: Path) -> None:
@@ -779,9 +779,8 @@ async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
                 tasks.create_task(visits(worker * 400))
         await until(lambda: not rig.gateway.connections)
         gateway = rig.gateway
-        assert (gateway.unauthenticated, gateway.replaying, gateway.hub.live_members, gateway.hub.filter_groups) == (
-            0, 0, 0, 0,
-        )  # fmt: skip
+        assert (gateway.roster.unauthenticated, gateway.subscriptions.replaying) == (0, 0)
+        assert (gateway.hub.live_members, gateway.hub.filter_groups) == (0, 0)
         assert gateway.subscriptions._subscribed == {}
         assert len(asyncio.all_tasks()) < 10
         assert open_descriptors() <= descriptors + 2

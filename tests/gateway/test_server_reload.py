@@ -108,7 +108,7 @@ async def test_connections_are_still_counted_and_a_lower_limit_closes_none(tmp_p
         for client in (first, second):
             await receive_type(client, "welcome")
         reload(rig, max_connections=1)
-        assert (rig.gateway.connections, rig.gateway.connections_limit) == (2, 1)
+        assert (rig.gateway.connections, rig.gateway.roster.limit) == (2, 1)
         with pytest.raises(InvalidStatus):
             await rig.connect()
         await ask(second, type="ping")

@@ -345,7 +345,7 @@ async def watching(
             detector=Detector(Rules.of(rules)),
             event_log=log,
             publisher=clients,
-            priority=LoopShare(metrics.gateway),
+            priority=LoopShare(metrics.gateway.worked),
             meter=metrics.detection,
             inputs=rest,
             inputs_wait_s=2.0,

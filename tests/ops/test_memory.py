@@ -272,12 +272,12 @@ async def test_the_client_with_the_most_unsent_bytes_is_cut_off_first_and_loses_
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path, max_unsent=4 * MIB) as rig, rig.connect(max_queue=None) as good:
         greedy = silent_client(rig.url, receive_buffer=4096)
-        while not rig.gateway.unsent_bytes:
+        while not rig.gateway.roster.unsent_bytes:
             await rig.alerts(*range(rig.log.head + 1, rig.log.head + 201))
         watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
         kernel.resident(101 * MIB)
         watch.look()
-        assert rig.gateway.unsent_bytes == 0
+        assert rig.gateway.roster.unsent_bytes == 0
         assert rig.value("whaled_connections_shed_total") == 1
         kernel.resident(90 * MIB)
         watch.look()
@@ -404,10 +404,10 @@ async def test_a_slow_replay_uses_memory_only_for_its_unsent_bytes(tmp_path: Pat
                 while sum(connection.unsent > 0 for connection in rig.gateway.roster.all()) < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             gc.collect()
-            held = tracemalloc.get_traced_memory()[0] - rig.gateway.unsent_bytes
+            held = tracemalloc.get_traced_memory()[0] - rig.gateway.roster.unsent_bytes
         finally:
             tracemalloc.stop()
-        assert rig.gateway.replaying == 4
+        assert rig.gateway.subscriptions.replaying == 4
         kept = rig.gateway.subscriptions._pages.kept_bytes
         assert kept <= KEPT_BYTES  # pages are kept for all clients together, not for each
         assert (held - kept) / 4 < 100 * 1024  # the slice that was written is 256 KiB, its page 2 MiB

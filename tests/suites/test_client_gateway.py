@@ -121,7 +121,7 @@ async def test_a_stream_requests_compression_as_configured(
         stream(rig.url, compression=compression, link_events=True) as source,
     ):
         await connected(source)
-        assert rig.gateway.compressed == count
+        assert rig.gateway.roster.compressed == count
         await rig.alerts(1, 2, 3)
         assert await offsets(source, 3) == [1, 2, 3]
 

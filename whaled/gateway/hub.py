@@ -13,6 +13,7 @@ from whaled.gateway import messages
 from whaled.gateway.deflate import Deflater
 from whaled.gateway.framing import text_frame
 from whaled.gateway.interest import Interest, Later
+from whaled.gateway.meters import GatewayMeter
 from whaled.model import Event, Kind, Position, UpstreamState
 from whaled.whales.filters import Filter, Subject
 
@@ -49,30 +50,6 @@ class Member(Protocol):
 
     def fell_behind(self, cursor: int) -> None:
         """Continue from the event log after `cursor`. The hub has removed the member from its group."""
-        ...
-
-
-class HubMeter(Protocol):
-    """The counters of the hub."""
-
-    def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
-        """Count event frames handed to the kernel or queued, for all members together."""
-        ...
-
-    def compressed(self, size_bytes: int, saved_bytes: int) -> None:
-        """Count the delivered bytes that went to members with compression, and the bytes that compression saved."""
-        ...
-
-    def sent(self, kind: messages.Sent, frames: int, size_bytes: int) -> None:
-        """Count frames other than events, for all their receivers together."""
-        ...
-
-    def published(self, events: int, alerts: int) -> None:
-        """Count published events."""
-        ...
-
-    def lagging(self, members: int) -> None:
-        """Count members that were switched to replay."""
         ...
 
 
@@ -129,7 +106,9 @@ class Delivered:
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
-    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int, later: Later | None = None) -> None:
+    def __init__(
+        self, *, epoch: str, head: int, meter: GatewayMeter, slice_bytes: int, later: Later | None = None
+    ) -> None:
         """Create a hub without members. `later` runs the work that can wait until after a publication."""
         self.epoch = epoch
         self.head = head
@@ -140,6 +119,8 @@ class Hub:
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
         self._interest = Interest[Group](later)
+        meter.live.set_function(lambda: len(self._group_of))
+        meter.filters.set_function(lambda: len(self._groups))
 
     @property
     def position(self) -> Position:

@@ -1,7 +1,5 @@
 """Counts and logs what happens to connections and sessions."""
 
-from typing import Protocol
-
 import structlog
 
 from whaled.errors import ClientErrorCode, TokenRefusal
@@ -9,61 +7,10 @@ from whaled.gateway.client_lines import ClientLines
 from whaled.gateway.commands import MessageType
 from whaled.gateway.limits import Limit, Refusal
 from whaled.gateway.messages import AuthMessage, Sent
+from whaled.gateway.meters import GatewayMeter
 from whaled.model import Grant
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-class RecordsMeter(Protocol):
-    """The counters of connections and sessions."""
-
-    def refused(self, reason: Refusal) -> None:
-        """Count a connection that did not become a session."""
-        ...
-
-    def tls_failed(self, reason: str) -> None:
-        """Count a failed TLS handshake."""
-        ...
-
-    def opened(self) -> None:
-        """Count an opened session."""
-        ...
-
-    def closed(self, code: int) -> None:
-        """Count a session that ended with this close code."""
-        ...
-
-    def authenticated(self, failure: TokenRefusal | AuthMessage | None) -> None:
-        """Count an authentication. `failure` is None if it succeeded."""
-        ...
-
-    def received(self, kind: MessageType, size_bytes: int) -> None:
-        """Count a message from a client."""
-        ...
-
-    def rejected(self, code: ClientErrorCode) -> None:
-        """Count a message that was answered with an error."""
-        ...
-
-    def limited(self, limit: Limit) -> None:
-        """Count a message that was refused because a budget was used up."""
-        ...
-
-    def failed(self) -> None:
-        """Count a bug met while serving a client."""
-        ...
-
-    def shed(self) -> None:
-        """Count a session that was closed to save memory."""
-        ...
-
-    def family_ended(self) -> None:
-        """Count a token family that ended because one of its tokens was refreshed twice."""
-        ...
-
-    def sent(self, kind: Sent, frames: int, size_bytes: int) -> None:
-        """Count frames other than events, for all their receivers together."""
-        ...
 
 
 class Records:
@@ -91,7 +38,7 @@ class Records:
 class ClientRecords(Records):
     """The records of clients: metrics, and log lines that clients cannot multiply at will."""
 
-    def __init__(self, meter: RecordsMeter, lines: ClientLines) -> None:
+    def __init__(self, meter: GatewayMeter, lines: ClientLines) -> None:
         self._meter = meter
         self._lines = lines
 

@@ -8,6 +8,7 @@ from whaled.config.sections import GatewaySettings
 from whaled.gateway.admission import TIME_TO_BEGIN_S, Admission, Verdict, has_failed
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
+from whaled.gateway.meters import GatewayMeter
 
 # Connections are pinged in this many groups, one after the other, so that 10,000 pings are not sent at once.
 KEEPALIVE_SLOTS = 32
@@ -19,7 +20,7 @@ class Roster:
     `connections_possible` is the number of connections that the limit of descriptors allows.
     """
 
-    def __init__(self, settings: GatewaySettings, connections_possible: int) -> None:
+    def __init__(self, settings: GatewaySettings, connections_possible: int, meter: GatewayMeter) -> None:
         self._slots: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
         self._displaced: set[Connection] = set()  # closing, and counted no more
@@ -37,6 +38,11 @@ class Roster:
         )
         self.authenticated = 0
         self.compressed = 0  # clients that accept compressed frames
+        meter.connections.set_function(lambda: self.total)
+        meter.unauthenticated.set_function(lambda: self.unauthenticated)
+        meter.limit.set_function(lambda: self.limit)
+        meter.compressed_clients.set_function(lambda: self.compressed)
+        meter.unsent.set_function(lambda: self.unsent_bytes)
 
     def reconfigure(self, settings: GatewaySettings, connections_possible: int) -> None:
         """Apply new limits. The counts remain, and so do connections beyond a lower limit."""
@@ -134,6 +140,16 @@ class Roster:
     def total(self) -> int:
         """The number of open connections, authenticated or not."""
         return self.admission.total
+
+    @property
+    def limit(self) -> int:
+        """The maximum number of connections."""
+        return self.admission.total_limit
+
+    @property
+    def unauthenticated(self) -> int:
+        """The number of open connections that have not authenticated yet."""
+        return self.admission.unauthenticated
 
     @property
     def unsent_bytes(self) -> int:

@@ -9,7 +9,6 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import structlog
 
@@ -23,17 +22,18 @@ from whaled.gateway.connection import Connection
 from whaled.gateway.credential import Authenticator
 from whaled.gateway.drain import Drain
 from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
-from whaled.gateway.listener import Listener, ListenerMeter, Reserve
+from whaled.gateway.listener import Listener, Reserve
+from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.origins import Origins
 from whaled.gateway.rechecks import Rechecks
-from whaled.gateway.records import ClientRecords, Records, RecordsMeter
+from whaled.gateway.records import ClientRecords, Records
 from whaled.gateway.rehearsal import Rehearsal
 from whaled.gateway.roster import KEEPALIVE_SLOTS, Roster
 from whaled.gateway.session import Session
-from whaled.gateway.share import LoopShare, ShareMeter
+from whaled.gateway.share import LoopShare
 from whaled.gateway.shedding import to_shed
 from whaled.gateway.stalls import watched
-from whaled.gateway.subscriptions import DeliveryMeter, EventLog, Subscriptions
+from whaled.gateway.subscriptions import EventLog, Subscriptions
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
@@ -50,10 +50,6 @@ SHED_CLOSE_S = 0.5
 RESET = struct.pack("ii", 1, 0)
 # The interval at which absent clients with a full budget are forgotten.
 ABSENT_LOOK_S = 1.0
-
-
-class GatewayMeter(RecordsMeter, DeliveryMeter, ShareMeter, ListenerMeter, Protocol):
-    """The counters of the gateway."""
 
 
 class Gateway:
@@ -87,8 +83,8 @@ class Gateway:
         self._lines = ClientLines()
         self._records = ClientRecords(meter, self._lines)
         self.records: Records = self._records
-        self.share = LoopShare(meter)
-        self.roster = Roster(settings, connections_possible)
+        self.share = LoopShare(meter.worked)
+        self.roster = Roster(settings, connections_possible, meter)
         self.rechecks = Rechecks(self.roster, self.share, clock)
         self.subscriptions = Subscriptions(event_log, settings, meter, self.share, clock())
         self.hub = self.subscriptions.hub
@@ -235,11 +231,6 @@ class Gateway:
 
     # --- memory ---
 
-    @property
-    def unsent_bytes(self) -> int:
-        """The number of bytes queued for all clients that the kernel has not taken yet."""
-        return self.roster.unsent_bytes
-
     def short_of_memory(self) -> None:
         """Refuse new clients, and replay without keeping pages, until `relieved` is called."""
         self.is_short_of_memory = True
@@ -291,26 +282,6 @@ class Gateway:
     def connections(self) -> int:
         """The number of open connections, authenticated or not."""
         return self.roster.total
-
-    @property
-    def connections_limit(self) -> int:
-        """The maximum number of connections."""
-        return self.roster.admission.total_limit
-
-    @property
-    def unauthenticated(self) -> int:
-        """The number of open connections that have not authenticated yet."""
-        return self.roster.admission.unauthenticated
-
-    @property
-    def compressed(self) -> int:
-        """The number of clients that accept compressed frames."""
-        return self.roster.compressed
-
-    @property
-    def replaying(self) -> int:
-        """The number of connections that are in replay."""
-        return self.subscriptions.replaying
 
     # --- calls of sessions (Surroundings) ---
 

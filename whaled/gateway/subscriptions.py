@@ -10,7 +10,8 @@ from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import commands, messages, positions
 from whaled.gateway.connection import Connection
-from whaled.gateway.hub import Hub, HubMeter
+from whaled.gateway.hub import Hub
+from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.pages import LogReader, LostError, Pages
 from whaled.gateway.positions import Start, not_recovered
 from whaled.gateway.replay import Replay, TooSlowError
@@ -36,14 +37,6 @@ class EventLog(LogReader, Protocol):
         ...
 
 
-class DeliveryMeter(HubMeter, Protocol):
-    """The counters of deliveries."""
-
-    def replayed(self, frames: int, *, recovered: bool) -> None:
-        """Count a replay that ended, or, if not `recovered`, a position that could not be recovered."""
-        ...
-
-
 class _Subscription:
     """The filter of a client, and its replay while it is not live."""
 
@@ -58,7 +51,7 @@ class Subscriptions:
     """The delivery state of clients: each one that may read is live in the hub, in replay, or has unsubscribed."""
 
     def __init__(
-        self, event_log: EventLog, settings: GatewaySettings, meter: DeliveryMeter, share: LoopShare, now: float
+        self, event_log: EventLog, settings: GatewaySettings, meter: GatewayMeter, share: LoopShare, now: float
     ) -> None:
         self._log = event_log
         self._meter = meter
@@ -72,6 +65,7 @@ class Subscriptions:
         self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, now)
         self._subscribed: dict[Connection, _Subscription] = {}
         self._tasks = asyncio.TaskGroup()  # entered by `serving`
+        meter.replaying.set_function(lambda: self.replaying)
         self._pages = Pages(log=event_log, share=share, head=lambda: self.hub.head, at_once=settings.replay_page)
         self._replay = Replay(pages=self._pages, hub=self.hub, share=share, slow_timeout_s=settings.slow_timeout)
 
