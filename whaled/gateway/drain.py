@@ -44,7 +44,7 @@ class Drain:
                 await self._roster.empty()
         except TimeoutError:
             stragglers = self._roster.all()
-            logger.warning("drain window over, cutting off clients", clients=len(stragglers))
+            logger.warning("drain_window_exceeded", clients=len(stragglers))
             for connection in stragglers:
                 connection.abort()
 

@@ -48,7 +48,7 @@ class Rechecks:
             if abs(moved_s) >= CLOCK_STEP_S:
                 offset += moved_s
                 self.clock_steps += 1
-                logger.warning("the clock was set: checking again which tokens have expired", seconds=round(moved_s, 1))
+                logger.warning("system_clock_stepped", seconds=round(moved_s, 1))
             elif not self._requested.is_set():
                 continue
             self._requested.clear()

@@ -90,11 +90,7 @@ class ClientRecords(Records):
     def family_ended(self, grant: Grant) -> None:
         """Log and count the end of a token family."""
         self._meter.family_ended()
-        logger.warning(
-            "a token was refreshed twice, so its family ended: issue a new one, or one for each client",
-            client_id=grant.client_id,
-            family=grant.family,
-        )
+        logger.warning("token_family_ended", client_id=grant.client_id, family=grant.family)
 
     def limited(self, limit: Limit) -> None:
         """Count a message over a rate limit."""

@@ -35,7 +35,7 @@ from whaled.gateway.shedding import to_shed
 from whaled.gateway.stalls import watched
 from whaled.gateway.subscriptions import EventLog, Subscriptions
 from whaled.gateway.transport import ClientSocket
-from whaled.listening import NOT_LISTENING, address_of, open_sockets
+from whaled.listening import address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -160,7 +160,7 @@ class Gateway:
         settings = self.settings
         opened = await open_sockets(settings.host, settings.port, settings.backlog, section="gateway")
         for missing in opened.missing:
-            logger.warning(NOT_LISTENING, key="gateway.host", address=missing.host, reason=missing.reason)
+            logger.warning("listen_address_missing", key="gateway.host", address=missing.host, reason=missing.reason)
         return opened.sockets
 
     @property
