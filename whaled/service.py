@@ -184,7 +184,7 @@ class Service:
                     gateway.serving(self._passed.clients, tls),
                     http.serving(self._passed.metrics),
                 ):
-                    self._observe(gateway)
+                    self.metrics.gateway.watch(gateway)
                     self._observe_keys(self._ring)
                     await starts.began()
                     self._announce(gateway.addresses, http.addresses)
@@ -288,21 +288,6 @@ class Service:
             )
 
         return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
-
-    def _observe(self, gateway: Gateway) -> None:
-        gauge = self.metrics.registry.gauge_of
-        gauge("connections", "Open client connections.", lambda: gateway.connections)
-        gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
-        gauge(
-            "connections_limit",
-            "gateway.max_connections, or what the limit of descriptors allows.",
-            lambda: gateway.connections_limit,
-        )
-        gauge("clients_compressed", "Clients that take compressed frames.", lambda: gateway.compressed)
-        gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
-        gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
-        gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
-        gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.", lambda: gateway.unsent_bytes)
 
     def _observe_keys(self, ring: KeyRing | None) -> None:
         self.metrics.credentials.ring(ring)

@@ -2,6 +2,7 @@
 
 from whaled.errors import ClientErrorCode, TokenRefusal
 from whaled.gateway.limits import Limit, Refusal
+from whaled.gateway.server import Gateway
 from whaled.gateway.share import Lane
 from whaled.gateway.tls import TLS_REASONS
 from whaled.gateway.wire import AuthMessage, MessageType, Sent
@@ -68,6 +69,27 @@ class GatewayMeter:
         )
         self._shed = registry.counter("connections_shed", "Sessions closed to save memory.")
         self._replayed = registry.counter("messages_replayed", "Event frames sent by replays.")
+        self._connections = registry.gauge("connections", "Open client connections.")
+        self._unauthenticated = registry.gauge("connections_unauthenticated", "Open connections not authenticated yet.")
+        self._limit = registry.gauge(
+            "connections_limit", "gateway.max_connections, or what the limit of descriptors allows."
+        )
+        self._compressed = registry.gauge("clients_compressed", "Clients that take compressed frames.")
+        self._live = registry.gauge("clients_live", "Clients that get events as they are published.")
+        self._replaying = registry.gauge("clients_replaying", "Clients being brought up to date from the log.")
+        self._filters = registry.gauge("filters", "Distinct filters in use.")
+        self._unsent = registry.gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.")
+
+    def watch(self, gateway: Gateway) -> None:
+        """Read the gauges from this gateway at each rendering."""
+        self._connections.set_function(lambda: gateway.connections)
+        self._unauthenticated.set_function(lambda: gateway.unauthenticated)
+        self._limit.set_function(lambda: gateway.connections_limit)
+        self._compressed.set_function(lambda: gateway.compressed)
+        self._live.set_function(lambda: gateway.hub.live_members)
+        self._replaying.set_function(lambda: gateway.replaying)
+        self._filters.set_function(lambda: gateway.hub.filter_groups)
+        self._unsent.set_function(lambda: gateway.unsent_bytes)
 
     def refused(self, reason: Refusal) -> None:
         """Count a connection that did not become a session."""
