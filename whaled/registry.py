@@ -54,10 +54,6 @@ class Registry:
         """Register a gauge."""
         return Gauge(f"whaled_{name}", text, labels, registry=self.collectors)
 
-    def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Register a gauge whose value is read at each rendering."""
-        self.gauge(name, text).set_function(value)
-
     def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Register a counter whose value is read at each rendering."""
         self.collectors.register(_Read(f"whaled_{name}", text, value))

@@ -373,7 +373,7 @@ async def test_a_backend_without_these_calls_is_logged_once_and_requested_at_int
                 assert rig.tally.failures.keys() == {RestFailure.NOT_FOUND}
                 assert front.times("block-height/.*") < 10
                 # The block with the whale is still to be scanned: nothing is given up.
-                assert (rig.tally.open["candidates"], rig.tally.open["blocks"]) == (0, 1)
+                assert (rig.tally.open["whales"], rig.tally.open["blocks"]) == (0, 1)
         warnings = [line for line in lines if line["event"] == "backfill_request_failed"]
         assert len(warnings) == 1
         assert "block-height" in warnings[0]["problem"]
