@@ -35,7 +35,6 @@ from whaled.sources.mempool_space.http import RestFailure
 from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
-BTC = 10**8
 # Far longer than any wait of these tests takes: reaching it means that something hangs.
 HANG_S = 20.0
 

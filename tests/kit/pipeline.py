@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit.transactions import NOW, txid
+from kit.transactions import NOW
+from kit.whales import txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
@@ -20,8 +21,6 @@ from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
-
-BTC = 10**8
 
 
 class Published:
