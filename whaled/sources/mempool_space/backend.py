@@ -19,11 +19,7 @@ from msgspec.structs import replace
 from whaled.addresses import address_of, network_of
 from whaled.model import MAX_SAT, Block, Input, Output, Transaction
 from whaled.source import Confirmation, Relative, Summary
-from whaled.sources.mempool_space.http import RestError, RestFailure
-from whaled.sources.mempool_space.rawblock import SerialError, spenders_in, transaction_in
-from whaled.sources.mempool_space.rbf import Tree, relatives
-from whaled.sources.mempool_space.rest import INPUTS_LIMIT, Rest
-from whaled.sources.mempool_space.transactions import (
+from whaled.sources.mempool_space.fields import (
     UNREADABLE,
     Number,
     Seconds,
@@ -32,8 +28,12 @@ from whaled.sources.mempool_space.transactions import (
     amount,
     is_replacement,
     read,
-    transaction_of,
 )
+from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.rawblock import SerialError, spenders_in, transaction_in
+from whaled.sources.mempool_space.rbf import Tree, relatives
+from whaled.sources.mempool_space.rest import INPUTS_LIMIT, Rest
+from whaled.sources.mempool_space.transactions import transaction_of
 
 # Time limit for fetching the inputs of a replaced transaction; its alert is published with or without them.
 INPUTS_WAIT_S = 5.0
