@@ -320,7 +320,7 @@ def _inputs(raw: Raw) -> list[_Input]:
     ]
 
 
-def transaction_of(raw: bytes) -> Transaction:
+def transaction_of(raw: Raw | bytes) -> Transaction:
     """Decode a transaction as REST sends it, in full; an unreadable field is unknown.
 
     Raises one of UNREADABLE if it has no txid, or an output whose value cannot be read.
