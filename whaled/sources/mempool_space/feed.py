@@ -99,7 +99,7 @@ class Feed:
             delay_s = wait_s + random.uniform(shortest_s, longest_s)  # noqa: S311 - jitter, not a secret
             self._meter.lost(reason)
             logger.warning(
-                "no link to the mempool backend",
+                "upstream_link_lost",
                 url=shown(settings.url),
                 reason=reason.value,
                 detail=detail,
