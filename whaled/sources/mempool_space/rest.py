@@ -46,7 +46,7 @@ class _Vin(Struct):
     prevout: _Prevout | None = None
 
 
-class _Spender(Struct):
+class _WithPrevouts(Struct):
     vin: list[_Vin]
 
     def outputs(self) -> dict[_Outpoint, Output]:
@@ -115,7 +115,7 @@ class Rest(Http):
         async def fetch_spender(tx: Transaction) -> None:
             # gettxout does not find an output whose spender is mined; the spending transaction still has its prevouts.
             try:
-                spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _Spender)
+                spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _WithPrevouts)
             except RestError as error:
                 problems[tx.txid] = error
                 return
