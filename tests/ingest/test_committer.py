@@ -8,15 +8,17 @@ import pytest
 
 from kit.pipeline import Published, opened
 from kit.whales import alert_draft, confirmed_draft, txid
+from whaled.detection_meters import DetectionMeter
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.rows import Rows
 from whaled.eventlog.store import EventLog
 from whaled.ingest.committer import Committer, K, V
 from whaled.model import Alert, Draft, Event, Kind
+from whaled.registry import Registry
 
 
 class Journal(Published):
-    """A publisher and a meter that remember the order of what happens."""
+    """A publisher that remembers the order of what happens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,18 +28,29 @@ class Journal(Published):
         super().publish(events)
         self.happened.append(f"published {[event.offset for event in events]}")
 
-    def latency(self, committed_s: float, published_s: float) -> None:
-        assert 0 <= committed_s <= published_s
-        self.happened.append("latency")
-
-    def whale(self, alert: Alert, at: float) -> None:
-        self.happened.append("whale")
-
-    def updated(self, kind: Kind, blocks_off: int | None) -> None:
-        self.happened.append(kind.value)
-
     def settled(self, settled_txid: str) -> None:
         self.happened.append(f"settled {settled_txid == txid(1)}")
+
+
+class Counting(DetectionMeter):
+    """The real meter, whose calls are in the journal."""
+
+    def __init__(self, happened: list[str]) -> None:
+        super().__init__(Registry())
+        self._happened = happened
+
+    def latency(self, committed_s: float, published_s: float) -> None:
+        super().latency(committed_s, published_s)
+        assert 0 <= committed_s <= published_s
+        self._happened.append("latency")
+
+    def whale(self, alert: Alert, at: float) -> None:
+        super().whale(alert, at)
+        self._happened.append("whale")
+
+    def updated(self, kind: Kind, blocks_off: int | None) -> None:
+        super().updated(kind, blocks_off)
+        self._happened.append(kind.value)
 
 
 class Storing:
@@ -65,7 +78,7 @@ class Storing:
 def committer(log: EventLog, journal: Journal, *, is_full: bool = False) -> Committer:
     storing = Storing(log, journal)
     storing.is_full = is_full
-    return Committer(event_log=storing, publisher=journal, meter=journal, settled=journal.settled)
+    return Committer(event_log=storing, publisher=journal, meter=Counting(journal.happened), settled=journal.settled)
 
 
 async def test_drafts_of_both_origins_are_committed_published_and_reported_in_one_order(tmp_path: Path) -> None:

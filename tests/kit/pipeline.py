@@ -11,14 +11,16 @@ from typing import Any, Protocol
 from kit.transactions import NOW
 from kit.whales import txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
+from whaled.detection_meters import DetectionMeter
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.gateway.share import LoopShare
 from whaled.ingest.committer import Committer, Log, Publisher
 from whaled.ingest.ingest import Ingest
 from whaled.ingest.intake import Intake, StatePublisher
+from whaled.metrics import Metrics
 from whaled.model import Event, Market, Transaction, UpstreamState
-from whaled.ops.metrics import Metrics
-from whaled.ops.upstream_meters import DetectionMeter
+from whaled.registry import Registry
 from whaled.source import MempoolChange, Stream, StreamMessage
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
@@ -63,7 +65,7 @@ class Priority:
 
 
 def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
-    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), Metrics().eventlog)
+    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), EventLogMeter(Registry()))
 
 
 class PrevoutSource(Protocol):

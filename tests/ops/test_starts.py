@@ -13,7 +13,7 @@ from kit.eventlog import Notes, T
 from whaled.bookmarks import STARTS, Bookmark
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
-from whaled.ops.metrics import Metrics
+from whaled.metrics import Metrics
 from whaled.ops.starts import Starts
 
 
@@ -33,7 +33,8 @@ class Memory(Notes):
 def counts(metrics: Metrics) -> tuple[float | None, float | None]:
     """Starts after a clean end, and after another."""
     clean, unclean = (
-        metrics.registry.get_sample_value("whaled_starts_total", {"after": after}) for after in ("clean", "unclean")
+        metrics.registry.collectors.get_sample_value("whaled_starts_total", {"after": after})
+        for after in ("clean", "unclean")
     )
     return clean, unclean
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from whaled.backfill.background import Background
-from whaled.backfill.ports import BackfillMeter
+from whaled.backfill.meters import BackfillMeter
 from whaled.config.sections import BackfillSettings
 from whaled.eventlog import queries
 from whaled.eventlog.store import EventLog

@@ -14,8 +14,9 @@ from whaled.config.sections import EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog import queries
 from whaled.eventlog.files import DaemonLock
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.service import Boot
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.server import Simulator
@@ -60,7 +61,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
     """
     path = Path(settings.path).resolve()  # noqa: ASYNC240 - nothing else runs yet
     if path.exists():
-        async with EventLog.open(settings, Metrics().eventlog) as old:
+        async with EventLog.open(settings, EventLogMeter(Registry())) as old:
             is_simulated = await old.recall(SIMULATED_WORLD) is not None
             events, is_used = (
                 old.head,
@@ -74,7 +75,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
         if is_simulated:
             _remove(path)
             logger.info("simulator_log_removed", path=str(path), events=events)
-    async with EventLog.open(settings, Metrics().eventlog) as new:
+    async with EventLog.open(settings, EventLogMeter(Registry())) as new:
         await new.keep(SIMULATED_WORLD, world)
 
 

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
-from typing import Protocol, Self, TypeVar, TypeVarTuple
+from pathlib import Path
+from typing import Self, TypeVar, TypeVarTuple
 
 import structlog
 
@@ -21,6 +22,7 @@ from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import notes, queries
 from whaled.eventlog.damage import KnownDamage, merged
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.pages import Page
 from whaled.eventlog.queries import require_limit
 from whaled.eventlog.rows import Rows
@@ -48,30 +50,6 @@ KEYS_AT_ONCE = 2_000
 CHECK_LIMIT_S = 10.0
 
 
-class LogMeter(Protocol):
-    """Receives the log's measurements. Called on the event loop."""
-
-    def committed(self, events: int, seconds: float) -> None:
-        """Record a committed transaction with new events; `seconds` includes the fsync."""
-        ...
-
-    def failed(self, reason: LogFailure) -> None:
-        """Record a failed operation."""
-        ...
-
-    def pruned(self, events: int) -> None:
-        """Record events that retention removed."""
-        ...
-
-    def damaged(self, rows: int) -> None:
-        """Set the number of known damaged rows, which readers skip."""
-        ...
-
-    def size(self, size_bytes: int) -> None:
-        """Set the size of the database and its write-ahead log on disk."""
-        ...
-
-
 class EventLog:
     """An open event log, made by `EventLog.open`.
 
@@ -83,7 +61,7 @@ class EventLog:
     `whole_from`, which is never below `oldest`. All of them change on the event loop only.
     """
 
-    def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: LogMeter) -> None:
+    def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: EventLogMeter) -> None:
         self.epoch = opened.epoch
         self.head = opened.head
         self.oldest = opened.oldest
@@ -92,12 +70,14 @@ class EventLog:
         self._known_damage = KnownDamage(opened.gaps)
         self._retention_s = retention_s
         self._meter = meter
+        meter.head.set_function(lambda: self.head)
+        meter.oldest.set_function(lambda: self.oldest)
         self._is_closed = False
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: EventLogSettings, meter: LogMeter, clock: Callable[[], float] = time.time
+        cls, settings: EventLogSettings, meter: EventLogMeter, clock: Callable[[], float] = time.time
     ) -> AsyncIterator[Self]:
         """Open or create the database and check it. On exit, finish the appends under way, then close the files.
 
@@ -115,6 +95,7 @@ class EventLog:
                 meter.failed(error.reason)
                 raise
             meter.size(opened.size_bytes)
+            meter.directory(Path(settings.path).parent)
             event_log = cls(threads=threads, opened=opened, retention_s=settings.retention, meter=meter)
             logger.info("eventlog_opened", path=settings.path, head=event_log.head, oldest=event_log.oldest)
             event_log._note_damage()

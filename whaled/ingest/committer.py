@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from whaled.detection_meters import DetectionMeter
 from whaled.eventlog import queries
 from whaled.eventlog.rows import Rows
 from whaled.model import SAT_PER_BTC, Alert, Draft, Event, Kind
@@ -55,22 +56,6 @@ class Publisher(Protocol):
         ...
 
 
-class CommitMeter(Protocol):
-    """The counts and measurements of committed events."""
-
-    def whale(self, alert: Alert, at: float) -> None:
-        """Count a committed whale."""
-        ...
-
-    def updated(self, kind: Kind, blocks_off: int | None) -> None:
-        """Count a committed outcome of a whale; `blocks_off` is the error of the predicted block."""
-        ...
-
-    def latency(self, committed_s: float, published_s: float) -> None:
-        """Record the time from a frame's arrival to the commit, and to the write to the last client's socket."""
-        ...
-
-
 class Committer:
     """Commits and publishes events. Its turn orders the stream's messages and what the backfill found between them.
 
@@ -83,7 +68,7 @@ class Committer:
         *,
         event_log: Log,
         publisher: Publisher,
-        meter: CommitMeter,
+        meter: DetectionMeter,
         settled: Callable[[str], None],
         last_whale: tuple[Alert, float] | None = None,
     ) -> None:

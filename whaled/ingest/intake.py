@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from whaled.detection_meters import DetectionMeter
 from whaled.eventlog import queries
 from whaled.ingest import ingest as rules
 from whaled.ingest.committer import Committer, Log
@@ -47,26 +48,6 @@ class Priority(Protocol):
         ...
 
 
-class IntakeMeter(Protocol):
-    """The counts and measurements of detection."""
-
-    def transactions(self, count: int) -> None:
-        """Count transactions examined."""
-        ...
-
-    def inputs_unknown(self) -> None:
-        """Count a whale whose inputs did not arrive in time."""
-        ...
-
-    def watch_inputs_unknown(self, count: int) -> None:
-        """Count transactions that watch rules could not check in full, because their inputs are unknown."""
-        ...
-
-    def price(self, at: float | None) -> None:
-        """Set the time of the current price; None if the price is unknown."""
-        ...
-
-
 class Intake:
     """The handler of the stream's messages.
 
@@ -82,7 +63,7 @@ class Intake:
         event_log: Log,
         publisher: StatePublisher,
         priority: Priority,
-        meter: IntakeMeter,
+        meter: DetectionMeter,
         inputs: Inputs | None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -98,6 +79,9 @@ class Intake:
         self._link = UpstreamState.DISCONNECTED
         # False at the start, although no price is known yet: the first price must not be logged as a recovery.
         self._was_usd_rule_blind = False
+        meter.usd_rule_blind.set_function(lambda: self.is_usd_rule_blind)
+        meter.book_addresses.set_function(lambda: len(ingest.detector.book.owners))
+        meter.book_owners.set_function(lambda: ingest.detector.book.owners.labels)
 
     async def take(self, message: StreamMessage) -> None:
         """Handle one message; its events are committed and published when this returns. Raises EventLogError."""

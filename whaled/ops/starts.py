@@ -1,22 +1,26 @@
 """A record in the event log of how the previous run ended, which distinguishes planned restarts from crashes."""
 
-from typing import Protocol
-
 import structlog
 
 from whaled.bookmarks import STARTS, Keeper, StartRecord
 from whaled.errors import EventLogError
 from whaled.model import Ending
+from whaled.registry import Registry
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class StartMeter(Protocol):
-    """The count of starts."""
+class StartMeter:
+    """The metric of starts of the daemon, including those of earlier runs."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._starts = registry.counter(
+            "starts", "Starts since the event log was created, by how the previous run ended.", "after", Ending
+        )
 
     def started(self, ending: Ending, count: int = 1) -> None:
-        """Count `count` starts after a run that ended in this way."""
-        ...
+        """Count starts after a run that ended this way. `count` is above 1 for those of earlier runs."""
+        self._starts.labels(ending).inc(count)
 
 
 class Starts:

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -17,13 +16,14 @@ from msgspec import Struct, structs
 from whaled.bookmarks import NETWORK, Keeper
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
+from whaled.registry import Registry
 from whaled.sources.mempool_space.address import shown
-from whaled.sources.mempool_space.dialect import BackendInfo
+from whaled.sources.mempool_space.fields import UNREADABLE
 from whaled.sources.mempool_space.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
 from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.routes import ESPLORA, candidates
-from whaled.sources.mempool_space.transactions import UNREADABLE
+from whaled.sources.mempool_space.shapes import BackendInfo
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -55,12 +55,19 @@ NEEDED = {
 }
 
 
-class SurveyMeter(Protocol):
-    """The metrics of the survey."""
+class SurveyMeter:
+    """The metric of the backend's capabilities."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._capability = registry.gauge(
+            "upstream_capability", "1 if the backend has a capability, 0 if not.", ("capability",)
+        )
+        for capability in Capability:
+            self._capability.labels(capability)
 
     def capability(self, capability: Capability, *, is_there: bool) -> None:
-        """Record whether the backend provides a capability."""
-        ...
+        """Set whether the backend has a capability."""
+        self._capability.labels(capability).set(is_there)
 
 
 class _Noted(Struct, frozen=True):
