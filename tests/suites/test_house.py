@@ -29,6 +29,7 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
+    "urls": 1,
     "durable": 0,
     "listening": 2,
     "summaries": 2,
@@ -70,7 +71,7 @@ PURE = (
     "sources.mempool_space.dialect", "sources.mempool_space.identity", "sources.mempool_space.proxy",
     "sources.mempool_space.rawblock", "sources.mempool_space.rbf", "sources.mempool_space.routes",
     "sources.mempool_space.snapshot", "sources.mempool_space.surrogates", "sources.mempool_space.transactions",
-    "tables", "times", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines",
+    "tables", "times", "urls", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines",
     "whales.books", "whales.coinjoins", "whales.detect", "whales.fees", "whales.filekinds", "whales.filters",
     "whales.labels", "whales.lifecycle", "whales.owners", "whales.prices", "whales.watch",
 )  # fmt: skip

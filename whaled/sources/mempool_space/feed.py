@@ -10,10 +10,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
 from whaled.source import Connected, Lost, StreamMessage
-from whaled.sources.mempool_space.address import shown
 from whaled.sources.mempool_space.link import Link
 from whaled.sources.mempool_space.link_errors import LinkLostError
 from whaled.sources.mempool_space.link_state import FeedMeter, Surveyor
+from whaled.urls import without_secrets
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -108,7 +108,7 @@ class Feed:
         self._meter.lost(lost.reason)
         logger.warning(
             "no link to the mempool backend",
-            url=shown(self._settings.url),
+            url=without_secrets(self._settings.url),
             reason=lost.reason.value,
             detail=lost.detail,
             attempt=tries.attempt_number,
