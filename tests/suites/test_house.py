@@ -29,6 +29,7 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
+    "pause": 1,
     "urls": 1,
     "durable": 0,
     "listening": 2,

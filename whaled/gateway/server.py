@@ -45,6 +45,7 @@ from whaled.gateway.subscriptions import DeliveryMeter, EventLog, Subscriptions
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import NOT_LISTENING, address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
+from whaled.pause import Pause
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -160,6 +161,7 @@ class Gateway:
         self._tls: ssl.SSLContext | None = None
         self._listener: Listener | None = None
         self._is_passed = False
+        self._pause = Pause()
         self._connections: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
         self._emptied = asyncio.Event()
@@ -196,6 +198,7 @@ class Gateway:
             burst=settings.client_message_burst,
         )
         self.subscriptions.reconfigure(settings)
+        self._pause.changed()
 
     # --- running ---
 
@@ -298,14 +301,14 @@ class Gateway:
 
     async def _keep_alive(self) -> None:
         for slot in itertools.cycle(self._connections):
-            await asyncio.sleep(self.settings.ping_interval / KEEPALIVE_SLOTS)
+            await self._pause.interval(lambda: self.settings.ping_interval / KEEPALIVE_SLOTS)
             now = time.monotonic()
             for connection in list(slot):
                 connection.keepalive(now)
 
     async def _publish_positions(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.position_interval)
+            await self._pause.interval(lambda: self.settings.position_interval)
             self.hub.publish_positions()
 
     async def _forget_absent(self) -> None:
