@@ -312,24 +312,24 @@ class Canary:
             if not self._is_unreachable:
                 self._is_unreachable = True
                 logger.warning(
-                    "canaries cannot connect through the listener and use another connection",
+                    "canary_listener_bypassed",
                     problem=str(error) or f"not within {self.settings.deadline:g} s",
                 )
         else:
             self._meter.connected(self._monotonic() - began)
             if self._is_unreachable:
                 self._is_unreachable = False
-                logger.info("canaries connect through the listener again")
+                logger.info("canary_listener_restored")
 
     async def _fly(self, txid: str) -> bool:
         """Send a canary; return False if that failed."""
         try:
             await self._send(txid)
         except EventLogError as error:
-            logger.error("canary failed", problem=str(error))  # noqa: TRY400 - the message describes the problem
+            logger.error("canary_failed", problem=str(error))  # noqa: TRY400 - the message describes the problem
         except Exception:
             # The same bug would stop a whale. No ping is sent to the watchdog without canaries that arrive.
-            logger.exception("canary failed")
+            logger.exception("canary_failed")
         else:
             return True
         self._meter.failed(CanaryFailure.ERROR)
@@ -355,4 +355,4 @@ class Canary:
 
     def _late(self, began: float) -> None:
         self._meter.failed(CanaryFailure.LATE)
-        logger.error("canary late: alerts are late as well", seconds=round(self._monotonic() - began, 1))
+        logger.error("canary_late", seconds=round(self._monotonic() - began, 1))

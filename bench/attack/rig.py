@@ -305,7 +305,7 @@ def port_of(url: str) -> int:
 
 
 async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, Any]:
-    """Wait for the log line "ready", which contains the addresses. Raises BrokenError if there is none in time."""
+    """Wait for the event `daemon_ready`, which contains the addresses. Raises BrokenError if there is none in time."""
     lines: list[bytes] = []
     rest = b""
     end = time.monotonic() + START_LIMIT_S
@@ -314,7 +314,7 @@ async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, A
         *whole, rest = rest.split(b"\n")
         for line in whole:
             lines.append(line)
-            if line.startswith(b"{") and (read := json.loads(line)).get("event") == "ready":
+            if line.startswith(b"{") and (read := json.loads(line)).get("event") == "daemon_ready":
                 found: dict[str, Any] = read
                 return found
         await asyncio.sleep(READY_LOOK_S)

@@ -91,11 +91,9 @@ class MemoryWatch:
             self._used_when_full = max(self._used_when_full, used)
             if used < start * RELIEF_USED or (clients < self._clients_when_full * RELIEF_CLIENTS and used < urgent):
                 gateway.relieved()
-                logger.info(
-                    "memory no longer short, load shedding ended", used_bytes=used, limit_bytes=limit, clients=clients
-                )
+                logger.info("load_shedding_ended", used_bytes=used, limit_bytes=limit, clients=clients)
         elif used > min(max(start, self._used_when_full / RELIEF_USED), urgent):
-            logger.warning("memory short, shedding load", used_bytes=used, limit_bytes=limit, clients=clients)
+            logger.warning("load_shedding_started", used_bytes=used, limit_bytes=limit, clients=clients)
             self._clients_when_full = clients
             self._used_when_full = used
             gateway.short_of_memory()
