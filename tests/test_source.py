@@ -1,6 +1,6 @@
 """The values of the seam to a source, as a source fills them that is not mempool.space."""
 
-from kit.transactions import txid
+from kit.whales import txid
 from whaled.model import Input, Output, Transaction, outpoint
 from whaled.source import BackendError, Decoded, MempoolChange
 

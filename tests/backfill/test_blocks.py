@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from kit.backfill import BTC, Front, watching, world
+from kit.backfill import Front, watching, world
+from kit.whales import BTC
 from whaled.backfill import blocks
 from whaled.backfill.coverage import Cover
 from whaled.config.sections import DetectionSettings, WatchRule

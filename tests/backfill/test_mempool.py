@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.backfill import BTC, Front, watching, world
+from kit.backfill import Front, watching, world
+from kit.whales import BTC
 from whaled.backfill import mempool
 
 

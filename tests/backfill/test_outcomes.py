@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.backfill import BTC, Front, Rig, watching, world
+from kit.backfill import Front, Rig, watching, world
+from kit.whales import BTC
 from whaled.backfill import outcomes
 from whaled.model import Kind, Status
 from whaled.simulator.faults import RestMode

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.backfill import BTC, Front, watching, world
+from kit.backfill import Front, watching, world
+from kit.whales import BTC
 from whaled.backfill.mempool import Candidate, most_urgent_first
 from whaled.backfill.turns import FAILURES_IN_A_ROW, Turns
 from whaled.model import SAT_PER_BTC, Kind

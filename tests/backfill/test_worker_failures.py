@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from kit.backfill import BTC, Clock, Front, Rig, watching, world
+from kit.backfill import Clock, Front, Rig, watching, world
+from kit.whales import BTC
 from whaled.config.sections import Basis, DetectionSettings
 from whaled.simulator.faults import RestMode
 from whaled.simulator.server import Simulator

@@ -19,8 +19,9 @@ import pytest
 from rich.cells import cell_len
 
 from kit.gateway import running_gateway
-from kit.scripted_server import AT, EPOCH, Peer, alert, jwt, position, scripted, txid, update
+from kit.scripted_server import AT, EPOCH, Peer, alert_frame, jwt, position, scripted, update_frame
 from kit.tokens import Tokens
+from kit.whales import txid
 from whaled.cli import tail, tail_screens
 from whaled.cli import tail_lines as lines
 from whaled.client import Last, LinkLostError, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
@@ -36,13 +37,13 @@ def parse(*options: str) -> argparse.Namespace:
 
 
 def an_alert(**data: Any) -> WhaleAlert:
-    event = decode(json.dumps(alert(1, **data)).encode())
+    event = decode(json.dumps(alert_frame(1, **data)).encode())
     assert isinstance(event, WhaleAlert)
     return event
 
 
 def an_update(status: str, **data: Any) -> WhaleUpdate:
-    event = decode(json.dumps(update(2, of=1, status=status, **data)).encode())
+    event = decode(json.dumps(update_frame(2, of=1, status=status, **data)).encode())
     assert isinstance(event, WhaleUpdate)
     return event
 
@@ -325,7 +326,7 @@ async def follow(stream: WhaleStream, count: int | None = None) -> tuple[int, li
 
 
 async def test_json_lines_are_the_frames_as_they_came() -> None:
-    frames = [alert(1, field_of_tomorrow={"a": 1}, from_labels=["K\u00e4lte \u6570"]), update(2, of=1)]
+    frames = [alert_frame(1, field_of_tomorrow={"a": 1}, from_labels=["K\u00e4lte \u6570"]), update_frame(2, of=1)]
 
     async def script(peer: Peer) -> None:
         await peer.open()
@@ -350,7 +351,7 @@ async def test_lost_connections_and_gaps_are_reported_on_standard_error() -> Non
     async def second(peer: Peer) -> None:
         await peer.welcome(90)
         await peer.subscribe(90, recovered=False, oldest=position(40))
-        await peer.say(alert(91))
+        await peer.say(alert_frame(91))
         await peer.linger()
 
     async with scripted(first, second) as server:
@@ -400,7 +401,7 @@ async def test_a_renewed_token_is_reported_and_the_file_left_alone(tmp_path: Pat
         await peer.subscribe(0)
         await peer.say({"type": "token_expiring", "expires_at": AT})
         await peer.hear("refresh")
-        await peer.say({"type": "token", "token": jwt("renewed"), "expires_at": AT}, alert(1))
+        await peer.say({"type": "token", "token": jwt("renewed"), "expires_at": AT}, alert_frame(1))
         await peer.linger()
 
     file = tmp_path / "token"
@@ -431,7 +432,7 @@ async def test_a_terminal_without_a_width_gets_lines(monkeypatch: pytest.MonkeyP
 async def test_a_table_has_its_titles_once() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1), update(2, of=1))
+        await peer.say(alert_frame(1), update_frame(2, of=1))
         await peer.linger()
 
     out = io.StringIO()
@@ -477,7 +478,7 @@ def endless(*frames: dict[str, Any]) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_it_quietly_with_status_0(number: signal.Signals) -> None:
-    async with scripted(endless(alert(1))) as server, running_tail("--url", server.url) as process:
+    async with scripted(endless(alert_frame(1))) as server, running_tail("--url", server.url) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert json.loads(await process.stdout.readline())["type"] == "whale_alert"  # flushed, though it is a pipe
@@ -501,7 +502,7 @@ async def test_a_reader_that_goes_away_ends_it_quietly_without_the_next_alert() 
 
 @pytest.mark.slow
 async def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
-    async with scripted(endless(*(alert(n) for n in range(1, 2000)))) as server:
+    async with scripted(endless(*(alert_frame(n) for n in range(1, 2000)))) as server:
         shell = await asyncio.create_subprocess_exec(
             "bash",
             "-c",
@@ -521,7 +522,7 @@ async def test_on_a_terminal_it_draws_lines_and_requests_the_last_ten() -> None:
 
     async def script(peer: Peer) -> None:
         asked.append((await peer.open(30))["since"])
-        await peer.say(alert(21, btc_value=12_000.5))
+        await peer.say(alert_frame(21, btc_value=12_000.5))
         await peer.linger()
 
     controller, terminal = pty.openpty()

@@ -19,7 +19,7 @@ from websockets.http11 import Response
 
 from kit.gateway import running_gateway
 from kit.odd_answers import ODD, answering
-from kit.scripted_server import Peer, alert, scripted
+from kit.scripted_server import Peer, alert_frame, scripted
 from kit.tokens import Tokens
 from whaled.client import (
     AuthenticationFailed,
@@ -302,7 +302,7 @@ async def test_a_stream_that_worked_is_not_ended_by_another_server_at_the_port(
 ) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.ws.close(1012)
 
     async def never(host: str, port: int) -> Any:
@@ -352,7 +352,7 @@ async def test_a_proxy_of_the_environment_is_not_used_and_named_where_nothing_is
 
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, link_events=False) as source:
@@ -393,7 +393,7 @@ async def test_a_port_that_is_not_a_proxy_is_named() -> None:
 async def test_a_stream_goes_through_a_proxy() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     asked: list[bytes] = []
@@ -538,7 +538,7 @@ async def test_a_slow_server_without_authentication_is_not_treated_as_one_with_i
         assert await peer.hear("auth") == {"type": "auth"}  # it is only asked
         await peer.say({"type": "auth_success", "client_id": None, "permissions": [], "expires_at": None})
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, link_events=False) as source:

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kit.scripted_server import EPOCH, Peer, alert, jwt, position, scripted, txid, update
+from kit.scripted_server import EPOCH, Peer, alert_frame, jwt, position, scripted, update_frame
+from kit.whales import txid
 from whaled import client as public
 from whaled.client import (
     AlertData,
@@ -87,10 +88,10 @@ async def test_alerts_updates_and_upstream_states_come_typed_and_in_order() -> N
     async def script(peer: Peer) -> None:
         await peer.open(0)
         await peer.say(
-            alert(
+            alert_frame(
                 1, btc_value=812, flow_type="inflow", flow_sat=7, moved_sat=None, from_labels=["Cold"], rbf_enabled=True
             ),
-            update(2, of=1, block_height=800_000, seconds_to_confirmation=61.5),
+            update_frame(2, of=1, block_height=800_000, seconds_to_confirmation=61.5),
             {"type": "status", "upstream": "degraded", "since": "2026-01-01T00:00:00Z"},
         )
         await peer.linger()
@@ -114,7 +115,7 @@ async def test_a_newer_server_does_not_disturb() -> None:
         await peer.say({"type": "news", "from": "protocol 2"})
         await peer.open(0)
         await peer.say({"type": "weather", "position": {"epoch": "x"}})
-        await peer.say({**alert(1, shape="spiral", raw={"un": "known"}), "raw": [1], "extra": {"deep": []}})
+        await peer.say({**alert_frame(1, shape="spiral", raw={"un": "known"}), "raw": [1], "extra": {"deep": []}})
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url) as source:
@@ -133,7 +134,7 @@ def test_the_client_knows_every_field_the_server_sends() -> None:
 async def test_the_position_is_that_of_the_event_in_hand() -> None:
     async def script(peer: Peer) -> None:
         await peer.open(7)
-        await peer.say(alert(8), alert(9), alert(12))
+        await peer.say(alert_frame(8), alert_frame(9), alert_frame(12))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url) as source:
@@ -153,9 +154,9 @@ async def test_alerts_before_subscribed_are_not_delivered() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.welcome(10)
-        await peer.say(alert(11))  # unfiltered: the subscription is still on its way
+        await peer.say(alert_frame(11))  # unfiltered: the subscription is still on its way
         asked.append(await peer.subscribe(12))
-        await peer.say(alert(12))
+        await peer.say(alert_frame(12))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, filters={"min_btc": 500}) as source:
@@ -180,7 +181,7 @@ async def test_a_stream_starts_at_the_requested_position(since: Any, sent: Any) 
 
     async def script(peer: Peer) -> None:
         asked.append((await peer.open(10))["since"])
-        await peer.say(alert(8))
+        await peer.say(alert_frame(8))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, since=since) as source:
@@ -196,20 +197,20 @@ async def test_a_lost_connection_is_resumed_after_the_last_event_received() -> N
 
     async def first(peer: Peer) -> None:
         await peer.open(0)
-        await peer.say(alert(1), alert(2))
+        await peer.say(alert_frame(1), alert_frame(2))
         await taken.wait()
         peer.ws.transport.abort()
 
     async def second(peer: Peer) -> None:
         await peer.welcome(4)
         asked.append((await peer.subscribe(4))["since"])
-        await peer.say(alert(2), alert(3), alert(4))  # a server that repeats itself is not believed
+        await peer.say(alert_frame(2), alert_frame(3), alert_frame(4))  # a server that repeats itself is not believed
         await peer.ws.close(1012)
 
     async def third(peer: Peer) -> None:
         await peer.welcome(4)
         asked.append((await peer.subscribe(4))["since"])
-        await peer.say(alert(5))
+        await peer.say(alert_frame(5))
         await peer.linger()
 
     taken = asyncio.Event()
@@ -230,7 +231,7 @@ async def test_a_position_frame_moves_the_resume_point() -> None:
 
     async def second(peer: Peer) -> None:
         asked.append((await peer.open(41))["since"])
-        await peer.say(alert(41))
+        await peer.say(alert_frame(41))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url) as source:
@@ -248,7 +249,7 @@ async def test_a_stream_without_events_resumes_at_its_original_start() -> None:
     async def second(peer: Peer) -> None:
         await peer.welcome(105)
         asked.append((await peer.subscribe(105))["since"])
-        await peer.say(alert(98))
+        await peer.say(alert_frame(98))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, since="last:3") as source:
@@ -261,7 +262,7 @@ async def test_a_lost_position_is_reported_before_anything_else() -> None:
         await peer.welcome(20, epoch="new")
         await peer.say({"type": "status", "upstream": "disconnected", "since": "2026-01-01T00:00:00Z"})
         await peer.subscribe(20, recovered=False, epoch="new", oldest=position(5, "new"))
-        await peer.say(alert(21, epoch="new"))
+        await peer.say(alert_frame(21, epoch="new"))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, since=at(900)) as source:
@@ -285,13 +286,13 @@ async def test_a_recovery_that_is_not_promised_is_not_assumed() -> None:
 async def test_missed_events_are_reported_on_a_reconnect_too() -> None:
     async def first(peer: Peer) -> None:
         await peer.open(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.ws.close(1012)
 
     async def second(peer: Peer) -> None:
         await peer.welcome(50)
         await peer.subscribe(50, recovered=False, oldest=position(30))
-        await peer.say(alert(51))
+        await peer.say(alert_frame(51))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url) as source:
@@ -329,7 +330,7 @@ async def test_without_link_events_a_lost_connection_is_logged(caplog: pytest.Lo
     async def second(peer: Peer) -> None:
         await peer.authenticate("t0psecret")
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=jwt("t0psecret")) as source:
@@ -347,7 +348,7 @@ async def test_the_delay_grows_with_failures_and_is_reset_by_a_good_connection()
 
     async def stand(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await standing.wait()
         await peer.ws.close(1011)
 
@@ -419,7 +420,7 @@ async def test_a_refused_connection_is_retried_and_reported_clearly() -> None:
 async def test_without_reconnect_the_first_loss_is_raised() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.ws.close(1013, "Too slow")
 
     async with scripted(script) as server, stream(server.url, reconnect=False) as source:
@@ -469,7 +470,7 @@ async def test_an_api_key_is_sent_as_one() -> None:
         assert await peer.hear("auth") == {"type": "auth", "api_key": "whk_1"}
         await peer.welcome(0, authenticated=True)
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token="whk_1") as source:
@@ -482,7 +483,7 @@ async def test_a_token_for_a_server_without_authentication_does_no_harm() -> Non
         await peer.hear("auth")
         await peer.say({"type": "auth_success", "client_id": None, "permissions": [], "expires_at": None})
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token=jwt("jwt")) as source:
@@ -553,14 +554,14 @@ async def test_an_authenticated_stream_is_not_ended_by_the_clock_of_this_machine
 
     async def first(peer: Peer) -> None:
         await let_in(peer, token)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         later = time.time() + 7200
         monkeypatch.setattr("time.time", lambda: later)
         await peer.ws.close(1012)
 
     async def second(peer: Peer) -> None:
         await let_in(peer, token)
-        await peer.say(alert(2))
+        await peer.say(alert_frame(2))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=token) as source:
@@ -584,7 +585,7 @@ async def test_a_token_is_stripped_of_its_surroundings() -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("c1")
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     for text in (f'\ufeffBearer "{jwt("c1")}"\r\n', f"WHALED_TOKEN={jwt('c1')}"):
@@ -641,7 +642,7 @@ async def test_an_invalid_token_from_the_provider_leaves_the_renewal_to_the_serv
         await peer.subscribe(0)
         await peer.say({"type": "token_expiring", "expires_at": "2026-01-02T00:00:00Z"})
         await peer.hear("refresh")
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token_provider=provide) as source:
@@ -657,7 +658,7 @@ async def test_a_token_that_was_not_verified_is_tried_again(message: str) -> Non
     async def second(peer: Peer) -> None:
         await peer.authenticate("jwt")
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=jwt("jwt")) as source:
@@ -689,7 +690,7 @@ async def test_a_token_that_is_refused_for_now_is_tried_again() -> None:
     async def second(peer: Peer) -> None:
         await peer.authenticate("jwt")
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(limited, second) as server, stream(server.url, token=jwt("jwt")) as source:
@@ -700,7 +701,7 @@ async def test_the_provider_is_called_again_when_a_token_is_refused_temporarily(
     async def second(peer: Peer) -> None:
         await peer.authenticate("two")
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with (
@@ -724,13 +725,13 @@ async def test_the_provider_is_called_for_another_token(reason: str) -> None:
     async def first(peer: Peer) -> None:
         await peer.authenticate("one")
         await peer.subscribe(0)
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.ws.close(1008, reason)
 
     async def second(peer: Peer) -> None:
         await peer.authenticate("two", head=2)
         asked.append((await peer.subscribe(2))["since"])
-        await peer.say(alert(2))
+        await peer.say(alert_frame(2))
         await peer.linger()
 
     async with (
@@ -775,13 +776,13 @@ async def test_an_expiring_token_is_refreshed_and_kept_for_the_next_connection()
         await peer.subscribe(0)
         await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
         await peer.hear("refresh")
-        await peer.say({"type": "token", "token": jwt("new"), "expires_at": "2026-01-02T00:00:00Z"}, alert(1))
+        await peer.say({"type": "token", "token": jwt("new"), "expires_at": "2026-01-02T00:00:00Z"}, alert_frame(1))
         await peer.ws.close(1012)
 
     async def second(peer: Peer) -> None:
         await peer.authenticate("new")
         await peer.subscribe(1)
-        await peer.say(alert(2))
+        await peer.say(alert_frame(2))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=jwt("old")) as source:
@@ -803,7 +804,7 @@ async def test_a_renewed_token_is_reported_and_never_shown(caplog: pytest.LogCap
     async def script(peer: Peer) -> None:
         await peer.authenticate("old")
         await peer.subscribe(0)
-        await renew(peer, "new", alert(1))
+        await renew(peer, "new", alert_frame(1))
         await peer.ws.close(1012)
 
     caplog.set_level(logging.DEBUG, "whaled")
@@ -841,10 +842,10 @@ async def test_a_renewed_token_overtakes_waiting_events_and_replaces_an_older_on
     async def script(peer: Peer) -> None:
         await peer.authenticate("old")
         await peer.subscribe(0)
-        await peer.say(alert(1), alert(2))
+        await peer.say(alert_frame(1), alert_frame(2))
         await renew(peer, "newer")
         await renew(peer, "newer still")
-        await peer.say(alert(3))
+        await peer.say(alert_frame(3))
         await renew(peer, "newest")  # it is asked for when what came before was read
         sent.set()
         await peer.linger()
@@ -879,7 +880,7 @@ async def test_a_provider_that_gives_the_renewed_token_again_gets_the_newest_ren
         await peer.authenticate("file")
         await peer.subscribe(0)
         await renew(peer, "second")
-        await renew(peer, "third", alert(1))
+        await renew(peer, "third", alert_frame(1))
         await peer.ws.close(1012)
 
     async def second(peer: Peer) -> None:
@@ -890,7 +891,7 @@ async def test_a_provider_that_gives_the_renewed_token_again_gets_the_newest_ren
     async def last(peer: Peer) -> None:
         await peer.authenticate("third")
         await peer.subscribe(1)
-        await peer.say(alert(2))
+        await peer.say(alert_frame(2))
         await peer.linger()
 
     async with (
@@ -922,7 +923,7 @@ async def test_an_expiring_token_is_replaced_in_place_by_the_provider() -> None:
         await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
         assert await peer.hear("auth") == {"type": "auth", "token": jwt("new")}
         await peer.say({"type": "auth_success", "client_id": "c1", "permissions": ["read"], "expires_at": None})
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token_provider=provider("old", "new")) as source:
@@ -935,7 +936,7 @@ async def test_a_token_is_renewed_while_the_consumer_is_busy() -> None:
     async def script(peer: Peer) -> None:
         await peer.authenticate("old")
         await peer.subscribe(0)
-        await peer.say(alert(1), {"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
+        await peer.say(alert_frame(1), {"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
         await peer.hear("refresh")
         renewed.set()
         await peer.linger()
@@ -952,7 +953,9 @@ async def test_a_provider_that_is_down_leaves_the_renewal_to_the_server() -> Non
         await peer.subscribe(0)
         await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"})
         await peer.hear("refresh")
-        await peer.say({"type": "error", "code": "forbidden", "message": "this token cannot be refreshed"}, alert(1))
+        await peer.say(
+            {"type": "error", "code": "forbidden", "message": "this token cannot be refreshed"}, alert_frame(1)
+        )
         await peer.linger()
 
     tokens = provider("old", TimeoutError())
@@ -986,7 +989,7 @@ async def test_a_subscription_over_the_rate_is_tried_again() -> None:
 
     async def second(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url) as source:
@@ -1006,7 +1009,7 @@ async def test_filters_too_large_for_the_server_raise_a_subscription_error() -> 
 async def test_a_message_over_the_bound_ends_the_stream() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1, reasons=["x" * 5000]))
+        await peer.say(alert_frame(1, reasons=["x" * 5000]))
         await peer.linger()
 
     limits = Limits(max_message_bytes=2000)
@@ -1041,7 +1044,7 @@ async def test_abuse_is_not_repeated() -> None:
 async def test_a_frame_that_cannot_be_understood_is_raised_not_skipped(frame: str | bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.ws.send(frame)
         await peer.linger()
 
@@ -1121,7 +1124,7 @@ def server_context(chain: Path, key: Path) -> ssl.SSLContext:
 async def test_tls_with_a_trusted_certificate(certificate: tuple[Path, Path, ssl.SSLContext]) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
 
     chain, key, trusting = certificate
@@ -1154,7 +1157,7 @@ async def test_leaving_a_stream_closes_with_code_1000() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         await peer.linger()
         codes.append(peer.ws.close_code)
 
@@ -1166,7 +1169,7 @@ async def test_leaving_a_stream_closes_with_code_1000() -> None:
 async def test_leaving_does_not_wait_for_a_peer_that_stopped_reading() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1))
+        await peer.say(alert_frame(1))
         peer.ws.transport.pause_reading()
         await left.wait()
         peer.ws.transport.abort()
@@ -1181,7 +1184,7 @@ async def test_leaving_does_not_wait_for_a_peer_that_stopped_reading() -> None:
 async def test_stop_ends_the_iteration_from_anywhere() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
-        await peer.say(alert(1), alert(2))
+        await peer.say(alert_frame(1), alert_frame(2))
         await peer.linger()
 
     seen = []
@@ -1206,7 +1209,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
         await go.wait()
-        await peer.say(alert(1), alert(2))
+        await peer.say(alert_frame(1), alert_frame(2))
         await peer.linger()
 
     go = asyncio.Event()
@@ -1262,7 +1265,7 @@ async def test_a_busy_consumer_holds_a_bounded_number_of_events() -> None:
             sent.append(offset)
             try:
                 async with asyncio.timeout(0.1 if not full.is_set() else None):
-                    await peer.say(alert(offset, reasons=["x" * 4000]))
+                    await peer.say(alert_frame(offset, reasons=["x" * 4000]))
             except TimeoutError:
                 full.set()  # the frame is in the buffer all the same
         await peer.linger()

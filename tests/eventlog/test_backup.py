@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from kit import daemon
-from kit.eventlog import alert, open_log, txid, update
+from kit.eventlog import open_log
 from kit.gateway import ask, receive_type
 from kit.paths import TESTS
+from kit.whales import alert_draft, txid, update_draft
 from whaled.cli.main import main
 from whaled.errors import EventLogError, ExitStatus, LogFailure, OperatorError
 from whaled.eventlog import files, schema
@@ -69,7 +70,7 @@ async def store(path: Path, *numbers: int, busy_timeout: float = 5.0) -> tuple[s
     """Append an alert for each number with a daemon's log; returns (epoch, head)."""
     async with open_log(path, busy_timeout=busy_timeout) as log:
         for number in numbers:
-            await log.append([alert(number)])
+            await log.append([alert_draft(number)])
         return log.epoch, log.head
 
 
@@ -138,12 +139,12 @@ def small_disk(directory: Path) -> list[str]:
 
 async def test_a_backup_during_appends_is_the_log_at_one_moment(path: Path, file: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(3_000)])
+        await log.append([alert_draft(n) for n in range(3_000)])
         first = log.head
         copying = asyncio.create_task(asyncio.to_thread(copied, path, file))
         number = 3_000
         while not copying.done():
-            await log.append([alert(number), update(number - 1)])
+            await log.append([alert_draft(number), update_draft(number - 1)])
             number += 1
         done = await copying
         assert first <= done.contents.head <= log.head
@@ -158,7 +159,7 @@ async def test_a_backup_during_appends_is_the_log_at_one_moment(path: Path, file
 async def test_a_daemon_stops_and_starts_during_a_backup(path: Path, file: Path) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
-        await log.append([alert(n) for n in range(3_000)])
+        await log.append([alert_draft(n) for n in range(3_000)])
     loop, moments = asyncio.get_running_loop(), 0
 
     def progress(done: int, _of_all: int) -> None:
@@ -178,7 +179,7 @@ async def test_a_daemon_stops_and_starts_during_a_backup(path: Path, file: Path)
 
 async def test_a_backup_includes_the_write_ahead_log(path: Path, file: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1), alert(2)])
+        await log.append([alert_draft(1), alert_draft(2)])
         assert files.wal_bytes(path) > 0
         assert copied(path, file).contents.head == 2
     assert txids(await held(file)) == [txid(1), txid(2)]
@@ -210,7 +211,7 @@ def test_a_backup_is_one_private_file(path: Path, file: Path) -> None:
 
 async def test_the_backup_excludes_the_records_of_one_machine(path: Path, file: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         await log.set_state("canary", "1.0")
         await log.set_state("other", "stays")
     copied(path, file)
@@ -453,7 +454,7 @@ async def test_a_killed_daemons_write_ahead_log_is_moved_aside_with_its_log(
     await store(path, 1)
     copied(path, file)
     async with open_log(path) as log:
-        await log.append([alert(2), alert(3)])
+        await log.append([alert_draft(2), alert_draft(3)])
         left = tmp_path / "left"
         shutil.copytree(path.parent, left)  # what a kill leaves
     killed = left / "whaled.db"
@@ -480,14 +481,14 @@ async def test_side_files_of_a_damaged_log_are_kept_and_not_applied(path: Path, 
 
 async def test_no_restore_while_a_daemon_uses_the_log(path: Path, file: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         copied(path, file)
         with pytest.raises(
             EventLogError, match=r"whaled runs \(process .*\) and has this event log open\. Stop it"
         ) as caught:
             restored(file, path)
         assert caught.value.reason is LogFailure.LOCKED
-        assert await log.append([alert(2)])
+        assert await log.append([alert_draft(2)])
     assert names(path) == {"whaled.db", "whaled.db.lock"}
 
 
@@ -550,7 +551,7 @@ async def test_another_programs_database_is_not_replaced(path: Path, file: Path,
 async def test_a_copy_made_with_other_tools_can_be_restored(path: Path, file: Path) -> None:
     epoch, _ = await store(path, 1, 2)
     async with open_log(path) as log:
-        await log.append([alert(3)])
+        await log.append([alert_draft(3)])
         for suffix in ("", "-wal", "-shm"):
             shutil.copy(f"{path}{suffix}", f"{file}{suffix}")
     done = restored(file, path)
@@ -579,7 +580,7 @@ async def test_a_backup_is_not_mixed_with_side_files_of_a_killed_daemon(path: Pa
     copied(path, file)
     left = tmp_path / "left"
     async with open_log(path) as log:
-        await log.append([alert(2), alert(3)])
+        await log.append([alert_draft(2), alert_draft(3)])
         shutil.copytree(path.parent, left)  # what a kill leaves
     killed = left / "whaled.db"
     shutil.copy(file, killed)
@@ -704,7 +705,7 @@ def test_a_terminal_sees_how_far_the_copy_is(path: Path, file: Path) -> None:
 @pytest.mark.slow
 async def test_a_backup_on_a_full_disk_leaves_nothing_and_the_log_is_unharmed(path: Path, file: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n, addresses=300) for n in range(600)])
+        await log.append([alert_draft(n, addresses=300) for n in range(600)])
         command = [sys.executable, "-m", "whaled", "backup", str(file), "--db-path", str(path)]
         show = ["sh", "-c", f'"$@"; echo "status $?"; ls -A {file.parent}', "sh"]
         inside = small_disk(file.parent)
@@ -714,19 +715,19 @@ async def test_a_backup_on_a_full_disk_leaves_nothing_and_the_log_is_unharmed(pa
         assert "database or disk is full. Make room on its file system; the event log itself was not" in done.stderr
         assert str(file) in done.stderr
         assert done.stdout == "status 1\n"
-        assert await log.append([alert(601)])
+        assert await log.append([alert_draft(601)])
 
 
 @pytest.mark.slow
 async def test_commits_do_not_wait_for_a_backup(path: Path, file: Path) -> None:
     async with open_log(path, busy_timeout=BUSY_S) as log:
         for start in range(0, 20_000, 1_000):
-            await log.append([alert(n) for n in range(start, start + 1_000)])
+            await log.append([alert_draft(n) for n in range(start, start + 1_000)])
         copying = asyncio.create_task(asyncio.to_thread(whaled, "backup", file, "--db-path", path))
         number, slowest = 20_000, 0.0
         while not copying.done():
             began = time.perf_counter()
-            await log.append([alert(number)])
+            await log.append([alert_draft(number)])
             slowest = max(slowest, time.perf_counter() - began)
             number += 1
         assert (await copying).returncode == ExitStatus.STOPPED

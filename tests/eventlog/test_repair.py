@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kit.damage import ROWS, as_version_3, edit, filled, offsets
-from kit.eventlog import START, Meter, alert, locked, open_log, scan, txid, update, whale
+from kit.eventlog import Meter, locked, open_log, scan
+from kit.whales import START, alert_draft, txid, update_draft, whale
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.damage import of_events, outside
@@ -87,7 +88,7 @@ async def test_damaged_rows_are_listed_and_removed_and_become_a_gap(
         assert log.whole_from == max(lost) + 1
         assert meter.damaged_rows == 0
         assert (await log.state("height"), len(await log.scans(0, 900_000))) == ("800001", 2)
-        assert [event.offset for event in await log.append([alert(7)])] == [7]
+        assert [event.offset for event in await log.append([alert_draft(7)])] == [7]
     # Nothing is lost but the damage: the old file is as it was.
     async with open_log(path.with_name(ASIDE)) as log:
         assert await offsets(log) == [event.offset for event in before if event.offset not in lost]
@@ -226,7 +227,7 @@ async def test_the_outpoints_of_a_lost_whale_are_listed_and_removed(
 async def test_the_rows_outside_a_damaged_page_are_saved(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
-        stored = await log.append([alert(n, addresses=30) for n in range(1, 301)])
+        stored = await log.append([alert_draft(n, addresses=30) for n in range(1, 301)])
     pages = len(read(path)) // 4096
     by_offset = {event.offset: event for event in stored}
     whole = read(path)
@@ -242,7 +243,7 @@ async def test_the_rows_outside_a_damaged_page_are_saved(path: Path, capsys: pyt
             assert events == [by_offset[event.offset] for event in events]
             assert (log.head, log.epoch) == (300, epoch) or done.is_renewed
             saved += len(events)
-            assert [event.offset for event in await log.append([alert(999)])] == [301]
+            assert [event.offset for event in await log.append([alert_draft(999)])] == [301]
         assert answer(path, capsys, "--deep")[0] == 0
     assert saved > 12 * 200
 
@@ -254,7 +255,9 @@ async def test_flipped_bits_are_found_and_repaired_or_the_file_is_refused(
 ) -> None:
     """Whatever is flipped: no event is ever wrong, and what a repair leaves is whole."""
     async with open_log(path) as log:
-        stored = await log.append([alert(n, at=START + n) for n in range(1, 61)] + [update(n) for n in range(1, 31)])
+        stored = await log.append(
+            [alert_draft(n, at=START + n) for n in range(1, 61)] + [update_draft(n) for n in range(1, 31)]
+        )
         await log.put_scan(scan(800_000, START))
     by_offset = {event.offset: event for event in stored}
     draw = random.Random(seed)
@@ -283,16 +286,16 @@ async def test_check_and_dry_run_work_while_a_daemon_runs_and_repair_refuses(
     await filled(path)
     edit(path, "UPDATE events SET ref = 'x' WHERE offset = 2")
     async with open_log(path) as log:
-        await log.append([alert(8)])
+        await log.append([alert_draft(8)])
         with locked(path):  # nor do they wait for a writer
             assert answer(path, capsys, "--deep")[1]["head"] == 7
             assert main(["repair", "--dry-run", "--db-path", str(path)]) == 1
-        assert "would be taken out: 1 row" in capsys.readouterr().out
+        assert "would be removed: 1 row" in capsys.readouterr().out
         assert main(["repair", "--db-path", str(path)]) == 1
         assert (
             f"whaled runs (process {os.getpid()}) and has this event log open. Stop it first" in capsys.readouterr().err
         )
-        await log.append([alert(9)])
+        await log.append([alert_draft(9)])
     assert ASIDE not in names(path)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import structlog
 
-from kit.eventlog import START, Meter, alert, open_log, scan, txid, update, whale
+from kit.eventlog import Meter, open_log, scan
+from kit.whales import START, alert_draft, txid, update_draft, whale
 from whaled.backfill.blocks import VERIFIED_KEY
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
@@ -51,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     async def fill() -> None:
         async with open_log(path) as log:
             await log.append([spending(n) for n in range(1, WHALES + 1)])
-            await log.append([update(n, at=START + WHALES) for n in range(1, UPDATES + 1)])
+            await log.append([update_draft(n, at=START + WHALES) for n in range(1, UPDATES + 1)])
             for height in range(BLOCKS):
                 await log.put_scan(scan(800_000 + height, START + height))
             await log.set_state("verified_offset", str(EVENTS - 3))
@@ -168,9 +169,9 @@ async def require_repaired(path: Path, before: Rows, capsys: pytest.CaptureFixtu
         assert after == before
         return after
     assert planned == 1
-    match = re.search(r"taken out: ([\d,]+) row", shown)
+    match = re.search(r"removed: ([\d,]+) row", shown)
     assert match is not None
-    assert f"would be taken out: {match[1]} row" in plan
+    assert f"would be removed: {match[1]} row" in plan
     (aside,) = asides
     lost = listed(aside)
     for table in KEYS:
@@ -189,7 +190,7 @@ async def require_repaired(path: Path, before: Rows, capsys: pytest.CaptureFixtu
         held = [event.offset for event in await log.between(0, log.head, 100_000)]
         assert held == sorted(after["events"])
         assert meter.damaged_rows == 0
-        (event,) = await log.append([alert(99_999)])
+        (event,) = await log.append([alert_draft(99_999)])
         assert event.offset > max(held, default=0)
     return after
 
@@ -440,7 +441,7 @@ async def test_events_that_are_missing_at_the_beginning_are_damage(
         assert (log.oldest, log.whole_from, meter.damaged_rows) == (31, 31, 30)
     assert lines_of(capsys, "repair", "--db-path", path)[0] == 0
     status, shown = lines_of(capsys, "check", "--deep", "--db-path", path)
-    assert (status, "gap: offsets 1 to 30 were taken out" in shown) == (0, True)
+    assert (status, "gap: offsets 1 to 30 were removed" in shown) == (0, True)
     after = Meter()
     async with open_log(path, after) as log:
         assert (log.oldest, after.damaged_rows) == (31, 0)
@@ -533,7 +534,7 @@ async def test_events_after_a_lost_counter_are_reported_as_lost(path: Path, caps
     assert lines_of(capsys, "repair", "--db-path", path)[0] == 0
     assert f"gap: offsets {EVENTS - 7} to {EVENTS - 3} were" in lines_of(capsys, "check", "--db-path", path)[1]
     async with open_log(path) as log:
-        assert [event.offset for event in await log.append([alert(9_999)])] == [EVENTS - 2]
+        assert [event.offset for event in await log.append([alert_draft(9_999)])] == [EVENTS - 2]
 
 
 async def test_the_daemon_reports_events_behind_a_lost_counter(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -554,7 +555,7 @@ async def test_a_page_only_in_the_write_ahead_log_counts_while_a_daemon_runs(
 ) -> None:
     edit(path, "UPDATE events SET ref = 'x' WHERE offset = 5")
     async with open_log(path) as log:
-        await log.append([alert(5_000 + n) for n in range(20)])
+        await log.append([alert_draft(5_000 + n) for n in range(20)])
         assert len(read(path.with_name("whaled.db-wal"))) > 0
         status, shown = lines_of(capsys, "repair", "--dry-run", "--db-path", path)
         assert status == 1
@@ -578,12 +579,12 @@ def test_sentences(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "events: offset 5 is missing\n" in shown
     assert "events: offsets 100 to 102 are missing\n" in shown
     assert "events: offsets 8 to 9: their checksums do not match\n" in shown
-    assert "`whaled repair` takes out what is damaged" in shown
+    assert "`whaled repair` removes what is damaged" in shown
     found = inspect(path, lambda _done, _of_all: None, is_deep=True)
     assert found.damaged == 6
     done = repair(path, now=START, progress=lambda _done, _of_all: None)
     assert done.salvaged is not None
-    assert "gap: offset 5 was taken out by an earlier repair\n" in lines_of(capsys, "check", "--db-path", path)[1]
+    assert "gap: offset 5 was removed by an earlier repair\n" in lines_of(capsys, "check", "--db-path", path)[1]
 
 
 @pytest.mark.slow

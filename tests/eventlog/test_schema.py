@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kit.damage import edit
-from kit.eventlog import START, Meter, open_log, txid, update, whale
+from kit.eventlog import Meter, open_log
 from kit.paths import DATA
+from kit.whales import START, txid, update_draft, whale
 from whaled.cli.main import main
 from whaled.eventlog import checksums, files, schema
 from whaled.eventlog.backup import back_up
@@ -110,7 +111,9 @@ async def test_a_repetition_goes_on_counting_after_the_migration(path: Path) -> 
     put(path, 4)
     async with open_log(path) as log:
         assert [each.alert.transaction_id for each in await log.confirmed_in(A)] == [txid(1)]
-        again = Draft(kind=Kind.PENDING, at=START + 99, whale=whale(1), ref=A, update=update(1, Kind.PENDING).update)
+        again = Draft(
+            kind=Kind.PENDING, at=START + 99, whale=whale(1), ref=A, update=update_draft(1, Kind.PENDING).update
+        )
         for kind in (Kind.PENDING, Kind.CONFIRMED):
             draft = Draft(kind=kind, at=START + 99, whale=again.whale, ref=A, update=again.update)
             event = next_event(draft, (await log.histories([txid(1)]))[txid(1)], Origin.POLLED)

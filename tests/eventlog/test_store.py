@@ -19,7 +19,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kit.eventlog import DAY, START, Meter, alert, locked, open_log, scan, settings, txid, update, whale
+from kit.eventlog import DAY, Meter, locked, open_log, scan, settings
+from kit.whales import START, alert_draft, txid, update_draft, whale
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Codec
@@ -58,8 +59,8 @@ async def test_a_new_log_is_empty_and_has_an_epoch(path: Path) -> None:
 
 async def test_events_get_offsets_from_one_in_the_order_given(path: Path) -> None:
     async with open_log(path) as log:
-        first = await log.append([alert(1), alert(2)])
-        second = await log.append([update(1)])
+        first = await log.append([alert_draft(1), alert_draft(2)])
+        second = await log.append([update_draft(1)])
         assert [event.offset for event in first + second] == [1, 2, 3]
         assert log.position == Position(log.epoch, 3)
 
@@ -67,7 +68,12 @@ async def test_events_get_offsets_from_one_in_the_order_given(path: Path) -> Non
 async def test_the_events_read_equal_those_that_append_returned(path: Path) -> None:
     async with open_log(path) as log:
         stored = await log.append(
-            [alert(1), alert(2, addresses=3_000), update(2), update(1, Kind.REPLACED, ref=txid(9))]
+            [
+                alert_draft(1),
+                alert_draft(2, addresses=3_000),
+                update_draft(2),
+                update_draft(1, Kind.REPLACED, ref=txid(9)),
+            ]
         )
         assert await everything(log) == stored
         assert stored[2].whale == whale(2, addresses=3_000)
@@ -75,7 +81,7 @@ async def test_the_events_read_equal_those_that_append_returned(path: Path) -> N
 
 async def test_a_page_has_the_events_between_two_offsets_up_to_the_limit(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(10)])
+        await log.append([alert_draft(n) for n in range(10)])
         assert [event.offset for event in await log.between(2, 7, 100)] == [3, 4, 5, 6, 7]
         assert [event.offset for event in await log.between(2, 7, 2)] == [3, 4]
         assert await log.between(7, 7, 5) == []
@@ -85,16 +91,25 @@ async def test_a_page_has_the_events_between_two_offsets_up_to_the_limit(path: P
 
 async def test_duplicates_are_skipped_without_leaving_a_hole(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1), update(1)])
-        stored = await log.append([alert(1), alert(2), alert(2), update(1), update(1, ref="00other"), alert(3)])
+        await log.append([alert_draft(1), update_draft(1)])
+        stored = await log.append(
+            [
+                alert_draft(1),
+                alert_draft(2),
+                alert_draft(2),
+                update_draft(1),
+                update_draft(1, ref="00other"),
+                alert_draft(3),
+            ]
+        )
         assert [(event.offset, event.kind) for event in stored] == [(3, "alert"), (4, "confirmed"), (5, "alert")]
-        assert await log.append([alert(1), update(1)]) == []
+        assert await log.append([alert_draft(1), update_draft(1)]) == []
         assert await offsets(log) == [1, 2, 3, 4, 5]
 
 
 async def test_an_alert_is_stored_once_whatever_its_ref_and_content(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         again = Draft(kind=Kind.ALERT, at=START + 9, whale=whale(1, addresses=7), ref="other")
         assert await log.append([again]) == []
         assert (await log.whales([txid(1)]))[txid(1)] == whale(1)
@@ -102,8 +117,8 @@ async def test_an_alert_is_stored_once_whatever_its_ref_and_content(path: Path) 
 
 async def test_an_update_goes_with_the_alert_in_the_log_not_with_the_one_in_the_draft(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1, addresses=4)])
-        (event,) = await log.append([update(1)])
+        await log.append([alert_draft(1, addresses=4)])
+        (event,) = await log.append([update_draft(1)])
         assert event.whale == whale(1, addresses=4)
         assert (await everything(log))[1] == event
 
@@ -111,9 +126,9 @@ async def test_an_update_goes_with_the_alert_in_the_log_not_with_the_one_in_the_
 async def test_only_new_events_are_counted(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter) as log:
-        await log.append([alert(1), alert(2)])
-        await log.append([alert(1)])
-        await log.append([alert(1), alert(3)])
+        await log.append([alert_draft(1), alert_draft(2)])
+        await log.append([alert_draft(1)])
+        await log.append([alert_draft(1), alert_draft(3)])
     assert meter.commits == [2, 1]
     assert meter.size_bytes > 0
     assert meter.failures == []
@@ -121,7 +136,7 @@ async def test_only_new_events_are_counted(path: Path) -> None:
 
 async def test_whales_finds_any_number_of_txids(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(50)])
+        await log.append([alert_draft(n) for n in range(50)])
         found = await log.whales(txid(n) for n in range(-TXID_CHUNK, TXID_CHUNK))
         assert found == {txid(n): whale(n) for n in range(50)}
         assert await log.whales([]) == {}
@@ -130,7 +145,7 @@ async def test_whales_finds_any_number_of_txids(path: Path) -> None:
 async def test_a_time_is_found_even_where_the_clock_was_set_back(path: Path) -> None:
     async with open_log(path) as log:
         times = [10.0, 20.0, 30.0, 25.0, 26.0, 40.0]
-        await log.append([alert(n, at=at) for n, at in enumerate(times)])
+        await log.append([alert_draft(n, at=at) for n, at in enumerate(times)])
         assert [await log.offset_before(at) for at in (5, 10, 10.5, 25, 28, 30.5, 40, 41)] == [0, 0, 1, 2, 2, 5, 5, 6]
 
 
@@ -138,8 +153,15 @@ async def test_pending_names_the_whales_whose_outcome_is_not_known(path: Path) -
     mined = whale(5)  # the stream may say so of a block that dies before it is scanned
     mined = Whale(replace(mined.alert, status=Status.CONFIRMED), mined.addresses)
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(4)] + [Draft(kind=Kind.ALERT, at=START, whale=mined)])
-        await log.append([update(0), update(2), update(3, Kind.DROPPED), update(2, Kind.PENDING, ref="00orphan")])
+        await log.append([alert_draft(n) for n in range(4)] + [Draft(kind=Kind.ALERT, at=START, whale=mined)])
+        await log.append(
+            [
+                update_draft(0),
+                update_draft(2),
+                update_draft(3, Kind.DROPPED),
+                update_draft(2, Kind.PENDING, ref="00orphan"),
+            ]
+        )
         unknown = await log.pending(0, 10)
         assert [(event.offset, event.kind, event.whale) for event in unknown] == [
             (2, Kind.ALERT, whale(1)),
@@ -155,7 +177,7 @@ async def test_pending_names_the_whales_whose_outcome_is_not_known(path: Path) -
 async def test_the_newest_alert_is_found_behind_later_updates(path: Path) -> None:
     async with open_log(path) as log:
         assert await log.newest_alert() is None
-        await log.append([alert(1), alert(2), update(1), update(2)])
+        await log.append([alert_draft(1), alert_draft(2), update_draft(1), update_draft(2)])
         newest = await log.newest_alert()
         assert newest is not None
         assert (newest.offset, newest.whale) == (2, whale(2))
@@ -174,11 +196,11 @@ async def test_state_is_kept_by_key(path: Path) -> None:
 async def test_a_restart_keeps_epoch_events_and_numbering(path: Path) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
-        stored = await log.append([alert(1), update(1)])
+        stored = await log.append([alert_draft(1), update_draft(1)])
     async with open_log(path) as log:
         assert (log.epoch, log.head, log.oldest) == (epoch, 2, 1)
         assert await everything(log) == stored
-        assert [event.offset for event in await log.append([alert(1), alert(2)])] == [3]
+        assert [event.offset for event in await log.append([alert_draft(1), alert_draft(2)])] == [3]
 
 
 async def test_two_databases_have_two_epochs(tmp_path: Path) -> None:
@@ -192,7 +214,7 @@ async def test_two_databases_have_two_epochs(tmp_path: Path) -> None:
 async def test_pruning_removes_only_what_is_older_than_the_retention(path: Path) -> None:
     meter = Meter()
     async with EventLog.open(settings(path, retention=10 * DAY), meter) as log:
-        await log.append([alert(n, at=START + n * DAY) for n in range(20)])
+        await log.append([alert_draft(n, at=START + n * DAY) for n in range(20)])
         assert await log.prune(START + 15 * DAY) == 5
         assert (log.oldest, log.head, meter.removed) == (6, 20, 5)
         assert await offsets(log) == list(range(6, 21))
@@ -204,40 +226,40 @@ async def test_pruning_removes_only_what_is_older_than_the_retention(path: Path)
 
 async def test_numbering_goes_on_after_everything_was_pruned(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(3)])
+        await log.append([alert_draft(n) for n in range(3)])
         assert await log.prune(START + 91 * DAY) == 3
         assert (log.head, log.oldest) == (3, 4)
         assert await log.offset_before(START) == 3
     async with open_log(path) as log:
         assert (log.head, log.oldest) == (3, 4)
-        assert [event.offset for event in await log.append([alert(7)])] == [4]
+        assert [event.offset for event in await log.append([alert_draft(7)])] == [4]
         assert log.oldest == 4
 
 
 async def test_pruning_takes_as_many_batches_as_it_needs(path: Path) -> None:
     async with open_log(path) as log:
         many = 2 * PRUNE_BATCH + 7
-        await log.append([alert(n) for n in range(many)] + [alert(many, at=START + 90 * DAY)])
+        await log.append([alert_draft(n) for n in range(many)] + [alert_draft(many, at=START + 90 * DAY)])
         assert await log.prune(START + 91 * DAY) == many
         assert await offsets(log) == [many + 1]
 
 
 async def test_an_update_stays_complete_when_its_alert_was_pruned(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1, addresses=5), alert(2), update(1, at=START + 50 * DAY)])
+        await log.append([alert_draft(1, addresses=5), alert_draft(2), update_draft(1, at=START + 50 * DAY)])
         assert await log.prune(START + 100 * DAY) == 2
         (event,) = await everything(log)
         assert event.whale == whale(1, addresses=5)
         # Still known, so it is not alerted a second time; the other one is forgotten.
         assert (await log.whales([txid(1), txid(2)])).keys() == {txid(1)}
-        assert [event.offset for event in await log.append([alert(1), alert(2)])] == [4]
+        assert [event.offset for event in await log.append([alert_draft(1), alert_draft(2)])] == [4]
 
 
 async def test_an_update_about_a_forgotten_whale_brings_the_whale_back(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         await log.prune(START + 91 * DAY)
-        (event,) = await log.append([update(1, at=START + 91 * DAY)])
+        (event,) = await log.append([update_draft(1, at=START + 91 * DAY)])
         assert (event.offset, event.whale) == (2, whale(1))
         assert await everything(log) == [event]
 
@@ -245,14 +267,21 @@ async def test_an_update_about_a_forgotten_whale_brings_the_whale_back(path: Pat
 @pytest.mark.parametrize("now", [0.0, START, START + 89 * DAY])
 async def test_a_clock_that_is_behind_prunes_nothing(path: Path, now: float) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1), alert(2, at=START + DAY)])
+        await log.append([alert_draft(1), alert_draft(2, at=START + DAY)])
         assert await log.prune(now) == 0
         assert await offsets(log) == [1, 2]
 
 
 async def test_a_time_from_the_future_does_not_keep_the_log_from_being_pruned(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1), alert(2, at=START + 9_000 * DAY), alert(3), alert(4, at=START + 50 * DAY)])
+        await log.append(
+            [
+                alert_draft(1),
+                alert_draft(2, at=START + 9_000 * DAY),
+                alert_draft(3),
+                alert_draft(4, at=START + 50 * DAY),
+            ]
+        )
         assert await log.prune(START + 100 * DAY) == 3
         assert await offsets(log) == [4]
 
@@ -260,7 +289,9 @@ async def test_a_time_from_the_future_does_not_keep_the_log_from_being_pruned(pa
 async def test_events_stored_with_a_wrong_clock_stay_until_later_ones_are_old(path: Path) -> None:
     async with open_log(path) as log:
         # The clock an hour ahead at the first start, corrected, and whaled restarted within that hour.
-        await log.append([alert(1, at=START + 3_600), alert(2, at=START + 3_601), alert(3, at=START + 60)])
+        await log.append(
+            [alert_draft(1, at=START + 3_600), alert_draft(2, at=START + 3_601), alert_draft(3, at=START + 60)]
+        )
         assert await log.prune(START + 120) == 0
         assert await offsets(log) == [1, 2, 3]
         assert await log.prune(START + 91 * DAY) == 3
@@ -269,7 +300,7 @@ async def test_events_stored_with_a_wrong_clock_stay_until_later_ones_are_old(pa
 @pytest.mark.parametrize("ahead_days", [40, 100])
 async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(path: Path, ahead_days: int) -> None:
     async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
-        await log.append([alert(n, at=START + n * DAY) for n in range(40)])
+        await log.append([alert_draft(n, at=START + n * DAY) for n in range(40)])
         await log.put_scan(scan(800_000, START + 39 * DAY))
         with structlog.testing.capture_logs() as lines:
             # A day is believed without a block: those of the 40 that are older than that go, and no others.
@@ -281,7 +312,7 @@ async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(pat
 
 async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> None:
     async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
-        await log.append([alert(n, at=START + n * DAY) for n in range(40)])
+        await log.append([alert_draft(n, at=START + n * DAY) for n in range(40)])
         await log.put_scan(scan(4_000_000, START))  # of the chain that was followed before
         await log.put_scan(scan(800_000, START + 39 * DAY))
         with structlog.testing.capture_logs() as lines:
@@ -294,7 +325,7 @@ async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> Non
 
 async def test_an_old_block_does_not_stop_pruning_without_a_backfill(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         await log.put_scan(scan(800_000, START))
         assert await log.prune(START + 100 * DAY) == 0
         assert await log.prune(START + 100 * DAY, follows_blocks=False) == 1
@@ -307,7 +338,7 @@ async def test_calls_that_wait_for_the_disk_share_one_commit(path: Path) -> None
     meter = Meter()
     async with open_log(path, meter) as log, asyncio.TaskGroup() as tasks:
         with locked(path) as other:
-            calls = [tasks.create_task(log.append([alert(n), alert(n + 100)])) for n in range(4)]
+            calls = [tasks.create_task(log.append([alert_draft(n), alert_draft(n + 100)])) for n in range(4)]
             await log.state("a turn of the loop")
             other.execute("ROLLBACK")
             stored = [[event.offset for event in await call] for call in calls]
@@ -317,9 +348,9 @@ async def test_calls_that_wait_for_the_disk_share_one_commit(path: Path) -> None
 
 async def test_readers_go_on_while_the_writer_waits(path: Path) -> None:
     async with open_log(path) as log, asyncio.TaskGroup() as tasks:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         with locked(path) as other:
-            call = tasks.create_task(log.append([alert(2)]))
+            call = tasks.create_task(log.append([alert_draft(2)]))
             assert await offsets(log) == [1]
             assert not call.done()
             other.execute("ROLLBACK")
@@ -331,7 +362,7 @@ async def test_a_caller_cancelled_during_its_commit_does_not_leave_head_behind(p
     meter = Meter()
     async with open_log(path, meter) as log:
         with locked(path) as other:
-            call = asyncio.create_task(log.append([alert(1)]))
+            call = asyncio.create_task(log.append([alert_draft(1)]))
             await log.state("a turn of the loop")
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -339,14 +370,14 @@ async def test_a_caller_cancelled_during_its_commit_does_not_leave_head_behind(p
             other.execute("ROLLBACK")
             await log.set_state("behind", "the commit")
         assert (log.head, meter.commits) == (1, [1])
-        assert [event.offset for event in await log.append([alert(1), alert(2)])] == [2]
+        assert [event.offset for event in await log.append([alert_draft(1), alert_draft(2)])] == [2]
         assert await offsets(log) == [1, 2]
 
 
 async def test_a_caller_cancelled_before_its_commit_stores_nothing(path: Path) -> None:
     async with open_log(path) as log:
         with locked(path) as other:
-            first, second, third = (asyncio.create_task(log.append([alert(n)])) for n in range(3))
+            first, second, third = (asyncio.create_task(log.append([alert_draft(n)])) for n in range(3))
             await log.state("a turn of the loop")
             second.cancel()
             other.execute("ROLLBACK")
@@ -357,7 +388,7 @@ async def test_a_caller_cancelled_before_its_commit_stores_nothing(path: Path) -
 
 async def test_a_cancelled_prune_does_not_leave_oldest_behind(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(2 * PRUNE_BATCH)])
+        await log.append([alert_draft(n) for n in range(2 * PRUNE_BATCH)])
         with locked(path) as other:
             pruning = asyncio.create_task(log.prune(START + 91 * DAY))
             # Searches are answered in order: with the third answer the pruning has its boundary, a batch is under way.
@@ -376,7 +407,7 @@ async def test_leaving_stores_what_still_waits(path: Path) -> None:
     async with asyncio.TaskGroup() as tasks:
         async with open_log(path) as log:
             with locked(path) as other:
-                calls = [tasks.create_task(log.append([alert(n)])) for n in range(3)]
+                calls = [tasks.create_task(log.append([alert_draft(n)])) for n in range(3)]
                 await log.state("a turn of the loop")
                 other.execute("ROLLBACK")
         assert [[event.offset for event in await call] for call in calls] == [[1], [2], [3]]
@@ -387,7 +418,13 @@ async def test_leaving_stores_what_still_waits(path: Path) -> None:
 async def test_a_closed_log_refuses(path: Path) -> None:
     async with open_log(path) as log:
         pass
-    for call in (log.append([alert(1)]), log.between(0, 1, 1), log.set_state("a", "b"), log.prune(0.0), log.check()):
+    for call in (
+        log.append([alert_draft(1)]),
+        log.between(0, 1, 1),
+        log.set_state("a", "b"),
+        log.prune(0.0),
+        log.check(),
+    ):
         with pytest.raises(EventLogError, match="closed") as caught:
             await call
         assert caught.value.reason is LogFailure.CLOSED
@@ -395,7 +432,7 @@ async def test_a_closed_log_refuses(path: Path) -> None:
 
 async def test_leaving_leaves_nothing_but_the_database_and_the_lock_file(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["whaled.db", "whaled.db.lock"]
 
 
@@ -419,9 +456,9 @@ async def test_the_write_ahead_log_is_copied_back_before_it_grows_far(path: Path
     meter = Meter()
     async with open_log(path, meter) as log:
         for round_ in range(12):
-            await log.append([alert(100 * round_ + n, addresses=500) for n in range(50)])
+            await log.append([alert_draft(100 * round_ + n, addresses=500) for n in range(50)])
             await log.set_state("behind", "the checkpoint")
-        await log.append([alert(-1)])
+        await log.append([alert_draft(-1)])
         assert 0 < files.wal_bytes(path) <= CHECKPOINT_BYTES
         assert meter.size_bytes > 10 * 1024 * 1024
 
@@ -434,7 +471,7 @@ async def test_the_files_are_private_whatever_the_umask(path: Path, umask: int) 
     before = os.umask(umask)
     try:
         async with open_log(path) as log:
-            await log.append([alert(1)])
+            await log.append([alert_draft(1)])
             modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()}
     finally:
         os.umask(before)
@@ -458,14 +495,14 @@ async def test_every_commit_is_synced(path: Path) -> None:
 async def test_a_name_with_odd_characters_is_just_a_name(tmp_path: Path) -> None:
     path = tmp_path / "wh ale?mode=ro#%41ü.db"
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
     assert path.stat().st_size > 0
 
 
 async def test_a_file_made_but_never_filled_becomes_a_log(path: Path) -> None:
     files.ensure_exists(path)
     async with open_log(path) as log:
-        assert [event.offset for event in await log.append([alert(1)])] == [1]
+        assert [event.offset for event in await log.append([alert_draft(1)])] == [1]
 
 
 async def test_the_database_has_an_application_id_and_a_schema_version(path: Path) -> None:
@@ -489,7 +526,7 @@ def stumble(db: sqlite3.Connection, now: float) -> None:
 async def test_an_older_database_is_brought_forward_with_its_events(path: Path) -> None:
     async with open_log(path) as log:
         epoch = log.epoch
-        stored = await log.append([alert(1)])
+        stored = await log.append([alert_draft(1)])
     steps = (*schema.MIGRATIONS, add_note)
     with closing(files.open_to_write(path, 1.0)) as db:
         assert schema.migrate(db, path, now=7.0, steps=steps) == (len(steps) - 1, len(steps))
@@ -509,7 +546,7 @@ def test_a_new_database_takes_all_steps_at_once(path: Path) -> None:
 
 async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
     async with open_log(path) as log:
-        stored = await log.append([alert(1)])
+        stored = await log.append([alert_draft(1)])
     with closing(files.open_to_write(path, 1.0)) as db:
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
             schema.migrate(db, path, now=7.0, steps=(*schema.MIGRATIONS, add_note, stumble))
@@ -522,7 +559,7 @@ async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
 
 async def test_a_check_that_was_interrupted_does_not_claim_to_be_complete(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n, addresses=0) for n in range(3_000)])
+        await log.append([alert_draft(n, addresses=0) for n in range(3_000)])
         await log.check()
     reader = Reader(path, 1.0, print)
     reader.open()
@@ -600,7 +637,7 @@ class Model:
 
 
 def draft(number: int, kind: Kind, at: int) -> Draft:
-    return alert(number, at=float(at)) if kind is Kind.ALERT else update(number, kind, at=float(at))
+    return alert_draft(number, at=float(at)) if kind is Kind.ALERT else update_draft(number, kind, at=float(at))
 
 
 def model_event(row: Row) -> Event:
@@ -650,7 +687,7 @@ def test_an_alert_of_an_older_version_is_read_without_newer_fields() -> None:
 async def test_no_look_up_of_the_live_path_scans_the_events(path: Path) -> None:
     """A scan of a million events takes a second, before every commit."""
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(3)])
+        await log.append([alert_draft(n) for n in range(3)])
     reader, asked = Reader(path, 1.0, lambda _: None), list[str]()
     reader.open()
     try:

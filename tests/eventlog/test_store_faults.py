@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from kit.eventlog import Meter, alert, locked, open_log, txid, update
+from kit.eventlog import Meter, locked, open_log
 from kit.paths import TESTS
+from kit.whales import alert_draft, txid, update_draft
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import schema
 from whaled.eventlog.store import EventLog
@@ -68,7 +69,7 @@ def program(call: str) -> list[str]:
 
 async def test_a_newer_database_is_refused_and_not_touched(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
     before = digest(path)
@@ -82,7 +83,7 @@ async def test_a_newer_database_is_refused_and_not_touched(path: Path) -> None:
 
 async def test_a_newer_database_is_not_touched_either_when_its_daemon_was_killed(path: Path, tmp_path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         with closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA user_version = 99")
         # What a kill would leave: a database and a write-ahead log that holds the version.
@@ -170,7 +171,7 @@ async def test_a_second_daemon_is_refused_with_the_process_that_has_the_log(path
                 async with open_log(name):
                     pass
             assert caught.value.reason is LogFailure.LOCKED
-        assert [event.offset for event in await log.append([alert(1)])] == [1]
+        assert [event.offset for event in await log.append([alert_draft(1)])] == [1]
     async with open_log(path) as log:
         assert log.head == 1
 
@@ -181,16 +182,16 @@ async def test_a_second_daemon_is_refused_with_the_process_that_has_the_log(path
 async def test_a_lock_held_too_long_fails_the_append_and_leaves_no_hole(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter, busy_timeout=0.02) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         with locked(path):
             with pytest.raises(EventLogError, match="cannot store events: database is locked") as caught:
-                await log.append([alert(2), alert(3)])
+                await log.append([alert_draft(2), alert_draft(3)])
             with pytest.raises(EventLogError, match="cannot store state"):
                 await log.set_state("height", "1")
         assert caught.value.reason is LogFailure.LOCKED
         assert meter.failures == [LogFailure.LOCKED] * 2
         assert log.head == 1
-        assert [event.offset for event in await log.append([alert(4)])] == [2]
+        assert [event.offset for event in await log.append([alert_draft(4)])] == [2]
         assert await offsets(log) == [1, 2]
         assert await log.whales([txid(2), txid(3)]) == {}
 
@@ -209,10 +210,10 @@ async def test_a_lock_at_the_start_is_reported(path: Path) -> None:
 async def test_calls_that_shared_a_commit_share_its_failure(path: Path) -> None:
     async with open_log(path, busy_timeout=0.02) as log:
         with locked(path):
-            calls = [asyncio.create_task(log.append([alert(n)])) for n in range(3)]
+            calls = [asyncio.create_task(log.append([alert_draft(n)])) for n in range(3)]
             await asyncio.wait(calls)
         assert [type(call.exception()) for call in calls] == [EventLogError] * 3
-        assert [event.offset for event in await log.append([alert(n) for n in range(3)])] == [1, 2, 3]
+        assert [event.offset for event in await log.append([alert_draft(n) for n in range(3)])] == [1, 2, 3]
 
 
 @contextmanager
@@ -229,17 +230,17 @@ def file_size_limit(limit_bytes: int) -> Iterator[None]:
 async def test_a_write_the_kernel_refuses_stores_nothing_and_the_next_one_works(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         with (
             file_size_limit(1024 * 1024),
             pytest.raises(EventLogError, match="disk quota or a file size limit") as caught,
         ):
             # Larger than the page cache, so that pages are written before the commit, too.
-            await log.append([alert(n, addresses=2_000) for n in range(2, 62)])
+            await log.append([alert_draft(n, addresses=2_000) for n in range(2, 62)])
         assert caught.value.reason is LogFailure.IO
         assert meter.failures == [LogFailure.IO]
         assert await offsets(log) == [1]
-        assert [event.offset for event in await log.append([update(1), alert(2)])] == [2, 3]
+        assert [event.offset for event in await log.append([update_draft(1), alert_draft(2)])] == [2, 3]
         await log.check()
     async with open_log(path) as log:
         assert await offsets(log) == [1, 2, 3]
@@ -247,19 +248,19 @@ async def test_a_write_the_kernel_refuses_stores_nothing_and_the_next_one_works(
 
 async def test_a_deleted_database_is_noticed_at_the_next_append(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         hidden = path.with_name("hidden.db")
         shutil.move(path, hidden)
         with pytest.raises(EventLogError, match="was deleted, moved or replaced") as caught:
-            await log.append([alert(2)])
+            await log.append([alert_draft(2)])
         assert caught.value.reason is LogFailure.IO
         shutil.move(hidden, path)
-        assert [event.offset for event in await log.append([alert(3)])] == [2]
+        assert [event.offset for event in await log.append([alert_draft(3)])] == [2]
 
 
 async def test_damage_found_at_the_start_is_refused(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert(n) for n in range(300)])
+        await log.append([alert_draft(n) for n in range(300)])
     overwrite(path, 8 * 4096, os.urandom(8 * 4096))
     error = await refusal(path)
     assert error.reason is LogFailure.CORRUPT
@@ -270,9 +271,9 @@ async def test_a_bug_stays_a_bug_and_stores_nothing(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter) as log:
         with pytest.raises(sqlite3.IntegrityError):
-            await log.append([alert(1), alert(2, at=float("nan"))])
+            await log.append([alert_draft(1), alert_draft(2, at=float("nan"))])
         assert (meter.failures, await offsets(log)) == ([], [])
-        assert [event.offset for event in await log.append([alert(1)])] == [1]
+        assert [event.offset for event in await log.append([alert_draft(1)])] == [1]
 
 
 # --- in processes of their own ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.transactions import relaxed
-from kit.whales import SAT, txid, whale
+from kit.whales import BTC, txid, whale
 from whaled.gateway import wire
 from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Hub
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
@@ -163,7 +163,7 @@ SUBJECTS = st.builds(
     lambda btc, flow, addresses, names, rules: Whale(
         replace(
             whale(1, btc).alert,
-            value_sat=round(btc * SAT),
+            value_sat=round(btc * BTC),
             flow_type=flow,
             to_labels=tuple(names),
             matched_rules=tuple(rules),

@@ -32,7 +32,6 @@ from whaled.sources.mempool_space.feed import Feed
 from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
-BTC = 10**8
 # Far longer than any wait of these tests takes: reaching it means that something hangs.
 HANG_S = 20.0
 

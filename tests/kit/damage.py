@@ -4,7 +4,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from kit.eventlog import START, alert, open_log, scan, txid, update
+from kit.eventlog import open_log, scan
+from kit.whales import START, alert_draft, txid, update_draft
 from whaled.eventlog import schema
 from whaled.eventlog.store import EventLog
 from whaled.model import Event
@@ -28,8 +29,8 @@ async def offsets(log: EventLog) -> list[int]:
 async def filled(path: Path) -> str:
     """Alerts 1 to 4, then two confirmations (5, 6) of the whales of 1 and 2. Returns the epoch."""
     async with open_log(path) as log:
-        await log.append([alert(n, at=START + n) for n in range(1, 5)] + [update(1, at=START + 5)])
-        await log.append([update(2, at=START + 6)])
+        await log.append([alert_draft(n, at=START + n) for n in range(1, 5)] + [update_draft(1, at=START + 5)])
+        await log.append([update_draft(2, at=START + 6)])
         await log.put_scan(scan(800_000, START))
         await log.put_scan(scan(800_001, START + 600))
         await log.set_state("height", "800001")
@@ -43,7 +44,7 @@ ROWS = {
     "alert is no UTF-8": (f"UPDATE whales SET alert = {HEX} WHERE id = 3", {3}, True),
     "alert lacks a field": ("UPDATE whales SET alert = json_remove(alert, '$.vsize') WHERE id = 3", {3}, True),
     "amount out of range": ("UPDATE whales SET alert = json_set(alert, '$.value_sat', -1) WHERE id = 3", {3}, True),
-    "amount is huge": ("UPDATE whales SET alert = replace(alert, '10000000003', '1e400') WHERE id = 3", {3}, True),
+    "amount is huge": ("UPDATE whales SET alert = replace(alert, '15000000003', '1e400') WHERE id = 3", {3}, True),
     "amount changed": ("UPDATE whales SET alert = replace(alert, '0000003,', '0000002,') WHERE id = 3", {3}, False),
     "detected at no time": ("UPDATE whales SET alert = json_set(alert, '$.detection_timestamp', 'x') WHERE id = 3",
                             {3}, True),

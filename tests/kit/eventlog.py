@@ -1,7 +1,6 @@
-"""Helpers shared by the event log tests: small whales, a recording meter, and programs to run and to kill."""
+"""An event log that a test opens, a meter that remembers, and programs to run and to kill."""
 
 import asyncio
-import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -9,13 +8,13 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kit.whales import alert_draft
 from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.store import EventLog
-from whaled.model import Alert, Draft, Flow, Kind, Scan, Shape, Source, Status, Update, Whale
+from whaled.model import Scan
 
 DAY = 86_400.0
-START = 1_760_000_000.0
 
 
 @dataclass
@@ -55,54 +54,6 @@ def open_log(
     return EventLog.open(settings(path, busy_timeout=busy_timeout), meter or Meter())
 
 
-def txid(n: int) -> str:
-    return hashlib.sha256(str(n).encode()).hexdigest()
-
-
-def whale(n: int, *, addresses: int = 2) -> Whale:
-    """Return the n-th whale, with nulls, fractions and non-ASCII text, as real whales have."""
-    value_sat = 10_000_000_000 + n
-    return Whale(
-        Alert(
-            transaction_id=txid(n),
-            btc_value=value_sat / 1e8,
-            value_sat=value_sat,
-            moved_sat=None if n % 2 else value_sat,
-            fee_sat=1_410,
-            usd_value=None,
-            btc_usd=None,
-            fee_rate=5.1 + n / 7,
-            vsize=140.25,
-            urgency_score=None,
-            flow_type=Flow.INFLOW,
-            exchange_addresses=(f"bc1q{n}",),
-            confidence_score=0.1 + n / 1e6,
-            from_labels=(),
-            to_labels=("Börse",),
-            shape=Shape.TRANSFER,
-            reasons=("one recipient",),
-            input_count=1,
-            output_count=2,
-            rbf_enabled=True,
-            predicted_confirmation_block=None,
-            detection_timestamp="2026-01-01T00:00:00+00:00",
-            status=Status.PENDING,
-            source=Source.LIVE,
-        ),
-        tuple(f"bc1q{n}x{index:034}" for index in range(addresses)),
-    )
-
-
-def alert(n: int, *, at: float = START, addresses: int = 2) -> Draft:
-    return Draft(kind=Kind.ALERT, at=at, whale=whale(n, addresses=addresses))
-
-
-def update(n: int, kind: Kind = Kind.CONFIRMED, *, ref: str = "00block", at: float = START) -> Draft:
-    about = whale(n)
-    body = Update(transaction_id=txid(n), status=Status(kind.value), btc_value=about.alert.btc_value, block_hash=ref)
-    return Draft(kind=kind, at=at, whale=about, ref=ref, update=body)
-
-
 def scan(height: int, mined_at: float) -> Scan:
     """Return the scan of a block without whales."""
     return Scan(
@@ -132,7 +83,7 @@ def append_until_killed(path: str) -> None:
         async with open_log(Path(path)) as log:
             while True:
                 first = log.head
-                await log.append([alert(first + n) for n in range(1 + first % 4)])
+                await log.append([alert_draft(first + n) for n in range(1 + first % 4)])
                 print(log.epoch, log.head, flush=True)
 
     asyncio.run(run())
@@ -145,7 +96,7 @@ def fill_the_disk(path: str) -> None:
     async def run() -> None:
         meter = Meter()
         async with open_log(Path(path), meter) as log:
-            await log.append([alert(1)])
+            await log.append([alert_draft(1)])
             with ballast.open("wb", buffering=0) as file:
                 try:
                     while file.write(b"\0" * 4096):
@@ -153,12 +104,12 @@ def fill_the_disk(path: str) -> None:
                 except OSError:
                     pass
             try:
-                await log.append([alert(n, addresses=2_000) for n in range(2, 12)])
+                await log.append([alert_draft(n, addresses=2_000) for n in range(2, 12)])
             except EventLogError as error:
                 print("refused:", error.reason.value, error)
             print("head", log.head, "held", len(await log.between(0, 99, 99)), "counted", meter.failures)
             ballast.unlink()
-            stored = await log.append([alert(n, addresses=2_000) for n in range(2, 12)])
+            stored = await log.append([alert_draft(n, addresses=2_000) for n in range(2, 12)])
             print("then", [event.offset for event in stored])
 
     asyncio.run(run())

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit.transactions import NOW, txid
+from kit.transactions import NOW
+from kit.whales import txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.eventlog.store import EventLog
 from whaled.model import Event, UpstreamState
@@ -18,8 +19,6 @@ from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
-
-BTC = 10**8
 
 
 class Published:

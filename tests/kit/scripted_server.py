@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import http
 import json
 import ssl
@@ -15,13 +14,10 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from kit.whales import txid
+
 EPOCH = "k3vQpZ"
 AT = "2026-01-01T00:00:00+00:00"
-
-
-def txid(number: int) -> str:
-    """Return a realistic txid, a different one for each number."""
-    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def jwt(name: str, **claims: Any) -> str:
@@ -35,7 +31,7 @@ def position(offset: int, epoch: str = EPOCH) -> dict[str, Any]:
     return {"epoch": epoch, "offset": offset}
 
 
-def alert(offset: int, *, epoch: str = EPOCH, **data: Any) -> dict[str, Any]:
+def alert_frame(offset: int, *, epoch: str = EPOCH, **data: Any) -> dict[str, Any]:
     return {
         "type": "whale_alert",
         "data": {"transaction_id": txid(offset), "btc_value": 150.0, **data},
@@ -44,7 +40,7 @@ def alert(offset: int, *, epoch: str = EPOCH, **data: Any) -> dict[str, Any]:
     }
 
 
-def update(offset: int, of: int, status: str = "confirmed", **data: Any) -> dict[str, Any]:
+def update_frame(offset: int, of: int, status: str = "confirmed", **data: Any) -> dict[str, Any]:
     return {
         "type": "whale_update",
         "data": {"transaction_id": txid(of), "status": status, "btc_value": 150.0, **data},

@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import settings
 
 from kit.paths import DATA
+from kit.whales import txid
 from whaled.model import Input, Output, Transaction
 
 # Without a deadline, since a busy machine must not fail a test of values.
 relaxed = settings(deadline=None)
 
-BTC = 100_000_000
 NOW = 1_800_000_000.0
 
 # One of each sort: p2pkh, p2sh, p2wpkh, p2wsh, p2tr of mainnet (the examples of BIP 13, 173, 350 and block 0).
@@ -25,11 +25,6 @@ ADDRESSES = (
     "bc1qrp33g0q5c5txsp9arysrx4k6zdkfs4nce4xj0gdcccefvpysxf3qccfmv3",
     "bc1p0xlxvlhemja6c4dqv22uapctqupfhlxm9h8z3k2e72q4k9hcz7vqzk5jj0",
 )
-
-
-def txid(number: int) -> str:
-    """Return a txid, a different one for each number."""
-    return f"{number:064x}"
 
 
 def output(value: int, script: str = "0014aa", address: str | None = None) -> Output:

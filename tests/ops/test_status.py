@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from kit.eventlog import whale
+from kit.whales import whale
 from whaled.model import UpstreamState
 from whaled.ops.status import Status
 from whaled.whales.owners import Owners

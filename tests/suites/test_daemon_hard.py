@@ -15,9 +15,10 @@ from websockets.exceptions import ConnectionClosed
 from kit import daemon
 from kit.books import book
 from kit.daemon import busy_simulator, get
-from kit.eventlog import START, alert, open_log, scan
+from kit.eventlog import open_log, scan
 from kit.gateway import ask, receive, receive_type
 from kit.processes import child_of, is_there
+from kit.whales import START, alert_draft
 from whaled.simulator.scripts import Network
 
 pytestmark = pytest.mark.slow
@@ -241,7 +242,7 @@ async def test_every_gauge_returns_to_zero_after_misbehaving_clients(tmp_path: P
 @pytest.mark.parametrize("follows", [True, False])
 async def test_retention_checks_the_clock_against_the_blocks_with_a_backfill(tmp_path: Path, follows: bool) -> None:
     async with open_log(tmp_path / "whaled.db") as log:
-        await log.append([alert(1)])
+        await log.append([alert_draft(1)])
         await log.put_scan(scan(800_000, START))
     config = daemon.write_config(tmp_path, NOBODY, backfill={"enabled": follows})
     async with daemon.running(config) as whaled:

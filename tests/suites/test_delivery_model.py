@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from kit.whales import SAT, whale
+from kit.whales import BTC, whale
 from whaled.gateway.hub import Hub, OffsetGapError
 from whaled.gateway.pages import Pages
 from whaled.gateway.replay import Replay
@@ -19,7 +19,7 @@ from whaled.whales.filters import EVERYTHING, Filter
 
 # A frame has about 700 bytes: four of them fit, and what is behind that makes a client lag.
 BOUND_BYTES = 3_000
-FILTERS = [EVERYTHING, Filter(min_sat=300 * SAT), Filter(min_sat=21_000_000 * SAT)]
+FILTERS = [EVERYTHING, Filter(min_sat=300 * BTC), Filter(min_sat=21_000_000 * BTC)]
 
 
 @pytest.fixture(autouse=True)

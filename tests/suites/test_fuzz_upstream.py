@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from kit.fuzz import corpus, hunt, scaling
-from kit.transactions import BTC, recorded_frames, txid
+from kit.transactions import recorded_frames
+from kit.whales import BTC, txid
 from whaled.gateway.wire import event_frame, payload_of
 from whaled.model import Draft, Event, Market, Source, Transaction
 from whaled.sources.mempool_space.changes import change_of

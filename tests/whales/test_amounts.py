@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kit.transactions import BTC, output, relaxed, spent, transaction
+from kit.transactions import output, relaxed, spent, transaction
+from kit.whales import BTC
 from whaled.model import NULL_TXID, Input, Output, Shape
 from whaled.whales.amounts import (
     btc_to_sat,

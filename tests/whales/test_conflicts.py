@@ -9,9 +9,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from kit.pipeline import BTC, Published, opened, pays, received, timed
-from kit.transactions import NOW, txid
-from kit.whales import alert_draft
+from kit.pipeline import Published, opened, pays, received, timed
+from kit.transactions import NOW
+from kit.whales import BTC, alert_draft, txid
 from whaled.config.sections import DetectionSettings
 from whaled.eventlog.store import EventLog
 from whaled.pipeline import Pipeline

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kit.transactions import ADDRESSES, BTC, NOW, output, relaxed, transaction, txid
+from kit.transactions import ADDRESSES, NOW, output, relaxed, transaction
+from kit.whales import BTC, txid
 from whaled.errors import ClientError, ClientErrorCode
 from whaled.model import Block, Draft, Event, Flow, Kind, Market, Source, Whale
 from whaled.whales import lifecycle

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.transactions import ADDRESSES, BTC, recorded_frames, relaxed, spent, transaction
+from kit.transactions import ADDRESSES, recorded_frames, relaxed, spent, transaction
+from kit.whales import BTC
 from whaled.addresses import base58check, fault_in
 from whaled.errors import ConfigError
 from whaled.model import NULL_TXID, Flow, Input, Output, OwnerType, Transaction

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.transactions import BTC, NOW, output, relaxed, transaction, txid
+from kit.transactions import NOW, output, relaxed, transaction
+from kit.whales import BTC, txid
 from whaled.model import Block, Draft, Kind, Market, Source, Status, Update, Whale
 from whaled.whales import lifecycle
 from whaled.whales.detect import Rules, assess

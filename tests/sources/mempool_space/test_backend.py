@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from kit.backfill import BTC, Front, world
+from kit.backfill import Front, world
+from kit.whales import BTC
 from whaled.config.sections import UpstreamSettings
 from whaled.ops.metrics import Metrics
 from whaled.simulator.server import Simulator
