@@ -17,10 +17,12 @@ from structlog.testing import capture_logs
 
 from kit import daemon
 from whaled.config.sections import HttpSettings
+from whaled.metrics import Metrics
 from whaled.model import Position, UpstreamState
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.web.app import Health, HttpServer, is_allowed
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
+from whaled.web.meters import HttpMeter
 from whaled.web.pace import BURST
 
 HEALTH = Health(
@@ -93,7 +95,7 @@ class Rig:
             writer.transport.abort()
 
     def value(self, name: str, **labels: str) -> float:
-        value = self.metrics.registry.get_sample_value(name, labels)
+        value = self.metrics.registry.collectors.get_sample_value(name, labels)
         assert value is not None
         return value
 
@@ -210,7 +212,7 @@ async def test_a_rendering_is_shared_by_all_requests_of_its_interval() -> None:
 def test_bytes_are_compressed_once_and_an_old_rendering_is_not_served() -> None:
     now = 100.0
     bodies = iter([b"first", b"second", b"third"])
-    exposition = Exposition(lambda _: next(bodies), Metrics().http, clock=lambda: now)
+    exposition = Exposition(lambda _: next(bodies), HttpMeter(Registry()), clock=lambda: now)
     first = exposition.body(Format.PROMETHEUS, 1.0, is_compressed=True)
     assert exposition.body(Format.PROMETHEUS, 1.0, is_compressed=True) is first
     now = 100.99
