@@ -212,6 +212,16 @@ class Close(Enum):
         self.reason = reason
 
 
+_JSON_KINDS = {
+    type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"
+}  # fmt: skip
+
+
+def json_kind(value: object) -> str:
+    """Return what a decoded JSON value is, as an error for a client names it."""
+    return _JSON_KINDS.get(type(value), "an object")
+
+
 def reason_of(error: Exception) -> str:
     """Return the reason of an error in words: for an OSError the system's, without its number and path."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
