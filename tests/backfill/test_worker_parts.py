@@ -27,8 +27,8 @@ from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Kind, Scan, Transaction, Whale
 from whaled.registry import Registry
-from whaled.sources.mempool_space.dialect import Stripped
 from whaled.sources.mempool_space.rbf import Tree, relatives
+from whaled.sources.mempool_space.shapes import Stripped
 from whaled.whales import lifecycle
 from whaled.whales.lifecycle import Origin, Step, next_event
 

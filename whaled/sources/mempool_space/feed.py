@@ -87,7 +87,8 @@ class Feed:
                             connected_at = self._monotonic()
                         yield message
             except LinkLostError as error:
-                lost = error
+                # Not the error itself: its traceback keeps the last frames of the old connection alive.
+                reason, detail, wait_s = error.reason, error.detail, error.wait_s
             else:
                 raise AssertionError("a link ends by an error only")
             now = self._monotonic()
@@ -95,22 +96,17 @@ class Feed:
                 attempt = 1
                 outage = Outage(now)
             shortest_s, longest_s = delay_range_s(settings, outage.lost(now, connected_at))
-            delay_s = lost.wait_s + random.uniform(shortest_s, longest_s)  # noqa: S311 - jitter, not a secret
-            self._report(lost, attempt, delay_s)
-            if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
+            delay_s = wait_s + random.uniform(shortest_s, longest_s)  # noqa: S311 - jitter, not a secret
+            self._meter.lost(reason)
+            logger.warning(
+                "upstream_link_lost",
+                url=without_secrets(settings.url),
+                reason=reason.value,
+                detail=detail,
+                attempt=attempt,
+                next_attempt_s=round(delay_s, 3),
+            )
+            if (change := link.state.become(UpstreamState.DISCONNECTED, detail)) is not None:
                 yield change
-            reason = lost.reason
-            del lost  # its traceback keeps the last frames of the old connection alive
             yield Lost(reason, delay_s)
             await asyncio.sleep(delay_s)
-
-    def _report(self, lost: LinkLostError, attempt: int, delay_s: float) -> None:
-        self._meter.lost(lost.reason)
-        logger.warning(
-            "upstream_link_lost",
-            url=without_secrets(self._settings.url),
-            reason=lost.reason.value,
-            detail=lost.detail,
-            attempt=attempt,
-            next_attempt_s=round(delay_s, 3),
-        )

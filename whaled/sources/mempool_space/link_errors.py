@@ -45,7 +45,8 @@ class LossReason(StrEnum):
 class LinkLostError(UpstreamError):
     """The loss of the link, or the failure to make one.
 
-    `wait_s` is the delay that the server requested, or that suits a fault which only an operator can fix.
+    `wait_s` is the least delay until the next attempt: the server requested it, or it suits a fault which only an
+    operator can fix.
     """
 
     def __init__(self, reason: LossReason, detail: str, *, wait_s: float = 0.0) -> None:
