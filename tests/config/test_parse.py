@@ -12,12 +12,13 @@ from tools import configuration
 from tools.configuration import DOCUMENTATION, EXAMPLE, ROOT
 from whaled.config import units
 from whaled.config.keys import keys, options, reloadable
-from whaled.config.parse import Loaded, diff, load, not_reloadable, parse
+from whaled.config.loading import load
+from whaled.config.parse import Loaded, diff, not_reloadable, parse
 from whaled.config.render import render, written
-from whaled.config.rules import redacted
 from whaled.config.sections import Config, WatchRule
 from whaled.errors import ConfigError
 from whaled.model import OwnerType
+from whaled.urls import redacted
 
 
 def read(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:

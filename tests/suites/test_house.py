@@ -30,6 +30,8 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
+    "pause": 1,
+    "urls": 1,
     "durable": 0,
     "listening": 2,
     "summaries": 2,
@@ -76,7 +78,8 @@ PURE = (
     "sources.mempool_space.rbf", "sources.mempool_space.rescue", "sources.mempool_space.responses",
     "sources.mempool_space.routes", "sources.mempool_space.shapes", "sources.mempool_space.silence",
     "sources.mempool_space.snapshot", "sources.mempool_space.surrogates", "sources.mempool_space.transactions",
-    "tables", "times", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines", "whales.books",
+    "tables", "times", "urls", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines",
+    "whales.books",
     "whales.coinjoins", "whales.detect", "whales.fees", "whales.filekinds", "whales.filters", "whales.labels",
     "whales.lifecycle", "whales.owners", "whales.prices", "whales.watch",
 )  # fmt: skip

@@ -26,9 +26,10 @@ from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import Input, Output, Transaction
 from whaled.registry import Registry
-from whaled.sources.mempool_space.address import rest_base, shown
+from whaled.sources.mempool_space.address import rest_base
 from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.rest import Rest
+from whaled.urls import without_secrets
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -239,7 +240,7 @@ def test_a_url_that_can_never_work_is_the_operators_fault(url: str) -> None:
 
 
 def test_a_shown_url_holds_no_secrets() -> None:
-    assert shown("wss://me:secret@host:1/api/v1/ws?token=secret") == "wss://host:1/api/v1/ws"
+    assert without_secrets("wss://me:secret@host:1/api/v1/ws?token=secret") == "wss://host:1/api/v1/ws"
 
 
 # --- simple questions ---
