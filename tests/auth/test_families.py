@@ -2,7 +2,8 @@
 
 import pytest
 
-from kit.tokens import NOW, RING, make
+from kit.tokens import RING, make
+from kit.whales import NOW
 from whaled.auth.families import Families
 from whaled.auth.tokens import TokenAuthenticator
 from whaled.config.sections import AuthSettings

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.whales import NOW
 from whaled.auth.keys import generate, is_weak, load_ring, read, retire, ring_of
 from whaled.auth.tokens import verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import KeyRingError
 
-NOW = 1_800_000_000.0
 STRONG = "abcdefghijklmnopqrstuvwxyz012345"
 
 

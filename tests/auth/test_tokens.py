@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kit.tokens import AUTH, NEW, NOW, OLD, RING, make, signed
+from kit.tokens import AUTH, NEW, OLD, RING, make, signed
+from kit.whales import NOW
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.tokens import AUTH, CLAIMS, FIRST, FORGED, GOOD, NEW, NOW, OLD, RING, WIDE, head, make, part, signed, token_of
+from kit.tokens import AUTH, CLAIMS, FIRST, FORGED, GOOD, NEW, OLD, RING, WIDE, head, make, part, signed, token_of
+from kit.whales import NOW
 from whaled.auth.signature import claimant
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, verify
 from whaled.config.sections import AuthSettings

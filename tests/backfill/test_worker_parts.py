@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kit.whales import alert_draft, txid, whale
+from kit.whales import NOW, alert_draft, txid, whale
 from whaled.backfill import seen_txids
 from whaled.backfill.coverage import INTERRUPTIONS_LIMIT, Cover, Interruptions, Sighting, covers, scan_of
 from whaled.backfill.first_run import (
@@ -31,7 +31,6 @@ from whaled.sources.mempool_space.rbf import Tree, relatives
 from whaled.whales import lifecycle
 from whaled.whales.lifecycle import Origin, Step, next_event
 
-NOW = 1_800_000_000.0
 A, B = "aa" * 32, "bb" * 32
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from kit import daemon
+from kit.damage import edit
 from kit.eventlog import open_log
 from kit.gateway import ask, receive_type
 from kit.paths import TESTS
@@ -33,7 +34,7 @@ from whaled.eventlog.store import EventLog
 from whaled.model import Event
 
 NOBODY = 65534
-NOW = 1_790_000_000.0
+COPIED_AT = 1_790_000_000.0
 ASIDE = "whaled.db.replaced-20260921T141320Z"
 NO_UPSTREAM = "ws://127.0.0.1:9/api/v1/ws"
 
@@ -47,11 +48,11 @@ BUSY_S, SOON_S = 60.0, 20.0
 
 
 def copied(source: Path, target: Path, *, overwrite: bool = False) -> BackedUp:
-    return back_up(source, target, now=NOW, overwrite=overwrite, progress=ignore)
+    return back_up(source, target, now=COPIED_AT, overwrite=overwrite, progress=ignore)
 
 
 def restored(source: Path, path: Path) -> Restored:
-    return restore(source, path, now=NOW, progress=ignore)
+    return restore(source, path, now=COPIED_AT, progress=ignore)
 
 
 @pytest.fixture
@@ -93,14 +94,6 @@ def names(path: Path) -> set[str]:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def edit(path: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        for statement in statements:
-            db.execute(statement)
-        if any(statement.startswith("UPDATE log") for statement in statements):
-            schema.seal_log(db)  # not damaged, but another log
 
 
 def write(path: Path, data: bytes) -> None:
@@ -171,7 +164,7 @@ async def test_a_daemon_stops_and_starts_during_a_backup(path: Path, file: Path)
             assert time.perf_counter() - began < SOON_S
         moments += 1
 
-    done = await asyncio.to_thread(back_up, path, file, now=NOW, overwrite=False, progress=progress)
+    done = await asyncio.to_thread(back_up, path, file, now=COPIED_AT, overwrite=False, progress=progress)
     assert moments > 1
     assert done.contents.head == 3_000
     assert await store(path) == (epoch, 3_001)
@@ -217,7 +210,7 @@ async def test_the_backup_excludes_the_records_of_one_machine(path: Path, file: 
     copied(path, file)
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT key, value FROM state ORDER BY key").fetchall() == [
-            ("copy", str(NOW)), ("other", "stays"), ("pruned_offset", "0"),
+            ("copy", str(COPIED_AT)), ("other", "stays"), ("pruned_offset", "0"),
         ]  # fmt: skip
 
 
@@ -340,7 +333,7 @@ async def test_an_interrupted_backup_leaves_nothing(path: Path, file: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        back_up(path, file, now=NOW, overwrite=False, progress=interrupt)
+        back_up(path, file, now=COPIED_AT, overwrite=False, progress=interrupt)
     assert names(file) == set()
     assert copied(path, file).contents.head == 1
 
@@ -414,7 +407,7 @@ class Doubt:
 async def test_a_new_epoch_begins_where_the_old_log_proves_nothing(path: Path, file: Path, doubt: Doubt) -> None:
     epoch, _ = await store(path, 1, 2, 3)
     copied(path, file)
-    edit(path, "PRAGMA foreign_keys = OFF", *doubt.statements)
+    edit(path, "PRAGMA foreign_keys = OFF", *doubt.statements, sealed="UPDATE log" in "; ".join(doubt.statements))
     done = restored(file, path)
     assert done.renewed_because is not None
     assert doubt.says in done.renewed_because
@@ -504,7 +497,7 @@ async def test_no_daemon_starts_while_a_restore_runs(path: Path, file: Path) -> 
         except EventLogError as error:
             refused.append(error.reason)
 
-    restore(file, path, now=NOW, progress=progress)
+    restore(file, path, now=COPIED_AT, progress=progress)
     assert refused
     assert set(refused) == {LogFailure.LOCKED}
 

@@ -15,7 +15,7 @@ import pytest
 
 from kit.damage import ROWS, as_version_3, edit, filled, offsets
 from kit.eventlog import Meter, locked, open_log, scan
-from kit.whales import START, alert_draft, txid, update_draft, whale
+from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.damage import of_events, outside
@@ -23,7 +23,7 @@ from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import Repaired, repair
 from whaled.model import Draft, Event, Kind, Whale
 
-NOW = 1_790_000_000.0
+REPAIRED_AT = 1_790_000_000.0
 ASIDE = "whaled.db.damaged-20260921T141320Z"
 
 
@@ -37,7 +37,7 @@ def ignore(_done: int, _of_all: int) -> None:
 
 
 def repaired(path: Path) -> Repaired:
-    return repair(path, now=NOW, progress=ignore)
+    return repair(path, now=REPAIRED_AT, progress=ignore)
 
 
 def read(path: Path) -> bytes:
@@ -119,7 +119,7 @@ async def test_a_gap_is_a_gap_until_retention_reaches_it(path: Path) -> None:
     async with open_log(path, meter) as log:
         assert [event.offset for event in await log.between(0, 6, 99)] == [1, 3, 5, 6]
         assert (log.whole_from, meter.damaged_rows) == (5, 0)
-        await log.prune(START + 90 * 86_400 + 6, follows_blocks=False)
+        await log.prune(NOW + 90 * 86_400 + 6, follows_blocks=False)
         assert (log.oldest, log.whole_from) == (6, 6)
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM gaps").fetchone() == (0,)
@@ -153,8 +153,8 @@ async def test_a_damaged_counter_begins_a_new_epoch(path: Path, capsys: pytest.C
 
 async def test_damaged_notes_scans_and_outpoints_are_taken_out(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(1).alert, (), ("a:0", "b:0")))])
-        await log.put_scan(scan(1, START))
+        await log.append([Draft(kind=Kind.ALERT, at=NOW, whale=Whale(whale(1).alert, (), ("a:0", "b:0")))])
+        await log.put_scan(scan(1, NOW))
         await log.set_state("a", "1")
         await log.set_state("b", "2")
     edit(
@@ -214,7 +214,7 @@ async def test_the_outpoints_of_a_lost_whale_are_listed_and_removed(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with open_log(path) as log:
-        drafts = [Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), (f"{n}:0",))) for n in (1, 2)]
+        drafts = [Draft(kind=Kind.ALERT, at=NOW, whale=Whale(whale(n).alert, (), (f"{n}:0",))) for n in (1, 2)]
         await log.append(drafts)
     edit(path, "DELETE FROM whales WHERE id = 2")
     _, found = answer(path, capsys, "--deep")
@@ -236,7 +236,7 @@ async def test_the_rows_outside_a_damaged_page_are_saved(path: Path, capsys: pyt
         write(path, whole[: page * 4096] + os.urandom(4096) + whole[(page + 1) * 4096 :])
         if answer(path, capsys, "--deep")[0] == 0:
             continue  # a free page, or one that holds nothing yet
-        done = repair(path, now=NOW + page, progress=ignore)
+        done = repair(path, now=REPAIRED_AT + page, progress=ignore)
         assert done.aside is not None
         async with open_log(path) as log:
             events = await log.between(0, log.head, 1_000)
@@ -256,9 +256,9 @@ async def test_flipped_bits_are_found_and_repaired_or_the_file_is_refused(
     """Whatever is flipped: no event is ever wrong, and what a repair leaves is whole."""
     async with open_log(path) as log:
         stored = await log.append(
-            [alert_draft(n, at=START + n) for n in range(1, 61)] + [update_draft(n) for n in range(1, 31)]
+            [alert_draft(n, at=NOW + n) for n in range(1, 61)] + [update_draft(n) for n in range(1, 31)]
         )
-        await log.put_scan(scan(800_000, START))
+        await log.put_scan(scan(800_000, NOW))
     by_offset = {event.offset: event for event in stored}
     draw = random.Random(seed)
     data = bytearray(read(path))

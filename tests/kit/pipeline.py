@@ -7,8 +7,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kit.transactions import NOW
-from kit.whales import txid
+from kit.whales import NOW, txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.eventlog.store import EventLog
 from whaled.model import Event, UpstreamState

@@ -8,6 +8,7 @@ from typing import Any
 
 import jwt
 
+from kit.whales import NOW
 from whaled.auth.signature import STAND_IN_SECRET
 from whaled.auth.tokens import KeyRing, SigningKey, issue
 from whaled.config.sections import AuthSettings
@@ -49,7 +50,6 @@ class Tokens:
         self.lost.append((parent, child))
 
 
-NOW = 1_800_000_000.0
 OLD = SigningKey("old", b"o" * 32)
 NEW = SigningKey("new", b"n" * 32)
 RING = KeyRing(NEW, (OLD, NEW))

@@ -9,13 +9,14 @@ from typing import Any
 from hypothesis import settings
 
 from kit.paths import DATA
-from kit.whales import txid
-from whaled.model import Input, Output, Transaction
+from kit.whales import NOW, txid
+from whaled.model import Input, Market, Output, Source, Transaction, Whale
+from whaled.whales.detect import Rules, assess
+from whaled.whales.labels import AddressBook
 
 # Without a deadline, since a busy machine must not fail a test of values.
 relaxed = settings(deadline=None)
 
-NOW = 1_800_000_000.0
 
 # One of each sort: p2pkh, p2sh, p2wpkh, p2wsh, p2tr of mainnet (the examples of BIP 13, 173, 350 and block 0).
 ADDRESSES = (
@@ -58,6 +59,20 @@ def transaction(
         fee_rate=fee_rate,
         is_confirmed=confirmed,
     )
+
+
+def detected(found: Transaction, *, tip_height: int | None = None) -> Whale:
+    """Return the whale that detection makes of a transaction at NOW, predicted for the block after `tip_height`."""
+    whale = assess(
+        found,
+        rules=Rules(0),
+        book=AddressBook(),
+        market=Market(projected=(), tip_height=tip_height),
+        now=NOW,
+        source=Source.LIVE,
+    )
+    assert whale is not None
+    return whale
 
 
 def _lines(name: str) -> Iterator[Any]:

@@ -83,7 +83,7 @@ async def test_published_events_arrive_typed(tmp_path: Path) -> None:
     for name in Alert.__struct_fields__:
         if name != "detection_timestamp":
             assert getattr(first.data, name) == getattr(theirs, name), name
-    assert (first.data.flow_type, first.data.shape) == (Flow.UNKNOWN, Shape.TRANSFER)
+    assert (first.data.flow_type, first.data.shape) == (Flow.INFLOW, Shape.TRANSFER)
     assert first.data.detection_timestamp is not None
     assert first.data.detection_timestamp.isoformat() == theirs.detection_timestamp
     assert (second.data.status, second.data.block_height) == ("confirmed", 800_000)

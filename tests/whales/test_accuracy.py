@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from kit.whales import alert_draft, confirmed_draft, whale
+from kit.whales import NOW, alert_draft, confirmed_draft, whale
 from whaled.cli.main import main
 from whaled.config.sections import EventLogSettings
 from whaled.eventlog.store import EventLog
@@ -14,8 +14,6 @@ from whaled.model import Block, Draft, Status, Whale
 from whaled.ops.metrics import Metrics
 from whaled.whales import lifecycle
 from whaled.whales.accuracy import Outcome, band, bands
-
-AT = 1_800_000_000.0
 
 
 def test_a_whale_counts_in_the_band_that_contains_its_urgency() -> None:
@@ -55,8 +53,8 @@ def predicted(number: int, urgency: float | None, height: int | None, status: St
 
 
 def mined(known: Whale, height: int, waited_s: float) -> list[Draft]:
-    block = Block(height=height, hash=f"{height:064x}", previous_hash=None, timestamp=int(AT))
-    return [lifecycle.alerted(known, AT), lifecycle.confirmed(known, block, AT + waited_s)]
+    block = Block(height=height, hash=f"{height:064x}", previous_hash=None, timestamp=int(NOW))
+    return [lifecycle.alerted(known, NOW), lifecycle.confirmed(known, block, NOW + waited_s)]
 
 
 async def written(path: Path) -> None:
@@ -68,7 +66,7 @@ async def written(path: Path) -> None:
                 *mined(predicted(2, 0.97, 100), 101, 700),
                 *mined(predicted(3, None, None), 100, 61),
                 *mined(undone, 100, 60),
-                lifecycle.pending_again(undone, f"{100:064x}", AT + 90),
+                lifecycle.pending_again(undone, f"{100:064x}", NOW + 90),
                 *mined(predicted(5, 0.97, None, Status.CONFIRMED), 100, 60),
                 alert_draft(6),
             ]
