@@ -73,7 +73,7 @@ async def measure(plan: Plan, directory: Path) -> list[Section]:
 
 
 async def start_times(starts: int, directory: Path) -> list[float]:
-    """Measure the seconds from spawning the process to its "ready", each time with a new database."""
+    """Measure the seconds from spawning the process to its `daemon_ready`, each time with a new database."""
     times = []
     async with upstream.relaying() as relay:
         for number in range(starts):
@@ -235,7 +235,7 @@ async def _read_log(
         async for raw in lines:
             copy.write(raw)
             line = json.loads(raw) if raw.startswith(b"{") else {}
-            if line.get("event") == "ready" and not ready.done():
+            if line.get("event") == "daemon_ready" and not ready.done():
                 ready.set_result((time.monotonic(), line))
             if line.get("level") != "info":
                 unusual.append(raw.decode().rstrip())

@@ -152,12 +152,12 @@ async def test_every_address_is_in_the_log_and_a_missing_one_with_its_reason(tmp
         http={"host": ["::1", "lo"]},
     )
     async with running(config) as daemon:
-        ready = await daemon.logged("ready")
+        ready = await daemon.logged("daemon_ready")
         first, second = ready["listen"].split(", ")
         port = first.removeprefix("ws://127.0.0.1:")
         assert second == f"ws://[::1]:{port}"
         assert ready["metrics"].startswith("http://[::1]:")
-        event = "an address to listen on is missing: nobody can connect there"
+        event = "listen_address_missing"
         line = await daemon.logged(event, key="gateway.host")
         assert (line["level"], line["address"], line["reason"]) == (
             "warning",

@@ -399,7 +399,7 @@ async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
 
 async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_without_one(tmp_path: Path) -> None:
     published = Published()
-    blind = "the price is unknown or too old: detection.threshold_usd matches nothing until it is known"
+    blind = "usd_threshold_suspended"
     async with opened(tmp_path) as log:
         running, clock = timed(log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published)
         with capture_logs() as lines:
@@ -410,9 +410,7 @@ async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_withou
         with capture_logs() as lines:
             await running.handle(received(priced(64_000, NOW), NOW))
             await running.handle(received(brings(pays(3, 10 * BTC), pays(4, 10 * BTC - 1)), NOW))
-        assert [line["event"] for line in lines if line["event"] != "whale"] == [
-            "detection.threshold_usd is compared with the price again"
-        ]
+        assert [line["event"] for line in lines if line["event"] != "whale_detected"] == ["usd_threshold_resumed"]
         clock.now = NOW + 7201
         with capture_logs() as lines:
             await running.handle(received(brings(pays(5, 1000 * BTC)), NOW))

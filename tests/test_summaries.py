@@ -37,7 +37,7 @@ def test_the_first_lines_pass_and_one_counts_the_others() -> None:
         lines.line("a", address="a")
     assert [line.get("address") for line in logged] == ["a", "a", "b", None, "a"]
     count = logged[3]
-    assert (count["event"], count["of"], count["log_level"]) == ("lines left out", "knocked", "info")
+    assert (count["event"], count["of"], count["log_level"]) == ("log_lines_suppressed", "knocked", "info")
     assert (count["lines"], count["sources"], count["busiest"], count["busiest_lines"]) == (4, 2, "c", 3)
     assert count["seconds"] == PERIOD_S
 
@@ -105,12 +105,12 @@ async def test_refused_clients_cannot_flood_the_log(tmp_path: Path) -> None:
                 with contextlib.suppress(ConnectionClosed):
                     await client.recv()
                     client.transport.abort()
-        count = await whaled.logged("lines left out", of="authentication refused")
+        count = await whaled.logged("log_lines_suppressed", of="authentication_refused")
         lines = [line for line in whaled.lines[before:] if line["logger"].startswith("whaled.gateway")]
         assert len(lines) < 30
         assert count["busiest"] == "127.0.0.1"
-        seen = sum(line["event"] == "authentication refused" for line in lines)
-        left_out = sum(line["lines"] for line in lines if line.get("of") == "authentication refused")
+        seen = sum(line["event"] == "authentication_refused" for line in lines)
+        left_out = sum(line["lines"] for line in lines if line.get("of") == "authentication_refused")
         assert seen + left_out <= 300
         assert left_out > 200
 
@@ -122,5 +122,5 @@ async def test_a_client_that_reconnects_continuously_cannot_flood_the_log(tmp_pa
     async with daemon.running(config) as whaled:
         for _ in range(200):
             silent_client(whaled.url).close()
-        await whaled.logged("lines left out", of="client left")
-        assert sum(line["event"].startswith("client ") for line in whaled.lines) < 30
+        await whaled.logged("log_lines_suppressed", of="client_disconnected")
+        assert sum(line["event"].startswith("client_") for line in whaled.lines) < 30

@@ -235,7 +235,7 @@ class Subscriber:
 
 
 class Canary:
-    """The sender of canaries, which also checks their arrival. `settings` may be replaced at any time (reload)."""
+    """The sender of canaries, which also checks their arrival."""
 
     def __init__(
         self,
@@ -256,6 +256,18 @@ class Canary:
         self._is_unreachable = False
         # The start counts as an arrival, so that the first canary has the same time as any other.
         self._last = monotonic()
+        self._reconfigured = asyncio.Event()
+
+    def reconfigure(self, settings: CanarySettings) -> None:
+        """Apply new settings, also to the canary that is due next.
+
+        If canaries arrive, the change counts as an arrival: the last one may be older than a shorter interval allows,
+        and systemd must not restart a daemon for that.
+        """
+        if self.is_alive():
+            self._last = self._monotonic()
+        self.settings = settings
+        self._reconfigured.set()
 
     def is_alive(self) -> bool:
         """Return whether a canary arrived within one interval plus the time after which a canary is lost."""
@@ -280,7 +292,17 @@ class Canary:
                     patience_s = self.settings.interval
                 if flight.result():
                     await self._arrival(began, was_late=was_late)
-                await asyncio.sleep(max(0.0, began + self.settings.interval - self._monotonic()))
+                await self._pause(began)
+
+    async def _pause(self, began: float) -> None:
+        """Wait for the rest of the interval, which `reconfigure` may change."""
+        while True:
+            self._reconfigured.clear()
+            try:
+                async with asyncio.timeout(began + self.settings.interval - self._monotonic()):
+                    await self._reconfigured.wait()
+            except TimeoutError:
+                return
 
     async def _connect(self) -> None:
         began = self._monotonic()
@@ -294,24 +316,24 @@ class Canary:
             if not self._is_unreachable:
                 self._is_unreachable = True
                 logger.warning(
-                    "canaries cannot connect through the listener and use another connection",
+                    "canary_listener_bypassed",
                     problem=str(error) or f"not within {self.settings.deadline:g} s",
                 )
         else:
             self._meter.connected(self._monotonic() - began)
             if self._is_unreachable:
                 self._is_unreachable = False
-                logger.info("canaries connect through the listener again")
+                logger.info("canary_listener_restored")
 
     async def _fly(self, txid: str) -> bool:
         """Send a canary; return False if that failed."""
         try:
             await self._send(txid)
         except EventLogError as error:
-            logger.error("canary failed", problem=str(error))  # noqa: TRY400 - the message describes the problem
+            logger.error("canary_failed", problem=str(error))  # noqa: TRY400 - the message describes the problem
         except Exception:
             # The same bug would stop a whale. No ping is sent to the watchdog without canaries that arrive.
-            logger.exception("canary failed")
+            logger.exception("canary_failed")
         else:
             return True
         self._meter.failed(CanaryFailure.ERROR)
@@ -337,4 +359,4 @@ class Canary:
 
     def _late(self, began: float) -> None:
         self._meter.failed(CanaryFailure.LATE)
-        logger.error("canary late: alerts are late as well", seconds=round(self._monotonic() - began, 1))
+        logger.error("canary_late", seconds=round(self._monotonic() - began, 1))

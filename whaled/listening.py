@@ -25,8 +25,6 @@ ANY_V4, ANY_V6 = "0.0.0.0", "::"  # noqa: S104 - the operator asked for it
 # For port 0: a port that is free at one address may be in use at another. With 28,000 ports to choose from, this number
 # of attempts is enough.
 PORT_ATTEMPTS = 16
-# The text of the log line about each missing host.
-NOT_LISTENING = "an address to listen on is missing: nobody can connect there"
 
 
 class Missing(Struct, frozen=True):

@@ -285,9 +285,9 @@ class Pipeline:
             self.detector.priced(price)
         is_blind = self.is_usd_rule_blind
         if is_blind and not self._was_usd_rule_blind:
-            logger.warning("the price is unknown or too old: detection.threshold_usd matches nothing until it is known")
+            logger.warning("usd_threshold_suspended")
         elif self._was_usd_rule_blind and not is_blind:
-            logger.info("detection.threshold_usd is compared with the price again")
+            logger.info("usd_threshold_resumed")
         self._was_usd_rule_blind = is_blind
 
     def _candidates(self, change: MempoolChange) -> tuple[list[Transaction], list[Transaction]]:
@@ -390,7 +390,7 @@ class Pipeline:
                 self.detector.forget(event.whale.alert.transaction_id)
             self._meter.updated(event.kind, event.update.blocks_off)
             logger.info(
-                "whale update",
+                "whale_updated",
                 txid=event.whale.alert.transaction_id,
                 status=event.update.status.value,
                 offset=event.offset,
@@ -400,7 +400,7 @@ class Pipeline:
         self._meter.whale(alert, event.at)
         self.last_whale = (alert, event.at)
         logger.info(
-            "whale",
+            "whale_detected",
             btc=alert.value_sat / SAT_PER_BTC,
             txid=alert.transaction_id,
             flow=alert.flow_type.value,

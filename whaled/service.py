@@ -117,7 +117,7 @@ class Service:
         """Request the end of the run: drain the clients, then return from `run`. A second call ends the process."""
         if self._stop.is_set():
             # Committed events are safe, and the operator who sends a second signal accepts that clients are cut off.
-            logger.warning("second signal, ending at once")
+            logger.warning("stop_forced")
             logs.flush(LAST_LINES_S)
             os._exit(ExitStatus.FAILED)
         self._stop.set()
@@ -191,7 +191,7 @@ class Service:
                     self._announce(gateway.addresses, http.addresses)
                     await self._work(running)
                 await starts.ended()
-        logger.info("stopped")
+        logger.info("daemon_stopped")
 
     async def _work(self, running: "_Running") -> None:
         gateway, pipeline, event_log = running.gateway, running.pipeline, running.event_log
@@ -217,12 +217,12 @@ class Service:
             ]
             await self._stop.wait()
             self.notifier.stopping()
-            logger.info("stopping", clients=gateway.connections)
+            logger.info("daemon_stopping", clients=gateway.connections)
             try:
                 async with asyncio.timeout(FINISH_MESSAGE_S):
                     await pipeline.idle()
             except TimeoutError:
-                logger.warning("the message being handled was not finished in time")
+                logger.warning("stop_message_abandoned")
             for task in until_stop:
                 task.cancel()
             await gateway.drain(self.config.gateway.drain_window)
@@ -339,14 +339,14 @@ class Service:
         scheme = "wss" if config.gateway.tls.certificate else "ws"
         listen = ", ".join(f"{scheme}://{address}" for address in clients)
         if not config.auth.enabled:
-            logger.warning("authentication is off: everybody who can connect reads the alerts", listen=listen)
+            logger.warning("authentication_disabled", listen=listen)
         if self._ring is not None:
-            logger.info("signing keys", source=self._ring.source, keys=len(self._ring.verifying))
+            logger.info("signing_keys_loaded", source=self._ring.source, keys=len(self._ring.verifying))
         for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
             if sockets:
-                logger.info("listening on sockets of systemd, not on host and port of this section", section=name)
+                logger.info("systemd_sockets_used", section=name)
         logger.info(
-            "ready",
+            "daemon_ready",
             version=__version__,
             listen=listen,
             metrics=", ".join(f"http://{address}/metrics" for address in http) or None,
@@ -379,10 +379,10 @@ class Service:
 
     def _request_reload(self) -> None:
         if self._stop.is_set():
-            logger.warning("no reload, stopping")
+            logger.warning("reload_ignored")
             return
         if self._is_reloading:
-            logger.info("a reload is under way; another one follows it")
+            logger.info("reload_queued")
         self._reload_requested.set()
 
     async def _reload_when_requested(self, running: "_Running") -> None:
@@ -403,7 +403,7 @@ class Service:
         pipeline, tls = running.pipeline, running.tls
         began_s = time.monotonic()
         self.notifier.reloading()
-        logger.info("reloading")
+        logger.info("reload_started")
         self._reload_problem = None
         try:
             boot = await asyncio.to_thread(self._reread)
@@ -421,11 +421,11 @@ class Service:
             if isinstance(error, BookError):
                 self.metrics.config.book_refused(error.reason)
                 about = {"address_book": error.reason, "addresses_in_force": len(pipeline.detector.book.owners)}
-            logger.error("reload refused, the old configuration stays", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
+            logger.error("reload_refused", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
             self._reload_problem = str(error)
         except Exception as error:
             # A bug, before anything was applied. The reload must still be reported as finished: systemd waits for that.
-            logger.exception("reload failed, the old configuration stays")
+            logger.exception("reload_failed")
             self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
         else:
             self._apply(boot, detector, running)
@@ -450,16 +450,16 @@ class Service:
             return
         self.metrics.config.book_read(time.time())
         logger.info(
-            "address book read",
+            "address_book_read",
             files=config.detection.books,
             addresses=len(book.owners),
             owners=book.owners.labels,
             addresses_with_several=book.owners.several,
         )
         for note in book.owners.notes:
-            logger.warning("the address book may not be as meant", problem=note)
+            logger.warning("address_book_doubtful", problem=note)
         for fault in idle_rules(config.detection, book, origins):
-            logger.warning("a watch rule matches nothing", problem=str(fault))
+            logger.warning("watch_rule_idle", problem=str(fault))
 
     def _on_network(self, network: str, book: AddressBook) -> None:
         if network != self._network:
@@ -470,9 +470,7 @@ class Service:
         """Log a warning if the book has addresses of another network than the backend's."""
         elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
         if elsewhere:
-            logger.warning(
-                "the address book has addresses of another network", backend=self._network, addresses=elsewhere
-            )
+            logger.warning("address_book_network_mismatch", backend=self._network, addresses=elsewhere)
 
     def _leave_outcome(self, began_s: float) -> None:
         """Write the outcome file that `systemctl reload` and `whaled reload` wait for."""
@@ -480,7 +478,7 @@ class Service:
             reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
         except OSError as error:
             logger.warning(
-                "cannot store the outcome of the reload; `systemctl reload` and `whaled reload` will time out",
+                "reload_outcome_unstored",
                 path=str(self._outcome_path),
                 problem=error.strerror,
             )
@@ -494,14 +492,14 @@ class Service:
         logs.configure(self.config.log)
         running.pipeline.detector = detector
         running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
-        running.canary.settings = self.config.canary
-        running.memory_watch.settings = self.config.memory
+        running.canary.reconfigure(self.config.canary)
+        running.memory_watch.reconfigure(self.config.memory)
         running.http.reconfigure(self.config.http)
         self._observe_keys(boot.ring)
         self.metrics.config.reloaded(time.time(), success=True)
         self._log_book(boot.config, detector.book, boot.origins)
         self._compare_networks(detector.book)
-        logger.info("reloaded", addresses=len(detector.book.owners))
+        logger.info("reload_finished", addresses=len(detector.book.owners))
 
 
 def _most_informative(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -76,7 +76,7 @@ class Summary:
             level = "error" if self._level == "exception" else self._level  # no exception is being handled here
             busiest = max(self._left_out_of, key=self._left_out_of.__getitem__)
             getattr(self._logger, level)(
-                "lines left out",
+                "log_lines_suppressed",
                 of=self._event,
                 lines=self._left_out,
                 sources=len(self._left_out_of),

@@ -18,7 +18,8 @@ from bench import machine
 from bench.attack import history, sizes
 from bench.attack.assaults import Did
 from bench.attack.catalogue import ATTACKS, Attack
-from bench.attack.rig import VICTIMS, Place, Rig, prepare, rig, settle_priorities
+from bench.attack.processes import settle_priorities
+from bench.attack.rig import VICTIMS, Place, Rig, prepare, rig
 from bench.attack.verdict import GENEROUS, HEADER, STRICT, Bounds, Outcome, Used, rows, total
 from bench.programs import BrokenError
 from bench.report import table

@@ -26,6 +26,7 @@ from trustme import CA
 from websockets.exceptions import ConnectionClosed
 
 from bench.attack import assaults, payloads, victims
+from bench.attack.processes import DAEMON_NICE, RIG_NICE, nice_command, open_descriptors, peak_kib, pin, renice
 from bench.attack.victims import Gathered
 from bench.programs import BrokenError, Program, resident_kib, running
 from bench.upstream import CONNECT_LIMIT_S, Relay, relaying
@@ -45,9 +46,6 @@ READY_LOOK_S = 0.02
 LATE_S = 15.0
 # The limit of the systemd unit, above which the kernel throttles the daemon, and a little later kills it.
 MEMORY_LIMIT = "960MiB"
-DAEMON_NICE, RIG_NICE = -10, -15
-# Nice value of the attackers.
-NICER = 15
 TOKEN_LIFE_S = 7200.0
 PIPE_BYTES = 4096
 NOTIFICATION_BYTES = 4096
@@ -206,44 +204,6 @@ class Daemon:
             await asyncio.sleep(SAMPLE_S)
 
 
-def peak_kib(pid: int) -> int:
-    """Return the peak resident memory (VmHWM), 0 if the process has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    return 0
-
-
-def open_descriptors(pid: int) -> int:
-    """Return the number of open descriptors, 0 if the process has ended."""
-    try:
-        return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
-    except OSError:
-        return 0
-
-
-def pin(pid: int, *, daemon: bool) -> None:
-    """Pin the daemon to the first core and other processes to the rest, if there are several cores."""
-    cores = sorted(usable_cores())
-    if len(cores) > 1:
-        os.sched_setaffinity(pid, cores[:1] if daemon else cores[1:])
-
-
-def usable_cores() -> set[int]:
-    """Return the cores of init, since this process may already be pinned."""
-    try:
-        return os.sched_getaffinity(1)
-    except OSError:
-        return os.sched_getaffinity(0)
-
-
-def renice(pid: int, nice: int) -> None:
-    """Set a nice value, if permitted."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, nice)
-
-
 @asynccontextmanager
 async def daemon(place: Place, around: Surroundings, config: Path) -> AsyncIterator[Daemon]:
     """Run `whaled run` and yield once it is ready. On exit it is sent SIGTERM, and killed if it does not stop."""
@@ -305,7 +265,7 @@ def port_of(url: str) -> int:
 
 
 async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, Any]:
-    """Wait for the log line "ready", which contains the addresses. Raises BrokenError if there is none in time."""
+    """Wait for the event `daemon_ready`, which contains the addresses. Raises BrokenError if there is none in time."""
     lines: list[bytes] = []
     rest = b""
     end = time.monotonic() + START_LIMIT_S
@@ -314,7 +274,7 @@ async def ready(process: asyncio.subprocess.Process, log: FileIO) -> dict[str, A
         *whole, rest = rest.split(b"\n")
         for line in whole:
             lines.append(line)
-            if line.startswith(b"{") and (read := json.loads(line)).get("event") == "ready":
+            if line.startswith(b"{") and (read := json.loads(line)).get("event") == "daemon_ready":
                 found: dict[str, Any] = read
                 return found
         await asyncio.sleep(READY_LOOK_S)
@@ -390,11 +350,6 @@ class Rig:
             return assaults.Did(**await program.answer(assaults.ALL_OPEN_LIMIT_S + order.seconds + LATE_S))
 
 
-def nice_command() -> tuple[str, ...]:
-    """Return the command that runs a Python module with the attackers' priority."""
-    return ("nice", "-n", str(NICER), sys.executable, "-m")
-
-
 @asynccontextmanager
 async def rig(place: Place, around: Surroundings) -> AsyncIterator[Rig]:
     """Run a daemon, a backend to which it is subscribed, and connected victims."""
@@ -419,11 +374,3 @@ async def rig(place: Place, around: Surroundings) -> AsyncIterator[Rig]:
                     yield Rig(place, around, relay, started, crowd)
                 finally:
                     watching.cancel()
-
-
-def settle_priorities() -> None:
-    """Set core, priority and descriptor limit of this process, which runs the backend."""
-    pin(0, daemon=False)
-    renice(0, RIG_NICE)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -36,11 +36,12 @@ def write_book(path: Path, count: int) -> None:
 # In a process of its own: the kernel's peaks of children are those of the largest one that a process ever had.
 READ = """
 import asyncio, json, resource, sys
-from whaled.config.sections import Detection
+from kit.books import address
+from whaled.config.sections import DetectionSettings
 from whaled.addressbook.loading import read_address_book_apart
 
 path, count = sys.argv[1], int(sys.argv[2])
-book = asyncio.run(read_address_book_apart(Detection(address_book=(path,), max_book_addresses=2 * count)))
+book = asyncio.run(read_address_book_apart(DetectionSettings(address_book=(path,), max_book_addresses=2 * count)))
 used, owners = resource.getrusage(resource.RUSAGE_CHILDREN), book.owners
 first = owners.get(address(999_999))
 print(json.dumps({

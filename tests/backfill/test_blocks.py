@@ -101,8 +101,8 @@ async def test_twenty_blocks_at_once_are_all_scanned(tmp_path: Path) -> None:
             sim.world.mine([hidden[-1]])
         with structlog.testing.capture_logs() as lines:
             await rig.settled()
-            await rig.until(lambda: any(line["event"] == "caught up with the chain" for line in lines))
-        (line,) = [line for line in lines if line["event"] == "caught up with the chain"]
+            await rig.until(lambda: any(line["event"] == "block_scan_finished" for line in lines))
+        (line,) = [line for line in lines if line["event"] == "block_scan_finished"]
         assert (line["blocks"], line["whales"]) == (20, 20)
         for whale in [*known, *(tx.txid for tx in hidden)]:
             assert rig.statuses(whale) == ["alert", "confirmed"]

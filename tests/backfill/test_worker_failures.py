@@ -375,7 +375,7 @@ async def test_a_backend_without_these_calls_is_logged_once_and_requested_at_int
                 assert front.times("block-height/.*") < 10
                 # The block with the whale is still to be scanned: nothing is given up.
                 assert (rig.tally.open["candidates"], rig.tally.open["blocks"]) == (0, 1)
-        warnings = [line for line in lines if line["event"] == "the backend cannot be asked, gaps stay open"]
+        warnings = [line for line in lines if line["event"] == "backfill_request_failed"]
         assert len(warnings) == 1
         assert "block-height" in warnings[0]["problem"]
 

@@ -81,10 +81,10 @@ async def test_a_restarted_demo_has_no_events_of_the_previous_world(tmp_path: Pa
         first.process.terminate()
         assert await first.ended() == 0
     async with daemon.running(config, "--simulate") as second, second.connect() as client:
-        assert (await second.logged("the log of an earlier simulated world was removed"))["events"] > 0
+        assert (await second.logged("simulator_log_removed"))["events"] > 0
         await ask(client, type="subscribe", since=alert["position"])
         subscribed = await receive_type(client, "subscribed")
         assert subscribed["recovered"] is False
         assert subscribed["position"]["epoch"] != alert["position"]["epoch"]
-        await second.logged("whale")
-        assert [line for line in second.lines if line["event"] == "whale update" and line["status"] == "pending"] == []
+        await second.logged("whale_detected")
+        assert [line for line in second.lines if line["event"] == "whale_updated" and line["status"] == "pending"] == []

@@ -49,12 +49,12 @@ def test_the_daemon_starts_reloads_and_stops_without_a_working_directory(tmp_pat
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if '"event": "ready"' in line:
+            if '"event": "daemon_ready"' in line:
                 process.send_signal(signal.SIGHUP)
-            if '"event": "reload' in line and '"reloading"' not in line:
+            if '"event": "reload_' in line and '"reload_started"' not in line:
                 process.terminate()
     assert process.returncode == 0, "".join(lines)
-    assert any('"event": "reloaded"' in line for line in lines)
+    assert any('"event": "reload_finished"' in line for line in lines)
     assert not any("Traceback" in line for line in lines)
 
 

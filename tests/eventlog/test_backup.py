@@ -639,13 +639,11 @@ async def test_a_client_is_notified_after_a_backup_was_copied_into_place(config:
     answer, running = await resume(config, epoch, 3)
     assert answer["recovered"] is False
     renewed = answer["position"]["epoch"]
-    warning = await running.logged(
-        "event log is a backup put in place: a new epoch begins, earlier positions are no longer valid"
-    )
+    warning = await running.logged("eventlog_backup_adopted")
     assert (warning["level"], warning["epoch"], warning["head"]) == ("warning", renewed, 3)
     answer, running = await resume(config, renewed, 3)
     assert answer["recovered"] is True
-    assert not any("put in place" in line["event"] for line in running.lines)
+    assert not any(line["event"] == "eventlog_backup_adopted" for line in running.lines)
 
 
 @pytest.mark.slow

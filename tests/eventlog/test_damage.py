@@ -177,7 +177,7 @@ async def test_damage_is_logged_once_with_the_offset_and_what_to_do(path: Path) 
     (line,) = [line for line in lines if line["log_level"] == "error"]
     assert (line["table"], line["row"], line["rows"]) == ("events", "offsets 2 to 3", 2)
     assert line["problem"] == "its checksum does not match"
-    assert "whaled repair" in line["event"]
+    assert line["event"] == "eventlog_rows_damaged"
 
 
 async def test_events_removed_by_retention_are_no_damage(path: Path) -> None:

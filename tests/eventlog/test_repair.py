@@ -290,7 +290,7 @@ async def test_check_and_dry_run_work_while_a_daemon_runs_and_repair_refuses(
         with locked(path):  # nor do they wait for a writer
             assert answer(path, capsys, "--deep")[1]["head"] == 7
             assert main(["repair", "--dry-run", "--db-path", str(path)]) == 1
-        assert "would be taken out: 1 row" in capsys.readouterr().out
+        assert "would be removed: 1 row" in capsys.readouterr().out
         assert main(["repair", "--db-path", str(path)]) == 1
         assert (
             f"whaled runs (process {os.getpid()}) and has this event log open. Stop it first" in capsys.readouterr().err

@@ -164,9 +164,9 @@ async def require_repaired(path: Path, before: Rows, capsys: pytest.CaptureFixtu
         assert after == before
         return after
     assert planned == 1
-    match = re.search(r"taken out: ([\d,]+) row", shown)
+    match = re.search(r"removed: ([\d,]+) row", shown)
     assert match is not None
-    assert f"would be taken out: {match[1]} row" in plan
+    assert f"would be removed: {match[1]} row" in plan
     (aside,) = asides
     lost = listed(aside)
     for table in KEYS:
@@ -436,7 +436,7 @@ async def test_events_that_are_missing_at_the_beginning_are_damage(
         assert (log.oldest, log.whole_from, meter.damaged_rows) == (31, 31, 30)
     assert lines_of(capsys, "repair", "--db-path", path)[0] == 0
     status, shown = lines_of(capsys, "check", "--deep", "--db-path", path)
-    assert (status, "gap: offsets 1 to 30 were taken out" in shown) == (0, True)
+    assert (status, "gap: offsets 1 to 30 were removed" in shown) == (0, True)
     after = Meter()
     async with open_log(path, after) as log:
         assert (log.oldest, after.damaged_rows) == (31, 0)
@@ -574,12 +574,12 @@ def test_sentences(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "events: offset 5 is missing\n" in shown
     assert "events: offsets 100 to 102 are missing\n" in shown
     assert "events: offsets 8 to 9: their checksums do not match\n" in shown
-    assert "`whaled repair` takes out what is damaged" in shown
+    assert "`whaled repair` removes what is damaged" in shown
     found = inspect(path, lambda _done, _of_all: None, is_deep=True)
     assert found.damaged == 6
     done = repair(path, now=NOW, progress=lambda _done, _of_all: None)
     assert done.salvaged is not None
-    assert "gap: offset 5 was taken out by an earlier repair\n" in lines_of(capsys, "check", "--db-path", path)[1]
+    assert "gap: offset 5 was removed by an earlier repair\n" in lines_of(capsys, "check", "--db-path", path)[1]
 
 
 @pytest.mark.slow

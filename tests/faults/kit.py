@@ -205,7 +205,7 @@ class Rig:
     async def ready(self) -> None:
         """Wait until whaled listens, and let the clients connect."""
         assert self.daemon is not None
-        line = await self.daemon.logged("ready")
+        line = await self.daemon.logged("daemon_ready")
         self.daemon.url, self.daemon.http = line["listen"], line["metrics"].removesuffix("/metrics")
         host, port = self.daemon.url.removeprefix("ws://").split(":")
         self.gateway.target = (host, int(port))
@@ -419,7 +419,9 @@ class Rig:
 
     def _fail(self, verdict: Verdict, seen: Metrics | None) -> None:
         assert self.daemon is not None
-        log = [json.dumps(line) for line in self.daemon.lines if line["event"] not in ("whale", "whale update")]
+        log = [
+            json.dumps(line) for line in self.daemon.lines if line["event"] not in ("whale_detected", "whale_updated")
+        ]
         telling = ("whaled_backfill", "whaled_upstream", "whaled_rest_requests", "whaled_mempool", "whaled_blocks")
         moved = (
             {}

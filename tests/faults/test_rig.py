@@ -166,8 +166,8 @@ async def test_a_daemon_that_skips_a_block_is_found(tmp_path: Path) -> None:
 
 
 def test_errors_and_tracebacks_in_the_log_are_found() -> None:
-    fine = ['{"event":"ready","level":"info"}', '{"event":"link lost","level":"warning"}']
-    for line in ('{"event":"broke","level":"error"}', "Traceback (most recent call last):"):
+    fine = ['{"event":"daemon_ready","level":"info"}', '{"event":"upstream_link_lost","level":"warning"}']
+    for line in ('{"event":"canary_failed","level":"error"}', "Traceback (most recent call last):"):
         assert complaints([*fine, line]) == [line]
     assert complaints(fine) == []
 

@@ -80,7 +80,7 @@ async def test_no_panel_is_empty_on_a_whaled_at_work(
                     await ask.becomes(restarted)
                     await ask.becomes(restarted, there=False)
                     whaled.signal(signal.SIGHUP)
-                    await whaled.logged("reloaded")
+                    await whaled.logged("reload_finished")
                     while left:
                         left = await empty(ask, left)
             except TimeoutError:

@@ -104,7 +104,7 @@ async def running(
 ) -> AsyncIterator[Daemon]:
     """Start the daemon and wait until it is ready; kill it on exit if it still runs."""
     async with starting(config, *arguments, env=env, launcher=launcher) as daemon:
-        ready = await daemon.logged("ready")
+        ready = await daemon.logged("daemon_ready")
         daemon.url = ready["listen"]
         daemon.http = ready["metrics"].removesuffix("/metrics") if ready["metrics"] else ""
         yield daemon

@@ -88,7 +88,7 @@ async def test_without_descriptors_clients_wait_in_the_kernel_and_those_connecte
             soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (max_descriptor(pid) + 1, hard))
             newcomers = [asyncio.create_task(connected(whaled)) for _ in range(3 * Reserve.SIZE)]
-            line = await whaled.logged("no new connections are accepted for now")
+            line = await whaled.logged("accept_paused")
             assert line["level"] == "error"
             for _ in range(40):  # alerts go on, and with them everything that opens files now and then
                 await receive_type(client, "whale_alert")
@@ -96,11 +96,11 @@ async def test_without_descriptors_clients_wait_in_the_kernel_and_those_connecte
             settings["gateway"]["max_unsent"] = "128KiB"
             config.write_text(yaml.safe_dump(settings))
             whaled.signal(signal.SIGHUP)
-            await whaled.logged("reloaded")
+            await whaled.logged("reload_finished")
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
             async with asyncio.timeout(20):
                 assert await asyncio.gather(*newcomers) == ["welcome"] * len(newcomers)
-            again = await whaled.logged("new connections are accepted again")
+            again = await whaled.logged("accept_resumed")
             assert again["level"] == "warning"
             assert again["after_s"] > 0
             assert whaled.lines.index(again) > whaled.lines.index(line)

@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from whaled.config.sections import LogFormat, LogSettings
+from whaled.log_events import MESSAGES
 from whaled.ops import journal, logs
 from whaled.ops.output import Output, OutputHandler
 
@@ -126,6 +127,18 @@ def test_an_entry_has_its_message_and_every_field(journald: Journald, stderr: Te
         "WHALED_IS_FIRST": "true",
     }
     assert written(stderr) == []
+
+
+def test_an_event_has_its_identifier_in_a_field_and_its_text_in_the_message(
+    journald: Journald, stderr: TextIO, tmp_path: Path
+) -> None:
+    configure(stderr, journald.path).warning("load_shedding_started", clients=7)
+    entry = journald.entry()
+    assert (entry["WHALED_EVENT"], entry["WHALED_CLIENTS"]) == ("load_shedding_started", "7")
+    assert entry["MESSAGE"] == f"{MESSAGES['load_shedding_started']} clients=7"
+    assert "WHALED_MESSAGE" not in entry
+    configure(stderr, tmp_path / "nothing").info("daemon_stopped")
+    assert written(stderr)[-1] == f"<6>{MESSAGES['daemon_stopped']}"
 
 
 def test_each_level_has_its_priority(journald: Journald, stderr: TextIO) -> None:
@@ -274,6 +287,7 @@ def test_lost_entries_are_counted_and_reported_before_the_next_entry(journald: J
         notice, entry = journald.entries()
         assert notice["WHALED_LOST"] == str(lost)
         assert notice["PRIORITY"] == "4"
+        assert notice["WHALED_EVENT"] == "log_entries_lost"
         assert notice["MESSAGE"].startswith("log entries lost")
         assert entry["MESSAGE"] == "again"
         stuck.settimeout(20)

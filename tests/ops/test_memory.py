@@ -333,7 +333,7 @@ async def test_a_flood_of_connections_is_refused_while_existing_clients_go_on(tm
             settings["memory"] = {"limit": "256MiB", "shed_at": round(start_mib / 256, 4)}
             config.write_text(yaml.safe_dump(settings))
             whaled.signal(signal.SIGHUP)
-            await whaled.logged("reloaded")
+            await whaled.logged("reload_finished")
             flood: list[socket.socket] = []
             try:
                 async with asyncio.timeout(40):
@@ -350,7 +350,7 @@ async def test_a_flood_of_connections_is_refused_while_existing_clients_go_on(tm
             finally:
                 for sock in flood:
                     sock.close()
-            await whaled.logged("memory no longer short, load shedding ended")
+            await whaled.logged("load_shedding_ended")
             async with asyncio.timeout(20):
                 while not await is_let_in(whaled):  # what the flood left in the listener's queue may come first
                     pass

@@ -82,7 +82,7 @@ async def test_load_is_shed_before_the_kernel_ends_the_process(tmp_path: Path, c
             await receive_type(good, "welcome")
             flood = await flooded(whaled)
             try:
-                await whaled.logged("memory short, shedding load")
+                await whaled.logged("load_shedding_started")
                 for _ in range(20):
                     await ask(good, type="ping")
                     async with asyncio.timeout(10):

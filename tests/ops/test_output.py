@@ -19,6 +19,7 @@ import structlog
 
 from kit import daemon
 from whaled.config.sections import LogFormat, LogSettings
+from whaled.log_events import MESSAGES
 from whaled.ops import logs
 from whaled.ops.output import Output, OutputHandler
 
@@ -58,6 +59,31 @@ def log_to(stream: TextIO, chosen: LogFormat = LogFormat.JSON) -> structlog.stdl
     return log
 
 
+def test_an_event_has_an_identifier_and_a_message() -> None:
+    stream = io.StringIO()
+    log_to(stream).warning("load_shedding_started", clients=7)
+    logging.getLogger("aiohttp.server").warning("a text")
+    own, librarys = map(json.loads, stream.getvalue().splitlines())
+    assert (own["event"], own["clients"]) == ("load_shedding_started", 7)
+    assert own["message"] == MESSAGES["load_shedding_started"]
+    assert librarys["event"] == "a text"
+    assert "message" not in librarys
+
+
+def test_a_line_of_text_begins_with_the_message_and_has_the_identifier_where_something_is_wrong() -> None:
+    stream = io.StringIO()
+    log = log_to(stream, LogFormat.TEXT)
+    log.warning("load_shedding_started", clients=7)
+    log.info("daemon_ready", version="1")
+    logging.getLogger("aiohttp.server").warning("a text")
+    warning, info, librarys = (line.partition(" ")[2] for line in stream.getvalue().splitlines())
+    assert warning == (
+        f"[warning  ] {MESSAGES['load_shedding_started']} [whaled.test] clients=7 event=load_shedding_started"
+    )
+    assert info == "[info     ] ready [whaled.test] version=1"
+    assert librarys == "[warning  ] a text [aiohttp.server]"
+
+
 def read_lines(reading: int, is_last: str) -> list[str]:
     data = b""
     while not (data.endswith(b"\n") and is_last in data.decode().splitlines()[-1]):
@@ -87,7 +113,7 @@ def test_a_reader_that_stops_delays_nothing_and_receives_the_number_of_lost_entr
     assert 0 < lost < 20_000
     lines = [json.loads(line) for line in read_lines(reading, "log entries lost")]
     assert [line["n"] for line in lines[:-1]] == list(range(20_000 - lost))
-    assert (lines[-1]["lost"], lines[-1]["level"]) == (lost, "warning")
+    assert (lines[-1]["event"], lines[-1]["lost"], lines[-1]["level"]) == ("log_entries_lost", lost, "warning")
     log.info("again")
     assert len(read_lines(reading, "again")) == 1
 

@@ -107,9 +107,9 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     )
     async with daemon.running(config) as whaled:
         dead = silent_client(whaled.url)
-        await whaled.logged("client connected")
+        await whaled.logged("client_connected")
         whaled.signal(signal.SIGINT)
-        await whaled.logged("stopping")
+        await whaled.logged("daemon_stopping")
         whaled.signal(signal.SIGINT)
         assert await whaled.ended(within_s=10) == 1
         dead.close()
@@ -121,7 +121,7 @@ async def test_user_signals_are_ignored(tmp_path: Path) -> None:
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             whaled.signal(number)
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reloaded")
+        await whaled.logged("reload_finished")
         whaled.signal(signal.SIGTERM)
         assert await whaled.ended() == 0
 
@@ -133,11 +133,11 @@ async def test_a_reload_applies_completely_or_not_at_all(tmp_path: Path) -> None
             good = config.read_text()
             config.write_text(good + "detection: {threshold_btc: 20000000}\n")
             whaled.signal(signal.SIGHUP)
-            await whaled.logged("reloaded")
+            await whaled.logged("reload_finished")
             assert "whaled_config_last_reload_successful 1.0" in await get(whaled.http + "/metrics")
             config.write_text(good + "detection: {threshold_btcs: 5}\n")
             whaled.signal(signal.SIGHUP)
-            refused = await whaled.logged("reload refused, the old configuration stays")
+            refused = await whaled.logged("reload_refused")
             assert "threshold_btc" in refused["problem"]
             assert "whaled_config_last_reload_successful 0.0" in await get(whaled.http + "/metrics")
 
@@ -147,7 +147,7 @@ async def test_a_reload_refuses_keys_that_cannot_change_while_running(tmp_path: 
     async with daemon.running(config) as whaled:
         config.write_text(config.read_text().replace("whaled.db", "other.db"))
         whaled.signal(signal.SIGHUP)
-        refused = await whaled.logged("reload refused, the old configuration stays")
+        refused = await whaled.logged("reload_refused")
         assert "eventlog.path" in refused["problem"]
 
 
@@ -263,7 +263,7 @@ async def test_after_a_rotation_open_connections_refresh_with_the_new_key_or_end
         token_id="t", settings=AuthSettings(),
     )  # fmt: skip
     async with daemon.running(config) as whaled, whaled.connect() as client, whaled.connect() as left:
-        source = await whaled.logged("signing keys")
+        source = await whaled.logged("signing_keys_loaded")
         assert (source["source"], source["keys"]) == (str(ring), 1)
         await ask(left, type="auth", token=token)
         await receive_type(left, "status")
@@ -271,14 +271,14 @@ async def test_after_a_rotation_open_connections_refresh_with_the_new_key_or_end
         await receive_type(client, "status")
         second = generate(ring, 2.0).kid
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reloaded")
+        await whaled.logged("reload_finished")
         await ask(client, type="refresh")
         renewed = await receive(client)
         assert jwt.get_unverified_header(renewed["token"])["kid"] == second
         retire(ring, first, 3.0)
         whaled.lines.clear()
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reloaded")
+        await whaled.logged("reload_finished")
         async with asyncio.timeout(1.0):
             await left.wait_closed()
         assert (left.close_code, left.close_reason) == (1008, "Token revoked")
@@ -294,7 +294,7 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
     async with busy_simulator() as simulator:
         config = daemon.write_config(tmp_path, simulator.url)
         async with daemon.running(config) as whaled:
-            await whaled.logged("the network of the event log is noted", network="simulated mainnet")
+            await whaled.logged("network_recorded", network="simulated mainnet")
         with sqlite3.connect(tmp_path / "whaled.db") as log:
             (noted,) = log.execute("SELECT value FROM state WHERE key = 'network'").fetchone()
             mainnet = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f"
@@ -303,7 +303,7 @@ async def test_a_backend_of_another_network_is_refused_and_the_daemon_stays_up(t
             before = log.execute("SELECT count(*) FROM events").fetchone()
         log.close()
         async with daemon.running(config) as whaled:
-            lost = await whaled.logged("no link to the mempool backend", reason="wrong_network", attempt=2)
+            lost = await whaled.logged("upstream_link_lost", reason="wrong_network", attempt=2)
             assert "the backend is on simulated mainnet, and the event log holds mainnet" in lost["detail"]
             async with aiohttp.ClientSession() as session, session.get(f"{whaled.http}/healthz") as response:
                 assert (await response.json())["upstream"] == "disconnected"
@@ -317,7 +317,7 @@ async def test_an_esplora_mode_backend_without_its_electrs_is_reported_as_degrad
         nowhere = f"http://127.0.0.1:{simulator.port}/elsewhere"
         config = daemon.write_config(tmp_path, simulator.url, upstream={"esplora_url": nowhere})
         async with daemon.running(config) as whaled, whaled.connect() as client, asyncio.timeout(30):
-            await whaled.logged("the backend does not give everything", mode="esplora")
+            await whaled.logged("upstream_capabilities_missing", mode="esplora")
             while (await receive_type(client, "status"))["upstream"] != "degraded":
                 pass
             health = json.loads(await get(f"{whaled.http}/healthz"))
@@ -330,7 +330,7 @@ async def test_an_esplora_mode_backend_with_electrs_is_read_completely(tmp_path:
     async with busy_simulator(mode=Mode.ESPLORA) as simulator:
         config = daemon.write_config(tmp_path, simulator.url)
         async with daemon.running(config) as whaled, whaled.connect() as client, asyncio.timeout(60):
-            line = await whaled.logged("the backend gives everything that is needed", mode="esplora")
+            line = await whaled.logged("upstream_capabilities_complete", mode="esplora")
             assert line["esplora"].endswith("/api/")
             metrics = ""
             while not re.search(r"whaled_blocks_scanned_total [1-9]", metrics):

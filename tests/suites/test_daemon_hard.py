@@ -31,18 +31,18 @@ LONG_AGO = 1_760_000_000.0
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_stop_during_the_start_is_a_clean_stop(tmp_path: Path, number: signal.Signals) -> None:
     async with daemon.starting(daemon.write_config(tmp_path, NOBODY)) as whaled:
-        await whaled.logged("event log made")
+        await whaled.logged("eventlog_created")
         whaled.signal(number)
         assert await whaled.ended() == 0
         await whaled.heard_all()
-        assert whaled.lines[-1]["event"] == "stopped"
+        assert whaled.lines[-1]["event"] == "daemon_stopped"
 
 
 async def test_a_reload_during_the_start_follows_the_start(tmp_path: Path) -> None:
     async with daemon.starting(daemon.write_config(tmp_path, NOBODY)) as whaled:
-        await whaled.logged("event log made")
+        await whaled.logged("eventlog_created")
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reloaded")
+        await whaled.logged("reload_finished")
         whaled.signal(signal.SIGTERM)
         assert await whaled.ended() == 0
 
@@ -56,11 +56,11 @@ async def test_a_reload_during_the_stop_is_ignored(tmp_path: Path) -> None:
             b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        await whaled.logged("client connected")
+        await whaled.logged("client_connected")
         whaled.signal(signal.SIGTERM)
-        await whaled.logged("stopping")
+        await whaled.logged("daemon_stopping")
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("no reload, stopping")
+        await whaled.logged("reload_ignored")
         assert await whaled.ended() == 0
         writer.close()
 
@@ -99,10 +99,10 @@ async def test_a_reload_that_fails_changes_nothing(tmp_path: Path, broken: dict[
     async with daemon.running(daemon.write_config(tmp_path, NOBODY)) as whaled:
         daemon.write_config(tmp_path, NOBODY, **broken, log={"format": "json", "level": "error"})
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reload refused, the old configuration stays")
+        await whaled.logged("reload_refused")
         async with whaled.connect() as client:
             assert (await receive(client))["type"] == "welcome"
-            await whaled.logged("client connected")  # the level is the old one
+            await whaled.logged("client_connected")  # the level is the old one
 
 
 async def test_while_a_large_address_book_is_read_everything_goes_on(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_while_a_large_address_book_is_read_everything_goes_on(tmp_path: P
             try:
                 for asked in (1, 2):
                     whaled.signal(signal.SIGHUP)
-                    await whaled.logged("a reload is under way; another one follows it", times=asked)
+                    await whaled.logged("reload_queued", times=asked)
                     await ask(client, type="ping")
                     await receive_type(client, "pong")
                     await receive_type(client, "whale_alert")
@@ -127,14 +127,14 @@ async def test_while_a_large_address_book_is_read_everything_goes_on(tmp_path: P
                     assert "whaled_address_book_addresses 10.0" in await get(whaled.http + "/metrics")
             finally:
                 os.kill(reader, signal.SIGCONT)
-            await whaled.logged("reloaded", times=2)  # for three that were asked for
+            await whaled.logged("reload_finished", times=2)  # for three that were asked for
             metrics = await get(whaled.http + "/metrics")
             assert "whaled_address_book_addresses 40000.0" in metrics
             assert "whaled_address_book_owners 7.0" in metrics
             whaled.signal(signal.SIGTERM)
             assert await whaled.ended() == 0
             await whaled.heard_all()
-            assert [line["event"] for line in whaled.lines].count("reloading") == 2
+            assert [line["event"] for line in whaled.lines].count("reload_started") == 2
 
 
 async def test_a_killed_reader_of_the_address_book_refuses_the_reload_and_keeps_the_old_book(tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ async def test_a_killed_reader_of_the_address_book_refuses_the_reload_and_keeps_
         path.write_text("\n".join(book(40_000)))
         whaled.signal(signal.SIGHUP)
         os.kill(await child_of(whaled.process.pid, "whaled.addressbook.bookfile"), signal.SIGKILL)
-        refused = await whaled.logged("reload refused, the old configuration stays")
+        refused = await whaled.logged("reload_refused")
         assert f"the process that reads {path} failed" in refused["problem"]
         assert "whaled_address_book_addresses 1000.0" in await get(whaled.http + "/metrics")
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reloaded", addresses=40_000)
+        await whaled.logged("reload_finished", addresses=40_000)
 
 
 async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
     path.write_text("\n".join(book(1_000)))
     config = daemon.write_config(tmp_path, NOBODY, detection={"address_book": str(path)})
     async with daemon.running(config) as whaled:
-        await whaled.logged("address book read", files=[str(path)], addresses=1_000, owners=7)
+        await whaled.logged("address_book_read", files=[str(path)], addresses=1_000, owners=7)
         failures = {
             "empty": ("", "has no address (0 bytes): did its download fail?"),
             "not_a_book": ("<html>403</html>", "is not an address book but a page in HTML or XML"),
@@ -167,9 +167,7 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
         for reason, (text, problem) in failures.items():
             path.write_text(text)
             whaled.signal(signal.SIGHUP)
-            refused = await whaled.logged(
-                "reload refused, the old configuration stays", address_book=reason, addresses_in_force=1_000
-            )
+            refused = await whaled.logged("reload_refused", address_book=reason, addresses_in_force=1_000)
             assert refused["level"] == "error"
             assert problem in refused["problem"]
         metrics = await get(whaled.http + "/metrics")
@@ -180,12 +178,12 @@ async def test_a_failed_download_does_not_take_the_labels_away(tmp_path: Path) -
         daemon.write_config(tmp_path, NOBODY, detection=detection)
         path.write_text("\n".join(book(1)))
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("address book read", addresses=1, owners=1)
-        idle = await whaled.logged("a watch rule matches nothing")
+        await whaled.logged("address_book_read", addresses=1, owners=1)
+        idle = await whaled.logged("watch_rule_idle")
         assert "no address in " in idle["problem"]
         daemon.write_config(tmp_path, NOBODY, detection={"address_book": None})
         whaled.signal(signal.SIGHUP)
-        await whaled.logged("reloaded", addresses=0)
+        await whaled.logged("reload_finished", addresses=0)
 
 
 async def test_a_book_of_another_network_is_named_when_the_backend_is_known(tmp_path: Path) -> None:
@@ -194,7 +192,7 @@ async def test_a_book_of_another_network_is_named_when_the_backend_is_known(tmp_
     async with busy_simulator(network=Network.REGTEST) as simulator:
         config = daemon.write_config(tmp_path, simulator.url, detection={"address_book": str(path)})
         async with daemon.running(config) as whaled:
-            event = "the address book has addresses of another network"
+            event = "address_book_network_mismatch"
             found = await whaled.logged(event)
             assert (found["level"], found["backend"]) == ("warning", "simulated regtest")
             assert found["addresses"] == {"mainnet": 3}
@@ -251,9 +249,7 @@ async def test_retention_checks_the_clock_against_the_blocks_with_a_backfill(tmp
     config = daemon.write_config(tmp_path, NOBODY, backfill={"enabled": follows})
     async with daemon.running(config) as whaled:
         if follows:
-            await whaled.logged(
-                "the clock is far ahead of the newest block scanned: events are kept until one proves them old"
-            )
+            await whaled.logged("retention_suspended")
         async with asyncio.timeout(10):
             while f"whaled_eventlog_oldest_offset {1.0 if follows else 2.0}" not in await get(whaled.http + "/metrics"):
                 pass

@@ -106,7 +106,7 @@ async def test_passed_sockets_are_served_and_the_configured_ports_stay_closed(tm
         with socket.create_server(("127.0.0.1", 0)) as taken:  # opening the configured port would fail
             config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", gateway={"port": taken.getsockname()[1]})
             async with launched(config, "ws:ws:metrics", [clients, other, metrics]) as whaled:
-                ready = await whaled.logged("ready")
+                ready = await whaled.logged("daemon_ready")
                 assert ready["listen"] == f"{url_of(clients)}, {url_of(other)}"
                 assert ready["metrics"] == f"http://unix:{tmp_path}/metrics.sock/metrics"
                 for sock in (clients, other):
@@ -141,7 +141,7 @@ async def test_a_restart_with_passed_sockets_refuses_no_client(tmp_path: Path) -
             loops = [tasks.create_task(connecting(url_of(clients))) for _ in range(4)]
             for _ in range(3):
                 async with launched(config, "ws", [clients]) as whaled:
-                    await whaled.logged("ready")
+                    await whaled.logged("daemon_ready")
                     async with asyncio.timeout(20):
                         served = len(outcomes)
                         while len(outcomes) < served + 40:
@@ -150,7 +150,7 @@ async def test_a_restart_with_passed_sockets_refuses_no_client(tmp_path: Path) -
                     assert await whaled.ended() == 0
             # What waits in the socket now is served by the next one.
             async with launched(config, "ws", [clients]) as whaled:
-                await whaled.logged("ready")
+                await whaled.logged("daemon_ready")
                 enough.set()
                 await asyncio.wait(loops)
     assert set(outcomes) <= {"served", "closed 1012"}

@@ -25,6 +25,7 @@ MAINTAINERS_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ARCHITECTUR
 # By package or top-level module. Modules of one package may import each other; otherwise only lower ranks.
 RANKS = {
     "errors": 0,
+    "log_events": 0,
     "registry": 0,
     "model": 1,
     "config": 2,
@@ -65,7 +66,7 @@ PURE = (
     "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.clients",
     "gateway.deflate", "gateway.interest", "gateway.limits", "gateway.session", "gateway.wire", "hosts",
-    "model", "retry_after", "source",
+    "log_events", "model", "retry_after", "source",
     "sources.mempool_space.canary_frame", "sources.mempool_space.changes", "sources.mempool_space.continuity",
     "sources.mempool_space.dialect", "sources.mempool_space.identity", "sources.mempool_space.proxy",
     "sources.mempool_space.rawblock", "sources.mempool_space.rbf", "sources.mempool_space.routes",

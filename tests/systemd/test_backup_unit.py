@@ -53,8 +53,8 @@ def test_root_backs_up_and_restores_and_the_unit_goes_on(installed: Lab) -> None
     assert owners(lab) == user
     lab.run("cp", "--no-preserve=all", BACKUP, f"{DATA}/whaled.db")  # overwrites the file, which keeps its owner
     lab.systemctl("start", *UNITS)
-    warnings = [line["MESSAGE"] for line in lab.journal("whaled", since, "--priority", "warning")]
-    assert any(line.startswith("event log is a backup put in place") for line in warnings), warnings
+    warnings = [line.get("WHALED_EVENT") for line in lab.journal("whaled", since, "--priority", "warning")]
+    assert "eventlog_backup_adopted" in warnings, warnings
     client = whaled.follow()
     client.until("alert")
     client.stop()

@@ -65,9 +65,9 @@ def test_start_returns_when_it_is_ready(whaled: Installation, lab: Lab) -> None:
     lab.systemctl("restart", "whaled")
     health = whaled.get("http://127.0.0.1:9108/healthz")
     assert '"ok"' in health
-    events = [line["MESSAGE"] for line in lab.journal("whaled", since)]
-    ready = next(number for number, text in enumerate(events) if text.startswith("ready"))
-    assert ready < next(number for number, text in enumerate(events) if text.startswith("Started "))
+    lines = lab.journal("whaled", since)
+    ready = next(number for number, line in enumerate(lines) if line.get("WHALED_EVENT") == "daemon_ready")
+    assert ready < next(number for number, line in enumerate(lines) if line["MESSAGE"].startswith("Started "))
 
 
 def test_metrics_are_scraped_over_http(whaled: Installation) -> None:
@@ -366,7 +366,7 @@ def test_the_journal_has_priorities_and_fields(whaled: Installation, lab: Lab) -
     warnings = lab.journal("whaled", since, "--priority", "warning")
     assert warnings
     assert all(int(line["PRIORITY"]) <= WARNING for line in warnings)
-    refused = [line for line in warnings if "reload refused" in line["MESSAGE"]]
+    refused = [line for line in warnings if line.get("WHALED_EVENT") == "reload_refused"]
     assert [line["PRIORITY"] for line in refused] == ["3"]
     assert "threshold_btc" in refused[0]["WHALED_PROBLEM"]
 

@@ -425,7 +425,7 @@ async def test_without_descriptors_arrivals_wait_in_the_kernel_and_the_log_has_o
             for sock in arrivals:
                 sock.close()
     first, count = lines
-    assert first["event"] == count["of"] == "no descriptor or memory to accept an HTTP connection"
+    assert first["event"] == count["of"] == "http_accept_failed"
     assert count["lines"] == 2
 
 

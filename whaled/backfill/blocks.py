@@ -101,7 +101,7 @@ class Blocks:
         missing = [height for height in range(tip, low - 1, -1) if height not in scanned]
         self.behind = len(missing)
         if len(missing) > 1 and not self._scanner.progress.blocks:
-            logger.info("catching up with the chain", blocks=len(missing), tip=tip)
+            logger.info("block_scan_started", blocks=len(missing), tip=tip)
         self._backoff.retain(str(height) for height in missing)
         self._scanner.retain(missing)
         due = [height for height in missing if self._backoff.is_due(str(height))]
@@ -110,7 +110,7 @@ class Blocks:
         if not self.behind:
             progress, self._scanner.progress = self._scanner.progress, Progress()
             if progress.blocks > 1:
-                logger.info("caught up with the chain", blocks=progress.blocks, whales=progress.whales, tip=tip)
+                logger.info("block_scan_finished", blocks=progress.blocks, whales=progress.whales, tip=tip)
         await self._undo_unscanned(low, set(scanned.values()))
         return True
 
@@ -127,9 +127,9 @@ class Blocks:
         scans = await log.newest_scans(self._context.settings.max_blocks)
         if scans:  # the stored height is lost; blocks since these scans must be scanned
             first = min(first, scans[-1].height)
-            logger.warning("the stored height of the first block to scan is lost: scanning from here on", height=first)
+            logger.warning("block_scan_start_lost", height=first)
         else:
-            logger.info("first start: scanning blocks from here on", height=first)
+            logger.info("block_scan_start_set", height=first)
         await log.set_state(FIRST_KEY, str(first))
         return first
 
@@ -144,7 +144,7 @@ class Blocks:
             # Verify the height of the tip: one wrong response must not skip all blocks to come.
             await context.backend.block(tip_hash, tip)
             logger.warning(
-                "blocks further back than backfill.max_blocks are not scanned",
+                "block_scan_blocks_skipped",
                 blocks=low - first - known,
                 first=first,
                 last=low - 1,
@@ -204,7 +204,7 @@ class Blocks:
             await self._undo(height, block_hash)
         if stale:
             self._context.meter.reorganised(len(stale))
-            logger.warning("blocks left the chain", depth=len(stale), height=min(stale))
+            logger.warning("chain_reorganised", depth=len(stale), height=min(stale))
 
     async def _undo(self, height: int, block_hash: str) -> None:
         """Mark the whales confirmed in a block as pending again, and forget its scan."""

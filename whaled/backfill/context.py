@@ -57,7 +57,7 @@ class Context:
         suppressed = self._sampler.admit(error.reason)
         if suppressed is not None:
             logger.warning(
-                "the backend cannot be asked, gaps stay open",
+                "backfill_request_failed",
                 reason=str(error.reason),
                 problem=str(error),
                 again_s=again_s,

@@ -311,7 +311,7 @@ class Mempool:
         context = self._context
         if await context.backend.confirmation(txid) is None and txid not in await context.event_log.whales([txid]):
             context.meter.unread()
-            logger.warning("a whale left the mempool before the backend returned it", txid=txid)
+            logger.warning("backfill_whale_missed", txid=txid)
             self._seen.discard([txid])  # if a comparison finds it in the mempool, it is fetched once more
 
     async def _drafts(self, transaction: Transaction, is_replacement: bool | None, *, is_there: bool) -> list[Draft]:

@@ -177,7 +177,7 @@ class Worker:
         if is_done is None:
             return True
         if self._backoff.forget(BACKEND):
-            logger.info("the backend responds again")
+            logger.info("backfill_requests_resumed")
         if is_done and not (
             self._mempool.candidates or self._mempool.unvalued or self._comparison_due or self._replacements.is_due
         ):

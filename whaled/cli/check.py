@@ -90,8 +90,8 @@ def print_findings(path: Path, found: Inspected) -> None:
         held = f"no events, newest offset {counter.head}"
     print(f"{path}: {held}, epoch {counter.epoch or 'unknown'}, {files.size_bytes(path) / 2**20:.1f} MiB")
     for first, through in found.gaps:
-        taken_out = f"offset {first} was" if first == through else f"offsets {first} to {through} were"
-        print(f"gap: {taken_out} taken out by an earlier repair")
+        removed = f"offset {first} was" if first == through else f"offsets {first} to {through} were"
+        print(f"gap: {removed} removed by an earlier repair")
     for fault in found.structure:
         for line in fault.splitlines():
             print(f"file: {line}")
@@ -104,7 +104,7 @@ def print_findings(path: Path, found: Inspected) -> None:
 def _verdict(found: Inspected, *, is_deep: bool, seconds: float) -> str:
     if not found.is_whole:
         return (
-            f"damaged: {damaged(found)}. Stop whaled; `whaled repair` takes out what is damaged, saves the rest and "
+            f"damaged: {damaged(found)}. Stop whaled; `whaled repair` removes what is damaged, saves the rest and "
             "keeps the damaged file"
         )
     if not is_deep:

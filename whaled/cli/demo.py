@@ -38,7 +38,7 @@ async def backend() -> AsyncIterator[Simulated]:
     """Run a simulated backend with a new world, on a free port of this machine."""
     settings = structs.replace(DEMO, port=0, seed=time.time_ns())
     async with Simulator(settings) as simulator:
-        logger.info("simulated mempool backend", url=simulator.url, control=simulator.control_url)
+        logger.info("simulator_started", url=simulator.url, control=simulator.control_url)
         yield Simulated(simulator.url, str(settings.seed))
 
 
@@ -70,7 +70,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
             )
         if is_simulated:
             _remove(path)
-            logger.info("the log of an earlier simulated world was removed", path=str(path), events=events)
+            logger.info("simulator_log_removed", path=str(path), events=events)
     async with EventLog.open(settings, Metrics().eventlog) as new:
         await new.set_state(WORLD_KEY, world)
 

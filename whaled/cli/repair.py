@@ -24,7 +24,7 @@ def register(subparsers: Subparsers) -> None:
         "first. Rows around a damaged page are saved. The damaged log is kept in the same directory "
         "(FILE.damaged-TIME), with a list of the lost rows (FILE.damaged-TIME.jsonl). Needs as much disk space as the "
         "log; --dry-run needs it in the directory for temporary files. Epoch and offsets are kept: a client that "
-        "resumes across removed rows is told that it missed events, all others resume as before. Without damage, "
+        "resumes across removed rows is informed that it missed events, all others resume as before. Without damage, "
         "nothing is changed.",
         epilog="exit status: 0 repaired, or nothing to repair; 1 whaled is running, nothing can be saved, or the disk "
         "is full; with --dry-run: the log is damaged; 78 there is no event log",
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             "receive recovered: false once"
         )
     else:
-        print("epoch kept: clients that resume across what was taken out are answered recovered: false, others resume")
+        print("epoch kept: clients that resume across removed events receive recovered: false, all others resume")
     return ExitStatus.STOPPED
 
 
@@ -71,10 +71,10 @@ def _of_table(outcome: Outcome) -> str:
 
 
 def _summary(done: Repaired, salvaged: Salvaged, *, is_done: bool) -> str:
-    verb = "taken out" if is_done else "would be taken out"
+    verb = "removed" if is_done else "would be removed"
     parts = [f"{verb}: {salvaged.lost:,} row{'s' * (salvaged.lost != 1)}"]
     if done.inspected.structure:
-        parts.append(f"the structure of the file {'is' if is_done else 'would be'} made anew")
+        parts.append(f"the structure of the file {'is' if is_done else 'would be'} rebuilt")
     if not is_done:
         return "; ".join(parts)
     is_empty = not salvaged.lost and all(each.is_known for each in salvaged.outcomes)

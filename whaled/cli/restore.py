@@ -41,5 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     if done.renewed_because is None:
         print("epoch kept: the log that was there ends where the backup ends and holds the same events")
     else:
-        print(f"new epoch: {done.renewed_because}. Clients are told that their position is gone (recovered: false)")
+        gone = "Each client receives recovered: false once, since its position is no longer valid"
+        print(f"new epoch: {done.renewed_because}. {gone}")
     return ExitStatus.STOPPED

@@ -47,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     memory.share_heap()
     loaded = load_for(arguments)
     logs.configure(loaded.config.log)
-    logger.info("configuration", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
+    logger.info("configuration_read", file=loaded.path or "none, all defaults", keys_set=loaded.keys_set)
     for warning in loaded.warnings:
-        logger.warning("configuration warning", problem=str(warning))
+        logger.warning("configuration_warning", problem=str(warning))
     memory.set_modules_apart()
     memory.collect_all_seldom()
     try:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except Exception:
         # Logged here, since the interpreter would print it and block on a reader of stderr that does not read.
-        logger.critical("ended by a bug", exc_info=True)
+        logger.critical("daemon_crashed", exc_info=True)
         return ExitStatus.FAILED
     return ExitStatus.STOPPED
 

@@ -71,7 +71,7 @@ def back_up(source: Path, target: Path, *, now: float, overwrite: bool, progress
     """
     began = time.perf_counter()
     source, target = source.resolve(), target.absolute()
-    require_file(source, "there is no event log here; --config or --db-path says where it is")
+    require_file(source, "there is no event log here; name it with --config or --db-path")
     _refuse_target(source, target, overwrite=overwrite)
     with directory_beside(target) as directory:
         copy = directory / target.name
@@ -137,11 +137,11 @@ def checked(db: sqlite3.Connection, source: Path) -> Contents:
     events, oldest = db.execute(
         "SELECT count(*), min(offset) FROM events WHERE offset BETWEEN 1 AND ?", (head,)
     ).fetchone()
-    taken_out = 0
+    removed = 0
     if schema.has_checksums(db):
         gaps, _ = schema.gaps(db, head)
-        taken_out = sum(through - first + 1 for first, through in gaps if first > (oldest or 0))
-    missing = head - oldest + 1 - events - taken_out if events else 0
+        removed = sum(through - first + 1 for first, through in gaps if first > (oldest or 0))
+    missing = head - oldest + 1 - events - removed if events else 0
     return Contents(epoch, head, events, max(0, missing))
 
 

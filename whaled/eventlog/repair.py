@@ -52,7 +52,7 @@ def repair(path: Path, *, now: float, progress: Progress) -> Repaired:
     Raises OperatorError if there is no file, EventLogError if a daemon uses the log or if nothing of it can be saved.
     """
     path = path.resolve()
-    backup.require_file(path, "there is no event log here; --config or --db-path says where it is")
+    backup.require_file(path, "there is no event log here; name it with --config or --db-path")
     lock = files.DaemonLock(path, is_daemon=False)
     lock.take()
     try:

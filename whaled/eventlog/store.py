@@ -172,7 +172,7 @@ class EventLog:
                 raise
             meter.size(opened.size_bytes)
             event_log = cls(threads=threads, opened=opened, retention_s=settings.retention, meter=meter)
-            logger.info("event log open", path=settings.path, head=event_log.head, oldest=event_log.oldest)
+            logger.info("eventlog_opened", path=settings.path, head=event_log.head, oldest=event_log.oldest)
             event_log._note_damage()
             try:
                 yield event_log
@@ -356,7 +356,7 @@ class EventLog:
         if newest is None or now - newest.mined_at <= AHEAD_LIMIT_S:
             return now
         logger.warning(
-            "the clock is far ahead of the newest block scanned: events are kept until one proves them old",
+            "retention_suspended",
             height=newest.height,
             ahead_s=now - newest.mined_at,
         )
@@ -426,7 +426,7 @@ class EventLog:
         if error is not None:
             # Nothing is lost, and the next commit tries again. If the disk is full, the next append fails and reports.
             self._count_failure(error)
-            logger.warning("event log not checkpointed", error=str(error))
+            logger.warning("eventlog_checkpoint_failed", error=str(error))
 
     async def _look_up(self, function: Callable[[*Args], T], *args: *Args) -> T:
         return await self._on(self._threads.lookup_thread, function, *args)
@@ -458,8 +458,7 @@ class EventLog:
         first = next(iter(new))
         self._meter.damaged(self._known_damage.rows)
         logger.error(
-            "damaged rows in the event log are skipped: clients that ask for them are informed that events are "
-            "missing. `whaled check --deep` lists them all, `whaled repair` removes them",
+            "eventlog_rows_damaged",
             table=first.table.value,
             row=first.row,
             problem=first.problem,
@@ -523,5 +522,5 @@ async def check_within(limit_s: float, threads: Threads) -> bool:
     finally:
         timer.cancel()
     if not is_complete:
-        logger.warning("event log check stopped before the end: the file is large", limit_s=limit_s)
+        logger.warning("eventlog_check_unfinished", limit_s=limit_s)
     return is_complete

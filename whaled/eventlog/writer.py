@@ -113,12 +113,12 @@ class Writer:
                 self._report(of_gap(*row))
             self._report_lost_before(oldest, gaps)
         if before == 0:
-            logger.info("event log made", path=str(self._path), epoch=epoch)
+            logger.info("eventlog_created", path=str(self._path), epoch=epoch)
         elif before < after:
-            logger.info("event log migrated", path=str(self._path), from_version=before, to_version=after)
+            logger.info("eventlog_migrated", path=str(self._path), from_version=before, to_version=after)
         if is_copy:
             logger.warning(
-                "event log is a backup put in place: a new epoch begins, earlier positions are no longer valid",
+                "eventlog_backup_adopted",
                 path=str(self._path),
                 epoch=epoch,
                 head=head,
@@ -272,7 +272,7 @@ class Writer:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         except sqlite3.Error as error:
             # Nothing is lost: the write-ahead log stays next to the database, and the next start reads it.
-            logger.warning("event log not checkpointed at close", path=str(self._path), error=str(error))
+            logger.warning("eventlog_close_checkpoint_failed", path=str(self._path), error=str(error))
         finally:
             db.close()
 

@@ -24,18 +24,18 @@ class ClientLines:
     """The log lines about clients. On exit from the context, the counts of suppressed lines are logged."""
 
     def __init__(self) -> None:
-        self._refused = Summary(logger, "authentication refused", per_source=STRANGER, in_all=STRANGERS)
+        self._refused = Summary(logger, "authentication_refused", per_source=STRANGER, in_all=STRANGERS)
         self._origin = Summary(
             logger,
-            "a page may not connect: its origin is not in gateway.origins",
+            "origin_refused",
             per_source=STRANGER,
             in_all=STRANGERS,
         )
-        self._connected = Summary(logger, "client connected", per_source=CLIENT, in_all=CLIENTS)
-        self._left = Summary(logger, "client left", per_source=CLIENT, in_all=CLIENTS)
-        self._stranger_left = Summary(logger, "client left", per_source=STRANGER, in_all=STRANGERS)
-        self._shed = Summary(logger, "client shed to save memory", per_source=CLIENT, in_all=CLIENTS)
-        self._failed = Summary(logger, "serving a client failed", level="exception", per_source=1, in_all=STRANGERS)
+        self._connected = Summary(logger, "client_connected", per_source=CLIENT, in_all=CLIENTS)
+        self._left = Summary(logger, "client_disconnected", per_source=CLIENT, in_all=CLIENTS)
+        self._stranger_left = Summary(logger, "client_disconnected", per_source=STRANGER, in_all=STRANGERS)
+        self._shed = Summary(logger, "client_shed", per_source=CLIENT, in_all=CLIENTS)
+        self._failed = Summary(logger, "client_failed", level="exception", per_source=1, in_all=STRANGERS)
         # Connections that did not become a session since the last line about them, by reason and by network.
         self._turned_away: Counter[str] = Counter()
         self._networks: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class ClientLines:
         self._timer.cancel()
         self._timer = None
         (busiest, of_busiest), *_ = self._networks.most_common(1)
-        logger.info("connections refused", **self._turned_away, busiest=busiest, of_busiest=of_busiest)
+        logger.info("connections_refused", **self._turned_away, busiest=busiest, of_busiest=of_busiest)
         self._turned_away.clear()
         self._networks.clear()
 

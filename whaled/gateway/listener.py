@@ -103,12 +103,8 @@ class Listener:
         self._backlogs = {sock: Backlog() for sock in sockets}
         self._short_since: float | None = None
         self._recovery: asyncio.TimerHandle | None = None
-        self._shortages = Summary(
-            logger, "no new connections are accepted for now", level="error", per_source=1, in_all=1
-        )
-        self._recoveries = Summary(
-            logger, "new connections are accepted again", level="warning", per_source=1, in_all=1
-        )
+        self._shortages = Summary(logger, "accept_paused", level="error", per_source=1, in_all=1)
+        self._recoveries = Summary(logger, "accept_resumed", level="warning", per_source=1, in_all=1)
 
     def start(self, backlog: int) -> None:
         """Start to accept connections."""

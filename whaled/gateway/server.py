@@ -43,7 +43,7 @@ from whaled.gateway.share import Lane, LoopShare, ShareMeter
 from whaled.gateway.stalls import watched
 from whaled.gateway.subscriptions import DeliveryMeter, EventLog, Subscriptions
 from whaled.gateway.transport import ClientSocket
-from whaled.listening import NOT_LISTENING, address_of, open_sockets
+from whaled.listening import address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -245,7 +245,7 @@ class Gateway:
         settings = self.settings
         opened = await open_sockets(settings.host, settings.port, settings.backlog, section="gateway")
         for missing in opened.missing:
-            logger.warning(NOT_LISTENING, key="gateway.host", address=missing.host, reason=missing.reason)
+            logger.warning("listen_address_missing", key="gateway.host", address=missing.host, reason=missing.reason)
         return opened.sockets
 
     @property
@@ -327,7 +327,7 @@ class Gateway:
             if abs(moved_s) >= CLOCK_STEP_S:
                 offset += moved_s
                 self.clock_steps += 1
-                logger.warning("the clock was set: checking again which tokens have expired", seconds=round(moved_s, 1))
+                logger.warning("system_clock_stepped", seconds=round(moved_s, 1))
             elif not self._recheck.is_set():
                 continue
             self._recheck.clear()
@@ -368,7 +368,7 @@ class Gateway:
                     await self._emptied.wait()
         except TimeoutError:
             stragglers = self._all()
-            logger.warning("drain window over, cutting off clients", clients=len(stragglers))
+            logger.warning("drain_window_exceeded", clients=len(stragglers))
             for connection in stragglers:
                 connection.abort()
 
@@ -571,7 +571,7 @@ class Gateway:
                 self._recheck.set()
                 self._meter.family_ended()
                 logger.warning(
-                    "a token was refreshed twice, so its family ended: issue a new one, or one for each client",
+                    "token_family_ended",
                     client_id=grant.client_id,
                     family=grant.family,
                 )

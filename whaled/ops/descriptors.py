@@ -37,8 +37,7 @@ def connections_possible(wanted: int, *, beside: int) -> int:
     possible = wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - beside - OWN))
     if possible < wanted:
         logger.error(
-            "fewer client connections are possible than gateway.max_connections: file descriptors are limited; raise "
-            "LimitNOFILE= (without systemd: ulimit -n)",
+            "descriptor_limit_low",
             connections_possible=possible,
             max_connections=wanted,
             descriptors=soft,

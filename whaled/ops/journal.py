@@ -16,6 +16,7 @@ from pathlib import Path
 from structlog.processors import LogfmtRenderer
 from structlog.typing import EventDict, WrappedLogger
 
+from whaled.log_events import MESSAGES
 from whaled.ops.output import Output, unshowable
 
 SOCKET = Path("/run/systemd/journal/socket")
@@ -33,7 +34,8 @@ MAX_NAME = 64  # journald drops fields with longer names
 # The limit of the message if even such an entry is too large (a smaller net.core.wmem_default).
 MIN_MESSAGE_BYTES = 1024
 
-LOSS = "log entries lost: neither the journal nor stderr took them"
+LOSS_EVENT = "log_entries_lost"
+LOSS = MESSAGES[LOSS_EVENT]
 TRACEBACK = "WHALED_TRACEBACK"
 UNFIT = re.compile(r"[^A-Z0-9_]")
 
@@ -85,8 +87,11 @@ class JournalHandler(logging.Handler):
         priority = PRIORITIES[event.pop("level", "info")]
         source = str(event.pop("logger", record.name))
         traceback = str(event.pop("exception", ""))
+        identifier = str(event.pop("event"))
+        message = event.pop("message", identifier)
         fields = [(f"WHALED_{key}", _text(value)) for key, value in event.items() if value is not None]
-        message = f"{event.pop('event')} {_logfmt(logger, name, event)}".rstrip()
+        fields.insert(0, ("WHALED_EVENT", identifier))  # before fields that are too many
+        message = f"{message} {_logfmt(logger, name, event)}".rstrip()
         if traceback:
             message += "\n" + traceback
             fields.insert(0, (TRACEBACK, traceback))
@@ -161,7 +166,7 @@ def _loss(lost: int) -> Fields:
         ("PRIORITY", "4"),
         ("SYSLOG_IDENTIFIER", "whaled"),
         ("LOGGER", __name__),
-        ("WHALED_EVENT", LOSS),
+        ("WHALED_EVENT", LOSS_EVENT),
         ("WHALED_LOST", str(lost)),
     ]
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TextIO
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 from whaled.config.sections import LogFormat, LogLevel, LogSettings
+from whaled.log_events import MESSAGES
 from whaled.ops import journal
 from whaled.ops.output import FLUSH_S, Output, OutputHandler
 from whaled.summaries import Summary
@@ -69,10 +71,14 @@ def configure(
     render: list[structlog.typing.Processor]
     if chosen is LogFormat.JOURNALD:
         handler = journald = journal.JournalHandler(output, journal_socket, journal.open_socket())
-        render = [structlog.processors.format_exc_info, journald.render]
+        render = [_add_message, structlog.processors.format_exc_info, journald.render]
     else:
         handler = OutputHandler(output)
-        render = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(chosen, stream)]
+        render = [
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _add_message,
+            *_renderers(chosen, stream),
+        ]
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=render))
     handler.addFilter(LibraryLines())
     output.loss_line = handler.loss_line
@@ -181,12 +187,35 @@ def _renderers(chosen: LogFormat, stream: TextIO) -> list[structlog.typing.Proce
     if chosen is LogFormat.JSON:
         return [
             structlog.processors.format_exc_info,
-            structlog.processors.EventRenamer("event"),
             structlog.processors.JSONRenderer(),
         ]
     # The default formatter prints the local variables of every frame, which include tokens and keys.
     return [
+        _lead_with_message,
         structlog.dev.ConsoleRenderer(
-            colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-        )
+            colors=stream.isatty(),
+            pad_event_to=0,
+            exception_formatter=structlog.dev.plain_traceback,
+            event_key="message",
+        ),
     ]
+
+
+def _add_message(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Add the readable message of a log event. Lines of libraries have a text as their event and get none."""
+    message = MESSAGES.get(event["event"])
+    if message is not None:
+        event["message"] = message
+    return event
+
+
+def _lead_with_message(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Make the message what a line of text begins with.
+
+    The identifier follows among the fields of warnings and errors, as the name by which docs/logs.md lists them.
+    """
+    if "message" not in event:
+        event["message"] = event.pop("event")
+    elif event.get("level") in {"debug", "info"}:
+        del event["event"]
+    return event

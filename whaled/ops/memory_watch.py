@@ -42,7 +42,7 @@ class MemoryMeter(Protocol):
 
 
 class MemoryWatch:
-    """A memory monitor that sheds load before the kernel kills the process. `settings` may be replaced (reload).
+    """A memory monitor that sheds load before the kernel kills the process.
 
     Memory that clients have used is free for new clients, but Python returns little of it to the kernel. Shedding
     therefore does not last until memory use falls, but ends when enough of the clients that filled the memory are gone.
@@ -57,6 +57,12 @@ class MemoryWatch:
         self._clients_when_full = 0
         self._used_when_full = 0.0
         self._collected_at = time.monotonic()
+
+    def reconfigure(self, settings: MemorySettings) -> None:
+        """Apply new settings. What was used at an earlier limit does not delay shedding at a new one."""
+        if settings != self.settings:
+            self._used_when_full = 0.0
+        self.settings = settings
 
     async def run(self) -> None:
         """Check memory until cancelled."""
@@ -85,11 +91,9 @@ class MemoryWatch:
             self._used_when_full = max(self._used_when_full, used)
             if used < start * RELIEF_USED or (clients < self._clients_when_full * RELIEF_CLIENTS and used < urgent):
                 gateway.relieved()
-                logger.info(
-                    "memory no longer short, load shedding ended", used_bytes=used, limit_bytes=limit, clients=clients
-                )
+                logger.info("load_shedding_ended", used_bytes=used, limit_bytes=limit, clients=clients)
         elif used > min(max(start, self._used_when_full / RELIEF_USED), urgent):
-            logger.warning("memory short, shedding load", used_bytes=used, limit_bytes=limit, clients=clients)
+            logger.warning("load_shedding_started", used_bytes=used, limit_bytes=limit, clients=clients)
             self._clients_when_full = clients
             self._used_when_full = used
             gateway.short_of_memory()

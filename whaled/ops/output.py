@@ -176,7 +176,7 @@ class OutputHandler(logging.Handler):
                     "name": __name__,
                     "levelno": logging.WARNING,
                     "levelname": "WARNING",
-                    "msg": "log entries lost: they were not taken in time",
+                    "msg": "log_entries_lost",
                     "lost": lost,
                 }
             )

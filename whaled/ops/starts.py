@@ -70,9 +70,7 @@ class Starts:
         ending = Ending.UNCLEAN if record.is_running else Ending.CLEAN
         if ending is Ending.UNCLEAN:
             record.unclean += 1
-            logger.warning(
-                "the previous run did not end by a stop: it crashed or was killed", unclean_starts=record.unclean
-            )
+            logger.warning("previous_run_unclean", unclean_starts=record.unclean)
         else:
             record.clean += 1
         self._meter.started(ending)
@@ -88,4 +86,4 @@ class Starts:
         try:
             await self._state.set_state(STARTS_MARK, msgspec.json.encode(self._record).decode())
         except EventLogError as error:
-            logger.warning("cannot record in the event log how this run ends", problem=str(error))
+            logger.warning("run_unrecorded", problem=str(error))

@@ -60,7 +60,7 @@ async def feed_watchdog(notifier: Notifier, loop_watch: LoopWatch, is_canary_ali
             notifier.alive()
         elif was_well:
             logger.error(
-                "no ping for the watchdog", canary_arrives=is_canary_alive(), restart_after_s=notifier.watchdog_s
+                "watchdog_ping_withheld", canary_arrives=is_canary_alive(), restart_after_s=notifier.watchdog_s
             )
         was_well = is_well
         await asyncio.sleep(period_s)

@@ -176,7 +176,7 @@ class Simulator:
         while True:
             await asyncio.sleep(self.settings.fault_every)
             fault = rng.choice(faults.ROUTINE)
-            logger.info("simulated fault", **msgspec.to_builtins(fault))
+            logger.info("simulator_fault_applied", **msgspec.to_builtins(fault))
             await self.apply(fault)
 
     def _step(self, now: float) -> bool:

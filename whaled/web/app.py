@@ -15,7 +15,7 @@ from msgspec.json import encode
 
 from whaled.config.sections import HttpSettings
 from whaled.hosts import is_address_or_localhost, split_authority
-from whaled.listening import NOT_LISTENING, address_of, open_sockets
+from whaled.listening import address_of, open_sockets
 from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
 from whaled.web.listener import BACKLOG, Connection, HttpMeter, Listener
@@ -91,7 +91,9 @@ class HttpServer:
                 opened = await open_sockets(settings.host, settings.port, BACKLOG, section="http")
                 listening = opened.sockets
                 for missing in opened.missing:
-                    logger.warning(NOT_LISTENING, key="http.host", address=missing.host, reason=missing.reason)
+                    logger.warning(
+                        "listen_address_missing", key="http.host", address=missing.host, reason=missing.reason
+                    )
             self.addresses = tuple(map(address_of, listening))
             async with self._listener.accepting(listening):
                 yield self.addresses[0]

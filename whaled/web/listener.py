@@ -232,9 +232,7 @@ class Listener:
         self._server = server
         self._connections: dict[Connection, None] = {}
         self._by_source: dict[str, int] = {}
-        self._shortages = Summary(
-            logger, "no descriptor or memory to accept an HTTP connection", level="warning", per_source=1, in_all=1
-        )
+        self._shortages = Summary(logger, "http_accept_failed", level="warning", per_source=1, in_all=1)
 
     @property
     def connections(self) -> int:
@@ -244,7 +242,7 @@ class Listener:
     def reconfigure(self, settings: HttpSettings) -> None:
         """Apply new limits."""
         self.settings = settings
-        self.pace.per_second = settings.requests_per_second
+        self.pace.reconfigure(settings.requests_per_second)
 
     def holds(self, connection: Connection) -> bool:
         """Return whether a connection is counted: neither displaced nor closed."""

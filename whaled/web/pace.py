@@ -14,12 +14,20 @@ class Pace:
     """
 
     def __init__(self, per_second: float) -> None:
-        self.per_second = per_second
+        self._per_second = per_second
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._level = float(BURST)
         self._updated = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+
+    def reconfigure(self, per_second: float) -> None:
+        """Apply a new rate, also to the requests that wait."""
+        self._refill()
+        self._per_second = per_second
+        if self._timer is not None:
+            self._timer.cancel()
+            self._sleep()
 
     def turn(self) -> asyncio.Future[None] | None:
         """Return None if a request may be answered now, else a future to await or cancel."""
@@ -37,11 +45,11 @@ class Pace:
 
     def _refill(self) -> None:
         now = self._loop.time()
-        self._level = min(BURST, self._level + (now - self._updated) * self.per_second)
+        self._level = min(BURST, self._level + (now - self._updated) * self._per_second)
         self._updated = now
 
     def _sleep(self) -> None:
-        self._timer = self._loop.call_later((1 - self._level) / self.per_second, self._wake_up)
+        self._timer = self._loop.call_later((1 - self._level) / self._per_second, self._wake_up)
 
     def _wake_up(self) -> None:
         self._timer = None

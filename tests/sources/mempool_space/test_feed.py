@@ -425,7 +425,7 @@ async def test_a_flood_of_garbage_is_counted_each_and_logged_once(backend: Backe
                 group.create_task(peer.send(*["<html>"] * 50, recorded(FIRST_RUN)[2]))
                 await until(stream, MempoolChange, has_delta)
     assert meter.faults == [DialectFault.MALFORMED] * 50
-    (line,) = [line for line in lines if line["event"] == "unreadable frame skipped"]
+    (line,) = [line for line in lines if line["event"] == "upstream_message_skipped"]
     assert line["sample"] == "<html>"
 
 
@@ -469,7 +469,7 @@ async def test_a_close_by_the_server_is_quoted(backend: Backend, meter: Recorder
             await until(stream, Connected)
             await (await backend.peers.get()).connection.close(1013, "come back later")
             assert (await until(stream, Lost)).reason is LossReason.CLOSED
-    (line,) = [line for line in lines if line["event"] == "no link to the mempool backend"]
+    (line,) = [line for line in lines if line["event"] == "upstream_link_lost"]
     assert "come back later" in line["detail"]
 
 
@@ -520,7 +520,7 @@ async def test_each_lost_link_is_one_log_line_with_reason_and_delay(meter: Recor
     with capture_logs() as lines:
         async with feed(f"ws://user:secret@127.0.0.1:{port}/ws?key=secret", meter) as stream:
             lost = [await until(stream, Lost) for _ in range(3)]
-    assert [line["event"] for line in lines] == ["no link to the mempool backend"] * 3
+    assert [line["event"] for line in lines] == ["upstream_link_lost"] * 3
     assert [line["next_attempt_s"] for line in lines] == [round(each.next_delay_s, 3) for each in lost]
     assert {line["reason"] for line in lines} == {"refused"}
     assert {line["url"] for line in lines} == {f"ws://127.0.0.1:{port}/ws"}
@@ -584,7 +584,7 @@ async def test_a_frame_above_the_limit_is_reported_with_the_key_and_the_link_com
                 assert (await until(stream, Lost)).reason is LossReason.TOO_BIG
                 sending.cancel()
             await until(stream, Connected)
-    (line,) = [line for line in lines if line["event"] == "no link to the mempool backend"]
+    (line,) = [line for line in lines if line["event"] == "upstream_link_lost"]
     assert "upstream.max_message (1000000 bytes); raise it" in line["detail"]
 
 
@@ -605,7 +605,7 @@ async def lost_at(url: str, meter: Recorder, **changes: Any) -> tuple[str, str]:
     with capture_logs() as lines:
         async with feed(url, meter, **changes) as stream:
             reason = (await until(stream, Lost)).reason
-    (line,) = [line for line in lines if line["event"] == "no link to the mempool backend"]
+    (line,) = [line for line in lines if line["event"] == "upstream_link_lost"]
     assert line["reason"] == reason
     return reason, line["detail"]
 

@@ -107,7 +107,7 @@ class Feed:
     def _report(self, lost: LinkLostError, tries: RetryCallState) -> None:
         self._meter.lost(lost.reason)
         logger.warning(
-            "no link to the mempool backend",
+            "upstream_link_lost",
             url=shown(self._settings.url),
             reason=lost.reason.value,
             detail=lost.detail,

@@ -261,8 +261,7 @@ class Http:
         self.meter.clock_skew(skew_s)
         if abs(skew_s) > CLOCK_SKEW_S and (suppressed := self._clock_lines.admit("clock")) is not None:
             logger.warning(
-                "the clocks of this machine and of the backend differ: check the time synchronisation of both; "
-                "tokens and timestamps go by the one here",
+                "upstream_clock_skewed",
                 ahead_s=round(skew_s, 1),
                 suppressed=suppressed,
             )

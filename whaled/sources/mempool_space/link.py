@@ -141,7 +141,7 @@ class Link:
             if self._surveyor is not None:
                 await self._surveyor.connected(first.frame.backend, first.frame.blocks or ())
             self._meter.connected()
-            logger.info("connected to the mempool backend", attempt=attempt, **self._described(first.frame))
+            logger.info("upstream_connected", attempt=attempt, **self._described(first.frame))
             yield Connected(attempt)
             async with aclosing(self._listen(connection, first)) as messages:
                 async for message in messages:
@@ -255,7 +255,7 @@ class Link:
         if request is None and snapshot.due is not None and now >= snapshot.due:
             self._meter.snapshot_incomplete()
             logger.warning(
-                "no response for a projected block: transactions in none of the earlier ones are requested one by one",
+                "upstream_projected_block_missing",
                 within_s=self._settings.connect_timeout,
             )
             request = snapshot.end()
@@ -301,16 +301,16 @@ class Link:
             frame = decode(raw)
         except DialectError as exc:
             self._meter.undecodable(exc.reason)
-            self._log_fault(exc.reason, "unreadable frame skipped", detail=str(exc), sample=exc.sample)
+            self._log_fault(exc.reason, "upstream_message_skipped", detail=str(exc), sample=exc.sample)
             return None
         self._meter.received(len(raw), self._monotonic() - received_monotonic)
         malformed = len(frame.skipped) + (frame.delta.malformed if frame.delta is not None else 0)
         if malformed:
             self._meter.malformed(malformed)
-            self._log_fault("malformed", "unreadable parts of a frame skipped", parts=frame.skipped, count=malformed)
+            self._log_fault("malformed", "upstream_message_parts_skipped", parts=frame.skipped, count=malformed)
         if frame.unknown:
             self._meter.unknown(len(frame.unknown))
-            self._log_fault("unknown", "unknown keys in a frame", keys=_shortened(frame.unknown))
+            self._log_fault("unknown", "upstream_message_keys_unknown", keys=_shortened(frame.unknown))
         change = change_of(
             frame,
             received_at=received_at,
@@ -327,7 +327,7 @@ class Link:
         self._meter.observed(continuity)
         if continuity in MISSED:
             logger.warning(
-                "messages of the backend were missed",
+                "upstream_sequence_gap",
                 continuity=continuity.name.lower(),
                 expected=None if before is None else before + 1,
                 sequence=frame.delta.sequence,

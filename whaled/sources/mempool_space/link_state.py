@@ -100,7 +100,7 @@ class LinkState:
             return None
         self._meter.state(self.shown)
         if state is UpstreamState.DEGRADED:
-            logger.warning("mempool backend degraded", why=why)
+            logger.warning("upstream_degraded", why=why)
         elif before is UpstreamState.DEGRADED and state is UpstreamState.CONNECTED:
-            logger.info("mempool backend recovered", why=why)
+            logger.info("upstream_recovered", why=why)
         return StateChanged(state, why)

@@ -180,7 +180,7 @@ class Rest(Http):
         suppressed = self.lines.admit(failure)
         if suppressed is not None:
             logger.warning(
-                "inputs of a whale remain unknown",
+                "whale_inputs_unknown",
                 txid=tx.txid,
                 inputs=len(tx.inputs),
                 reason=failure.value,

@@ -231,7 +231,7 @@ class Survey:
         if new != noted:
             await self._log.set_state(NETWORK_KEY, msgspec.json.encode(new).decode())
         if noted is None:
-            logger.info("the network of the event log is noted", network=str(network), genesis=network.genesis)
+            logger.info("network_recorded", network=str(network), genesis=network.genesis)
         self._on_network(str(network))
 
     async def _without_network(self) -> None:
@@ -249,7 +249,7 @@ class Survey:
         try:
             return None if text is None else msgspec.json.decode(text, type=_Noted)
         except msgspec.DecodeError:
-            logger.warning("the note of the log's network cannot be read and is written again", note=text)
+            logger.warning("network_record_unreadable", note=text)
             return None
 
     def _refused(self, reason: LossReason, detail: str) -> LinkLostError:
@@ -328,13 +328,13 @@ class Survey:
         }
         if missing:
             logger.warning(
-                "the backend does not give everything",
+                "upstream_capabilities_missing",
                 missing=sorted(capability.value for capability in missing),
                 effect=self.shortfall,
                 **fields,
             )
         elif self._reported or routes.is_esplora:
-            logger.info("the backend gives everything that is needed", **fields)
+            logger.info("upstream_capabilities_complete", **fields)
         self._reported = missing
 
 
