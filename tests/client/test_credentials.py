@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kit.scripted_server import Peer, alert_frame, jwt, scripted
-from kit.streams import always, at, offsets, stream
+from kit.streams import always, at, next_offsets, stream
 from whaled import client as public
 from whaled.client import (
     AuthenticationFailed,
@@ -34,7 +34,7 @@ async def test_an_api_key_is_sent_as_one() -> None:
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token="whk_1") as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_a_token_for_a_server_without_authentication_does_no_harm() -> None:
@@ -47,7 +47,7 @@ async def test_a_token_for_a_server_without_authentication_does_no_harm() -> Non
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token=jwt("jwt")) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_a_refused_token_ends_the_stream() -> None:
@@ -125,7 +125,7 @@ async def test_an_authenticated_stream_is_not_ended_by_the_clock_of_this_machine
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=token) as source:
-        assert await offsets(source, 2) == [1, 2]
+        assert await next_offsets(source, 2) == [1, 2]
 
 
 async def let_in(peer: Peer, token: str) -> None:
@@ -144,7 +144,7 @@ async def test_a_token_is_stripped_of_its_surroundings() -> None:
     for text in (f'\ufeffBearer "{jwt("c1")}"\r\n', f"WHALED_TOKEN={jwt('c1')}"):
         for options in ({"token": text}, {"token_provider": always(text)}):
             async with scripted(script) as server, stream(server.url, **options) as source:
-                assert await offsets(source, 1) == [1]
+                assert await next_offsets(source, 1) == [1]
 
 
 async def test_an_invalid_token_is_refused_at_once_and_not_quoted() -> None:
@@ -197,4 +197,4 @@ async def test_a_token_that_was_not_verified_is_tried_again(message: str) -> Non
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=jwt("jwt")) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]

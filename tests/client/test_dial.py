@@ -5,7 +5,7 @@ import base64
 
 import pytest
 
-from kit.ports import answers, closed_port, ended, lost, port, stream
+from kit.ports import answers, closed_port, ended, linked_stream, lost, port
 from kit.scripted_server import Peer, alert_frame, scripted
 from whaled.client import (
     WhaleAlert,
@@ -67,7 +67,7 @@ async def test_a_stream_goes_through_a_proxy() -> None:
     async with (
         scripted(script) as server,
         port(tunnel) as place,
-        stream(server.url, proxy=f"http://u:p@{place}", link_events=False) as source,
+        linked_stream(server.url, proxy=f"http://u:p@{place}", link_events=False) as source,
     ):
         assert isinstance(await anext(source), WhaleAlert)
     assert asked[0].startswith(b"CONNECT 127.0.0.1:")

@@ -1,15 +1,15 @@
 """A port at which no stream can open is asked what it is: another service or scheme, or a server with tokens."""
 
 import asyncio
-import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit.gateway import running_gateway
-from kit.ports import Talk, answers, ended, lost, port, stream
+from kit.ports import Talk, answers, ended, linked_stream, lost, port
 from kit.scripted_server import Peer, alert_frame, scripted
+from kit.tls import Certificate, context_of
 from kit.tokens import Tokens
 from whaled.client import (
     AuthenticationFailed,
@@ -19,7 +19,6 @@ from whaled.client import (
     WhaleAlert,
 )
 
-Certificate = tuple[Path, Path, ssl.SSLContext]
 QUICK = Limits(open_timeout_s=0.3)
 
 
@@ -38,12 +37,6 @@ async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) ->
     await reader.read(-1)
 
 
-def server_context(chain: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    return context
-
-
 # --- the wrong port, the wrong scheme ---
 
 
@@ -58,7 +51,7 @@ async def test_wss_on_a_port_without_tls_is_named() -> None:
 
 async def test_ws_on_a_port_with_tls_is_named(certificate: Certificate) -> None:
     chain, key, _ = certificate
-    async with scripted(tls=server_context(chain, key)) as server:
+    async with scripted(tls=context_of(chain, key)) as server:
         place = server.url.removeprefix("wss://")
         assert await ended(f"ws://{place}") == f"{place}: this port speaks TLS: use wss://{place}"
 
@@ -69,7 +62,7 @@ async def test_both_are_named_at_the_real_gateway(tmp_path: Path, certificate: C
     async with running_gateway(tmp_path) as rig:
         assert "this port does not speak TLS: use ws://" in await ended(rig.url.replace("ws://", "wss://"))
     (tmp_path / "tls").mkdir()
-    async with running_gateway(tmp_path / "tls", tls=server_context(chain, key)) as rig:
+    async with running_gateway(tmp_path / "tls", tls=context_of(chain, key)) as rig:
         assert "this port speaks TLS: use wss://" in await ended(rig.url.replace("wss://", "ws://"))
 
 
@@ -117,7 +110,7 @@ async def test_a_stream_that_worked_is_not_ended_by_another_server_at_the_port(
     async def never(host: str, port: int) -> Any:
         raise AssertionError("an outage is only waited for")
 
-    async with scripted(script) as server, stream(server.url) as source:
+    async with scripted(script) as server, linked_stream(server.url) as source:
         async for event in source:
             if isinstance(event, WhaleAlert):
                 break
@@ -135,7 +128,7 @@ async def test_a_stream_that_worked_is_not_ended_by_another_server_at_the_port(
 @pytest.mark.slow
 async def test_a_server_that_requires_a_token_is_detected_within_a_second(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
-    async with running_gateway(tmp_path, authenticator=Tokens()) as rig, stream(rig.url) as source:
+    async with running_gateway(tmp_path, authenticator=Tokens()) as rig, linked_stream(rig.url) as source:
         began = loop.time()
         with pytest.raises(
             AuthenticationFailed, match="Token required: this server requires a token, and this stream has none"
@@ -157,11 +150,11 @@ async def test_a_slow_server_without_authentication_is_not_treated_as_one_with_i
         await peer.say(alert_frame(1))
         await peer.linger()
 
-    async with scripted(script) as server, stream(server.url, link_events=False) as source:
+    async with scripted(script) as server, linked_stream(server.url, link_events=False) as source:
         assert isinstance(await anext(source), WhaleAlert)
 
 
 async def test_a_server_without_authentication_is_not_probed(tmp_path: Path) -> None:
-    async with running_gateway(tmp_path) as rig, stream(rig.url) as source:
+    async with running_gateway(tmp_path) as rig, linked_stream(rig.url) as source:
         assert isinstance(await anext(source), Connected)
         assert rig.value("whaled_messages_received_total", type="auth") == 0

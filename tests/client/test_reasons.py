@@ -13,8 +13,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
 from kit.odd_answers import ODD, answering
-from kit.ports import answers, closed_port, ended, lost, port, stream
+from kit.ports import answers, closed_port, ended, linked_stream, lost, port
 from kit.scripted_server import Peer, alert_frame, scripted
+from kit.tls import Certificate, context_of
 from whaled.client import (
     Connected,
     Disconnected,
@@ -28,14 +29,7 @@ from whaled.client.dial import call
 from whaled.client.probe import Greeting
 from whaled.client.reasons import Place, reason_of
 
-Certificate = tuple[Path, Path, ssl.SSLContext]
 HERE = Place(host="127.0.0.1", port=1, is_secure=False)
-
-
-def server_context(chain: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    return context
 
 
 # --- statuses ---
@@ -104,15 +98,15 @@ async def test_a_malformed_response_is_a_failure_of_the_stream_and_nothing_else(
     """A stream that works goes on trying; one that never did may call it a mistake in the URL."""
     monkeypatch.setattr(probe, "GREETING_S", 0.01)
     async with answering(head) as place, scripted(Peer.open_and_linger) as server:
-        async with stream(f"ws://{place}", compression=True, reconnect=False) as source:
+        async with linked_stream(f"ws://{place}", compression=True, reconnect=False) as source:
             with pytest.raises((LinkLostError, UnusableServerError)) as caught:
                 await anext(source)
-        dial = stream(f"ws://{place}", compression=True)._dial
+        dial = linked_stream(f"ws://{place}", compression=True)._dial
         with pytest.raises(LinkLostError) as lost:
             await call(dial, is_first=False)
         assert str(caught.value)
         assert lost.value.retry_after_s is None or 0 <= lost.value.retry_after_s <= 600
-        async with stream(server.url) as source:  # nothing is left behind that disturbs the next
+        async with linked_stream(server.url) as source:  # nothing is left behind that disturbs the next
             assert isinstance(await anext(source), Connected)
 
 
@@ -132,12 +126,12 @@ async def test_a_malformed_response_is_a_failure_of_the_stream_and_nothing_else(
 async def test_the_readable_part_of_a_repeated_header_counts(head: str, says: str, wait_s: float | None) -> None:
     async with answering(ODD[head]) as place:
         with pytest.raises(LinkLostError, match=re.escape(says)) as lost:
-            await call(stream(f"ws://{place}")._dial, is_first=False)
+            await call(linked_stream(f"ws://{place}")._dial, is_first=False)
     assert lost.value.retry_after_s == wait_s
 
 
 async def test_a_busy_server_with_two_retry_after_headers_is_tried_again() -> None:
-    async with answering(ODD["two Retry-After headers"]) as place, stream(f"ws://{place}") as source:
+    async with answering(ODD["two Retry-After headers"]) as place, linked_stream(f"ws://{place}") as source:
         lost = await anext(source)
         assert isinstance(lost, Disconnected)
         assert 9 <= lost.retry_in_s < 9.1
@@ -190,7 +184,7 @@ async def test_a_proxy_of_the_environment_is_not_used_and_named_where_nothing_is
         await peer.say(alert_frame(1))
         await peer.linger()
 
-    async with scripted(script) as server, stream(server.url, link_events=False) as source:
+    async with scripted(script) as server, linked_stream(server.url, link_events=False) as source:
         assert isinstance(await anext(source), WhaleAlert)
 
 
@@ -213,7 +207,7 @@ async def refused_certificate(
     trusting = ssl.create_default_context()
     if is_trusted:
         authority.configure_trust(trusting)
-    async with scripted(tls=server_context(chain, chain)) as server:
+    async with scripted(tls=context_of(chain, chain)) as server:
         reason = await ended(server.url, ssl=trusting)
         place = server.url.removeprefix("wss://")
     assert reason.startswith(f"the certificate of {place} is not accepted: ")
@@ -235,7 +229,7 @@ async def test_a_certificate_error_suggests_a_remedy(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_server_that_hangs_up_during_the_tls_handshake_is_reported(certificate: Certificate) -> None:
     chain, key, _ = certificate
-    context = server_context(chain, key)
+    context = context_of(chain, key)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     strict = ssl.create_default_context()
     strict.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from kit.scripted_server import EPOCH, Peer, alert_frame, position, scripted, update_frame
-from kit.streams import at, offsets, stream
+from kit.streams import at, next_offsets, stream
 from kit.whales import txid
 from whaled import client as public
 from whaled.client import (
@@ -100,7 +100,7 @@ async def test_alerts_before_subscribed_are_not_delivered() -> None:
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, filters={"min_btc": 500}) as source:
-        assert await offsets(source, 1) == [12]
+        assert await next_offsets(source, 1) == [12]
     assert asked == [{"type": "subscribe", "filters": {"min_btc": 500}, "since": position(10)}]
 
 
@@ -125,7 +125,7 @@ async def test_a_stream_starts_at_the_requested_position(since: Any, sent: Any) 
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, since=since) as source:
-        assert await offsets(source, 1) == [8]
+        assert await next_offsets(source, 1) == [8]
     assert asked == [sent]
 
 

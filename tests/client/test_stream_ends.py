@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kit.scripted_server import Peer, alert_frame, jwt, scripted
-from kit.streams import at, offsets, stream
+from kit.streams import at, next_offsets, stream
+from kit.tls import context_of
 from whaled.client import (
     Disconnected,
     Limits,
@@ -49,7 +50,7 @@ async def test_a_subscription_over_the_rate_is_tried_again() -> None:
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_filters_too_large_for_the_server_raise_a_subscription_error() -> None:
@@ -105,7 +106,7 @@ async def test_a_frame_that_cannot_be_understood_is_raised_not_skipped(frame: st
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
         with pytest.raises(ProtocolError, match="is this a whaled server"):
             await anext(source)
         assert source.position == at(1)
@@ -171,12 +172,6 @@ def test_an_impossible_url_is_refused_at_once(url: str) -> None:
 # --- TLS ---
 
 
-def server_context(chain: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
-    return context
-
-
 async def test_tls_with_a_trusted_certificate(certificate: tuple[Path, Path, ssl.SSLContext]) -> None:
     async def script(peer: Peer) -> None:
         await peer.open()
@@ -185,17 +180,17 @@ async def test_tls_with_a_trusted_certificate(certificate: tuple[Path, Path, ssl
 
     chain, key, trusting = certificate
     async with (
-        scripted(script, tls=server_context(chain, key)) as server,
+        scripted(script, tls=context_of(chain, key)) as server,
         stream(server.url, ssl=trusting) as source,
     ):
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_an_untrusted_certificate_is_refused_by_default(
     certificate: tuple[Path, Path, ssl.SSLContext],
 ) -> None:
     chain, key, _ = certificate
-    async with scripted(tls=server_context(chain, key)) as server, stream(server.url) as source:
+    async with scripted(tls=context_of(chain, key)) as server, stream(server.url) as source:
         with pytest.raises(UnusableServerError, match=r"certificate of 127.0.0.1:\d+ is not accepted"):
             await anext(source)
 

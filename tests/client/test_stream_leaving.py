@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from kit.scripted_server import Peer, alert_frame, scripted
-from kit.streams import at, next_of, offsets, stream
+from kit.streams import at, next_of, next_offsets, stream
 from whaled.client import (
     Connected,
     Limits,
@@ -82,7 +82,7 @@ async def test_a_cancelled_wait_loses_nothing() -> None:
                 async with asyncio.timeout(0.01):
                     await anext(source)
         go.set()
-        assert await offsets(source, 2) == [1, 2]
+        assert await next_offsets(source, 2) == [1, 2]
 
 
 async def test_exceptions_of_the_body_are_raised_unchanged() -> None:
@@ -137,7 +137,7 @@ async def test_a_busy_consumer_holds_a_bounded_number_of_events() -> None:
     full = asyncio.Event()
     limits = Limits(buffered_events=4)
     async with scripted(script) as server, stream(server.url, limits=limits) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
         await full.wait()
         assert len(sent) < size
-        assert await offsets(source, size - 1) == list(range(2, size + 1))
+        assert await next_offsets(source, size - 1) == list(range(2, size + 1))

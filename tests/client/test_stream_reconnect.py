@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kit.scripted_server import Peer, alert_frame, jwt, position, scripted
-from kit.streams import at, offsets, stream
+from kit.streams import at, next_offsets, stream
 from whaled.client import (
     Connected,
     Disconnected,
@@ -47,9 +47,9 @@ async def test_a_lost_connection_is_resumed_after_the_last_event_received() -> N
 
     taken = asyncio.Event()
     async with scripted(first, second, third) as server, stream(server.url) as source:
-        assert await offsets(source, 2) == [1, 2]
+        assert await next_offsets(source, 2) == [1, 2]
         taken.set()
-        assert await offsets(source, 3) == [3, 4, 5]
+        assert await next_offsets(source, 3) == [3, 4, 5]
     assert asked == [position(2), position(4)]
 
 
@@ -67,7 +67,7 @@ async def test_a_position_frame_moves_the_resume_point() -> None:
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url) as source:
-        assert await offsets(source, 1) == [41]
+        assert await next_offsets(source, 1) == [41]
     assert asked == [position(40)]
 
 
@@ -85,7 +85,7 @@ async def test_a_stream_without_events_resumes_at_its_original_start() -> None:
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, since="last:3") as source:
-        assert await offsets(source, 1) == [98]
+        assert await next_offsets(source, 1) == [98]
     assert asked == [{"last": 3}, position(97)]  # the log grew: three back is another place now
 
 
@@ -102,7 +102,7 @@ async def test_a_lost_position_is_reported_before_anything_else() -> None:
         assert await anext(source) == Missed(since=at(900), position=at(20, "new"), oldest=at(5, "new"))
         assert source.position == at(20, "new")
         assert isinstance(await anext(source), UpstreamStatus)
-        assert await offsets(source, 1) == [21]  # though its offset is below that of the old epoch
+        assert await next_offsets(source, 1) == [21]  # though its offset is below that of the old epoch
 
 
 async def test_a_recovery_that_is_not_promised_is_not_assumed() -> None:
@@ -128,9 +128,9 @@ async def test_missed_events_are_reported_on_a_reconnect_too() -> None:
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
         assert await anext(source) == Missed(since=at(1), position=at(50), oldest=at(30))
-        assert await offsets(source, 1) == [51]
+        assert await next_offsets(source, 1) == [51]
 
 
 async def test_link_events_report_the_state_of_the_connection() -> None:
@@ -167,7 +167,7 @@ async def test_without_link_events_a_lost_connection_is_logged(caplog: pytest.Lo
 
     async with scripted(first, second) as server, stream(server.url, token=jwt("t0psecret")) as source:
         with caplog.at_level(logging.INFO, "whaled.client"):
-            assert await offsets(source, 1) == [1]
+            assert await next_offsets(source, 1) == [1]
     assert "error on the server (1011); trying again in 0.0 s" in caplog.text
     assert jwt("t0psecret") not in caplog.text
 
@@ -256,7 +256,7 @@ async def test_without_reconnect_the_first_loss_is_raised() -> None:
         await peer.ws.close(1013, "Too slow")
 
     async with scripted(script) as server, stream(server.url, reconnect=False) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
         with pytest.raises(LinkLostError, match=r"Too slow \(1013\)") as caught:
             await anext(source)
         assert caught.value.code == 1013

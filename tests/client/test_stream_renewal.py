@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from kit.scripted_server import Peer, alert_frame, jwt, position, scripted
-from kit.streams import always, next_of, offsets, stream
+from kit.streams import always, next_of, next_offsets, stream
 from whaled.client import (
     AuthenticationFailed,
     Connected,
@@ -40,7 +40,7 @@ async def test_an_invalid_token_from_the_provider_leaves_the_renewal_to_the_serv
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token_provider=provide) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 def provider(*tokens: str | Exception) -> Callable[[], Awaitable[str]]:
@@ -72,7 +72,7 @@ async def test_a_token_that_is_refused_for_now_is_tried_again() -> None:
         await peer.linger()
 
     async with scripted(limited, second) as server, stream(server.url, token=jwt("jwt")) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_the_provider_is_called_again_when_a_token_is_refused_temporarily() -> None:
@@ -86,7 +86,7 @@ async def test_the_provider_is_called_again_when_a_token_is_refused_temporarily(
         scripted(limited, second) as server,
         stream(server.url, token_provider=provider("one", "two")) as source,
     ):
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_a_temporary_refusal_gives_the_time_to_wait() -> None:
@@ -116,7 +116,7 @@ async def test_the_provider_is_called_for_another_token(reason: str) -> None:
         scripted(first, second) as server,
         stream(server.url, token_provider=provider("one", OSError("identity provider is down"), "two")) as source,
     ):
-        assert await offsets(source, 2) == [1, 2]
+        assert await next_offsets(source, 2) == [1, 2]
         assert source.token == jwt("two")
     assert asked == [position(1)]
 
@@ -164,7 +164,7 @@ async def test_an_expiring_token_is_refreshed_and_kept_for_the_next_connection()
         await peer.linger()
 
     async with scripted(first, second) as server, stream(server.url, token=jwt("old")) as source:
-        assert await offsets(source, 2) == [1, 2]
+        assert await next_offsets(source, 2) == [1, 2]
         assert source.token == jwt("new")
 
 
@@ -195,7 +195,7 @@ async def test_a_renewed_token_is_reported_and_never_shown(caplog: pytest.LogCap
     assert jwt("new") not in repr(told) + str(told) + f"{told}" + shown.getvalue()
     assert "expires_at=datetime.datetime(2026, 1, 2" in repr(told)
     async with scripted(script) as server, stream(server.url, token=jwt("old")) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
         assert source.token == jwt("new")
     assert "the server renewed the token" in caplog.text
     assert jwt("new") not in caplog.text
@@ -276,7 +276,7 @@ async def test_a_provider_that_gives_the_renewed_token_again_gets_the_newest_ren
         scripted(first, second, limited, last) as server,
         stream(server.url, token_provider=always(jwt("file"))) as source,
     ):
-        assert await offsets(source, 2) == [1, 2]
+        assert await next_offsets(source, 2) == [1, 2]
 
 
 async def test_without_reconnect_a_refused_token_is_named_with_its_advice_whatever_it_came_from() -> None:
@@ -305,7 +305,7 @@ async def test_an_expiring_token_is_replaced_in_place_by_the_provider() -> None:
         await peer.linger()
 
     async with scripted(script) as server, stream(server.url, token_provider=provider("old", "new")) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]
 
 
 async def test_a_token_is_renewed_while_the_consumer_is_busy() -> None:
@@ -338,4 +338,4 @@ async def test_a_provider_that_is_down_leaves_the_renewal_to_the_server() -> Non
 
     tokens = provider("old", TimeoutError())
     async with scripted(script) as server, stream(server.url, token_provider=tokens) as source:
-        assert await offsets(source, 1) == [1]
+        assert await next_offsets(source, 1) == [1]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from kit.damage import ROWS, as_version_3, edit, filled, offsets
+from kit.backups import held, ignore, names, write
+from kit.damage import ROWS, as_version_3, edit, filled, stored_offsets
 from kit.eventlog import Meter, locked, open_log, scan
 from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.cli.main import main
@@ -21,7 +22,7 @@ from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.damage import of_events, outside
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import Repaired, repair
-from whaled.model import Draft, Event, Kind, Whale
+from whaled.model import Draft, Kind, Whale
 
 REPAIRED_AT = 1_790_000_000.0
 ASIDE = "whaled.db.damaged-20260921T141320Z"
@@ -32,10 +33,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "whaled.db"
 
 
-def ignore(_done: int, _of_all: int) -> None:
-    pass
-
-
 def repaired(path: Path) -> Repaired:
     return repair(path, now=REPAIRED_AT, progress=ignore)
 
@@ -44,24 +41,11 @@ def read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
-def names(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
-
-
 def answer(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
     """Exit status and answer of `check --json`."""
     capsys.readouterr()
     status = main(["check", "--json", *options, "--db-path", str(path)])
     return status, json.loads(capsys.readouterr().out)
-
-
-async def held(path: Path) -> list[Event]:
-    async with open_log(path) as log:
-        return await log.between(0, log.head, 100_000)
 
 
 @pytest.mark.slow
@@ -91,7 +75,7 @@ async def test_damaged_rows_are_listed_and_removed_and_become_a_gap(
         assert [event.offset for event in await log.append([alert_draft(7)])] == [7]
     # Nothing is lost but the damage: the old file is as it was.
     async with open_log(path.with_name(ASIDE)) as log:
-        assert await offsets(log) == [event.offset for event in before if event.offset not in lost]
+        assert await stored_offsets(log) == [event.offset for event in before if event.offset not in lost]
     lines = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert {entry["row"]["offset"] for entry in entries if entry["table"] == "events"} == lost
@@ -133,7 +117,7 @@ async def test_a_repair_gives_rows_of_older_versions_their_checksums(path: Path)
     assert (found.version, found.damaged, found.unverified) == (3, 1, 6)
     repaired(path)
     async with open_log(path) as log:
-        assert (log.epoch, await offsets(log)) == (epoch, [1, 2, 4, 5, 6])
+        assert (log.epoch, await stored_offsets(log)) == (epoch, [1, 2, 4, 5, 6])
     with closing(sqlite3.connect(path)) as db:
         for table in ("events", "whales", "spends", "blocks", "state", "log"):
             assert db.execute(f"SELECT count(*) FROM {table} WHERE checksum IS NULL").fetchone() == (0,)
@@ -148,7 +132,7 @@ async def test_a_damaged_counter_begins_a_new_epoch(path: Path, capsys: pytest.C
     assert "new epoch" in capsys.readouterr().out
     async with open_log(path) as log:
         assert log.epoch != epoch
-        assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+        assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_damaged_notes_scans_and_outpoints_are_taken_out(path: Path) -> None:
@@ -207,7 +191,7 @@ async def test_a_gap_that_no_repair_made_is_named_and_taken_out(
     [line] = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == {"first": row[0], "through": row[1]}
     async with open_log(path) as log:
-        assert (log.epoch, log.whole_from, await offsets(log)) == (epoch, 1, [1, 2, 3, 4, 5, 6])
+        assert (log.epoch, log.whole_from, await stored_offsets(log)) == (epoch, 1, [1, 2, 3, 4, 5, 6])
 
 
 async def test_the_outpoints_of_a_lost_whale_are_listed_and_removed(
@@ -383,7 +367,7 @@ async def test_a_repair_that_is_killed_at_any_moment_leaves_a_log(path: Path, tm
         file.write_bytes(whole)
         assert (await run(file, moment))[0] == -9
         async with open_log(file) as log:
-            assert (log.epoch, log.head, await offsets(log)) == (epoch, 6, [1, 3, 4, 5, 6])
+            assert (log.epoch, log.head, await stored_offsets(log)) == (epoch, 6, [1, 3, 4, 5, 6])
         repair(file, now=2.0, progress=ignore)
         async with open_log(file) as log:
-            assert (log.epoch, await offsets(log)) == (epoch, [1, 3, 4, 5, 6])
+            assert (log.epoch, await stored_offsets(log)) == (epoch, [1, 3, 4, 5, 6])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
+from kit.backups import names, write
 from kit.damage import edit
 from kit.eventlog import Meter, open_log, scan
 from kit.whales import NOW, alert_draft, txid, update_draft, whale
@@ -73,10 +74,6 @@ def read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def write(path: Path, data: bytes | bytearray) -> None:
-    path.write_bytes(data)
-
-
 def overwrite(path: Path, at: int, data: bytes) -> None:
     """As dd with conv=notrunc does."""
     with path.open("r+b") as file:
@@ -99,10 +96,6 @@ def pages_of(path: Path, name: str, kind: int) -> list[int]:
             places = [8, *struct.unpack_from(f">{cells}H", page, 12)]
             waiting += [struct.unpack_from(">I", page, place)[0] for place in places]
     return found
-
-
-def names(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
 
 
 def rows_of(path: Path) -> Rows:

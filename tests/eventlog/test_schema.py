@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.backups import everything, ignore
 from kit.damage import edit
 from kit.eventlog import Meter, open_log
 from kit.paths import DATA
@@ -19,8 +20,7 @@ from whaled.eventlog.backup import back_up
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import repair
 from whaled.eventlog.restore import restore
-from whaled.eventlog.store import EventLog
-from whaled.model import Draft, Event, Kind
+from whaled.model import Draft, Kind
 from whaled.whales.lifecycle import Origin, Step, next_event
 
 OLD = DATA / "eventlog"
@@ -60,10 +60,6 @@ def put(path: Path, version: int) -> None:
     path.write_bytes(gzip.decompress((OLD / f"schema-{version}.db.gz").read_bytes()))
 
 
-def ignore(_done: int, _of_all: int) -> None:
-    pass
-
-
 def version_of(path: Path) -> int:
     with closing(sqlite3.connect(path)) as db:
         return schema.version_of(db)
@@ -72,10 +68,6 @@ def version_of(path: Path) -> int:
 def epoch_of(path: Path) -> str:
     with closing(sqlite3.connect(path)) as db:
         return str(db.execute("SELECT epoch FROM log").fetchone()[0])
-
-
-async def everything(log: EventLog) -> list[Event]:
-    return await log.between(0, log.head, 1_000)
 
 
 async def require_complete(path: Path, version: int, *, lost: frozenset[int] = frozenset()) -> None:

@@ -19,6 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from kit.backups import everything
 from kit.eventlog import DAY, Meter, locked, open_log, scan, settings
 from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.errors import EventLogError, LogFailure
@@ -33,10 +34,6 @@ from whaled.model import Draft, Event, Kind, Position, Status, Whale
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "whaled.db"
-
-
-async def everything(log: EventLog) -> list[Event]:
-    return await log.between(0, log.head, 100_000)
 
 
 async def offsets(log: EventLog) -> list[int]:

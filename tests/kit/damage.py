@@ -22,7 +22,7 @@ def edit(path: Path, *statements: str, sealed: bool = False) -> None:
             schema.seal_log(db)
 
 
-async def offsets(log: EventLog) -> list[int]:
+async def stored_offsets(log: EventLog) -> list[int]:
     events: list[Event] = []
     while page := await log.between(events[-1].offset if events else 0, log.head, 3):
         events += page

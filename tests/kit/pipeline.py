@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kit.clocks import SetClock
 from kit.whales import NOW, txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.eventlog.store import EventLog
@@ -60,16 +61,6 @@ def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
     return EventLog.open(EventLogSettings(path=str(directory / "w.db")), Metrics().eventlog)
 
 
-class Time:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def received(raw: bytes | str, at: float) -> MempoolChange:
     return change_of(decode(raw), received_at=at, received_monotonic=time.monotonic())
 
@@ -95,8 +86,8 @@ def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str
 def timed(
     log: Log, detection: DetectionSettings, published: Published, *, book: AddressBook | None = None,
     inputs: Inputs | None = None, metrics: Metrics | None = None,
-) -> tuple[Pipeline, Time]:  # fmt: skip
-    clock = Time()
+) -> tuple[Pipeline, SetClock]:  # fmt: skip
+    clock = SetClock(NOW)
     running = Pipeline(
         detector=Detector(Rules.of(detection), book),
         event_log=log,

@@ -17,13 +17,14 @@ from whaled.client import (
 )
 
 
-def stream(url: str, **options: Any) -> WhaleStream:
+def linked_stream(url: str, **options: Any) -> WhaleStream:
+    """Return a stream that reports the state of its connection and tries again at once."""
     return WhaleStream(url, **{"retry": Retry(initial_s=0.001, max_s=0.005), "link_events": True, **options})
 
 
 async def ended(url: str, **options: Any) -> str:
     """The reason for which a stream ends without having worked."""
-    async with asyncio.timeout(15), stream(url, **options) as source:
+    async with asyncio.timeout(15), linked_stream(url, **options) as source:
         with pytest.raises(UnusableServerError) as caught:
             await anext(source)
     return str(caught.value)
@@ -31,7 +32,7 @@ async def ended(url: str, **options: Any) -> str:
 
 async def lost(url: str, **options: Any) -> str:
     """The reason for which a stream tries again, twice the same."""
-    async with asyncio.timeout(20), stream(url, **options) as source:
+    async with asyncio.timeout(20), linked_stream(url, **options) as source:
         first, second = await anext(source), await anext(source)
         assert isinstance(first, Disconnected)
         assert isinstance(second, Disconnected)

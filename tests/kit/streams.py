@@ -24,7 +24,7 @@ def at(offset: int, epoch: str = EPOCH) -> Position:
     return Position(epoch, offset)
 
 
-async def offsets(source: WhaleStream, count: int) -> list[int]:
+async def next_offsets(source: WhaleStream, count: int) -> list[int]:
     """The offsets of the next alerts and updates; nothing else may come between."""
     found = []
     for _ in range(count):

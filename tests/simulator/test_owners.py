@@ -23,7 +23,7 @@ from whaled.whales.labels import AddressBook
 POLL_S = 2.0
 
 
-def output(payment: Payment) -> Output:
+def output_of(payment: Payment) -> Output:
     return Output(payment.value, payment.script.hex, payment.script.address or None)
 
 
@@ -32,9 +32,9 @@ def as_sent(tx: Tx) -> Transaction:
     return Transaction(
         txid=tx.txid,
         inputs=tuple(
-            Input(coin.txid, coin.vout, tx.sequence, output(Payment(coin.value, coin.script))) for coin in tx.inputs
+            Input(coin.txid, coin.vout, tx.sequence, output_of(Payment(coin.value, coin.script))) for coin in tx.inputs
         ),
-        outputs=tuple(map(output, tx.outputs)),
+        outputs=tuple(map(output_of, tx.outputs)),
         fee_sat=tx.fee,
         vsize=tx.vsize,
     )

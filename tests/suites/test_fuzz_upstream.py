@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from kit.fuzz import corpus, hunt, scaling
-from kit.transactions import recorded_frames
+from kit.recordings import recorded_frames
 from kit.whales import BTC, NOW, txid
 from whaled.gateway.wire import event_frame, payload_of
 from whaled.model import Draft, Event, Market, Source, Transaction

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kit.transactions import recorded_frames, true_transactions, truth
+from kit.recordings import recorded_frames, true_transactions, truth
 from kit.whales import BTC, NOW
 from whaled.config.sections import Basis
 from whaled.model import Block, Draft, Input, Kind, Market, Output, Source, Status, Transaction, Whale
