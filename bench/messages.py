@@ -6,7 +6,8 @@ Both are in the transaction id, which has 64 hex digits and is the same in the b
 import hashlib
 import time
 
-from whaled.gateway import wire
+from whaled.gateway import messages
+from whaled.gateway.framing import text_frame
 from whaled.model import Alert, Event, Flow, Kind, Shape, Source, Status, Whale
 
 # The same as in load.c and limit.c.
@@ -58,9 +59,9 @@ def event(number: int, padding: str = "") -> Event:
 def padding(epoch: str) -> str:
     """Return the padding that makes the frame of an event FRAME_BYTES long."""
     noise = hashlib.sha512(b"nothing repeats in it, as in addresses").hexdigest()
-    return noise[: FRAME_BYTES - len(wire.event_frame(event(0), epoch))]
+    return noise[: FRAME_BYTES - len(text_frame(messages.event(event(0), epoch)))]
 
 
 def frame(number: int, epoch: str, filler: str) -> bytes:
     """Return the complete WebSocket frame of an event."""
-    return wire.event_frame(event(number, filler), epoch)
+    return text_frame(messages.event(event(number, filler), epoch))

@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed
 from bench import messages
 from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.gateway.server import Gateway
+from whaled.metrics import Metrics
 from whaled.model import Event, UpstreamState
-from whaled.ops.metrics import Metrics
 
 EPOCH = "benchbenchbench0"
 # All servers ping at the same interval, so that their keepalive costs are equal.

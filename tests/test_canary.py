@@ -14,11 +14,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from kit.gateway import Rig, ask, receive, receive_type, running_gateway
-from whaled.canary import Canary, Subscriber
+from whaled.canary import Canary, CanaryMeter, Subscriber
 from whaled.config.sections import CanarySettings, DetectionSettings
 from whaled.errors import CanaryFailure, EventLogError, LogFailure
 from whaled.gateway.share import Lane
 from whaled.pipeline import Pipeline
+from whaled.registry import Registry
 from whaled.sources.mempool_space.changes import canary_change
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.filters import EVERYTHING, Filter
@@ -26,38 +27,54 @@ from whaled.whales.filters import EVERYTHING, Filter
 QUICK = CanarySettings(interval=0.02, deadline=0.2, lost_after=0.2)
 
 
-class Counted:
+class Counted(CanaryMeter):
     """A meter that can be waited on."""
 
     def __init__(self) -> None:
-        self.sent_count = 0
+        self._registry = Registry()
+        super().__init__(self._registry)
         self.seconds: list[float] = []
-        self.failures: list[CanaryFailure] = []
-        self.connects: list[float] = []
-        self.unreachable_count = 0
         self.late_count = 0
         self._changed = asyncio.Event()
 
-    def connected(self, seconds: float) -> None:
-        self.connects.append(seconds)
+    def _value(self, metric: str, **labels: str) -> int:
+        value = self._registry.collectors.get_sample_value(f"whaled_{metric}", labels)
+        assert value is not None, metric
+        return int(value)
+
+    @property
+    def sent_count(self) -> int:
+        return self._value("canaries_sent_total")
+
+    @property
+    def connects(self) -> int:
+        return self._value("canary_connect_seconds_count")
+
+    @property
+    def unreachable_count(self) -> int:
+        return self._value("canary_connects_failed_total")
+
+    @property
+    def failures(self) -> list[CanaryFailure]:
+        """The reason of each failure, in the order of the enum."""
+        return [reason for reason in CanaryFailure for _ in range(self._value("canaries_failed_total", reason=reason))]
 
     def unreachable(self) -> None:
-        self.unreachable_count += 1
+        super().unreachable()
         self._changed.set()
 
     def arrived_late(self, at: float) -> None:
+        super().arrived_late(at)
         self.late_count += 1
         self._changed.set()
 
-    def sent(self) -> None:
-        self.sent_count += 1
-
     def arrived(self, seconds: float, at: float) -> None:
+        super().arrived(seconds, at)
         self.seconds.append(seconds)
         self._changed.set()
 
     def failed(self, reason: CanaryFailure) -> None:
-        self.failures.append(reason)
+        super().failed(reason)
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -138,7 +155,7 @@ async def test_a_writer_thread_that_hangs_is_noticed_and_nothing_piles_up_behind
 async def test_a_hub_that_delivers_nothing_is_noticed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (canary, counted):
         await counted.until(lambda: len(counted.seconds) >= 2)
-        rehearsal = rig.gateway.hub._rehearsal
+        rehearsal = rig.gateway.rehearsal.group
         rehearsal.filter = Filter(min_sat=21_000_000 * 10**8)
         await counted.until(lambda: len(counted.failures) >= 3)
         assert not canary.is_alive()
@@ -192,9 +209,9 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
         held = socket.create_connection(rig.gateway.rehearsal.place[1][:2])
         with held:
             async with singing(rig) as (_, counted):
-                await counted.until(lambda: min(len(counted.seconds), len(counted.connects)) >= 5)
+                await counted.until(lambda: min(len(counted.seconds), counted.connects) >= 5)
                 assert counted.failures == []
-                assert len(rig.gateway.hub._rehearsal) <= 2  # the last one, and the one before on its way out
+                assert len(rig.gateway.rehearsal.group) <= 2  # the last one, and the one before on its way out
                 assert rig.gateway.connections <= 1
                 assert rig.gateway.hub.live_members == 0
                 assert held.getpeername()
@@ -206,7 +223,7 @@ async def test_canaries_come_in_as_clients_do_and_count_as_none(
 
 async def test_canaries_arrive_compressed_and_plain_by_turns(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, singing(rig) as (_, counted):
-        group = rig.gateway.hub._rehearsal
+        group = rig.gateway.rehearsal.group
         forms: set[str] = set()
 
         def both_ways() -> bool:
@@ -229,7 +246,7 @@ async def test_canaries_that_cannot_connect_are_logged_and_bypass_the_listener(t
                 assert counted.failures == []
                 assert counted.unreachable_count == 0
                 rig.gateway.rehearsal.place = place
-                await counted.until(lambda: len(counted.connects) >= 2)
+                await counted.until(lambda: counted.connects >= 2)
         events = [line["event"] for line in lines if line["event"].startswith("canary_listener_")]
         assert events == [
             "canary_listener_bypassed",

@@ -137,7 +137,7 @@ async def test_both_families_are_served_and_an_ipv4_client_keeps_its_address(tmp
             rig.url = f"ws://{host}:{port}"
             async with rig.connect() as client:
                 assert (await receive(client))["type"] == "welcome"
-                (connection,) = rig.gateway._all()
+                (connection,) = rig.gateway.roster.all()
                 assert connection.address == host.strip("[]")
         # The canary comes by IPv4: `::` can be listened on where `::1` is missing.
         assert rig.gateway.rehearsal.place == (socket.AF_INET, ("127.0.0.1", int(port)))

@@ -20,9 +20,10 @@ from kit.transactions import ADDRESSES
 from kit.whales import BTC, NOW, txid
 from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
+from whaled.metrics import Metrics
 from whaled.model import Block, Draft, Event, Input, Kind, Output, OwnerType, Transaction, UpstreamState, Whale
-from whaled.ops.metrics import Metrics
 from whaled.pipeline import OPEN_LIMIT, Inputs, Log, Pipeline
+from whaled.registry import Registry
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.source import Decoded, MempoolChange, Replacement, StateChanged, StreamMessage
@@ -30,6 +31,8 @@ from whaled.sources.mempool_space.canary_frame import canary_frame
 from whaled.sources.mempool_space.changes import canary_change
 from whaled.sources.mempool_space.dialect import decode
 from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.http import RestMeter
+from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
@@ -70,9 +73,9 @@ async def test_a_whale_is_committed_then_published_and_its_outcomes_follow(tmp_p
     simulator_settings = SimulatorSettings(port=0, manual=True, rate=0, block_interval=0)
     published = Published()
     async with Simulator(simulator_settings) as simulator, opened(tmp_path) as log:
-        async with Rest.open(UpstreamSettings(url=simulator.url), Metrics().upstream) as rest:
+        async with Rest.open(UpstreamSettings(url=simulator.url), RestMeter(Registry())) as rest:
             running = pipeline(log, published, rest)
-            feed = Feed(UpstreamSettings(url=simulator.url), Metrics().upstream)
+            feed = Feed(UpstreamSettings(url=simulator.url), FeedMeter(Registry()))
             async with aclosing(feed.messages()) as messages:
 
                 async def step() -> None:
@@ -294,8 +297,8 @@ async def test_a_whale_whose_inputs_stay_unknown_is_alerted_without_them_and_cou
     async with opened(tmp_path) as log:
         await pipeline(log, published, Unhelpful(), metrics).run(Recorded(recorded_whales()))
     assert published.events[0].whale.alert.moved_sat is None
-    assert metrics.registry.get_sample_value("whaled_whales_inputs_unknown_total") == 1
-    assert metrics.registry.get_sample_value("whaled_whales_total", {"flow": "unknown"}) == 1
+    assert metrics.registry.collectors.get_sample_value("whaled_whales_inputs_unknown_total") == 1
+    assert metrics.registry.collectors.get_sample_value("whaled_whales_total", {"flow": "unknown"}) == 1
 
 
 async def test_the_market_is_remembered_between_frames(tmp_path: Path) -> None:
@@ -342,7 +345,7 @@ async def test_a_canary_is_found_by_every_rule_and_leaves_nothing_behind(
         assert await log.whales(f"{n:064x}" for n in range(3)) == {}
         assert len(await log.between(0, stored + 3, 10)) == stored == len(published.events)
         assert running.detector.seen_count == stored
-        assert metrics.registry.get_sample_value("whaled_transactions_seen_total") == 1
+        assert metrics.registry.collectors.get_sample_value("whaled_transactions_seen_total") == 1
         await running.run(Recorded(recorded_whales()))  # the log goes on as if nothing had been
         assert log.head == stored
 
@@ -383,7 +386,7 @@ async def test_a_price_that_is_no_longer_updated_expires(tmp_path: Path, stated:
             clock.now = NOW + age
             await running.handle(received(brings(pays(number, 100 * BTC)), clock.now))
     assert [event.whale.alert.usd_value for event in published.events] == [6_400_000.0, None]
-    assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == NOW
+    assert metrics.registry.collectors.get_sample_value("whaled_price_timestamp_seconds") == NOW
     assert published.events[0].whale.alert.price_timestamp == "2027-01-15T08:00:00.000+00:00"
 
 
@@ -391,26 +394,31 @@ async def test_the_time_of_an_unknown_price_is_zero(tmp_path: Path) -> None:
     metrics = Metrics()
     async with opened(tmp_path) as log:
         running, _ = timed(log, DetectionSettings(), Published(), metrics=metrics)
-        assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == 0
+        assert metrics.registry.collectors.get_sample_value("whaled_price_timestamp_seconds") == 0
         await running.handle(received(priced(64_000, NOW), NOW))
         await running.handle(received(priced(-1, 0), NOW))
-    assert metrics.registry.get_sample_value("whaled_price_timestamp_seconds") == 0
+    assert metrics.registry.collectors.get_sample_value("whaled_price_timestamp_seconds") == 0
 
 
 async def test_a_rule_in_dollars_follows_the_price_and_is_logged_as_blind_without_one(tmp_path: Path) -> None:
-    published = Published()
+    published, metrics = Published(), Metrics()
+    value = metrics.registry.collectors.get_sample_value
     blind = "usd_threshold_suspended"
     async with opened(tmp_path) as log:
-        running, clock = timed(log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published)
+        running, clock = timed(
+            log, DetectionSettings(threshold_btc=None, threshold_usd=640_000.0), published, metrics=metrics
+        )
         with capture_logs() as lines:
             await running.handle(received(brings(pays(1, 1000 * BTC)), NOW))
             await running.handle(received(brings(pays(2, 1000 * BTC)), NOW))
         assert [line["event"] for line in lines] == [blind]
         assert running.is_usd_rule_blind
+        assert value("whaled_threshold_usd_blind") == 1
         with capture_logs() as lines:
             await running.handle(received(priced(64_000, NOW), NOW))
             await running.handle(received(brings(pays(3, 10 * BTC), pays(4, 10 * BTC - 1)), NOW))
         assert [line["event"] for line in lines if line["event"] != "whale_detected"] == ["usd_threshold_resumed"]
+        assert value("whaled_threshold_usd_blind") == 0
         clock.now = NOW + 7201
         with capture_logs() as lines:
             await running.handle(received(brings(pays(5, 1000 * BTC)), NOW))
@@ -457,7 +465,7 @@ async def test_a_watched_payer_is_found_by_its_inputs_after_matching_whales_are_
         (txid(2), ("watch:states",)),
     ]
     assert inputs.asked == [txid(3), txid(4), txid(1), txid(2)]
-    value = metrics.registry.get_sample_value
+    value = metrics.registry.collectors.get_sample_value
     assert value("whaled_watch_inputs_unknown_total") == 0
     assert value("whaled_whale_rules_total", {"rule": "watch"}) == 2
     assert value("whaled_whale_rules_total", {"rule": "threshold_btc"}) == 1
@@ -470,7 +478,7 @@ async def test_unknown_inputs_that_a_watch_rule_needs_are_counted(tmp_path: Path
         running, _ = timed(log, WATCHING, published, book=BOOK, inputs=inputs, metrics=metrics)
         await running.handle(received(brings(pays(1, 5), pays(2, 6), pays(3, 7, ADDRESSES[2])), NOW))
     assert [event.whale.alert.transaction_id for event in published.events] == [txid(3)]
-    assert metrics.registry.get_sample_value("whaled_watch_inputs_unknown_total") == 2
+    assert metrics.registry.collectors.get_sample_value("whaled_watch_inputs_unknown_total") == 2
 
 
 async def test_the_inputs_of_a_whole_mempool_are_not_requested_but_counted(tmp_path: Path) -> None:
@@ -480,7 +488,7 @@ async def test_the_inputs_of_a_whole_mempool_are_not_requested_but_counted(tmp_p
         await running.handle(received(brings(*(pays(number, 5) for number in range(OPEN_LIMIT + 10))), NOW))
     assert len(inputs.asked) == OPEN_LIMIT
     assert [event.whale.alert.transaction_id for event in published.events] == [txid(OPEN_LIMIT + 9)]
-    assert metrics.registry.get_sample_value("whaled_watch_inputs_unknown_total") == 10
+    assert metrics.registry.collectors.get_sample_value("whaled_watch_inputs_unknown_total") == 10
 
 
 async def test_without_watch_rules_no_further_inputs_are_requested(tmp_path: Path) -> None:

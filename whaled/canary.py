@@ -26,6 +26,7 @@ from websockets.uri import parse_uri
 
 from whaled.config.sections import CanarySettings
 from whaled.errors import CanaryFailure, EventLogError
+from whaled.registry import Registry
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,32 +35,52 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 URL = "ws://canary.invalid/"
 
 
-class CanaryMeter(Protocol):
-    """The counts and measurements of canaries."""
+class CanaryMeter:
+    """The metrics of canaries, whaled's own transactions, which are the service-level indicator."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._sent = registry.counter("canaries_sent", "Canaries started.")
+        self._failed = registry.counter(
+            "canaries_failed",
+            "Canaries that did not arrive in time or met an error, by reason.",
+            "reason",
+            CanaryFailure,
+        )
+        self._connect_seconds = registry.histogram(
+            "canary_connect_seconds", "Time from the connect of a canary's connection to its welcome."
+        )
+        self._unreachable = registry.counter(
+            "canary_connects_failed", "Failed attempts to open a connection for canaries in time."
+        )
+        self._seconds = registry.histogram(
+            "canary_seconds", "Time from a canary's frame to its arrival at its client, for those in time."
+        )
+        self._last = registry.gauge("last_canary_timestamp_seconds", "Arrival time of the last canary.")
 
     def connected(self, seconds: float) -> None:
-        """Record the time that a connection for canaries took, from connect to `welcome`."""
-        ...
-
-    def unreachable(self) -> None:
-        """Count a connection for canaries that could not be made in time."""
-        ...
+        """Record a new connection for canaries."""
+        self._connect_seconds.observe(seconds)
 
     def sent(self) -> None:
-        """Count a canary that was sent."""
-        ...
+        """Count a started canary."""
+        self._sent.inc()
+
+    def unreachable(self) -> None:
+        """Count a failed attempt to open a connection for canaries in time."""
+        self._unreachable.inc()
 
     def arrived(self, seconds: float, at: float) -> None:
-        """Count a canary that arrived in time."""
-        ...
+        """Record a canary that arrived in time."""
+        self._seconds.observe(seconds)
+        self._last.set(at)
 
     def arrived_late(self, at: float) -> None:
-        """Record the arrival of a canary that was already counted as late."""
-        ...
+        """Record the arrival of a canary that has already been counted as late."""
+        self._last.set(at)
 
     def failed(self, reason: CanaryFailure) -> None:
-        """Count a canary that did not arrive in time, or failed on the way."""
-        ...
+        """Count a canary that did not arrive in time or met an error."""
+        self._failed.labels(reason).inc()
 
 
 class Endpoint(Protocol):

@@ -187,32 +187,29 @@ class TokenError(WhaledError):
 
 
 class Close(Enum):
-    """Every way in which whaled closes a client's connection: (close code, reason, retry).
+    """Every way in which whaled closes a client's connection: (close code, reason).
 
-    `retry` is True if the client may reconnect without changing anything.
+    The library answers a client's close with its own code, and closes with 1002 after a protocol error.
     """
 
-    NORMAL = (1000, "", True)
-    GOING_AWAY = (1001, "Server is going away", True)
-    PROTOCOL_ERROR = (1002, "Protocol error", False)
-    NOT_UTF8 = (1007, "Text is not UTF-8", False)
-    BAD_DEFLATE = (1007, "Compressed message is damaged", False)
-    AUTH_REQUIRED = (1008, "Authentication required", False)
-    TOKEN_EXPIRED = (1008, "Token expired", False)
-    TOKEN_REVOKED = (1008, "Token revoked", False)
-    RATE_LIMITED = (1008, "Rate limit exceeded", False)
-    FRAME_TOO_BIG = (1009, "Message too big", False)
-    BUG = (1011, "Internal error", True)
-    RESTART = (1012, "Service restart", True)
-    FULL = (1013, "Too many connections", True)
-    AUTH_LIMITED = (1013, "Rate limit exceeded", True)
-    TOO_SLOW = (1013, "Too slow", True)
-    OVERLOADED = (1013, "Server overloaded", True)
+    GOING_AWAY = (1001, "Server is going away")
+    NOT_UTF8 = (1007, "Text is not UTF-8")
+    BAD_DEFLATE = (1007, "Compressed message is damaged")
+    AUTH_REQUIRED = (1008, "Authentication required")
+    TOKEN_EXPIRED = (1008, "Token expired")
+    TOKEN_REVOKED = (1008, "Token revoked")
+    RATE_LIMITED = (1008, "Rate limit exceeded")
+    FRAME_TOO_BIG = (1009, "Message too big")
+    BUG = (1011, "Internal error")
+    RESTART = (1012, "Service restart")
+    FULL = (1013, "Too many connections")
+    AUTH_LIMITED = (1013, "Rate limit exceeded")
+    TOO_SLOW = (1013, "Too slow")
+    OVERLOADED = (1013, "Server overloaded")
 
-    def __init__(self, code: int, reason: str, retry: bool) -> None:
+    def __init__(self, code: int, reason: str) -> None:
         self.code = code
         self.reason = reason
-        self.retry = retry
 
 
 def why_unreadable(error: OSError | UnicodeError) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 from msgspec.structs import replace
 
+from whaled.detection_meters import DetectionMeter
 from whaled.model import (
     SAT_PER_BTC,
     Alert,
@@ -96,38 +97,6 @@ class Observer(Protocol):
         ...
 
 
-class PipelineMeter(Protocol):
-    """The counts and measurements of detection."""
-
-    def transactions(self, count: int) -> None:
-        """Count transactions examined."""
-        ...
-
-    def whale(self, alert: Alert, at: float) -> None:
-        """Count a committed whale."""
-        ...
-
-    def inputs_unknown(self) -> None:
-        """Count a whale whose inputs did not arrive in time."""
-        ...
-
-    def watch_inputs_unknown(self, count: int) -> None:
-        """Count transactions that watch rules could not check in full, because their inputs are unknown."""
-        ...
-
-    def price(self, at: float | None) -> None:
-        """Set the time of the current price; None if the price is unknown."""
-        ...
-
-    def updated(self, kind: Kind, blocks_off: int | None) -> None:
-        """Count a committed outcome of a whale; `blocks_off` is the error of the predicted block."""
-        ...
-
-    def latency(self, committed_s: float, published_s: float) -> None:
-        """Record the time from a frame's arrival to the commit, and to the write to the last client's socket."""
-        ...
-
-
 class Pipeline:
     """The handler of upstream messages. `detector` may be replaced between two messages (reload)."""
 
@@ -138,7 +107,7 @@ class Pipeline:
         event_log: Log,
         publisher: Publisher,
         priority: Priority,
-        meter: PipelineMeter,
+        meter: DetectionMeter,
         inputs: Inputs | None,
         inputs_wait_s: float,
         clock: Callable[[], float] = time.time,
@@ -160,6 +129,9 @@ class Pipeline:
         self.observer: Observer | None = None
         # False at the start, although no price is known yet: the first price must not be logged as a recovery.
         self._was_usd_rule_blind = False
+        meter.usd_rule_blind.set_function(lambda: self.is_usd_rule_blind)
+        meter.book_addresses.set_function(lambda: len(self.detector.book.owners))
+        meter.book_owners.set_function(lambda: self.detector.book.owners.labels)
 
     async def run(self, stream: Stream) -> None:
         """Handle messages until cancelled."""

@@ -17,7 +17,6 @@ class Component(StrEnum):
 
     UPSTREAM = "upstream"
     REST = "rest"
-    DETECT = "detect"
     EVENTLOG = "eventlog"
     GATEWAY = "gateway"
     CONFIG = "config"
@@ -54,10 +53,6 @@ class Registry:
     def gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
         """Register a gauge."""
         return Gauge(f"whaled_{name}", text, labels, registry=self.collectors)
-
-    def gauge_of(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Register a gauge whose value is read at each rendering."""
-        self.gauge(name, text).set_function(value)
 
     def counter_of(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Register a counter whose value is read at each rendering."""

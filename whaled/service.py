@@ -6,7 +6,6 @@ The nesting of the context managers is the order of the start, and its reverse t
 import asyncio
 import os
 import secrets
-import shutil
 import signal
 import ssl
 import time
@@ -33,10 +32,10 @@ from whaled.eventlog.store import EventLog
 from whaled.gateway.admission import TURNED_AWAY
 from whaled.gateway.listener import Reserve
 from whaled.gateway.server import Gateway
+from whaled.metrics import Metrics
 from whaled.ops import descriptors, logs, memory, reloads
 from whaled.ops.certificates import certificate_expiry, load_certificate, tls_context
 from whaled.ops.memory_watch import MemoryWatch
-from whaled.ops.metrics import Metrics
 from whaled.ops.starts import Starts
 from whaled.ops.status import Status, report_status
 from whaled.ops.systemd import Notifier, Passed
@@ -139,7 +138,7 @@ class Service:
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
-            Rest.open(config.upstream, self.metrics.upstream) as rest,
+            Rest.open(config.upstream, self.metrics.rest) as rest,
         ):
             gateway = Gateway(
                 config.gateway,
@@ -147,6 +146,7 @@ class Service:
                 event_log=event_log,
                 authenticator=self._authenticator,
                 meter=self.metrics.gateway,
+                tls=tls,
                 connections_possible=self._connections_possible(),
             )
             pipeline = Pipeline(
@@ -175,17 +175,16 @@ class Service:
                     config.upstream,
                     rest,
                     event_log,
-                    self.metrics.upstream,
+                    self.metrics.survey,
                     is_backfilling=config.backfill.enabled,
                     on_network=lambda network: self._on_network(network, pipeline.detector.book),
                 )
                 http = self._http_server(gateway, canary, pipeline)
                 running = _Running(gateway, pipeline, event_log, canary, memory_watch, tls, backfill, survey, http)
                 async with (
-                    gateway.serving(self._passed.clients, tls),
+                    gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
                 ):
-                    self._observe(gateway, event_log, pipeline, http)
                     self._observe_keys(self._ring)
                     await starts.began()
                     self._announce(gateway.addresses, http.addresses)
@@ -197,7 +196,7 @@ class Service:
         gateway, pipeline, event_log = running.gateway, running.pipeline, running.event_log
         backfill = running.backfill
         survey = running.survey
-        feed = Feed(self.config.upstream, self.metrics.upstream, surveyor=survey)
+        feed = Feed(self.config.upstream, self.metrics.feed, surveyor=survey)
         loop_watch = LoopWatch(self.metrics.loop)
         async with asyncio.TaskGroup() as tasks:
             until_stop = [
@@ -290,49 +289,11 @@ class Service:
 
         return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
 
-    def _observe(self, gateway: Gateway, event_log: EventLog, pipeline: Pipeline, http: web.HttpServer) -> None:
-        gauge = self.metrics.gauge_of
-        gauge("connections", "Open client connections.", lambda: gateway.connections)
-        gauge("connections_unauthenticated", "Open connections not authenticated yet.", lambda: gateway.unauthenticated)
-        gauge(
-            "connections_limit",
-            "gateway.max_connections, or what the limit of descriptors allows.",
-            lambda: gateway.connections_limit,
-        )
-        gauge("clients_compressed", "Clients that take compressed frames.", lambda: gateway.compressed)
-        gauge("clients_live", "Clients that get events as they are published.", lambda: gateway.hub.live_members)
-        gauge("clients_replaying", "Clients being brought up to date from the log.", lambda: gateway.replaying)
-        gauge("filters", "Distinct filters in use.", lambda: gateway.hub.filter_groups)
-        gauge("eventlog_head_offset", "Newest offset committed.", lambda: event_log.head)
-        gauge("eventlog_oldest_offset", "Oldest offset held.", lambda: event_log.oldest)
-        gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.", lambda: gateway.unsent_bytes)
-        place = Path(self.config.eventlog.path).parent
-        gauge("eventlog_disk_free_bytes", "Free on the event log's file system.", lambda: shutil.disk_usage(place).free)
-        gauge("eventlog_disk_size_bytes", "Size of that file system.", lambda: shutil.disk_usage(place).total)
-        gauge(
-            "threshold_usd_blind",
-            "1 while detection.threshold_usd matches nothing: the price is unknown.",
-            lambda: pipeline.is_usd_rule_blind,
-        )
-        gauge("http_connections", "Open connections of the HTTP server.", lambda: http.connections)
-        gauge("http_connections_limit", "http.max_connections.", lambda: self.config.http.max_connections)
-        self.metrics.counter_of("log_entries_lost", "Log entries that nobody took.", logs.lost_entries)
-        gauge(
-            "address_book_addresses",
-            "Addresses in the address book in force.",
-            lambda: len(pipeline.detector.book.owners),
-        )
-        gauge(
-            "address_book_owners", "Labels in the address book in force.", lambda: pipeline.detector.book.owners.labels
-        )
-        gauge("authentication_disabled", "1 while clients need no credential.", lambda: not self.config.auth.enabled)
-
     def _observe_keys(self, ring: KeyRing | None) -> None:
-        if ring is not None:
-            self.metrics.keys.ring(len(ring.verifying), ring.signing.created_at)
+        self.metrics.credentials.ring(ring)
         certificate = self.config.gateway.tls.certificate
         if certificate is not None:
-            self.metrics.keys.certificate(certificate_expiry(certificate))
+            self.metrics.credentials.certificate(certificate_expiry(certificate))
 
     def _announce(self, clients: Sequence[str], http: Sequence[str]) -> None:
         config = self.config
@@ -486,12 +447,13 @@ class Service:
     def _apply(self, boot: Boot, detector: Detector, running: "_Running") -> None:
         """Apply the new configuration in one step."""
         self.config = boot.config
-        running.gateway.connections_possible = self._connections_possible()
         if self._authenticator is not None and boot.ring is not None:
             self._authenticator.replace_ring(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
         running.pipeline.detector = detector
-        running.gateway.reconfigure(self.config.gateway, self.config.auth, self._authenticator)
+        running.gateway.reconfigure(
+            self.config.gateway, self.config.auth, self._authenticator, self._connections_possible()
+        )
         running.canary.reconfigure(self.config.canary)
         running.memory_watch.reconfigure(self.config.memory)
         running.http.reconfigure(self.config.http)

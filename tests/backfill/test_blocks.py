@@ -70,7 +70,7 @@ async def test_coverage_counts_whales_alerted_before_their_block_and_their_lead(
         assert (scan.seen, scan.late, scan.missed_never_relayed) == (2, 0, 0)
         assert scan.lead_s == pytest.approx(106, abs=8)
         assert rig.tally.covers == {Cover.SEEN: 2}
-        assert len(rig.tally.leads_s) == 2
+        assert rig.tally.leads == 2
 
 
 async def test_a_prediction_is_scored_by_the_block_that_came(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_a_prediction_is_scored_by_the_block_that_came(tmp_path: Path) -> 
         update = rig.events[-1].update
         assert update is not None
         assert update.blocks_off == 2
-        assert rig.metrics.registry.get_sample_value("whaled_prediction_error_blocks_count") == 1
+        assert rig.metrics.registry.collectors.get_sample_value("whaled_prediction_error_blocks_count") == 1
 
 
 async def test_twenty_blocks_at_once_are_all_scanned(tmp_path: Path) -> None:

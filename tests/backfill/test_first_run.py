@@ -13,9 +13,10 @@ from whaled.backfill.first_run import (
     chain_below,
 )
 from whaled.config.sections import EventLogSettings
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Block
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 
 A, B = "aa" * 32, "bb" * 32
 
@@ -25,7 +26,7 @@ def block(block_hash: str, height: int = 800_000) -> Block:
 
 
 async def test_a_first_start_in_the_future_is_corrected_to_the_tip_of_that_time(tmp_path: Path) -> None:
-    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), EventLogMeter(Registry())) as log:
         assert await began_at(log, NOW) == 0
         await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
         first_run = FirstRun(log)
@@ -39,14 +40,14 @@ async def test_a_first_start_in_the_future_is_corrected_to_the_tip_of_that_time(
 
 
 async def test_a_first_start_in_the_future_is_corrected_to_now_if_no_tip_was_stored(tmp_path: Path) -> None:
-    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), EventLogMeter(Registry())) as log:
         await log.set_state(BEGAN_KEY, str(NOW + 40 * 86_400))
         assert await began_at(log, NOW) == NOW
         assert await began_at(log, NOW + 60) == NOW
 
 
 async def test_the_blocks_of_the_first_start_are_stored_once_and_in_order(tmp_path: Path) -> None:
-    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "w.db")), EventLogMeter(Registry())) as log:
         reported = [block(f"{height:064x}", height) for height in range(20)]
         for blocks in (reported[::-1], reported[:3]):
             first_run = FirstRun(log)
@@ -54,7 +55,7 @@ async def test_the_blocks_of_the_first_start_are_stored_once_and_in_order(tmp_pa
             first_run.observe(reported[:1])
             await first_run.store()
             assert await blocks_at_start(log) == reported[-BLOCKS_LIMIT:]
-    async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "old.db")), EventLogMeter(Registry())) as log:
         await log.set_state(FIRST_KEY, "7")  # a version that did not store the blocks had its first start
         first_run = FirstRun(log)
         first_run.observe(reported)

@@ -87,7 +87,7 @@ async def test_a_whale_in_no_projected_block_is_found(tmp_path: Path) -> None:
             await rig.settled()
             await rig.until(lambda: set(cheap) <= rig.sources().keys())
             assert rig.sources() == dict.fromkeys(cheap, "snapshot")
-            await rig.until(lambda: rig.tally.open["tail"] == 0)
+            await rig.until(lambda: rig.tally.open["transactions"] == 0)
 
 
 async def test_transactions_that_left_the_mempool_are_no_longer_fetched_even_while_requests_fail(
@@ -101,16 +101,16 @@ async def test_transactions_that_left_the_mempool_are_no_longer_fetched_even_whi
         await sim.poll()
         front.spoil("tx/.*/hex", 503)
         async with watching(sim, clock, tmp_path, front=front, interval=60.0) as rig:
-            await rig.until(lambda: rig.tally.open["tail"] >= 6)
-            held = rig.tally.open["tail"]
+            await rig.until(lambda: rig.tally.open["transactions"] >= 6)
+            held = rig.tally.open["transactions"]
             pair = {"replaced": cheap[3], "by": {"txid": "ab" * 32, "vin": [], "vout": [], "fee": 1, "vsize": 100}}
             await rig.inject_delta(removed=[cheap[0], cheap[1], cheap[3]], mined=[cheap[2]], replaced=[pair])
             # The backend keeps replaced transactions for a day, and returns them.
-            assert rig.tally.open["tail"] == held - 3
+            assert rig.tally.open["transactions"] == held - 3
             requested_before = len(front.requested)
             front.restore()
             await rig.poll(11)
-            await rig.until(lambda: rig.tally.open["tail"] == 0)
+            await rig.until(lambda: rig.tally.open["transactions"] == 0)
             requested = {path.split("/")[1] for path in front.requested[requested_before:] if path.endswith("/hex")}
             assert requested & set(cheap) == set(cheap[3:])
 
@@ -125,10 +125,10 @@ async def test_a_whale_mined_before_it_was_fetched_is_found_in_its_block_only(tm
             whale = sim.world.pay(150 * BTC).txid
             sim.drop_link()
             await rig.poll()
-            await rig.until(lambda: rig.tally.open.get("candidates") == 1)
+            await rig.until(lambda: rig.tally.open["whales"] == 1)
             sim.world.mine()
             await rig.poll()
-            await rig.until(lambda: rig.tally.open["candidates"] == 0)
+            await rig.until(lambda: rig.tally.open["whales"] == 0)
             front.restore()
             await rig.settled()
             assert rig.sources() == {whale: "block"}
@@ -151,7 +151,7 @@ async def test_a_transaction_that_the_backend_does_not_return_is_fetched_again_w
         front.spoil(f".*{whale}.*", 404)
         async with watching(sim, clock, tmp_path, front=front, interval=5.0) as rig:
             await rig.poll(11)
-            await rig.until(lambda: front.times(f".*{whale}.*") > 0 and rig.tally.open["tail"] == 0)
+            await rig.until(lambda: front.times(f".*{whale}.*") > 0 and rig.tally.open["transactions"] == 0)
             assert rig.sources() == {}
             front.restore()
             for _ in range(3):

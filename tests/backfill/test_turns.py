@@ -68,7 +68,7 @@ async def test_a_slow_whale_delays_no_other(tmp_path: Path) -> None:
             sim.world.mine(block_whales, only=())
             await rig.poll()
             await rig.until(lambda: rig.sources().keys() == {*others, *(tx.txid for tx in block_whales)})
-            assert rig.tally.open["candidates"] == 1
+            assert rig.tally.open["whales"] == 1
             release.set()
             await rig.until(lambda: slow in rig.sources())
 
@@ -105,10 +105,10 @@ async def test_the_backlog_is_reported_while_requests_are_pending(tmp_path: Path
         async with watching(sim, clock, tmp_path, front=front, settled=False) as rig:
             await is_held.wait()
             assert rig.tally.rounds <= 2
-            assert rig.tally.open["candidates"] > 190
+            assert rig.tally.open["whales"] > 190
             release.set()
             await rig.settled()
-            assert rig.tally.open == dict.fromkeys(("blocks", "block_whales", "candidates", "tail", "fates"), 0)
+            assert rig.tally.open == dict.fromkeys(("blocks", "block_whales", "whales", "transactions", "fates"), 0)
 
 
 @pytest.mark.slow

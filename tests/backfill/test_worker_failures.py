@@ -130,7 +130,7 @@ async def test_a_whale_of_a_snapshot_that_leaves_before_the_backend_returns_it_i
         await sim.poll()
         front.spoil("tx/.*", 503)
         async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
-            await rig.until(lambda: rig.tally.open.get("candidates") == 2)
+            await rig.until(lambda: rig.tally.open["whales"] == 2)
             sim.world.mine(only=[mined.txid])
             sim.world.chain.evict(gone.txid)
             await rig.poll()
@@ -266,7 +266,7 @@ async def test_a_whale_that_cannot_be_fetched_does_not_delay_the_others(tmp_path
         front.spoil(f"tx/{stuck}", 500)
         async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
             await rig.until(lambda: rig.sources().keys() == set(others))
-            await rig.until(lambda: rig.tally.open.get("candidates") == 1)
+            await rig.until(lambda: rig.tally.open["whales"] == 1)
             hidden = sim.world.pay(150 * BTC, relay=False)
             sim.world.mine([hidden], only=())
             await rig.poll()
@@ -291,7 +291,7 @@ async def test_a_block_that_cannot_be_read_does_not_delay_the_others(tmp_path: P
         for place in (8, 7, 6, 3):
             front.spoil(f"block/{blocks[place].hash}/summary", 500)
         async with watching(sim, clock, tmp_path, settled=False, front=front) as rig:
-            await rig.until(lambda: rig.tally.open.get("blocks") == 4)
+            await rig.until(lambda: rig.tally.open["blocks"] == 4)
             assert rig.sources().keys() == {whales[place].txid for place in (0, 1, 2, 4, 5)}
             front.restore()
             await later(rig)
@@ -374,7 +374,7 @@ async def test_a_backend_without_these_calls_is_logged_once_and_requested_at_int
                 assert rig.tally.failures.keys() == {RestFailure.NOT_FOUND}
                 assert front.times("block-height/.*") < 10
                 # The block with the whale is still to be scanned: nothing is given up.
-                assert (rig.tally.open["candidates"], rig.tally.open["blocks"]) == (0, 1)
+                assert (rig.tally.open["whales"], rig.tally.open["blocks"]) == (0, 1)
         warnings = [line for line in lines if line["event"] == "backfill_request_failed"]
         assert len(warnings) == 1
         assert "block-height" in warnings[0]["problem"]

@@ -9,9 +9,10 @@ from msgspec.structs import replace
 from kit.whales import NOW, alert_draft, confirmed_draft, whale
 from whaled.cli.main import main
 from whaled.config.sections import EventLogSettings
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Draft, Status, Whale
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.whales import lifecycle
 
 
@@ -33,7 +34,7 @@ def mined(known: Whale, height: int, waited_s: float) -> list[Draft]:
 
 async def written(path: Path) -> None:
     undone = predicted(4, 0.97, 100)
-    async with EventLog.open(EventLogSettings(path=str(path)), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(path)), EventLogMeter(Registry())) as log:
         await log.append(
             [
                 *mined(predicted(1, 0.97, 100), 100, 60),
@@ -74,7 +75,7 @@ async def test_whales_older_than_the_requested_time_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "w.db"
-    async with EventLog.open(EventLogSettings(path=str(path)), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(path)), EventLogMeter(Registry())) as log:
         await log.append([alert_draft(1, at=1.0), confirmed_draft(1, at=2.0)])
     capsys.readouterr()
     assert main(["accuracy", "--db-path", str(path), "--last", "7d"]) == 0

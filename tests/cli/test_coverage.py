@@ -8,9 +8,10 @@ import pytest
 from kit.whales import alert_draft
 from whaled.cli.main import main
 from whaled.config.sections import EventLogSettings
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Scan
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 
 
 def scan(height: int, **found: int) -> Scan:
@@ -22,7 +23,7 @@ def scan(height: int, **found: int) -> Scan:
 
 
 async def written(path: Path, *scans: Scan) -> None:
-    async with EventLog.open(EventLogSettings(path=str(path)), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(path)), EventLogMeter(Registry())) as log:
         await log.append([alert_draft(1)])
         for each in scans:
             await log.put_scan(each)

@@ -10,8 +10,9 @@ from kit.whales import alert_draft
 from whaled.cli.demo import WORLD_KEY, begin_log, with_owners
 from whaled.config.sections import Config, DetectionSettings, EventLogSettings
 from whaled.errors import OperatorError
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.service import Boot
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.scripts import Network
@@ -23,16 +24,16 @@ def settings(directory: Path) -> EventLogSettings:
 
 async def test_a_new_world_begins_a_new_log_in_the_place_of_the_one_before(tmp_path: Path) -> None:
     await begin_log(settings(tmp_path), "1")
-    async with EventLog.open(settings(tmp_path), Metrics().eventlog) as first:
+    async with EventLog.open(settings(tmp_path), EventLogMeter(Registry())) as first:
         await first.append([alert_draft(1)])
     await begin_log(settings(tmp_path), "2")
-    async with EventLog.open(settings(tmp_path), Metrics().eventlog) as second:
+    async with EventLog.open(settings(tmp_path), EventLogMeter(Registry())) as second:
         assert (second.head, await second.state(WORLD_KEY)) == (0, "2")
         assert second.epoch != first.epoch
 
 
 async def test_a_log_of_a_real_backend_is_not_touched(tmp_path: Path) -> None:
-    async with EventLog.open(settings(tmp_path), Metrics().eventlog) as real:
+    async with EventLog.open(settings(tmp_path), EventLogMeter(Registry())) as real:
         await real.append([alert_draft(1)])
     with pytest.raises(OperatorError) as caught:
         await begin_log(settings(tmp_path), "1")
@@ -40,13 +41,13 @@ async def test_a_log_of_a_real_backend_is_not_touched(tmp_path: Path) -> None:
         f"{tmp_path}/whaled.db: this event log holds events from another backend; --simulate starts a new world, which "
         "needs a separate log: name a file that does not exist yet with --db-path"
     )
-    async with EventLog.open(settings(tmp_path), Metrics().eventlog) as real:
+    async with EventLog.open(settings(tmp_path), EventLogMeter(Registry())) as real:
         assert (real.head, await real.state(WORLD_KEY)) == (1, None)
 
 
 async def test_a_log_that_another_whaled_uses_is_not_removed(tmp_path: Path) -> None:
     await begin_log(settings(tmp_path), "1")
-    async with EventLog.open(settings(tmp_path), Metrics().eventlog):
+    async with EventLog.open(settings(tmp_path), EventLogMeter(Registry())):
         with pytest.raises(Exception, match="another whaled"):
             await begin_log(settings(tmp_path), "2")
     assert (tmp_path / "whaled.db").exists()

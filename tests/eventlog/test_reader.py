@@ -9,9 +9,10 @@ from kit.whales import NOW, alert_draft, txid, whale
 from whaled.backfill.coverage import Cover, Sighting, scan_of
 from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Block, Kind, Whale
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.whales import lifecycle
 from whaled.whales.lifecycle import Origin, Step, next_event
 
@@ -28,7 +29,7 @@ def ids(whales: Iterable[Whale]) -> list[str]:
 
 async def test_the_log_returns_histories_and_confirmed_gone_and_scanned(tmp_path: Path) -> None:
     settings = EventLogSettings(path=str(tmp_path / "w.db"))
-    async with EventLog.open(settings, Metrics().eventlog) as log:
+    async with EventLog.open(settings, EventLogMeter(Registry())) as log:
         await log.append([alert_draft(number, at=NOW) for number in range(4)])
         await log.append(
             [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -25,10 +26,12 @@ from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, schema
 from whaled.eventlog.codec import Codec
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.store import PRUNE_BATCH, TXID_CHUNK, EventLog
 from whaled.eventlog.writer import CHECKPOINT_BYTES
 from whaled.model import Draft, Event, Kind, Position, Status, Whale
+from whaled.registry import Registry
 
 
 @pytest.fixture
@@ -129,6 +132,17 @@ async def test_only_new_events_are_counted(path: Path) -> None:
     assert meter.commits == [2, 1]
     assert meter.size_bytes > 0
     assert meter.failures == []
+
+
+async def test_the_metrics_show_the_offsets_and_the_file_system_of_the_open_log(path: Path) -> None:
+    registry = Registry()
+    value = registry.collectors.get_sample_value
+    async with EventLog.open(settings(path, retention=10 * DAY), EventLogMeter(registry)) as log:
+        await log.append([alert_draft(n, at=NOW + n * DAY) for n in range(20)])
+        await log.prune(NOW + 15 * DAY)
+        assert (value("whaled_eventlog_oldest_offset"), value("whaled_eventlog_head_offset")) == (6, 20)
+    assert value("whaled_eventlog_disk_size_bytes") == shutil.disk_usage(path.parent).total
+    assert value("whaled_eventlog_disk_free_bytes")
 
 
 async def test_whales_finds_any_number_of_txids(path: Path) -> None:

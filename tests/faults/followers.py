@@ -12,7 +12,7 @@ from websockets.typing import Subprotocol
 
 from faults.verdict import ClientEvent, Frame
 from whaled.client import Last, Limits, Missed, Position, Retry, WhaleAlert, WhaleStream, WhaleUpdate
-from whaled.gateway.wire import SUBPROTOCOL
+from whaled.gateway.handshake import SUBPROTOCOL
 from whaled.model import SAT_PER_BTC
 
 RETRY_S = 0.05

@@ -23,7 +23,7 @@ from kit.raw import CLOSE, CONTINUATION, PING, PONG, TEXT, Raw, masked, raw, req
 from kit.tokens import Tokens
 from kit.whales import whale
 from whaled.config.sections import AuthSettings, GatewaySettings
-from whaled.gateway import wire
+from whaled.gateway import framing
 from whaled.gateway.deflate import (
     ALONE_MESSAGES,
     LARGEST_BYTES,
@@ -126,7 +126,7 @@ async def test_an_offer_that_can_be_kept_is_accepted_and_another_one_declined(
     async with running_gateway(tmp_path) as rig, raw(rig, asking(offer)) as client:
         assert await answered(client) == answer
         assert (await client.told("welcome"))["protocol"] == 1
-        assert rig.gateway.compressed == (answer is not None)
+        assert rig.gateway.roster.compressed == (answer is not None)
         client.send(command(type="ping", id=1))
         if answer is None:
             assert await client.closed() == (1002, "reserved bits must be 0")
@@ -158,7 +158,7 @@ async def test_without_compression_in_the_configuration_offers_are_declined(tmp_
     async with running_gateway(tmp_path, compression=False) as rig, raw(rig, asking()) as client:
         assert await answered(client) is None
         await client.told("welcome")
-        assert rig.gateway.compressed == 0
+        assert rig.gateway.roster.compressed == 0
 
 
 async def test_a_reload_turns_compression_on_or_off_for_new_connections(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ async def test_clients_with_and_without_compression_get_the_same_messages(tmp_pa
         connect(rig.url, proxy=None, extensions=[ClientPerMessageDeflateFactory(server_max_window_bits=12)]) as two,
         rig.connect() as plain,
     ):
-        assert rig.gateway.compressed == 2
+        assert rig.gateway.roster.compressed == 2
         for client in (one, two, plain):
             await receive_type(client, "status")
         await rig.alerts(*range(50))
@@ -195,10 +195,10 @@ async def test_clients_with_and_without_compression_get_the_same_messages(tmp_pa
         for client in (one, two, plain):
             assert (await receive(client))["type"] == "status"
         sent, saved = rig.value("whaled_compressed_bytes_total"), rig.value("whaled_compression_saved_bytes_total")
-        assert sent + saved == 2 * sum(len(wire.text_frame(str(frame).encode())) for frame in expected)
+        assert sent + saved == 2 * sum(len(framing.text_frame(str(frame).encode())) for frame in expected)
         assert 0.3 < saved / (sent + saved) < 0.6
         assert rig.value("whaled_messages_sent_total", type="whale_alert") == 150
-    assert rig.gateway.compressed == 0
+    assert rig.gateway.roster.compressed == 0
 
 
 async def test_one_compressed_frame_serves_every_filter_and_client(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_each_frame_is_inflated_by_itself_and_no_frame_grows() -> None:
     sizes = set()
     for size in (0, 1, SMALLEST_BYTES - 1, SMALLEST_BYTES, 900, 4_096, 5_000, 70_000, LARGEST_BYTES, LARGEST_BYTES + 1):
         for alphabet in (b"a", b'{"btc":01.}', bytes(range(256))):
-            plain = wire.text_frame(bytes(chance.choices(alphabet, k=size)))
+            plain = framing.text_frame(bytes(chance.choices(alphabet, k=size)))
             frame = deflater.frame(plain)
             assert len(frame) <= len(plain)
             sizes.add(frame[0])
@@ -326,8 +326,8 @@ def test_each_frame_is_inflated_by_itself_and_no_frame_grows() -> None:
                 assert size < 1_000 or len(alphabet) == 256 or size > LARGEST_BYTES
                 continue
             assert frame[0] == 0xC1
-            data = bytes(wire.payload_of(frame)) + TAIL
-            assert zlib.decompressobj(-WINDOW_BITS).decompress(data) == wire.payload_of(plain)
+            data = bytes(framing.payload_of(frame)) + TAIL
+            assert zlib.decompressobj(-WINDOW_BITS).decompress(data) == framing.payload_of(plain)
     assert sizes == {0x81, 0xC1}
 
 
@@ -340,7 +340,7 @@ def test_the_time_of_a_frame_is_linear_in_its_size_for_any_content() -> None:
     for word in (b"a", b"ab" * 40 + b"c", b"0123456789abcdef"):
 
         def make(size: int, word: bytes = word) -> bytes:
-            return wire.text_frame(word * (size // len(word)))
+            return framing.text_frame(word * (size // len(word)))
 
         assert scaling(make, run, 30_000) < 20
 
@@ -648,8 +648,8 @@ async def test_a_closing_connection_remembers_nothing(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, asking()) as client:
         client.send(kept.command(type="ping"))
         await client.told("pong")
-        (connection,) = rig.gateway._all()
-        assert connection._inflater is not None
+        (connection,) = rig.gateway.roster.all()
+        assert connection._ws._incoming is not None
         client.send(masked(CLOSE, b"\x03\xe8"))
         assert (await client.closed())[0] == 1000
-        assert connection._inflater is None
+        assert connection._ws._incoming is None

@@ -74,7 +74,7 @@ CASES: list[tuple[int, str, list[bytes]]] = [
     ),
     (
         405,
-        "another method",
+        "a method other than",
         [
             plain(f"{method} /healthz HTTP/1.1", *headers, body=body)
             for method in ("POST", "PUT", "DELETE")

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 
 from kit.transactions import relaxed
 from kit.whales import BTC, txid, whale
-from whaled.gateway import wire
-from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Hub
+from whaled.gateway import messages
+from whaled.gateway.framing import text_frame
+from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Group, Hub
+from whaled.metrics import Metrics
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
-from whaled.ops.metrics import Metrics
-from whaled.whales.filters import Filter, parse_filter
+from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 
 ADDRESSES = [f"bc1q{number:038d}" for number in range(6)]
 NAMES = ["Kraken", "BITSTAMP", "Straße"]
@@ -121,7 +122,7 @@ def test_filters_of_names_that_an_event_does_not_have_are_not_evaluated() -> Non
         crowd.join(Client(), Watched(exchanges=frozenset({f"exchange {number}"})))
         crowd.join(Client(), Watched(rules=frozenset({f"watch:{number}"})))
     crowd.publish([event(1, whale(1, addresses=("bc1p" + "7".zfill(38), ADDRESSES[0])))])
-    crowd.rehearse(event(2, whale(2)))
+    crowd.rehearse(event(2, whale(2)), Group(EVERYTHING, 1))
     assert len(evaluated) == 1
 
 
@@ -135,7 +136,7 @@ def test_clients_whose_filters_match_the_same_addresses_get_them_whether_or_not_
     crowd.publish([event(1, found)])
 
     def expected(*addresses: str) -> bytes:
-        return wire.event_frame(event(1, found), "e", addresses)
+        return text_frame(messages.event(event(1, found), "e", addresses))
 
     assert clients[0].sent == expected(ADDRESSES[2])
     assert {bytes(client.sent) for client in clients[1:500]} == {expected(ADDRESSES[0], ADDRESSES[2])}

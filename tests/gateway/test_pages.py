@@ -14,8 +14,8 @@ from whaled.gateway.hub import Hub
 from whaled.gateway.pages import KEPT_BYTES, PAGE_EVENTS, LostError, Pages
 from whaled.gateway.replay import ADDRESSES_AT_ONCE, Replay
 from whaled.gateway.share import Lane, LoopShare
+from whaled.metrics import Metrics
 from whaled.model import Event, Whale
-from whaled.ops.metrics import Metrics
 from whaled.whales.filters import EVERYTHING, Filter
 
 NOTHING = Filter(min_sat=21_000_000 * 10**8)
@@ -86,7 +86,7 @@ class Rig:
     def __init__(self, log: CountingLog, head: int, at_once: int) -> None:
         meter = Metrics().gateway
         self.log = log
-        self.share = LoopShare(meter)
+        self.share = LoopShare(meter.worked)
         self.hub = Hub(epoch="e", head=head, meter=meter, slice_bytes=1 << 18)
         self.pages = Pages(log=log, share=self.share, head=lambda: self.hub.head, at_once=at_once)
         self.replay = Replay(pages=self.pages, hub=self.hub, share=self.share, slow_timeout_s=10.0)

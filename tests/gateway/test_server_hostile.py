@@ -28,9 +28,10 @@ from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener
 from whaled.gateway.admission import TURNED_AWAY, source
+from whaled.gateway.commands import MessageType
 from whaled.gateway.connection import Connection
 from whaled.gateway.handshake import CREDENTIAL_PARAMETERS, Server, has_credential
-from whaled.gateway.wire import MessageType
+from whaled.gateway.phase import Phase
 from whaled.model import UpstreamState
 
 T = TypeVar("T")
@@ -61,13 +62,13 @@ async def test_a_client_that_half_closes_with_bytes_unsent_disturbs_no_publicati
         stuck = stuffed_client(rig)
         try:
             await until(lambda: rig.gateway.hub.live_members == 1)
-            (connection,) = rig.gateway._all()
+            (connection,) = rig.gateway.roster.all()
             count = 0
             while not connection.unsent:
                 await rig.alerts(*range(count, count + 200))
                 count += 200
             stuck.shutdown(socket.SHUT_WR)
-            await until(lambda: connection.closing is not None)
+            await until(lambda: connection.phase is Phase.CLOSING)
             async with rig.connect() as other:
                 await receive_type(other, "status")
                 await rig.alerts(count)
@@ -81,7 +82,7 @@ async def test_a_client_that_half_closes_with_bytes_unsent_disturbs_no_publicati
 async def test_a_publication_in_the_moment_of_a_half_close_is_disturbed_neither(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
         await client.told("status")
-        (connection,) = rig.gateway._all()
+        (connection,) = rig.gateway.roster.all()
         events = await rig.log.append([alert_draft(1)])
         connection.eof_received()  # what asyncio calls; connection_lost follows in the next turn of the loop only
         rig.gateway.publish(events)
@@ -95,11 +96,11 @@ async def test_a_publication_in_the_moment_of_a_half_close_is_disturbed_neither(
 async def test_writes_to_a_connection_just_lost_are_not_logged_each_time(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, raw(rig, request()) as client:
         await client.told("status")
-        (connection,) = rig.gateway._all()
+        (connection,) = rig.gateway.roster.all()
         connection.abort()
         for _ in range(20):  # the answers to what it had asked, and slices of a batch
-            connection.write(b"\x81\x00")
-            assert connection.write_behind(b"\x81\x00")
+            connection.outbox.write(b"\x81\x00")
+            assert connection.outbox.write_behind(b"\x81\x00")
         await until(lambda: not rig.gateway.connections)
 
 
@@ -395,7 +396,7 @@ async def test_a_new_client_with_a_token_is_admitted_during_a_flood_of_connectio
                     rig.connect(additional_headers={"Authorization": "Bearer good"}, local_addr=(own, 0)) as client,
                 ):
                     await receive_type(client, "welcome")
-                assert rig.gateway.unauthenticated <= 20
+                assert rig.gateway.roster.unauthenticated <= 20
             await until(lambda: rig.value("whaled_connections_refused_total", reason="displaced") >= 250)
         finally:
             for sock in flood:
@@ -457,7 +458,7 @@ async def test_a_flood_is_known_by_its_connections_although_none_of_them_is_ever
             with rig.gateway.share.hold():  # nothing is read meanwhile
                 for _ in range(3):
                     await asyncio.sleep(0)
-        assert all(rig.gateway._admission.is_flood(source(f"192.0.{network}.99"), 60.0) for network in (0, 1))
+        assert all(rig.gateway.roster.admission.is_flood(source(f"192.0.{network}.99"), 60.0) for network in (0, 1))
         assert rig.value("whaled_connections_refused_total", reason="displaced") == 7
         for sock in flood:
             sock.close()
@@ -531,14 +532,14 @@ async def test_a_closed_connection_keeps_its_timer_and_is_not_counted_in(tmp_pat
         stuck.setblocking(False)
         try:
             await until(lambda: rig.gateway.connections == 1)
-            (connection,) = rig.gateway._all()
+            (connection,) = rig.gateway.roster.all()
             session = await told(lambda: connection.session)
             # Unsent bytes without a close: what is written past the bound that `write` keeps.
-            connection.write_rest(bytes(8_000_000))
+            connection.outbox.write_rest(bytes(8_000_000))
             await until(lambda: connection.unsent > 0)
             connection.perform(session.received(b'{"type":"auth","token":"good"}', rig.gateway.now()))
             await until(lambda: not rig.gateway.connections)
-            assert (rig.gateway.authenticated, rig.gateway.unauthenticated) == (0, 0)
+            assert (rig.gateway.roster.authenticated, rig.gateway.roster.unauthenticated) == (0, 0)
             assert rig.gateway.hub.live_members == 0
         finally:
             stuck.close()
@@ -602,7 +603,7 @@ async def test_a_lagging_client_receives_the_state_change_it_had_no_room_for(tmp
         try:
             await until(lambda: rig.gateway.hub.live_members == 1)
             count = 0
-            (connection,) = rig.gateway._all()
+            (connection,) = rig.gateway.roster.all()
             while connection.unsent == 0 and rig.gateway.hub.live_members:
                 await rig.alerts(count, count + 1)
                 count += 2
@@ -612,7 +613,7 @@ async def test_a_lagging_client_receives_the_state_change_it_had_no_room_for(tmp
                 rig.gateway.publish_upstream_state(state)
             loop, seen = asyncio.get_running_loop(), bytearray()
             async with asyncio.timeout(20):
-                while rig.gateway.replaying:
+                while rig.gateway.subscriptions.replaying:
                     seen += await loop.sock_recv(stuck, 65536)
                 while (last := seen.rfind(b'"upstream":')) < 0 or f'"{state}"'.encode() not in seen[last : last + 40]:
                     seen += await loop.sock_recv(stuck, 65536)
@@ -627,7 +628,7 @@ async def test_a_batch_larger_than_the_bound_does_not_close_the_connection(tmp_p
         stuck.setblocking(False)
         try:
             await until(lambda: rig.gateway.hub.live_members == 1)
-            (connection,) = rig.gateway._all()
+            (connection,) = rig.gateway.roster.all()
             count = 6_000
             await rig.alerts(*range(count))
             assert connection.unsent <= 20_000
@@ -707,7 +708,7 @@ async def test_a_drain_during_replays_ends_every_client_after_a_complete_frame(t
             code, seen = client.result()
             assert code == 1012
             assert seen == list(range(1, len(seen) + 1))
-        assert (rig.gateway.connections, rig.gateway.replaying, rig.gateway.hub.live_members) == (0, 0, 0)
+        assert (rig.gateway.connections, rig.gateway.subscriptions.replaying, rig.gateway.hub.live_members) == (0, 0, 0)
 
 
 async def test_a_gateway_that_ends_without_a_drain_closes_with_1001(tmp_path: Path) -> None:
@@ -778,10 +779,9 @@ async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
                 tasks.create_task(visits(worker * 400))
         await until(lambda: not rig.gateway.connections)
         gateway = rig.gateway
-        assert (gateway.unauthenticated, gateway.replaying, gateway.hub.live_members, gateway.hub.filter_groups) == (
-            0, 0, 0, 0,
-        )  # fmt: skip
-        assert gateway.subscriptions._filters == {}
+        assert (gateway.roster.unauthenticated, gateway.subscriptions.replaying) == (0, 0)
+        assert (gateway.hub.live_members, gateway.hub.filter_groups) == (0, 0)
+        assert gateway.subscriptions._subscribed == {}
         assert len(asyncio.all_tasks()) < 10
         assert open_descriptors() <= descriptors + 2
 
@@ -789,6 +789,6 @@ async def test_thousands_of_visits_leave_nothing_behind(tmp_path: Path) -> None:
 async def test_frames_do_not_wait_for_the_acknowledgement_of_those_before(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, rig.connect() as client:
         await receive_type(client, "welcome")
-        (connection,) = rig.gateway._all()
-        with socket.socket(fileno=os.dup(connection.fd)) as accepted:
+        (connection,) = rig.gateway.roster.all()
+        with socket.socket(fileno=os.dup(connection.outbox.fd)) as accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

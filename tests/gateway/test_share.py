@@ -44,7 +44,7 @@ async def turns(count: int) -> None:
 
 async def test_a_turn_of_the_loop_spends_one_slice_on_jobs() -> None:
     work = Work()
-    share = LoopShare(Meter(), slice_s=0.001, clock=work.clock)
+    share = LoopShare(Meter().worked, slice_s=0.001, clock=work.clock)
     for number in range(1000):
         share.add(Lane.KNOWN, work.job(f"{number}"))
     await turns(10)
@@ -55,7 +55,7 @@ async def test_a_turn_of_the_loop_spends_one_slice_on_jobs() -> None:
 
 async def test_lanes_share_by_weight_and_a_lane_without_work_leaves_its_part() -> None:
     meter, work = Meter(), Work()
-    share = LoopShare(meter, slice_s=0.001, clock=work.clock)
+    share = LoopShare(meter.worked, slice_s=0.001, clock=work.clock)
     share.add(Lane.KNOWN, work.job("known"))
     await turns(50)
     alone_s = meter.seconds[Lane.KNOWN]
@@ -69,7 +69,7 @@ async def test_lanes_share_by_weight_and_a_lane_without_work_leaves_its_part() -
 
 
 async def test_sources_take_turns_however_many_jobs_one_has() -> None:
-    share, done = LoopShare(Meter()), list[str]()
+    share, done = LoopShare(Meter().worked), list[str]()
 
     def job(name: str) -> Callable[[], bool]:
         def append() -> bool:
@@ -88,7 +88,7 @@ async def test_sources_take_turns_however_many_jobs_one_has() -> None:
 
 
 async def test_jobs_wait_while_an_alert_is_on_its_way_but_not_for_ever() -> None:
-    share, ran = LoopShare(Meter(), hold_s=0.05), asyncio.Event()
+    share, ran = LoopShare(Meter().worked, hold_s=0.05), asyncio.Event()
 
     def job() -> bool:
         ran.set()
@@ -107,7 +107,7 @@ async def test_jobs_wait_while_an_alert_is_on_its_way_but_not_for_ever() -> None
 
 
 async def test_the_result_or_the_error_of_work_reaches_its_caller() -> None:
-    share = LoopShare(Meter())
+    share = LoopShare(Meter().worked)
     assert await share.run(Lane.REPLAY, lambda: 42) == 42
     with pytest.raises(ZeroDivisionError):
         await share.run(Lane.REPLAY, lambda: 1 // 0)
@@ -131,7 +131,7 @@ async def test_replays_pause_three_quarters_of_the_time_during_alerts_and_delay_
 
         return work
 
-    share = LoopShare(Meter(), clock=lambda: now)
+    share = LoopShare(Meter().worked, clock=lambda: now)
     with share.hold():
         now += 0.001  # an alert
     share.add(Lane.REPLAY, job("replay"))
@@ -153,7 +153,7 @@ async def test_replays_pause_three_quarters_of_the_time_during_alerts_and_delay_
 
 async def test_replays_without_alerts_use_all_the_time() -> None:
     meter, work = Meter(), Work()
-    share = LoopShare(meter, slice_s=0.001, clock=work.clock)
+    share = LoopShare(meter.worked, slice_s=0.001, clock=work.clock)
     with share.hold():
         pass  # a message of the backend without a whale
     share.add(Lane.REPLAY, work.job("replay"))

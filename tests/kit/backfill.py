@@ -15,13 +15,15 @@ from aiohttp import web
 
 from whaled.backfill.context import Context
 from whaled.backfill.coverage import Cover
+from whaled.backfill.meters import BackfillMeter
 from whaled.backfill.worker import Worker
 from whaled.config.sections import BackfillSettings, DetectionSettings, EventLogSettings, UpstreamSettings
 from whaled.eventlog.store import EventLog
 from whaled.gateway.share import LoopShare
+from whaled.metrics import Metrics
 from whaled.model import Event, Scan, UpstreamState
-from whaled.ops.metrics import Metrics
 from whaled.pipeline import Pipeline
+from whaled.registry import Registry
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import SimulatorSettings
 from whaled.source import MempoolChange, StreamMessage
@@ -29,6 +31,7 @@ from whaled.sources.mempool_space.backend import Backend
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
 from whaled.sources.mempool_space.feed import Feed
+from whaled.sources.mempool_space.http import RestFailure
 from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
 
@@ -46,46 +49,65 @@ class Clock:
         return time.time() + self.ahead_s
 
 
-class Tally:
-    """A meter that remembers what the backfill reports."""
+class Tally(BackfillMeter):
+    """The metrics of one backfill, with the values that tests compare and wait for."""
 
     def __init__(self) -> None:
-        self.failures: Counter[str] = Counter()
-        self.snapshots = 0
-        self.covers: Counter[Cover] = Counter()
-        self.leads_s: list[float] = []
-        self.unread_whales = 0
-        self.skipped_blocks = 0
+        self._registry = Registry()
         self.reorgs: list[int] = []
-        self.open: dict[str, int] = {}
-        self.rounds = 0
         self.changed = asyncio.Event()
-
-    def failed(self, reason: str) -> None:
-        self.failures[reason] += 1
-
-    def snapshot(self) -> None:
-        self.snapshots += 1
-
-    def scanned(self, covers: Sequence[Cover], leads_s: Sequence[float]) -> None:
-        self.covers.update(covers)
-        self.leads_s.extend(leads_s)
-
-    def backlog(self, **open_: int) -> None:
-        self.open = open_
+        super().__init__(self._registry, RestFailure)
 
     def worked(self) -> None:
-        self.rounds += 1
+        super().worked()
         self.changed.set()
 
-    def unread(self) -> None:
-        self.unread_whales += 1
-
-    def skipped(self, blocks: int) -> None:
-        self.skipped_blocks += blocks
-
     def reorganised(self, depth: int) -> None:
+        super().reorganised(depth)
         self.reorgs.append(depth)
+        assert self._value("reorged_blocks_total") == sum(self.reorgs)
+
+    def _value(self, metric: str, **labels: str) -> int:
+        value = self._registry.collectors.get_sample_value(f"whaled_{metric}", labels)
+        assert value is not None, metric
+        return int(value)
+
+    @property
+    def failures(self) -> Counter[str]:
+        return +Counter[str]({reason: self._value("backfill_failures_total", reason=reason) for reason in RestFailure})
+
+    @property
+    def covers(self) -> Counter[Cover]:
+        return +Counter({cover: self._value("block_whales_total", cover=cover) for cover in Cover})
+
+    @property
+    def leads(self) -> int:
+        """The number of leads observed."""
+        return self._value("whale_lead_seconds_count")
+
+    @property
+    def snapshots(self) -> int:
+        return self._value("mempool_snapshots_total")
+
+    @property
+    def unread_whales(self) -> int:
+        return self._value("snapshot_whales_unread_total")
+
+    @property
+    def skipped_blocks(self) -> int:
+        return self._value("blocks_skipped_total")
+
+    @property
+    def rounds(self) -> int:
+        return self._value("backfill_rounds_total")
+
+    @property
+    def open(self) -> dict[str, int]:
+        """What is still to be requested, by kind."""
+        return {
+            what: self._value("backfill_backlog", what=what)
+            for what in ("blocks", "block_whales", "whales", "transactions", "fates")
+        }
 
 
 class Clients:
@@ -198,7 +220,7 @@ class Rig:
         """Wait until everything that the backend has sent is handled and no block or whale is left to fetch."""
         for _ in range(2):  # the current round may have begun before the last message
             await self.processed()
-            await self.until(lambda: self.tally.open["blocks"] == self.tally.open["candidates"] == 0)
+            await self.until(lambda: self.tally.open["blocks"] == self.tally.open["whales"] == 0)
 
     async def scans(self) -> dict[int, Scan]:
         """Return the stored scans by height."""
@@ -313,7 +335,7 @@ async def watching(
     tally = Tally()
     async with (
         EventLog.open(EventLogSettings(path=str(directory / "whaled.db")), metrics.eventlog) as log,
-        Rest.open(upstream, metrics.upstream) as rest,
+        Rest.open(upstream, metrics.rest) as rest,
         asyncio.TaskGroup() as tasks,
     ):
         rules = detection or DetectionSettings()
@@ -322,7 +344,7 @@ async def watching(
             detector=Detector(Rules.of(rules)),
             event_log=log,
             publisher=clients,
-            priority=LoopShare(metrics.gateway),
+            priority=LoopShare(metrics.gateway.worked),
             meter=metrics.detection,
             inputs=rest,
             inputs_wait_s=2.0,
@@ -343,7 +365,7 @@ async def watching(
         rig.clients, rig.metrics = clients, metrics
         rig.observer = pipeline.observer = Observer(worker, tally)
         working = [
-            tasks.create_task(pipeline.run(Feed(upstream, metrics.upstream, clock))),
+            tasks.create_task(pipeline.run(Feed(upstream, metrics.feed, clock))),
             tasks.create_task(worker.run()),
         ]
         try:

@@ -5,43 +5,58 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from kit.whales import alert_draft
 from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.model import Scan
+from whaled.registry import Registry
 
 DAY = 86_400.0
 
 
-@dataclass
-class Meter:
-    """A meter that records what the event log reports."""
+class Meter(EventLogMeter):
+    """The metrics of one event log, with the values that tests compare."""
 
-    commits: list[int] = field(default_factory=list)
-    failures: list[LogFailure] = field(default_factory=list)
-    removed: int = 0
-    damaged_rows: int = 0
-    size_bytes: int = 0
+    def __init__(self) -> None:
+        self._registry = Registry()
+        super().__init__(self._registry)
+        # The new events of each commit, in order.
+        self.commits: list[int] = []
 
     def committed(self, events: int, seconds: float) -> None:
         assert seconds > 0
+        super().committed(events, seconds)
         self.commits.append(events)
+        assert self._value("eventlog_events_total") == sum(self.commits)
+        assert self._value("eventlog_commit_seconds_count") == len(self.commits)
 
-    def failed(self, reason: LogFailure) -> None:
-        self.failures.append(reason)
+    def _value(self, metric: str, **labels: str) -> int:
+        value = self._registry.collectors.get_sample_value(f"whaled_{metric}", labels)
+        assert value is not None, metric
+        return int(value)
 
-    def pruned(self, events: int) -> None:
-        self.removed += events
+    @property
+    def failures(self) -> list[LogFailure]:
+        """The reason of each failed operation, in the order of the enum."""
+        found = [reason for reason in LogFailure for _ in range(self._value("eventlog_failures_total", reason=reason))]
+        assert self._value("errors_total", component="eventlog") == len(found)
+        return found
 
-    def damaged(self, rows: int) -> None:
-        self.damaged_rows = rows
+    @property
+    def removed(self) -> int:
+        return self._value("eventlog_pruned_events_total")
 
-    def size(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
+    @property
+    def damaged_rows(self) -> int:
+        return self._value("eventlog_damaged_rows")
+
+    @property
+    def size_bytes(self) -> int:
+        return self._value("eventlog_size_bytes")
 
 
 def settings(path: Path, *, retention: float = 90 * DAY, busy_timeout: float = 5.0) -> EventLogSettings:

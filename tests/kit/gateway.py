@@ -17,10 +17,10 @@ from websockets.exceptions import ConnectionClosed
 from kit.whales import alert_draft
 from whaled.config.sections import AuthSettings, EventLogSettings, GatewaySettings
 from whaled.eventlog.store import EventLog
+from whaled.gateway.credential import Authenticator
 from whaled.gateway.server import Gateway
-from whaled.gateway.session import Authenticator
+from whaled.metrics import Metrics
 from whaled.model import Draft, Event
-from whaled.ops.metrics import Metrics
 
 # With the 64 KiB segments of loopback the kernel buffers 3 MB for a client that reads nothing; with these, 50 KB.
 SMALL_SEGMENT = 536
@@ -76,7 +76,7 @@ class Rig:
 
     def value(self, metric: str, **labels: str) -> float:
         """Return the value of a metric."""
-        value = self.metrics.registry.get_sample_value(metric, labels)
+        value = self.metrics.registry.collectors.get_sample_value(metric, labels)
         assert value is not None, f"no metric {metric} {labels}"
         return value
 
@@ -100,9 +100,10 @@ async def running_gateway(
             event_log=log,
             authenticator=authenticator,
             meter=metrics.gateway,
+            tls=tls,
             clock=clock,
         )
-        async with gateway.serving(tls=tls) as address:
+        async with gateway.serving() as address:
             scheme = "ws" if tls is None else "wss"
             yield Rig(log, gateway, f"{scheme}://{address}", metrics)
 

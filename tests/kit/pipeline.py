@@ -10,10 +10,12 @@ from typing import Any
 from kit.clocks import SetClock
 from kit.whales import NOW, txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
+from whaled.metrics import Metrics
 from whaled.model import Event, UpstreamState
-from whaled.ops.metrics import Metrics
 from whaled.pipeline import Inputs, Log, Pipeline
+from whaled.registry import Registry
 from whaled.source import MempoolChange
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import decode
@@ -58,7 +60,7 @@ class Priority:
 
 
 def opened(directory: Path) -> AbstractAsyncContextManager[EventLog]:
-    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), Metrics().eventlog)
+    return EventLog.open(EventLogSettings(path=str(directory / "w.db")), EventLogMeter(Registry()))
 
 
 def received(raw: bytes | str, at: float) -> MempoolChange:

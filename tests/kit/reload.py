@@ -330,8 +330,10 @@ class ReloadRig:
                 [sys.executable, "-m", "whaled", "run", "--config", str(self._config)],
                 stdin=subprocess.DEVNULL, stderr=stderr, cwd=self.directory, env={"PATH": os.environ["PATH"]},
             )  # fmt: skip
-        until(lambda: self._process is None or self._process.poll() is not None or bool(self.logged("ready")), 60.0)
-        (ready,) = self.logged("ready")
+        until(
+            lambda: self._process is None or self._process.poll() is not None or bool(self.logged("daemon_ready")), 60.0
+        )
+        (ready,) = self.logged("daemon_ready")
         self.port = int(ready["listen"].rpartition(":")[2])
         self._http = int(ready["metrics"].rpartition(":")[2].removesuffix("/metrics"))
         until(lambda: self.metric("whaled_upstream_state", state="connected") == 1)

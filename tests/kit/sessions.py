@@ -1,10 +1,10 @@
 """Sessions without a socket."""
 
-from whaled.gateway import session as rules
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.clients import Clients
-from whaled.gateway.limits import FailureLimit
-from whaled.gateway.session import Session, SessionLimits
+from whaled.gateway.credential import Authenticator
+from whaled.gateway.limits import FailureLimit, SessionLimits
+from whaled.gateway.session import Session
 from whaled.model import Position
 
 LIMITS = SessionLimits(
@@ -16,12 +16,12 @@ class House:
     def position(self) -> Position:
         return Position("e", 7)
 
-    def counters(self) -> wire.Counters:
-        return wire.Counters(3, 2, 1, 0)
+    def counters(self) -> messages.Counters:
+        return messages.Counters(3, 2, 1, 0)
 
 
 def new(
-    authenticator: rules.Authenticator | None,
+    authenticator: Authenticator | None,
     failures: FailureLimit | None = None,
     clients: Clients | None = None,
     limits: SessionLimits = LIMITS,

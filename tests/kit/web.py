@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from whaled.config.sections import HttpSettings
+from whaled.metrics import Metrics
 from whaled.model import Position, UpstreamState
-from whaled.ops.metrics import Metrics
 from whaled.web.app import Health, HttpServer
 from whaled.web.exposition import Format
 
@@ -82,7 +82,7 @@ class Rig:
             writer.transport.abort()
 
     def value(self, name: str, **labels: str) -> float:
-        value = self.metrics.registry.get_sample_value(name, labels)
+        value = self.metrics.registry.collectors.get_sample_value(name, labels)
         assert value is not None
         return value
 

@@ -24,7 +24,8 @@ from kit.gateway import UPGRADE, ask, receive_type, running_gateway, silent_clie
 from whaled.config.sections import MemorySettings
 from whaled.gateway.pages import KEPT_BYTES
 from whaled.ops.memory import PAGE_BYTES, Gauge
-from whaled.ops.memory_watch import MemoryWatch
+from whaled.ops.memory_watch import MemoryMeter, MemoryWatch
+from whaled.registry import Registry
 
 MIB = 1024**2
 
@@ -189,13 +190,16 @@ def test_this_process_has_a_size() -> None:
     assert 10 * MIB < found.used_bytes < 10_000 * MIB
 
 
-class Seen:
-    """What was measured last."""
+class Seen(MemoryMeter):
+    """The metrics of memory, with the value that tests compare."""
 
-    is_shedding = False
+    def __init__(self) -> None:
+        self._registry = Registry()
+        super().__init__(self._registry)
 
-    def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
-        self.is_shedding = is_shedding
+    @property
+    def is_shedding(self) -> bool:
+        return self._registry.collectors.get_sample_value("whaled_memory_shedding") == 1
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to return memory")
@@ -268,12 +272,12 @@ async def test_the_client_with_the_most_unsent_bytes_is_cut_off_first_and_loses_
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path, max_unsent=4 * MIB) as rig, rig.connect(max_queue=None) as good:
         greedy = silent_client(rig.url, receive_buffer=4096)
-        while not rig.gateway.unsent_bytes:
+        while not rig.gateway.roster.unsent_bytes:
             await rig.alerts(*range(rig.log.head + 1, rig.log.head + 201))
         watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.5), rig.gateway, Seen(), kernel.gauge())
         kernel.resident(101 * MIB)
         watch.look()
-        assert rig.gateway.unsent_bytes == 0
+        assert rig.gateway.roster.unsent_bytes == 0
         assert rig.value("whaled_connections_shed_total") == 1
         kernel.resident(90 * MIB)
         watch.look()
@@ -397,13 +401,13 @@ async def test_a_slow_replay_uses_memory_only_for_its_unsent_bytes(tmp_path: Pat
         try:
             async with asyncio.timeout(40):
                 # Nothing tells that a kernel's buffer is full.
-                while sum(connection.unsent > 0 for connection in rig.gateway._all()) < 4:  # noqa: ASYNC110
+                while sum(connection.unsent > 0 for connection in rig.gateway.roster.all()) < 4:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             gc.collect()
-            held = tracemalloc.get_traced_memory()[0] - rig.gateway.unsent_bytes
+            held = tracemalloc.get_traced_memory()[0] - rig.gateway.roster.unsent_bytes
         finally:
             tracemalloc.stop()
-        assert rig.gateway.replaying == 4
+        assert rig.gateway.subscriptions.replaying == 4
         kept = rig.gateway.subscriptions._pages.kept_bytes
         assert kept <= KEPT_BYTES  # pages are kept for all clients together, not for each
         assert (held - kept) / 4 < 100 * 1024  # the slice that was written is 256 KiB, its page 2 MiB

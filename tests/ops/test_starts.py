@@ -12,7 +12,7 @@ from kit import daemon
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog.schema import STARTS_MARK
-from whaled.ops.metrics import Metrics
+from whaled.metrics import Metrics
 from whaled.ops.starts import Starts
 
 
@@ -35,7 +35,8 @@ class Memory:
 def counts(metrics: Metrics) -> tuple[float | None, float | None]:
     """Starts after a clean end, and after another."""
     clean, unclean = (
-        metrics.registry.get_sample_value("whaled_starts_total", {"after": after}) for after in ("clean", "unclean")
+        metrics.registry.collectors.get_sample_value("whaled_starts_total", {"after": after})
+        for after in ("clean", "unclean")
     )
     return clean, unclean
 

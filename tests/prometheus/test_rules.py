@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kit.daemon import running, write_config
 from kit.paths import ROOT
 from kit.prometheus import ALERTS, DEPLOY, RECORDINGS, needed, rules_of
-from whaled.ops.metrics import Metrics
+from whaled.metrics import Metrics
 
 RUNBOOK = ROOT / "docs" / "runbook.md"
 CASES = sorted(Path(__file__).parent.glob("*.test.yml"))

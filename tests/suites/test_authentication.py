@@ -217,7 +217,7 @@ async def test_a_clock_that_is_set_back_only_delays_the_end(tmp_path: Path) -> N
         )[0]  # fmt: skip
         await enter(client, token)
         ahead_s[0] = 0.0
-        await until(lambda: rig.gateway.clock_steps == 1)
+        await until(lambda: rig.gateway.rechecks.clock_steps == 1)
         await ask(client, type="ping")
         await receive_type(client, "pong")
         ahead_s[0] = 3600.0 + 601.0

@@ -24,7 +24,6 @@ from bench.attack.verdict import GENEROUS, STRICT, Outcome, Used, rows, total
 from bench.attack.victims import Arrival, Client, Crowd, Gathered
 from bench.attack.victims import Order as VictimsOrder
 from kit.paths import ROOT
-from whaled.gateway import wire
 from whaled.gateway.deflate import inflate
 
 QUIET = Gathered(5, 10, 12, 1000)
@@ -202,8 +201,7 @@ def test_a_summary_gives_the_rate_and_leaves_out_zeros() -> None:
 
 
 def alert(number: int) -> bytes:
-    event = messages.event(number)
-    return wire.event_frame(event, "e" * 16)
+    return messages.frame(number, "e" * 16, "")
 
 
 async def test_victims_find_whales_in_fragmented_frames_and_count_duplicates() -> None:

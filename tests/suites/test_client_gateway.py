@@ -40,9 +40,10 @@ from whaled.client import (
 )
 from whaled.config.sections import AuthSettings, EventLogSettings, GatewaySettings
 from whaled.eventlog.store import EventLog
+from whaled.gateway.handshake import RETRY_AFTER_S
 from whaled.gateway.server import Gateway
+from whaled.metrics import Metrics
 from whaled.model import Alert, Draft, Flow, Grant, Permission, Shape, UpstreamState, Whale
-from whaled.ops.metrics import Metrics
 
 BOT = ROOT / "docs" / "examples" / "bot.py"
 SOON = Retry(initial_s=0.001, max_s=0.01)
@@ -120,7 +121,7 @@ async def test_a_stream_requests_compression_as_configured(
         stream(rig.url, compression=compression, link_events=True) as source,
     ):
         await connected(source)
-        assert rig.gateway.compressed == count
+        assert rig.gateway.roster.compressed == count
         await rig.alerts(1, 2, 3)
         assert await offsets(source, 3) == [1, 2, 3]
 
@@ -195,7 +196,7 @@ async def test_no_cut_of_the_connection_loses_or_repeats_an_event(tmp_path: Path
                 await rig.alerts(*range(number, number + size))
                 number += size
                 if rng.random() < 0.3:
-                    for connection in rig.gateway._all():
+                    for connection in rig.gateway.roster.all():
                         connection.abort()
                 await asyncio.sleep(0)
 
@@ -316,7 +317,7 @@ async def test_a_full_server_sends_the_time_to_retry(tmp_path: Path, limit: str,
         lost = await anext(source)
         assert isinstance(lost, Disconnected)
         assert f"HTTP {status}" in lost.reason
-        assert lost.retry_in_s >= rig.gateway.retry_after_s
+        assert lost.retry_in_s >= RETRY_AFTER_S
 
 
 def heavy_draft(number: int) -> Draft:

@@ -20,8 +20,9 @@ from kit.daemon import busy_simulator
 from kit.gateway import receive_type
 from kit.whales import alert_draft, confirmed_draft
 from whaled.config.sections import EventLogSettings
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +196,7 @@ async def test_the_watchdog_is_fed_and_the_status_line_is_current(tmp_path: Path
 
 async def test_after_a_restart_the_last_whale_is_the_one_in_the_log(tmp_path: Path) -> None:
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1")
-    async with EventLog.open(EventLogSettings(path=str(tmp_path / "whaled.db")), Metrics().eventlog) as log:
+    async with EventLog.open(EventLogSettings(path=str(tmp_path / "whaled.db")), EventLogMeter(Registry())) as log:
         await log.append([alert_draft(1, 150.25), alert_draft(2, 300.5), confirmed_draft(2, 300.5)])
     async with (
         Manager(tmp_path / "notify").listening() as manager,

@@ -13,8 +13,8 @@ from whaled.gateway.hub import Hub, OffsetGapError
 from whaled.gateway.pages import Pages
 from whaled.gateway.replay import Replay
 from whaled.gateway.share import LoopShare
+from whaled.metrics import Metrics
 from whaled.model import Event, Kind
-from whaled.ops.metrics import Metrics
 from whaled.whales.filters import EVERYTHING, Filter
 
 # A frame has about 700 bytes: four of them fit, and what is behind that makes a client lag.
@@ -123,7 +123,7 @@ class Delivery(RuleBasedStateMachine):
         self.loop.run_until_complete(asyncio.wait_for(awaitable, 10))
 
     async def _begin(self) -> None:
-        share = LoopShare(Meter())
+        share = LoopShare(Meter().worked)
         self.hub = Hub(epoch="e", head=0, meter=Metrics().gateway, slice_bytes=BOUND_BYTES)
         pages = Pages(log=self.log, share=share, head=lambda: self.hub.head, at_once=5)
         self.replays = Replay(pages=pages, hub=self.hub, share=share, slow_timeout_s=60)

@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.fuzz import INPUT_LIMIT_S, corpus, hunt, scaling, seconds
-from kit.raw import payload
 from kit.sessions import new
 from kit.tokens import Tokens
 from kit.whales import alert_draft
 from whaled.errors import ClientError, Close
-from whaled.gateway import wire
-from whaled.gateway.session import (
+from whaled.gateway import commands, messages, positions
+from whaled.gateway.actions import (
     Admit,
     Attach,
     Detach,
@@ -24,11 +23,10 @@ from whaled.gateway.session import (
     Refused,
     Rejected,
     Send,
-    Session,
-    State,
     Stop,
-    resume,
 )
+from whaled.gateway.framing import text_frame
+from whaled.gateway.session import Session, State
 from whaled.model import Position
 from whaled.whales.filters import Filter, parse_filter
 
@@ -83,13 +81,13 @@ def check(raw: bytes) -> None:
     """Everything that holds of every message by itself."""
     raw = raw[:MAX_FRAME]
     try:
-        command = wire.parse(raw)
-        if isinstance(command, wire.Subscribe):
+        command = commands.parse(raw)
+        if isinstance(command, commands.Subscribe):
             check_filter(parse_filter({} if command.filters is None else command.filters, max_addresses=MAX_ADDRESSES))
             check_since(command.since)
     except ClientError as error:
-        answer = wire.error_frame(error.code, str(error), path=error.path)
-        assert len(payload(answer)["message"]) <= wire.MAX_ERROR_CHARACTERS
+        answer = messages.error(error.code, str(error), path=error.path)
+        assert len(json.loads(answer)["message"]) <= messages.MAX_ERROR_CHARACTERS
         check_answer(answer, most=4_000)
     for authenticator in (None, Tokens()):
         session = new(authenticator)
@@ -104,17 +102,17 @@ def check_filter(found: Filter) -> None:
     assert found.matches(alert_draft(1)) in (True, False)
 
 
-def check_since(since: wire.Since | None) -> None:
-    if isinstance(since, wire.At):
+def check_since(since: commands.Since | None) -> None:
+    if isinstance(since, commands.At):
         assert isinstance(since.time.timestamp(), float)
     else:
-        start = resume(since, epoch="e", head=7, oldest=3)
+        start = positions.start(since, epoch="e", head=7, oldest=3)
         assert 2 <= start.cursor <= 7
 
 
-def check_answer(frame: bytes, *, most: int = MAX_ANSWER) -> None:
-    assert len(frame) <= most
-    assert isinstance(payload(frame)["type"], str)
+def check_answer(message: bytes, *, most: int = MAX_ANSWER) -> None:
+    assert len(text_frame(message)) <= most
+    assert isinstance(json.loads(message)["type"], str)
 
 
 def check_step(session: Session, raw: bytes | None, now: float) -> None:
@@ -141,14 +139,14 @@ def check_step(session: Session, raw: bytes | None, now: float) -> None:
         assert session.grant.client_id == grant.client_id
     for action in actions:
         match action:
-            case Send(frame=frame):
-                check_answer(frame)
+            case Send(message=message):
+                check_answer(message)
             case Attach(filter=chosen, since=since):
                 assert session.may_read
                 check_filter(chosen)
                 check_since(since)
-                frame = wire.subscribed_frame(chosen.normalised(), recovered=None, start=POSITION, position=POSITION)
-                check_answer(frame)
+                message = messages.subscribed(chosen.normalised(), recovered=None, start=POSITION, position=POSITION)
+                check_answer(message)
             case Stop(close=close):
                 assert close in (Close.AUTH_REQUIRED, Close.RATE_LIMITED, Close.TOKEN_REVOKED)
                 assert any(each in kinds for each in (Refused, Limited, FamilyEnded))
@@ -212,7 +210,7 @@ def test_no_sequence_of_messages_breaks_a_session_s_rules(has_tokens: bool, step
 def test_a_client_that_sends_only_garbage_is_closed_soon(has_tokens: bool) -> None:
     for raw in kept():
         try:
-            wire.parse(raw)
+            commands.parse(raw)
         except ClientError:
             session = new(Tokens() if has_tokens else None)
             session.opened("good" if has_tokens else None, 0.0)
@@ -232,8 +230,8 @@ def test_a_long_filter_costs_no_more_than_its_length(entry: str) -> None:
         return f'{{"type":"subscribe","filters":{{{inner}}}}}'.encode()
 
     def run(raw: bytes) -> None:
-        command = wire.parse(raw)
-        assert isinstance(command, wire.Subscribe)
+        command = commands.parse(raw)
+        assert isinstance(command, commands.Subscribe)
         try:
             parse_filter(command.filters, max_addresses=MAX_ADDRESSES)
         except ClientError:

@@ -17,7 +17,7 @@ import pytest
 from kit.fuzz import corpus, hunt, scaling
 from kit.recordings import recorded_frames
 from kit.whales import BTC, NOW, txid
-from whaled.gateway.wire import event_frame, payload_of
+from whaled.gateway import messages
 from whaled.model import Draft, Event, Market, Source, Transaction
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import Delta, DialectError, Frame, Snapshot, decode
@@ -226,7 +226,7 @@ def check_whales(frame: Frame, delta: Delta) -> None:
             drafts.append(lifecycle.confirmed(whale, frame.block, NOW))
         for draft in drafts:
             event = Event(**{**msgspec.structs.asdict(draft), "offset": 1})
-            assert msgspec.json.decode(payload_of(event_frame(event, "e")))
+            assert msgspec.json.decode(messages.event(event, "e"))
 
 
 def check_against(message: Any, frame: Frame | None) -> None:

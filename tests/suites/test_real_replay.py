@@ -8,10 +8,10 @@ from aiohttp import web
 
 from kit.recordings import Answer, Frame, Recording, added, recording
 from whaled.config.sections import UpstreamSettings
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.sources.mempool_space.backend import Backend
 from whaled.sources.mempool_space.dialect import decode
-from whaled.sources.mempool_space.http import RestError
+from whaled.sources.mempool_space.http import RestError, RestMeter
 from whaled.sources.mempool_space.rawblock import spenders_in
 from whaled.sources.mempool_space.rest import Rest
 
@@ -73,7 +73,7 @@ async def replaying(name: str) -> AsyncIterator[tuple[Backend, Recording]]:
         await site.start()
         url = f"127.0.0.1:{runner.addresses[0][1]}/api/v1"
         upstream = UpstreamSettings(url=f"ws://{url}/ws", rest_url=f"http://{url}", rest_timeout=5.0)
-        async with Rest.open(upstream, Metrics().upstream) as rest:
+        async with Rest.open(upstream, RestMeter(Registry())) as rest:
             yield Backend(rest, 10_000.0), found
     finally:
         await runner.cleanup()

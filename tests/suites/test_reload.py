@@ -687,7 +687,7 @@ def _is_memory_short(rig: ReloadRig) -> bool:
 @case("log.level")
 def _(rig: ReloadRig) -> None:
     def lines() -> int:
-        return len(rig.logged("client connected"))
+        return len(rig.logged("client_connected"))
 
     before = lines()
     rig.client()

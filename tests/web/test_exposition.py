@@ -8,8 +8,9 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from kit.web import serving
 from whaled.config.sections import HttpSettings
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
+from whaled.web.meters import HttpMeter
 
 
 async def test_openmetrics_and_gzip_are_negotiated() -> None:
@@ -87,7 +88,7 @@ async def test_a_rendering_is_shared_by_all_requests_of_its_interval() -> None:
 def test_bytes_are_compressed_once_and_an_old_rendering_is_not_served() -> None:
     now = 100.0
     bodies = iter([b"first", b"second", b"third"])
-    exposition = Exposition(lambda _: next(bodies), Metrics().http, clock=lambda: now)
+    exposition = Exposition(lambda _: next(bodies), HttpMeter(Registry()), clock=lambda: now)
     first = exposition.body(Format.PROMETHEUS, 1.0, is_compressed=True)
     assert exposition.body(Format.PROMETHEUS, 1.0, is_compressed=True) is first
     now = 100.99

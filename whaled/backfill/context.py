@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from whaled.backfill.background import Background
-from whaled.backfill.ports import BackfillMeter, Committer, Log
+from whaled.backfill.meters import BackfillMeter
+from whaled.backfill.ports import Committer, Log
 from whaled.config.sections import BackfillSettings
 from whaled.model import Draft, Kind
 from whaled.sampling import Sampler

@@ -12,8 +12,9 @@ from msgspec import structs
 from whaled.config.sections import EventLogSettings
 from whaled.errors import OperatorError
 from whaled.eventlog.files import DaemonLock
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.service import Boot
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.server import Simulator
@@ -60,7 +61,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
     """
     path = Path(settings.path).resolve()  # noqa: ASYNC240 - nothing else runs yet
     if path.exists():
-        async with EventLog.open(settings, Metrics().eventlog) as old:
+        async with EventLog.open(settings, EventLogMeter(Registry())) as old:
             is_simulated = await old.state(WORLD_KEY) is not None
             events, is_used = old.head, old.head > 0 or bool(await old.newest_scans(1))
         if is_used and not is_simulated:
@@ -71,7 +72,7 @@ async def begin_log(settings: EventLogSettings, world: str) -> None:
         if is_simulated:
             _remove(path)
             logger.info("simulator_log_removed", path=str(path), events=events)
-    async with EventLog.open(settings, Metrics().eventlog) as new:
+    async with EventLog.open(settings, EventLogMeter(Registry())) as new:
         await new.set_state(WORLD_KEY, world)
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, Self, TypeVar, TypeVarTuple
+from typing import Self, TypeVar, TypeVarTuple
 
 import structlog
 
@@ -31,6 +31,7 @@ from whaled.config.sections import EventLogSettings
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import schema
 from whaled.eventlog.damage import Damage, KnownDamage, merged
+from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.pages import Page, Pages
 from whaled.eventlog.reader import Reader
 from whaled.eventlog.rows import Rows
@@ -56,30 +57,6 @@ TXID_CHUNK = 2_000
 CHECK_LIMIT_S = 10.0
 # At most this many damage reports wait for the event loop; it takes them when the job that found them ends.
 FOUND_LIMIT = 10_000
-
-
-class LogMeter(Protocol):
-    """Receives the log's measurements. Called on the event loop."""
-
-    def committed(self, events: int, seconds: float) -> None:
-        """Record a committed transaction with new events; `seconds` includes the fsync."""
-        ...
-
-    def failed(self, reason: LogFailure) -> None:
-        """Record a failed operation."""
-        ...
-
-    def pruned(self, events: int) -> None:
-        """Record events that retention removed."""
-        ...
-
-    def damaged(self, rows: int) -> None:
-        """Set the number of known damaged rows, which readers skip."""
-        ...
-
-    def size(self, size_bytes: int) -> None:
-        """Set the size of the database and its write-ahead log on disk."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +113,7 @@ class EventLog:
     `whole_from`, which is never below `oldest`. All of them change on the event loop only.
     """
 
-    def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: LogMeter) -> None:
+    def __init__(self, *, threads: Threads, opened: Opened, retention_s: float, meter: EventLogMeter) -> None:
         self.epoch = opened.epoch
         self.head = opened.head
         self.oldest = opened.oldest
@@ -145,6 +122,8 @@ class EventLog:
         self._known_damage = KnownDamage(opened.gaps)
         self._retention_s = retention_s
         self._meter = meter
+        meter.head.set_function(lambda: self.head)
+        meter.oldest.set_function(lambda: self.oldest)
         # Bounded by the number of tasks that append: each waits for the outcome of its own call.
         self._waiting: list[WaitingAppend] = []
         self._is_committing = False
@@ -153,7 +132,7 @@ class EventLog:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, settings: EventLogSettings, meter: LogMeter, clock: Callable[[], float] = time.time
+        cls, settings: EventLogSettings, meter: EventLogMeter, clock: Callable[[], float] = time.time
     ) -> AsyncIterator[Self]:
         """Open or create the database and check it. On exit, commit the waiting appends, then close the files.
 
@@ -171,6 +150,7 @@ class EventLog:
                 meter.failed(error.reason)
                 raise
             meter.size(opened.size_bytes)
+            meter.directory(Path(settings.path).parent)
             event_log = cls(threads=threads, opened=opened, retention_s=settings.retention, meter=meter)
             logger.info("eventlog_opened", path=settings.path, head=event_log.head, oldest=event_log.oldest)
             event_log._note_damage()

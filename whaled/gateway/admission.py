@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import NamedTuple
 
-from whaled.gateway.limits import Refusal
+from whaled.gateway.limits import NO_FAULTS, Refusal
 from whaled.listening import source_of
 
 # The limits of connections that wait for their refusal. They use descriptors too, so further ones displace the oldest.
@@ -219,6 +219,16 @@ class Verdict(NamedTuple):
     refusal: Refusal | None = None
     displaced: Hashable | None = None
     is_admitted: bool = True
+
+
+def has_failed(refusal: Refusal | None, *, is_waiting: bool) -> bool:
+    """Return whether the end of a connection, without authentication, counts as a failed connect of its network.
+
+    `refusal` is the reason why it has no session, if any. The end does not count if it was not the client's fault, or
+    if bytes of the client waited to be read. It does if the connection was displaced, even before anything was read
+    from it: in a flood from thousands of networks every connection ends like that.
+    """
+    return refusal is Refusal.DISPLACED or (refusal not in NO_FAULTS and not is_waiting)
 
 
 def _always(_: Hashable) -> bool:

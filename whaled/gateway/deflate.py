@@ -19,7 +19,7 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 from websockets.frames import Frame, Opcode
 from websockets.typing import ExtensionParameter
 
-from whaled.gateway import wire
+from whaled.gateway import framing
 
 # The sender's window, in bits. Most alerts fit into its 4 KiB, so a larger window gains nothing. The few clients that
 # allow only a smaller one get no compression.
@@ -64,12 +64,12 @@ class Deflater:
 
     def frame(self, plain: bytes) -> bytes:
         """Return the compressed form of a text frame, or the frame itself if compression does not make it smaller."""
-        payload = wire.payload_of(plain)
+        payload = framing.payload_of(plain)
         if not SMALLEST_BYTES <= len(payload) <= LARGEST_BYTES:
             return plain
         # A full flush clears the compressor's history. A new compressor would take half as long again.
         data = self._zlib.compress(payload) + self._zlib.flush(zlib.Z_FULL_FLUSH)
-        frame = wire.text_frame(data[: -len(TAIL)], is_compressed=True)
+        frame = framing.text_frame(data[: -len(TAIL)], is_compressed=True)
         return frame if len(frame) < len(plain) else plain
 
 

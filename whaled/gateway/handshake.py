@@ -11,11 +11,12 @@ from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.typing import Subprotocol
 
-from whaled.gateway import wire
 from whaled.gateway.deflate import Offers
 from whaled.gateway.limits import Refusal
 from whaled.gateway.origins import Origins
 
+SUBPROTOCOL = "whaled.v1"
+BEARER_SUBPROTOCOL_PREFIX = "bearer."
 # Query parameters that carry a credential in other products. whaled refuses them, since URLs end up in logs and
 # browser histories.
 CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "auth", "authorization")
@@ -23,6 +24,12 @@ CREDENTIAL_PARAMETERS = ("token", "access_token", "api_key", "apikey", "jwt", "a
 MAX_REQUEST_BYTES = 16 * 1024
 # Longer than any path of a genuine client or load balancer. The whole path is searched for credentials.
 MAX_PATH_BYTES = 2048
+
+# The `Retry-After` of a refused request. Clients that were refused together spread their next attempt themselves.
+RETRY_AFTER_S = 5
+END_OF_REQUEST = b"\r\n\r\n"
+# The first bytes of a TLS connection: its first record is a handshake, and the major version has always been 3.
+TLS_BEGINS = b"\x16\x03"
 
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
@@ -100,15 +107,42 @@ class Server(ServerProtocol):
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         """Return the subprotocol of whaled if the client offers it."""
-        return Subprotocol(wire.SUBPROTOCOL) if wire.SUBPROTOCOL in subprotocols else None
+        return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in subprotocols else None
 
 
-def refuse(ws: ServerProtocol, refusal: Refusal, retry_after_s: int) -> Response:
+class BadRequestError(Exception):
+    """Bytes that are no handshake request. `status` and `text` are the response."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status} {text}")
+        self.status = status
+        self.text = text
+
+
+def take_request(collected: bytearray, data: bytes) -> tuple[bytes, bytes] | None:
+    """Add `data` to the bytes collected so far. Return the request, once it is complete, and the bytes that follow it.
+
+    Raises BadRequestError as soon as these bytes can be no request.
+    """
+    seen = len(collected)
+    collected += data
+    end = collected.find(END_OF_REQUEST, max(0, seen - len(END_OF_REQUEST) + 1))
+    size = end + len(END_OF_REQUEST) if end >= 0 else len(collected)
+    if size > MAX_REQUEST_BYTES:
+        raise BadRequestError(*too_large(collected))
+    if collected.startswith(TLS_BEGINS):
+        raise BadRequestError(400, "this port speaks no TLS: connect with ws://\n")
+    if has_bare_line_feed(collected, seen, size):
+        raise BadRequestError(400, "a line of the request ends with LF alone: HTTP/1.1 has CR LF\n")
+    return (bytes(collected[:size]), bytes(collected[size:])) if end >= 0 else None
+
+
+def refuse(ws: ServerProtocol, refusal: Refusal) -> Response:
     """Return the response to a refused request."""
     status, text = REFUSAL_STATUS[refusal]
     response = ws.reject(status, text + "\n")
     if status != 400:
-        response.headers["Retry-After"] = str(retry_after_s)
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
 
 
@@ -123,14 +157,32 @@ ABOUT = "This port serves Bitcoin whale alerts over WebSocket: connect with ws:/
 
 
 def judge(
+    ws: ServerProtocol,
+    request: Request,
+    origins: Origins,
+    *,
+    verdict: Refusal | None,
+    is_draining: bool,
+    is_tls: bool,
+) -> tuple[Refusal | None, Response | None]:
+    """Return the refusal of a request and its response, or (None, None) if only the library may still refuse it.
+
+    `verdict` is the refusal that was decided at the accept, if any. A health check is answered nevertheless.
+    """
+    refusal, response = _judge(ws, request, origins, is_draining=is_draining, is_tls=is_tls)
+    if verdict is not None and refusal is not Refusal.NO_UPGRADE:
+        return verdict, refuse(ws, verdict)
+    return refusal, response
+
+
+def _judge(
     ws: ServerProtocol, request: Request, origins: Origins, *, is_draining: bool, is_tls: bool
 ) -> tuple[Refusal | None, Response | None]:
-    """Return the refusal of a request and its response, or (None, None) if only the library may still refuse it."""
     headers = request.headers
     if len(request.path) > MAX_PATH_BYTES:
         return Refusal.BAD_HANDSHAKE, ws.reject(414, f"the path and query have more than {MAX_PATH_BYTES} bytes\n")
     if has_credential(request.path):
-        return Refusal.TOKEN_IN_URL, refuse(ws, Refusal.TOKEN_IN_URL, 0)
+        return Refusal.TOKEN_IN_URL, refuse(ws, Refusal.TOKEN_IN_URL)
     hosts = len(headers.get_all("Host"))
     if hosts != 1 and not (hosts == 0 and request.protocol == "HTTP/1.0"):
         return Refusal.BAD_HANDSHAKE, ws.reject(400, "a request has one Host header\n")
@@ -216,8 +268,8 @@ def credential(headers: Headers) -> str | None:
             return credential.strip()
     for offered in headers.get_all("Sec-WebSocket-Protocol"):
         for name in offered.split(","):
-            if name.strip().startswith(wire.BEARER_SUBPROTOCOL_PREFIX):
-                return name.strip().removeprefix(wire.BEARER_SUBPROTOCOL_PREFIX)
+            if name.strip().startswith(BEARER_SUBPROTOCOL_PREFIX):
+                return name.strip().removeprefix(BEARER_SUBPROTOCOL_PREFIX)
     return None
 
 

@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.deflate import Deflater
+from whaled.gateway.framing import text_frame
 from whaled.gateway.interest import Interest, Later
+from whaled.gateway.meters import GatewayMeter
 from whaled.model import Event, Kind, Position, UpstreamState
-from whaled.whales.filters import EVERYTHING, Filter, Subject
+from whaled.whales.filters import Filter, Subject
 
 # One publication evaluates about this many filters, counted once per event, at 0.5 us each. It always takes at least
 # EVENTS_TOGETHER events: evaluating a filter for that many takes as long as one send, and one send per event is slower.
@@ -48,30 +50,6 @@ class Member(Protocol):
 
     def fell_behind(self, cursor: int) -> None:
         """Continue from the event log after `cursor`. The hub has removed the member from its group."""
-        ...
-
-
-class HubMeter(Protocol):
-    """The counters of the hub."""
-
-    def delivered(self, alerts: int, updates: int, size_bytes: int) -> None:
-        """Count event frames handed to the kernel or queued, for all members together."""
-        ...
-
-    def compressed(self, size_bytes: int, saved_bytes: int) -> None:
-        """Count the delivered bytes that went to members with compression, and the bytes that compression saved."""
-        ...
-
-    def sent(self, kind: wire.Sent, frames: int, size_bytes: int) -> None:
-        """Count frames other than events, for all their receivers together."""
-        ...
-
-    def published(self, events: int, alerts: int) -> None:
-        """Count published events."""
-        ...
-
-    def lagging(self, members: int) -> None:
-        """Count members that were switched to replay."""
         ...
 
 
@@ -128,7 +106,9 @@ class Delivered:
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
-    def __init__(self, *, epoch: str, head: int, meter: HubMeter, slice_bytes: int, later: Later | None = None) -> None:
+    def __init__(
+        self, *, epoch: str, head: int, meter: GatewayMeter, slice_bytes: int, later: Later | None = None
+    ) -> None:
         """Create a hub without members. `later` runs the work that can wait until after a publication."""
         self.epoch = epoch
         self.head = head
@@ -139,7 +119,8 @@ class Hub:
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
         self._interest = Interest[Group](later)
-        self._rehearsal = Group(EVERYTHING, head)
+        meter.live.set_function(lambda: len(self._group_of))
+        meter.filters.set_function(lambda: len(self._groups))
 
     @property
     def position(self) -> Position:
@@ -209,28 +190,20 @@ class Hub:
         if done.compressed_bytes:
             self._meter.compressed(done.compressed_bytes, done.saved_bytes)
 
-    def rehearse(self, event: Event) -> None:
-        """Deliver a canary's event to the rehearsal's members only, after evaluating the filters as for a whale.
+    def rehearse(self, event: Event, rehearsal: Group) -> None:
+        """Deliver a canary's event to the members of `rehearsal` only, after evaluating the filters as for a whale.
 
-        The event is not in the event log.
+        The event is not in the event log. The members are no clients: they are not counted and receive nothing else.
         """
         groups, judged = self._groups_for([event])
         for group in groups:
             group.filter.passes(judged[0][1])
-        self._deliver([self._rehearsal], judged, self.head)
+        self._deliver([rehearsal], judged, self.head)
 
     def _groups_for(self, events: Sequence[Event]) -> tuple[list[Group], list[tuple[Event, Subject]]]:
         """Return the groups that may match one of these events, and each event with its subject for filters."""
         judged = [(event, Subject(event)) for event in events]
         return self._interest.groups([subject for _, subject in judged]), judged
-
-    def rehearse_to(self, member: Member) -> None:
-        """Deliver canaries to this member. It is not a client: it is not counted and receives nothing else."""
-        self._rehearsal.add(member)
-
-    def rehearse_no_more(self, member: Member) -> None:
-        """Stop delivering canaries to this member, if it receives them."""
-        self._rehearsal.discard(member)
 
     def _deliver(self, groups: Sequence[Group], judged: Sequence[tuple[Event, Subject]], cursor: int) -> Delivered:
         """Write every event to the members whose filter it passes. They have received everything up to `cursor`."""
@@ -261,7 +234,7 @@ class Hub:
         key = event.offset, matched
         frame = frames.get(key)
         if frame is None:
-            frame = wire.event_frame(event, self.epoch, matched)
+            frame = text_frame(messages.event(event, self.epoch, matched))
             if not matched or len(frames) < SHARED_FRAMES:
                 frames[key] = frame
         return frame
@@ -284,15 +257,15 @@ class Hub:
     def publish_positions(self) -> None:
         """Send `position` to the groups that were sent nothing at the head, so that their resume point advances."""
         behind_head = [group for group in self._groups.values() if group.announced < self.head]
-        self._broadcast(behind_head, wire.Sent.POSITION, wire.position_frame(self.position))
+        self._broadcast(behind_head, messages.Sent.POSITION, text_frame(messages.position(self.position)))
         for group in behind_head:
             group.announced = self.head
 
     def publish_upstream_state(self, state: UpstreamState, since: float) -> None:
         """Send `status` to live members. A client in replay gets the current state when it goes live."""
-        self._broadcast(self._groups.values(), wire.Sent.STATUS, wire.status_frame(state, since))
+        self._broadcast(self._groups.values(), messages.Sent.STATUS, text_frame(messages.status(state, since)))
 
-    def _broadcast(self, groups: Iterable[Group], kind: wire.Sent, frame: bytes) -> None:
+    def _broadcast(self, groups: Iterable[Group], kind: messages.Sent, frame: bytes) -> None:
         behind: list[Member] = []
         count = 0
         for group in groups:

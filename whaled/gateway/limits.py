@@ -7,6 +7,9 @@ import math
 from collections import OrderedDict
 from enum import StrEnum
 
+from msgspec import Struct
+
+from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.listening import source_of
 
 
@@ -24,6 +27,34 @@ TERMS_PER_TOKEN = 50
 EVENTS_PER_TOKEN = 20_000
 # The fixed cost of a replay: an answer, a task, and at least one page of events.
 REPLAY_COST = 4.0
+
+
+def terms(filters: object) -> int:
+    """Return the number of values in a filter that has not been validated yet."""
+    if not isinstance(filters, dict):
+        return 0
+    return len(filters) + sum(len(value) for value in filters.values() if isinstance(value, list | dict))
+
+
+class SessionLimits(Struct, frozen=True, kw_only=True):
+    """The configuration of sessions, shared by all of them."""
+
+    messages_per_second: float
+    message_burst: float
+    max_addresses: int
+    expiry_grace_s: float
+    leeway_s: float = 0.0
+
+    @classmethod
+    def of(cls, gateway: GatewaySettings, auth: AuthSettings) -> "SessionLimits":
+        """Take the session limits from the configuration."""
+        return cls(
+            messages_per_second=gateway.messages_per_second,
+            message_burst=float(gateway.message_burst),
+            max_addresses=gateway.max_addresses,
+            expiry_grace_s=auth.expiry_grace,
+            leeway_s=auth.leeway,
+        )
 
 
 # The maximum time of a stall that is credited, and for how long after the stall. By then all messages that arrived
@@ -153,6 +184,12 @@ class Refusal(StrEnum):
     CONNECT_RATE = "connect_rate"
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
+
+
+# Refusals that are not the client's fault.
+NO_FAULTS = {
+    Refusal.GLOBAL_CAP, Refusal.ADDRESS_CAP, Refusal.CLIENT_CAP, Refusal.MEMORY, Refusal.DRAINING, Refusal.NO_UPGRADE,
+}  # fmt: skip
 
 
 # The most offenders remembered, at about 300 bytes each. Beyond it the one that failed longest ago is forgotten. This

@@ -5,10 +5,10 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import structlog
 
+from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.share import Lane, LoopShare
 from whaled.listening import SHORTAGES, peer_address
 from whaled.summaries import Summary
@@ -30,14 +30,6 @@ REMEMBERED_S, FORGOTTEN_S = 2.0, 0.2
 SHORT_WAIT_S = 0.25
 # A shortage has ended when no accept has failed for this time.
 RESUMED_AFTER_S = 1.0
-
-
-class ListenerMeter(Protocol):
-    """The counters of the listener."""
-
-    def accept_failed(self) -> None:
-        """Count a connection that stays in the kernel because descriptors or memory are short."""
-        ...
 
 
 class Backlog:
@@ -91,7 +83,7 @@ class Listener:
         *,
         arrive: Callable[[socket.socket, str], None],
         share: LoopShare,
-        meter: ListenerMeter,
+        meter: GatewayMeter,
         reserve: "Reserve",
     ) -> None:
         self.sockets = list(sockets)

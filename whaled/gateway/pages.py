@@ -14,8 +14,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from whaled.gateway import wire
+from whaled.gateway import messages
 from whaled.gateway.deflate import Deflater
+from whaled.gateway.framing import text_frame
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Event
 
@@ -57,10 +58,10 @@ class Page(Struct):
     def frame(self, index: int, epoch: str, matched_addresses: tuple[str, ...] = ()) -> bytes:
         """Return the frame of an event. A frame without matched addresses is encoded once for all clients."""
         if matched_addresses:
-            return wire.event_frame(self.events[index], epoch, matched_addresses)
+            return text_frame(messages.event(self.events[index], epoch, matched_addresses))
         frame = self.frames[index]
         if frame is None:
-            frame = self.frames[index] = wire.event_frame(self.events[index], epoch)
+            frame = self.frames[index] = text_frame(messages.event(self.events[index], epoch))
         return frame
 
     def compressed(self, index: int, frame: bytes, deflater: Deflater, *, is_shared: bool) -> bytes:

@@ -10,17 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from whaled.config.sections import GatewaySettings
-from whaled.gateway import wire
+from whaled.gateway import messages
+from whaled.gateway.actions import Admit, Concern
 from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
-from whaled.gateway.hub import Hub
-from whaled.gateway.limits import FailureLimit, Refusal
+from whaled.gateway.hub import Group, Hub
+from whaled.gateway.limits import FailureLimit, SessionLimits
 from whaled.gateway.origins import Origins
-from whaled.gateway.session import Action, Admit, Session, SessionLimits
+from whaled.gateway.records import Records
+from whaled.gateway.session import Session
 from whaled.gateway.share import LoopShare
 from whaled.gateway.transport import ClientSocket
-from whaled.model import Position
+from whaled.model import Event, Position
+from whaled.whales.filters import EVERYTHING
 
 SOURCE = Source("canary", "canary")
 # Canaries send nothing but the handshake request, so these limits never apply.
@@ -33,17 +36,25 @@ class Rehearsal:
     These are names of sockets that this process has bound, so no other process can connect from them in the meantime.
     """
 
-    def __init__(self, hub: Hub, share: LoopShare, settings: GatewaySettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        share: LoopShare,
+        settings: GatewaySettings,
+        tls: ssl.SSLContext | None,
+        clock: Callable[[], float],
+    ) -> None:
         self.expected: set[object] = set()
-        self.tls: ssl.SSLContext | None = None
-        self.place: tuple[socket.AddressFamily, Any] | None = None
+        self.place: tuple[socket.AddressFamily, Any] | None = None  # None until something listens
+        self.group = Group(EVERYTHING, hub.head)
+        self.tls = tls
         self.settings = settings
         self.origins = Origins.of(("*",), needs_token=False)
-        self.retry_after_s = 1
+        self.records = Records()
         self.is_draining = False  # canaries continue until the end of a drain, to watch it too
+        self.now = clock
         self._hub = hub
         self._share = share
-        self._clock = clock
 
     def listens_at(self, sockets: Sequence[socket.socket]) -> None:
         """Choose where canaries connect among the listening sockets, preferring IPv4.
@@ -68,11 +79,11 @@ class Rehearsal:
         connection = Connection(self, "canary", SOURCE, 0)
         connection.start(ClientSocket(sock, connection, self._share, SOURCE.network, self.tls), None)
 
-    # --- calls of connections and sessions (ConnectionOwner, Surroundings) ---
+    def publish(self, event: Event) -> None:
+        """Deliver the event of a canary to the connections of canaries."""
+        self._hub.rehearse(event, self.group)
 
-    def now(self) -> float:
-        """Return the wall clock, in Unix seconds."""
-        return self._clock()
+    # --- calls of connections and sessions (ConnectionOwner, Surroundings) ---
 
     def new_session(self, connection: Connection) -> Session:
         """Create a session without authentication, since the client is this process."""
@@ -86,43 +97,25 @@ class Rehearsal:
             now=self.now(),
         )
 
-    def perform(self, connection: Connection, action: Action) -> None:
+    def opened(self, connection: Connection) -> None:
+        """Do nothing: canaries continue until the end of a drain."""
+
+    def perform(self, connection: Connection, action: Concern) -> None:
         """Deliver canaries to an admitted connection. Canaries cause no other actions."""
         if isinstance(action, Admit):
-            self._hub.rehearse_to(connection)
+            self.group.add(connection.outbox)
+
+    def fell_behind(self, connection: Connection, cursor: int) -> None:
+        """Do nothing. The canary is not replayed, so it is reported as missed."""
 
     def disconnected(self, connection: Connection) -> None:
         """Stop delivering canaries to a connection whose socket is closed."""
-        self._hub.rehearse_no_more(connection)
+        self.group.discard(connection.outbox)
 
     def position(self) -> Position:
         """Return the position of the newest published event."""
         return self._hub.position
 
-    def counters(self) -> wire.Counters:
+    def counters(self) -> messages.Counters:
         """Return zeros. Canaries do not send `stats`."""
-        return wire.Counters(0, 0, 0, 0)
-
-    def refused(self, connection: Connection, reason: Refusal) -> None:
-        """Do nothing: the canary reports the failure itself."""
-
-    def tls_failed(self, reason: str) -> None:
-        """Do nothing: the canary reports the failure itself."""
-
-    def origin_refused(self, connection: Connection, origin: str) -> None:
-        """Do nothing. It is never called, since canaries send no Origin header."""
-
-    def received(self, kind: wire.MessageType, size_bytes: int) -> None:
-        """Do nothing: canaries are not counted."""
-
-    def answered(self, size_bytes: int) -> None:
-        """Do nothing: canaries are not counted."""
-
-    def ask_to_reconnect(self, connection: Connection) -> None:
-        """Do nothing: canaries continue until the end of a drain."""
-
-    def failed(self, connection: Connection) -> None:
-        """Do nothing: the canary reports the failure itself."""
-
-    def fell_behind(self, connection: Connection, cursor: int) -> None:
-        """Do nothing. The canary is not replayed, so it is reported as missed."""
+        return messages.Counters(0, 0, 0, 0)

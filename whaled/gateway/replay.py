@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from whaled.gateway import wire
+from whaled.gateway import messages
+from whaled.gateway.framing import text_frame
 from whaled.gateway.hub import Hub, Member
 from whaled.gateway.pages import LostError, Page, Pages
 from whaled.gateway.share import Lane, LoopShare
@@ -104,7 +105,7 @@ class Replay:
                 await self._drain(receiver)
         if delivered < self._hub.head:
             # The last events did not match. Without this position the next resume would read them again.
-            receiver.write(wire.position_frame(self._hub.position))
+            receiver.write(text_frame(messages.position(self._hub.position)))
         self._hub.join(receiver, chosen)
         return sent
 

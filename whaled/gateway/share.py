@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 # The time that one iteration of the loop spends on jobs. An alert may wait for a few of these.
 SLICE_S = 0.001
@@ -42,14 +42,6 @@ WEIGHTS = {Lane.ACCEPT: 3.0, Lane.STRANGER: 4.0, Lane.KNOWN: 4.0, Lane.REPLAY: 2
 
 
 T = TypeVar("T")
-
-
-class ShareMeter(Protocol):
-    """The counters of the shares."""
-
-    def worked(self, lane: Lane, seconds: float) -> None:
-        """Count the time that jobs of a lane took."""
-        ...
 
 
 # A job returns whether there is more to do. If so, it runs again after the others of its lane.
@@ -90,17 +82,20 @@ class _Queue:
 
 
 class LoopShare:
-    """The scheduler of jobs in slices on the running event loop. A job must not raise."""
+    """The scheduler of jobs in slices on the running event loop. A job must not raise.
+
+    `worked` is called with the seconds that jobs of a lane took.
+    """
 
     def __init__(
         self,
-        meter: ShareMeter,
+        worked: Callable[[Lane, float], None],
         *,
         slice_s: float = SLICE_S,
         hold_s: float = HOLD_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._meter = meter
+        self._worked = worked
         self._clock = clock
         self._slice_s = slice_s
         self._hold_s = hold_s
@@ -155,7 +150,7 @@ class LoopShare:
     def worked_elsewhere(self, lane: Lane, seconds: float) -> None:
         """Charge a lane for work of a thread, as if the loop had done it."""
         self._spend(lane, seconds, self._clock())
-        self._meter.worked(lane, seconds)
+        self._worked(lane, seconds)
 
     def waiting(self, lane: Lane) -> int:
         """Return the number of sources with jobs in a lane."""
@@ -192,7 +187,7 @@ class LoopShare:
             self._spend(lane, now - began, now)
             spent[lane] = spent.get(lane, 0.0) + now - began
         for lane, seconds in spent.items():
-            self._meter.worked(lane, seconds)
+            self._worked(lane, seconds)
         if any(self._lanes.values()):
             self._schedule()
 

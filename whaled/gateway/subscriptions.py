@@ -1,18 +1,20 @@
 """Subscriptions of clients: joins them to the hub, and replays the event log to those that resume or fell behind."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
 from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
-from whaled.gateway import wire
+from whaled.gateway import commands, messages, positions
 from whaled.gateway.connection import Connection
-from whaled.gateway.hub import Hub, HubMeter
+from whaled.gateway.hub import Hub
+from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.pages import LogReader, LostError, Pages
+from whaled.gateway.positions import Start, not_recovered
 from whaled.gateway.replay import Replay, TooSlowError
-from whaled.gateway.session import Resume, resume
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Position, UpstreamState
 from whaled.whales.filters import EVERYTHING, Filter
@@ -35,19 +37,21 @@ class EventLog(LogReader, Protocol):
         ...
 
 
-class DeliveryMeter(HubMeter, Protocol):
-    """The counters of deliveries."""
+class _Subscription:
+    """The filter of a client, and its replay while it is not live."""
 
-    def replayed(self, frames: int, *, recovered: bool) -> None:
-        """Count a replay that ended, or, if not `recovered`, a position that could not be recovered."""
-        ...
+    __slots__ = ("filter", "replay")
+
+    def __init__(self, chosen: Filter) -> None:
+        self.filter = chosen
+        self.replay: asyncio.Task[None] | None = None
 
 
 class Subscriptions:
     """The delivery state of clients: each one that may read is live in the hub, in replay, or has unsubscribed."""
 
     def __init__(
-        self, event_log: EventLog, settings: GatewaySettings, meter: DeliveryMeter, share: LoopShare, now: float
+        self, event_log: EventLog, settings: GatewaySettings, meter: GatewayMeter, share: LoopShare, now: float
     ) -> None:
         self._log = event_log
         self._meter = meter
@@ -59,9 +63,9 @@ class Subscriptions:
             later=partial(share.add, Lane.KNOWN, source="filters"),
         )
         self._upstream: tuple[UpstreamState, float] = (UpstreamState.DISCONNECTED, now)
-        self._filters: dict[Connection, Filter] = {}
-        self._tasks: asyncio.TaskGroup | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._subscribed: dict[Connection, _Subscription] = {}
+        self._tasks = asyncio.TaskGroup()  # entered by `serving`
+        meter.replaying.set_function(lambda: self.replaying)
         self._pages = Pages(log=event_log, share=share, head=lambda: self.hub.head, at_once=settings.replay_page)
         self._replay = Replay(pages=self._pages, hub=self.hub, share=share, slow_timeout_s=settings.slow_timeout)
 
@@ -77,10 +81,18 @@ class Subscriptions:
         self._replay.slow_timeout_s = settings.slow_timeout
         self._pages.resize(settings.replay_page)
 
-    def run_in(self, tasks: asyncio.TaskGroup) -> None:
-        """Run replays, and the reader of their pages, as tasks of this group."""
-        self._tasks = tasks
-        self._reading = tasks.create_task(self._pages.run(), name="gateway pages")
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Run replays, and read the pages that they need, until the body ends. Raises EventLogError in a group."""
+        async with self._tasks:
+            reading = self._tasks.create_task(self._pages.run(), name="gateway pages")
+            try:
+                yield
+            finally:
+                reading.cancel()
+                for subscription in self._subscribed.values():
+                    if subscription.replay is not None:
+                        subscription.replay.cancel()
 
     @property
     def upstream(self) -> UpstreamState:
@@ -90,7 +102,7 @@ class Subscriptions:
     @property
     def replaying(self) -> int:
         """The number of clients in replay."""
-        return sum(connection.delivery is not None for connection in self._filters)
+        return sum(subscription.replay is not None for subscription in self._subscribed.values())
 
     def publish_upstream_state(self, state: UpstreamState, now: float) -> None:
         """Send clients the state of the link to the backend, if it changed."""
@@ -104,99 +116,84 @@ class Subscriptions:
         """Deliver all events to a newly admitted client that may read, until it subscribes."""
         state, since = self._upstream
         if state is not UpstreamState.CONNECTED:
-            connection.answer(wire.status_frame(state, since))
-        self._filters[connection] = EVERYTHING
-        self.hub.join(connection, EVERYTHING)
+            connection.answer(messages.status(state, since))
+        self._subscribed[connection] = _Subscription(EVERYTHING)
+        self.hub.join(connection.outbox, EVERYTHING)
 
-    def attach(self, connection: Connection, chosen: Filter, since: wire.Since | None) -> None:
+    def attach(self, connection: Connection, chosen: Filter, since: commands.Since | None) -> None:
         """Send `subscribed`, then deliver the events that pass `chosen`, from `since` on (None: from now on)."""
         self.detach(connection)
-        self._filters[connection] = chosen
-        state = self.upstream
-        if isinstance(since, wire.At):
-            self._deliver(connection, self._attach_at(connection, chosen, since, state))
+        self._subscribed[connection] = _Subscription(chosen)
+        if isinstance(since, commands.At):
+            self._start(connection, self._attach_at(connection, since, self.upstream))
         else:
-            self._resume(connection, chosen, since, state)
+            self._begin(connection, self._start_of(since), self.upstream)
 
-    async def _attach_at(
-        self, connection: Connection, chosen: Filter, since: wire.At, announced: UpstreamState
-    ) -> None:
+    async def _attach_at(self, connection: Connection, since: commands.At, announced: UpstreamState) -> None:
         before = await self._log.offset_before(since.time.timestamp())
         # Retention may have removed events after that time, unless an event before it is still in the log.
         is_complete = self._log.oldest <= 1 or before >= self._log.oldest
-        position = Position(self.hub.epoch, before if is_complete else -1)
-        await self._replay_from(connection, chosen, self._answer(connection, chosen, position), announced)
+        start = self._start_of(Position(self.hub.epoch, before)) if is_complete else not_recovered(self.hub.head)
+        self._answer(connection, start)
+        await self._replay_from(connection, start.cursor, announced)
 
-    def _resume(
-        self,
-        connection: Connection,
-        chosen: Filter,
-        since: Position | wire.Last | None,
-        announced: UpstreamState,
-    ) -> None:
-        cursor = self._answer(connection, chosen, since)
-        if cursor == self.hub.head and announced is self.upstream:
-            self.hub.join(connection, chosen)
+    def _start_of(self, since: Position | commands.Last | None) -> Start:
+        log = self._log
+        return positions.start(
+            since, epoch=self.hub.epoch, head=self.hub.head, oldest=log.oldest, whole_from=log.whole_from
+        )
+
+    def _begin(self, connection: Connection, start: Start, announced: UpstreamState) -> None:
+        """Send `subscribed` and deliver from `start` on. The client knows the state `announced` of the backend."""
+        self._answer(connection, start)
+        if start.cursor == self.hub.head and announced is self.upstream:
+            self.hub.join(connection.outbox, self._subscribed[connection].filter)
         else:
-            self._deliver(connection, self._replay_from(connection, chosen, cursor, announced))
+            self._start(connection, self._replay_from(connection, start.cursor, announced))
 
-    def _answer(self, connection: Connection, chosen: Filter, since: Position | wire.Last | None) -> int:
-        """Send `subscribed` and return the cursor at which delivery starts."""
-        start = resume(since, epoch=self.hub.epoch, head=self.hub.head, oldest=self._log.oldest)
-        if start.recovered and start.cursor < self._log.whole_from - 1:
-            start = Resume(self.hub.head, recovered=False)  # damage after the cursor, and recovery is all or nothing
+    def _answer(self, connection: Connection, start: Start) -> None:
         oldest = None
         if start.recovered is False:
             oldest = Position(self.hub.epoch, self._log.whole_from)
             self._meter.replayed(0, recovered=False)
         connection.answer(
-            wire.subscribed_frame(
-                chosen.normalised(),
+            messages.subscribed(
+                self._subscribed[connection].filter.normalised(),
                 recovered=start.recovered,
                 start=Position(self.hub.epoch, start.cursor),
                 position=self.hub.position,
                 oldest=oldest,
             )
         )
-        return start.cursor
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
         """Replay the event log to the connection after `cursor`, once it has drained."""
-        self._deliver(connection, self._replay_from(connection, self._filters[connection], cursor, self.upstream))
+        self._start(connection, self._replay_from(connection, cursor, self.upstream))
 
-    def _deliver(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
-        assert self._tasks is not None
-        connection.delivery = self._tasks.create_task(replay, name="gateway replay")
+    def _start(self, connection: Connection, replay: Coroutine[object, object, None]) -> None:
+        self._subscribed[connection].replay = self._tasks.create_task(replay, name="gateway replay")
 
-    async def _replay_from(self, connection: Connection, chosen: Filter, cursor: int, announced: UpstreamState) -> None:
+    async def _replay_from(self, connection: Connection, cursor: int, announced: UpstreamState) -> None:
+        subscription = self._subscribed[connection]
+        session = connection.session
+        assert session is not None  # only a session subscribes
         try:
-            session = connection.session
-            assert session is not None  # a replay is only started by a session
-            frames = await self._replay.run(connection, session, chosen, cursor)
+            frames = await self._replay.run(connection.outbox, session, subscription.filter, cursor)
         except TooSlowError:
             connection.close(Close.TOO_SLOW)
         except LostError:
-            connection.delivery = None
-            self._resume(connection, chosen, Position(self.hub.epoch, -1), announced)
+            subscription.replay = None
+            self._begin(connection, not_recovered(self.hub.head), announced)
         else:
-            connection.delivery = None
+            subscription.replay = None
             self._meter.replayed(frames, recovered=True)
             if self.upstream is not announced:
                 # `publish_upstream_state` reaches live members only.
-                connection.answer(wire.status_frame(*self._upstream))
+                connection.answer(messages.status(*self._upstream))
 
     def detach(self, connection: Connection) -> None:
         """Stop delivery to a client."""
-        self.hub.leave(connection)
-        self._filters.pop(connection, None)
-        if connection.delivery is not None:
-            connection.delivery.cancel()
-            connection.delivery = None
-
-    def cancel(self) -> None:
-        """Cancel all replays and the reader of their pages."""
-        if self._reading is not None:
-            self._reading.cancel()
-        for connection in list(self._filters):
-            if connection.delivery is not None:
-                connection.delivery.cancel()
+        self.hub.leave(connection.outbox)
+        subscription = self._subscribed.pop(connection, None)
+        if subscription is not None and subscription.replay is not None:
+            subscription.replay.cancel()

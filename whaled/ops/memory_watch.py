@@ -3,13 +3,13 @@
 import asyncio
 import math
 import time
-from typing import Protocol
 
 import structlog
 
 from whaled.config.sections import MemorySettings
 from whaled.gateway.server import Gateway
 from whaled.ops import memory
+from whaled.registry import Registry
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -33,12 +33,23 @@ URGENT = 0.5
 SHED_DOWN_TO = 0.5
 
 
-class MemoryMeter(Protocol):
-    """The measurements of memory."""
+class MemoryMeter:
+    """The metrics of memory."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._used = registry.gauge(
+            "memory_used_bytes", "Working set of the cgroup if that has a limit, else resident memory."
+        )
+        self._limit = registry.gauge(
+            "memory_limit_bytes", "memory.limit or the limit of the cgroup, the lower one; +Inf without either."
+        )
+        self._shedding = registry.gauge("memory_shedding", "1 while load is shed to save memory.")
 
     def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
-        """Record the memory used and its limit."""
-        ...
+        """Set the used memory, its limit, and whether load is shed."""
+        self._used.set(used_bytes)
+        self._limit.set(limit_bytes)
+        self._shedding.set(is_shedding)
 
 
 class MemoryWatch:

@@ -9,6 +9,7 @@ from msgspec import Struct
 from whaled.errors import EventLogError
 from whaled.eventlog.schema import STARTS_MARK
 from whaled.model import Ending
+from whaled.registry import Registry
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -25,12 +26,17 @@ class State(Protocol):
         ...
 
 
-class StartMeter(Protocol):
-    """The count of starts."""
+class StartMeter:
+    """The metric of starts of the daemon, including those of earlier runs."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._starts = registry.counter(
+            "starts", "Starts since the event log was created, by how the previous run ended.", "after", Ending
+        )
 
     def started(self, ending: Ending, count: int = 1) -> None:
-        """Count `count` starts after a run that ended in this way."""
-        ...
+        """Count starts after a run that ended this way. `count` is above 1 for those of earlier runs."""
+        self._starts.labels(ending).inc(count)
 
 
 class _Record(Struct):

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 import structlog
 
 from whaled.ops.systemd import Notifier
+from whaled.registry import Registry
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -14,12 +14,15 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 LOOK_S = 0.25
 
 
-class LoopMeter(Protocol):
-    """The measurements of the event loop."""
+class LoopMeter:
+    """The metric of the event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._lag = registry.histogram("event_loop_lag_seconds", "Delay of a timer of the event loop.")
 
     def lagged(self, seconds: float) -> None:
-        """Record by how much a timer fired late."""
-        ...
+        """Record the delay of a timer."""
+        self._lag.observe(seconds)
 
 
 class LoopWatch:

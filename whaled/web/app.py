@@ -18,7 +18,8 @@ from whaled.hosts import is_address_or_localhost, split_authority
 from whaled.listening import address_of, open_sockets
 from whaled.model import Position, UpstreamState
 from whaled.web.exposition import Exposition, Format, accepted_format, accepts_gzip
-from whaled.web.listener import BACKLOG, Connection, HttpMeter, Listener
+from whaled.web.listener import BACKLOG, Connection, Listener
+from whaled.web.meters import HttpMeter
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,6 +59,8 @@ class HttpServer:
         self._exposition = Exposition(metrics, meter, clock=time.monotonic)
         self._listener: Listener | None = None
         self.addresses: tuple[str, ...] = ()
+        meter.connections.set_function(lambda: self.connections)
+        meter.connections_limit.set_function(lambda: self._settings.max_connections)
 
     def reconfigure(self, settings: HttpSettings) -> None:
         """Apply new limits."""

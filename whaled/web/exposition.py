@@ -6,9 +6,10 @@ Rendering blocks the event loop for some milliseconds, so it happens at most onc
 import gzip
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Protocol
 
 from msgspec import Struct
+
+from whaled.web.meters import HttpMeter
 
 # Level 1 takes a fifth of the time of level 9, for output that is a tenth larger.
 GZIP_LEVEL = 1
@@ -21,14 +22,6 @@ class Format(StrEnum):
     OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
-class RenderingMeter(Protocol):
-    """The counter of renderings."""
-
-    def rendered(self) -> None:
-        """Count a rendering of the registry."""
-        ...
-
-
 class _Rendering(Struct):
     body: bytes
     at: float
@@ -38,7 +31,7 @@ class _Rendering(Struct):
 class Exposition:
     """The latest rendering in each format. `render` makes it; `clock` returns monotonic seconds."""
 
-    def __init__(self, render: Callable[[Format], bytes], meter: RenderingMeter, *, clock: Callable[[], float]) -> None:
+    def __init__(self, render: Callable[[Format], bytes], meter: HttpMeter, *, clock: Callable[[], float]) -> None:
         self._render = render
         self._meter = meter
         self._clock = clock

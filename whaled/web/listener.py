@@ -10,7 +10,6 @@ import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Protocol
 
 import structlog
 from aiohttp import hdrs, web
@@ -18,6 +17,7 @@ from aiohttp import hdrs, web
 from whaled.config.sections import HttpSettings
 from whaled.listening import SHORTAGES, peer_address, source_of
 from whaled.summaries import Summary
+from whaled.web.meters import Cut, HttpMeter
 from whaled.web.pace import Pace
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -35,42 +35,6 @@ CROWDED_S = 0.001
 ACCEPT_PAUSE_S = 1.0
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-
-class Cut(StrEnum):
-    """The reason why a connection of the HTTP server was refused or cut (a metric label)."""
-
-    FULL = "full"
-    ADDRESS_FULL = "address_full"
-    DISPLACED = "displaced"
-    HEADER_TIMEOUT = "header_timeout"
-    IDLE_TIMEOUT = "idle_timeout"
-    WRITE_TIMEOUT = "write_timeout"
-    REQUEST_TOO_LARGE = "request_too_large"
-
-
-class HttpMeter(Protocol):
-    """The counters of the HTTP server."""
-
-    def rendered(self) -> None:
-        """Count a rendering of the registry."""
-        ...
-
-    def answered(self, status: int) -> None:
-        """Count a response by its status."""
-        ...
-
-    def delayed(self) -> None:
-        """Count a request that waited for the rate limit."""
-        ...
-
-    def cut(self, reason: Cut) -> None:
-        """Count a connection that was refused or cut."""
-        ...
-
-    def accept_failed(self) -> None:
-        """Count a failed accept because descriptors or memory were short."""
-        ...
 
 
 class _Phase(StrEnum):

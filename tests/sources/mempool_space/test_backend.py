@@ -10,13 +10,13 @@ import pytest
 from kit.backfill import Front, world
 from kit.whales import BTC
 from whaled.config.sections import UpstreamSettings
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import Mode
 from whaled.simulator.transactions import TxKind
 from whaled.source import Summary
 from whaled.sources.mempool_space.backend import Backend
-from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.rest import Rest
 
 TXID, HASH = "ab" * 32, "cd" * 32
@@ -28,7 +28,7 @@ async def asking(per_second: float = 10_000.0) -> AsyncIterator[tuple[Backend, S
     front = Front()
     async with world() as (sim, _), front.before(sim):
         upstream = UpstreamSettings(url=sim.url, rest_url=front.url, rest_timeout=5.0)
-        async with Rest.open(upstream, Metrics().upstream) as rest:
+        async with Rest.open(upstream, RestMeter(Registry())) as rest:
             yield Backend(rest, per_second), sim, front
 
 
@@ -280,7 +280,7 @@ async def test_an_entry_without_a_txid_is_found_by_its_place() -> None:
 async def test_entries_are_requested_in_the_fewest_pages(mode: str, pages: list[list[int]]) -> None:
     upstream = UpstreamSettings()
     entries = [Summary(f"{index:064x}", 1, 0, 1.0, index) for index in (30, 1, 10, 11, 20, 21)]
-    async with Rest.open(upstream, Metrics().upstream) as rest:
+    async with Rest.open(upstream, RestMeter(Registry())) as rest:
         rest.routes.mode = mode
         found = Backend(rest, 1.0).pages_of(entries)
     assert [[entry.index for entry in page] for page in found] == pages
@@ -332,7 +332,7 @@ async def test_only_electrs_reports_which_transaction_spends_an_output() -> None
         spender = sim.world.pay(150 * BTC)
         await sim.poll()
         spent, unspent = spender.inputs[0], f"{spender.txid}:0"
-        async with Rest.open(UpstreamSettings(url=sim.url), Metrics().upstream) as rest:
+        async with Rest.open(UpstreamSettings(url=sim.url), RestMeter(Registry())) as rest:
             backend = Backend(rest, 10_000.0)
             outpoint = f"{spent.txid}:{spent.vout}"
             assert await backend.spender(outpoint) is None  # not requested: the mode is not known

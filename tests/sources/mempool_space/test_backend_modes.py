@@ -17,9 +17,10 @@ from aiohttp import web
 from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Transaction
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.source import Confirmation, Summary
 from whaled.sources.mempool_space.backend import Backend
+from whaled.sources.mempool_space.http import RestMeter
 from whaled.sources.mempool_space.rest import Rest
 
 MODES = ("none", "esplora")
@@ -53,7 +54,7 @@ async def asking(mode: str) -> AsyncIterator[Backend]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
     try:
-        async with Rest.open(UpstreamSettings(url=f"ws://127.0.0.1:{port}/api/v1/ws"), Metrics().upstream) as rest:
+        async with Rest.open(UpstreamSettings(url=f"ws://127.0.0.1:{port}/api/v1/ws"), RestMeter(Registry())) as rest:
             rest.routes.mode = mode
             rest.routes.esplora = f"http://127.0.0.1:{port}/api/" if mode == "esplora" else None
             yield Backend(rest, 10_000.0)

@@ -26,6 +26,7 @@ from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import UpstreamState
+from whaled.registry import Registry
 from whaled.sampling import Sampler
 from whaled.simulator.faults import PAYLOADS, Garbage
 from whaled.simulator.server import Simulator
@@ -34,9 +35,10 @@ from whaled.source import Connected, Continuity, Lost, MempoolChange, StateChang
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.dialect import Delta, DialectFault, decode, subscribe_frames
 from whaled.sources.mempool_space.feed import Feed, Outage, delay_range_s
-from whaled.sources.mempool_space.http import RestFailure
+from whaled.sources.mempool_space.http import RestFailure, RestMeter
 from whaled.sources.mempool_space.link import CLOSE_TIMEOUT_S
 from whaled.sources.mempool_space.link_errors import LossReason, diagnose
+from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.rest import Rest
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
@@ -54,56 +56,42 @@ def recorded(run: int) -> tuple[str, ...]:
         return tuple(entry["raw"] for entry in entries if entry["conn"] == run and entry["dir"] == "in")
 
 
-class Recorder:
-    """A meter that remembers."""
+class Recorder(FeedMeter):
+    """The metrics of one feed, which also remembers the order of what it counts."""
 
     def __init__(self) -> None:
-        self.incomplete = 0
-        self.links = 0
-        self.losses: list[LossReason] = []
+        self._registry = Registry()
         self.states: list[UpstreamState] = []
+        super().__init__(self._registry)
+        self.states.clear()
+        self.losses: list[LossReason] = []
         self.raw_bytes: list[int] = []
         self.faults: list[DialectFault] = []
-        self.malformed_parts = 0
-        self.unknown_keys = 0
         self.continuity: list[Continuity] = []
 
-    def connected(self) -> None:
-        self.links += 1
-
     def lost(self, reason: LossReason) -> None:
+        super().lost(reason)
         self.losses.append(reason)
 
     def state(self, state: UpstreamState) -> None:
+        super().state(state)
         self.states.append(state)
 
     def received(self, raw_bytes: int, decode_s: float) -> None:
         assert decode_s >= 0
+        super().received(raw_bytes, decode_s)
         self.raw_bytes.append(raw_bytes)
 
     def undecodable(self, fault: DialectFault) -> None:
+        super().undecodable(fault)
         self.faults.append(fault)
 
-    def malformed(self, parts: int) -> None:
-        self.malformed_parts += parts
-
-    def snapshot_incomplete(self) -> None:
-        self.incomplete += 1
-
-    def unknown(self, keys: int) -> None:
-        self.unknown_keys += keys
-
-    def requested(self, failure: RestFailure | None, seconds: float) -> None:
-        assert failure is None
-
-    def inputs_unknown(self, failure: RestFailure) -> None:
-        raise AssertionError(failure)
-
-    def clock_skew(self, seconds: float) -> None:
-        assert abs(seconds) < 60
-
     def observed(self, continuity: Continuity) -> None:
+        super().observed(continuity)
         self.continuity.append(continuity)
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        return self._registry.collectors.get_sample_value(f"whaled_upstream_{metric}", labels)
 
 
 class Peer:
@@ -383,9 +371,11 @@ async def test_the_simulators_whales_arrive(meter: Recorder) -> None:
 
 
 async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorder) -> None:
+    registry = Registry()
+    value = registry.collectors.get_sample_value
     async with (
         quiet_simulator() as simulator,
-        Rest.open(UpstreamSettings(url=simulator.url), meter) as rest,
+        Rest.open(UpstreamSettings(url=simulator.url), RestMeter(registry)) as rest,
         feed(simulator.url, meter) as stream,
     ):
         await until(stream, Connected)
@@ -399,6 +389,11 @@ async def test_a_whale_of_the_simulator_gets_its_inputs_over_rest(meter: Recorde
     spent_sat = sum(spent.prevout.value for spent in filled.inputs if spent.prevout is not None)
     assert whale.fee_sat is not None
     assert spent_sat == whale.value_sat + whale.fee_sat
+    assert value("whaled_errors_total", {"component": "rest"}) == 0
+    assert [value("whaled_rest_inputs_unknown_total", {"reason": reason}) for reason in RestFailure] == [0] * len(
+        RestFailure
+    )
+    assert abs(value("whaled_upstream_clock_skew_seconds") or 0) < 60
 
 
 # --- garbage ---
@@ -413,7 +408,7 @@ async def test_garbage_is_skipped_and_the_next_frame_arrives(backend: Backend, m
         good = await until(stream, MempoolChange, lambda message: sequence(message) == 1)
     assert len(good.entered.added) == 10
     assert meter.losses == []
-    assert meter.faults or meter.malformed_parts
+    assert meter.faults or meter.value("parts_skipped_total")
 
 
 async def test_a_flood_of_garbage_is_counted_each_and_logged_once(backend: Backend, meter: Recorder) -> None:
@@ -435,7 +430,7 @@ async def test_unknown_keys_are_counted_and_the_rest_is_used(backend: Backend, m
         await until(stream, Connected)
         await (await backend.peers.get()).send(json.dumps({**frame, "brand-new": 1}))
         await until(stream, MempoolChange, has_delta)
-    assert meter.unknown_keys == 1
+    assert meter.value("keys_unknown_total") == 1
 
 
 def test_a_sampler_lets_the_first_through_then_one_per_interval_with_the_count() -> None:
@@ -460,7 +455,7 @@ async def test_a_dropped_link_is_reported_and_comes_back(backend: Backend, meter
         assert (await until(stream, Lost)).reason is LossReason.CLOSED
         assert await until(stream, Connected) == Connected(2)
         assert (await until(stream, StateChanged)).state is UpstreamState.CONNECTED
-    assert (meter.links, meter.losses) == (2, [LossReason.CLOSED])
+    assert (meter.value("connects_total"), meter.losses) == (2, [LossReason.CLOSED])
 
 
 async def test_a_close_by_the_server_is_quoted(backend: Backend, meter: Recorder) -> None:
@@ -719,7 +714,7 @@ async def test_an_echo_websocket_is_not_accepted_as_a_backend(meter: Recorder) -
         reason, detail = await lost_at(f"ws://127.0.0.1:{port}", meter, connect_timeout=0.1)
     assert reason is LossReason.NOT_MEMPOOL
     assert "it sent '{\"track-mempool\":true}'; is upstream.url a mempool backend?" in detail
-    assert meter.links == 0
+    assert meter.value("connects_total") == 0
 
 
 async def test_a_silent_websocket_is_not_accepted_as_a_backend(backend: Backend, meter: Recorder) -> None:

@@ -14,10 +14,12 @@ from kit.gateway import receive_type
 from whaled.config.parse import load
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
-from whaled.ops.metrics import Metrics
+from whaled.metrics import Metrics
+from whaled.registry import Registry
 from whaled.sources.mempool_space.http import RestError, RestFailure
 from whaled.sources.mempool_space.link import Link
 from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
+from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.rest import Rest
 
 pytestmark = pytest.mark.slow
@@ -97,8 +99,8 @@ async def test_a_dead_backend_behind_the_socket_is_distinguished_from_a_wrong_on
     metrics = Metrics()
     async with dead_end(tmp_path / "egress.sock", reads_first=reads_first):
         with pytest.raises(LinkLostError) as caught:
-            await anext(Link(settings, metrics.upstream).messages(1))
-        async with Rest.open(settings, metrics.upstream) as rest:
+            await anext(Link(settings, metrics.feed).messages(1))
+        async with Rest.open(settings, metrics.rest) as rest:
             with pytest.raises(RestError) as unreachable:
                 await rest.tip_height()
     assert caught.value.reason is LossReason.REFUSED
@@ -120,7 +122,7 @@ async def test_the_error_of_a_wrong_server_behind_the_socket_suggests_a_check(tm
     settings = UpstreamSettings(url="ws://backend.invalid/api/v1/ws", unix_socket=str(tmp_path / "egress.sock"))
     async with await asyncio.start_unix_server(greet, tmp_path / "egress.sock"):
         with pytest.raises(LinkLostError, match=r"is upstream\.url a mempool backend\?"):
-            await anext(Link(settings, Metrics().upstream).messages(1))
+            await anext(Link(settings, FeedMeter(Registry())).messages(1))
 
 
 def test_a_socket_and_a_proxy_exclude_each_other(tmp_path: Path) -> None:

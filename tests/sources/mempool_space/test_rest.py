@@ -25,8 +25,9 @@ from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import FeeMarket, Input, Output, Transaction
+from whaled.registry import Registry
 from whaled.sources.mempool_space.address import rest_base, shown
-from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.rest import Rest
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
@@ -66,22 +67,26 @@ def decoded(raw: dict[str, Any]) -> Transaction:
     )
 
 
-class Recorder:
-    """A meter that remembers."""
+class Recorder(RestMeter):
+    """The metrics of one client, which also remembers the order of what it counts."""
 
     def __init__(self) -> None:
+        super().__init__(Registry())
         self.requests: list[RestFailure | None] = []
         self.unknown: list[RestFailure] = []
         self.skews: list[float] = []
 
     def clock_skew(self, seconds: float) -> None:
+        super().clock_skew(seconds)
         self.skews.append(seconds)
 
     def requested(self, failure: RestFailure | None, seconds: float) -> None:
         assert seconds >= 0
+        super().requested(failure, seconds)
         self.requests.append(failure)
 
     def inputs_unknown(self, failure: RestFailure) -> None:
+        super().inputs_unknown(failure)
         self.unknown.append(failure)
 
 

@@ -16,16 +16,18 @@ from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
 
 from whaled.config.sections import UpstreamSettings
+from whaled.metrics import Metrics
 from whaled.model import Block, UpstreamState
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.retry_after import retry_after_s
 from whaled.source import Connected, Lost, MempoolChange, Shortfall, StreamMessage
 from whaled.sources.mempool_space.backend import Backend
 from whaled.sources.mempool_space.dialect import BackendInfo
 from whaled.sources.mempool_space.feed import Feed
-from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.identity import LIQUID, NETWORKS, PUBLIC_SIGNET_BLOCK_1, SIGNET, Network, is_too_old
 from whaled.sources.mempool_space.link_errors import RETRY_AFTER_LIMIT_S, LinkLostError, LossReason, diagnose
+from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.routes import ELECTRS_PORTS, Routes, candidates
 from whaled.sources.mempool_space.survey import NETWORK_KEY, Capability, Survey
@@ -111,8 +113,8 @@ async def surveying(
 ) -> AsyncIterator[tuple[Survey, Metrics]]:
     upstream = UpstreamSettings(url=url, rest_timeout=5.0, reconnect_max=7.0, **more)
     metrics = Metrics()
-    async with Rest.open(upstream, metrics.upstream) as rest:
-        yield Survey(upstream, rest, notes or Notes(), metrics.upstream, is_backfilling=is_backfilling), metrics
+    async with Rest.open(upstream, metrics.rest) as rest:
+        yield Survey(upstream, rest, notes or Notes(), metrics.survey, is_backfilling=is_backfilling), metrics
 
 
 def info(version: str = "3.2.1", mode: str = "none") -> BackendInfo:
@@ -354,7 +356,7 @@ def test_each_request_goes_to_the_server_that_has_the_route_in_esplora_mode() ->
 
 
 async def test_a_route_without_a_server_is_an_error_without_a_request() -> None:
-    async with serving() as server, Rest.open(UpstreamSettings(url=server.url), Metrics().upstream) as rest:
+    async with serving() as server, Rest.open(UpstreamSettings(url=server.url), RestMeter(Registry())) as rest:
         rest.routes.mode = "esplora"
         with pytest.raises(RestError, match=r"block-height/7: in esplora mode .* set upstream\.esplora_url") as caught:
             await rest.text("block-height/7")
@@ -364,7 +366,7 @@ async def test_a_route_without_a_server_is_an_error_without_a_request() -> None:
 
 async def test_a_block_that_electrs_is_still_indexing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whaled.sources.mempool_space.backend.INDEX_WAIT_S", 0.0)
-    async with serving() as server, Rest.open(UpstreamSettings(url=server.url), Metrics().upstream) as rest:
+    async with serving() as server, Rest.open(UpstreamSettings(url=server.url), RestMeter(Registry())) as rest:
         rest.routes.mode, rest.routes.esplora = "esplora", f"http://127.0.0.1:{server.port}/api/"
         backend = Backend(rest, 10_000.0)
         server.answers["/api/v1/blocks/tip/height"] = "201"
@@ -407,9 +409,9 @@ async def linked(server_info: tuple[str, str], notes: Notes) -> AsyncIterator[tu
             url=server.url, ping_interval=0.01, stale_after=5.0, reconnect_initial=0.001, reconnect_max=0.002
         )
         metrics = Metrics()
-        async with Rest.open(upstream, metrics.upstream) as rest:
-            survey = Survey(upstream, rest, notes, metrics.upstream)
-            feed = Feed(upstream, metrics.upstream, surveyor=survey)
+        async with Rest.open(upstream, metrics.rest) as rest:
+            survey = Survey(upstream, rest, notes, metrics.survey)
+            feed = Feed(upstream, metrics.feed, surveyor=survey)
             async with asyncio.timeout(10), aclosing(feed.messages()) as messages:
                 yield server, messages, survey, metrics
 
@@ -542,7 +544,7 @@ async def test_the_next_attempt_follows_the_servers_retry_after() -> None:
 
     async with serving(full) as server:
         upstream = UpstreamSettings(url=server.url, reconnect_initial=0.001, reconnect_max=0.002)
-        async with aclosing(Feed(upstream, Metrics().upstream).messages()) as messages:
+        async with aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
             lost = await anext(messages)
     assert isinstance(lost, Lost)
     assert 40 < lost.next_delay_s < 41

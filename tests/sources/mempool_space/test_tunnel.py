@@ -18,11 +18,12 @@ from kit.proxy import LOGIN, LOGIN_QUOTED, stand_in
 from whaled.config.parse import parse
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
-from whaled.ops.metrics import Metrics
+from whaled.registry import Registry
 from whaled.source import Connected, Lost
 from whaled.sources.mempool_space.feed import Feed
-from whaled.sources.mempool_space.http import RestError, RestFailure
+from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.link_errors import LossReason
+from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.proxy import HEAD_LIMIT_BYTES, Proxy, ProxyError, ProxyFault, Target
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.tunnel import Tunnel
@@ -75,21 +76,19 @@ def settings(url: str, proxy: str | None, **more: Any) -> UpstreamSettings:
 
 async def both(upstream: UpstreamSettings) -> int:
     """Connect the stream, then ask REST; the height that it answers."""
-    meter = Metrics().upstream
-    async with asyncio.timeout(10), aclosing(Feed(upstream, meter).messages()) as messages:
+    async with asyncio.timeout(10), aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
         assert isinstance(await anext(messages), Connected)
-    async with Rest.open(upstream, meter) as rest:
+    async with Rest.open(upstream, RestMeter(Registry())) as rest:
         return await rest.tip_height()
 
 
 async def failures(upstream: UpstreamSettings) -> tuple[Lost, str, RestError]:
     """Why the stream cannot be had, as it is logged, and why REST cannot."""
-    meter = Metrics().upstream
     with capture_logs() as lines:
-        async with asyncio.timeout(10), aclosing(Feed(upstream, meter).messages()) as messages:
+        async with asyncio.timeout(10), aclosing(Feed(upstream, FeedMeter(Registry())).messages()) as messages:
             lost = await anext(messages)
     assert isinstance(lost, Lost)
-    async with Rest.open(upstream, meter) as rest:
+    async with Rest.open(upstream, RestMeter(Registry())) as rest:
         with pytest.raises(RestError) as caught:
             await rest.tip_height()
     shown = f"{lines} {caught.value}"

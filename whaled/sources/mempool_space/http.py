@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -21,6 +21,7 @@ from tenacity import (
 )
 
 from whaled.config.sections import UpstreamSettings
+from whaled.registry import Component, Registry
 from whaled.retry_after import http_date, retry_after_s
 from whaled.sampling import Sampler
 from whaled.source import BackendError
@@ -92,20 +93,36 @@ class RestError(BackendError):
         self.status = status
 
 
-class RestMeter(Protocol):
-    """The metrics of the REST client."""
+class RestMeter:
+    """The metrics of requests to the backend over REST."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._errors = registry.errors.labels(Component.REST)
+        self._requests = registry.counter(
+            "rest_requests", "REST requests, by outcome.", "outcome", ("answered", *RestFailure)
+        )
+        self._seconds = registry.histogram("rest_request_seconds", "Duration of a REST request.")
+        self._skew = registry.gauge(
+            "upstream_clock_skew_seconds", "This machine's clock minus the backend's, at the last REST response."
+        )
+        self._inputs = registry.counter(
+            "rest_inputs_unknown", "Transactions whose inputs could not be fetched, by reason.", "reason", RestFailure
+        )
 
     def requested(self, failure: RestFailure | None, seconds: float) -> None:
         """Count an attempt and its duration. `failure` is None for a response, including "not found"."""
-        ...
+        self._requests.labels(failure or "answered").inc()
+        self._seconds.observe(seconds)
+        if failure is not None and failure is not RestFailure.NOT_FOUND:
+            self._errors.inc()
 
     def inputs_unknown(self, failure: RestFailure) -> None:
         """Count a whale whose inputs could not be fetched."""
-        ...
+        self._inputs.labels(failure).inc()
 
     def clock_skew(self, seconds: float) -> None:
-        """Record by how many seconds the local clock is ahead of the backend's, accurate to about a second."""
-        ...
+        """Set by how many seconds the local clock is ahead of the backend's, accurate to about a second."""
+        self._skew.set(seconds)
 
 
 class Http:

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
+from whaled.registry import Registry
 from whaled.sources.mempool_space.address import shown
 from whaled.sources.mempool_space.dialect import BackendInfo
 from whaled.sources.mempool_space.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
@@ -68,12 +69,19 @@ class Log(Protocol):
         ...
 
 
-class SurveyMeter(Protocol):
-    """The metrics of the survey."""
+class SurveyMeter:
+    """The metric of the backend's capabilities."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._capability = registry.gauge(
+            "upstream_capability", "1 if the backend has a capability, 0 if not.", ("capability",)
+        )
+        for capability in Capability:
+            self._capability.labels(capability)
 
     def capability(self, capability: Capability, *, is_there: bool) -> None:
-        """Record whether the backend provides a capability."""
-        ...
+        """Set whether the backend has a capability."""
+        self._capability.labels(capability).set(is_there)
 
 
 class _Noted(Struct, frozen=True):

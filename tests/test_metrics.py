@@ -8,9 +8,9 @@ from kit.gateway import running_gateway
 from kit.paths import ROOT
 from kit.whales import whale
 from whaled.errors import TokenRefusal
-from whaled.gateway.wire import AuthMessage
+from whaled.gateway.messages import AuthMessage
+from whaled.metrics import Metrics
 from whaled.model import Flow, UpstreamState
-from whaled.ops.metrics import Metrics
 
 DOCS = ROOT / "docs" / "metrics.md"
 
@@ -37,7 +37,7 @@ def test_names_follow_the_conventions() -> None:
 
 
 def test_every_child_of_an_enum_label_exists_from_the_start() -> None:
-    registry = Metrics().registry
+    registry = Metrics().registry.collectors
     assert registry.get_sample_value("whaled_connections_closed_total", {"code": "1008"}) == 0
     assert registry.get_sample_value("whaled_errors_total", {"component": "eventlog"}) == 0
     for refusal in TokenRefusal:
@@ -49,33 +49,34 @@ def test_amounts_are_summed_by_flow() -> None:
     for flow, sat in ((Flow.INFLOW, 150_000_000), (Flow.INFLOW, 1), (Flow.UNKNOWN, None)):
         metrics.detection.whale(replace(whale(1).alert, flow_type=flow, flow_sat=sat), 1.0)
     for name, btc in (("inflow", 1.50000001), ("outflow", 0), ("internal", 0), ("unknown", None)):
-        assert metrics.registry.get_sample_value("whaled_whale_flow_btc_total", {"flow": name}) == btc
+        assert metrics.registry.collectors.get_sample_value("whaled_whale_flow_btc_total", {"flow": name}) == btc
 
 
 @pytest.mark.parametrize("code", [1000, 4999])
 def test_a_close_code_from_outside_makes_no_new_label(code: int) -> None:
     metrics = Metrics()
-    before = len(list(metrics.registry.collect()))
+    before = len(list(metrics.registry.collectors.collect()))
     metrics.gateway.closed(code)
     label = str(code) if code == 1000 else "other"
-    assert metrics.registry.get_sample_value("whaled_connections_closed_total", {"code": label}) == 1
-    assert len(list(metrics.registry.collect())) == before
+    assert metrics.registry.collectors.get_sample_value("whaled_connections_closed_total", {"code": label}) == 1
+    assert len(list(metrics.registry.collectors.collect())) == before
 
 
 def test_authentication_failures_are_counted_by_reason() -> None:
     metrics = Metrics()
     metrics.gateway.authenticated(TokenRefusal.EXPIRED)
     metrics.gateway.authenticated(AuthMessage.TIMEOUT)
-    value = metrics.registry.get_sample_value
+    value = metrics.registry.collectors.get_sample_value
     assert value("whaled_authentications_total", {"outcome": "expired"}) == 1
     assert value("whaled_authentications_total", {"outcome": "timeout"}) == 1
 
 
 def test_the_upstream_is_in_exactly_one_state() -> None:
     metrics = Metrics()
-    metrics.upstream.state(UpstreamState.DEGRADED)
+    metrics.feed.state(UpstreamState.DEGRADED)
     states = {
-        state: metrics.registry.get_sample_value("whaled_upstream_state", {"state": state}) for state in UpstreamState
+        state: metrics.registry.collectors.get_sample_value("whaled_upstream_state", {"state": state})
+        for state in UpstreamState
     }
     assert states == {UpstreamState.DEGRADED: 1, UpstreamState.CONNECTED: 0, UpstreamState.DISCONNECTED: 0}
 

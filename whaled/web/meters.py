@@ -1,13 +1,29 @@
 """The metrics of the HTTP server. docs/metrics.md explains each one."""
 
+from enum import StrEnum
+
 from whaled.registry import Registry
-from whaled.web.listener import Cut
 
 STATUSES = ("200", "400", "404", "405", "421", "503", "other")
 
 
+class Cut(StrEnum):
+    """The reason why a connection of the HTTP server was refused or cut (a metric label)."""
+
+    FULL = "full"
+    ADDRESS_FULL = "address_full"
+    DISPLACED = "displaced"
+    HEADER_TIMEOUT = "header_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    WRITE_TIMEOUT = "write_timeout"
+    REQUEST_TOO_LARGE = "request_too_large"
+
+
 class HttpMeter:
-    """The metrics of requests, connections and renderings."""
+    """The metrics of requests, connections and renderings.
+
+    `connections` and `connections_limit` are gauges that the server connects to its state.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self._requests = registry.counter(
@@ -20,6 +36,8 @@ class HttpMeter:
         self._accept_failures = registry.counter(
             "http_accept_failures", "Failed accepts of the HTTP server because descriptors or memory were short."
         )
+        self.connections = registry.gauge("http_connections", "Open connections of the HTTP server.")
+        self.connections_limit = registry.gauge("http_connections_limit", "http.max_connections.")
         self._renderings = registry.counter("http_renderings", "Renderings of the metrics.")
 
     def rendered(self) -> None:

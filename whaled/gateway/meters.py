@@ -1,17 +1,18 @@
-"""The metrics of clients. docs/metrics.md explains each one."""
+"""The metrics of the gateway. docs/metrics.md explains each one."""
 
 from whaled.errors import ClientErrorCode, TokenRefusal
+from whaled.gateway.commands import MessageType
 from whaled.gateway.limits import Limit, Refusal
+from whaled.gateway.messages import AuthMessage, Sent
 from whaled.gateway.share import Lane
 from whaled.gateway.tls import TLS_REASONS
-from whaled.gateway.wire import AuthMessage, MessageType, Sent
 from whaled.registry import Component, Registry
 
 CLOSE_CODES = ("1000", "1001", "1002", "1005", "1006", "1007", "1008", "1009", "1011", "1012", "1013", "other")
 
 
 class GatewayMeter:
-    """The metrics of connections, messages and deliveries."""
+    """The metrics of connections, messages and deliveries. The gateway connects the gauges to what they measure."""
 
     def __init__(self, registry: Registry) -> None:
         self._errors = registry.errors.labels(Component.GATEWAY)
@@ -68,6 +69,16 @@ class GatewayMeter:
         )
         self._shed = registry.counter("connections_shed", "Sessions closed to save memory.")
         self._replayed = registry.counter("messages_replayed", "Event frames sent by replays.")
+        self.connections = registry.gauge("connections", "Open client connections.")
+        self.unauthenticated = registry.gauge("connections_unauthenticated", "Open connections not authenticated yet.")
+        self.limit = registry.gauge(
+            "connections_limit", "gateway.max_connections, or what the limit of descriptors allows."
+        )
+        self.compressed_clients = registry.gauge("clients_compressed", "Clients that take compressed frames.")
+        self.live = registry.gauge("clients_live", "Clients that get events as they are published.")
+        self.replaying = registry.gauge("clients_replaying", "Clients being brought up to date from the log.")
+        self.filters = registry.gauge("filters", "Distinct filters in use.")
+        self.unsent = registry.gauge("unsent_bytes", "Bytes queued for clients that the kernel has not taken.")
 
     def refused(self, reason: Refusal) -> None:
         """Count a connection that did not become a session."""
