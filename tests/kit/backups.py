@@ -22,11 +22,12 @@ def ignore(_done: int, _of_all: int) -> None:
 
 
 def copied(source: Path, target: Path, *, overwrite: bool = False) -> BackedUp:
+    """Back a log up at COPIED_AT."""
     return back_up(source, target, now=COPIED_AT, overwrite=overwrite, progress=ignore)
 
 
 async def store(path: Path, *numbers: int, busy_timeout: float = 5.0) -> tuple[str, int]:
-    """Append an alert for each number with a daemon's log; returns (epoch, head)."""
+    """Append an alert for each number, and return the epoch and the head."""
     async with open_log(path, busy_timeout=busy_timeout) as log:
         for number in numbers:
             await log.append([alert_draft(number)])

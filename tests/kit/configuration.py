@@ -10,10 +10,12 @@ from whaled.errors import ConfigError
 
 
 def read(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> Config:
+    """Return the configuration of a text, an environment and options."""
     return parse(text, source="w.yaml", environ=environ or {}, flags=flags or {}).config
 
 
 def faults(text: str, environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None) -> list[str]:
+    """Return the faults for which a configuration is refused."""
     with pytest.raises(ConfigError) as caught:
         read(text, environ, flags)
     return [str(fault) for fault in caught.value.faults]

@@ -30,7 +30,7 @@ async def stored_offsets(log: EventLog) -> list[int]:
 
 
 async def filled(path: Path) -> str:
-    """Alerts 1 to 4, then two confirmations (5, 6) of the whales of 1 and 2. Returns the epoch."""
+    """Write alerts 1 to 4, then two confirmations (5, 6) of the whales of 1 and 2, and return the epoch."""
     async with open_log(path) as log:
         await log.append([alert_draft(n, at=NOW + n) for n in range(1, 5)] + [update_draft(1, at=NOW + 5)])
         await log.append([update_draft(2, at=NOW + 6)])
@@ -79,7 +79,7 @@ ROWS = {
 
 
 def as_version_3(path: Path) -> None:
-    """What version 3 has written: without checksums, and without repeat numbers."""
+    """Make a log what version 3 wrote: without checksums, and without repeat numbers."""
     with closing(sqlite3.connect(":memory:")) as old:
         schema.create(old, 0.0)
         (events,) = old.execute("SELECT sql FROM sqlite_schema WHERE name = 'events'").fetchone()

@@ -24,7 +24,7 @@ from whaled.whales.labels import AddressBook
 
 
 class Published:
-    """Remembers what clients would hear."""
+    """A publisher that remembers what clients would receive."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -44,7 +44,7 @@ class Published:
 
 
 class Priority:
-    """Knows whether others were asked to wait."""
+    """A priority that knows whether others were asked to wait."""
 
     def __init__(self) -> None:
         self.is_held = False
@@ -68,13 +68,13 @@ def received(raw: bytes | str, at: float) -> MempoolChange:
 
 
 def brings(*transactions: dict[str, Any]) -> bytes:
-    """The message that brings these transactions."""
+    """Return the message that brings these transactions."""
     delta = {"sequence": 1, "added": transactions, "removed": [], "mined": [], "replaced": []}
     return json.dumps({"mempool-transactions": delta}, separators=(",", ":")).encode()
 
 
 def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str, Any]:
-    """A transaction as a backend without electrs sends it: what it spends is not in it."""
+    """Return a transaction as a backend without electrs sends it: what it spends is not in it."""
     return {
         "txid": txid(number),
         "version": 2,

@@ -23,7 +23,7 @@ def linked_stream(url: str, **options: Any) -> WhaleStream:
 
 
 async def ended(url: str, **options: Any) -> str:
-    """The reason for which a stream ends without having worked."""
+    """Return the reason for which a stream ends without having worked."""
     async with asyncio.timeout(15), linked_stream(url, **options) as source:
         with pytest.raises(UnusableServerError) as caught:
             await anext(source)
@@ -31,7 +31,7 @@ async def ended(url: str, **options: Any) -> str:
 
 
 async def lost(url: str, **options: Any) -> str:
-    """The reason for which a stream tries again, twice the same."""
+    """Return the reason for which a stream tries again, twice the same."""
     async with asyncio.timeout(20), linked_stream(url, **options) as source:
         first, second = await anext(source), await anext(source)
         assert isinstance(first, Disconnected)
@@ -45,7 +45,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
 @asynccontextmanager
 async def port(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A port where something else than whaled listens: its host and port."""
+    """Listen as something else than whaled, and give the host and port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -60,7 +60,7 @@ async def port(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator[s
 
 
 def answers(answer: bytes) -> Talk:
-    """Says something when something came."""
+    """Return a service that writes an answer when something came."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.read(1000):

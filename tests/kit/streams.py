@@ -17,15 +17,17 @@ SOON = Retry(initial_s=0.001, max_s=0.005)
 
 
 def stream(url: str, **options: Any) -> WhaleStream:
+    """Return a stream that tries again at once."""
     return WhaleStream(url, **{"retry": SOON, **options})
 
 
 def at(offset: int, epoch: str = EPOCH) -> Position:
+    """Return a position of the scripted server."""
     return Position(epoch, offset)
 
 
 async def next_offsets(source: WhaleStream, count: int) -> list[int]:
-    """The offsets of the next alerts and updates; nothing else may come between."""
+    """Return the offsets of the next alerts and updates; nothing else may come between."""
     found = []
     for _ in range(count):
         event = await anext(source)
@@ -35,7 +37,7 @@ async def next_offsets(source: WhaleStream, count: int) -> list[int]:
 
 
 async def next_of(source: WhaleStream, kind: type[Kind]) -> Kind:
-    """The next event of a kind; others are passed over."""
+    """Return the next event of a kind; others are passed over."""
     async for event in source:
         if isinstance(event, kind):
             return event
@@ -43,6 +45,8 @@ async def next_of(source: WhaleStream, kind: type[Kind]) -> Kind:
 
 
 def always(token: str) -> Callable[[], Awaitable[str]]:
+    """Return a provider that gives this token each time."""
+
     async def provide() -> str:
         return token
 

@@ -34,7 +34,7 @@ class Answer:
 
 
 class Visitor:
-    """A client that writes what it is told and reads when it is told."""
+    """A client that writes and reads only when the test does."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -52,7 +52,7 @@ class Visitor:
             return Answer(head, await self.reader.readexactly(length))
 
     async def closed(self) -> bytes:
-        """What still comes until the server closes."""
+        """Return what still comes until the server closes."""
         async with asyncio.timeout(LIMIT_S):
             try:
                 return await self.reader.read()
