@@ -4,7 +4,7 @@ import pytest
 
 from whaled.backfill.mempool import Candidate
 from whaled.model import Transaction
-from whaled.sources.mempool_space.dialect import Stripped
+from whaled.sources.mempool_space.shapes import Stripped
 
 A, B = "aa" * 32, "bb" * 32
 

@@ -41,7 +41,6 @@ FIELD_OF = {
     "conversions": "btc_usd",
     "loadingIndicators": "loading",
     "backendInfo": "backend",
-    "pong": "pong",
 }
 WORDS = (
     *FIELD_OF, DELTA, SNAPSHOT, "sequence", "added", "removed", "mined", "replaced", "by", "txid", "vin", "vout",

@@ -41,6 +41,7 @@ from whaled.client import (
 from whaled.client.credentials import TokenProvider
 from whaled.client.since import NoStartError
 from whaled.errors import ExitStatus
+from whaled.model import MAX_BTC
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 URL_VARIABLE = "WHALED_URL"
@@ -281,8 +282,8 @@ def _amount(text: str) -> float:
         amount = float(text)
     except ValueError:
         amount = math.nan
-    if not 0 <= amount <= 21_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of BTC; give a number from 0 to 21000000")
+    if not 0 <= amount <= MAX_BTC:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of BTC; give a number from 0 to {MAX_BTC}")
     return amount
 
 

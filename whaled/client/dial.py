@@ -1,18 +1,18 @@
-"""Open and close a connection to the server, and classify why one could not be opened."""
+"""Open a connection to the server, and classify why one could not be opened."""
 
-import asyncio
 import socket
 import ssl
 import time
 from collections.abc import Mapping
 
 from msgspec import Struct
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from whaled.client import probe
 from whaled.client.failures import LinkLostError, UnusableServerError
 from whaled.client.reasons import Place, is_passing, reason_of, retry_after
+from whaled.websocket_client import Connect
 
 # Longest wait that a server can impose: a wrong clock or unit on its side must not stop the stream for hours.
 RETRY_AFTER_MAX_S = 600.0
@@ -48,13 +48,6 @@ class Dial(Struct, frozen=True, kw_only=True):
     limits: Limits
 
 
-class _Connect(connect):
-    """A `connect` that follows no redirects, so that the token is sent only to the configured server."""
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        return exc
-
-
 class _Connection(ClientConnection):
     """A connection that is aborted as soon as the peer sends anything but HTTP.
 
@@ -81,7 +74,7 @@ async def call(dial: Dial, *, is_first: bool) -> ClientConnection:
     """
     limits = dial.limits
     try:
-        return await _Connect(
+        return await Connect(
             dial.url,
             create_connection=_Connection,
             proxy=dial.proxy,
@@ -141,17 +134,6 @@ async def _diagnose(error: Exception, dial: Dial) -> _Found | None:
 def _is_open(error: Exception) -> bool:
     """Return whether a server may be listening on the port."""
     return not isinstance(error, OSError) or isinstance(error, ssl.SSLError | TimeoutError | ConnectionResetError)
-
-
-async def hang_up(ws: ClientConnection, timeout_s: float) -> None:
-    """Close the connection; abort it after `timeout_s`, since a peer that stopped reading never completes the close."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await ws.close()
-    except (TimeoutError, WebSocketException):
-        pass
-    finally:
-        ws.transport.abort()
 
 
 def bounded(retry_after_s: float | None) -> float | None:

@@ -18,7 +18,7 @@ from websockets.uri import parse_uri
 
 from whaled.client.credentials import Credentials, TokenProvider
 from whaled.client.cursor import Cursor
-from whaled.client.dial import Dial, Limits, call, hang_up
+from whaled.client.dial import Dial, Limits, call
 from whaled.client.events import (
     Connected,
     Disconnected,
@@ -35,6 +35,7 @@ from whaled.client.since import Since, checked
 from whaled.client.visit import Visit
 from whaled.config.rules import is_loopback, redacted
 from whaled.model import Position
+from whaled.websocket_client import hang_up
 
 # Standard logging, not structlog: a bot that configures neither still gets warnings on stderr.
 log = logging.getLogger("whaled.client")

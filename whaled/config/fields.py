@@ -9,6 +9,8 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from whaled.model import MAX_BTC
+
 # The upper bounds are far above any sensible value; they only prevent overflows in later calculations.
 Seconds = Annotated[float, Meta(ge=0.001, le=36_525 * 86400.0, extra={"unit": "duration"})]
 ShortSeconds = Annotated[float, Meta(ge=0.001, le=3600.0, extra={"unit": "duration"})]
@@ -23,8 +25,8 @@ Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ShedShare = Annotated[float, Meta(ge=0.1, le=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
-AmountBtc = Annotated[float, Meta(ge=0, le=21_000_000)]
-ThresholdBtc = Annotated[float, Meta(ge=0.000_000_01, le=21_000_000)]
+AmountBtc = Annotated[float, Meta(ge=0, le=MAX_BTC)]
+ThresholdBtc = Annotated[float, Meta(ge=0.000_000_01, le=MAX_BTC)]
 ThresholdUsd = Annotated[float, Meta(ge=0.01, le=1e15)]
 Text = Annotated[str, Meta(min_length=1)]
 Name = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -5,11 +5,11 @@ from enum import StrEnum
 from msgspec import Struct
 
 from whaled.errors import ConfigError, Fault
+from whaled.model import PROJECTED_BLOCKS
 from whaled.simulator.scripts import Network
 
 # The consensus limit on a block's weight. The simulator may fill smaller blocks, see `block_weight`.
 MAX_BLOCK_WEIGHT = 4_000_000
-MAX_PROJECTED_BLOCKS = 8
 # Mean weight of a transaction with the default mix of kinds (measured over 20,000).
 MEAN_TX_WEIGHT = 1_200
 
@@ -89,7 +89,7 @@ class SimulatorSettings(Struct, frozen=True, kw_only=True):
             "start_height": 100 <= self.start_height <= 10_000_000,
             "poll_interval": 0.01 <= self.poll_interval <= 600,
             "fetch_latency": 0 <= self.fetch_latency <= 10,
-            "projected_blocks": 1 <= self.projected_blocks <= MAX_PROJECTED_BLOCKS,
+            "projected_blocks": 1 <= self.projected_blocks <= PROJECTED_BLOCKS,
             "price_interval": self.price_interval >= 1,
             "fault_every": self.fault_every == 0 or self.fault_every >= 1,
             "keep_blocks": 17 <= self.keep_blocks <= 10_000,

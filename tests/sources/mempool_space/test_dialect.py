@@ -253,8 +253,8 @@ def test_a_price_has_its_time_and_other_currencies_cost_nothing(
 
 @pytest.mark.parametrize("time", [-1, "2026", None, True, 1e300, 1_800_000_000_000, []])
 def test_a_price_whose_time_cannot_be_read_costs_that_part_only(time: object) -> None:
-    read = decode(frame(conversions={"time": time, "USD": 64_000}, pong=True))
-    assert (read.price_known, read.btc_usd, read.skipped, read.pong) == (False, None, ("conversions",), True)
+    read = decode(frame(conversions={"time": time, "USD": 64_000}, da={}))
+    assert (read.price_known, read.btc_usd, read.skipped, read.has_difficulty) == (False, None, ("conversions",), True)
 
 
 def test_a_block_whose_rates_are_all_zero_has_no_lowest_one() -> None:
@@ -334,11 +334,11 @@ def test_a_useless_frame_is_refused_with_its_reason(raw: bytes, reason: DialectF
 
 
 def test_a_bad_part_costs_only_itself() -> None:
-    read = decode(frame(**{"block": 3, "fees": {"fastestFee": "?"}, DELTA: delta(mined=[txid(1)]), "pong": True}))
+    read = decode(frame(**{"block": 3, "fees": {"fastestFee": "?"}, DELTA: delta(mined=[txid(1)]), "da": {}}))
     assert set(read.skipped) == {"block", "fees"}
     assert read.delta is not None
     assert read.delta.mined == (txid(1),)
-    assert read.pong
+    assert read.has_difficulty
 
 
 def test_a_bad_transaction_costs_only_itself() -> None:

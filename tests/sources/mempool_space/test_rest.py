@@ -24,7 +24,7 @@ from kit.odd_answers import ODD, answering
 from kit.paths import DATA
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
-from whaled.model import FeeMarket, Input, Output, Transaction
+from whaled.model import Input, Output, Transaction
 from whaled.registry import Registry
 from whaled.sources.mempool_space.address import rest_base, shown
 from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
@@ -246,44 +246,14 @@ def test_a_shown_url_holds_no_secrets() -> None:
 
 
 async def test_the_simple_calls_answer_in_types(backend: Backend, meter: Recorder) -> None:
-    fees = {"fastestFee": 2.5, "halfHourFee": 2.25, "hourFee": 2, "economyFee": 1.5, "minimumFee": 1}
     backend.says("blocks/tip/height", web.Response(text="263"))
     backend.says("blocks/tip/hash", web.Response(text="00ff\n"))
-    backend.says("fees/precise", fees)
-    backend.says("prices", {"time": 1795374000, "USD": 91000, "EUR": 80000})
     backend.says("mempool/txids", ["aa", "bb"])
     async with client(backend.url, meter) as rest:
         assert await rest.tip_height() == 263
         assert await rest.text("blocks/tip/hash") == "00ff"
-        assert await rest.fees() == FeeMarket(2.5, 2.25, 2, 1.5, 1)
-        assert await rest.price() == 91000
         assert await rest.get("mempool/txids", list[str]) == ["aa", "bb"]
-    assert meter.requests == [None] * 5
-
-
-async def test_recommended_fees_are_requested_from_a_backend_without_precise_ones(
-    backend: Backend, meter: Recorder
-) -> None:
-    fees = {"fastestFee": 1, "halfHourFee": 1, "hourFee": 1, "economyFee": 1, "minimumFee": 1}
-    backend.says("fees/recommended", fees)
-    async with client(backend.url, meter) as rest:
-        assert await rest.fees() == FeeMarket(1, 1, 1, 1, 1)
-
-
-@pytest.mark.parametrize("rate", [-1, 1e300])
-async def test_fees_that_there_cannot_be_are_garbage(backend: Backend, meter: Recorder, rate: float) -> None:
-    backend.says("fees/precise", {"fastestFee": rate, "halfHourFee": 1, "hourFee": 1, "economyFee": 1, "minimumFee": 1})
-    async with client(backend.url, meter) as rest:
-        with pytest.raises(RestError) as caught:
-            await rest.fees()
-    assert caught.value.reason is RestFailure.GARBAGE
-
-
-@pytest.mark.parametrize("usd", [-1, 1e300])
-async def test_a_price_that_there_cannot_be_is_unknown(backend: Backend, meter: Recorder, usd: float) -> None:
-    backend.says("prices", {"time": 0, "USD": usd})
-    async with client(backend.url, meter) as rest:
-        assert await rest.price() is None
+    assert meter.requests == [None] * 3
 
 
 async def test_404_returns_nothing(backend: Backend, meter: Recorder) -> None:
@@ -597,11 +567,11 @@ async def test_a_clock_that_differs_from_the_backends_is_logged_and_measured(bac
     backend.says("prices", long_ago, {"USD": 5})
     async with client(backend.url, meter) as rest:
         with capture_logs() as lines:
-            await rest.price()
+            await rest.get("prices", dict[str, int])
         assert [line["event"] for line in lines] == ["upstream_clock_skewed"]
         assert lines[0]["ahead_s"] > 86400
         with capture_logs() as lines:
-            await rest.price()
+            await rest.get("prices", dict[str, int])
         assert lines == []  # the real date is within bounds
     assert meter.skews[0] > 86400
     assert abs(meter.skews[1]) < 5

@@ -22,7 +22,6 @@ from whaled.registry import Registry
 from whaled.retry_after import retry_after_s
 from whaled.source import Connected, Lost, MempoolChange, Shortfall, StreamMessage
 from whaled.sources.mempool_space.backend import Backend
-from whaled.sources.mempool_space.dialect import BackendInfo
 from whaled.sources.mempool_space.feed import Feed
 from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.identity import LIQUID, NETWORKS, PUBLIC_SIGNET_BLOCK_1, SIGNET, Network, is_too_old
@@ -30,6 +29,7 @@ from whaled.sources.mempool_space.link_errors import RETRY_AFTER_LIMIT_S, LinkLo
 from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.routes import ELECTRS_PORTS, Routes, candidates
+from whaled.sources.mempool_space.shapes import BackendInfo
 from whaled.sources.mempool_space.survey import NETWORK_KEY, Capability, Survey
 
 REGTEST, MAINNET = (next(key for key, name in NETWORKS.items() if name == wanted) for wanted in ("regtest", "mainnet"))

@@ -9,87 +9,40 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from whaled.addresses import address_of, network_of
-from whaled.model import MAX_SAT, Block, Input, Output, Transaction
+from whaled.model import Block, Transaction
 from whaled.source import Confirmation, Relative, Summary
+from whaled.sources.mempool_space.fields import UNREADABLE, Txid, read
 from whaled.sources.mempool_space.http import RestError, RestFailure
-from whaled.sources.mempool_space.rawblock import SerialError, spenders_in, transaction_in
-from whaled.sources.mempool_space.rbf import Tree, relatives
-from whaled.sources.mempool_space.rest import INPUTS_LIMIT, Rest
-from whaled.sources.mempool_space.transactions import (
-    UNREADABLE,
-    Number,
-    Seconds,
-    Signed,
-    Txid,
-    amount,
-    is_replacement,
-    read,
-    transaction_of,
+from whaled.sources.mempool_space.rawblock import SerialError, spenders_in
+from whaled.sources.mempool_space.rbf import relatives
+from whaled.sources.mempool_space.responses import (
+    HASH_DIGITS,
+    CpfpResponse,
+    HeaderResponse,
+    OutspendResponse,
+    RbfResponse,
+    StatusResponse,
+    as_mined,
+    bare_transaction,
+    family_of,
+    summary_of,
+    with_addresses,
+    with_computed_fee,
 )
+from whaled.sources.mempool_space.rest import INPUTS_LIMIT, Rest
+from whaled.sources.mempool_space.transactions import transaction_of
 
 # Time limit for fetching the inputs of a replaced transaction; its alert is published with or without them.
 INPUTS_WAIT_S = 5.0
-HASH_DIGITS = 64
 # Number and spacing of the repeated requests to electrs for a block that it has not indexed yet.
 INDEX_TRIES = 4
 INDEX_WAIT_S = 0.5
-
-Hash = Annotated[str, Meta(pattern=f"^[0-9a-f]{{{HASH_DIGITS}}}$")]
-
-
-class _Status(Struct):
-    confirmed: bool
-    block_hash: Hash | None = None
-    block_height: Number | None = None
-
-
-_NULL = msgspec.Raw(b"null")
-
-
-class _Stripped(Struct, gc=False):
-    """The wire shape of a summary entry. Fields are decoded one by one, so that a malformed one costs only itself."""
-
-    txid: msgspec.Raw = _NULL
-    value: msgspec.Raw = _NULL
-    fee: msgspec.Raw = _NULL
-    vsize: msgspec.Raw = _NULL
-    time: msgspec.Raw = _NULL
-    flags: msgspec.Raw = _NULL
-
-
-class _Outspend(Struct):
-    txid: Hash | None = None
-
-
-class _Header(Struct):
-    id: Hash
-    height: Number
-    timestamp: Number
-    previous: Hash | None = msgspec.field(name="previousblockhash", default=None)
-
-
-class _Cpfp(Struct):
-    rate: msgspec.Raw = msgspec.field(name="effectiveFeePerVsize", default=_NULL)
-
-
-class _Rbf(Struct):
-    replacements: Tree | None
-
-
-_decode_stripped = msgspec.json.Decoder(_Stripped).decode
-_decode_txid = msgspec.json.Decoder(Txid).decode
-_decode_signed = msgspec.json.Decoder(Signed).decode
-_decode_seconds = msgspec.json.Decoder(Seconds).decode
-_decode_flags = msgspec.json.Decoder(int).decode
-_decode_tree = msgspec.json.Decoder(Tree).decode
 
 
 class Backend:
@@ -137,15 +90,14 @@ class Backend:
 
     async def transaction(self, txid: str) -> Transaction | None:
         """Return a transaction of the mempool in full; None if the backend does not know it (any more)."""
-        found = await self._transaction(txid)
+        found = await self._full(txid)
         if found is None or found.fee_rate is not None or not self._rest.routes.is_esplora:
             return found
         # electrs does not compute ancestors, so the effective rate comes from the backend itself.
-        known: _Cpfp | None = await self._get(f"cpfp/{_quoted(txid)}", _Cpfp)
-        rate = read(known.rate, _decode_signed, None) if known is not None else None
-        return replace(found, fee_rate=rate) if rate is not None and rate >= 0 else found
+        known: CpfpResponse | None = await self._get(f"cpfp/{_quoted(txid)}", CpfpResponse)
+        return found if known is None or known.rate is None else replace(found, fee_rate=known.rate)
 
-    async def _transaction(self, txid: str) -> Transaction | None:
+    async def _full(self, txid: str) -> Transaction | None:
         path = f"tx/{_quoted(txid)}"
         raw = await self._get(path, msgspec.Raw)
         return None if raw is None else _whole(path, raw, txid)
@@ -161,18 +113,12 @@ class Backend:
         if text is None:
             return None
         try:
-            raw = transaction_in(bytes.fromhex(text))
+            found = bare_transaction(text)
         except ValueError as error:
             raise RestError(RestFailure.GARBAGE, f"{path}: not a transaction: {error}") from error
-        if raw.txid != txid or sum(value for value, _ in raw.outputs) > MAX_SAT:
-            raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {raw.txid}")
-        return Transaction(
-            txid=txid,
-            inputs=tuple(Input(*each) for each in raw.inputs),
-            outputs=tuple(Output(*each) for each in raw.outputs),
-            fee_sat=None,
-            vsize=raw.vsize,
-        )
+        if found.txid != txid:
+            raise RestError(RestFailure.GARBAGE, f"{path}: another transaction: {found.txid}")
+        return found
 
     async def large(self, txid: str) -> Transaction | None:
         """Return a transaction that has too many inputs for the backend to look up, as far as it can be completed.
@@ -183,16 +129,7 @@ class Backend:
         if bare is None:
             return None
         (found,) = await self._rest.prevouts([bare], INPUTS_WAIT_S)
-        spent = [each.prevout for each in found.inputs if each.prevout is not None]
-        networks = (network_of(output.address) for output in spent if output.address is not None)
-        network = next((each for each in networks if each is not None and each.segwit is not None), None)
-        if network is not None:
-            outputs = (replace(each, address=address_of(each.script, network)) for each in found.outputs)
-            found = replace(found, outputs=tuple(outputs))
-        if len(spent) < len(found.inputs):
-            return found
-        fee = sum(output.value for output in spent) - found.value_sat
-        return _with_fee(found, fee if fee >= 0 else None)
+        return with_computed_fee(with_addresses(found))
 
     async def cached(self, txid: str) -> Transaction | None:
         """Return a transaction in full that was replaced within the last day; None if the backend does not know it."""
@@ -209,10 +146,8 @@ class Backend:
         Only `mempool` distinguishes the two. After a reorganisation the backend may name a block that is no longer in
         the chain.
         """
-        status: _Status | None = await self._get(f"tx/{_quoted(txid)}/status", _Status)
-        if status is None or not status.confirmed or status.block_hash is None or status.block_height is None:
-            return None
-        return Confirmation(status.block_hash, status.block_height)
+        status: StatusResponse | None = await self._get(f"tx/{_quoted(txid)}/status", StatusResponse)
+        return None if status is None else status.confirmation
 
     async def is_in_chain(self, place: Confirmation) -> bool:
         """Return whether the block of a confirmation is in the best chain.
@@ -237,12 +172,12 @@ class Backend:
         path = f"tx/{_quoted(txid)}/outspend/{_quoted(vout)}"
         if not self._rest.routes.is_electrs(path):
             return None
-        found: _Outspend | None = await self._get(path, _Outspend)
+        found: OutspendResponse | None = await self._get(path, OutspendResponse)
         return None if found is None else found.txid
 
     async def family(self, txid: str) -> list[Relative]:
         """Return every transaction in this transaction's tree of replacements, the latest first."""
-        found: _Rbf | None = await self._get(f"tx/{_quoted(txid)}/rbf", _Rbf)
+        found: RbfResponse | None = await self._get(f"tx/{_quoted(txid)}/rbf", RbfResponse)
         return [] if found is None or found.replacements is None else relatives(found.replacements)
 
     async def latest_families(self) -> list[list[Relative]]:
@@ -251,10 +186,10 @@ class Backend:
         A tree that cannot be read is left out.
         """
         found: list[msgspec.Raw] | None = await self._get("replacements", list[msgspec.Raw])
-        trees = [tree for raw in found or () if (tree := read(raw, _decode_tree, None)) is not None]
-        if found and not trees:
+        families = [family for raw in found or () if (family := family_of(raw)) is not None]
+        if found and not families:
             raise RestError(RestFailure.GARBAGE, "replacements: no tree in it can be read")
-        return [relatives(tree) for tree in trees]
+        return families
 
     async def tip_height(self) -> int:
         """Return the height of the best block that the backend has; its node may be ahead."""
@@ -296,12 +231,13 @@ class Backend:
 
     async def block(self, block_hash: str, height: int | None = None) -> Block:
         """Return a block's position in the chain. Raises RestError if `height` is given and is not its height."""
-        header: _Header = self._rest.found(f"block/{block_hash}", await self._get(f"block/{block_hash}", _Header))
+        path = f"block/{block_hash}"
+        header: HeaderResponse = self._rest.found(path, await self._get(path, HeaderResponse))
         if header.id != block_hash:
-            raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: another block: {header.id}")
+            raise RestError(RestFailure.GARBAGE, f"{path}: another block: {header.id}")
         if height is not None and header.height != height:
-            raise RestError(RestFailure.GARBAGE, f"block/{block_hash}: height {header.height}, expected {height}")
-        return Block(height=header.height, hash=header.id, previous_hash=header.previous, timestamp=header.timestamp)
+            raise RestError(RestFailure.GARBAGE, f"{path}: height {header.height}, expected {height}")
+        return header.block
 
     async def summary(self, block_hash: str) -> list[Summary]:
         """Return the summary of every transaction in a block except the coinbase."""
@@ -309,7 +245,7 @@ class Backend:
         stripped: list[msgspec.Raw] = self._rest.found(path, await self._get(path, list[msgspec.Raw]))
         if not stripped:
             raise RestError(RestFailure.INCOMPLETE, f"{path}: a block without a coinbase")
-        found = [_summary(raw, index) for index, raw in enumerate(stripped)]
+        found = [summary_of(raw, index) for index, raw in enumerate(stripped)]
         if all(each.txid is None and each.value is None for each in found):
             raise RestError(RestFailure.GARBAGE, f"{path}: no transaction in it can be read")
         return found[1:]
@@ -335,7 +271,7 @@ class Backend:
         start = self._rest.routes.page_of(entries[0].index)
         path = f"block/{block_hash}/txs/{start}"
         raws: list[msgspec.Raw] = await self._get(path, list[msgspec.Raw]) or []
-        listed = [read(raw, _read_transaction, None) for raw in raws]
+        listed = [read(raw, transaction_of, None) for raw in raws]
         if listed and not any(listed):
             raise RestError(RestFailure.GARBAGE, f"{path}: no transaction in it can be read")
         by_txid = {transaction.txid: transaction for transaction in listed if transaction is not None}
@@ -345,17 +281,17 @@ class Backend:
             places.get(entry.index - start) if entry.txid is None else by_txid.get(entry.txid) for entry in entries
         )
         return [
-            None if transaction is None else _as_mined(transaction, entry)
+            None if transaction is None else as_mined(transaction, entry)
             for transaction, entry in zip(found, entries, strict=True)
         ]
 
     async def mined(self, block_hash: str, entry: Summary) -> Transaction:
         """Return a transaction of a block that its page lacked. Raises RestError if the backend does not know it."""
-        found = await self._transaction(entry.txid) if entry.txid is not None else None
+        found = await self._full(entry.txid) if entry.txid is not None else None
         if found is None:
             what = f"block/{block_hash}: transaction {entry.index}"
             raise RestError(RestFailure.INCOMPLETE, f"{what} is in its summary, and the backend does not know it")
-        return _as_mined(found, entry)
+        return as_mined(found, entry)
 
     async def completed(self, transaction: Transaction) -> Transaction:
         """Return a mined transaction with its prevouts if the backend provides them quickly; otherwise unchanged."""
@@ -363,7 +299,7 @@ class Backend:
         if not missing or len(transaction.inputs) > INPUTS_LIMIT:
             return transaction
         try:
-            better = await self._transaction(transaction.txid)
+            better = await self._full(transaction.txid)
         except RestError as error:
             if error.reason not in {RestFailure.TIMEOUT, RestFailure.SERVER_ERROR}:
                 raise
@@ -371,10 +307,7 @@ class Backend:
         if better is None or len(better.inputs) != len(transaction.inputs):
             return transaction
         found = replace(transaction, inputs=better.inputs)
-        if found.fee_sat is not None or any(spent.prevout is None for spent in found.inputs):
-            return found
-        fee = sum(spent.prevout.value for spent in found.inputs if spent.prevout is not None) - found.value_sat
-        return _with_fee(found, fee if fee >= 0 else None)
+        return found if found.fee_sat is not None else with_computed_fee(found)
 
     async def raw_block(self, block_hash: str) -> bytes | None:
         """Return a block in its network serialisation; None from a backend without this call."""
@@ -396,39 +329,6 @@ class Backend:
             raise RestError(RestFailure.GARBAGE, f"block/{block_hash}/raw: {error}") from error
 
 
-def _summary(raw: msgspec.Raw, index: int) -> Summary:
-    try:
-        fields = _decode_stripped(raw)
-    except UNREADABLE:
-        fields = _Stripped()
-    fee = read(fields.fee, _decode_signed, None)
-    vsize = read(fields.vsize, _decode_signed, None)
-    return Summary(
-        read(fields.txid, _decode_txid, None),
-        read(fields.value, amount, None),
-        round(fee) if fee is not None and fee >= 0 else None,
-        max(vsize or 0.0, 0.0),
-        index,
-        read(fields.time, _decode_seconds, None) or None,
-        is_replacement(read(fields.flags, _decode_flags, None)),
-    )
-
-
-def _as_mined(transaction: Transaction, entry: Summary) -> Transaction:
-    found = replace(transaction, vsize=entry.vsize or transaction.vsize)
-    return _with_fee(found, entry.fee if entry.fee is not None else transaction.fee_sat)
-
-
-def _with_fee(transaction: Transaction, fee: int | None) -> Transaction:
-    # No transaction is smaller than 1 vB; a smaller size is invalid, and dividing by it may overflow.
-    rate = fee / transaction.vsize if fee is not None and transaction.vsize >= 1.0 else None
-    return replace(transaction, fee_sat=fee, fee_rate=rate)
-
-
-def _read_transaction(raw: msgspec.Raw) -> Transaction:
-    return transaction_of(bytes(raw))
-
-
 def _quoted(txid: str) -> str:
     """Quote a txid for a URL: the stream decoder checks only its length."""
     return quote(txid, safe="")
@@ -437,7 +337,7 @@ def _quoted(txid: str) -> str:
 def _whole(path: str, raw: msgspec.Raw, txid: str | None = None) -> Transaction:
     """Return a transaction in full. Raises RestError if it cannot be read or has another txid."""
     try:
-        found = transaction_of(bytes(raw))
+        found = transaction_of(raw)
     except UNREADABLE as error:
         raise RestError(RestFailure.GARBAGE, f"{path}: not a transaction: {error}") from error
     if txid is not None and found.txid != txid:

@@ -1,11 +1,12 @@
 """The link to the mempool backend, across all reconnects."""
 
+import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exception, wait_random
 
 from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
@@ -75,47 +76,37 @@ class Feed:
         settings = self._settings
         link = Link(settings, self._meter, self._clock, self._monotonic, surveyor=self._surveyor)
         outage = Outage(self._monotonic())
-        # The delay is drawn before tenacity asks for it, because Lost reports it to the consumer before the wait.
-        retrying = AsyncRetrying(retry=retry_if_exception_type(LinkLostError), wait=wait_exception(_next_delay_s))
-        async for attempt in retrying:
-            tries = attempt.retry_state
+        attempt = 0
+        while True:
+            attempt += 1
             connected_at: float | None = None
             try:
-                async with aclosing(link.messages(tries.attempt_number)) as messages:
+                async with aclosing(link.messages(attempt)) as messages:
                     async for message in messages:
                         if isinstance(message, Connected):
                             connected_at = self._monotonic()
                         yield message
             except LinkLostError as error:
-                lost = error
+                # Not the error itself: its traceback keeps the last frames of the old connection alive.
+                reason, detail, wait_s = error.reason, error.detail, error.wait_s
             else:
                 raise AssertionError("a link ends by an error only")
             now = self._monotonic()
             if connected_at is not None and now - connected_at >= settings.stable_after:
-                tries.attempt_number = 1
+                attempt = 1
                 outage = Outage(now)
-            lost.next_delay_s = lost.wait_s + wait_random(*delay_range_s(settings, outage.lost(now, connected_at)))(
-                tries
+            shortest_s, longest_s = delay_range_s(settings, outage.lost(now, connected_at))
+            delay_s = wait_s + random.uniform(shortest_s, longest_s)  # noqa: S311 - jitter, not a secret
+            self._meter.lost(reason)
+            logger.warning(
+                "upstream_link_lost",
+                url=shown(settings.url),
+                reason=reason.value,
+                detail=detail,
+                attempt=attempt,
+                next_attempt_s=round(delay_s, 3),
             )
-            self._report(lost, tries)
-            if (change := link.state.become(UpstreamState.DISCONNECTED, lost.detail)) is not None:
+            if (change := link.state.become(UpstreamState.DISCONNECTED, detail)) is not None:
                 yield change
-            yield Lost(lost.reason, lost.next_delay_s)
-            tries.set_exception((type(lost), lost, lost.__traceback__))
-            del lost  # its traceback keeps the last frames of the old connection alive
-
-    def _report(self, lost: LinkLostError, tries: RetryCallState) -> None:
-        self._meter.lost(lost.reason)
-        logger.warning(
-            "upstream_link_lost",
-            url=shown(self._settings.url),
-            reason=lost.reason.value,
-            detail=lost.detail,
-            attempt=tries.attempt_number,
-            next_attempt_s=round(lost.next_delay_s, 3),
-        )
-
-
-def _next_delay_s(error: BaseException) -> float:
-    assert isinstance(error, LinkLostError)
-    return error.next_delay_s
+            yield Lost(reason, delay_s)
+            await asyncio.sleep(delay_s)

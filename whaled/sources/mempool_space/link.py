@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidURI
 
 from whaled.config.sections import UpstreamSettings
@@ -22,8 +22,10 @@ from whaled.sources.mempool_space.dialect import PING, DialectError, Frame, deco
 from whaled.sources.mempool_space.link_errors import LINK_ERRORS, diagnose, not_mempool, stale
 from whaled.sources.mempool_space.link_state import FeedMeter, LinkState, Surveyor
 from whaled.sources.mempool_space.proxy import Target
+from whaled.sources.mempool_space.silence import Silence
 from whaled.sources.mempool_space.snapshot import SnapshotRound
 from whaled.sources.mempool_space.tunnel import Tunnel, tunnel_of
+from whaled.websocket_client import Connect, hang_up
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -52,16 +54,10 @@ class _Received(NamedTuple):
     change: MempoolChange
 
 
-class _Connect(connect):
-    """A WebSocket connect that follows no redirect and goes through `tunnel` if there is one.
-
-    A redirect is reported to the operator instead, with its target.
-    """
+class _Connect(Connect):
+    """A WebSocket connect that goes through `tunnel` if there is one."""
 
     tunnel: Tunnel | None = None
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        return exc
 
     async def open_tcp_connection(self) -> ClientConnection:
         """Open the TCP connection, through the tunnel if there is one."""
@@ -70,40 +66,6 @@ class _Connect(connect):
         uri = self.ws_uri
         tls = ssl.create_default_context() if uri.secure else None
         return await self.tunnel.open(lambda: self.factory(uri), Target(uri.host, uri.port, "upstream.url"), tls)
-
-
-class _Silence:
-    """The time since the last message was received, and the action due because of it: a ping, or giving up the link.
-
-    Only time spent waiting in a receive counts, so a slow consumer does not make the backend look dead.
-    """
-
-    def __init__(self, settings: UpstreamSettings) -> None:
-        # At least one ping is sent, and has time to be answered, before the link is given up.
-        self._ping_after_s = min(settings.ping_interval, settings.stale_after / 2)
-        self._stale_after_s = settings.stale_after
-        self._lasted_s = 0.0
-        self.pings = 0
-
-    def reset(self) -> None:
-        self._lasted_s = 0.0
-        self.pings = 0
-
-    def add(self, seconds: float) -> None:
-        """Add `seconds` of silence that did not last until the next action."""
-        self._lasted_s += seconds
-
-    def _due_s(self) -> float:
-        return min((self.pings + 1) * self._ping_after_s, self._stale_after_s)
-
-    def remaining_s(self) -> float:
-        """Return the time until the next ping is due or the link is stale, in seconds."""
-        return self._due_s() - self._lasted_s
-
-    def elapsed(self) -> bool:
-        """Record that `remaining_s` passed in silence. Return True if the link is now stale, False if a ping is due."""
-        self._lasted_s = self._due_s()
-        return self.pings > 0 and self._lasted_s >= self._stale_after_s
 
 
 class Link:
@@ -149,7 +111,7 @@ class Link:
         except LINK_ERRORS as exc:
             raise diagnose(exc, self._settings) from exc
         finally:
-            await _close(connection)
+            await hang_up(connection, CLOSE_TIMEOUT_S)
 
     async def _open(self) -> ClientConnection:
         settings = self._settings
@@ -196,7 +158,7 @@ class Link:
             raise not_mempool(first_text, self._settings) from None
 
     async def _listen(self, connection: ClientConnection, first: _Received) -> AsyncGenerator[StreamMessage, None]:
-        silence = _Silence(self._settings)
+        silence = Silence(self._settings)
         snapshot = SnapshotRound(self._settings.connect_timeout)
         in_sync = False
         received: _Received | None = first
@@ -261,7 +223,7 @@ class Link:
             request = snapshot.end()
         return request
 
-    async def _receive(self, connection: ClientConnection, silence: _Silence, due: float | None) -> bytes | None:
+    async def _receive(self, connection: ClientConnection, silence: Silence, due: float | None) -> bytes | None:
         """Return the next message; None after a ping was sent, or once `due` has passed."""
         waited_s = remaining_s = silence.remaining_s()
         if due is not None:
@@ -376,14 +338,3 @@ def _is_in_sync(received: _Received, *, before: bool) -> bool:
     if frame.loading is not None:
         return not frame.loading
     return before or received.change.continuity is Continuity.IN_ORDER
-
-
-async def _close(connection: ClientConnection) -> None:
-    """Close the connection within CLOSE_TIMEOUT_S, whatever the peer does."""
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await connection.close()
-    except TimeoutError:
-        pass
-    finally:
-        connection.transport.abort()

@@ -44,8 +44,8 @@ class LossReason(StrEnum):
 class LinkLostError(UpstreamError):
     """The loss of the link, or the failure to make one.
 
-    `next_delay_s` is the delay until the next attempt, once it is drawn. It includes `wait_s`, the delay that the
-    server requested or that suits a fault which only an operator can fix.
+    `wait_s` is the least delay until the next attempt: the server requested it, or it suits a fault which only an
+    operator can fix.
     """
 
     def __init__(self, reason: LossReason, detail: str, *, wait_s: float = 0.0) -> None:
@@ -53,7 +53,6 @@ class LinkLostError(UpstreamError):
         self.reason = reason
         self.detail = detail
         self.wait_s = wait_s
-        self.next_delay_s = 0.0
 
 
 # Upper limit for a server's Retry-After. A wrong header could otherwise cost hours without a single whale.

@@ -9,8 +9,9 @@ import structlog
 from whaled.model import Block, UpstreamState
 from whaled.registry import Component, Registry
 from whaled.source import Continuity, Shortfall, StateChanged, degraded_by
-from whaled.sources.mempool_space.dialect import BackendInfo, DialectFault
+from whaled.sources.mempool_space.dialect import DialectFault
 from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
+from whaled.sources.mempool_space.shapes import BackendInfo
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

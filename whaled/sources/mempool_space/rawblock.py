@@ -32,7 +32,7 @@ class RawTransaction(Struct, frozen=True):
 def transaction_in(raw: bytes) -> RawTransaction:
     """Parse the serialisation of one transaction. Raises SerialError."""
     cursor = _Cursor(raw, 0)
-    txid, inputs, outputs, stripped = _transaction(cursor)
+    txid, inputs, outputs, stripped = _next_transaction(cursor)
     if cursor.at != len(raw):
         raise SerialError(f"{len(raw) - cursor.at} bytes after a transaction")
     return RawTransaction(
@@ -98,14 +98,14 @@ def _read(raw: bytes, wanted: dict[bytes, str]) -> dict[str, str]:
     if count > len(raw) // LEAST_TRANSACTION_BYTES:
         raise SerialError(f"{count} transactions in {len(raw)} bytes")
     for _ in range(count):
-        txid, inputs, _, _ = _transaction(cursor)
+        txid, inputs, _, _ = _next_transaction(cursor)
         for spent in inputs:
             if spent[:36] in wanted:
                 found[wanted[spent[:36]]] = txid
     return found
 
 
-def _transaction(cursor: _Cursor) -> tuple[str, list[bytes], list[bytes], int]:
+def _next_transaction(cursor: _Cursor) -> tuple[str, list[bytes], list[bytes], int]:
     """Read a transaction.
 
     Returns its txid, each input as outpoint and sequence, each output as value and script, and the size without

@@ -6,10 +6,10 @@ The backend (`api/rbf-cache.ts`) keeps a tree for a day and loses it if it resta
 from msgspec import Struct, field
 
 from whaled.source import Relative
-from whaled.sources.mempool_space.transactions import Rate, Seconds, Txid
+from whaled.sources.mempool_space.fields import Rate, Seconds, Txid
 
 
-class _Stripped(Struct, gc=False):
+class _Member(Struct, gc=False):
     txid: Txid
     value: Rate | None = None
     time: Seconds | None = None
@@ -18,7 +18,7 @@ class _Stripped(Struct, gc=False):
 class Tree(Struct):
     """A transaction with the subtrees of the transactions that it replaced."""
 
-    tx: _Stripped
+    tx: _Member
     time: Seconds | None = None
     replaces: list["Tree"] = field(default_factory=list)
 

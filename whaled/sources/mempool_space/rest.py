@@ -1,4 +1,4 @@
-"""The REST calls that complete what the stream leaves out: prevouts of live whales, fees, price, tip height."""
+"""The REST calls that complete what the stream leaves out: the prevouts of live whales, and the tip height."""
 
 import asyncio
 import re
@@ -9,10 +9,9 @@ import msgspec
 import structlog
 from msgspec import Raw, Struct
 
-from whaled.model import NULL_TXID, FeeMarket, Input, Output, Transaction
-from whaled.sources.mempool_space.dialect import MAX_USD
+from whaled.model import NULL_TXID, Input, Output, Transaction
+from whaled.sources.mempool_space.fields import Number, Rate, read
 from whaled.sources.mempool_space.http import Http, RestError, RestFailure
-from whaled.sources.mempool_space.transactions import Number, Rate, read
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -47,24 +46,12 @@ class _Vin(Struct):
     prevout: _Prevout | None = None
 
 
-class _Spender(Struct):
+class _WithPrevouts(Struct):
     vin: list[_Vin]
 
     def outputs(self) -> dict[_Outpoint, Output]:
         """Return the known prevouts by outpoint."""
         return {_Outpoint(each.txid, each.vout): each.prevout.output() for each in self.vin if each.prevout is not None}
-
-
-class _Fees(Struct):
-    fastest: Rate = msgspec.field(name="fastestFee")
-    half_hour: Rate = msgspec.field(name="halfHourFee")
-    hour: Rate = msgspec.field(name="hourFee")
-    economy: Rate = msgspec.field(name="economyFee")
-    minimum: Rate = msgspec.field(name="minimumFee")
-
-
-class _Prices(Struct):
-    usd: float = msgspec.field(name="USD", default=-1)
 
 
 _decode_prevout = msgspec.json.Decoder(_PrevoutAnswer).decode
@@ -78,18 +65,6 @@ class Rest(Http):
     async def tip_height(self) -> int:
         """Return the height of the best block that the backend has; its node may be ahead."""
         return self.found("blocks/tip/height", await self.get("blocks/tip/height", Number))
-
-    async def fees(self) -> FeeMarket:
-        """Return the recommended fee rates. Raises RestError with status 503 until the backend is in sync."""
-        # Backends older than 3.3 provide only whole numbers (fees/recommended).
-        found = await self.get("fees/precise", _Fees) or await self.get("fees/recommended", _Fees)
-        fees = self.found("fees/recommended", found)
-        return FeeMarket(fees.fastest, fees.half_hour, fees.hour, fees.economy, fees.minimum)
-
-    async def price(self) -> float | None:
-        """Return the price in US dollars per bitcoin; None while the backend does not know it."""
-        prices = await self.get("prices", _Prices)
-        return prices.usd if prices is not None and 0 < prices.usd <= MAX_USD else None
 
     async def prevouts(self, transactions: Sequence[Transaction], deadline_s: float) -> list[Transaction]:
         """Return each transaction with the prevout of every input, or unchanged if they are not known in time.
@@ -140,7 +115,7 @@ class Rest(Http):
         async def fetch_spender(tx: Transaction) -> None:
             # gettxout does not find an output whose spender is mined; the spending transaction still has its prevouts.
             try:
-                spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _Spender)
+                spender = await self.get(f"tx/{quote(tx.txid, safe='')}", _WithPrevouts)
             except RestError as error:
                 problems[tx.txid] = error
                 return

@@ -18,12 +18,12 @@ from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
 from whaled.registry import Registry
 from whaled.sources.mempool_space.address import shown
-from whaled.sources.mempool_space.dialect import BackendInfo
+from whaled.sources.mempool_space.fields import UNREADABLE
 from whaled.sources.mempool_space.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
 from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.routes import ESPLORA, candidates
-from whaled.sources.mempool_space.transactions import UNREADABLE
+from whaled.sources.mempool_space.shapes import BackendInfo
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -1,52 +1,33 @@
 """Decoding of the backend's transactions: a few fields of every one, all fields of those that matter. Pure."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
-from typing import Annotated, Any
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 
 import msgspec
-from msgspec import Meta, Raw, Struct, field
+from msgspec import Raw, Struct, field
 
-from whaled.model import MAX_SAT, Input, Output, Transaction, outpoint
-
-# A backend computes with doubles and sends the results unrounded: a fee of 13,230 sat that it multiplied from BTC is
-# 13229.999999999998, and a fee of -1 (unknown) yields a rate of -0.00098. So every number that may be the result of a
-# computation is decoded as a float and rounded here. A field that cannot be read is unknown and costs nothing else.
+from whaled.model import Input, Output, Transaction, outpoint
+from whaled.sources.mempool_space.fields import (
+    UNREADABLE,
+    Number,
+    Satoshi,
+    Seconds,
+    Signed,
+    Txid,
+    amount,
+    gross_sat,
+    read,
+)
 
 # gc=False below: these hold strings, numbers and lists of each other, so they cannot be part of a cycle.
 
-Txid = Annotated[str, Meta(min_length=64, max_length=64)]
-# Sums of valid values stay far below 64 bits.
-Satoshi = Annotated[int, Meta(ge=0, le=MAX_SAT)]
-# The limit is a rate of all coins per vB, or as many vB. A higher number is not a measurement, and computing with it
-# would overflow.
-Rate = Annotated[float, Meta(ge=0, le=MAX_SAT)]
-# As Rate, but the backend may have computed it from an unknown value: negative means unknown.
-Signed = Annotated[float, Meta(ge=-MAX_SAT, le=MAX_SAT)]
-# Heights, times, positions and nSequence: 32 bits in a block or a transaction.
-Number = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
-# A time in seconds, possibly fractional.
-Seconds = Annotated[float, Meta(ge=0, le=0xFFFFFFFF)]
 DELTA_KEY = b'"mempool-transactions"'
 # Follows the txid of a transaction, but not the txid of an input or a summary, which begin in the same way.
 VERSION = b',"version":'
 # After this many failures `_cut` gives up: a backend that serialises differently does so for every transaction, and
 # searching the whole frame for each one is quadratic.
 NOT_FOUND_LIMIT = 8
-# `TransactionFlags.replacement` (mempool.interfaces.ts).
-REPLACEMENT_FLAG = 1 << 18
 # Used for an input whose nSequence cannot be read: it does not signal RBF.
 FINAL_SEQUENCE = 0xFFFFFFFF
-UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
-
-
-def gross_sat(value_sat: int, fee: float | None) -> int:
-    """Return the sum of all outputs, plus the fee if it is known, in satoshi."""
-    return value_sat + round(fee) if fee is not None and fee > 0 else value_sat
-
-
-def is_replacement(flags: int | None) -> bool | None:
-    """Return whether the backend's flags state that a transaction replaced another one; None without flags."""
-    return None if not flags else bool(flags & REPLACEMENT_FLAG)
 
 
 class _Value(Struct, gc=False):
@@ -173,7 +154,6 @@ _decode_fields = msgspec.json.Decoder(_Fields).decode
 _decode_items = msgspec.json.Decoder(list[Raw]).decode
 _decode_lists = msgspec.json.Decoder(_DeltaOnly).decode
 _decode_replacer = msgspec.json.Decoder(_Replacer).decode
-_decode_value = msgspec.json.Decoder(Rate).decode
 _decode_output_fields = msgspec.json.Decoder(_OutputFields).decode
 _decode_inputs = msgspec.json.Decoder(list[_Input]).decode
 _decode_input_fields = msgspec.json.Decoder(_InputFields).decode
@@ -313,11 +293,6 @@ def _whole(entry: Raw | bytes) -> _Whole:
     )
 
 
-def amount(raw: Raw) -> int:
-    """Decode an amount in satoshi from a number that may be the result of a computation. Raises one of UNREADABLE."""
-    return round(_decode_value(raw))
-
-
 def _output_apart(raw: Raw) -> _Output:
     fields = _decode_output_fields(raw)
     return _Output(
@@ -345,15 +320,7 @@ def _inputs(raw: Raw) -> list[_Input]:
     ]
 
 
-def read(raw: Raw, decoder: Callable[[Raw], Any], otherwise: Any) -> Any:
-    """Return the decoded value of one field, `otherwise` if it cannot be read."""
-    try:
-        return decoder(raw)
-    except UNREADABLE:
-        return otherwise
-
-
-def transaction_of(raw: bytes) -> Transaction:
+def transaction_of(raw: Raw | bytes) -> Transaction:
     """Decode a transaction as REST sends it, in full; an unreadable field is unknown.
 
     Raises one of UNREADABLE if it has no txid, or an output whose value cannot be read.
