@@ -128,7 +128,7 @@ async def ask(client: ClientConnection, **message: Any) -> None:
 
 
 async def closed_with(client: Any) -> tuple[int, str]:
-    """Read until the server closes; its code and reason."""
+    """Read until the server closes, and return its code and reason."""
     async with asyncio.timeout(10):
         with contextlib.suppress(ConnectionClosed):
             async for _ in client:
@@ -141,7 +141,7 @@ async def offsets(client: Any, count: int) -> list[int]:
 
 
 def stuffed_client(rig: Rig) -> socket.socket:
-    """A client that shakes hands and then reads nothing, with a small receive buffer."""
+    """Connect a client that requests the upgrade and then reads nothing, with a small receive buffer."""
     return silent_client(rig.url, receive_buffer=4096)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.reload import PAYEE, PAYER, PING, Client, Ended, ReloadRig, claims, transaction, until, wrong_token
+from kit.reload import PAYEE, PAYER, PING, Client, Ended, ReloadRig, claims, payment, until, wrong_token
 from whaled.config.keys import reloadable
 
 pytestmark = pytest.mark.slow
@@ -785,7 +785,7 @@ def test_a_token_family_that_ended_stays_ended(rig: ReloadRig) -> None:
 
 
 def test_no_transaction_is_alerted_again(rig: ReloadRig) -> None:
-    sent = transaction(**{PAYEE: 500.0})
+    sent = payment(**{PAYEE: 500.0})
     rig.backend.send(sent)
     until(lambda: sent["txid"] in rig.text())
     rig.apply(detection={"threshold_btc": 1, "basis": "moved"})
