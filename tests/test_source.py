@@ -1,11 +1,8 @@
 """The values of the seam to a source, as a source fills them that is not mempool.space."""
 
-from kit.whales import txid
+from kit.whales import BTC, NOW, txid
 from whaled.model import Input, Output, Transaction, outpoint
 from whaled.source import BackendError, Decoded, MempoolChange
-
-BTC = 10**8
-NOW = 1_800_000_000.0
 
 
 def paying(number: int, value: int, fee_sat: int | None = 1_000) -> Transaction:

@@ -10,25 +10,18 @@ from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed
 
 from kit import daemon
+from kit.clocks import SetClock
 from kit.gateway import silent_client
 from whaled.auth.keys import generate
 from whaled.summaries import MAX_SOURCES, PERIOD_S, Summary
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def summary(clock: Clock, **bounds: Any) -> Summary:
+def summary(clock: SetClock, **bounds: Any) -> Summary:
     return Summary(structlog.get_logger(), "knocked", clock=clock, **{"per_source": 2, "in_all": 3, **bounds})
 
 
 def test_the_first_lines_pass_and_one_counts_the_others() -> None:
-    clock = Clock()
+    clock = SetClock()
     lines = summary(clock)
     with capture_logs() as logged:
         for source in ("a", "a", "a", "b", "c", "c", "c"):
@@ -43,7 +36,7 @@ def test_the_first_lines_pass_and_one_counts_the_others() -> None:
 
 
 def test_a_quiet_period_has_no_count_and_a_clock_that_steps_back_ends_one() -> None:
-    clock = Clock()
+    clock = SetClock()
     lines = summary(clock)
     with capture_logs() as logged:
         for step in (0, 5, 5, -3600):
@@ -54,7 +47,7 @@ def test_a_quiet_period_has_no_count_and_a_clock_that_steps_back_ends_one() -> N
 
 
 def test_a_million_sources_are_counted_in_bounded_memory() -> None:
-    lines = summary(Clock())
+    lines = summary(SetClock())
     with capture_logs() as logged:
         for number in range(MAX_SOURCES * 3):
             lines.line(f"10.0.{number // 256}.{number % 256}")
@@ -64,7 +57,7 @@ def test_a_million_sources_are_counted_in_bounded_memory() -> None:
 
 
 def test_the_count_of_tracebacks_has_no_traceback() -> None:
-    lines = summary(Clock(), level="exception", in_all=1)
+    lines = summary(SetClock(), level="exception", in_all=1)
     with capture_logs() as logged:
         for _ in range(3):
             try:

@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +27,7 @@ from websockets.uri import parse_uri
 
 from whaled.config.sections import CanarySettings
 from whaled.errors import CanaryFailure, EventLogError
+from whaled.pause import Pause
 from whaled.registry import Registry
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -277,7 +279,7 @@ class Canary:
         self._is_unreachable = False
         # The start counts as an arrival, so that the first canary has the same time as any other.
         self._last = monotonic()
-        self._reconfigured = asyncio.Event()
+        self._pause = Pause()
 
     def reconfigure(self, settings: CanarySettings) -> None:
         """Apply new settings, also to the canary that is due next.
@@ -288,7 +290,7 @@ class Canary:
         if self.is_alive():
             self._last = self._monotonic()
         self.settings = settings
-        self._reconfigured.set()
+        self._pause.changed()
 
     def is_alive(self) -> bool:
         """Return whether a canary arrived within one interval plus the time after which a canary is lost."""
@@ -313,17 +315,11 @@ class Canary:
                     patience_s = self.settings.interval
                 if flight.result():
                     await self._arrival(began, was_late=was_late)
-                await self._pause(began)
+                await self._pause.wait(partial(self._left_s, began))
 
-    async def _pause(self, began: float) -> None:
-        """Wait for the rest of the interval, which `reconfigure` may change."""
-        while True:
-            self._reconfigured.clear()
-            try:
-                async with asyncio.timeout(began + self.settings.interval - self._monotonic()):
-                    await self._reconfigured.wait()
-            except TimeoutError:
-                return
+    def _left_s(self, began: float) -> float:
+        """Return the seconds that are left of the interval that began with a canary."""
+        return began + self.settings.interval - self._monotonic()
 
     async def _connect(self) -> None:
         began = self._monotonic()

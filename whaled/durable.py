@@ -1,7 +1,7 @@
 """Files that survive a crash: atomic replacement, and directory entries on the disk."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,25 +9,28 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path, *, is_durable: bool = True) -> Iterator[BinaryIO]:
-    """Yield a new file that only this user can read. It replaces `path` when the body ends without an error.
+def replacing(path: Path, *, is_durable: bool = True, is_private: bool = True) -> Iterator[BinaryIO]:
+    """Yield a new file, which replaces `path` when the body ends without an error.
 
     A crash leaves either the old file or the new one, complete. With `is_durable` the new file and its name are on the
-    disk at the end. Raises OSError.
+    disk at the end. With `is_private` only this user can read it; otherwise the umask decides. Raises OSError.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(new, flags, 0o600 if is_private else 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o600)  # whatever the umask
+            if is_private:
+                os.fchmod(descriptor, 0o600)  # whatever the umask
             yield file
             if is_durable:
                 file.flush()
                 os.fsync(descriptor)
-        Path(name).replace(path)
+        new.replace(path)
         if is_durable:
             sync_directory(path.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
 
 

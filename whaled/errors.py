@@ -83,7 +83,7 @@ class ListenError(OperatorError):
         in_use = ""
         if isinstance(error, OSError):
             # The event loop's message repeats the address; the reason follows its last colon.
-            reason = (error.strerror or str(error)).rpartition(": ")[2]
+            reason = reason_of(error).rpartition(": ")[2]
             in_use = ", or stop what uses the port" if error.errno == errno.EADDRINUSE else ""
         else:
             reason = error
@@ -212,8 +212,21 @@ class Close(Enum):
         self.reason = reason
 
 
+_JSON_KINDS = {
+    type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"
+}  # fmt: skip
+
+
+def json_kind(value: object) -> str:
+    """Return what a decoded JSON value is, as an error for a client names it."""
+    return _JSON_KINDS.get(type(value), "an object")
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason of an error in words: for an OSError the system's, without its number and path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def why_unreadable(error: OSError | UnicodeError) -> str:
     """Return the reason why a file cannot be read, in words and without its path."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return "there is no such file" if isinstance(error, FileNotFoundError) else reason_of(error)

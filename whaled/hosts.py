@@ -33,6 +33,14 @@ def is_address_or_localhost(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only programs on this machine can connect to an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def listening_fault(host: str) -> str | None:  # noqa: C901 - one return for each mistake
     """Return why a host cannot be listened on, with the probable intention; None if it is an address or a name."""
     try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from whaled.errors import ListenError
+from whaled.errors import ListenError, reason_of
 
 # Errors of accept(2): the process or the machine has no descriptor or no memory for another socket.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -167,7 +167,7 @@ def _unresolved(host: str, error: OSError | UnicodeError) -> str:
         return "this is a network interface: write the address that it has"
     if "%" in host and host.partition("%")[2] not in interfaces:
         return f"this machine has no interface {host.partition('%')[2]}"
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    reason = reason_of(error)
     return f"{'the address cannot be used' if ':' in host else 'the name cannot be resolved'} ({reason})"
 
 

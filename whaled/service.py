@@ -25,7 +25,6 @@ from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber
 from whaled.config.parse import not_reloadable
-from whaled.config.rules import redacted
 from whaled.config.sections import Config
 from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
 from whaled.eventlog import queries
@@ -51,6 +50,7 @@ from whaled.sources.mempool_space.changes import canary_change
 from whaled.sources.mempool_space.feed import Feed
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.survey import Survey
+from whaled.urls import redacted
 from whaled.web import app as web
 from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kit.tokens import NOW, RING, make
+from kit.tokens import RING, issued
+from kit.whales import NOW
 from whaled.auth.families import Families
 from whaled.auth.tokens import TokenAuthenticator
 from whaled.config.sections import AuthSettings
@@ -38,7 +39,7 @@ def revoked(judge: Judge, grant: Grant, now: float) -> None:
 
 def test_two_refreshes_of_one_token_end_its_whole_family() -> None:
     judge = Judge()
-    first = make()
+    first = issued()
     grant = judge.verify(first, NOW)
     second, child = judge.refresh(grant, NOW + 1)
     third, grandchild = judge.refresh(judge.verify(second, NOW + 2), NOW + 2)
@@ -52,7 +53,7 @@ def test_two_refreshes_of_one_token_end_its_whole_family() -> None:
 
 def test_a_copy_of_a_refreshed_token_is_found_out_later_in_the_chain_too() -> None:
     judge = Judge()
-    grant = judge.verify(make(), NOW)
+    grant = judge.verify(issued(), NOW)
     _, child = judge.refresh(grant, NOW + 1)
     judge.refresh(child, NOW + 2)
     revoked(judge, child, NOW + 3)
@@ -60,7 +61,7 @@ def test_a_copy_of_a_refreshed_token_is_found_out_later_in_the_chain_too() -> No
 
 def test_a_chain_of_single_use_refreshes_goes_on() -> None:
     judge = Judge()
-    grant = judge.verify(make(), NOW)
+    grant = judge.verify(issued(), NOW)
     for turn in range(200):
         token, grant = judge.refresh(grant, NOW + turn)
         assert judge.verify(token, NOW + turn) == grant
@@ -68,18 +69,18 @@ def test_a_chain_of_single_use_refreshes_goes_on() -> None:
 
 def test_other_tokens_of_the_same_client_and_other_clients_go_on() -> None:
     judge = Judge()
-    grant = judge.verify(make(), NOW)
+    grant = judge.verify(issued(), NOW)
     judge.refresh(grant, NOW)
     revoked(judge, grant, NOW)
-    other = make(token_id="t9")
+    other = issued(token_id="t9")
     assert judge.refresh(judge.verify(other, NOW), NOW)
-    namesake = make(client_id="c2")  # the same `jti`, by an issuer that numbers them for each client
+    namesake = issued(client_id="c2")  # the same `jti`, by an issuer that numbers them for each client
     assert judge.refresh(judge.verify(namesake, NOW), NOW)
 
 
 def test_a_token_without_an_id_is_known_by_its_times() -> None:
     judge = Judge()
-    grant = judge.verify(make(token_id=None), NOW)
+    grant = judge.verify(issued(token_id=None), NOW)
     child = judge.refresh(grant, NOW)[1]
     assert judge.refresh(child, NOW)
     revoked(judge, grant, NOW)
@@ -96,7 +97,7 @@ def test_an_ended_family_is_remembered_until_its_last_token_has_expired() -> Non
 
 def test_an_answer_that_may_be_lost_allows_one_more_refresh_of_the_parent_and_no_third() -> None:
     judge = Judge()
-    grant = judge.verify(make(), NOW)
+    grant = judge.verify(issued(), NOW)
     _, lost = judge.refresh(grant, NOW)
     judge.answer_lost(grant, lost)
     _, child = judge.refresh(grant, NOW + 1)
@@ -106,7 +107,7 @@ def test_an_answer_that_may_be_lost_allows_one_more_refresh_of_the_parent_and_no
 
 def test_an_answer_that_came_through_after_all_goes_on_too() -> None:
     judge = Judge()
-    grant = judge.verify(make(), NOW)
+    grant = judge.verify(issued(), NOW)
     _, child = judge.refresh(grant, NOW)
     judge.answer_lost(grant, child)
     assert judge.refresh(child, NOW + 1)
@@ -115,7 +116,7 @@ def test_an_answer_that_came_through_after_all_goes_on_too() -> None:
 
 def test_an_answer_lost_long_ago_changes_nothing() -> None:
     judge = Judge()
-    grant = judge.verify(make(), NOW)
+    grant = judge.verify(issued(), NOW)
     _, child = judge.refresh(grant, NOW)
     judge.refresh(child, NOW + 1)
     judge.answer_lost(grant, child)

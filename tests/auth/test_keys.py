@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.whales import NOW
 from whaled.auth.keys import generate, is_weak, load_ring, read, retire, ring_of
 from whaled.auth.tokens import verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import KeyRingError
 
-NOW = 1_800_000_000.0
 STRONG = "abcdefghijklmnopqrstuvwxyz012345"
 
 
@@ -506,7 +506,7 @@ def test_an_error_about_a_ring_does_not_quote_it(tmp_path: Path) -> None:
 
 
 def test_a_reread_ring_verifies_tokens_signed_before(ring_file: Path) -> None:
-    from kit.tokens import make  # noqa: PLC0415 - the other file's maker of tokens
+    from kit.tokens import issued  # noqa: PLC0415 - the other file's maker of tokens
 
     ring = ring_of(read(ring_file), ring_file)
-    assert verify(ring_of(read(ring_file), ring_file), make(ring), NOW, AuthSettings()).key_id == ring.signing.kid
+    assert verify(ring_of(read(ring_file), ring_file), issued(ring), NOW, AuthSettings()).key_id == ring.signing.kid

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kit.tokens import AUTH, NEW, NOW, OLD, RING, make, signed
+from kit.tokens import AUTH, NEW, OLD, RING, issued, signed
+from kit.whales import NOW
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
@@ -26,21 +27,21 @@ def refusal(token: str, ring: KeyRing = RING, now: float = NOW, settings: AuthSe
 
 
 def test_an_issued_token_is_accepted_with_its_claims() -> None:
-    grant = verify(RING, make(), NOW + 1, AUTH)
+    grant = verify(RING, issued(), NOW + 1, AUTH)
     assert (grant.client_id, grant.permissions, grant.key_id) == ("c1", READ, "new")
     assert (grant.issued_at, grant.expires_at, grant.token_id) == (NOW, NOW + 3600, "t1")
 
 
 def test_the_newest_key_signs_and_older_ones_still_verify() -> None:
-    assert jwt.get_unverified_header(make())["kid"] == "new"
-    assert verify(RING, make(KeyRing(OLD, (OLD,))), NOW, AUTH).key_id == "old"
+    assert jwt.get_unverified_header(issued())["kid"] == "new"
+    assert verify(RING, issued(KeyRing(OLD, (OLD,))), NOW, AUTH).key_id == "old"
 
 
 def test_a_single_secret_accepts_tokens_without_key_id_only() -> None:
-    assert "kid" not in jwt.get_unverified_header(make(LONE))
-    assert verify(LONE, make(LONE), NOW, AUTH).key_id is None
-    assert refusal(make(), LONE) is TokenRefusal.UNKNOWN_KEY
-    assert refusal(make(LONE)) is TokenRefusal.UNKNOWN_KEY
+    assert "kid" not in jwt.get_unverified_header(issued(LONE))
+    assert verify(LONE, issued(LONE), NOW, AUTH).key_id is None
+    assert refusal(issued(), LONE) is TokenRefusal.UNKNOWN_KEY
+    assert refusal(issued(LONE)) is TokenRefusal.UNKNOWN_KEY
 
 
 STRICT = AuthSettings(leeway=0.0)
@@ -48,7 +49,7 @@ LENIENT = AuthSettings(leeway=30.0)
 
 
 def test_a_token_ends_by_the_clock_it_is_given() -> None:
-    token = make(ttl_s=10)
+    token = issued(ttl_s=10)
     verify(RING, token, NOW + 9.9, STRICT)
     assert refusal(token, now=NOW + 10, settings=STRICT) is TokenRefusal.EXPIRED
 
@@ -124,8 +125,8 @@ def test_not_before_is_honoured() -> None:
 
 def test_issuer_and_audience_are_checked_where_configured() -> None:
     settings = AuthSettings(issuer="me", audience="bots")
-    verify(RING, make(settings=settings), NOW, settings)
-    assert refusal(make(), settings=settings) is TokenRefusal.BAD_CLAIMS
+    verify(RING, issued(settings=settings), NOW, settings)
+    assert refusal(issued(), settings=settings) is TokenRefusal.BAD_CLAIMS
     both = signed({"client_id": "c", "exp": NOW + 9, "iss": "me", "aud": ["others", "bots"]})
     verify(RING, both, NOW, settings)
 
@@ -159,7 +160,7 @@ def test_garbage_is_malformed(token: str) -> None:
 
 @given(st.integers(0, 10_000), st.characters())
 def test_no_changed_token_is_accepted(place: int, letter: str) -> None:
-    token = make()
+    token = issued()
     index = place % len(token)
     changed = token[:index] + letter + token[index + 1 :]
     try:
@@ -172,7 +173,7 @@ def test_no_changed_token_is_accepted(place: int, letter: str) -> None:
 
 def test_a_token_that_could_not_be_verified_is_not_issued() -> None:
     with pytest.raises(ValueError, match="max_token_ttl"):
-        make(ttl_s=91 * 86400)
+        issued(ttl_s=91 * 86400)
     with pytest.raises(ValueError, match="client id"):
         issue(RING, client_id="", permissions=[], ttl_s=5, now=NOW, token_id="t", settings=AUTH)
     with pytest.raises(ValueError, match="client id"):
@@ -188,7 +189,7 @@ def authenticator(ring: KeyRing = RING) -> TokenAuthenticator:
 
 
 def test_a_refreshed_token_has_the_same_client_and_permissions_and_a_new_end() -> None:
-    grant = authenticator().verify(make(), NOW)
+    grant = authenticator().verify(issued(), NOW)
     token, refreshed = authenticator().refresh(grant, NOW + 3000)
     assert (refreshed.client_id, refreshed.permissions, refreshed.token_id) == ("c1", grant.permissions, "t2")
     assert refreshed.expires_at == NOW + 3000 + 3600
@@ -196,7 +197,7 @@ def test_a_refreshed_token_has_the_same_client_and_permissions_and_a_new_end() -
 
 
 def test_refreshing_again_and_again_makes_no_token_longer() -> None:
-    grant = verify(RING, make(ttl_s=60), NOW, AUTH)
+    grant = verify(RING, issued(ttl_s=60), NOW, AUTH)
     for turn in range(1, 100):
         _, grant = authenticator().refresh(grant, NOW + turn * 50.3)
         assert grant.issued_at is not None
@@ -206,7 +207,7 @@ def test_refreshing_again_and_again_makes_no_token_longer() -> None:
 def test_a_chain_of_refreshed_tokens_ends_with_the_longest_life_of_one() -> None:
     settings = AuthSettings(token_ttl=3600, max_token_ttl=7200)
     judge = TokenAuthenticator(RING, settings, new_token_id=lambda: "t2")
-    first, _ = judge.refresh(judge.verify(make(settings=settings), NOW + 3000), NOW + 3000)
+    first, _ = judge.refresh(judge.verify(issued(settings=settings), NOW + 3000), NOW + 3000)
     token, grant = judge.refresh(judge.verify(first, NOW + 6000), NOW + 6000)
     assert grant.expires_at == NOW + 7200
     with pytest.raises(TokenError):
@@ -220,7 +221,7 @@ def test_a_token_without_iat_starts_its_chain_at_the_first_refresh() -> None:
 
 def test_a_new_ring_counts_for_grants_given_before_and_carries_none_over_from_a_retired_key() -> None:
     judge = authenticator(KeyRing(OLD, (OLD,)))
-    grant = judge.verify(make(KeyRing(OLD, (OLD,))), NOW)
+    grant = judge.verify(issued(KeyRing(OLD, (OLD,))), NOW)
     judge.replace_ring(RING, AUTH)
     assert judge.refresh(grant, NOW + 1)[1].key_id == "new"
     judge.replace_ring(KeyRing(NEW, (NEW,)), AUTH)
@@ -240,14 +241,14 @@ def test_a_header_nested_without_end_is_malformed() -> None:
 
 
 def test_a_token_that_has_ended_cannot_be_refreshed() -> None:
-    grant = authenticator().verify(make(), NOW)
+    grant = authenticator().verify(issued(), NOW)
     with pytest.raises(TokenError):
         authenticator().refresh(grant, NOW + 3600 + AUTH.expiry_grace)
 
 
 def test_an_ended_family_is_remembered_while_its_tokens_may_be_accepted() -> None:
     judge = TokenAuthenticator(RING, AuthSettings(leeway=0.0, expiry_grace=0.001), new_token_id=lambda: "t2")
-    token = make()
+    token = issued()
     grant = judge.verify(token, NOW)
     judge.refresh(grant, NOW + 1)
     judge.refresh(replace(grant, token_id="t2", family="t1"), NOW + 2)

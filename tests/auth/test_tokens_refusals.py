@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.tokens import AUTH, CLAIMS, FIRST, FORGED, GOOD, NEW, NOW, OLD, RING, WIDE, head, make, part, signed, token_of
+from kit.tokens import AUTH, CLAIMS, FIRST, FORGED, GOOD, NEW, OLD, RING, WIDE, head, issued, part, signed, token_of
+from kit.whales import NOW
 from whaled.auth.signature import claimant
 from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, verify
 from whaled.config.sections import AuthSettings
@@ -103,7 +104,7 @@ def test_a_refusal_reason_specific_to_our_tokens_needs_no_second_check() -> None
 
 def test_a_revoked_family_is_refused_before_the_second_check() -> None:
     ours = judge()
-    token = make()
+    token = issued()
     grant = ours.verify(token, NOW)
     ours.refresh(grant, NOW)
     with pytest.raises(TokenError):
@@ -193,7 +194,7 @@ def test_no_token_lives_longer_than_max_token_ttl(iat: float | None, exp: float,
 def test_a_token_of_the_longest_ttl_and_its_refreshes_are_accepted(longest_s: float) -> None:
     settings = AuthSettings(max_token_ttl=longest_s, token_ttl=longest_s)
     ours = TokenAuthenticator(RING, settings, new_token_id=lambda: "t2")
-    grant = ours.verify(make(ttl_s=longest_s, settings=settings), NOW)
+    grant = ours.verify(issued(ttl_s=longest_s, settings=settings), NOW)
     assert grant.expires_at is not None
     if longest_s > 2:
         ours.verify(ours.refresh(grant, NOW + 0.1)[0], NOW + 0.1)

@@ -1,58 +1,43 @@
-"""Backups of the event log, and what becomes of clients' positions when one is put back."""
+"""Backups of the event log: of a running daemon, complete or not there at all."""
 
 import asyncio
-import hashlib
 import os
-import pty
-import re
 import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kit import daemon
+from kit.backups import (
+    COPIED_AT,
+    copied,
+    damage,
+    digest,
+    everything,
+    held,
+    names,
+    remove,
+    store,
+    txids,
+    whaled,
+    write,
+)
+from kit.damage import edit
 from kit.eventlog import open_log
-from kit.gateway import ask, receive_type
-from kit.paths import TESTS
 from kit.whales import alert_draft, txid, update_draft
 from whaled.bookmarks import text
 from whaled.cli.main import main
 from whaled.errors import EventLogError, ExitStatus, LogFailure, OperatorError
 from whaled.eventlog import files, notes, schema
-from whaled.eventlog.backup import BackedUp, back_up
-from whaled.eventlog.restore import Restored, restore
-from whaled.eventlog.store import EventLog
-from whaled.model import Event
-
-NOBODY = 65534
-NOW = 1_790_000_000.0
-ASIDE = "whaled.db.replaced-20260921T141320Z"
-NO_UPSTREAM = "ws://127.0.0.1:9/api/v1/ws"
-
-
-def ignore(_done: int, _of_all: int) -> None:
-    pass
-
+from whaled.eventlog.backup import back_up
 
 # Who waits for a lock that a backup holds waits for all of the busy timeout; a busy machine is slow, but not as slow.
 BUSY_S, SOON_S = 60.0, 20.0
-
-
-def copied(source: Path, target: Path, *, overwrite: bool = False) -> BackedUp:
-    return back_up(source, target, now=NOW, overwrite=overwrite, progress=ignore)
-
-
-def restored(source: Path, path: Path) -> Restored:
-    return restore(source, path, now=NOW, progress=ignore)
 
 
 @pytest.fixture
@@ -67,65 +52,6 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "backups" / "whaled.backup"
 
 
-async def store(path: Path, *numbers: int, busy_timeout: float = 5.0) -> tuple[str, int]:
-    """Append an alert for each number with a daemon's log; returns (epoch, head)."""
-    async with open_log(path, busy_timeout=busy_timeout) as log:
-        for number in numbers:
-            await log.append([alert_draft(number)])
-        return log.epoch, log.head
-
-
-async def held(path: Path) -> list[Event]:
-    async with open_log(path) as log:
-        return await everything(log)
-
-
-async def everything(log: EventLog) -> list[Event]:
-    return await log.between(0, log.head, 1_000_000)
-
-
-def txids(events: list[Event]) -> list[str]:
-    return [event.whale.alert.transaction_id for event in events]
-
-
-def names(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def edit(path: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        for statement in statements:
-            db.execute(statement)
-        if any(statement.startswith("UPDATE log") for statement in statements):
-            schema.seal_log(db)  # not damaged, but another log
-
-
-def write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def damage(path: Path) -> None:
-    """Overwrite the page where the events begin."""
-    with closing(sqlite3.connect(path)) as db:
-        (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'events'").fetchone()
-    with path.open("r+b") as raw:
-        raw.seek((page - 1) * 4096)
-        raw.write(b"\xff" * 4096)
-
-
-def whaled(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "whaled", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
 def small_disk(directory: Path) -> list[str]:
     """Runs a command with a file system of a few MiB mounted on the directory."""
     mount = 'mount -t tmpfs -o size=3m none "$1" && shift && exec "$@"'
@@ -135,7 +61,7 @@ def small_disk(directory: Path) -> list[str]:
     return inside
 
 
-# --- a backup --------------------------------------------------------------------------------------------------------
+# --- a backup ---
 
 
 async def test_a_backup_during_appends_is_the_log_at_one_moment(path: Path, file: Path) -> None:
@@ -172,7 +98,7 @@ async def test_a_daemon_stops_and_starts_during_a_backup(path: Path, file: Path)
             assert time.perf_counter() - began < SOON_S
         moments += 1
 
-    done = await asyncio.to_thread(back_up, path, file, now=NOW, overwrite=False, progress=progress)
+    done = await asyncio.to_thread(back_up, path, file, now=COPIED_AT, overwrite=False, progress=progress)
     assert moments > 1
     assert done.contents.head == 3_000
     assert await store(path) == (epoch, 3_001)
@@ -218,7 +144,7 @@ async def test_the_backup_excludes_the_records_of_one_machine(path: Path, file: 
     copied(path, file)
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT key, value FROM state ORDER BY key").fetchall() == [
-            ("copy", str(NOW)), ("other", "stays"), ("pruned_offset", "0"),
+            ("copy", str(COPIED_AT)), ("other", "stays"), ("pruned_offset", "0"),
         ]  # fmt: skip
 
 
@@ -305,35 +231,6 @@ async def test_a_log_with_damaged_rows_is_copied_as_it_is_with_a_report(
     assert len(await held(file)) == 26
 
 
-async def test_the_epoch_stays_where_a_row_of_the_old_log_is_damaged_and_the_backup_has_it(
-    path: Path, file: Path
-) -> None:
-    """The repair by a backup: all that clients have seen is in it."""
-    epoch, _ = await store(path, 1, 2, 3, 4)
-    copied(path, file)
-    edit(path, "UPDATE events SET at = at + 1 WHERE offset = 2", "DELETE FROM events WHERE offset = 3")
-    assert restored(file, path).renewed_because is None
-    assert (await store(path))[0] == epoch
-    assert txids(await held(path)) == [txid(1), txid(2), txid(3), txid(4)]
-
-
-async def test_a_new_epoch_begins_where_the_backup_lacks_an_event_that_the_old_log_has(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, 1, 2, 3, 4)
-    copied(path, file)
-    edit(file, "DELETE FROM events WHERE offset = 2")
-    assert restored(file, path).renewed_because is not None
-    assert (await store(path))[0] != epoch
-
-
-async def test_a_new_epoch_begins_where_the_counter_of_the_old_log_is_damaged(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, 1, 2)
-    copied(path, file)
-    edit(path, "DELETE FROM log")
-    done = restored(file, path)
-    assert "newest offset is damaged" in (done.renewed_because or "")
-    assert (await store(path))[0] != epoch
-
-
 async def test_an_interrupted_backup_leaves_nothing(path: Path, file: Path) -> None:
     await store(path, 1)
 
@@ -341,366 +238,12 @@ async def test_an_interrupted_backup_leaves_nothing(path: Path, file: Path) -> N
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        back_up(path, file, now=NOW, overwrite=False, progress=interrupt)
+        back_up(path, file, now=COPIED_AT, overwrite=False, progress=interrupt)
     assert names(file) == set()
     assert copied(path, file).contents.head == 1
 
 
-# --- a restore -------------------------------------------------------------------------------------------------------
-
-
-async def test_the_epoch_stays_where_the_old_log_proves_that_nothing_was_lost(path: Path, file: Path) -> None:
-    epoch, head = await store(path, 1, 2, 3)
-    copied(path, file)
-    before = digest(file)
-    done = restored(file, path)
-    assert done.renewed_because is None
-    assert (done.contents.epoch, done.contents.head, done.contents.events) == (epoch, head, 3)
-    assert done.aside == path.with_name(ASIDE)
-    assert await store(path, 4) == (epoch, 4)
-    assert names(path) == {"whaled.db", "whaled.db.lock", ASIDE}
-    assert digest(file) == before
-    assert names(file) == {file.name}
-
-
-async def test_the_epoch_stays_when_retention_has_removed_events_since(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, 1, 2, 3)
-    copied(path, file)
-    edit(path, "DELETE FROM events WHERE offset < 3")
-    assert restored(file, path).renewed_because is None
-    assert (await store(path))[0] == epoch
-
-
-async def test_a_new_epoch_begins_where_the_old_log_has_later_events(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, 1, 2)
-    copied(path, file)
-    await store(path, 3)
-    done = restored(file, path)
-    assert done.renewed_because is not None
-    assert "continues to offset 3: events after 2 are not in the backup" in done.renewed_because
-    after, head = await store(path)
-    assert (after, head) == (done.contents.epoch, 2)
-    assert after != epoch
-    assert done.aside is not None
-    assert txids(await held(done.aside)) == [txid(1), txid(2), txid(3)]
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A state of the log that is replaced, which proves nothing."""
-
-    statements: tuple[str, ...]
-    says: str
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "doubt",
-    [
-        Doubt(("UPDATE log SET epoch = 'another'",), "has another epoch (another)"),
-        Doubt(("DELETE FROM events WHERE offset = 3", "UPDATE log SET head = 2"),
-              "ends at offset 2, before the backup"),
-        Doubt(("UPDATE events SET at = at + 1, checksum = NULL WHERE offset = 2",),
-              "other events under the same offsets"),
-        Doubt(("UPDATE whales SET txid = 'x' WHERE id = 1", "UPDATE events SET checksum = NULL"),
-              "other events under the same offsets"),
-        Doubt(("INSERT INTO state VALUES ('copy', '1', NULL)",), "itself a backup"),
-        Doubt(("PRAGMA user_version = 99",), "cannot be compared with it (newer_schema)"),
-        Doubt(("DROP TABLE events", "DROP TABLE whales", "DROP TABLE log", "DROP TABLE state", "DROP TABLE blocks",
-               "DROP TABLE spends", "DROP TABLE gaps",
-               "PRAGMA application_id = 0", "PRAGMA user_version = 0"), "is empty"),
-    ],
-    ids=["another epoch", "behind", "another time", "another whale", "a copy", "newer", "empty"],
-)  # fmt: skip
-async def test_a_new_epoch_begins_where_the_old_log_proves_nothing(path: Path, file: Path, doubt: Doubt) -> None:
-    epoch, _ = await store(path, 1, 2, 3)
-    copied(path, file)
-    edit(path, "PRAGMA foreign_keys = OFF", *doubt.statements)
-    done = restored(file, path)
-    assert done.renewed_because is not None
-    assert doubt.says in done.renewed_because
-    after, head = await store(path)
-    assert (after, head) == (done.contents.epoch, 3)
-    assert after not in {epoch, "another"}
-
-
-async def test_a_restore_over_no_log_or_a_damaged_one_begins_a_new_epoch(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, *range(30))
-    copied(path, file)
-    damage(path)
-    before = digest(path)
-    done = restored(file, path)
-    assert done.renewed_because is not None
-    assert done.aside is not None
-    assert digest(done.aside) == before
-    remove(path)
-    again = restored(file, path)
-    assert again.renewed_because == "there is no log to compare the backup with"
-    assert again.aside is None
-    assert len({epoch, done.contents.epoch, again.contents.epoch}) == 3
-    assert len(await held(path)) == 30
-
-
-async def test_each_restore_keeps_what_it_replaces(path: Path, file: Path) -> None:
-    await store(path, 1)
-    copied(path, file)
-    for _ in range(3):
-        restored(file, path)
-    assert names(path) == {"whaled.db", "whaled.db.lock", ASIDE, f"{ASIDE}-1", f"{ASIDE}-2"}
-
-
-async def test_a_killed_daemons_write_ahead_log_is_moved_aside_with_its_log(
-    path: Path, file: Path, tmp_path: Path
-) -> None:
-    await store(path, 1)
-    copied(path, file)
-    async with open_log(path) as log:
-        await log.append([alert_draft(2), alert_draft(3)])
-        left = tmp_path / "left"
-        shutil.copytree(path.parent, left)  # what a kill leaves
-    killed = left / "whaled.db"
-    assert files.wal_bytes(killed) > 0
-    done = restored(file, killed)
-    assert done.renewed_because is not None
-    assert "continues to offset 3" in done.renewed_because
-    assert not any(name.startswith("whaled.db-") for name in names(killed))
-    assert txids(await held(killed)) == [txid(1)]
-    assert done.aside is not None
-    assert txids(await held(done.aside)) == [txid(1), txid(2), txid(3)]
-
-
-async def test_side_files_of_a_damaged_log_are_kept_and_not_applied(path: Path, file: Path) -> None:
-    await store(path, *range(30))
-    copied(path, file)
-    write(path, b"no database" * 1000)
-    path.with_name("whaled.db-wal").write_bytes(b"rest")
-    restored(file, path)
-    assert {"whaled.db", ASIDE, f"{ASIDE}-wal"} <= names(path)
-    assert path.with_name(f"{ASIDE}-wal").read_bytes() == b"rest"
-    assert len(await held(path)) == 30
-
-
-async def test_no_restore_while_a_daemon_uses_the_log(path: Path, file: Path) -> None:
-    async with open_log(path) as log:
-        await log.append([alert_draft(1)])
-        copied(path, file)
-        with pytest.raises(
-            EventLogError, match=r"whaled runs \(process .*\) and has this event log open\. Stop it"
-        ) as caught:
-            restored(file, path)
-        assert caught.value.reason is LogFailure.LOCKED
-        assert await log.append([alert_draft(2)])
-    assert names(path) == {"whaled.db", "whaled.db.lock"}
-
-
-async def test_no_daemon_starts_while_a_restore_runs(path: Path, file: Path) -> None:
-    await store(path, 1)
-    copied(path, file)
-
-    refused: list[str] = []
-
-    def progress(_done: int, _of_all: int) -> None:
-        try:
-            files.DaemonLock(path).take()
-        except EventLogError as error:
-            refused.append(error.reason)
-
-    restore(file, path, now=NOW, progress=progress)
-    assert refused
-    assert set(refused) == {LogFailure.LOCKED}
-
-
-async def test_a_restore_from_an_invalid_file_changes_nothing(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, *range(30))
-    before = digest(path)
-    with pytest.raises(OperatorError, match="no such file; name a file that `whaled backup` made"):
-        restored(file, path)
-    with pytest.raises(OperatorError, match="the event log itself"):
-        restored(path, path)
-    write(file, b"no database" * 1000)
-    with pytest.raises(EventLogError, match="file is not a database"):
-        restored(file, path)
-    remove(file)
-    edit(file, "CREATE TABLE theirs (a)")
-    with pytest.raises(EventLogError, match="not made by whaled"):
-        restored(file, path)
-    remove(file)
-    copied(path, file)
-    edit(file, "PRAGMA user_version = 99")
-    with pytest.raises(EventLogError, match="made by a newer whaled"):
-        restored(file, path)
-    edit(file, "PRAGMA user_version = 1")
-    damage(file)
-    with pytest.raises(EventLogError, match="is damaged"):
-        restored(file, path)
-    assert digest(path) == before
-    assert names(path) <= {"whaled.db", "whaled.db.lock", "whaled.db-wal", "whaled.db-shm"}
-    assert (await store(path))[0] == epoch
-
-
-async def test_another_programs_database_is_not_replaced(path: Path, file: Path, tmp_path: Path) -> None:
-    await store(path, 1)
-    copied(path, file)
-    theirs = tmp_path / "theirs.db"
-    edit(theirs, "CREATE TABLE theirs (a)")
-    before = digest(theirs)
-    with pytest.raises(EventLogError, match="not made by whaled"):
-        restored(file, theirs)
-    assert digest(theirs) == before
-
-
-async def test_a_copy_made_with_other_tools_can_be_restored(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, 1, 2)
-    async with open_log(path) as log:
-        await log.append([alert_draft(3)])
-        for suffix in ("", "-wal", "-shm"):
-            shutil.copy(f"{path}{suffix}", f"{file}{suffix}")
-    done = restored(file, path)
-    assert (done.contents.head, done.renewed_because) == (3, None)
-    assert (await store(path, 4)) == (epoch, 4)
-
-
-# --- a backup copied into place --------------------------------------------------------------------------------------
-
-
-async def test_a_backup_copied_into_place_gets_a_new_epoch_once(path: Path, file: Path) -> None:
-    epoch, _ = await store(path, 1, 2)
-    copied(path, file)
-    remove(path)
-    shutil.copy(file, path)
-    first, head = await store(path)
-    assert head == 2
-    assert first != epoch
-    assert await store(path, 3) == (first, 3)
-    shutil.copy(file, path)
-    assert (await store(path))[0] not in {epoch, first}
-
-
-async def test_a_backup_is_not_mixed_with_side_files_of_a_killed_daemon(path: Path, file: Path, tmp_path: Path) -> None:
-    epoch, _ = await store(path, 1)
-    copied(path, file)
-    left = tmp_path / "left"
-    async with open_log(path) as log:
-        await log.append([alert_draft(2), alert_draft(3)])
-        shutil.copytree(path.parent, left)  # what a kill leaves
-    killed = left / "whaled.db"
-    shutil.copy(file, killed)
-    with pytest.raises(EventLogError, match=r"whaled\.db-wal next to it belongs to another log") as caught:
-        await store(killed)
-    assert caught.value.reason is LogFailure.CORRUPT
-    assert digest(killed) == digest(file)
-    done = restored(file, killed)
-    assert done.renewed_because is not None
-    assert {ASIDE, f"{ASIDE}-wal", f"{ASIDE}-shm"} <= names(killed)
-    assert (await store(killed)) == (done.contents.epoch, 1)
-    assert done.contents.epoch != epoch
-
-
-# --- clients ---------------------------------------------------------------------------------------------------------
-
-
-async def resume(config: Path, epoch: str, offset: int) -> tuple[dict[str, Any], daemon.Daemon]:
-    """The answer of a daemon to a client that resumes, and the daemon as it was."""
-    async with daemon.running(config) as running, running.connect() as client, asyncio.timeout(20):
-        await ask(client, type="subscribe", since={"epoch": epoch, "offset": offset})
-        return await receive_type(client, "subscribed"), running
-
-
-@pytest.fixture
-async def config(path: Path, tmp_path: Path) -> Path:
-    await store(path, 1, 2, 3)
-    return daemon.write_config(tmp_path, NO_UPSTREAM, eventlog={"path": str(path), "retention": "3650d"})
-
-
-@pytest.mark.slow
-async def test_a_client_resumes_after_a_restore_that_lost_nothing(config: Path, path: Path, file: Path) -> None:
-    epoch, _ = await store(path)
-    assert main(["backup", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    assert main(["restore", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    answer, _ = await resume(config, epoch, 2)
-    assert answer["recovered"] is True
-    assert answer["position"] == {"epoch": epoch, "offset": 3}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seen", [2, 3, 4, 5])
-async def test_a_client_is_notified_after_a_restore_that_lost_events(
-    config: Path, path: Path, file: Path, seen: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    epoch, _ = await store(path)
-    assert main(["backup", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    await store(path, 4, 5)
-    assert main(["restore", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    assert "new epoch: the replaced log continues to offset 5" in capsys.readouterr().out
-    await store(path, 6, 7)  # the lost offsets are given again
-    answer, _ = await resume(config, epoch, seen)
-    assert answer["recovered"] is False
-    assert answer["position"]["epoch"] != epoch
-    assert answer["position"]["offset"] == 5
-
-
-@pytest.mark.slow
-async def test_a_client_is_notified_after_a_backup_was_copied_into_place(config: Path, path: Path, file: Path) -> None:
-    epoch, _ = await store(path)
-    assert main(["backup", str(file), "--config", str(config)]) == ExitStatus.STOPPED
-    shutil.copy(file, path)
-    answer, running = await resume(config, epoch, 3)
-    assert answer["recovered"] is False
-    renewed = answer["position"]["epoch"]
-    warning = await running.logged("eventlog_backup_adopted")
-    assert (warning["level"], warning["epoch"], warning["head"]) == ("warning", renewed, 3)
-    answer, running = await resume(config, renewed, 3)
-    assert answer["recovered"] is True
-    assert not any(line["event"] == "eventlog_backup_adopted" for line in running.lines)
-
-
-@pytest.mark.slow
-async def test_a_running_daemon_is_backed_up_and_cannot_be_restored(config: Path, path: Path, file: Path) -> None:
-    async with daemon.running(config):
-        done = await asyncio.to_thread(whaled, "backup", file, "--config", config)
-        assert (done.returncode, done.stderr) == (ExitStatus.STOPPED, "")
-        refused = await asyncio.to_thread(whaled, "restore", file, "--config", config)
-        assert refused.returncode == ExitStatus.FAILED
-        assert "has this event log open. Stop it" in refused.stderr
-    assert await store(path, 4)
-
-
-# --- as commands -----------------------------------------------------------------------------------------------------
-
-
-async def test_the_commands_report_their_results(path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    epoch, _ = await store(path, 1, 2)
-    capsys.readouterr()
-    assert main(["backup", str(file), "--db-path", str(path)]) == ExitStatus.STOPPED
-    said = capsys.readouterr()
-    assert re.fullmatch(rf"{file}: 2 events, head 2, epoch {epoch}, \d+\.\d MiB, \d+\.\d s\n", said.out)
-    assert said.err == ""
-    assert main(["backup", str(file), "--db-path", str(path)]) == ExitStatus.CONFIG
-    assert "with --force" in capsys.readouterr().err
-    assert main(["backup", str(file), "--force", "--db-path", str(path)]) == ExitStatus.STOPPED
-    capsys.readouterr()
-    assert main(["restore", str(file), "--db-path", str(path)]) == ExitStatus.STOPPED
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"the log that was there is now {path}.replaced-")
-    assert lines[1] == f"{path}: 2 events, head 2, epoch {epoch}"
-    assert lines[2].startswith("epoch kept: ")
-    assert main(["restore", "/nowhere", "--db-path", str(path)]) == ExitStatus.CONFIG
-    assert main(["backup", str(file), "--force", "--db-path", str(path.parent / "none")]) == ExitStatus.CONFIG
-    write(file, b"x" * 5000)
-    assert main(["restore", str(file), "--db-path", str(path)]) == ExitStatus.FAILED
-
-
-@pytest.mark.slow
-def test_a_terminal_sees_how_far_the_copy_is(path: Path, file: Path) -> None:
-    asyncio.run(store(path, 1))
-    ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as screen:
-        command = [sys.executable, "-m", "whaled", "backup", str(file), "--db-path", str(path)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=theirs, timeout=50)
-        os.close(theirs)
-        shown = screen.read(10_000).decode()
-    assert re.search(r"\rcopying .*whaled\.db: +\d+ %", shown)
-    assert shown.endswith("\r\x1b[K")
+# --- as commands ---
 
 
 @pytest.mark.slow
@@ -734,69 +277,3 @@ async def test_commits_do_not_wait_for_a_backup(path: Path, file: Path) -> None:
         assert (await copying).returncode == ExitStatus.STOPPED
     # Measured: docs/eventlog.md.
     assert slowest < SOON_S
-
-
-# --- as root, beside a daemon that is another user -------------------------------------------------------------------
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work on another user's files")
-
-
-@pytest.fixture
-def nobodys() -> Any:
-    """A log of another user's, in a directory of that user's. Not in tmp_path: another user may not even enter that."""
-    with tempfile.TemporaryDirectory() as above:
-        Path(above).chmod(0o755)
-        directory = Path(above) / "whaled"
-        directory.mkdir(mode=0o700)
-        os.chown(directory, NOBODY, NOBODY)
-        yield directory / "whaled.db"
-
-
-def open_as_nobody(path: Path) -> str:
-    code = (
-        f"import sys; sys.path.insert(0, {str(TESTS)!r}); from kit import eventlog; "
-        f"eventlog.open_as({str(path)!r}, {NOBODY})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    return done.stdout.splitlines()[-1]
-
-
-def owners(path: Path) -> set[int]:
-    return {entry.stat().st_uid for entry in path.parent.iterdir()}
-
-
-@pytest.mark.slow
-@as_root
-def test_a_backup_by_root_leaves_nothing_that_the_daemon_cannot_open(nobodys: Path, file: Path) -> None:
-    assert open_as_nobody(nobodys) == "opened"
-    assert names(nobodys) == {"whaled.db", "whaled.db.lock"}  # no -wal, no -shm: the copying makes them
-    assert whaled("backup", file, "--db-path", nobodys).returncode == 0
-    assert owners(nobodys) == {NOBODY}
-    assert open_as_nobody(nobodys) == "opened"
-    assert file.stat().st_uid == 0
-
-
-@pytest.mark.slow
-@as_root
-@pytest.mark.parametrize("gone", [(), ("whaled.db.lock",), ("whaled.db", "whaled.db.lock")])
-def test_a_restore_by_root_gives_the_log_to_its_user(nobodys: Path, file: Path, gone: tuple[str, ...]) -> None:
-    assert open_as_nobody(nobodys) == "opened"
-    assert whaled("backup", file, "--db-path", nobodys).returncode == 0
-    for suffix in ("-wal", "-shm"):
-        nobodys.with_name(nobodys.name + suffix).unlink(missing_ok=True)
-    for name in gone:
-        nobodys.with_name(name).unlink()
-    assert whaled("restore", file, "--db-path", nobodys).returncode == 0
-    assert owners(nobodys) == {NOBODY}
-    assert stat.S_IMODE(nobodys.stat().st_mode) == 0o600
-    assert open_as_nobody(nobodys) == "opened"
-
-
-@as_root
-def test_the_lock_of_a_user_is_never_given_away_if_it_was_there(nobodys: Path) -> None:
-    lock = nobodys.with_name("whaled.db.lock")
-    lock.touch()
-    held = files.DaemonLock(nobodys)
-    held.take()
-    held.release()
-    assert lock.stat().st_uid == 0

@@ -10,9 +10,9 @@ from threading import Event as Latch
 import pytest
 import structlog
 
-from kit.damage import HEX, ROWS, as_version_3, edit, filled, offsets
+from kit.damage import HEX, ROWS, as_version_3, edit, filled, stored_offsets
 from kit.eventlog import Meter, open_log, scan
-from kit.whales import START, alert_draft, txid, update_draft, whale
+from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.bookmarks import text
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import notes, queries
@@ -58,15 +58,15 @@ async def requires_skipping(path: Path, lost: set[int]) -> None:
     """Opens, reads, stores and looks up as if nothing was; what is lost is neither given nor wrong."""
     meter = Meter()
     async with open_log(path, meter) as log:
-        assert await offsets(log) == [offset for offset in range(1, 7) if offset not in lost]
+        assert await stored_offsets(log) == [offset for offset in range(1, 7) if offset not in lost]
         assert log.whole_from == max(lost) + 1
         assert meter.damaged_rows == len(lost)
-        await offsets(log)
+        await stored_offsets(log)
         assert meter.damaged_rows == len(lost)  # counted once
-        (event,) = await log.append([alert_draft(7, at=START + 7)])
+        (event,) = await log.append([alert_draft(7, at=NOW + 7)])
         assert event.offset == 7
         for n in (1, 2, 3):
-            for each in await log.append([update_draft(n, Kind.DROPPED, ref="", at=START + 8)]):
+            for each in await log.append([update_draft(n, Kind.DROPPED, ref="", at=NOW + 8)]):
                 assert each.whale.alert.transaction_id == txid(n)
         for about, known in (await log.read_each(queries.whales, map(txid, range(1, 8)))).items():
             assert known.alert.transaction_id == about
@@ -77,7 +77,7 @@ async def requires_skipping(path: Path, lost: set[int]) -> None:
         await log.read_each(queries.histories, map(txid, range(1, 8)))
         await log.read(queries.gone_since, 0.0, 99)
         await log.read(queries.confirmed_in, "00block")
-        assert 0 <= await log.offset_before(START + 6.5) <= 6
+        assert 0 <= await log.offset_before(NOW + 6.5) <= 6
         assert meter.failures == []
     async with open_log(path) as log:
         assert log.head >= 7
@@ -131,7 +131,7 @@ async def test_a_value_of_a_wrong_type_is_skipped(
     force(path, table, old, new, "PRAGMA foreign_keys = OFF", change)
     meter = Meter()
     async with open_log(path, meter) as log:
-        assert await offsets(log) == [offset for offset in range(1, 7) if offset not in lost]
+        assert await stored_offsets(log) == [offset for offset in range(1, 7) if offset not in lost]
         assert log.whole_from == max(lost) + 1
         assert [event.offset for event in await log.append([alert_draft(7), update_draft(3)])] == [7, 8]
         assert meter.failures == []
@@ -143,7 +143,7 @@ async def test_a_flipped_bit_is_never_a_wrong_event(path: Path, bit: int) -> Non
     flip(path, b'"value_sat":15000000003', bit=bit)
     meter = Meter()
     async with open_log(path, meter) as log:
-        assert await offsets(log) == [1, 2, 4, 5, 6]
+        assert await stored_offsets(log) == [1, 2, 4, 5, 6]
         assert meter.damaged_rows == 1
 
 
@@ -158,7 +158,7 @@ async def test_a_damaged_page_loses_only_its_own_events(path: Path) -> None:
             data = raw.read()
             raw.seek(data.index(txid(100).encode()) // 4096 * 4096)
             raw.write(b"\xff" * 4096)
-        held = await offsets(log)
+        held = await stored_offsets(log)
         assert 100 not in held
         assert set(range(1, 60)) | set(range(140, 201)) <= set(held)
         assert meter.damaged_rows == 200 - len(held)
@@ -177,8 +177,8 @@ async def test_damage_is_logged_once_with_the_offset_and_what_to_do(path: Path) 
     edit(path, "UPDATE events SET ref = 'x' WHERE offset IN (2, 3)")
     with structlog.testing.capture_logs() as lines:
         async with open_log(path) as log:
-            await offsets(log)
-            await offsets(log)
+            await stored_offsets(log)
+            await stored_offsets(log)
     (line,) = [line for line in lines if line["log_level"] == "error"]
     assert (line["table"], line["row"], line["rows"]) == ("events", "offsets 2 to 3", 2)
     assert line["problem"] == "its checksum does not match"
@@ -188,8 +188,8 @@ async def test_damage_is_logged_once_with_the_offset_and_what_to_do(path: Path) 
 async def test_events_removed_by_retention_are_no_damage(path: Path) -> None:
     meter = Meter()
     async with open_log(path, meter) as log:
-        await log.append([alert_draft(n, at=START + n * 86_400) for n in range(20)])
-        await log.prune(START + 100 * 86_400)
+        await log.append([alert_draft(n, at=NOW + n * 86_400) for n in range(20)])
+        await log.prune(NOW + 100 * 86_400)
         assert log.oldest == 11
         assert [event.offset for event in await log.between(0, 20, 3)] == [11, 12, 13]
         assert [event.offset for event in await log.between(4, 20, 3)] == [11, 12, 13]
@@ -221,7 +221,7 @@ async def test_a_page_is_bounded_in_bytes(path: Path) -> None:
         size = len(page.events) * 5_000 * 40
         assert PAGE_BYTES / 2 < size < PAGE_BYTES * 1.5
         assert page.through == page.events[-1].offset
-        assert await offsets(log) == list(range(1, 13))
+        assert await stored_offsets(log) == list(range(1, 13))
 
 
 async def test_the_offset_of_a_time_is_never_too_late_despite_damage(path: Path) -> None:
@@ -279,7 +279,7 @@ async def test_an_event_beyond_the_counter_does_not_prevent_appends(path: Path, 
     async with open_log(path, meter) as log:
         assert (log.epoch, log.head) == (epoch, 6)
         assert [event.offset for event in await log.append([alert_draft(n) for n in range(7, 12)])] == [7, 8, 9, 10, 11]
-        assert await offsets(log) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+        assert await stored_offsets(log) == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
         assert log.whole_from == 7
 
 
@@ -288,7 +288,7 @@ async def test_an_offset_below_one_does_not_keep_pruning_from_its_end(path: Path
     edit(path, "UPDATE events SET offset = -9223372036854775807 WHERE offset = 1")
     async with open_log(path) as log:
         assert log.oldest == 2
-        assert await log.prune(START + 91 * 86_400, follows_blocks=False) == 6
+        assert await log.prune(NOW + 91 * 86_400, follows_blocks=False) == 6
         assert log.oldest == 7
 
 
@@ -304,9 +304,9 @@ async def test_damaged_notes_and_block_scans_are_as_if_there_were_none(path: Pat
         assert await log.recall(text("height")) is None
         assert [scan.height for scan in await log.read(queries.scans, 0, 900_000)] == [800_001]
         assert [scan.height for scan in await log.read(queries.newest_scans, 9, queries.ANY_HEIGHT)] == [800_001]
-        assert await log.prune(START) == 0
+        assert await log.prune(NOW) == 0
         assert meter.damaged_rows == 2
-        await log.write(notes.put_scan, scan(800_000, START))
+        await log.write(notes.put_scan, scan(800_000, NOW))
         await log.keep(text("height"), "1")
         assert (await log.recall(text("height")), len(await log.read(queries.scans, 0, 900_000))) == ("1", 2)
 
@@ -335,7 +335,7 @@ async def test_a_note_that_cannot_be_read_is_as_if_there_were_none(
         async with open_log(path, meter) as log:
             assert await log.recall(text(key)) is None
             assert await log.recall(text(key)) is None
-            assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+            assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6]
             assert meter.damaged_rows == 1
     named = [line for line in lines if line.get("table") == "state"]
     assert [line["row"] for line in named] == [key]
@@ -347,13 +347,13 @@ async def test_a_note_of_what_was_pruned_that_cannot_be_read_is_written_again(pa
     async with open_log(path) as log:
         await log.keep(text("pruned_offset"), value)
     async with open_log(path) as log:
-        assert (await log.recall(text("pruned_offset")), await offsets(log)) == ("0", [1, 2, 3, 4, 5, 6])
+        assert (await log.recall(text("pruned_offset")), await stored_offsets(log)) == ("0", [1, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("first_block", "900000"), ("began_at", str(START)), ("canary", str(1e9)), ("verified_offset", "0"),
+        ("first_block", "900000"), ("began_at", str(NOW)), ("canary", str(1e9)), ("verified_offset", "0"),
         ("told_blocks", '[{"height":1,"hash":"00","previous_hash":null,"timestamp":1760000000}]'),
         ("starts", '{"clean":1,"unclean":0,"is_running":true}'), ("any other", "x"),
     ],
@@ -365,7 +365,7 @@ async def test_a_note_that_can_be_read_is_given(path: Path, key: str, value: str
 
 
 def spending(n: int, outpoint: str) -> Draft:
-    return Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), (outpoint,)))
+    return Draft(kind=Kind.ALERT, at=NOW, whale=Whale(whale(n).alert, (), (outpoint,)))
 
 
 NEWEST_WHALE = "DELETE FROM whales WHERE id = (SELECT max(id) FROM whales)"
@@ -411,13 +411,13 @@ async def test_a_gap_that_no_repair_made_is_ignored(path: Path, row: tuple[int, 
     with structlog.testing.capture_logs() as lines:
         async with open_log(path, meter) as log:
             assert (log.epoch, log.oldest, log.whole_from, meter.damaged_rows) == (epoch, 1, 1, 1)
-            assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+            assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6]
     assert [line["row"] for line in lines if line.get("table") == "gaps"] == [f"offsets {row[0]} to {row[1]}"]
 
 
 async def test_a_damaged_outpoint_is_not_attributed_to_another_whale(path: Path) -> None:
     def spending(n: int, *outpoints: str) -> Draft:
-        return Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), outpoints))
+        return Draft(kind=Kind.ALERT, at=NOW, whale=Whale(whale(n).alert, (), outpoints))
 
     async with open_log(path) as log:
         await log.append([spending(1, "a:0", "b:0"), spending(2, "c:0")])
@@ -437,13 +437,13 @@ LOOKUPS: dict[str, Callable[[EventLog], object]] = {
     "newest_scans": lambda log: log.read(queries.newest_scans, 9, queries.ANY_HEIGHT),
     "state": lambda log: log.recall(text("height")),
     "append": lambda log: log.append([alert_draft(9)]),
-    "offset_before": lambda log: log.offset_before(START),
+    "offset_before": lambda log: log.offset_before(NOW),
 }  # fmt: skip
 SEARCHES: dict[str, Callable[[EventLog], object]] = {
     "pending": lambda log: log.read(queries.pending, 0, 9),
     "gone_since": lambda log: log.read(queries.gone_since, 0.0, 9),
     "confirmed_in": lambda log: log.read(queries.confirmed_in, "00block"),
-    "prune": lambda log: log.prune(START),
+    "prune": lambda log: log.prune(NOW),
 }  # fmt: skip
 
 
@@ -481,16 +481,16 @@ async def test_a_log_without_checksums_is_brought_forward_and_read(path: Path) -
     meter = Meter()
     async with open_log(path, meter) as log:
         assert (log.epoch, log.head, log.whole_from) == (epoch, 6, 1)
-        assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+        assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6]
         assert (await log.recall(text("height")), len(await log.read(queries.scans, 0, 900_000))) == ("800001", 2)
         await log.append([update_draft(3), alert_draft(7)])
-        assert await offsets(log) == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6, 7, 8]
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*), count(checksum) FROM events").fetchone() == (8, 2)
         assert db.execute("SELECT count(*) FROM state WHERE checksum IS NULL").fetchone() == (0,)
     edit(path, "UPDATE events SET ref = 'x' WHERE offset = 8", "UPDATE state SET value = 7")
     async with open_log(path, meter) as log:
-        assert await offsets(log) == [1, 2, 3, 4, 5, 6, 7]
+        assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6, 7]
         assert await log.recall(text("height")) is None
 
 
@@ -499,7 +499,7 @@ async def test_a_damaged_log_without_checksums_is_brought_forward_too(path: Path
     as_version_3(path)
     edit(path, "UPDATE events SET kind = 'eaten' WHERE offset = 5", "DELETE FROM events WHERE offset = 2")
     async with open_log(path) as log:
-        assert await offsets(log) == [1, 3, 4, 6]
+        assert await stored_offsets(log) == [1, 3, 4, 6]
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from kit.damage import ROWS, as_version_3, edit, filled, offsets
+from kit.backups import held, ignore, names, write
+from kit.damage import ROWS, as_version_3, edit, filled, stored_offsets
 from kit.eventlog import Meter, locked, open_log, scan
-from kit.whales import START, alert_draft, txid, update_draft, whale
+from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.bookmarks import text
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
@@ -23,9 +24,9 @@ from whaled.eventlog import notes, queries
 from whaled.eventlog.damage import of_events, outside
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import Repaired, repair
-from whaled.model import Draft, Event, Kind, Whale
+from whaled.model import Draft, Kind, Whale
 
-NOW = 1_790_000_000.0
+REPAIRED_AT = 1_790_000_000.0
 ASIDE = "whaled.db.damaged-20260921T141320Z"
 
 
@@ -34,24 +35,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "whaled.db"
 
 
-def ignore(_done: int, _of_all: int) -> None:
-    pass
-
-
 def repaired(path: Path) -> Repaired:
-    return repair(path, now=NOW, progress=ignore)
+    return repair(path, now=REPAIRED_AT, progress=ignore)
 
 
 def read(path: Path) -> bytes:
     return path.read_bytes()
-
-
-def write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
-def names(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
 
 
 def answer(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, Any]]:
@@ -59,11 +48,6 @@ def answer(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tup
     capsys.readouterr()
     status = main(["check", "--json", *options, "--db-path", str(path)])
     return status, json.loads(capsys.readouterr().out)
-
-
-async def held(path: Path) -> list[Event]:
-    async with open_log(path) as log:
-        return await log.between(0, log.head, 100_000)
 
 
 @pytest.mark.slow
@@ -93,7 +77,7 @@ async def test_damaged_rows_are_listed_and_removed_and_become_a_gap(
         assert [event.offset for event in await log.append([alert_draft(7)])] == [7]
     # Nothing is lost but the damage: the old file is as it was.
     async with open_log(path.with_name(ASIDE)) as log:
-        assert await offsets(log) == [event.offset for event in before if event.offset not in lost]
+        assert await stored_offsets(log) == [event.offset for event in before if event.offset not in lost]
     lines = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
     assert {entry["row"]["offset"] for entry in entries if entry["table"] == "events"} == lost
@@ -121,7 +105,7 @@ async def test_a_gap_is_a_gap_until_retention_reaches_it(path: Path) -> None:
     async with open_log(path, meter) as log:
         assert [event.offset for event in await log.between(0, 6, 99)] == [1, 3, 5, 6]
         assert (log.whole_from, meter.damaged_rows) == (5, 0)
-        await log.prune(START + 90 * 86_400 + 6, follows_blocks=False)
+        await log.prune(NOW + 90 * 86_400 + 6, follows_blocks=False)
         assert (log.oldest, log.whole_from) == (6, 6)
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM gaps").fetchone() == (0,)
@@ -135,7 +119,7 @@ async def test_a_repair_gives_rows_of_older_versions_their_checksums(path: Path)
     assert (found.version, found.damaged, found.unverified) == (3, 1, 6)
     repaired(path)
     async with open_log(path) as log:
-        assert (log.epoch, await offsets(log)) == (epoch, [1, 2, 4, 5, 6])
+        assert (log.epoch, await stored_offsets(log)) == (epoch, [1, 2, 4, 5, 6])
     with closing(sqlite3.connect(path)) as db:
         for table in ("events", "whales", "spends", "blocks", "state", "log"):
             assert db.execute(f"SELECT count(*) FROM {table} WHERE checksum IS NULL").fetchone() == (0,)
@@ -150,13 +134,13 @@ async def test_a_damaged_counter_begins_a_new_epoch(path: Path, capsys: pytest.C
     assert "new epoch" in capsys.readouterr().out
     async with open_log(path) as log:
         assert log.epoch != epoch
-        assert await offsets(log) == [1, 2, 3, 4, 5, 6]
+        assert await stored_offsets(log) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_damaged_notes_scans_and_outpoints_are_taken_out(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(1).alert, (), ("a:0", "b:0")))])
-        await log.write(notes.put_scan, scan(1, START))
+        await log.append([Draft(kind=Kind.ALERT, at=NOW, whale=Whale(whale(1).alert, (), ("a:0", "b:0")))])
+        await log.write(notes.put_scan, scan(1, NOW))
         await log.keep(text("a"), "1")
         await log.keep(text("b"), "2")
     edit(
@@ -213,14 +197,14 @@ async def test_a_gap_that_no_repair_made_is_named_and_taken_out(
     [line] = path.with_name(f"{ASIDE}.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == {"first": row[0], "through": row[1]}
     async with open_log(path) as log:
-        assert (log.epoch, log.whole_from, await offsets(log)) == (epoch, 1, [1, 2, 3, 4, 5, 6])
+        assert (log.epoch, log.whole_from, await stored_offsets(log)) == (epoch, 1, [1, 2, 3, 4, 5, 6])
 
 
 async def test_the_outpoints_of_a_lost_whale_are_listed_and_removed(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with open_log(path) as log:
-        drafts = [Draft(kind=Kind.ALERT, at=START, whale=Whale(whale(n).alert, (), (f"{n}:0",))) for n in (1, 2)]
+        drafts = [Draft(kind=Kind.ALERT, at=NOW, whale=Whale(whale(n).alert, (), (f"{n}:0",))) for n in (1, 2)]
         await log.append(drafts)
     edit(path, "DELETE FROM whales WHERE id = 2")
     _, found = answer(path, capsys, "--deep")
@@ -242,7 +226,7 @@ async def test_the_rows_outside_a_damaged_page_are_saved(path: Path, capsys: pyt
         write(path, whole[: page * 4096] + os.urandom(4096) + whole[(page + 1) * 4096 :])
         if answer(path, capsys, "--deep")[0] == 0:
             continue  # a free page, or one that holds nothing yet
-        done = repair(path, now=NOW + page, progress=ignore)
+        done = repair(path, now=REPAIRED_AT + page, progress=ignore)
         assert done.aside is not None
         async with open_log(path) as log:
             events = await log.between(0, log.head, 1_000)
@@ -262,9 +246,9 @@ async def test_flipped_bits_are_found_and_repaired_or_the_file_is_refused(
     """Whatever is flipped: no event is ever wrong, and what a repair leaves is whole."""
     async with open_log(path) as log:
         stored = await log.append(
-            [alert_draft(n, at=START + n) for n in range(1, 61)] + [update_draft(n) for n in range(1, 31)]
+            [alert_draft(n, at=NOW + n) for n in range(1, 61)] + [update_draft(n) for n in range(1, 31)]
         )
-        await log.write(notes.put_scan, scan(800_000, START))
+        await log.write(notes.put_scan, scan(800_000, NOW))
     by_offset = {event.offset: event for event in stored}
     draw = random.Random(seed)
     data = bytearray(read(path))
@@ -389,7 +373,7 @@ async def test_a_repair_that_is_killed_at_any_moment_leaves_a_log(path: Path, tm
         file.write_bytes(whole)
         assert (await run(file, moment))[0] == -9
         async with open_log(file) as log:
-            assert (log.epoch, log.head, await offsets(log)) == (epoch, 6, [1, 3, 4, 5, 6])
+            assert (log.epoch, log.head, await stored_offsets(log)) == (epoch, 6, [1, 3, 4, 5, 6])
         repair(file, now=2.0, progress=ignore)
         async with open_log(file) as log:
-            assert (log.epoch, await offsets(log)) == (epoch, [1, 3, 4, 5, 6])
+            assert (log.epoch, await stored_offsets(log)) == (epoch, [1, 3, 4, 5, 6])

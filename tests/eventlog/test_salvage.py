@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import structlog
 
+from kit.backups import names, write
+from kit.damage import edit
 from kit.eventlog import Meter, open_log, scan
-from kit.whales import START, alert_draft, txid, update_draft, whale
+from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.bookmarks import PRUNED_OFFSET, text
 from whaled.cli.main import main
 from whaled.errors import EventLogError, LogFailure
@@ -41,7 +43,7 @@ def spending(n: int) -> Draft:
     """The n-th whale, with what it spends; some have more addresses than a page holds."""
     about = whale(n, addresses=200 if n % 25 == 0 else 3)
     outpoints = tuple(f"{txid(10_000 + n)}:{index}" for index in range(1 + n % 4))
-    return Draft(kind=Kind.ALERT, at=START + n, whale=Whale(about.alert, about.addresses, outpoints))
+    return Draft(kind=Kind.ALERT, at=NOW + n, whale=Whale(about.alert, about.addresses, outpoints))
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +54,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     async def fill() -> None:
         async with open_log(path) as log:
             await log.append([spending(n) for n in range(1, WHALES + 1)])
-            await log.append([update_draft(n, at=START + WHALES) for n in range(1, UPDATES + 1)])
+            await log.append([update_draft(n, at=NOW + WHALES) for n in range(1, UPDATES + 1)])
             for height in range(BLOCKS):
-                await log.write(notes.put_scan, scan(800_000 + height, START + height))
+                await log.write(notes.put_scan, scan(800_000 + height, NOW + height))
             await log.keep(text("verified_offset"), str(EVENTS - 3))
 
     asyncio.run(fill())
@@ -68,18 +70,8 @@ def path(tmp_path: Path, whole: bytes) -> Path:
     return path
 
 
-def edit(path: Path, *statements: str) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        for statement in statements:
-            db.execute(statement)
-
-
 def read(path: Path) -> bytes:
     return path.read_bytes()
-
-
-def write(path: Path, data: bytes | bytearray) -> None:
-    path.write_bytes(data)
 
 
 def overwrite(path: Path, at: int, data: bytes) -> None:
@@ -104,10 +96,6 @@ def pages_of(path: Path, name: str, kind: int) -> list[int]:
             places = [8, *struct.unpack_from(f">{cells}H", page, 12)]
             waiting += [struct.unpack_from(">I", page, place)[0] for place in places]
     return found
-
-
-def names(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
 
 
 def rows_of(path: Path) -> Rows:
@@ -472,7 +460,7 @@ async def test_whales_without_events_show_the_loss_in_a_log_of_an_older_version(
 
 async def test_events_removed_by_retention_are_no_loss(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
-        assert await log.prune(START + 90 * 86_400 + 50.5, follows_blocks=False) == 50
+        assert await log.prune(NOW + 90 * 86_400 + 50.5, follows_blocks=False) == 50
     assert lines_of(capsys, "check", "--deep", "--db-path", path)[0] == 0
     meter = Meter()
     async with open_log(path, meter) as log:
@@ -578,7 +566,7 @@ def test_sentences(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "`whaled repair` removes what is damaged" in shown
     found = inspect(path, lambda _done, _of_all: None, is_deep=True)
     assert found.damaged == 6
-    done = repair(path, now=START, progress=lambda _done, _of_all: None)
+    done = repair(path, now=NOW, progress=lambda _done, _of_all: None)
     assert done.salvaged is not None
     assert "gap: offset 5 was removed by an earlier repair\n" in lines_of(capsys, "check", "--db-path", path)[1]
 
@@ -611,7 +599,7 @@ async def test_rows_of_a_dropped_table_are_saved_from_pages_that_are_free(
 
 async def test_rows_that_retention_removed_do_not_come_back(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with open_log(path) as log:
-        await log.prune(START + 90 * 86_400 + 100.5, follows_blocks=False)
+        await log.prune(NOW + 90 * 86_400 + 100.5, follows_blocks=False)
     before = rows_of(path)
     assert min(before["events"]) == 101
     data = bytearray(read(path))
@@ -637,5 +625,5 @@ async def test_a_page_in_the_place_of_another_one_does_not_keep_a_reader_for_eve
         assert held == sorted(set(held))
         assert held[-1] == EVENTS
         for at in range(0, 200, 7):
-            assert 0 <= await log.offset_before(START + at) <= EVENTS
+            assert 0 <= await log.offset_before(NOW + at) <= EVENTS
     assert await require_repaired(path, before, capsys) is not None

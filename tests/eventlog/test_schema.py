@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kit.backups import everything, ignore
 from kit.damage import edit
 from kit.eventlog import Meter, open_log
 from kit.paths import DATA
-from kit.whales import START, txid, update_draft, whale
+from kit.whales import NOW, txid, update_draft, whale
 from whaled.bookmarks import text
 from whaled.cli.main import main
 from whaled.eventlog import checksums, files, queries, schema
@@ -20,11 +21,12 @@ from whaled.eventlog.backup import back_up
 from whaled.eventlog.inspection import inspect
 from whaled.eventlog.repair import repair
 from whaled.eventlog.restore import restore
-from whaled.eventlog.store import EventLog
-from whaled.model import Draft, Event, Kind
+from whaled.model import Draft, Kind
 from whaled.whales.lifecycle import Origin, Step, next_event
 
 OLD = DATA / "eventlog"
+# When the recorded logs began.
+BEGAN_AT = 1_760_000_000.0
 VERSIONS = range(1, schema.NEWEST_VERSION)
 A, B = "aa" * 32, "bb" * 32
 REPEATED = {
@@ -59,10 +61,6 @@ def put(path: Path, version: int) -> None:
     path.write_bytes(gzip.decompress((OLD / f"schema-{version}.db.gz").read_bytes()))
 
 
-def ignore(_done: int, _of_all: int) -> None:
-    pass
-
-
 def version_of(path: Path) -> int:
     with closing(sqlite3.connect(path)) as db:
         return schema.version_of(db)
@@ -71,10 +69,6 @@ def version_of(path: Path) -> int:
 def epoch_of(path: Path) -> str:
     with closing(sqlite3.connect(path)) as db:
         return str(db.execute("SELECT epoch FROM log").fetchone()[0])
-
-
-async def everything(log: EventLog) -> list[Event]:
-    return await log.between(0, log.head, 1_000)
 
 
 async def require_complete(path: Path, version: int, *, lost: frozenset[int] = frozenset()) -> None:
@@ -93,7 +87,7 @@ async def require_complete(path: Path, version: int, *, lost: frozenset[int] = f
         for event in events:
             assert "#" not in event.ref
             assert event.update is None or event.kind is Kind.REPLACED or event.update.block_hash == event.ref
-        assert await log.recall(text("began_at")) == str(START)
+        assert await log.recall(text("began_at")) == str(BEGAN_AT)
         assert len(await log.read(queries.scans, 0, 900_000)) == (0 if version == 1 else 2)
         spent = {} if version < schema.SPENDS_VERSION else {txid(4): {f"{txid(104)}:0", f"{txid(200)}:4"}}
         assert {
@@ -117,10 +111,10 @@ async def test_a_repetition_goes_on_counting_after_the_migration(path: Path) -> 
     async with open_log(path) as log:
         assert [each.alert.transaction_id for each in await log.read(queries.confirmed_in, A)] == [txid(1)]
         again = Draft(
-            kind=Kind.PENDING, at=START + 99, whale=whale(1), ref=A, update=update_draft(1, Kind.PENDING).update
+            kind=Kind.PENDING, at=NOW + 99, whale=whale(1), ref=A, update=update_draft(1, Kind.PENDING).update
         )
         for kind in (Kind.PENDING, Kind.CONFIRMED):
-            draft = Draft(kind=kind, at=START + 99, whale=again.whale, ref=A, update=again.update)
+            draft = Draft(kind=kind, at=NOW + 99, whale=again.whale, ref=A, update=again.update)
             event = next_event(draft, (await log.read_each(queries.histories, [txid(1)]))[txid(1)], Origin.POLLED)
             assert event is not None
             assert len(await log.append([event])) == 1
@@ -167,7 +161,7 @@ def test_commands_read_an_older_database_as_it_is(path: Path, version: int, caps
 async def test_a_repair_of_an_older_database_makes_one_of_the_newest_version(path: Path, version: int) -> None:
     put(path, version)
     edit(path, "UPDATE events SET kind = 'eaten' WHERE offset = 4")
-    salvaged = repair(path, now=START, progress=ignore).salvaged
+    salvaged = repair(path, now=NOW, progress=ignore).salvaged
     assert salvaged is not None
     assert salvaged.lost == 1
     assert version_of(path) == schema.NEWEST_VERSION
@@ -183,11 +177,11 @@ async def test_a_backup_made_before_the_migration_keeps_the_epoch_at_its_restore
     put(path, 4)
     epoch = epoch_of(path)
     file = tmp_path / "backup.db"
-    back_up(path, file, now=START, overwrite=False, progress=ignore)
+    back_up(path, file, now=NOW, overwrite=False, progress=ignore)
     async with open_log(path):
         pass
     assert (version_of(file), version_of(path)) == (4, schema.NEWEST_VERSION)
-    assert restore(file, path, now=START, progress=ignore).renewed_because is None
+    assert restore(file, path, now=NOW, progress=ignore).renewed_because is None
     assert (version_of(path), epoch_of(path)) == (4, epoch)
     await require_complete(path, 4)
 

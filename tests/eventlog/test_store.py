@@ -20,8 +20,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from kit.backups import everything
 from kit.eventlog import DAY, Meter, locked, open_log, scan, settings
-from kit.whales import START, alert_draft, txid, update_draft, whale
+from kit.whales import NOW, alert_draft, txid, update_draft, whale
 from whaled.bookmarks import text
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import files, notes, queries, schema
@@ -39,10 +40,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "whaled.db"
 
 
-async def everything(log: EventLog) -> list[Event]:
-    return await log.between(0, log.head, 100_000)
-
-
 async def offsets(log: EventLog) -> list[int]:
     return [event.offset for event in await everything(log)]
 
@@ -57,7 +54,7 @@ async def test_a_new_log_is_empty_and_has_an_epoch(path: Path) -> None:
         assert log.epoch.isalnum()  # it is typed into command lines
         assert log.position == Position(log.epoch, 0)
         assert await log.between(0, 100, 10) == []
-        assert await log.offset_before(START) == 0
+        assert await log.offset_before(NOW) == 0
         assert await log.append([]) == []
 
 
@@ -114,7 +111,7 @@ async def test_duplicates_are_skipped_without_leaving_a_hole(path: Path) -> None
 async def test_an_alert_is_stored_once_whatever_its_ref_and_content(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert_draft(1)])
-        again = Draft(kind=Kind.ALERT, at=START + 9, whale=whale(1, addresses=7), ref="other")
+        again = Draft(kind=Kind.ALERT, at=NOW + 9, whale=whale(1, addresses=7), ref="other")
         assert await log.append([again]) == []
         assert (await log.read_each(queries.whales, [txid(1)]))[txid(1)] == whale(1)
 
@@ -142,8 +139,8 @@ async def test_the_metrics_show_the_offsets_and_the_file_system_of_the_open_log(
     registry = Registry()
     value = registry.collectors.get_sample_value
     async with EventLog.open(settings(path, retention=10 * DAY), EventLogMeter(registry)) as log:
-        await log.append([alert_draft(n, at=START + n * DAY) for n in range(20)])
-        await log.prune(START + 15 * DAY)
+        await log.append([alert_draft(n, at=NOW + n * DAY) for n in range(20)])
+        await log.prune(NOW + 15 * DAY)
         assert (value("whaled_eventlog_oldest_offset"), value("whaled_eventlog_head_offset")) == (6, 20)
     assert value("whaled_eventlog_disk_size_bytes") == shutil.disk_usage(path.parent).total
     assert value("whaled_eventlog_disk_free_bytes")
@@ -168,7 +165,7 @@ async def test_pending_names_the_whales_whose_outcome_is_not_known(path: Path) -
     mined = whale(5)  # the stream may say so of a block that dies before it is scanned
     mined = Whale(replace(mined.alert, status=Status.CONFIRMED), mined.addresses)
     async with open_log(path) as log:
-        await log.append([alert_draft(n) for n in range(4)] + [Draft(kind=Kind.ALERT, at=START, whale=mined)])
+        await log.append([alert_draft(n) for n in range(4)] + [Draft(kind=Kind.ALERT, at=NOW, whale=mined)])
         await log.append(
             [
                 update_draft(0),
@@ -229,12 +226,12 @@ async def test_two_databases_have_two_epochs(tmp_path: Path) -> None:
 async def test_pruning_removes_only_what_is_older_than_the_retention(path: Path) -> None:
     meter = Meter()
     async with EventLog.open(settings(path, retention=10 * DAY), meter) as log:
-        await log.append([alert_draft(n, at=START + n * DAY) for n in range(20)])
-        assert await log.prune(START + 15 * DAY) == 5
+        await log.append([alert_draft(n, at=NOW + n * DAY) for n in range(20)])
+        assert await log.prune(NOW + 15 * DAY) == 5
         assert (log.oldest, log.head, meter.removed) == (6, 20, 5)
         assert await offsets(log) == list(range(6, 21))
-        assert await log.offset_before(START) == 5
-        assert await log.prune(START + 15 * DAY) == 0
+        assert await log.offset_before(NOW) == 5
+        assert await log.prune(NOW + 15 * DAY) == 0
     async with EventLog.open(settings(path), meter) as log:
         assert (log.oldest, log.head) == (6, 20)
 
@@ -242,9 +239,9 @@ async def test_pruning_removes_only_what_is_older_than_the_retention(path: Path)
 async def test_numbering_goes_on_after_everything_was_pruned(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert_draft(n) for n in range(3)])
-        assert await log.prune(START + 91 * DAY) == 3
+        assert await log.prune(NOW + 91 * DAY) == 3
         assert (log.head, log.oldest) == (3, 4)
-        assert await log.offset_before(START) == 3
+        assert await log.offset_before(NOW) == 3
     async with open_log(path) as log:
         assert (log.head, log.oldest) == (3, 4)
         assert [event.offset for event in await log.append([alert_draft(7)])] == [4]
@@ -254,15 +251,15 @@ async def test_numbering_goes_on_after_everything_was_pruned(path: Path) -> None
 async def test_pruning_takes_as_many_batches_as_it_needs(path: Path) -> None:
     async with open_log(path) as log:
         many = 2 * PRUNE_BATCH + 7
-        await log.append([alert_draft(n) for n in range(many)] + [alert_draft(many, at=START + 90 * DAY)])
-        assert await log.prune(START + 91 * DAY) == many
+        await log.append([alert_draft(n) for n in range(many)] + [alert_draft(many, at=NOW + 90 * DAY)])
+        assert await log.prune(NOW + 91 * DAY) == many
         assert await offsets(log) == [many + 1]
 
 
 async def test_an_update_stays_complete_when_its_alert_was_pruned(path: Path) -> None:
     async with open_log(path) as log:
-        await log.append([alert_draft(1, addresses=5), alert_draft(2), update_draft(1, at=START + 50 * DAY)])
-        assert await log.prune(START + 100 * DAY) == 2
+        await log.append([alert_draft(1, addresses=5), alert_draft(2), update_draft(1, at=NOW + 50 * DAY)])
+        assert await log.prune(NOW + 100 * DAY) == 2
         (event,) = await everything(log)
         assert event.whale == whale(1, addresses=5)
         # Still known, so it is not alerted a second time; the other one is forgotten.
@@ -273,16 +270,16 @@ async def test_an_update_stays_complete_when_its_alert_was_pruned(path: Path) ->
 async def test_an_update_about_a_forgotten_whale_brings_the_whale_back(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert_draft(1)])
-        await log.prune(START + 91 * DAY)
-        (event,) = await log.append([update_draft(1, at=START + 91 * DAY)])
+        await log.prune(NOW + 91 * DAY)
+        (event,) = await log.append([update_draft(1, at=NOW + 91 * DAY)])
         assert (event.offset, event.whale) == (2, whale(1))
         assert await everything(log) == [event]
 
 
-@pytest.mark.parametrize("now", [0.0, START, START + 89 * DAY])
+@pytest.mark.parametrize("now", [0.0, NOW, NOW + 89 * DAY])
 async def test_a_clock_that_is_behind_prunes_nothing(path: Path, now: float) -> None:
     async with open_log(path) as log:
-        await log.append([alert_draft(1), alert_draft(2, at=START + DAY)])
+        await log.append([alert_draft(1), alert_draft(2, at=NOW + DAY)])
         assert await log.prune(now) == 0
         assert await offsets(log) == [1, 2]
 
@@ -292,34 +289,32 @@ async def test_a_time_from_the_future_does_not_keep_the_log_from_being_pruned(pa
         await log.append(
             [
                 alert_draft(1),
-                alert_draft(2, at=START + 9_000 * DAY),
+                alert_draft(2, at=NOW + 9_000 * DAY),
                 alert_draft(3),
-                alert_draft(4, at=START + 50 * DAY),
+                alert_draft(4, at=NOW + 50 * DAY),
             ]
         )
-        assert await log.prune(START + 100 * DAY) == 3
+        assert await log.prune(NOW + 100 * DAY) == 3
         assert await offsets(log) == [4]
 
 
 async def test_events_stored_with_a_wrong_clock_stay_until_later_ones_are_old(path: Path) -> None:
     async with open_log(path) as log:
         # The clock an hour ahead at the first start, corrected, and whaled restarted within that hour.
-        await log.append(
-            [alert_draft(1, at=START + 3_600), alert_draft(2, at=START + 3_601), alert_draft(3, at=START + 60)]
-        )
-        assert await log.prune(START + 120) == 0
+        await log.append([alert_draft(1, at=NOW + 3_600), alert_draft(2, at=NOW + 3_601), alert_draft(3, at=NOW + 60)])
+        assert await log.prune(NOW + 120) == 0
         assert await offsets(log) == [1, 2, 3]
-        assert await log.prune(START + 91 * DAY) == 3
+        assert await log.prune(NOW + 91 * DAY) == 3
 
 
 @pytest.mark.parametrize("ahead_days", [40, 100])
 async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(path: Path, ahead_days: int) -> None:
     async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
-        await log.append([alert_draft(n, at=START + n * DAY) for n in range(40)])
-        await log.write(notes.put_scan, scan(800_000, START + 39 * DAY))
+        await log.append([alert_draft(n, at=NOW + n * DAY) for n in range(40)])
+        await log.write(notes.put_scan, scan(800_000, NOW + 39 * DAY))
         with structlog.testing.capture_logs() as lines:
             # A day is believed without a block: those of the 40 that are older than that go, and no others.
-            assert await log.prune(START + (39 + ahead_days) * DAY) == 10
+            assert await log.prune(NOW + (39 + ahead_days) * DAY) == 10
         assert await offsets(log) == list(range(11, 41))
         (line,) = lines
         assert (line["log_level"], line["height"], line["ahead_s"]) == ("warning", 800_000, ahead_days * DAY)
@@ -327,23 +322,23 @@ async def test_a_clock_that_jumped_ahead_of_the_chain_does_not_empty_the_log(pat
 
 async def test_a_clock_that_agrees_with_the_chain_is_believed(path: Path) -> None:
     async with EventLog.open(settings(path, retention=30 * DAY), Meter()) as log:
-        await log.append([alert_draft(n, at=START + n * DAY) for n in range(40)])
-        await log.write(notes.put_scan, scan(4_000_000, START))  # of the chain that was followed before
-        await log.write(notes.put_scan, scan(800_000, START + 39 * DAY))
+        await log.append([alert_draft(n, at=NOW + n * DAY) for n in range(40)])
+        await log.write(notes.put_scan, scan(4_000_000, NOW))  # of the chain that was followed before
+        await log.write(notes.put_scan, scan(800_000, NOW + 39 * DAY))
         with structlog.testing.capture_logs() as lines:
-            assert await log.prune(START + 39.9 * DAY) == 10
+            assert await log.prune(NOW + 39.9 * DAY) == 10
             # A header may be ahead of its time: that moves nothing.
-            await log.write(notes.put_scan, scan(800_001, START + 60 * DAY))
-            assert await log.prune(START + 39.9 * DAY) == 0
+            await log.write(notes.put_scan, scan(800_001, NOW + 60 * DAY))
+            assert await log.prune(NOW + 39.9 * DAY) == 0
         assert lines == []
 
 
 async def test_an_old_block_does_not_stop_pruning_without_a_backfill(path: Path) -> None:
     async with open_log(path) as log:
         await log.append([alert_draft(1)])
-        await log.write(notes.put_scan, scan(800_000, START))
-        assert await log.prune(START + 100 * DAY) == 0
-        assert await log.prune(START + 100 * DAY, follows_blocks=False) == 1
+        await log.write(notes.put_scan, scan(800_000, NOW))
+        assert await log.prune(NOW + 100 * DAY) == 0
+        assert await log.prune(NOW + 100 * DAY, follows_blocks=False) == 1
 
 
 # --- concurrency and cancellation ------------------------------------------------------------------------------------
@@ -405,7 +400,7 @@ async def test_a_cancelled_prune_does_not_leave_oldest_behind(path: Path) -> Non
     async with open_log(path) as log:
         await log.append([alert_draft(n) for n in range(2 * PRUNE_BATCH)])
         with locked(path) as other:
-            pruning = asyncio.create_task(log.prune(START + 91 * DAY))
+            pruning = asyncio.create_task(log.prune(NOW + 91 * DAY))
             # Searches are answered in order: with the third answer the pruning has its boundary, a batch is under way.
             for _ in range(3):
                 await log.read(queries.confirmed_in, "of no block")

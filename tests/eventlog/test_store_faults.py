@@ -1,7 +1,6 @@
 """The event log in trouble: full, locked, damaged, foreign, gone, killed. Real files, locks, limits and processes."""
 
 import asyncio
-import hashlib
 import os
 import resource
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.backups import digest
 from kit.eventlog import Meter, locked, open_log
 from kit.paths import TESTS
 from kit.whales import alert_draft, txid, update_draft
@@ -51,10 +51,6 @@ def overwrite(path: Path, start: int, content: bytes) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT), "wb") as file:
         file.seek(start)
         file.write(content)
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def program(call: str) -> list[str]:

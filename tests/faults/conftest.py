@@ -5,7 +5,7 @@ import time
 import msgspec
 import pytest
 
-from faults.kit import COUNTS, Counts
+from faults.rig import COUNTS, Counts
 
 _begun_at = time.time()
 

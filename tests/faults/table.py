@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from faults.kit import COUNTS, Counts
+from faults.rig import COUNTS, Counts
 
 # All scenarios whose name begins with one of these words, such as "REST 503", share a row.
 ONE_ROW = ("REST", "restart", "bitcoind")

@@ -16,8 +16,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
 
 from faults.followers import Follower, RawFollower
-from faults.kit import PICKY_BTC, Rig, rigged
 from faults.net import Proxy
+from faults.rig import PICKY_BTC, Rig, rigged
 from kit.fuzz import CORPUS
 from kit.gateway import SMALL_SEGMENT, silent_client
 from whaled.auth.keys import generate, ring_of

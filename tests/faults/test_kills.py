@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from faults.kit import Rig, rigged
+from faults.rig import Rig, rigged
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.kit import Rig, rigged
+from faults.rig import Rig, rigged
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 

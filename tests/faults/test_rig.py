@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from faults.kit import Rig, complaints, rigged
 from faults.net import Frames, text_frame
+from faults.rig import Rig, complaints, rigged
 from faults.verdict import Row, read
 from whaled.eventlog.schema import put_state
 from whaled.model import SAT_PER_BTC

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from faults.kit import Metrics, Rig, rigged
 from faults.net import Cut, Reply, Trouble, Way, text_frame
+from faults.rig import Metrics, Rig, rigged
 from whaled.model import SAT_PER_BTC
 from whaled.simulator.backend import FAILED_POLLS
 from whaled.simulator.faults import Garbage

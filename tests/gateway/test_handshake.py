@@ -89,7 +89,7 @@ CASES: list[tuple[int, str, list[bytes]]] = [
     ),
     (414, "2,048 bytes", [request("/" + "a" * size) for size in (2_048, 3_000, 9_000, 20_000)]),
     (426, "on another path", [plain("GET /other HTTP/1.1"), plain("GET /other HTTP/1.1", "Upgrade: h2c")]),
-    (426, "not 13", [request().replace(b"Version: 13", b"Version: 8")]),
+    (426, "other than 13", [request().replace(b"Version: 13", b"Version: 8")]),
     (431, "more than 16 KiB", [request("/", "Cookie: " + "a" * 17_000)]),
     (431, "128 headers", [request("/", *["X: y"] * 125)]),
     (505, "in HTTP/1.0", [request().replace(b"HTTP/1.1", b"HTTP/1.0"), plain("GET / HTTP/1.0", *UPGRADE, host="")]),

@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from kit.paths import DATA
 from kit.pipeline import Pipeline, PrevoutSource, Priority, Published, brings, opened, pays, received, timed
-from kit.transactions import ADDRESSES, NOW
-from kit.whales import BTC, txid
+from kit.transactions import ADDRESSES
+from kit.whales import BTC, NOW, txid
 from whaled.config.sections import Basis, DetectionSettings, UpstreamSettings, WatchRule
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import queries

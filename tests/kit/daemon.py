@@ -132,7 +132,7 @@ async def starting(
 
 
 def busy_simulator(**settings: Any) -> Simulator:
-    """A backend with whales every few milliseconds."""
+    """Return a simulator with whales every few milliseconds."""
     return Simulator(
         SimulatorSettings(
             seed=7, rate=60.0, whale_share=0.5, poll_interval=0.05, block_interval=2.0, port=0, **settings

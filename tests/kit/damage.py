@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from kit.eventlog import open_log, scan
-from kit.whales import START, alert_draft, txid, update_draft
+from kit.whales import NOW, alert_draft, txid, update_draft
 from whaled.bookmarks import text
 from whaled.eventlog import notes, schema
 from whaled.eventlog.store import EventLog
@@ -14,13 +14,16 @@ from whaled.model import Event
 HEX = "CAST(x'ff22' AS TEXT)"  # what is no UTF-8
 
 
-def edit(path: Path, *statements: str) -> None:
+def edit(path: Path, *statements: str, sealed: bool = False) -> None:
+    """Change the rows of a log behind its back. A `sealed` row of the table `log` keeps a valid checksum."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in statements:
             db.execute(statement)
+        if sealed:
+            schema.seal_log(db)
 
 
-async def offsets(log: EventLog) -> list[int]:
+async def stored_offsets(log: EventLog) -> list[int]:
     events: list[Event] = []
     while page := await log.between(events[-1].offset if events else 0, log.head, 3):
         events += page
@@ -28,12 +31,12 @@ async def offsets(log: EventLog) -> list[int]:
 
 
 async def filled(path: Path) -> str:
-    """Alerts 1 to 4, then two confirmations (5, 6) of the whales of 1 and 2. Returns the epoch."""
+    """Write alerts 1 to 4, then two confirmations (5, 6) of the whales of 1 and 2, and return the epoch."""
     async with open_log(path) as log:
-        await log.append([alert_draft(n, at=START + n) for n in range(1, 5)] + [update_draft(1, at=START + 5)])
-        await log.append([update_draft(2, at=START + 6)])
-        await log.write(notes.put_scan, scan(800_000, START))
-        await log.write(notes.put_scan, scan(800_001, START + 600))
+        await log.append([alert_draft(n, at=NOW + n) for n in range(1, 5)] + [update_draft(1, at=NOW + 5)])
+        await log.append([update_draft(2, at=NOW + 6)])
+        await log.write(notes.put_scan, scan(800_000, NOW))
+        await log.write(notes.put_scan, scan(800_001, NOW + 600))
         await log.keep(text("height"), "800001")
         return log.epoch
 
@@ -77,7 +80,7 @@ ROWS = {
 
 
 def as_version_3(path: Path) -> None:
-    """What version 3 has written: without checksums, and without repeat numbers."""
+    """Make a log what version 3 wrote: without checksums, and without repeat numbers."""
     with closing(sqlite3.connect(":memory:")) as old:
         schema.create(old, 0.0)
         (events,) = old.execute("SELECT sql FROM sqlite_schema WHERE name = 'events'").fetchone()

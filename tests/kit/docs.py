@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def section(page: Path, heading: str) -> str:
-    """The text below a heading, up to the next one of its level or above."""
+    """Return the text below a heading, up to the next one of its level or above."""
     level = heading.partition(" ")[0]
     rest = page.read_text().partition(f"\n{heading}\n")[2]
     assert rest

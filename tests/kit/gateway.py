@@ -24,6 +24,7 @@ from whaled.model import Draft, Event
 
 # With the 64 KiB segments of loopback the kernel buffers 3 MB for a client that reads nothing; with these, 50 KB.
 SMALL_SEGMENT = 536
+PUBLISHED_AT = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
 
 UPGRADE = (
@@ -68,7 +69,7 @@ class Rig:
 
     async def alerts(self, *numbers: int, btc: float = 150.0) -> list[Event]:
         """Commit and publish an alert for each number."""
-        return await self.publish(*(alert_draft(number, btc) for number in numbers))
+        return await self.publish(*(alert_draft(number, btc, PUBLISHED_AT) for number in numbers))
 
     def connect(self, path: str = "/", **options: Any) -> connect:
         """Return a client of the `websockets` library: a test of the gateway needs an independent implementation."""
@@ -127,7 +128,7 @@ async def ask(client: ClientConnection, **message: Any) -> None:
 
 
 async def closed_with(client: Any) -> tuple[int, str]:
-    """Read until the server closes; its code and reason."""
+    """Read until the server closes, and return its code and reason."""
     async with asyncio.timeout(10):
         with contextlib.suppress(ConnectionClosed):
             async for _ in client:
@@ -140,7 +141,7 @@ async def offsets(client: Any, count: int) -> list[int]:
 
 
 def stuffed_client(rig: Rig) -> socket.socket:
-    """A client that shakes hands and then reads nothing, with a small receive buffer."""
+    """Connect a client that requests the upgrade and then reads nothing, with a small receive buffer."""
     return silent_client(rig.url, receive_buffer=4096)
 
 

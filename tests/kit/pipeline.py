@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from kit.transactions import NOW
-from kit.whales import txid
+from kit.clocks import SetClock
+from kit.whales import NOW, txid
 from whaled.config.sections import DetectionSettings, EventLogSettings
 from whaled.detection_meters import DetectionMeter
 from whaled.eventlog.meters import EventLogMeter
@@ -29,7 +29,7 @@ from whaled.whales.labels import AddressBook
 
 
 class Published:
-    """Remembers what clients would hear."""
+    """A publisher that remembers what clients would receive."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -49,7 +49,7 @@ class Published:
 
 
 class Priority:
-    """Knows whether others were asked to wait."""
+    """A priority that knows whether others were asked to wait."""
 
     def __init__(self) -> None:
         self.is_held = False
@@ -125,28 +125,18 @@ class Pipeline:
                 observe(message)
 
 
-class Time:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def received(raw: bytes | str, at: float) -> MempoolChange:
     return change_of(decode(raw), received_at=at, received_monotonic=time.monotonic())
 
 
 def brings(*transactions: dict[str, Any]) -> bytes:
-    """The message that brings these transactions."""
+    """Return the message that brings these transactions."""
     delta = {"sequence": 1, "added": transactions, "removed": [], "mined": [], "replaced": []}
     return json.dumps({"mempool-transactions": delta}, separators=(",", ":")).encode()
 
 
 def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str, Any]:
-    """A transaction as a backend without electrs sends it: what it spends is not in it."""
+    """Return a transaction as a backend without electrs sends it: what it spends is not in it."""
     return {
         "txid": txid(number),
         "version": 2,
@@ -160,8 +150,8 @@ def pays(number: int, value: int, address: str = "", fee: int = 100) -> dict[str
 def timed(
     log: Log, detection: DetectionSettings, published: Published, *, book: AddressBook | None = None,
     inputs: PrevoutSource | None = None, metrics: Metrics | None = None,
-) -> tuple[Pipeline, Time]:  # fmt: skip
-    clock = Time()
+) -> tuple[Pipeline, SetClock]:  # fmt: skip
+    clock = SetClock(NOW)
     running = Pipeline(
         detector=Detector(Rules.of(detection), book),
         event_log=log,

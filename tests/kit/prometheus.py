@@ -25,7 +25,7 @@ PACKAGES = {"alertmanager": "prometheus-alertmanager", "amtool": "prometheus-ale
 
 
 def needed(tool: str) -> str:
-    """The path of a tool; without it the test is skipped, or fails under REQUIRE_PROMETHEUS=1."""
+    """Return the path of a tool; without it the test is skipped, or fails under REQUIRE_PROMETHEUS=1."""
     for name in NAMES.get(tool, (tool,)):
         path = shutil.which(name)
         if path is not None:
@@ -37,12 +37,12 @@ def needed(tool: str) -> str:
 
 
 def rules_of(path: Path) -> list[dict[str, Any]]:
-    """The rules of a file, in its order."""
+    """Return the rules of a file, in its order."""
     return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has right now."""
+    """Return a port of loopback that is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def process(tool: str, *arguments: str, ready: str) -> AsyncIterator[None]:
-    """A process that runs until left, entered once it has logged `ready`."""
+    """Run a process until left, entered once it has logged `ready`."""
     started = await asyncio.create_subprocess_exec(
         needed(tool), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -82,7 +82,7 @@ async def process(tool: str, *arguments: str, ready: str) -> AsyncIterator[None]
 
 @asynccontextmanager
 async def alertmanager(directory: Path, config: dict[str, Any]) -> AsyncIterator[str]:
-    """An Alertmanager on its own; gives its address."""
+    """Run an Alertmanager on its own, and give its address."""
     path = directory / "alertmanager.yml"
     path.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"
@@ -96,7 +96,7 @@ async def alertmanager(directory: Path, config: dict[str, Any]) -> AsyncIterator
 
 @asynccontextmanager
 async def prometheus(directory: Path, config: dict[str, Any]) -> AsyncIterator[str]:
-    """A Prometheus with an empty store; gives its address. Paths of the configuration are relative to `directory`."""
+    """Run a Prometheus with an empty store, and give its address. Paths in `config` are relative to `directory`."""
     path = directory / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port()}"

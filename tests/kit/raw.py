@@ -21,13 +21,13 @@ def request(path: str = "/", *headers: str) -> bytes:
 
 
 def masked(opcode: int, body: bytes = b"", *, fin: bool = True) -> bytes:
-    """A client's frame; the mask is zeros."""
+    """Return a client's frame; the mask is zeros."""
     size = bytes((0x80 | len(body),)) if len(body) < 126 else b"\xfe" + len(body).to_bytes(2)
     return bytes((opcode | (0x80 if fin else 0),)) + size + bytes(4) + body
 
 
 class Raw:
-    """A client that says exactly what it is told to say."""
+    """A client that writes exactly the bytes of the test."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -96,7 +96,7 @@ async def raw(rig: Rig, *first: bytes) -> AsyncIterator[Raw]:
 
 
 def payload(frame: bytes) -> Any:
-    """The JSON in an unmasked text frame, by the length rules of RFC 6455."""
+    """Return the JSON in an unmasked text frame, by the length rules of RFC 6455."""
     assert frame[0] == 0x81
     size, start = frame[1], 2
     if size == 126:

@@ -1,6 +1,8 @@
-"""Recorded responses of real backends (tests/data/real), and simulated transactions that match recorded ones."""
+"""Recorded responses and frames of real backends, their ground truth, and simulated transactions that match them."""
 
 import gzip
+import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -123,3 +125,37 @@ def _script(output: Json) -> Script:
         output["scriptpubkey_asm"],
         ScriptType(output["scriptpubkey_type"]),
     )
+
+
+def _lines(name: str) -> Iterator[Any]:
+    with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+@cache
+def recorded_frames() -> tuple[bytes, ...]:
+    """Return every frame that a real backend sent on both connections, in order."""
+    return tuple(entry["raw"].encode() for entry in _lines("regtest-1.jsonl.gz") if entry["dir"] == "in")
+
+
+@cache
+def real_shapes() -> dict[str, dict[str, Any]]:
+    """Return mainnet transactions in esplora's format without signatures, and their correct shapes, by name."""
+    return {entry["name"]: entry for entry in _lines("shapes.jsonl.gz")}
+
+
+@cache
+def truth() -> tuple[dict[str, Any], ...]:
+    """Return the transactions that were sent to the backend's bitcoind, and their outcomes."""
+    return tuple(_lines("regtest-1.truth.jsonl.gz"))
+
+
+def true_transactions() -> dict[str, dict[str, Any]]:
+    """Return the transactions that were sent, by txid."""
+    return {entry["txid"]: entry for entry in truth() if entry["event"] == "tx"}
+
+
+def burst_frame() -> bytes:
+    """Return the largest recorded frame, which has 1108 transactions."""
+    return max(recorded_frames(), key=len)

@@ -103,7 +103,7 @@ class Backend:
         self._loop.close()
 
 
-def transaction(**outputs_btc: float) -> dict[str, Any]:
+def payment(**outputs_btc: float) -> dict[str, Any]:
     """Return a transaction from PAYER: the keyword is an address, its value the amount in BTC."""
     total = sum(outputs_btc.values())
     made: dict[str, Any] = decode(canary_frame(secrets.token_hex(32), round(total * SAT_PER_BTC)))
@@ -437,7 +437,7 @@ class ReloadRig:
     def alert(self, **outputs_btc: float) -> dict[str, Any] | None:
         """Send a transaction. Return the data of its alert, None if it is not a whale."""
         client = self.client()
-        sent, last = transaction(**outputs_btc), transaction(**{PAYEE: 1_000_000.0})
+        sent, last = payment(**outputs_btc), payment(**{PAYEE: 1_000_000.0})
         self.backend.send(sent)
         self.backend.send(last)
         found = None
@@ -452,7 +452,7 @@ class ReloadRig:
     def alerts(self, count: int) -> None:
         """Have the daemon commit this many alerts."""
         before = self.metric("whaled_eventlog_head_offset")
-        self.backend.send(*(transaction(**{PAYEE: 1_000.0}) for _ in range(count)))
+        self.backend.send(*(payment(**{PAYEE: 1_000.0}) for _ in range(count)))
         until(lambda: self.metric("whaled_eventlog_head_offset") == before + count)
 
     # --- what it shows ---

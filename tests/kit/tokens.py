@@ -8,6 +8,7 @@ from typing import Any
 
 import jwt
 
+from kit.whales import NOW
 from whaled.auth.signature import STAND_IN_SECRET
 from whaled.auth.tokens import KeyRing, SigningKey, issue
 from whaled.config.sections import AuthSettings
@@ -49,14 +50,13 @@ class Tokens:
         self.lost.append((parent, child))
 
 
-NOW = 1_800_000_000.0
 OLD = SigningKey("old", b"o" * 32)
 NEW = SigningKey("new", b"n" * 32)
 RING = KeyRing(NEW, (OLD, NEW))
 AUTH = AuthSettings()
 
 
-def make(
+def issued(
     ring: KeyRing = RING,
     ttl_s: float = 3600.0,
     settings: AuthSettings = AUTH,
@@ -64,7 +64,8 @@ def make(
     client_id: str = "c1",
     token_id: str | None = "t1",
 ) -> str:
-    if token_id is None:  # as a foreign issuer may make it
+    """Return a token issued at NOW; without a `token_id`, as a foreign issuer may make it."""
+    if token_id is None:
         times = {"iat": int(NOW), "exp": int(NOW + ttl_s)}
         return signed({"client_id": client_id, "permissions": ["read"], **times})
     return issue(

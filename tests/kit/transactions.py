@@ -1,21 +1,17 @@
-"""Helpers shared by the detection tests: small transactions, real addresses, and a recording with its ground truth."""
+"""Small transactions, real addresses, and what detection makes of them."""
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 from hypothesis import settings
 
-from kit.paths import DATA
-from kit.whales import txid
-from whaled.model import Input, Output, Transaction
+from kit.whales import NOW, txid
+from whaled.model import Input, Market, Output, Source, Transaction, Whale
+from whaled.whales.detect import Rules, assess
+from whaled.whales.labels import AddressBook
 
 # Without a deadline, since a busy machine must not fail a test of values.
 relaxed = settings(deadline=None)
 
-NOW = 1_800_000_000.0
 
 # One of each sort: p2pkh, p2sh, p2wpkh, p2wsh, p2tr of mainnet (the examples of BIP 13, 173, 350 and block 0).
 ADDRESSES = (
@@ -60,35 +56,15 @@ def transaction(
     )
 
 
-def _lines(name: str) -> Iterator[Any]:
-    with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-@cache
-def recorded_frames() -> tuple[bytes, ...]:
-    """Return every frame that a real backend sent on both connections, in order."""
-    return tuple(entry["raw"].encode() for entry in _lines("regtest-1.jsonl.gz") if entry["dir"] == "in")
-
-
-@cache
-def real_shapes() -> dict[str, dict[str, Any]]:
-    """Return mainnet transactions in esplora's format without signatures, and their correct shapes, by name."""
-    return {entry["name"]: entry for entry in _lines("shapes.jsonl.gz")}
-
-
-@cache
-def truth() -> tuple[dict[str, Any], ...]:
-    """Return the transactions that were sent to the backend's bitcoind, and their outcomes."""
-    return tuple(_lines("regtest-1.truth.jsonl.gz"))
-
-
-def true_transactions() -> dict[str, dict[str, Any]]:
-    """Return the transactions that were sent, by txid."""
-    return {entry["txid"]: entry for entry in truth() if entry["event"] == "tx"}
-
-
-def burst_frame() -> bytes:
-    """Return the largest recorded frame, which has 1108 transactions."""
-    return max(recorded_frames(), key=len)
+def detected(found: Transaction, *, tip_height: int | None = None) -> Whale:
+    """Return the whale that detection makes of a transaction at NOW, predicted for the block after `tip_height`."""
+    whale = assess(
+        found,
+        rules=Rules(0),
+        book=AddressBook(),
+        market=Market(projected=(), tip_height=tip_height),
+        now=NOW,
+        source=Source.LIVE,
+    )
+    assert whale is not None
+    return whale

@@ -7,8 +7,8 @@ from whaled.model import Alert, Draft, Flow, Kind, Shape, Source, Status, Update
 
 # A bitcoin in satoshis.
 BTC = 100_000_000
-# The time of an event for which the test gives none, in Unix seconds; always in the past.
-START = 1_760_000_000.0
+# The time of the tests that have a clock of their own, in Unix seconds, and of events for which they give none.
+NOW = 1_800_000_000.0
 
 
 def txid(number: int) -> str:
@@ -56,24 +56,26 @@ def whale(number: int, btc: float | None = None, *, addresses: Iterable[str] | i
     )
 
 
-def alert_draft(
-    number: int, btc: float | None = None, at: float = START, *, addresses: Iterable[str] | int = 2
-) -> Draft:
+def alert_draft(number: int, btc: float | None = None, at: float = NOW, *, addresses: Iterable[str] | int = 2) -> Draft:
     """Return the alert of a whale."""
     return Draft(kind=Kind.ALERT, at=at, whale=whale(number, btc, addresses=addresses))
 
 
 def update_draft(
-    number: int, kind: Kind = Kind.CONFIRMED, *, btc: float | None = None, ref: str = "00block", at: float = START
+    number: int, kind: Kind = Kind.CONFIRMED, *, btc: float | None = None, ref: str = "00block", at: float = NOW
 ) -> Draft:
     """Return an update about a whale, with `ref` as the hash of its block."""
     about = whale(number, btc)
     update = Update(
-        transaction_id=txid(number), status=Status(kind.value), btc_value=about.alert.btc_value, block_hash=ref
+        transaction_id=txid(number),
+        status=Status(kind.value),
+        btc_value=about.alert.btc_value,
+        block_height=800_000 if kind is Kind.CONFIRMED else None,
+        block_hash=ref,
     )
     return Draft(kind=kind, at=at, whale=about, ref=ref, update=update)
 
 
-def confirmed_draft(number: int, btc: float | None = None, at: float = START + 600) -> Draft:
+def confirmed_draft(number: int, btc: float | None = None, at: float = NOW + 600) -> Draft:
     """Return the confirmation of a whale, ten minutes after its alert."""
     return update_draft(number, btc=btc, ref="b" * 64, at=at)

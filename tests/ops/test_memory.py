@@ -268,6 +268,20 @@ async def test_shedding_begins_at_its_share_of_the_limit_and_ends_below_it(tmp_p
         assert rig.value("whaled_connections_shed_total") == 0
 
 
+async def test_a_lower_share_applies_below_the_maximum_of_an_earlier_shedding(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    async with running_gateway(tmp_path) as rig:
+        seen = Seen()
+        watch = MemoryWatch(MemorySettings(limit=200 * MIB, shed_at=0.7), rig.gateway, seen, kernel.gauge())
+        shed = []
+        for size, share in ((141, 0.7), (120, 0.7), (120, 0.7), (120, 0.5), (120, 0.5), (120, 0.7)):
+            kernel.resident(size * MIB)
+            watch.reconfigure(MemorySettings(limit=200 * MIB, shed_at=share))
+            watch.look()
+            shed.append(seen.is_shedding)
+        assert shed == [True, False, False, True, True, False]
+
+
 async def test_the_client_with_the_most_unsent_bytes_is_cut_off_first_and_loses_nothing(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     async with running_gateway(tmp_path, max_unsent=4 * MIB) as rig, rig.connect(max_queue=None) as good:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
+from kit.whales import NOW
 from whaled.simulator.backend import Backend, Corrected, Delta, Indicators, Prices, Update
 from whaled.simulator.dialogue import Dialogue
 from whaled.simulator.messages import Messages
 from whaled.simulator.settings import SimulatorSettings
 from whaled.simulator.world import World
 
-NOW = 1_800_000_000.0
 WHALE = 10_000_000_000
 QUIET = SimulatorSettings(rate=0, block_interval=0)
 

@@ -5,6 +5,7 @@ from math import ceil
 
 import pytest
 
+from kit.whales import NOW
 from whaled.simulator.backend import Backend
 from whaled.simulator.dialogue import Dialogue
 from whaled.simulator.life import Life
@@ -14,7 +15,6 @@ from whaled.simulator.truth import Fate, Record
 from whaled.simulator.world import World
 from whaled.sources.mempool_space.dialect import Frame, decode
 
-NOW = 1_800_000_000.0
 POLLS = 110
 LATENCY = 0.02
 # A block comes in the midst of a poll of the second.

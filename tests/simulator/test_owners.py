@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from msgspec.structs import replace
 
+from kit.whales import NOW
 from whaled.cli.tail_lines import bar
 from whaled.model import FeeMarket, Flow, Input, Output, Transaction
 from whaled.simulator.life import Life
@@ -19,11 +20,10 @@ from whaled.whales.bookkeys import elsewhere
 from whaled.whales.fees import urgency
 from whaled.whales.labels import AddressBook
 
-START = 1_800_000_000.0
 POLL_S = 2.0
 
 
-def output(payment: Payment) -> Output:
+def output_of(payment: Payment) -> Output:
     return Output(payment.value, payment.script.hex, payment.script.address or None)
 
 
@@ -32,9 +32,9 @@ def as_sent(tx: Tx) -> Transaction:
     return Transaction(
         txid=tx.txid,
         inputs=tuple(
-            Input(coin.txid, coin.vout, tx.sequence, output(Payment(coin.value, coin.script))) for coin in tx.inputs
+            Input(coin.txid, coin.vout, tx.sequence, output_of(Payment(coin.value, coin.script))) for coin in tx.inputs
         ),
-        outputs=tuple(map(output, tx.outputs)),
+        outputs=tuple(map(output_of, tx.outputs)),
         fee_sat=tx.fee,
         vsize=tx.vsize,
     )
@@ -72,13 +72,13 @@ def test_the_book_that_is_shipped_fits_the_network_that_the_simulator_names(netw
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("network", Network)
 def test_whales_of_every_flow_and_degree_of_urgency_turn_up_in_the_demo(seed: int, network: Network) -> None:
-    world = World(replace(DEMO, seed=seed, network=network), START)
+    world = World(replace(DEMO, seed=seed, network=network), NOW)
     life = Life(world)
     known = shipped(network)
     flows: Counter[Flow] = Counter()
     bars: Counter[str] = Counter()
     judged: set[str] = set()
-    while world.now < START + 300:
+    while world.now < NOW + 300:
         life.advance(world.now + POLL_S)
         rates = world.recommended()
         fees = FeeMarket(rates.fastest, rates.half_hour, rates.hour, rates.economy, rates.minimum)
@@ -95,7 +95,7 @@ def test_whales_of_every_flow_and_degree_of_urgency_turn_up_in_the_demo(seed: in
 
 
 def test_a_backlog_waits_from_the_start_and_after_every_block_and_holds_no_whale() -> None:
-    world = World(SimulatorSettings(backlog=300), START)
+    world = World(SimulatorSettings(backlog=300), NOW)
     life = Life(world)
     assert len(world.chain.mempool) >= 290
     assert world.truth.whales() == []
@@ -106,8 +106,8 @@ def test_a_backlog_waits_from_the_start_and_after_every_block_and_holds_no_whale
 
 
 def test_change_of_an_owner_returns_to_it() -> None:
-    world = World(SimulatorSettings(owner_share=1.0, events=0, block_interval=0), START)
-    Life(world).advance(START + 120)
+    world = World(SimulatorSettings(owner_share=1.0, events=0, block_interval=0), NOW)
+    Life(world).advance(NOW + 120)
     known = shipped(Network.MAINNET)
     payments = [entry.tx for entry in world.chain.mempool.values() if entry.tx.kind is TxKind.PAYMENT]
     assert len(payments) > 100

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.whales import NOW
 from whaled.errors import ConfigError
 from whaled.simulator.life import Life
 from whaled.simulator.scripts import ScriptType
@@ -15,7 +16,6 @@ from whaled.simulator.transactions import ImpossibleError, Tx, TxKind
 from whaled.simulator.truth import Fate, Record
 from whaled.simulator.world import World
 
-NOW = 1_800_000_000.0
 WHALE = 10_000_000_000
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from kit.gateway import running_gateway
 from kit.paths import ROOT
@@ -75,7 +76,11 @@ async def connected(source: WhaleStream) -> Connected:
 async def test_published_events_arrive_typed(tmp_path: Path) -> None:
     async with running_gateway(tmp_path) as rig, stream(rig.url, link_events=True) as source:
         await connected(source)
-        await rig.publish(alert_draft(1, 250.5), confirmed_draft(1, 250.5))
+        confirmation = confirmed_draft(1, 250.5)
+        assert confirmation.update is not None
+        await rig.publish(
+            alert_draft(1, 250.5), replace(confirmation, update=replace(confirmation.update, block_height=800_000))
+        )
         events = [event async for event in _some(source, 2)]
     first, second = events
     assert isinstance(first, WhaleAlert)
@@ -84,7 +89,7 @@ async def test_published_events_arrive_typed(tmp_path: Path) -> None:
     for name in Alert.__struct_fields__:
         if name != "detection_timestamp":
             assert getattr(first.data, name) == getattr(theirs, name), name
-    assert (first.data.flow_type, first.data.shape) == (Flow.UNKNOWN, Shape.TRANSFER)
+    assert (first.data.flow_type, first.data.shape) == (Flow.INFLOW, Shape.TRANSFER)
     assert first.data.detection_timestamp is not None
     assert first.data.detection_timestamp.isoformat() == theirs.detection_timestamp
     assert (second.data.status, second.data.block_height) == ("confirmed", 800_000)

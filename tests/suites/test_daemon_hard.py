@@ -18,13 +18,15 @@ from kit.daemon import busy_simulator, get
 from kit.eventlog import open_log, scan
 from kit.gateway import ask, receive, receive_type
 from kit.processes import child_of, is_there
-from kit.whales import START, alert_draft
+from kit.whales import alert_draft
 from whaled.eventlog import notes
 from whaled.simulator.scripts import Network
 
 pytestmark = pytest.mark.slow
 
 NOBODY = "ws://127.0.0.1:1"
+# Longer ago than events are kept.
+LONG_AGO = 1_760_000_000.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -243,8 +245,8 @@ async def test_every_gauge_returns_to_zero_after_misbehaving_clients(tmp_path: P
 @pytest.mark.parametrize("follows", [True, False])
 async def test_retention_checks_the_clock_against_the_blocks_with_a_backfill(tmp_path: Path, follows: bool) -> None:
     async with open_log(tmp_path / "whaled.db") as log:
-        await log.append([alert_draft(1)])
-        await log.write(notes.put_scan, scan(800_000, START))
+        await log.append([alert_draft(1, at=LONG_AGO)])
+        await log.write(notes.put_scan, scan(800_000, LONG_AGO))
     config = daemon.write_config(tmp_path, NOBODY, backfill={"enabled": follows})
     async with daemon.running(config) as whaled:
         if follows:

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from kit.fuzz import corpus, hunt, scaling
-from kit.transactions import recorded_frames
-from kit.whales import BTC, txid
+from kit.recordings import recorded_frames
+from kit.whales import BTC, NOW, txid
 from whaled.gateway import messages
 from whaled.model import Draft, Event, Market, Source, Transaction
 from whaled.sources.mempool_space.changes import change_of
@@ -30,7 +30,6 @@ DELTA = "mempool-transactions"
 SNAPSHOT = "projected-block-transactions"
 COINS_SAT = 21_000_000 * BTC
 UINT32 = 2**32 - 1
-NOW = 1_800_000_000.0
 # Deeper, and which of two parsers gives up first depends on the stack they are called on.
 DEPTH_COMPARED = 100
 ITEMS_KEPT = 4
@@ -321,20 +320,25 @@ def many(entry: Callable[[int], str], key: str = "added") -> Callable[[int], byt
     return make
 
 
-def whale(number: int, rest: str = "", opening: str = '{"txid":') -> str:
-    return f'{opening}"{txid(number)}","version":2,"vin":[],"vout":[{{"value":{100 * BTC}}}]{rest}}}'
+def escaped(text: str) -> str:
+    """Return a text with an escape for its first letter, as JSON allows."""
+    return f"\\u{ord(text[0]):04x}{text[1:]}"
+
+
+def whale_json(number: int, rest: str = "", opening: str = '{"txid":', written: Callable[[str], str] = str) -> str:
+    return f'{opening}"{written(txid(number))}","version":2,"vin":[],"vout":[{{"value":{100 * BTC}}}]{rest}}}'
 
 
 def pair(number: int) -> str:
-    return f'{{"replaced":"{txid(2 * number)}","by":{whale(2 * number + 1)}}}'
+    return f'{{"replaced":"{txid(2 * number)}","by":{whale_json(2 * number + 1)}}}'
 
 
 FAMILIES: dict[str, Callable[[int], bytes]] = {
-    "whales": many(whale),
-    "whales with spaces": many(lambda number: whale(number, opening='{ "txid":')),
-    "whales whose fee is a text": many(lambda number: whale(number, ',"fee":"x"')),
-    "whales with an escaped txid": many(lambda number: whale(number).replace('"00', '"\\u00300')),
-    "the same whale": many(lambda number: whale(1)),
+    "whales": many(whale_json),
+    "whales with spaces": many(lambda number: whale_json(number, opening='{ "txid":')),
+    "whales whose fee is a text": many(lambda number: whale_json(number, ',"fee":"x"')),
+    "whales with an escaped txid": many(lambda number: whale_json(number, written=escaped)),
+    "the same whale": many(lambda number: whale_json(1)),
     "bad transactions": many(lambda number: '{"txid":1}'),
     "replacements": many(pair, "replaced"),
     "replacements by the same": many(lambda number: pair(1), "replaced"),

@@ -4,7 +4,11 @@ Imports go down the ranks, never sideways between capabilities.
 """
 
 import ast
+import json
 import re
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -30,6 +34,8 @@ RANKS = {
     "model": 1,
     "config": 2,
     "hosts": 1,
+    "pause": 1,
+    "urls": 1,
     "durable": 0,
     "listening": 2,
     "summaries": 2,
@@ -79,8 +85,9 @@ PURE = (
     "sources.mempool_space.rbf", "sources.mempool_space.rescue", "sources.mempool_space.responses",
     "sources.mempool_space.routes", "sources.mempool_space.shapes", "sources.mempool_space.silence",
     "sources.mempool_space.snapshot", "sources.mempool_space.surrogates", "sources.mempool_space.transactions",
-    "tables", "times", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines", "whales.books",
-    "whales.coinjoins", "whales.conflicts", "whales.detect", "whales.fees", "whales.filekinds", "whales.filters",
+    "tables", "times", "urls", "whales.accuracy", "whales.amounts", "whales.bookkeys", "whales.booklines",
+    "whales.books", "whales.coinjoins", "whales.conflicts", "whales.detect", "whales.fees", "whales.filekinds",
+    "whales.filters",
     "whales.labels", "whales.lifecycle", "whales.owners", "whales.prices", "whales.watch",
 )  # fmt: skip
 IMPURE_MODULES = {
@@ -122,8 +129,7 @@ def room(module: str) -> str:
 
 
 def test_every_module_has_a_rank() -> None:
-    homeless = {room(name) for name in modules()} - RANKS.keys() - {"__init__"}
-    assert not homeless
+    assert {room(name) for name in modules()} - {"__init__"} == RANKS.keys()
 
 
 def test_imports_go_down_the_ranks_only() -> None:
@@ -191,7 +197,7 @@ def test_tests_mirror_the_rooms() -> None:
 
 
 def test_what_test_modules_share_is_in_the_kit() -> None:
-    rigs = {"kit", "data", *PROMISES - {"suites"}}
+    rigs = {"kit", *PROMISES - {"suites"}}
     helpers = [path.relative_to(TESTS) for path in TESTS.rglob("*.py") if not path.name.startswith("test_")]
     assert [str(path) for path in helpers if path.parts[0] not in rigs and path.name != "conftest.py"] == []
     borrowed = [
@@ -201,6 +207,39 @@ def test_what_test_modules_share_is_in_the_kit() -> None:
         if re.search(r"(^|\.)test_\w+", imported)
     ]
     assert borrowed == []
+
+
+# The kit's modules that build values: a test has one way to make a whale or a transaction.
+BUILDERS = ("whales.py", "transactions.py")
+
+
+def functions(path: Path) -> set[str]:
+    """Return the names of a module's functions."""
+    return {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def test_builders_have_one_definition() -> None:
+    defined = [
+        (name, str(path.relative_to(ROOT)))
+        for path in sorted(TESTS.rglob("*.py"))
+        for name in functions(path) & set().union(*(functions(TESTS / "kit" / each) for each in BUILDERS))
+    ]
+    twice = [place for place in defined if [name for name, _ in defined].count(place[0]) > 1]
+    assert not twice, f"the kit has this builder, or give another one another name: {twice}"
+
+
+def test_no_exception_of_the_linter_is_unused() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    unused = []
+    for pattern, codes in rules["per-file-ignores"].items():
+        command = [sys.executable, "-m", "ruff", "check", pattern.removesuffix("/**"), "--select", ",".join(codes)]
+        options = ["--no-cache", "--exit-zero", "--output-format", "json", "--config", "lint.per-file-ignores = {}"]
+        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, check=True)
+        found = {each["code"] for each in json.loads(done.stdout)} - set(rules["ignore"])
+        unused += [
+            f"{pattern}: {code}" for code in codes if not any(re.fullmatch(rf"{code}\d*", each) for each in found)
+        ]
+    assert unused == []
 
 
 # --- the maintainers' pages ---

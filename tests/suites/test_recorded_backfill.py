@@ -18,7 +18,7 @@ from aiohttp import WSMsgType, web
 
 from kit.backfill import Clock, Rig, watching
 from kit.paths import DATA
-from kit.transactions import true_transactions, truth
+from kit.recordings import true_transactions, truth
 from whaled.model import Kind, Scan
 
 Json = dict[str, Any]

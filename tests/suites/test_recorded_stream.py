@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kit.transactions import NOW, recorded_frames, true_transactions, truth
-from kit.whales import BTC
+from kit.recordings import recorded_frames, true_transactions, truth
+from kit.whales import BTC, NOW
 from whaled.config.sections import Basis
 from whaled.model import Block, Draft, Input, Kind, Market, Output, Source, Status, Transaction, Whale
 from whaled.sources.mempool_space.changes import change_of

@@ -10,7 +10,7 @@ from bench import shapes
 from bench.report import table
 from bench.samples import Sample, samples
 from kit.paths import ROOT
-from kit.transactions import real_shapes
+from kit.recordings import real_shapes
 from whaled.model import Input, Shape, Transaction
 from whaled.sources.mempool_space.transactions import transaction_of
 from whaled.whales.amounts import shape

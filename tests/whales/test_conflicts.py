@@ -11,8 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from kit.pipeline import Pipeline, Published, opened, pays, received, timed
-from kit.transactions import NOW
-from kit.whales import BTC, alert_draft, txid
+from kit.whales import BTC, NOW, alert_draft, txid
 from whaled.config.sections import DetectionSettings
 from whaled.eventlog import queries
 from whaled.eventlog.rows import Rows
@@ -23,6 +22,7 @@ from whaled.whales import lifecycle
 from whaled.whales.conflicts import linked, present
 
 BLOCK = {"id": "b1" * 32, "height": 900_001, "timestamp": int(NOW), "previousblockhash": "b0" * 32}
+NUMBERS = {txid(number): number for number in range(10)}
 
 
 def spending(number: int, *coins: int, value: int = 100 * BTC) -> dict[str, Any]:
@@ -48,17 +48,10 @@ def encode(parts: dict[str, Any]) -> bytes:
     return json.dumps(parts, separators=(",", ":")).encode()
 
 
-NUMBERS = {txid(number): number for number in range(20)}
-
-
-def told(published: Published) -> list[tuple[str, int, str]]:
-    """Kind, number of the whale, and ref of each event: the number of the replacer, or the end of a block's hash."""
+def told(published: Published) -> list[tuple[str, int, int | str]]:
+    """Return the kind of each event, the number of its whale, and its ref as the number of a txid or in short."""
     return [
-        (
-            event.kind.value,
-            NUMBERS[event.whale.alert.transaction_id],
-            f"{NUMBERS[event.ref]:02}" if event.ref in NUMBERS else event.ref[-2:],
-        )
+        (event.kind.value, NUMBERS[event.whale.alert.transaction_id], NUMBERS.get(event.ref, event.ref[-2:]))
         for event in published.events
     ]
 
@@ -79,10 +72,10 @@ async def test_a_package_whose_parent_pays_less_replaces_the_spender_of_its_coin
         await running.handle(message((spending(5, 9),), removed=(4,)))
     assert told(published) == [
         ("alert", 1, ""),
-        ("replaced", 1, "02"),
+        ("replaced", 1, 2),
         ("alert", 4, ""),
         ("alert", 5, ""),
-        ("replaced", 4, "05"),
+        ("replaced", 4, 5),
     ]
     assert published.events[3].whale.alert.replaces == txid(4)
 
@@ -101,7 +94,7 @@ async def test_a_whale_that_spends_the_coin_of_another_one_replaces_it_across_a_
         await running.handle(message((spending(1, 5, 7),)))
         await running.handle(message((spending(2, 7, 8),)))
         await running.handle(message((spending(3, 9),)))
-    assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, "02"), ("alert", 3, "")]
+    assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, 2), ("alert", 3, "")]
     assert [event.whale.alert.replaces for event in published.events if event.update is None] == [None, txid(1), None]
 
 
@@ -111,7 +104,7 @@ async def test_of_two_that_spend_the_same_the_mined_one_has_replaced_the_other(t
         await running.handle(message((spending(1, 7),)))
         await running.handle(message((spending(2, 7),)))
         await running.handle(message(mined=(1,)))
-    assert told(published)[2:] == [("replaced", 1, "02"), ("confirmed", 1, "b1"), ("replaced", 2, "01")]
+    assert told(published)[2:] == [("replaced", 1, 2), ("confirmed", 1, "b1"), ("replaced", 2, 1)]
 
 
 async def test_a_confirmed_whale_is_not_replaced_by_one_that_spends_the_same(tmp_path: Path) -> None:
@@ -130,9 +123,9 @@ async def test_a_whale_replaces_the_current_spender_and_not_one_replaced_before(
         for each in (spending(1, 5, 8), spending(2, 5), spending(3, 6), spending(4, 6, 8), spending(5, 8)):
             await running.handle(message((each,)))
     assert [each for each in told(published) if each[0] == "replaced"] == [
-        ("replaced", 1, "02"),
-        ("replaced", 3, "04"),
-        ("replaced", 4, "05"),
+        ("replaced", 1, 2),
+        ("replaced", 3, 4),
+        ("replaced", 4, 5),
     ]
     replaces = [event.whale.alert.replaces for event in published.events if event.update is None]
     assert replaces == [None, txid(1), None, txid(3), txid(4)]
@@ -159,7 +152,7 @@ async def test_a_whale_does_not_wait_for_readers_of_the_log(tmp_path: Path) -> N
                 await running.handle(message((spending(2, 7),), removed=(1,)))
         finally:
             release.set()
-    assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, "02")]
+    assert told(published) == [("alert", 1, ""), ("alert", 2, ""), ("replaced", 1, 2)]
 
 
 async def test_no_whale_is_replaced_by_itself(tmp_path: Path) -> None:
@@ -197,7 +190,7 @@ async def test_each_of_several_replacements_is_reported(tmp_path: Path) -> None:
         running, published = running_on(log)
         for number in (1, 2, 3):
             await running.handle(message((spending(number, 7),)))
-        assert told(published)[-1] == ("replaced", 2, "03")
+        assert told(published)[-1] == ("replaced", 2, 3)
         outpoints = await log.read_each(queries.outpoints, [txid(1), txid(3), txid(9)])
         assert outpoints == {key: [f"{txid(1007)}:0"] for key in (txid(1), txid(3))}
         assert await log.read_each(queries.spenders, [f"{txid(1007)}:0", "elsewhere:0"]) == {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.transactions import ADDRESSES, NOW, output, relaxed, spent, transaction
-from kit.whales import BTC, txid
+from kit.transactions import ADDRESSES, output, relaxed, spent, transaction
+from kit.whales import BTC, NOW, txid
 from whaled.config.sections import Basis, DetectionSettings
 from whaled.model import (
     MAX_SAT,

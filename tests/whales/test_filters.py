@@ -8,35 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kit.transactions import ADDRESSES, NOW, output, relaxed, transaction
-from kit.whales import BTC, txid
+from kit.transactions import ADDRESSES, detected, output, relaxed, transaction
+from kit.whales import BTC, NOW, txid
 from whaled.errors import ClientError, ClientErrorCode
-from whaled.model import Block, Draft, Event, Flow, Kind, Market, Source, Whale
+from whaled.model import Block, Draft, Event, Flow, Kind, Whale
 from whaled.whales import lifecycle
-from whaled.whales.detect import Rules, assess
 from whaled.whales.filters import EVERYTHING, Filter, Subject, parse_filter
-from whaled.whales.labels import AddressBook
 
 BLOCK = Block(height=100, hash="b" * 64, previous_hash=None, timestamp=int(NOW))
 
 
-def whale(value_sat: int = 150 * BTC, *, addresses: tuple[str, ...] = (), **fields: Any) -> Whale:
+def whale_of(value_sat: int = 150 * BTC, *, addresses: tuple[str, ...] = (), **fields: Any) -> Whale:
     """A whale with these fields in its alert."""
-    found = assess(
-        transaction([output(value_sat)]),
-        rules=Rules(0),
-        book=AddressBook(),
-        market=Market(),
-        now=NOW,
-        source=Source.LIVE,
-    )
-    assert found is not None
+    found = detected(transaction([output(value_sat)]))
     return Whale(replace(found.alert, **fields), addresses)
 
 
-def alert(value_sat: int = 150 * BTC, *, addresses: tuple[str, ...] = (), **fields: Any) -> Draft:
+def alert_of(value_sat: int = 150 * BTC, *, addresses: tuple[str, ...] = (), **fields: Any) -> Draft:
     """The alert of such a whale."""
-    return lifecycle.alerted(whale(value_sat, addresses=addresses, **fields), NOW)
+    return lifecycle.alerted(whale_of(value_sat, addresses=addresses, **fields), NOW)
 
 
 def wants(**filters: Any) -> Filter:
@@ -57,9 +47,9 @@ def refusal(raw: object, *, max_addresses: int = 1000) -> ClientError:
 
 def test_no_filter_wants_everything() -> None:
     assert wants() == EVERYTHING == Filter()
-    whales = (alert(1), alert(10**15, flow_type=Flow.INFLOW))
+    whales = (alert_of(1), alert_of(10**15, flow_type=Flow.INFLOW))
     assert all(EVERYTHING.matches(found) for found in whales)
-    assert EVERYTHING.matches(lifecycle.dropped(whale(), NOW))
+    assert EVERYTHING.matches(lifecycle.dropped(whale_of(), NOW))
 
 
 @pytest.mark.parametrize(
@@ -94,15 +84,15 @@ def test_each_condition_is_inclusive_and_null_never_passes_a_minimum(
     filters: dict[str, Any], passes: dict[str, Any], fails: dict[str, Any]
 ) -> None:
     chosen = wants(**filters)
-    assert chosen.matches(alert(**passes))
-    assert not chosen.matches(alert(**fails))
+    assert chosen.matches(alert_of(**passes))
+    assert not chosen.matches(alert_of(**fails))
 
 
 def test_all_conditions_must_hold() -> None:
     chosen = wants(min_btc=100, max_btc=200, flow_types=["inflow"])
-    assert chosen.matches(alert(150 * BTC, flow_type=Flow.INFLOW))
-    assert not chosen.matches(alert(150 * BTC, flow_type=Flow.OUTFLOW))
-    assert not chosen.matches(alert(250 * BTC, flow_type=Flow.INFLOW))
+    assert chosen.matches(alert_of(150 * BTC, flow_type=Flow.INFLOW))
+    assert not chosen.matches(alert_of(150 * BTC, flow_type=Flow.OUTFLOW))
+    assert not chosen.matches(alert_of(250 * BTC, flow_type=Flow.INFLOW))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +114,7 @@ def test_updates_go_with_their_alert_unless_all_are_wanted(
 ) -> None:
     chosen = wants(**filters)
     for found, alert_passes, update_passes in zip(
-        (whale(150 * BTC), whale(50 * BTC)), alerts_pass, updates_pass, strict=True
+        (whale_of(150 * BTC), whale_of(50 * BTC)), alerts_pass, updates_pass, strict=True
     ):
         updates = (
             lifecycle.confirmed(found, BLOCK, NOW),
@@ -137,7 +127,7 @@ def test_updates_go_with_their_alert_unless_all_are_wanted(
 
 
 def test_an_event_of_the_log_and_its_draft_are_judged_alike() -> None:
-    draft = lifecycle.confirmed(whale(), BLOCK, NOW)
+    draft = lifecycle.confirmed(whale_of(), BLOCK, NOW)
     event = Event(offset=1, kind=Kind.CONFIRMED, at=NOW, whale=draft.whale, ref=draft.ref, update=draft.update)
     for chosen in (wants(min_btc=150), wants(min_btc=151), wants(kinds=["alert"])):
         assert chosen.matches(event) == chosen.matches(draft)
@@ -206,7 +196,7 @@ def test_the_normalised_filters_parse_to_the_same_filter(filters: dict[str, Any]
 def test_a_filter_passes_at_most_what_each_of_its_conditions_passes(
     filters: dict[str, Any], value_sat: int, flow: Flow
 ) -> None:
-    found = alert(value_sat, flow_type=flow, usd_value=1.0, moved_sat=value_sat // 2, urgency_score=0.5)
+    found = alert_of(value_sat, flow_type=flow, usd_value=1.0, moved_sat=value_sat // 2, urgency_score=0.5)
     whole = parse_filter(filters, max_addresses=5).matches(found)
     each = [parse_filter({key: value}, max_addresses=5).matches(found) for key, value in filters.items()]
     assert whole == all(each)
@@ -219,7 +209,7 @@ def test_a_filter_passes_at_most_what_each_of_its_conditions_passes(
 def test_an_event_that_many_filters_look_at_is_judged_like_one_alone(
     filters: dict[str, Any], addresses: list[str], names: list[str]
 ) -> None:
-    found = alert(addresses=tuple(addresses), exchange_addresses=tuple(names), matched_rules=("threshold_btc",))
+    found = alert_of(addresses=tuple(addresses), exchange_addresses=tuple(names), matched_rules=("threshold_btc",))
     subject = Subject(found)
     for chosen in (parse_filter(filters, max_addresses=5), parse_filter({"addresses": ADDRESSES}, max_addresses=5)):
         assert chosen.passes(subject) == chosen.matches(found)
@@ -286,14 +276,14 @@ def test_any_json_is_a_filter_or_refused_with_a_path(raw: object) -> None:
 
 def test_the_addresses_that_matched_are_named_in_the_order_of_the_transaction() -> None:
     first, second, third = ADDRESSES[:3]
-    event = alert(addresses=(second, third, first))
+    event = alert_of(addresses=(second, third, first))
     assert wants(addresses=[first, second]).matched_addresses(event) == (second, first)
     assert wants(min_btc=1).matched_addresses(event) == ()
 
 
 def test_an_update_names_the_addresses_of_its_whale_and_none_if_it_passed_without() -> None:
     first, second = ADDRESSES[:2]
-    confirmed = lifecycle.confirmed(whale(addresses=(first,)), BLOCK, NOW)
+    confirmed = lifecycle.confirmed(whale_of(addresses=(first,)), BLOCK, NOW)
     assert wants(addresses=[first]).matched_addresses(confirmed) == (first,)
     others = wants(addresses=[second], updates_of="all")
     assert others.matches(confirmed)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.transactions import ADDRESSES, recorded_frames, relaxed, spent, transaction
+from kit.recordings import recorded_frames
+from kit.transactions import ADDRESSES, relaxed, spent, transaction
 from kit.whales import BTC
 from whaled.addresses import base58check, fault_in
 from whaled.errors import ConfigError

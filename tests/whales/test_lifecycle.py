@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.transactions import NOW, output, relaxed, transaction
-from kit.whales import BTC, txid
-from whaled.model import Block, Draft, Kind, Market, Source, Status, Update, Whale
+from kit.transactions import detected, output, relaxed, transaction
+from kit.whales import BTC, NOW, txid
+from whaled.model import Block, Draft, Kind, Status, Update, Whale
 from whaled.whales import lifecycle
-from whaled.whales.detect import Rules, assess
-from whaled.whales.labels import AddressBook
 from whaled.whales.lifecycle import GONE, TRANSITIONS, WAITING, Origin, Step, next_event
 
 A, B = "aa" * 32, "bb" * 32
@@ -20,18 +18,9 @@ EITHER = Origin.STREAM | Origin.POLLED
 NOBODY = Origin(0)
 
 
-def whale(*, confirmed: bool = False, tip: int | None = 100) -> Whale:
+def whale_of(*, confirmed: bool = False, tip: int | None = 100) -> Whale:
     """A whale detected at NOW, predicted for the block after `tip`."""
-    found = assess(
-        transaction([output(150 * BTC)], confirmed=confirmed),
-        rules=Rules(100 * BTC),
-        book=AddressBook(),
-        market=Market(projected=(), tip_height=tip),
-        now=NOW,
-        source=Source.LIVE,
-    )
-    assert found is not None
-    return found
+    return detected(transaction([output(150 * BTC)], confirmed=confirmed), tip_height=tip)
 
 
 def block(height: int = 103, timestamp: float = NOW, block_hash: str = B) -> Block:
@@ -39,21 +28,21 @@ def block(height: int = 103, timestamp: float = NOW, block_hash: str = B) -> Blo
     return Block(height=height, hash=block_hash, previous_hash=A, timestamp=int(timestamp))
 
 
-def update(draft: Draft) -> Update:
+def update_of(draft: Draft) -> Update:
     """The update of a draft that must have one."""
     assert draft.update is not None
     return draft.update
 
 
 def test_an_alert_is_the_whale_itself_without_an_update() -> None:
-    draft = lifecycle.alerted(whale(), NOW)
+    draft = lifecycle.alerted(whale_of(), NOW)
     assert (draft.kind, draft.at, draft.ref, draft.update) == (Kind.ALERT, NOW, "", None)
 
 
 def test_a_confirmation_scores_the_prediction_and_has_its_block_as_ref() -> None:
-    draft = lifecycle.confirmed(whale(), block(), NOW + 600)
+    draft = lifecycle.confirmed(whale_of(), block(), NOW + 600)
     assert (draft.kind, draft.ref) == (Kind.CONFIRMED, "b" * 64)
-    assert update(draft) == Update(
+    assert update_of(draft) == Update(
         transaction_id=txid(1),
         status=Status.CONFIRMED,
         btc_value=150.0,
@@ -66,7 +55,7 @@ def test_a_confirmation_scores_the_prediction_and_has_its_block_as_ref() -> None
 
 
 def test_without_a_prediction_nothing_is_scored() -> None:
-    told = update(lifecycle.confirmed(whale(tip=None), block(), NOW + 600))
+    told = update_of(lifecycle.confirmed(whale_of(tip=None), block(), NOW + 600))
     assert (told.predicted_confirmation_block, told.blocks_off) == (None, None)
 
 
@@ -80,30 +69,30 @@ def test_without_a_prediction_nothing_is_scored() -> None:
     ],
 )
 def test_the_wait_ends_when_the_block_was_mined(mined: float, told_after: float, waited: float) -> None:
-    told = update(lifecycle.confirmed(whale(), block(timestamp=NOW + mined), NOW + told_after))
+    told = update_of(lifecycle.confirmed(whale_of(), block(timestamp=NOW + mined), NOW + told_after))
     assert told.seconds_to_confirmation == pytest.approx(waited)
 
 
 def test_a_whale_first_seen_confirmed_has_no_wait() -> None:
-    assert update(lifecycle.confirmed(whale(confirmed=True), block(), NOW)).seconds_to_confirmation is None
+    assert update_of(lifecycle.confirmed(whale_of(confirmed=True), block(), NOW)).seconds_to_confirmation is None
 
 
 def test_a_replacement_has_the_replacer_as_ref() -> None:
-    draft = lifecycle.replaced(whale(), txid(2), NOW)
+    draft = lifecycle.replaced(whale_of(), txid(2), NOW)
     assert (draft.kind, draft.ref) == (Kind.REPLACED, txid(2))
-    assert (update(draft).status, update(draft).replaced_by) == (Status.REPLACED, txid(2))
+    assert (update_of(draft).status, update_of(draft).replaced_by) == (Status.REPLACED, txid(2))
 
 
 def test_dropped_and_pending_again_have_their_kind_ref_and_status() -> None:
-    gone = lifecycle.dropped(whale(), NOW)
-    assert (gone.kind, gone.ref, update(gone).status) == (Kind.DROPPED, "", Status.DROPPED)
-    back = lifecycle.pending_again(whale(), "b" * 64, NOW)
-    assert (back.kind, back.ref, update(back).status) == (Kind.PENDING, "b" * 64, Status.PENDING)
-    assert {update(draft).btc_value for draft in (gone, back)} == {150.0}
+    gone = lifecycle.dropped(whale_of(), NOW)
+    assert (gone.kind, gone.ref, update_of(gone).status) == (Kind.DROPPED, "", Status.DROPPED)
+    back = lifecycle.pending_again(whale_of(), "b" * 64, NOW)
+    assert (back.kind, back.ref, update_of(back).status) == (Kind.PENDING, "b" * 64, Status.PENDING)
+    assert {update_of(draft).btc_value for draft in (gone, back)} == {150.0}
 
 
 def test_the_detection_time_of_an_alert_is_utc_with_milliseconds() -> None:
-    told = whale().alert.detection_timestamp
+    told = whale_of().alert.detection_timestamp
     assert told == "2027-01-15T08:00:00.000+00:00"
     assert datetime.fromisoformat(told) == datetime.fromtimestamp(NOW, UTC)
 
@@ -113,7 +102,7 @@ def test_the_detection_time_of_an_alert_is_utc_with_milliseconds() -> None:
 
 def draft_of(kind: Kind, ref: str) -> Draft:
     """The draft of this kind about one whale."""
-    about = whale()
+    about = whale_of()
     match kind:
         case Kind.ALERT:
             return lifecycle.alerted(about, NOW)
@@ -168,7 +157,7 @@ def test_the_newest_event_is_never_repeated(kind: Kind, origin: Origin) -> None:
 
 @pytest.mark.parametrize("origin", [Origin.STREAM, Origin.POLLED], ids=["stream", "polled"])
 def test_a_repeated_event_is_stored_only_after_a_different_one(origin: Origin) -> None:
-    confirmed = lifecycle.confirmed(whale(), block(block_hash=A), NOW)
+    confirmed = lifecycle.confirmed(whale_of(), block(block_hash=A), NOW)
     assert next_event(confirmed, [], origin) == confirmed
     assert next_event(confirmed, [Step(Kind.ALERT)], origin) == confirmed
     assert next_event(confirmed, [Step(Kind.ALERT), Step(Kind.CONFIRMED, A)], origin) is None
@@ -189,46 +178,46 @@ def polled(draft: Draft, history: list[Step]) -> Draft | None:
 
 def test_an_event_that_no_longer_holds_is_not_stored() -> None:
     buried = [Step(Kind.ALERT), Step(Kind.CONFIRMED, A)]
-    assert polled(lifecycle.dropped(whale(), NOW), buried) is None
-    assert polled(lifecycle.replaced(whale(), txid(2), NOW), buried) is None
-    assert polled(lifecycle.pending_again(whale(), B, NOW), buried) is None
-    assert polled(lifecycle.pending_again(whale(), A, NOW), buried) is not None
+    assert polled(lifecycle.dropped(whale_of(), NOW), buried) is None
+    assert polled(lifecycle.replaced(whale_of(), txid(2), NOW), buried) is None
+    assert polled(lifecycle.pending_again(whale_of(), B, NOW), buried) is None
+    assert polled(lifecycle.pending_again(whale_of(), A, NOW), buried) is not None
     replaced = [Step(Kind.ALERT), Step(Kind.REPLACED, txid(2))]
-    assert polled(lifecycle.dropped(whale(), NOW), replaced) is None
-    assert polled(lifecycle.replaced(whale(), txid(3), NOW), replaced) is None
-    assert polled(lifecycle.confirmed(whale(), block(), NOW), replaced) is not None
+    assert polled(lifecycle.dropped(whale_of(), NOW), replaced) is None
+    assert polled(lifecycle.replaced(whale_of(), txid(3), NOW), replaced) is None
+    assert polled(lifecycle.confirmed(whale_of(), block(), NOW), replaced) is not None
     waiting = [Step(Kind.ALERT)]
-    assert polled(lifecycle.pending_again(whale(), "", NOW), waiting) is None
-    assert polled(lifecycle.alerted(whale(), NOW), waiting) is None
-    assert polled(lifecycle.alerted(whale(), NOW), []) is not None
+    assert polled(lifecycle.pending_again(whale_of(), "", NOW), waiting) is None
+    assert polled(lifecycle.alerted(whale_of(), NOW), waiting) is None
+    assert polled(lifecycle.alerted(whale_of(), NOW), []) is not None
 
 
 def test_a_replaced_whale_is_not_pending_because_of_an_earlier_block() -> None:
     gone = [Step(Kind.ALERT), Step(Kind.CONFIRMED, A), Step(Kind.REPLACED, txid(2))]
-    assert polled(lifecycle.pending_again(whale(), A, NOW), gone) is None
-    assert polled(lifecycle.pending_again(whale(), "", NOW), gone) is not None
-    assert polled(lifecycle.pending_again(whale(), "", NOW), gone[:2]) is None
+    assert polled(lifecycle.pending_again(whale_of(), A, NOW), gone) is None
+    assert polled(lifecycle.pending_again(whale_of(), "", NOW), gone) is not None
+    assert polled(lifecycle.pending_again(whale_of(), "", NOW), gone[:2]) is None
 
 
 def test_a_repeated_outcome_gets_a_new_number_after_retention_removed_the_first() -> None:
     held = [Step(Kind.DROPPED, "", 2), Step(Kind.PENDING, "", 2)]
-    again = polled(lifecycle.dropped(whale(), NOW), held)
+    again = polled(lifecycle.dropped(whale_of(), NOW), held)
     assert again is not None
     assert (again.ref, again.repeat) == ("", 3)
 
 
 def test_a_confirmation_by_a_scan_is_the_same_event_as_one_by_the_stream() -> None:
-    draft = lifecycle.confirmed(whale(), block(), NOW)
+    draft = lifecycle.confirmed(whale_of(), block(), NOW)
     assert polled(draft, [Step(Kind.ALERT), Step(draft.kind, draft.ref)]) is None
 
 
 def test_a_draft_counts_for_those_after_it() -> None:
     told = [
-        lifecycle.alerted(whale(), NOW),
-        lifecycle.replaced(whale(), txid(2), NOW),
-        lifecycle.replaced(whale(), txid(3), NOW),
-        lifecycle.confirmed(whale(), block(), NOW),
-        lifecycle.confirmed(whale(), block(), NOW),
+        lifecycle.alerted(whale_of(), NOW),
+        lifecycle.replaced(whale_of(), txid(2), NOW),
+        lifecycle.replaced(whale_of(), txid(3), NOW),
+        lifecycle.confirmed(whale_of(), block(), NOW),
+        lifecycle.confirmed(whale_of(), block(), NOW),
     ]
     assert lifecycle.valid(told, {}, Origin.POLLED) == [told[0], told[1], told[3]]
     assert lifecycle.valid(told, {txid(1): [Step(Kind.ALERT)]}, Origin.STREAM) == told[1:4]
@@ -288,7 +277,7 @@ def test_no_sequence_of_reports_makes_an_impossible_or_doubled_history(
 
 @pytest.mark.parametrize(("first", "second"), list(product([Origin.STREAM, Origin.POLLED], repeat=2)))
 def test_one_outcome_reported_by_both_is_stored_once(first: Origin, second: Origin) -> None:
-    for draft in (lifecycle.confirmed(whale(), block(), NOW), lifecycle.replaced(whale(), txid(2), NOW)):
+    for draft in (lifecycle.confirmed(whale_of(), block(), NOW), lifecycle.replaced(whale_of(), txid(2), NOW)):
         history = [Step(Kind.ALERT)]
         assert next_event(draft, history, first) == draft
         assert next_event(draft, [*history, Step(draft.kind, draft.ref)], second) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kit.transactions import NOW
+from kit.whales import NOW
 from whaled.model import Market, Price
 from whaled.whales.prices import AHEAD_LIMIT_S, received, usable, usd_of
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.transactions import ADDRESSES, NOW, spent, transaction
-from kit.whales import BTC
+from kit.transactions import ADDRESSES, spent, transaction
+from kit.whales import BTC, NOW
 from whaled.addressbook.loading import read_address_book
 from whaled.config.sections import DetectionSettings, WatchRule
 from whaled.errors import ConfigError

@@ -22,7 +22,7 @@ from whaled.auth.signature import ALGORITHM
 from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.config.sections import AuthSettings
 from whaled.durable import replacing
-from whaled.errors import KeyRingError
+from whaled.errors import KeyRingError, reason_of
 
 SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
 # The variable that names a file with the secret.
@@ -119,7 +119,7 @@ def _exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise KeyRingError(f"cannot read the key ring {path}: {error.strerror or error}") from error
+        raise KeyRingError(f"cannot read the key ring {path}: {reason_of(error)}") from error
     return True
 
 
@@ -133,7 +133,7 @@ def _secret_in_file(path: Path) -> str:
             check_privacy(path, info, name)
             raw = read_bounded(descriptor, path, "secret")
     except OSError as error:
-        raise KeyRingError(f"cannot read {name}: {error.strerror or error}") from error
+        raise KeyRingError(f"cannot read {name}: {reason_of(error)}") from error
     raw = raw.rstrip(b"\r\n")
     if b"\n" in raw or b"\0" in raw:
         raise KeyRingError(f"{name} holds several lines or a zero byte: expected the secret alone")
@@ -159,7 +159,7 @@ def _dotenv_secret(path: Path) -> str | None:
     except OSError as error:
         if not os.access(path.parent, os.X_OK, effective_ids=True):
             return None  # without access to the directory, this user cannot be the intended reader
-        raise KeyRingError(f"cannot read {path}: {error.strerror or error}") from error
+        raise KeyRingError(f"cannot read {path}: {reason_of(error)}") from error
     except UnicodeDecodeError:
         raise KeyRingError(f"cannot read {path}: it is not UTF-8") from None  # the chained error would quote a secret
     return secret
@@ -228,7 +228,7 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
             check_privacy(path, info, name, is_credential=is_credential)
             raw = read_bounded(descriptor, path, "key ring")
     except OSError as error:
-        raise KeyRingError(f"cannot read {name}: {error.strerror or error}") from error
+        raise KeyRingError(f"cannot read {name}: {reason_of(error)}") from error
     try:
         version = msgspec.json.decode(raw, type=Versioned).version
         if version != 1:
@@ -314,4 +314,4 @@ def _write(path: Path, file: KeyFile) -> None:
             keep_group(handle.fileno(), path)  # a group that could read the old file can read the new one
             handle.write(body)
     except OSError as error:
-        raise KeyRingError(f"cannot write the key ring {path}: {error.strerror or error}") from error
+        raise KeyRingError(f"cannot write the key ring {path}: {reason_of(error)}") from error

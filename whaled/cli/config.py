@@ -15,11 +15,11 @@ from whaled.cli.options import Subparsers
 from whaled.cli.settings import load_for, working_directory
 from whaled.config.parse import Loaded
 from whaled.config.render import render
-from whaled.config.rules import redacted
 from whaled.config.sections import DetectionSettings
 from whaled.errors import ConfigError, ExitStatus, Fault, KeyRingError
 from whaled.listening import missing_hosts
 from whaled.ops.certificates import tls_context
+from whaled.urls import redacted
 from whaled.whales.labels import AddressBook
 from whaled.whales.owners import summary
 

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import os
+import io
 import sys
 import tempfile
 from collections import Counter
@@ -17,7 +17,8 @@ from whaled.addressbook import bookfile, formats
 from whaled.addressbook.formats import Format
 from whaled.addressbook.rows import HEADING, LabelFileError, Options, Report, line_of
 from whaled.cli.options import Subparsers
-from whaled.errors import BookError, ExitStatus, WhaledError, why_unreadable
+from whaled.durable import replacing
+from whaled.errors import BookError, ExitStatus, WhaledError, reason_of, why_unreadable
 from whaled.model import OwnerType
 from whaled.whales.booklines import TYPES, LineFaultError, Lines
 from whaled.whales.owners import Owners, summary
@@ -150,19 +151,14 @@ def _output(path: Path | None, *, force: bool) -> Iterator[TextIO]:
             return
         if path.exists() and not force:
             raise WhaledError(f"{path} exists: --force replaces it")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("x", encoding="utf-8", newline="") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, is_private=False) as raw:
+            text_file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+            yield text_file
+            text_file.detach()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise WhaledError(f"cannot write {path or 'the book'}: {error.strerror or error}") from error
+        raise WhaledError(f"cannot write {path or 'the book'}: {reason_of(error)}") from error
 
 
 def _report(path: Path, form: Format, report: Report) -> None:

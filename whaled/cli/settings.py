@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from whaled.config.keys import Key, keys, options, value_at
-from whaled.config.parse import Loaded, load
+from whaled.config.loading import load
+from whaled.config.parse import Loaded
 from whaled.errors import ConfigError, Fault
 
 

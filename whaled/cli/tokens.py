@@ -17,7 +17,7 @@ from whaled.cli.options import Subparsers, duration
 from whaled.cli.settings import add_config_option, load_for, working_directory
 from whaled.config.sections import AuthSettings
 from whaled.durable import replacing
-from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError
+from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError, reason_of
 from whaled.model import Grant, Permission
 
 
@@ -124,7 +124,7 @@ def _write(path: Path, token: str, *, overwrite: bool) -> None:
     except FileExistsError:
         raise OperatorError(f"{path}: this file exists; name another one, or replace it with --force") from None
     except OSError as error:
-        raise OperatorError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OperatorError(f"cannot write {path}: {reason_of(error)}") from error
 
 
 def _replace(path: Path, token: str) -> None:

@@ -14,7 +14,8 @@ from dotenv import dotenv_values
 from msgspec import Struct, structs
 
 from whaled.config.keys import keys
-from whaled.config.parse import diff, load
+from whaled.config.loading import load
+from whaled.config.parse import diff
 from whaled.config.sections import Config, TlsSettings
 from whaled.errors import ConfigError, Fault
 from whaled.listening import host_port

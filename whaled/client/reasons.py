@@ -15,8 +15,8 @@ from websockets.exceptions import (
 )
 from websockets.http11 import Response
 
-from whaled.config.rules import redacted
 from whaled.retry_after import retry_after_s
+from whaled.urls import redacted
 
 # Statuses below 500 that are temporary.
 PASSING_STATUSES = {408, 425, 429}

@@ -33,8 +33,9 @@ from whaled.client.failures import LinkLostError
 from whaled.client.reasons import Place
 from whaled.client.since import Since, checked
 from whaled.client.visit import Visit
-from whaled.config.rules import is_loopback, redacted
+from whaled.hosts import is_loopback
 from whaled.model import Position
+from whaled.urls import redacted
 from whaled.websocket_client import hang_up
 
 # Standard logging, not structlog: a bot that configures neither still gets warnings on stderr.

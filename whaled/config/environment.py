@@ -12,7 +12,7 @@ from whaled.config.given import Given, Layer
 from whaled.config.keys import Key
 from whaled.config.scalars import Scalar
 from whaled.config.values import plain_value
-from whaled.errors import Fault
+from whaled.errors import Fault, reason_of
 
 PREFIX = "WHALED_"
 # A variable with this suffix names a file that holds the value: Docker and Kubernetes provide secrets as files.
@@ -108,7 +108,7 @@ def read_value(path: str) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+        raise ValueError(f"cannot read {path}: {reason_of(error)}") from error
     if len(raw) > MAX_VALUE_BYTES:
         raise ValueError(f"{path} is larger than {units.show_size(MAX_VALUE_BYTES)}: it cannot be the value of a key")
     try:

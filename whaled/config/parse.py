@@ -2,26 +2,22 @@
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import yaml
 from msgspec import Struct
 
-from whaled.config import units
 from whaled.config.environment import from_environment
 from whaled.config.given import Element, Given, Layer
 from whaled.config.keys import MAX_SECTIONS, Key, keys, options, reloadable, section_keys, value_at
-from whaled.config.rules import conflicts, is_loopback
+from whaled.config.rules import conflicts
 from whaled.config.scalars import Scalar
 from whaled.config.sections import Config
 from whaled.config.values import elements_of, faults_of_elements, plain_value, quoted, value_of
 from whaled.errors import ConfigError, Fault
+from whaled.hosts import is_loopback
 
-SYSTEM_FILE = Path("/etc/whaled/whaled.yaml")
-# No configuration is this large. The limit rejects a wrong file (a log, a database) without parsing it.
-MAX_FILE_BYTES = 256 * 1024
 # A list in a section of a list of sections needs 6. The YAML library's time grows with the square of the depth.
 MAX_DEPTH = 16
 LOOPBACK = "127.0.0.1"
@@ -42,33 +38,6 @@ class Loaded(Struct, frozen=True):
     def keys_set(self) -> int:
         """Return the number of keys that are set."""
         return sum(not path.endswith("]") for path in self.origins)
-
-
-def load(path: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:
-    """Load the configuration from a file; if `path` is None, from the system's file if it exists, else the defaults.
-
-    `flags` are values by key path. Raises ConfigError with every fault.
-    """
-    required = path is not None
-    path = path or SYSTEM_FILE
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            problem = f"larger than {units.show_size(MAX_FILE_BYTES)}: not a configuration file"
-            raise ConfigError((Fault("", problem, str(path)),))
-        text = raw.decode("utf-8")
-    except FileNotFoundError as error:
-        if required:
-            raise ConfigError((Fault("", "cannot read it: there is no such file", str(path)),)) from error
-        return parse("", source="", environ=environ, flags=flags)
-    except OSError as error:
-        raise ConfigError((Fault("", f"cannot read it: {error.strerror or error}", str(path)),)) from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError((Fault("", "not UTF-8", f"{path}:{line}"),)) from error
-    loaded = parse(text, source=str(path), environ=environ, flags=flags)
-    return msgspec.structs.replace(loaded, path=str(path))
 
 
 def parse(text: str, *, source: str, environ: Mapping[str, str], flags: Mapping[str, object]) -> Loaded:

@@ -8,7 +8,7 @@ import yaml
 from whaled.config import units
 from whaled.config.keys import Key, keys, section_keys, value_at
 from whaled.config.parse import Loaded
-from whaled.config.rules import redacted
+from whaled.urls import redacted
 
 
 def render(loaded: Loaded) -> str:

@@ -1,14 +1,13 @@
-"""Conflicts between keys of one configuration, and validation of URLs and host names. Pure."""
+"""Conflicts between keys of one configuration, and keys whose URL or host name cannot be used. Pure."""
 
-import ipaddress
-import re
 from collections.abc import Iterator
-from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, unquote_to_bytes
 
 from msgspec import Struct
 
 from whaled.config.sections import Config, DetectionSettings
 from whaled.hosts import HOST_NAME
+from whaled.urls import redacted, usable
 
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -50,7 +49,7 @@ def _urls(config: Config) -> Iterator[Conflict]:
         ("upstream.esplora_url", upstream.esplora_url, ("http", "https")),
         ("upstream.proxy", upstream.proxy, PROXY_SCHEMES),
     ):
-        if url is not None and not _is_url(url, schemes):
+        if url is not None and usable(url, schemes) is None:
             forms = " or ".join(f"{scheme}://host[:port]/..." for scheme in schemes)
             yield Conflict(path, f"expected {forms}", found=redacted(url))
     yield from _proxy(config)
@@ -59,8 +58,8 @@ def _urls(config: Config) -> Iterator[Conflict]:
 def _proxy(config: Config) -> Iterator[Conflict]:
     upstream = config.upstream
     proxy = upstream.proxy
-    if proxy is not None and _is_url(proxy, PROXY_SCHEMES):
-        parts = urlsplit(proxy)
+    parts = usable(proxy, PROXY_SCHEMES) if proxy is not None else None
+    if proxy is not None and parts is not None:
         if parts.path.strip("/") or parts.query:
             yield Conflict("upstream.proxy", "expected no path after host and port", found=redacted(proxy))
         elif parts.scheme.startswith("socks") and parts.username is not None and not _is_socks_login(parts):
@@ -72,7 +71,8 @@ def _proxy(config: Config) -> Iterator[Conflict]:
         ("upstream.rest_url", upstream.rest_url),
         ("upstream.esplora_url", upstream.esplora_url),
     ):
-        if url is not None and _is_url(url, ("ws", "wss", "http", "https")) and _is_onion(url):
+        found = usable(url, ("ws", "wss", "http", "https")) if url is not None else None
+        if found is not None and (found.hostname or "").rstrip(".").endswith(".onion"):
             yield Conflict(
                 path,
                 "a .onion name cannot be resolved on this machine (RFC 7686), only by Tor: set upstream.proxy to "
@@ -83,19 +83,6 @@ def _proxy(config: Config) -> Iterator[Conflict]:
 
 def _is_socks_login(parts: SplitResult) -> bool:
     return all(1 <= len(unquote_to_bytes(text or "")) <= 255 for text in (parts.username, parts.password))
-
-
-def _is_onion(url: str) -> bool:
-    return (urlsplit(url).hostname or "").rstrip(".").endswith(".onion")
-
-
-def _is_url(url: str, schemes: tuple[str, ...]) -> bool:
-    try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname) and parts.port != 0  # reading the port checks it
-    except ValueError:
-        return False
-    return parts.scheme in schemes and has_host and not re.search(r"\s", url) and "#" not in url
 
 
 def _hosts(config: Config) -> Iterator[Conflict]:
@@ -157,22 +144,3 @@ def _times(config: Config) -> Iterator[Conflict]:
         yield Conflict(
             "upstream.stale_after", "must be longer than upstream.ping_interval", ("upstream.ping_interval",)
         )
-
-
-def redacted(url: str) -> str:
-    """Return a text that should be a URL without its possible secrets: user, password and query."""
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url)
-    start = scheme[0] if scheme else ""
-    before, question, query = url[len(start) :].partition("?")
-    if "@" in query:
-        return f"{start}***"  # either a password with a question mark or a query with an @: show neither
-    _, at, place = before.rpartition("@")
-    return start + ("***@" if at else "") + place + ("?***" if question else "")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only programs on this machine can connect to an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -10,10 +10,10 @@ from whaled.config import units
 from whaled.config.given import Given
 from whaled.config.keys import Key, plain_number
 from whaled.config.origins import origin_fault
-from whaled.config.rules import redacted
 from whaled.config.scalars import Scalar, misread, number_meant
 from whaled.errors import Fault
 from whaled.hosts import listening_fault
+from whaled.urls import redacted
 
 # A fault quotes at most this many characters of the value found.
 MAX_QUOTED = 80

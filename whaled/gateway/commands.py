@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from whaled import times
-from whaled.errors import ClientError, ClientErrorCode
+from whaled.errors import ClientError, ClientErrorCode, json_kind
 from whaled.model import Position
 
 
@@ -94,7 +94,7 @@ def parse(raw: bytes | bytearray) -> Command:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ClientError(ClientErrorCode.INVALID_JSON, "Invalid JSON") from None
     if not isinstance(message, dict):
-        raise ClientError(ClientErrorCode.INVALID_MESSAGE, f"expected a JSON object, found {_kind(message)}")
+        raise ClientError(ClientErrorCode.INVALID_MESSAGE, f"expected a JSON object, found {json_kind(message)}")
     match message.get("type"):
         case "auth":
             return Auth(_credential(message))
@@ -115,7 +115,7 @@ def parse(raw: bytes | bytearray) -> Command:
             )
         case other:
             raise ClientError(
-                ClientErrorCode.INVALID_MESSAGE, f"`type` must be a string, found {_kind(other)}", path="type"
+                ClientErrorCode.INVALID_MESSAGE, f"`type` must be a string, found {json_kind(other)}", path="type"
             )
 
 
@@ -133,7 +133,7 @@ def _ping_id(message: dict[str, Any]) -> str | int | float | None:
         return value
     raise ClientError(
         ClientErrorCode.INVALID_MESSAGE,
-        f"`id` must be a number or a string of at most 128 characters, found {_kind(value)}",
+        f"`id` must be a number or a string of at most 128 characters, found {json_kind(value)}",
         path="id",
     )
 
@@ -148,7 +148,7 @@ def _since(value: object) -> Since | None:
                 if key in value:
                     since: Position | Last | _At = msgspec.convert(value, shape)
                     return At(_time(since.time)) if isinstance(since, _At) else since
-        problem = f"found {_kind(value)}"
+        problem = f"found {json_kind(value)}"
     except (msgspec.ValidationError, ValueError) as error:
         problem = str(error)
     raise ClientError(
@@ -164,11 +164,4 @@ def _time(value: object) -> datetime:
         return times.parse(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError(times.problem_of_number(value))  # noqa: TRY004 - the value of a message, not a type of ours
-    raise ValueError(f"`time` must be a string, found {_kind(value)}")
-
-
-_KINDS = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), "null")
+    raise ValueError(f"`time` must be a string, found {json_kind(value)}")

@@ -37,6 +37,7 @@ from whaled.gateway.subscriptions import EventLog, Subscriptions
 from whaled.gateway.transport import ClientSocket
 from whaled.listening import address_of, open_sockets
 from whaled.model import Event, Position, UpstreamState
+from whaled.pause import Pause
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -95,6 +96,7 @@ class Gateway:
         self._reserve = Reserve()
         self._listener: Listener | None = None
         self._is_passed = False
+        self._pause = Pause()
 
     def reconfigure(
         self,
@@ -112,6 +114,7 @@ class Gateway:
         self.roster.reconfigure(settings, connections_possible)
         self.subscriptions.reconfigure(settings)
         self.rechecks.request()
+        self._pause.changed()
 
     # --- running ---
 
@@ -206,14 +209,14 @@ class Gateway:
 
     async def _keep_alive(self) -> None:
         for group in itertools.count():
-            await asyncio.sleep(self.settings.ping_interval / KEEPALIVE_SLOTS)
+            await self._pause.interval(lambda: self.settings.ping_interval / KEEPALIVE_SLOTS)
             now = time.monotonic()
             for connection in self.roster.group(group % KEEPALIVE_SLOTS):
                 connection.keepalive(now)
 
     async def _publish_positions(self) -> None:
         while True:
-            await asyncio.sleep(self.settings.position_interval)
+            await self._pause.interval(lambda: self.settings.position_interval)
             self.hub.publish_positions()
 
     async def _forget_absent(self) -> None:

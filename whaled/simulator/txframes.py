@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from whaled.model import SAT_PER_BTC
+from whaled.model import NULL_TXID, SAT_PER_BTC
 from whaled.simulator.chain import Block
 from whaled.simulator.flags import CPFP_CHILD, CPFP_PARENT, REPLACEMENT, flags_of
 from whaled.simulator.frames import ENCODER, Json, number
@@ -24,7 +24,7 @@ from whaled.simulator.transactions import Coin, Tx
 EAGER_INPUTS = 13
 # `transaction-utils.ts`: bytes that a signature operation counts as.
 BYTES_PER_SIGOP = 5
-NULL_TXID, NULL_VOUT = "0" * 64, 0xFFFFFFFF
+NULL_VOUT = 0xFFFFFFFF
 # Signature operations of an output script; those of legacy script types count fourfold.
 _OUTPUT_SIGOPS = {ScriptType.P2PK: 4, ScriptType.P2PKH: 4, ScriptType.MULTISIG: 80}
 # Signature operations of an input's witness; a backend counts them only if the prevout is filled.

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Final, TypeVar
 
 from whaled.addresses import canonical
-from whaled.errors import ClientError, ClientErrorCode
+from whaled.errors import ClientError, ClientErrorCode, json_kind
 from whaled.model import MAX_BTC, Alert, Draft, Event, Flow, Kind
 from whaled.whales.amounts import btc_to_sat, sat_to_btc
 
@@ -209,7 +209,7 @@ def parse_filter(raw: object, *, max_addresses: int) -> Filter:
     Raises ClientError with code invalid_filter, the path of the fault, the value found and the values allowed.
     """
     if not isinstance(raw, Mapping):
-        raise _invalid("", f"must be an object, found {_kind(raw)}")
+        raise _invalid("", f"must be an object, found {json_kind(raw)}")
     given: dict[str, Any] = {}
     for key, value in raw.items():
         if key == "addresses":
@@ -241,7 +241,7 @@ def _fraction(key: str, value: object) -> float:
 
 def _number(key: str, value: object, least: float, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _invalid(key, f"must be a number, found {_kind(value)}")
+        raise _invalid(key, f"must be a number, found {json_kind(value)}")
     if not least <= value <= most:
         # Python refuses to convert an integer of thousands of digits to text.
         found = str(value) if abs(value) < 1e18 else "a larger one"
@@ -259,7 +259,7 @@ def _kinds(key: str, value: object) -> frozenset[EventClass]:
 
 def _updates_of(key: str, value: object) -> UpdatesOf:
     if not isinstance(value, str):
-        raise _invalid(key, f"must be a string, found {_kind(value)}")
+        raise _invalid(key, f"must be a string, found {json_kind(value)}")
     return _member(key, value, UpdatesOf)
 
 
@@ -286,7 +286,7 @@ def _addresses(key: str, values: list[str]) -> frozenset[str]:
 
 def _strings(key: str, value: object, limit: int) -> list[str]:
     if not isinstance(value, list | tuple):
-        raise _invalid(key, f"must be an array of strings, found {_kind(value)}")
+        raise _invalid(key, f"must be an array of strings, found {json_kind(value)}")
     if not 1 <= len(value) <= limit:
         raise _invalid(key, f"must have 1 to {limit} entries, found {len(value)}; leave it out to allow any")
     if set(map(type, value)) != {str} or not all(value) or len(max(value, key=len)) > MAX_NAME:
@@ -297,7 +297,7 @@ def _strings(key: str, value: object, limit: int) -> list[str]:
 def _check_each(key: str, values: Sequence[object]) -> None:
     for index, entry in enumerate(values):
         if not isinstance(entry, str):
-            raise _invalid(f"{key}[{index}]", f"must be a string, found {_kind(entry)}")
+            raise _invalid(f"{key}[{index}]", f"must be a string, found {json_kind(entry)}")
         if not 1 <= len(entry) <= MAX_NAME:
             raise _invalid(f"{key}[{index}]", f"must have 1 to {MAX_NAME} characters, found {len(entry)}")
 
@@ -313,13 +313,6 @@ def _member(path: str, value: str, allowed: type[_E]) -> _E:
 def _invalid(key: str, problem: str) -> ClientError:
     path = f"filters.{key}" if key else "filters"
     return ClientError(ClientErrorCode.INVALID_FILTER, f"{path} {problem}", path=path)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    kinds = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array"}
-    return kinds.get(type(value), "an object")
 
 
 _READERS: Final[Mapping[str, tuple[str, Callable[[str, object], object]]]] = {

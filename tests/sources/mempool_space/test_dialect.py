@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.transactions import burst_frame, recorded_frames, relaxed
+from kit.recordings import burst_frame, recorded_frames
+from kit.transactions import relaxed
 from kit.whales import BTC, txid
 from whaled.model import FeeMarket, ProjectedBlock
 from whaled.source import Continuity

@@ -11,7 +11,7 @@ import pytest
 from kit import daemon
 from kit.daemon import busy_simulator
 from kit.gateway import receive_type
-from whaled.config.parse import load
+from whaled.config.loading import load
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.metrics import Metrics

@@ -26,9 +26,10 @@ from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError
 from whaled.model import Input, Output, Transaction
 from whaled.registry import Registry
-from whaled.sources.mempool_space.address import rest_base, shown
+from whaled.sources.mempool_space.address import rest_base
 from whaled.sources.mempool_space.http import RestError, RestFailure, RestMeter
 from whaled.sources.mempool_space.rest import Rest
+from whaled.urls import without_secrets
 
 RECORDING = DATA / "regtest-1.jsonl.gz"
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -55,7 +56,7 @@ def small() -> dict[str, Any]:
     return next(tx for tx in recorded() if len(tx["vin"]) == 1)
 
 
-def transaction(raw: dict[str, Any]) -> Transaction:
+def decoded(raw: dict[str, Any]) -> Transaction:
     return Transaction(
         txid=raw["txid"],
         inputs=tuple(Input(vin["txid"], vin["vout"], vin["sequence"]) for vin in raw["vin"]),
@@ -239,7 +240,7 @@ def test_a_url_that_can_never_work_is_the_operators_fault(url: str) -> None:
 
 
 def test_a_shown_url_holds_no_secrets() -> None:
-    assert shown("wss://me:secret@host:1/api/v1/ws?token=secret") == "wss://host:1/api/v1/ws"
+    assert without_secrets("wss://me:secret@host:1/api/v1/ws?token=secret") == "wss://host:1/api/v1/ws"
 
 
 # --- simple questions ---
@@ -426,7 +427,7 @@ async def test_inputs_are_requested_in_chunks_of_at_most_100(backend: Backend, m
     spent = backend.knows(raw, unspent=True)
     at_once = backend.holding("prevouts", until_busy=3)
     async with client(backend.url, meter, rest_concurrency=3) as rest:
-        filled = (await rest.prevouts([transaction(raw)], 5.0))[0]
+        filled = (await rest.prevouts([decoded(raw)], 5.0))[0]
     assert [len(body) for body in backend.bodies] == [100] * 11
     assert at_once.is_set()
     assert backend.most_busy == 3
@@ -435,14 +436,14 @@ async def test_inputs_are_requested_in_chunks_of_at_most_100(backend: Backend, m
         told = spent[got.txid, got.vout]
         assert got.prevout == Output(told["value"], told["scriptpubkey"], told["scriptpubkey_address"] or None)
     assert {each.prevout.address for each in filled.inputs if each.prevout is not None} > {None}
-    assert msgspec.structs.replace(filled, inputs=()) == msgspec.structs.replace(transaction(raw), inputs=())
+    assert msgspec.structs.replace(filled, inputs=()) == msgspec.structs.replace(decoded(raw), inputs=())
 
 
 async def test_an_answer_of_null_is_looked_up_in_the_mined_spender(backend: Backend, meter: Recorder) -> None:
     raw = small()
     backend.knows(raw, unspent=False)
     async with client(backend.url, meter) as rest:
-        filled = (await rest.prevouts([transaction(raw)], 5.0))[0]
+        filled = (await rest.prevouts([decoded(raw)], 5.0))[0]
     assert backend.asked == ["POST prevouts", f"GET tx/{raw['txid']}"]
     assert all(each.prevout is not None for each in filled.inputs)
     assert meter.unknown == []
@@ -453,7 +454,7 @@ async def test_the_transaction_is_requested_from_a_backend_without_prevouts(back
     backend.knows(raw, unspent=True)
     del backend.answers["prevouts"]
     async with client(backend.url, meter) as rest:
-        filled = (await rest.prevouts([transaction(raw)], 5.0))[0]
+        filled = (await rest.prevouts([decoded(raw)], 5.0))[0]
     assert all(each.prevout is not None for each in filled.inputs)
 
 
@@ -461,7 +462,7 @@ async def test_known_inputs_are_not_requested(backend: Backend, meter: Recorder)
     raw = small()
     backend.knows(raw, unspent=True)
     async with client(backend.url, meter) as rest:
-        filled = (await rest.prevouts([transaction(raw)], 5.0))[0]
+        filled = (await rest.prevouts([decoded(raw)], 5.0))[0]
         backend.asked.clear()
         assert (await rest.prevouts([filled], 5.0))[0] is filled
     assert backend.asked == []
@@ -471,7 +472,7 @@ async def test_inputs_stay_unknown_if_the_spender_is_gone(backend: Backend, mete
     raw = small()
     backend.knows(raw, unspent=False)
     del backend.answers[f"tx/{raw['txid']}"]
-    tx = transaction(raw)
+    tx = decoded(raw)
     async with client(backend.url, meter) as rest:
         assert (await rest.prevouts([tx], 5.0))[0] is tx
     assert meter.unknown == [RestFailure.INCOMPLETE]
@@ -479,7 +480,7 @@ async def test_inputs_stay_unknown_if_the_spender_is_gone(backend: Backend, mete
 
 async def test_inputs_stay_unknown_past_the_deadline(backend: Backend, meter: Recorder) -> None:
     backend.keeps_silent("prevouts")
-    tx = transaction(consolidation())
+    tx = decoded(consolidation())
     async with client(backend.url, meter) as rest:
         assert (await rest.prevouts([tx], 0.05))[0] is tx
     assert meter.unknown == [RestFailure.DEADLINE]
@@ -499,7 +500,7 @@ async def test_a_wrong_answer_leaves_the_inputs_unknown(
     backend: Backend, meter: Recorder, answer: object, failure: RestFailure
 ) -> None:
     backend.says("prevouts", answer)
-    tx = transaction(small())
+    tx = decoded(small())
     async with client(backend.url, meter) as rest:
         assert (await rest.prevouts([tx], 5.0))[0] is tx
     assert meter.unknown == [failure]
@@ -518,7 +519,7 @@ async def test_a_wrong_answer_leaves_the_inputs_unknown(
 async def test_a_response_that_leaves_the_inputs_unknown_is_not_cached(
     backend: Backend, meter: Recorder, body: bytes, failure: RestFailure
 ) -> None:
-    tx = transaction(small())
+    tx = decoded(small())
     async with client(backend.url, meter, limit_bytes=8_000_000) as rest:
         assert (await rest.prevouts([tx], 5.0))[0] is tx  # what a first question makes for all that follow
         backend.says("prevouts", web.Response(body=body))
@@ -546,7 +547,7 @@ async def test_one_failing_chunk_leaves_all_inputs_unknown(backend: Backend, met
         return await good(request)
 
     backend.answers["prevouts"] = moody
-    tx = transaction(raw)
+    tx = decoded(raw)
     async with client(backend.url, meter, rest_concurrency=1) as rest:
         assert (await rest.prevouts([tx], 5.0))[0] is tx
     assert meter.unknown == [RestFailure.CLIENT_ERROR]
@@ -555,7 +556,7 @@ async def test_one_failing_chunk_leaves_all_inputs_unknown(backend: Backend, met
 async def test_cancelling_a_request_ends_it(backend: Backend, meter: Recorder) -> None:
     arrived = backend.keeps_silent("prevouts")
     async with client(backend.url, meter) as rest, asyncio.TaskGroup() as group:
-        asking = group.create_task(rest.prevouts([transaction(small())], 60.0))
+        asking = group.create_task(rest.prevouts([decoded(small())], 60.0))
         await arrived.wait()
         asking.cancel()
     assert asking.cancelled()

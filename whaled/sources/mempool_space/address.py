@@ -1,21 +1,13 @@
-"""The operator's upstream URLs: the REST base derived from them, and their form for log lines."""
+"""The operator's upstream URLs: the bases of REST paths derived from them, and their part of error texts."""
 
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import ConfigError, Fault
+from whaled.urls import usable, without_secrets
 
 REST_PREFIX = "/api/v1/"
 SOCKET_PATH = "/api/v1/ws"
-
-
-def shown(url: str) -> str:
-    """Return the URL without user, password and query, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(no URL)"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def rest_base(settings: UpstreamSettings) -> str:
@@ -55,21 +47,17 @@ def through(settings: UpstreamSettings) -> str:
     if settings.proxy is None:
         return ""
     scheme = urlsplit(settings.proxy).scheme
-    return f" through the proxy {shown(settings.proxy)} (upstream.proxy); is it one that speaks {scheme}?"
+    return f" through the proxy {without_secrets(settings.proxy)} (upstream.proxy); is it one that speaks {scheme}?"
 
 
 def unusable(key: str, url: str, example: str) -> ConfigError:
     """Return the ConfigError for a URL that can never work."""
-    return ConfigError((Fault(key, f"found {shown(url)!r}, which cannot be used; write it like {example}"),))
+    return ConfigError((Fault(key, f"found {without_secrets(url)!r}, which cannot be used; write it like {example}"),))
 
 
 def _split(key: str, url: str, schemes: tuple[str, str], example: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        has_host = bool(parts.hostname) and parts.port != 0  # reading `port` raises ValueError if it is invalid
-    except ValueError as exc:
-        raise unusable(key, url, example) from exc
-    if parts.scheme not in schemes or not has_host:
+    parts = usable(url, schemes)
+    if parts is None:
         raise unusable(key, url, example)
     return parts
 

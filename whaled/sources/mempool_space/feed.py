@@ -11,10 +11,10 @@ import structlog
 from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
 from whaled.source import Connected, Lost, StreamMessage
-from whaled.sources.mempool_space.address import shown
 from whaled.sources.mempool_space.link import Link
 from whaled.sources.mempool_space.link_errors import LinkLostError
 from whaled.sources.mempool_space.link_state import FeedMeter, Surveyor
+from whaled.urls import without_secrets
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -100,7 +100,7 @@ class Feed:
             self._meter.lost(reason)
             logger.warning(
                 "upstream_link_lost",
-                url=shown(settings.url),
+                url=without_secrets(settings.url),
                 reason=reason.value,
                 detail=detail,
                 attempt=attempt,

@@ -25,11 +25,12 @@ from whaled.registry import Component, Registry
 from whaled.retry_after import http_date, retry_after_s
 from whaled.sampling import Sampler
 from whaled.source import BackendError
-from whaled.sources.mempool_space.address import shown, through
+from whaled.sources.mempool_space.address import through
 from whaled.sources.mempool_space.proxy import PASSING, ProxyError
 from whaled.sources.mempool_space.routes import Routes
 from whaled.sources.mempool_space.surrogates import repaired
 from whaled.sources.mempool_space.tunnel import TunnelConnector, tunnel_of
+from whaled.urls import without_secrets
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -139,7 +140,7 @@ class Http:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routes = Routes.of(settings)
-        self.shown_base = shown(self.routes.base)
+        self.shown_base = without_secrets(self.routes.base)
         self._through = through(settings)
         self._is_through_socket = settings.unix_socket is not None
         self.meter = meter
@@ -246,7 +247,7 @@ class Http:
     async def _exchange_at(
         self, method: str, url: str, body: bytes | None, limit_bytes: int | None = None
     ) -> bytes | None:
-        what = f"{method} {shown(url)}"
+        what = f"{method} {without_secrets(url)}"
         headers = {"Content-Type": "application/json"} if body is not None else None
         try:
             async with self._session.request(
@@ -288,7 +289,7 @@ class Http:
         if status in {404, 204}:
             return None
         if 300 <= status < 400:
-            where = shown(response.headers.get("Location", ""))
+            where = without_secrets(response.headers.get("Location", ""))
             raise RestError(
                 RestFailure.REDIRECTED,
                 f"{what}: HTTP {status} redirects to {where or 'nowhere'}; set upstream.rest_url to where the API is",
@@ -342,7 +343,7 @@ class Http:
 
     def shown(self, path: str) -> str:
         """Return the URL of a path, in its form for log lines."""
-        return shown(self.routes.url(path) or path)
+        return without_secrets(self.routes.url(path) or path)
 
 
 def _connector(settings: UpstreamSettings) -> aiohttp.BaseConnector:

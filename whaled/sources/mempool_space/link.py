@@ -15,7 +15,7 @@ from whaled.config.sections import UpstreamSettings
 from whaled.model import UpstreamState
 from whaled.sampling import Sampler
 from whaled.source import Connected, Continuity, MempoolChange, Shortfall, SnapshotTaken, StateChanged, StreamMessage
-from whaled.sources.mempool_space.address import shown, unusable
+from whaled.sources.mempool_space.address import unusable
 from whaled.sources.mempool_space.changes import change_of
 from whaled.sources.mempool_space.continuity import SequenceTracker
 from whaled.sources.mempool_space.dialect import PING, DialectError, Frame, decode, subscribe_frames
@@ -25,6 +25,7 @@ from whaled.sources.mempool_space.proxy import Target
 from whaled.sources.mempool_space.silence import Silence
 from whaled.sources.mempool_space.snapshot import SnapshotRound
 from whaled.sources.mempool_space.tunnel import Tunnel, tunnel_of
+from whaled.urls import without_secrets
 from whaled.websocket_client import Connect, hang_up
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -311,7 +312,7 @@ class Link:
                 "mode": backend.backend[:KEY_CHARS],
             }
         )
-        return {"url": shown(self._settings.url), **known}
+        return {"url": without_secrets(self._settings.url), **known}
 
 
 def _shortened(keys: Sequence[str]) -> list[str]:

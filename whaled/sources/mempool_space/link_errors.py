@@ -18,8 +18,9 @@ from websockets.frames import CloseCode
 from whaled.config.sections import UpstreamSettings
 from whaled.errors import UpstreamError
 from whaled.retry_after import retry_after_s
-from whaled.sources.mempool_space.address import shown, through
+from whaled.sources.mempool_space.address import through
 from whaled.sources.mempool_space.proxy import ProxyError
+from whaled.urls import without_secrets
 
 
 class LossReason(StrEnum):
@@ -178,13 +179,15 @@ def _status(error: InvalidStatus, settings: UpstreamSettings) -> str:
     # `get` would raise if a header occurs twice.
     location = next(filter(None, error.response.headers.get_all("Location")), None)
     if 300 <= status < 400 and location is not None:
-        to = shown(location).replace("https://", "wss://", 1).replace("http://", "ws://", 1)
-        return f"HTTP {status}, redirected to {shown(location)}; set upstream.url to {to} if that is the backend"
+        to = without_secrets(location).replace("https://", "wss://", 1).replace("http://", "ws://", 1)
+        return (
+            f"HTTP {status}, redirected to {without_secrets(location)}; set upstream.url to {to} if that is the backend"
+        )
     if status in {401, 403}:
         return f"HTTP {status}: the server, or a proxy in front of it, refuses access"
     if status in {502, 503, 504}:
         return f"HTTP {status}: a proxy answered, the mempool backend behind it did not; is it running?"
-    return f"HTTP {status} for {shown(settings.url)}; {_EXPECTED}"
+    return f"HTTP {status} for {without_secrets(settings.url)}; {_EXPECTED}"
 
 
 def _is_refusal(error: OSError) -> bool:

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
 
-from whaled.config.rules import is_loopback
 from whaled.config.sections import UpstreamSettings
+from whaled.hosts import is_loopback
 from whaled.sources.mempool_space.address import REST_PREFIX, esplora_base, rest_base
 
 ESPLORA = "esplora"

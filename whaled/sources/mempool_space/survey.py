@@ -17,13 +17,13 @@ from whaled.bookmarks import NETWORK, Keeper
 from whaled.config.sections import UpstreamSettings
 from whaled.model import Block
 from whaled.registry import Registry
-from whaled.sources.mempool_space.address import shown
 from whaled.sources.mempool_space.fields import UNREADABLE
 from whaled.sources.mempool_space.identity import MINIMUM_VERSION, SIGNET, Network, is_too_old
 from whaled.sources.mempool_space.link_errors import LinkLostError, LossReason
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.routes import ESPLORA, candidates
 from whaled.sources.mempool_space.shapes import BackendInfo
+from whaled.urls import without_secrets
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -221,7 +221,7 @@ class Survey:
             )
             return
         block_1 = network.block_1 or (None if noted is None else noted.block_1)
-        new = _Noted(network.genesis, shown(self._settings.url), block_1)
+        new = _Noted(network.genesis, without_secrets(self._settings.url), block_1)
         if new != noted:
             await self._log.keep(NETWORK, structs.asdict(new))
         if noted is None:
@@ -230,7 +230,7 @@ class Survey:
 
     async def _without_network(self) -> None:
         noted = await self._noted()
-        if noted is not None and noted.url != shown(self._settings.url):
+        if noted is not None and noted.url != without_secrets(self._settings.url):
             self.refusal = self._refused(
                 LossReason.WRONG_NETWORK,
                 f"the backend's network cannot be determined by REST, and the event log ({noted.network}) was "
@@ -318,7 +318,7 @@ class Survey:
         fields = {
             "mode": routes.mode[:QUOTED_CHARS],
             "rest": self._rest.shown_base,
-            "esplora": shown(routes.esplora) if routes.is_esplora and routes.esplora else None,
+            "esplora": without_secrets(routes.esplora) if routes.is_esplora and routes.esplora else None,
         }
         if missing:
             logger.warning(
