@@ -230,3 +230,16 @@ def reason_of(error: Exception) -> str:
 def why_unreadable(error: OSError | UnicodeError) -> str:
     """Return the reason why a file cannot be read, in words and without its path."""
     return "there is no such file" if isinstance(error, FileNotFoundError) else reason_of(error)
+
+
+def most_informative(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first WhaledError of a group, else its first exception: a failed task makes others fail too."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((leaf for leaf in leaves if isinstance(leaf, WhaledError)), leaves[0])

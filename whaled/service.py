@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from msgspec import Struct
 
 from whaled import __version__
-from whaled.addressbook.loading import idle_rules, read_address_book_apart
+from whaled.addressbook.loading import read_address_book_apart
+from whaled.addressbook.reports import BookReports
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber
-from whaled.config.parse import not_reloadable
-from whaled.config.sections import Config
-from whaled.errors import BookError, ConfigError, ExitStatus, Fault, OperatorError, WhaledError
+from whaled.errors import ExitStatus, most_informative
 from whaled.eventlog import queries
 from whaled.eventlog.store import EventLog
 from whaled.gateway.admission import TURNED_AWAY
@@ -38,12 +36,13 @@ from whaled.ingest.intake import Inputs, Intake
 from whaled.metrics import Metrics
 from whaled.model import Alert
 from whaled.ops import descriptors, logs, memory, reloads
-from whaled.ops.certificates import certificate_expiry, load_certificate, tls_context
+from whaled.ops.certificates import certificate_expiry, tls_context
 from whaled.ops.memory_watch import MemoryWatch
 from whaled.ops.starts import Starts
 from whaled.ops.status import Status, report_status
 from whaled.ops.systemd import Notifier, Passed
 from whaled.ops.watchdog import LoopWatch, feed_watchdog
+from whaled.reloading import Boot, InForce, Reloads
 from whaled.source import Stream
 from whaled.sources.mempool_space.backend import Backend
 from whaled.sources.mempool_space.changes import canary_change
@@ -52,9 +51,7 @@ from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.survey import Survey
 from whaled.urls import redacted
 from whaled.web import app as web
-from whaled.whales import bookkeys
 from whaled.whales.detect import Detector, Rules
-from whaled.whales.labels import AddressBook
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -62,15 +59,6 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 FINISH_MESSAGE_S = 3.0
 # The longest time that a second signal waits for log lines that are not written yet.
 LAST_LINES_S = 0.5
-
-
-class Boot(Struct, frozen=True):
-    """The input of a start or a reload: the configuration, and the key ring if authentication is enabled."""
-
-    config: Config
-    ring: KeyRing | None
-    # The source of each key that is not a default.
-    origins: dict[str, str] = {}
 
 
 class _Running(NamedTuple):
@@ -108,16 +96,14 @@ class Service:
             if boot.ring is not None
             else None
         )
-        self._reread = reread
         self._stop = asyncio.Event()
-        # A request during a reload starts one more reload afterwards: the files may have changed after they were read.
-        self._reload_requested = asyncio.Event()
-        self._is_reloading = False
-        # The backend's network, empty while it is unknown.
-        self._network = ""
-        # The reason the last reload was refused; None if it was not.
-        self._reload_problem: str | None = None
-        self._outcome_path = reloads.outcome_path(os.environ, Path(boot.config.eventlog.path))
+        self._reloads = Reloads(
+            reread,
+            self.notifier,
+            self.metrics.config,
+            reloads.outcome_path(os.environ, Path(boot.config.eventlog.path)),
+        )
+        self._books = BookReports(self.metrics.config)
 
     def stop(self) -> None:
         """Request the end of the run: drain the clients, then return from `run`. A second call ends the process."""
@@ -134,14 +120,14 @@ class Service:
             with self._signals():
                 await self._run()
         except BaseExceptionGroup as group:
-            raise _most_informative(group) from group
+            raise most_informative(group) from group
 
     async def _run(self) -> None:
         config = self.config
         descriptors.check(beside=self._other_descriptors())
         tls = tls_context(config.gateway.tls)
         book = await read_address_book_apart(config.detection, self._origins)
-        self._log_book(config, book, self._origins)
+        self._books.report(config.detection, book, self._origins)
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
@@ -173,7 +159,6 @@ class Service:
                 meter=self.metrics.detection,
                 inputs=self._inputs(rest),
             )
-            reloads.forget(self._outcome_path)
             starts = await Starts.recalled(event_log, self.metrics.starts)  # before /metrics is served
             del book, detector  # a reload replaces them: this stack frame must not keep the old ones in memory
             with Subscriber.connected(gateway.rehearsal) as subscriber:
@@ -191,7 +176,7 @@ class Service:
                     event_log,
                     self.metrics.survey,
                     is_backfilling=config.backfill.enabled,
-                    on_network=lambda network: self._on_network(network, ingest.detector.book),
+                    on_network=lambda network: self._books.on_network(network, ingest.detector.book),
                 )
                 http = self._http_server(gateway, canary, intake)
                 running = _Running(
@@ -221,7 +206,7 @@ class Service:
                 tasks.create_task(running.canary.run(), name="canary"),
                 *([tasks.create_task(backfill.run(), name="backfill")] if backfill is not None else []),
                 tasks.create_task(report_status(self.notifier, lambda: self._status(running))),
-                tasks.create_task(self._reload_when_requested(running), name="reload"),
+                tasks.create_task(self._reload(running), name="reload"),
             ]
             # These also run during the drain, so that the watchdog ends a loop that hangs in it.
             until_end = [
@@ -272,7 +257,7 @@ class Service:
             owners=running.ingest.detector.book.owners,
             is_short_of_memory=gateway.is_short_of_memory,
         ).line()
-        return text if self._reload_problem is None else f"{text}; the last reload was refused"
+        return text if self._reloads.problem is None else f"{text}; the last reload was refused"
 
     def _connections_possible(self) -> int:
         return descriptors.connections_possible(self.config.gateway.max_connections, beside=self._other_descriptors())
@@ -371,109 +356,17 @@ class Service:
         if self._stop.is_set():
             logger.warning("reload_ignored")
             return
-        if self._is_reloading:
-            logger.info("reload_queued")
-        self._reload_requested.set()
+        self._reloads.request()
 
-    async def _reload_when_requested(self, running: "_Running") -> None:
+    async def _reload(self, running: "_Running") -> None:
         """Reload on each request, until cancelled."""
-        while True:
-            await self._reload_requested.wait()
-            self._reload_requested.clear()
-            self._is_reloading = True
-            await self.reload(running)
-            self._is_reloading = False
 
-    async def reload(self, running: "_Running") -> None:
-        """Read the configuration again, and apply either all of it or nothing.
+        def in_force() -> InForce:
+            return InForce(self.config, running.ingest.detector, running.tls)
 
-        Everything is read outside the event loop before anything is applied. The new values are applied without an
-        await in between.
-        """
-        ingest, tls = running.ingest, running.tls
-        began_s = time.monotonic()
-        self.notifier.reloading()
-        logger.info("reload_started")
-        self._reload_problem = None
-        try:
-            boot = await asyncio.to_thread(self._reread)
-            moved = not_reloadable(self.config, boot.config)
-            if moved:
-                raise ConfigError(
-                    tuple(Fault(key, "cannot change while running: restart whaled to change it") for key in moved)
-                )
-            book = await self._read_book(boot, ingest.detector.book)
-            detector = ingest.detector.with_rules(Rules.of(boot.config.detection), book)
-            if tls is not None:
-                load_certificate(tls, boot.config.gateway.tls)
-        except OperatorError as error:
-            about: dict[str, object] = {}
-            if isinstance(error, BookError):
-                self.metrics.config.book_refused(error.reason)
-                about = {"address_book": error.reason, "addresses_in_force": len(ingest.detector.book.owners)}
-            logger.error("reload_refused", problem=str(error), **about)  # noqa: TRY400 - the operator's fault, not a bug: no traceback
-            self._reload_problem = str(error)
-        except Exception as error:
-            # A bug, before anything was applied. The reload must still be reported as finished: systemd waits for that.
-            logger.exception("reload_failed")
-            self._reload_problem = f"a bug, the log has the traceback: {type(error).__name__}"
-        else:
-            self._apply(boot, detector, running)
-        if self._reload_problem is not None:
-            self.metrics.config.reloaded(time.time(), success=False)
-        running.http.render_anew()
-        await asyncio.to_thread(self._leave_outcome, began_s)
-        self.notifier.ready()
+        await self._reloads.run(in_force, partial(self._apply, running), running.http.render_anew)
 
-    async def _read_book(self, boot: Boot, in_force: AddressBook) -> AddressBook:
-        """Return the address book of a new configuration.
-
-        Raises ConfigError if it cannot be read, or if it lacks too many of the addresses of the book in force.
-        """
-        is_same = boot.config.detection.books == self.config.detection.books
-        return await read_address_book_apart(
-            boot.config.detection, boot.origins, in_force=len(in_force.owners) if is_same else None
-        )
-
-    def _log_book(self, config: Config, book: AddressBook, origins: dict[str, str]) -> None:
-        if not config.detection.books:
-            return
-        self.metrics.config.book_read(time.time())
-        logger.info(
-            "address_book_read",
-            files=config.detection.books,
-            addresses=len(book.owners),
-            owners=book.owners.labels,
-            addresses_with_several=book.owners.several,
-        )
-        for note in book.owners.notes:
-            logger.warning("address_book_doubtful", problem=note)
-        for fault in idle_rules(config.detection, book, origins):
-            logger.warning("watch_rule_idle", problem=str(fault))
-
-    def _on_network(self, network: str, book: AddressBook) -> None:
-        if network != self._network:
-            self._network = network
-            self._compare_networks(book)
-
-    def _compare_networks(self, book: AddressBook) -> None:
-        """Log a warning if the book has addresses of another network than the backend's."""
-        elsewhere = bookkeys.elsewhere(book.owners.networks, self._network)
-        if elsewhere:
-            logger.warning("address_book_network_mismatch", backend=self._network, addresses=elsewhere)
-
-    def _leave_outcome(self, began_s: float) -> None:
-        """Write the outcome file that `systemctl reload` and `whaled reload` wait for."""
-        try:
-            reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self._reload_problem))
-        except OSError as error:
-            logger.warning(
-                "reload_outcome_unstored",
-                path=str(self._outcome_path),
-                problem=error.strerror,
-            )
-
-    def _apply(self, boot: Boot, detector: Detector, running: "_Running") -> None:
+    def _apply(self, running: "_Running", boot: Boot, detector: Detector) -> None:
         """Apply the new configuration in one step."""
         self.config = boot.config
         if self._authenticator is not None and boot.ring is not None:
@@ -487,20 +380,5 @@ class Service:
         running.memory_watch.reconfigure(self.config.memory)
         running.http.reconfigure(self.config.http)
         self._observe_keys(boot.ring)
-        self.metrics.config.reloaded(time.time(), success=True)
-        self._log_book(boot.config, detector.book, boot.origins)
-        self._compare_networks(detector.book)
+        self._books.report(boot.config.detection, detector.book, boot.origins)
         logger.info("reload_finished", addresses=len(detector.book.owners))
-
-
-def _most_informative(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first WhaledError of a group, else its first exception: a failed task makes others fail too."""
-    leaves: list[BaseException] = []
-    pending: list[BaseException] = [group]
-    while pending:
-        error = pending.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
-        else:
-            leaves.append(error)
-    return next((leaf for leaf in leaves if isinstance(leaf, WhaledError)), leaves[0])

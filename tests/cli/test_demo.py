@@ -14,7 +14,7 @@ from whaled.errors import OperatorError
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.registry import Registry
-from whaled.service import Boot
+from whaled.reloading import Boot
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.scripts import Network
 

@@ -24,7 +24,7 @@ UNSEEN_LIMIT = 50
 
 
 class SeenBlock(Struct, frozen=True):
-    """When the stream announced a block, and why its whales may be unknown: None if the whole mempool was known."""
+    """The time of a block's announcement, and why its whales may be unknown: None if the mempool was known."""
 
     at: float
     cause: Cover | None

@@ -17,7 +17,7 @@ from whaled.eventlog.files import DaemonLock
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.store import EventLog
 from whaled.registry import Registry
-from whaled.service import Boot
+from whaled.reloading import Boot
 from whaled.simulator.owners import BOOKS
 from whaled.simulator.server import Simulator
 from whaled.simulator.settings import DEMO

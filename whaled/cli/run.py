@@ -13,7 +13,8 @@ from whaled.cli.settings import add_config_option, add_run_options, load_for, wo
 from whaled.errors import ExitStatus, WhaledError
 from whaled.ops import logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
-from whaled.service import Boot, Service
+from whaled.reloading import Boot
+from whaled.service import Service
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

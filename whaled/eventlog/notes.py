@@ -1,4 +1,4 @@
-"""What is stored beside events: scans of blocks, bookmarks, and the mark of a copy.
+"""The records stored beside events: scans of blocks, bookmarks, and the mark of a copy.
 
 The first functions are changes for `EventLog.write`, which runs them in a transaction of the writer.
 """

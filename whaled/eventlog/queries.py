@@ -1,4 +1,4 @@
-"""What can be asked of the event log. A query is one function here; `EventLog.read` runs it on a reader's thread.
+"""The queries of the event log. Each is one function here; `EventLog.read` runs it on a reader's thread.
 
 Each takes an open connection, skips damaged rows and reports them. A statement sees every commit that returned before
 the statement began. A query about many keys takes a sequence of them and returns a dict, so that `EventLog.read_each`

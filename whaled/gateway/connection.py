@@ -232,7 +232,7 @@ class Connection:
 
     @property
     def progress(self) -> tuple[bool, bool]:
-        """How far an unauthenticated connection has come: (TLS handshake complete, HTTP handshake complete)."""
+        """The progress of an unauthenticated connection: (TLS handshake complete, HTTP handshake complete)."""
         return self._socket.is_agreed, self.session is not None
 
     def displace(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the delivery to a client starts.
+"""The position at which the delivery to a client starts.
 
 Pure.
 """

@@ -14,7 +14,7 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Records:
-    """What a connection reports. This class ignores it: the connections of canaries are not those of clients."""
+    """The reports of a connection, ignored: the connections of canaries are not those of clients."""
 
     def turned_away(self, reason: Refusal, network: str) -> None:
         """Record a connection that did not become a session."""

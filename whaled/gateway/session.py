@@ -100,7 +100,7 @@ class Session:
 
     @property
     def grant(self) -> Grant | None:
-        """What the client's credential proves; None before authentication and without it."""
+        """The identity that the client's credential proves; None before authentication and without it."""
         return self._credential.grant if self._credential is not None else None
 
     @property

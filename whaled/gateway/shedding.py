@@ -27,7 +27,7 @@ class Sheddable(Protocol):
 
     @property
     def progress(self) -> tuple[bool, bool]:
-        """How far an unauthenticated connection has come: (TLS handshake complete, HTTP handshake complete)."""
+        """The progress of an unauthenticated connection: (TLS handshake complete, HTTP handshake complete)."""
         ...
 
 

@@ -17,7 +17,7 @@ MAX_ANCESTORS = 25
 
 
 class Leaving(StrEnum):
-    """Why a transaction left the mempool without being mined."""
+    """The reason for which a transaction left the mempool without being mined."""
 
     REPLACED = "replaced"
     EVICTED = "evicted"

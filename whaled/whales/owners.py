@@ -154,7 +154,7 @@ class Owners:
 
     @property
     def has_scripts(self) -> bool:
-        """Whether the book has public keys or scripts."""
+        """True if the book has public keys or scripts."""
         return self.networks[Network.SCRIPT] > 0
 
     def has_label(self, label: str) -> bool:

@@ -156,7 +156,7 @@ class Frame(Struct, frozen=True, kw_only=True):
 
     @property
     def is_ready(self) -> bool:
-        """Whether this is an init object that reports the backend as in sync, so that its data is reliable."""
+        """True for an init object that reports the backend as in sync, so that its data is reliable."""
         return self.is_init and self.has_difficulty and self.loading is not True
 
 

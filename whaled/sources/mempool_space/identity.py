@@ -32,7 +32,7 @@ class Network(Struct, frozen=True):
 
     @property
     def is_liquid(self) -> bool:
-        """Whether this is a Liquid network, which hides amounts."""
+        """True for a Liquid network, which hides amounts."""
         return self.genesis in LIQUID
 
     def same_as(self, other: "Network") -> bool:

@@ -80,7 +80,7 @@ class Proxy(Struct, frozen=True):
 
     @property
     def resolves(self) -> bool:
-        """Whether the proxy resolves the names of targets. With `socks5://`, this machine resolves them."""
+        """True if the proxy resolves the names of targets. With `socks5://`, this machine resolves them."""
         return self.scheme != "socks5"
 
     def error(self, fault: ProxyFault, problem: str) -> ProxyError:

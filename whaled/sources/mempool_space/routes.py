@@ -45,7 +45,7 @@ class Routes(Struct):
 
     @property
     def is_esplora(self) -> bool:
-        """Whether electrs, not the backend, answers the calls for blocks and transactions."""
+        """True if electrs, not the backend, answers the calls for blocks and transactions."""
         return self.mode == ESPLORA
 
     def url(self, path: str) -> str | None:

@@ -59,7 +59,7 @@ class Stripped(Struct, array_like=True, gc=False):
 
     @property
     def is_replacement(self) -> bool | None:
-        """Whether the backend has seen it replace another transaction, None if the backend does not state it."""
+        """True if the backend has seen it replace another transaction, None if the backend does not state it."""
         return is_replacement(self.flags)
 
 

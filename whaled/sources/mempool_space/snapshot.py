@@ -32,7 +32,7 @@ class SnapshotRound:
 
     @property
     def is_over(self) -> bool:
-        """Whether no round is active."""
+        """True if no round is active."""
         return self._index is None
 
     @property
