@@ -89,7 +89,7 @@ async def require_complete(path: Path, version: int, *, lost: frozenset[int] = f
             assert event.update is None or event.kind is Kind.REPLACED or event.update.block_hash == event.ref
         assert await log.recall(text("began_at")) == str(BEGAN_AT)
         assert len(await log.read(queries.scans, 0, 900_000)) == (0 if version == 1 else 2)
-        spent = {} if version < schema.SPENDS_VERSION else {txid(4): {f"{txid(104)}:0", f"{txid(200)}:4"}}
+        spent = {} if version < 3 else {txid(4): {f"{txid(104)}:0", f"{txid(200)}:4"}}
         assert {
             each: set(outpoints) for each, outpoints in (await log.read_each(queries.outpoints, [txid(4)])).items()
         } == spent

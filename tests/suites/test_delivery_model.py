@@ -1,13 +1,14 @@
 """Delivery as a model: clients join, lag, resume and change filters in any order, and get each event once, in order."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from kit.delivery import BOUND_BYTES, Client, Log, Meter
 from kit.whales import BTC, whale
 from whaled.gateway.hub import Hub, OffsetGapError
 from whaled.gateway.pages import Pages
@@ -17,94 +18,12 @@ from whaled.metrics import Metrics
 from whaled.model import Event, Kind
 from whaled.whales.filters import EVERYTHING, Filter
 
-# A frame has about 700 bytes: four of them fit, and what is behind that makes a client lag.
-BOUND_BYTES = 3_000
 FILTERS = [EVERYTHING, Filter(min_sat=300 * BTC), Filter(min_sat=21_000_000 * BTC)]
 
 
 @pytest.fixture(autouse=True)
 def _small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whaled.gateway.replay.UNKNOWN_ROOM_BYTES", 1_000)
-
-
-class Log:
-    """An event log in memory."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    async def between(self, after: int, through: int, limit: int) -> list[Event]:
-        await asyncio.sleep(0)
-        return self.events[after:through][:limit]
-
-
-class Meter:
-    """Counts nothing."""
-
-    def worked(self, *_: object) -> None:
-        pass
-
-
-class Client:
-    """A client that reads when it is told to. `start` is the position from which on it has subscribed."""
-
-    fd = -1
-    takes_deflate = False
-    source = "client"
-
-    def __init__(self, deliver: Callable[["Client", int], None]) -> None:
-        self._deliver = deliver
-        self._queued = bytearray()
-        self._received = bytearray()
-        self._emptied = asyncio.Event()
-        self._emptied.set()
-        self.chosen = EVERYTHING
-        self.start = 0
-        self.replay: asyncio.Task[object] | None = None
-
-    @property
-    def unsent(self) -> int:
-        return len(self._queued)
-
-    def write(self, frame: bytes) -> None:
-        self._queued += frame
-        self._emptied.clear()
-
-    def write_behind(self, data: bytes) -> bool:
-        if self.unsent and self.unsent + len(data) > BOUND_BYTES:
-            return False
-        self.write(data)
-        return True
-
-    def write_rest(self, rest: bytes) -> None:
-        raise NotImplementedError
-
-    def fell_behind(self, cursor: int) -> None:
-        self._deliver(self, cursor)
-
-    async def drained(self) -> None:
-        await self._emptied.wait()
-
-    def charge_replay(self, events: int) -> None:
-        pass
-
-    def read(self) -> None:
-        """Take what is queued."""
-        self._received += self._queued
-        self._queued.clear()
-        self._emptied.set()
-
-    def subscribe(self, chosen: Filter, start: int) -> None:
-        """What was received until now belongs to another subscription."""
-        self.read()
-        self._received.clear()
-        self.chosen, self.start = chosen, start
-
-    @property
-    def offsets(self) -> list[int]:
-        """Offsets of the events received, in their order."""
-        frames = bytes(self._received).split(b'{"type":"whale_alert"')[1:]
-        return [int(frame.split(b'"offset":')[1].split(b"}")[0]) for frame in frames]
 
 
 class Delivery(RuleBasedStateMachine):

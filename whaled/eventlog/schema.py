@@ -88,9 +88,6 @@ def add_blocks(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - th
         ) STRICT""")
 
 
-SPENDS_VERSION = 3  # the first version with the table `spends`
-
-
 def add_spends(db: sqlite3.Connection, now: float) -> None:  # noqa: ARG001 - the signature of every step
     """Add version 3: the outpoints that each whale spends, by which conflicting whales are found."""
     db.execute("""
