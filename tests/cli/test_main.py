@@ -53,6 +53,7 @@ def test_the_list_of_commands_has_the_summary_of_each_commands_help(capsys: Outp
         subparsers = argparse.ArgumentParser().add_subparsers()
         importlib.import_module(command.module).register(subparsers)
         assert list(subparsers.choices) == [name]
+        assert [each.help for each in subparsers._choices_actions] == [command.help]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from whaled.gateway.messages import AuthMessage
 from whaled.metrics import Metrics
 from whaled.model import PROJECTED_BLOCKS, SAT_PER_BTC, Flow, Input, Output, OwnerType, Shape, Transaction
 from whaled.ops import descriptors
-from whaled.whales import amounts, coinjoins, fees
+from whaled.whales import amounts, coinjoins, fees, filters
 from whaled.whales.labels import MIN_FLOW_SHARE, WHOLE_SHARE, AddressBook
 
 PAGES = [
@@ -241,3 +241,10 @@ def test_the_sum_of_descriptors_is_that_of_the_code() -> None:
     assert f"http.max_connections + {fixed + 1} ({HttpSettings().max_connections + fixed + 1} by default)" in text
     runbook = (ROOT / "docs" / "runbook.md").read_text()
     assert f"larger by {HttpSettings().max_connections + fixed}]" in runbook
+
+
+def test_the_protocol_page_lists_every_filter() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    listed = re.search(r"^A filter is an object of optional conditions.*?\n\n", page, re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    assert set(re.findall(r"`([a-z_]+)`", listed[0])) == set(filters.KEYS)

@@ -28,7 +28,7 @@ from whaled.gateway.actions import (
 from whaled.gateway.framing import text_frame
 from whaled.gateway.session import Session, State
 from whaled.model import Position
-from whaled.whales.filters import Filter, parse_filter
+from whaled.whales.filters import KEYS, Filter, parse_filter
 
 MAX_FRAME = 16 * 1024
 MAX_ADDRESSES = 1_000
@@ -58,6 +58,7 @@ MESSAGES: tuple[dict[str, object], ...] = (
             "min_btc": 0.1, "max_btc": 21_000_000, "min_moved_btc": 0.29, "min_flow_btc": 0.5,
             "min_usd": 1e6, "flow_types": ["inflow"],
             "min_urgency": 0.5, "min_confidence": 1, "exchanges": ["Binance", "KRAKEN"], "kinds": ["alert", "update"],
+            "rules": ["threshold_btc"],
             "addresses": ["1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa", "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"],
             "updates_of": "sent",
         },
@@ -65,11 +66,17 @@ MESSAGES: tuple[dict[str, object], ...] = (
 )  # fmt: skip
 WORDS = (
     "type", "auth", "token", "api_key", "ping", "id", "stats", "subscribe", "filters", "since", "epoch", "offset",
-    "last", "time", "unsubscribe", "refresh", "min_btc", "max_btc", "min_moved_btc", "min_usd", "flow_types", "inflow",
-    "min_urgency", "min_confidence", "exchanges", "addresses", "kinds", "alert", "updates_of", "good", "mute", "other",
+    "last", "time", "unsubscribe", "refresh", "min_btc", "max_btc", "min_moved_btc", "min_flow_btc", "min_usd",
+    "flow_types", "inflow", "rules", "threshold_btc", "min_urgency", "min_confidence",
+    "exchanges", "addresses", "kinds", "alert", "updates_of", "good", "mute", "other",
     "2026-01-01T00:00:00", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:60Z", "1970-01-01", 10**400,
     ["alert"], ["\u0390" * 100], ["\u1e9e" * 60], ["1" * 14] * 1_000, {"last": 10**100}, {"epoch": "e", "offset": 7},
 )  # fmt: skip
+
+
+def test_the_corpus_has_every_filter() -> None:
+    subscribed = [message["filters"] for message in MESSAGES if "filters" in message]
+    assert {key for filters in subscribed if isinstance(filters, dict) for key in filters} == set(KEYS)
 
 
 @cache
