@@ -39,6 +39,7 @@ from whaled.sources.mempool_space.link_state import FeedMeter
 from whaled.sources.mempool_space.rest import Rest
 from whaled.whales.detect import Detector, Rules
 from whaled.whales.labels import AddressBook
+from whaled.whales.lifecycle import confirmed
 
 
 def pipeline(
@@ -156,6 +157,50 @@ async def test_changes_of_any_source_become_events(tmp_path: Path) -> None:
         (Kind.CONFIRMED, txid(2)),
     ]
     assert published.events[1].whale.alert.replaces == txid(1)
+
+
+def spends(number: int, *outpoints: int) -> Decoded:
+    """A whale that spends these outputs, as a source that decodes everything itself reports it."""
+    inputs = tuple(Input(txid(each), 0, 0xFFFF_FFFD, Output(200 * BTC, "00")) for each in outpoints)
+    paid = (Output(150 * BTC + number, "51"),)
+    return Decoded((Transaction(txid=txid(number), inputs=inputs, outputs=paid, fee_sat=1_000, vsize=100.0),))
+
+
+async def test_a_whale_that_is_reported_as_replaced_once_more_replaces_nothing(tmp_path: Path) -> None:
+    """A backend behind a load balancer may repeat a replacement, together with the whale that was replaced."""
+    published, change = Published(), partial(MempoolChange, received_at=NOW, received_monotonic=0.0)
+    pair = (Replacement(txid(1), txid(2)),)
+    async with opened(tmp_path) as log:
+        running = pipeline(log, published)
+        await running.handle(change(entered=spends(1, 9)))
+        await running.handle(change(entered=spends(2, 9), removed=(txid(1),), replaced=pair))
+        await running.handle(change(entered=spends(1, 9), removed=(txid(1),), replaced=pair))
+    assert [(event.kind, event.whale.alert.transaction_id) for event in published.events] == [
+        (Kind.ALERT, txid(1)),
+        (Kind.ALERT, txid(2)),
+        (Kind.REPLACED, txid(1)),
+    ]
+
+
+async def test_a_block_that_a_scan_read_before_replaces_the_whales_announced_meanwhile(tmp_path: Path) -> None:
+    published, change = Published(), partial(MempoolChange, received_at=NOW, received_monotonic=0.0)
+    block = Block(height=900_000, hash="b1" * 32, previous_hash=None, timestamp=int(NOW))
+    async with opened(tmp_path) as log:
+        running = pipeline(log, published)
+        await running.handle(change(entered=spends(1, 9)))
+
+        async def scan() -> list[Draft]:
+            return [confirmed(published.events[0].whale, block, NOW)]
+
+        await running.commit(scan)
+        await running.handle(change(entered=spends(2, 9)))  # the stream lags behind the node
+        await running.handle(change(mined=(txid(1),), block=block))
+    assert [(event.kind, event.whale.alert.transaction_id) for event in published.events] == [
+        (Kind.ALERT, txid(1)),
+        (Kind.CONFIRMED, txid(1)),
+        (Kind.ALERT, txid(2)),
+        (Kind.REPLACED, txid(2)),
+    ]
 
 
 async def test_a_transaction_that_the_backend_sends_again_is_alerted_once(tmp_path: Path) -> None:

@@ -121,10 +121,14 @@ def unreported_replacements(
 
 
 def valid(reported: Sequence[Draft], inferred: Sequence[Draft], histories: Mapping[str, History]) -> list[Draft]:
-    """Return the outcomes that may follow the events in the log: those inferred from conflicts, and those reported."""
+    """Return the outcomes that may follow the events in the log: those inferred from conflicts, and those reported.
+
+    Reports of what the log has already are among them: whether a whale is there decides about its conflicts, also if
+    its outcome is not new.
+    """
     return [
         *lifecycle.valid(inferred, histories, Origin.POLLED),
-        *lifecycle.valid(reported, histories, Origin.STREAM),
+        *lifecycle.valid(reported, histories, Origin.STREAM, with_repeated=True),
     ]
 
 

@@ -89,10 +89,14 @@ def _may_refer(draft: Draft, newest: Step) -> bool:
     return (draft.kind, draft.ref) != (newest.kind, newest.ref)
 
 
-def valid(drafts: Sequence[Draft], histories: Mapping[str, History], origin: Origin) -> list[Draft]:
+def valid(
+    drafts: Sequence[Draft], histories: Mapping[str, History], origin: Origin, *, with_repeated: bool = False
+) -> list[Draft]:
     """Return those drafts that may follow, in the form to store and in order. Each counts for those after it.
 
-    `histories` are those of the whales by txid; none is needed for a whale of which no event is held.
+    `histories` are those of the whales by txid; none is needed for a whale of which no event is held. With
+    `with_repeated`, a draft that repeats the newest event is among them in the form of that event. The log does not
+    store it again, but it states what is true of the whale now.
     """
     lives: dict[str, list[Step]] = {}
     found: list[Draft] = []
@@ -103,6 +107,8 @@ def valid(drafts: Sequence[Draft], histories: Mapping[str, History], origin: Ori
         if event is not None:
             life.append(Step(event.kind, event.ref, event.repeat))
             found.append(event)
+        elif with_repeated and life and life[-1][:2] == (draft.kind, draft.ref):
+            found.append(replace(draft, repeat=life[-1].repeat))
     return found
 
 
