@@ -76,6 +76,7 @@ MESSAGES = {
     "chain_reorganised": "blocks left the chain: confirmations in them are undone",
     # Event log
     "eventlog_created": "event log created",
+    "eventlog_migration_started": "migrating the event log to a newer schema",
     "eventlog_migrated": "event log migrated to a newer schema",
     "eventlog_opened": "event log opened",
     "eventlog_backup_adopted": "the event log is a backup put in place: a new epoch begins, earlier positions are no "

@@ -21,9 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import structlog
+
 from whaled.bookmarks import MAX_OFFSET
 from whaled.errors import EventLogError, LogFailure
 from whaled.eventlog import checksums
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 APPLICATION_ID = 0x57484C44  # "WHLD" in the file header; `file whaled.db` shows it
 
@@ -216,6 +220,9 @@ def migrate(
     """
     with _without_foreign_keys(db), transaction(db):
         before = identify(db, path, newest=len(steps))
+        if 0 < before < len(steps):
+            # A large log takes minutes, in which nothing else is logged.
+            logger.info("eventlog_migration_started", path=str(path), from_version=before, to_version=len(steps))
         for step in steps[before:]:
             step(db, now)
         if before < len(steps):
