@@ -168,7 +168,8 @@ class Rig:
         self._began = time.monotonic()
         self._stack = AsyncExitStack()
         self._complaints: list[str] = []
-        self._was_rest_spoiled = False
+        # REST failed or was slow: the inputs of many alerts may be unknown.
+        self.is_rest_spoiled = False
         self._shown: set[str] = set()
         self._announced: set[str] = set()
         self._stale = 0
@@ -282,7 +283,7 @@ class Rig:
                 self._passed_over = True
             self._stale = len(chain.stale)
             self.counts.polls += 1
-            self._was_rest_spoiled |= bool(self.rest.troubles)
+            self.is_rest_spoiled |= bool(self.rest.troubles)
             self._shown.update(self._watched())
             self._note_inputs()
             await asyncio.sleep(pace_s)
@@ -439,11 +440,8 @@ class Rig:
             while not await is_so():  # noqa: ASYNC110 - there is no event to wait on
                 await asyncio.sleep(POLL_S)
 
-    async def finish(self, *, needs_inputs: bool = True, **more: int) -> Counts:
-        """Compare, stop whaled, compare again, and store the counts.
-
-        With `needs_inputs`, the inputs of most alerts must be known unless REST failed.
-        """
+    async def finish(self, **more: int) -> Counts:
+        """Compare, stop whaled, compare again, and store the counts."""
         await self.settle()
         assert self.daemon is not None
         links = (await self.metrics()).total("whaled_upstream_connects_total")
@@ -451,7 +449,7 @@ class Rig:
         assert not self._complaints, self._complaints
         verdict = self.verdict(read(self.database))
         assert verdict.is_clean, verdict.problems
-        if needs_inputs and not self._was_rest_spoiled:
+        if not self.is_rest_spoiled:
             assert verdict.are_inputs_known, f"{verdict.inputs_unknown} of {verdict.alerted} alerts without inputs"
         counts = self.counts
         counts.verdict, counts.links, counts.cuts, counts.more = verdict, int(links), self.upstream.cut_count, more
