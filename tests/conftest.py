@@ -26,3 +26,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, s
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return chain, key, context
+
+
+# --- backups of the event log, which tests/cli and tests/eventlog make ---
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A place for an event log, in a directory of its own."""
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state" / "whaled.db"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A place for its backup, in another directory."""
+    (tmp_path / "backups").mkdir()
+    return tmp_path / "backups" / "whaled.backup"

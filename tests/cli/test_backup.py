@@ -18,18 +18,6 @@ from whaled.cli.main import main
 from whaled.errors import ExitStatus
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state" / "whaled.db"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    (tmp_path / "backups").mkdir()
-    return tmp_path / "backups" / "whaled.backup"
-
-
 async def test_the_commands_report_their_results(path: Path, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     epoch, _ = await store(path, 1, 2)
     capsys.readouterr()

@@ -17,18 +17,6 @@ from whaled.eventlog import files
 NOBODY = 65534
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state" / "whaled.db"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    (tmp_path / "backups").mkdir()
-    return tmp_path / "backups" / "whaled.backup"
-
-
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can work on another user's files")
 
 

@@ -40,18 +40,6 @@ from whaled.eventlog.backup import back_up
 BUSY_S, SOON_S = 60.0, 20.0
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state" / "whaled.db"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    (tmp_path / "backups").mkdir()
-    return tmp_path / "backups" / "whaled.backup"
-
-
 def small_disk(directory: Path) -> list[str]:
     """Runs a command with a file system of a few MiB mounted on the directory."""
     mount = 'mount -t tmpfs -o size=3m none "$1" && shift && exec "$@"'

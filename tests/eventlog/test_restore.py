@@ -21,18 +21,6 @@ def restored(source: Path, path: Path) -> Restored:
     return restore(source, path, now=COPIED_AT, progress=ignore)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state" / "whaled.db"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    (tmp_path / "backups").mkdir()
-    return tmp_path / "backups" / "whaled.backup"
-
-
 # --- a backup ---
 
 
