@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import stat
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from whaled.eventlog.codec import Codec
 from whaled.eventlog.meters import EventLogMeter
 from whaled.eventlog.rows import Rows
 from whaled.eventlog.store import KEYS_AT_ONCE, PRUNE_BATCH, EventLog
-from whaled.eventlog.writer import CHECKPOINT_BYTES
+from whaled.eventlog.writer import CHECKPOINT_BYTES, Committed, Writer
 from whaled.model import Draft, Event, Kind, Position, Status, Whale
 from whaled.registry import Registry
 
@@ -368,12 +369,21 @@ async def test_readers_go_on_while_the_writer_waits(path: Path) -> None:
             assert await offsets(log) == [1, 2]
 
 
-async def test_a_caller_cancelled_during_its_commit_does_not_leave_head_behind(path: Path) -> None:
+async def test_a_caller_cancelled_during_its_commit_does_not_leave_head_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     meter = Meter()
+    loop, begun, append = asyncio.get_running_loop(), asyncio.Event(), Writer.append
+
+    def announced(writer: Writer, drafts: Sequence[Draft]) -> Committed:
+        loop.call_soon_threadsafe(begun.set)
+        return append(writer, drafts)
+
+    monkeypatch.setattr(Writer, "append", announced)
     async with open_log(path, meter) as log:
         with locked(path) as other:
             call = asyncio.create_task(log.append([alert_draft(1)]))
-            await log.recall(text("a turn of the loop"))
+            await begun.wait()
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
