@@ -12,7 +12,8 @@ from kit.transactions import relaxed
 from kit.whales import BTC, txid, whale
 from whaled.gateway import messages
 from whaled.gateway.framing import text_frame
-from whaled.gateway.hub import EVENTS_TOGETHER, SHARED_FRAMES, Group, Hub
+from whaled.gateway.hub import EVENTS_TOGETHER, POSITIONS_AT_ONCE, SHARED_FRAMES, Group, Hub
+from whaled.gateway.interest import Later, at_once
 from whaled.metrics import Metrics
 from whaled.model import Event, Flow, Kind, Status, Update, Whale
 from whaled.whales.filters import EVERYTHING, Filter, parse_filter
@@ -56,7 +57,7 @@ class Full(Client):
         pass
 
 
-def hub(later: Callable[[Callable[[], bool]], None] | None = None) -> Hub:
+def hub(later: Later = at_once) -> Hub:
     return Hub(epoch="e", head=0, meter=Metrics().gateway, slice_bytes=1 << 18, later=later)
 
 
@@ -190,7 +191,7 @@ STEPS = st.lists(
 @given(STEPS, st.booleans())
 def test_each_client_gets_the_events_of_its_filter_in_order_and_once(steps: list[Any], removes_later: bool) -> None:
     jobs: list[Callable[[], bool]] = []
-    crowd = hub(jobs.append if removes_later else None)
+    crowd = hub(jobs.append if removes_later else at_once)
     clients = [Client() for _ in range(5)]
     chosen: dict[int, Filter] = {}
     due: list[list[int]] = [[] for _ in clients]
@@ -230,6 +231,35 @@ def test_names_of_clients_that_fall_behind_together_are_removed_one_client_at_a_
     while jobs[0]():
         runs += 1
     assert (runs, crowd.names_indexed) == (10, 0)
+
+
+def test_positions_are_sent_in_slices_and_only_to_groups_that_are_still_behind() -> None:
+    jobs: list[Callable[[], bool]] = []
+    crowd = hub(jobs.append)
+    clients = [Client() for _ in range(3 * POSITIONS_AT_ONCE)]
+    for number, client in enumerate(clients):
+        crowd.join(client, wants(min_btc=1_000_000 + number))
+    crowd.publish_positions()
+    assert not jobs  # nobody is behind
+    crowd.publish([event(1, whale(1, btc=1.0))])
+    crowd.publish_positions()
+    (job,) = jobs
+    assert sum(bool(client.sent) for client in clients) == 0
+    assert job()
+    assert sum(bool(client.sent) for client in clients) == POSITIONS_AT_ONCE
+    crowd.leave(clients[0])
+    crowd.publish([event(2, whale(2, btc=1_000_001.5))])
+    while job():
+        pass
+    assert [client.offsets for client in clients[:2]] == [[], [2]]
+    early, late = clients[-POSITIONS_AT_ONCE:], clients[2:-POSITIONS_AT_ONCE]
+    assert {tuple(client.offsets) for client in early} == {(1,)}
+    assert {tuple(client.offsets) for client in late} == {(2,)}
+    crowd.publish_positions()
+    while jobs[1]():
+        pass
+    assert {tuple(client.offsets) for client in early} == {(1, 2)}
+    assert {tuple(client.offsets) for client in late} == {(2,)}
 
 
 def test_with_many_filters_fewer_events_are_published_at_once() -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from whaled.gateway import messages
 from whaled.gateway.deflate import Deflater
 from whaled.gateway.framing import text_frame
-from whaled.gateway.interest import Interest, Later
+from whaled.gateway.interest import Interest, Later, at_once
 from whaled.gateway.meters import GatewayMeter
 from whaled.model import Event, Kind, Position, UpstreamState
 from whaled.whales.filters import Filter, Subject
@@ -28,6 +28,8 @@ SHARED_FRAMES = 1000
 # A frame that names the addresses of one filter is compressed only for a group of at least this many members. For
 # fewer, compressing takes longer than sending the plain frame, and there may be thousands of such filters.
 WORTH_COMPRESSING = 5
+# One slice of positions goes to about this many members, at 7 us each.
+POSITIONS_AT_ONCE = 64
 
 
 class Member(Protocol):
@@ -106,9 +108,7 @@ class Delivered:
 class Hub:
     """Delivers events to live members. `head` is the newest offset published; the log may be ahead of it."""
 
-    def __init__(
-        self, *, epoch: str, head: int, meter: GatewayMeter, slice_bytes: int, later: Later | None = None
-    ) -> None:
+    def __init__(self, *, epoch: str, head: int, meter: GatewayMeter, slice_bytes: int, later: Later = at_once) -> None:
         """Create a hub without members. `later` runs the work that can wait until after a publication."""
         self.epoch = epoch
         self.head = head
@@ -118,6 +118,7 @@ class Hub:
         self._meter = meter
         self._groups: dict[Filter, Group] = {}
         self._group_of: dict[Member, Group] = {}
+        self._later = later
         self._interest = Interest[Group](later)
         meter.live.set_function(lambda: len(self._group_of))
         meter.filters.set_function(lambda: len(self._groups))
@@ -255,11 +256,27 @@ class Hub:
             cursor = part.newest
 
     def publish_positions(self) -> None:
-        """Send `position` to the groups that were sent nothing at the head, so that their resume point advances."""
-        behind_head = [group for group in self._groups.values() if group.announced < self.head]
-        self._broadcast(behind_head, messages.Sent.POSITION, text_frame(messages.position(self.position)))
-        for group in behind_head:
-            group.announced = self.head
+        """Send `position` to the groups that were sent nothing at the head, so that their resume point advances.
+
+        With thousands of filters this takes far longer than a publication may be delayed, so it is done in slices.
+        """
+        waiting = [group for group in self._groups.values() if group.announced < self.head]
+
+        def send_some() -> bool:
+            some: list[Group] = []
+            members = 0
+            while waiting and members < POSITIONS_AT_ONCE:
+                group = waiting.pop()
+                if group.announced < self.head:  # it may have been sent an event meanwhile
+                    some.append(group)
+                    members += len(group)
+            self._broadcast(some, messages.Sent.POSITION, text_frame(messages.position(self.position)))
+            for group in some:
+                group.announced = self.head
+            return bool(waiting)
+
+        if waiting:
+            self._later(send_some)
 
     def publish_upstream_state(self, state: UpstreamState, since: float) -> None:
         """Send `status` to live members. A client in replay gets the current state when it goes live."""

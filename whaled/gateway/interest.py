@@ -26,6 +26,12 @@ G = TypeVar("G", bound=Grouped)
 Later = Callable[[Callable[[], bool]], None]
 
 
+def at_once(job: Callable[[], bool]) -> None:
+    """Run a job to its end."""
+    while job():
+        pass
+
+
 class _Names(Generic[G]):
     """An index of groups by names of one kind. A name with one group, the usual case, has no collection around it."""
 
@@ -66,11 +72,11 @@ class _Names(Generic[G]):
 class Interest(Generic[G]):
     """The index of all groups, by the kind of names in their filters. A name is indexed once per group."""
 
-    def __init__(self, later: Later | None = None) -> None:
+    def __init__(self, later: Later = at_once) -> None:
         """Create an empty index.
 
         `later` removes the names of discarded groups in slices: a filter has at most a thousand names, but very many
-        groups may be discarded during one publication. Without `later`, names are removed immediately.
+        groups may be discarded during one publication.
         """
         self._later = later
         self._addresses = _Names[G]()
@@ -100,10 +106,7 @@ class Interest(Generic[G]):
             return
         self._updates.pop(group, None)
         self._gone.append((index, names, group))
-        if self._later is None:
-            while self._remove():
-                pass
-        elif len(self._gone) == 1:
+        if len(self._gone) == 1:
             self._later(self._remove)
 
     def _remove(self) -> bool:
