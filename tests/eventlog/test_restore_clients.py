@@ -19,18 +19,6 @@ from whaled.errors import ExitStatus
 NO_UPSTREAM = "ws://127.0.0.1:9/api/v1/ws"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path / "state" / "whaled.db"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    (tmp_path / "backups").mkdir()
-    return tmp_path / "backups" / "whaled.backup"
-
-
 async def resume(config: Path, epoch: str, offset: int) -> tuple[dict[str, Any], daemon.Daemon]:
     """The answer of a daemon to a client that resumes, and the daemon as it was."""
     async with daemon.running(config) as running, running.connect() as client, asyncio.timeout(20):
