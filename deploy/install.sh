@@ -9,7 +9,7 @@ set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
-UNITS="whaled.service whaled.socket whaled-metrics.socket whaled-egress.service whaled-egress.socket"
+UNITS="whaled.service whaled.socket whaled-metrics.socket whaled-admin.socket whaled-egress.service whaled-egress.socket"
 SHARE=$PREFIX/share/systemd
 
 say() { echo "whaled: $*"; }

@@ -297,6 +297,10 @@ class Canary:
         settings = self.settings
         return self._monotonic() - self._last <= settings.interval + max(settings.deadline, settings.lost_after)
 
+    def since_arrival_s(self) -> float:
+        """Return the seconds since the last canary arrived, or since the start."""
+        return self._monotonic() - self._last
+
     async def run(self) -> None:
         """Send one canary after the other until cancelled. One that hangs delays the next, so that none pile up."""
         async with asyncio.TaskGroup() as tasks:

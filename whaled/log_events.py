@@ -103,6 +103,13 @@ MESSAGES = {
     "accept_paused": "no new connections are accepted for now: no descriptor or memory is free",
     "accept_resumed": "new connections are accepted again",
     "http_accept_failed": "cannot accept an HTTP connection: no descriptor or memory is free",
+    # Admin API
+    "admin_ready": "the admin API listens",
+    "admin_socket_unavailable": "the admin API has no socket: `whaled status` and its relatives do not work until "
+    "admin.socket names a place for it",
+    "admin_act_finished": "an act of the admin API has ended",
+    "admin_call_refused": "a user may not use the admin API",
+    "admin_call_failed": "a bug ended a call of the admin API",
     # Health
     "canary_late": "a canary is late: alerts are late as well",
     "canary_failed": "a canary failed",

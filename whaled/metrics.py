@@ -5,6 +5,7 @@ import re
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from whaled.admin.meters import AdminMeter
 from whaled.auth.meters import CredentialMeter
 from whaled.backfill.meters import BackfillMeter
 from whaled.canary import CanaryMeter
@@ -47,6 +48,7 @@ class Metrics:
         self.credentials = CredentialMeter(registry)
         self.backfill = BackfillMeter(registry, RestFailure)
         self.http = HttpMeter(registry)
+        self.admin = AdminMeter(registry)
 
     def render(self, chosen: Format = Format.PROMETHEUS) -> bytes:
         """Return all metrics in one of Prometheus' text formats."""

@@ -61,6 +61,16 @@ class Reloads:
         self._is_reloading = False
         # The reason the last reload was refused; None if it was not.
         self.problem: str | None = None
+        # The time of the last reload; None before the first.
+        self.ended_at: float | None = None
+        self._waiting: list[asyncio.Future[str | None]] = []
+
+    async def perform(self) -> str | None:
+        """Request a reload and wait for its end. Return the reason it was refused; None if it was applied."""
+        ended: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(ended)
+        self.request()
+        return await ended
 
     def request(self) -> None:
         """Request a reload."""
@@ -77,8 +87,12 @@ class Reloads:
             await self._requested.wait()
             self._requested.clear()
             self._is_reloading = True
+            waiting, self._waiting = self._waiting, []
             await self._reload(in_force(), apply, ended)
             self._is_reloading = False
+            for each in waiting:
+                if not each.done():  # the caller may have been cancelled
+                    each.set_result(self.problem)
 
     async def _reload(
         self, in_force: InForce, apply: Callable[[Boot, Detector], None], ended: Callable[[], None]
@@ -107,7 +121,8 @@ class Reloads:
             self.problem = f"a bug, the log has the traceback: {type(error).__name__}"
         else:
             apply(boot, detector)
-        self._meter.reloaded(time.time(), success=self.problem is None)
+        self.ended_at = time.time()
+        self._meter.reloaded(self.ended_at, success=self.problem is None)
         ended()
         await asyncio.to_thread(self._leave_outcome, began_s)
         self._notifier.ready()

@@ -9,7 +9,7 @@ import secrets
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ import structlog
 from whaled import __version__
 from whaled.addressbook.loading import read_address_book_apart
 from whaled.addressbook.reports import BookReports
+from whaled.admin.desk import Desk, Parts
+from whaled.admin.server import AdminServer
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
@@ -36,6 +38,7 @@ from whaled.ingest.intake import Inputs, Intake
 from whaled.metrics import Metrics
 from whaled.model import Alert
 from whaled.ops import descriptors, logs, memory, reloads
+from whaled.ops.announcement import announce
 from whaled.ops.certificates import certificate_expiry, tls_context
 from whaled.ops.memory_watch import MemoryWatch
 from whaled.ops.starts import Starts
@@ -49,7 +52,6 @@ from whaled.sources.mempool_space.changes import canary_change
 from whaled.sources.mempool_space.feed import Feed
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.survey import Survey
-from whaled.urls import redacted
 from whaled.web import app as web
 from whaled.whales.detect import Detector, Rules
 
@@ -185,10 +187,12 @@ class Service:
                 async with (
                     gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
+                    self._admin_server(running).serving(self._passed.admin),
                 ):
                     self._observe_keys(self._ring)
                     await starts.began()
-                    self._announce(gateway.addresses, http.addresses)
+                    announce(config, self._ring, self._passed, gateway.addresses, http.addresses)
+                    self.notifier.ready()
                     await self._work(running)
                 await starts.ended()
         logger.info("daemon_stopped")
@@ -303,32 +307,26 @@ class Service:
 
         return web.HttpServer(self.config.http, metrics=self.metrics.render, health=health, meter=self.metrics.http)
 
+    def _admin_server(self, running: "_Running") -> AdminServer:
+        parts = Parts(
+            gateway=running.gateway,
+            event_log=running.event_log,
+            path=self.config.eventlog.path,
+            committer=running.committer,
+            intake=running.intake,
+            memory_watch=running.memory_watch,
+            canary=running.canary,
+            reloads=self._reloads,
+            is_stopping=self._stop.is_set,
+        )
+        routes, path = Desk(parts, time.time()).routes(), Path(parts.path)
+        return AdminServer(self.config.admin, routes=routes, event_log=path, meter=self.metrics.admin)
+
     def _observe_keys(self, ring: KeyRing | None) -> None:
         self.metrics.credentials.ring(ring)
         certificate = self.config.gateway.tls.certificate
         if certificate is not None:
             self.metrics.credentials.certificate(certificate_expiry(certificate))
-
-    def _announce(self, clients: Sequence[str], http: Sequence[str]) -> None:
-        config = self.config
-        scheme = "wss" if config.gateway.tls.certificate else "ws"
-        listen = ", ".join(f"{scheme}://{address}" for address in clients)
-        if not config.auth.enabled:
-            logger.warning("authentication_disabled", listen=listen)
-        if self._ring is not None:
-            logger.info("signing_keys_loaded", source=self._ring.source, keys=len(self._ring.verifying))
-        for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
-            if sockets:
-                logger.info("systemd_sockets_used", section=name)
-        logger.info(
-            "daemon_ready",
-            version=__version__,
-            listen=listen,
-            metrics=", ".join(f"http://{address}/metrics" for address in http) or None,
-            upstream=redacted(config.upstream.url),
-            threshold_btc=config.detection.threshold_btc,
-        )
-        self.notifier.ready()
 
     # --- signals and reload ---
 

@@ -58,6 +58,7 @@ RANKS = {
     "simulator": 6,
     "addressbook": 4,
     "backfill": 6,
+    "admin": 6,
     "backoff": 3,
     "ingest": 5,
     "canary": 6,

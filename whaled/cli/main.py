@@ -24,6 +24,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("whaled.cli.run", "run the daemon"),
     "reload": Command("whaled.cli.reload", "make a running daemon read its configuration again"),
+    "status": Command("whaled.cli.status", "show the state of a running daemon"),
+    "clients": Command("whaled.cli.clients", "list the connections of a running daemon"),
+    "disconnect": Command("whaled.cli.disconnect", "close the connections of a client"),
     "check-config": Command("whaled.cli.config", "check a configuration file and the files it names"),
     "keys": Command("whaled.cli.keys", "generate, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),

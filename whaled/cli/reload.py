@@ -7,6 +7,9 @@ import signal
 import time
 from pathlib import Path
 
+from whaled.admin.door import Door, NoDaemonError, NoResponseError, RefusedError
+from whaled.admin.sockets import paths_of_daemon
+from whaled.admin.views import Reloaded
 from whaled.cli.options import Subparsers, duration
 from whaled.cli.settings import add_config_option, load_for
 from whaled.errors import ExitStatus, OperatorError, WhaledError
@@ -25,8 +28,9 @@ def register(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "reload",
         help="make a running daemon read its configuration again",
-        description="Send SIGHUP to a running whaled and wait until it has read its configuration again. Under "
-        "systemd, use `systemctl reload whaled`, which checks the file first and then runs this command.",
+        description="Have a running whaled read its configuration again, over its admin socket or by SIGHUP, and wait "
+        "for the result. Under systemd, use `systemctl reload whaled`, which checks the file first and then runs this "
+        "command.",
         epilog="exit status: 0 applied; 78 refused, the old configuration stays in effect; 1 no response",
     )
     add_config_option(parser)
@@ -47,12 +51,28 @@ def run(arguments: argparse.Namespace) -> int:
     log_path = Path() if _needs_no_log_path(arguments) else Path(load_for(arguments).config.eventlog.path).resolve()
     if arguments.pid is not None:
         _require_daemon(arguments.pid)
+    elif (answer := _over_socket(arguments, log_path)) is not None:
+        if answer.problem is not None:
+            raise OperatorError(f"reload refused, the old configuration stays: {answer.problem}")
+        print(f"reloaded by process {answer.pid}")
+        return ExitStatus.STOPPED
     pid = arguments.pid if arguments.pid is not None else _holder(log_path)
     outcome = _request(pid, reloads.outcome_path(os.environ, log_path), arguments.timeout)
     if outcome.problem is not None:
         raise OperatorError(f"reload refused, the old configuration stays: {outcome.problem}")
     print(f"reloaded by process {pid}")
     return ExitStatus.STOPPED
+
+
+def _over_socket(arguments: argparse.Namespace, log_path: Path) -> Reloaded | None:
+    """Reload over the admin socket. Return None if there is none, or it refuses: a signal may still work."""
+    way = Door(paths_of_daemon(load_for(arguments).config.admin, log_path), arguments.timeout)
+    try:
+        return way.post("/v1/reload", {}, Reloaded)
+    except (NoDaemonError, RefusedError, OperatorError):
+        return None
+    except NoResponseError:
+        raise _no_response(_holder(log_path), arguments.timeout) from None
 
 
 def _needs_no_log_path(arguments: argparse.Namespace) -> bool:
@@ -113,7 +133,11 @@ def _request(pid: int, path: Path, timeout_s: float) -> reloads.Outcome:
             return outcome
         time.sleep(LOOK_S)
         _signal(pid, 0)
-    raise WhaledError(
+    raise _no_response(pid, timeout_s)
+
+
+def _no_response(pid: int, timeout_s: float) -> WhaledError:
+    return WhaledError(
         f"no response from process {pid} within {timeout_s:g} s; its log reports the result of the reload"
     )
 

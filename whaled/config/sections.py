@@ -336,6 +336,28 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class AdminSettings(Struct, frozen=True, kw_only=True):
+    """The admin API: HTTP on a Unix socket, for `whaled status`, `clients`, `disconnect` and `reload`."""
+
+    enabled: Annotated[bool, "false: no admin API"] = True
+    socket: Annotated[
+        Path | None, "path of the socket; null: /run/whaled/admin.sock under systemd, else beside the event log"
+    ] = None
+    users: Annotated[
+        tuple[Name, ...], "names or numbers of users who may use it, in addition to root and whaled's own user"
+    ] = ()
+    max_connections: Annotated[
+        Count, "connections in total; beyond this the one that is idle longest is closed, or else the new one"
+    ] = 16
+    header_timeout: Annotated[Seconds, "time until the head, and then the body, of a request is complete"] = 5.0
+    idle_timeout: Annotated[Seconds, "a connection idle between two requests for this long is cut off"] = 60.0
+    write_timeout: Annotated[Seconds, "a program that does not read its response for this long is cut off"] = 10.0
+    max_body: Annotated[Bytes, "largest body of a request; a larger one: 413"] = 64 * 1024
+    requests_per_second: Annotated[
+        Rate, "average request rate of all programs together; further requests wait for their turn"
+    ] = 20.0
+
+
 class CanarySettings(Struct, frozen=True, kw_only=True):
     """A synthetic transaction that passes through the whole pipeline, to prove that a whale would."""
 
@@ -384,6 +406,7 @@ class Config(Struct, frozen=True, kw_only=True):
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     http: HttpSettings = field(default_factory=HttpSettings)
+    admin: AdminSettings = field(default_factory=AdminSettings)
     canary: CanarySettings = field(default_factory=CanarySettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -71,7 +71,7 @@ class Connection:
 
     __slots__ = (
         "_owner", "_refusal", "_socket", "_timer", "_verdict", "_ws", "address", "arrived_at", "close_code",
-        "connected_at", "is_client", "outbox", "phase", "pinged_at", "session", "slot", "source",
+        "connected_at", "is_client", "number", "outbox", "phase", "pinged_at", "session", "slot", "source",
     )  # fmt: skip
 
     def __init__(self, owner: ConnectionOwner, address: str, source: Source, slot: int) -> None:
@@ -79,6 +79,7 @@ class Connection:
         self.address = address
         self.source = source
         self.slot = slot
+        self.number = 0  # given by the roster, counted from the start of the daemon
         self.phase = Phase.AGREEING
         self.outbox = Outbox(self, owner)
         self.session: Session | None = None

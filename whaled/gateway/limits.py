@@ -162,6 +162,11 @@ class TokenBucket:
         self._refill(now)
         return self._level >= self._burst and not self._overrun
 
+    def left(self, now: float) -> float:
+        """Return the tokens that are left; negative while a debt is paid."""
+        self._refill(now)
+        return self._level + self._extra
+
     @property
     def is_exhausted(self) -> bool:
         """True if refused messages add up to a burst: the client ignores the limit."""

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -81,12 +81,19 @@ class Replay:
         self._share = share
         self.slow_timeout_s = slow_timeout_s
 
-    async def run(self, receiver: Receiver, payer: Payer, chosen: Filter, cursor: int) -> int:
+    async def run(
+        self,
+        receiver: Receiver,
+        payer: Payer,
+        chosen: Filter,
+        cursor: int,
+        progressed: Callable[[int], None] = lambda _cursor: None,
+    ) -> int:
         """Send the events after `cursor` that pass `chosen`, then join the hub. Return the number of frames sent.
 
         No event is missed or sent twice, since there is no await between the last comparison with the head and joining
         the hub. While a client is slow, only the rest of one frame is kept for it; the page is read again afterwards.
-        Raises LostError, TooSlowError.
+        `progressed` is called with the cursor after each part. Raises LostError, TooSlowError.
         """
         sent = 0
         delivered = cursor
@@ -99,6 +106,7 @@ class Replay:
                 is_slow = is_slow or part.is_slow
                 payer.charge_replay(part.cursor - cursor)
                 cursor = part.cursor
+                progressed(cursor)
                 delivered = part.delivered or delivered
                 sent += part.frames
                 self._pages.used(cursor)

@@ -1,6 +1,7 @@
 """The connections that are open, and the counts of them."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Hashable
 
@@ -23,6 +24,7 @@ class Roster:
     def __init__(self, settings: GatewaySettings, connections_possible: int, meter: GatewayMeter) -> None:
         self._slots: tuple[dict[Connection, None], ...] = tuple({} for _ in range(KEEPALIVE_SLOTS))
         self._next_slot = 0
+        self._numbers = itertools.count(1)
         self._displaced: set[Connection] = set()  # closing, and counted no more
         self._emptied = asyncio.Event()
         self.admission = Admission(
@@ -82,6 +84,7 @@ class Roster:
 
     def add(self, connection: Connection) -> None:
         """Keep a connection that was admitted, until `leave`."""
+        connection.number = next(self._numbers)
         self._slots[connection.slot][connection] = None
         self._next_slot = (self._next_slot + 1) % KEEPALIVE_SLOTS
 

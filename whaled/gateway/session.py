@@ -114,6 +114,10 @@ class Session:
         """The name that work is attributed to: the client id, or the address before authentication."""
         return self._address if self.client is None else self.client.client_id
 
+    def budget(self, now: float) -> float:
+        """Return the messages that the connection may still send at once; negative while it has to wait."""
+        return self._bucket.left(now)
+
     def charge_replay(self, events: int) -> None:
         """Charge the client for events that were read from the event log for it."""
         self._charge(events / EVENTS_PER_TOKEN)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
@@ -37,13 +37,22 @@ class EventLog(LogReader, Protocol):
         ...
 
 
+class Delivery(NamedTuple):
+    """The delivery to one client: its filter, and the offset that it has reached, in replay or live."""
+
+    filter: Filter
+    is_replaying: bool
+    offset: int
+
+
 class _Subscription:
     """The filter of a client, and its replay while it is not live."""
 
-    __slots__ = ("filter", "replay")
+    __slots__ = ("cursor", "filter", "replay")
 
     def __init__(self, chosen: Filter) -> None:
         self.filter = chosen
+        self.cursor = 0  # how far the replay is
         self.replay: asyncio.Task[None] | None = None
 
 
@@ -103,6 +112,13 @@ class Subscriptions:
     def replaying(self) -> int:
         """The number of clients in replay."""
         return sum(subscription.replay is not None for subscription in self._subscribed.values())
+
+    def delivery(self, connection: Connection) -> Delivery | None:
+        """Return what a client receives; None if it has not subscribed."""
+        found = self._subscribed.get(connection)
+        if found is None:
+            return None
+        return Delivery(found.filter, found.replay is not None, found.cursor if found.replay else self.hub.head)
 
     def publish_upstream_state(self, state: UpstreamState, now: float) -> None:
         """Send clients the state of the link to the backend, if it changed."""
@@ -177,8 +193,13 @@ class Subscriptions:
         subscription = self._subscribed[connection]
         session = connection.session
         assert session is not None  # only a session subscribes
+        subscription.cursor = cursor
+
+        def progressed(to: int) -> None:
+            subscription.cursor = to
+
         try:
-            frames = await self._replay.run(connection.outbox, session, subscription.filter, cursor)
+            frames = await self._replay.run(connection.outbox, session, subscription.filter, cursor, progressed)
         except TooSlowError:
             connection.close(Close.TOO_SLOW)
         except LostError:

@@ -68,6 +68,7 @@ class MemoryWatch:
         self._clients_when_full = 0
         self._used_when_full = 0.0
         self._collected_at = time.monotonic()
+        self.found = memory.Memory(0, math.inf)  # by the last look
 
     def reconfigure(self, settings: MemorySettings) -> None:
         """Apply new settings. What was used at an earlier limit does not delay shedding at a new one."""
@@ -96,6 +97,7 @@ class MemoryWatch:
         if found.used_bytes > start and self._collect(COLLECT_AGAIN_S):
             memory.give_back()
             found = self._gauge.read(self.settings.limit)
+        self.found = found
         used = found.used_bytes
         clients = gateway.connections
         if gateway.is_short_of_memory:

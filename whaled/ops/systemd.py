@@ -116,10 +116,11 @@ class Passed(Struct, frozen=True):
 
     clients: tuple[socket.socket, ...] = ()
     metrics: tuple[socket.socket, ...] = ()
+    admin: tuple[socket.socket, ...] = ()
 
 
 def passed_sockets(environ: MutableMapping[str, str]) -> Passed:
-    """Return the sockets of the socket units, by FileDescriptorName=: `ws` for clients, `metrics` for the HTTP server.
+    """Return the sockets of the socket units, by FileDescriptorName=: `ws`, `metrics` (the HTTP server), `admin`.
 
     The variables are removed from `environ`, as sd_listen_fds does, since they are meant for this process only. Raises
     OperatorError for a socket that whaled cannot use.
@@ -127,16 +128,16 @@ def passed_sockets(environ: MutableMapping[str, str]) -> Passed:
     pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count.isdecimal():
         return Passed()
-    by_name: dict[str, list[socket.socket]] = {"ws": [], "metrics": []}
+    by_name: dict[str, list[socket.socket]] = {"ws": [], "metrics": [], "admin": []}
     for number, name in zip(range(int(count)), [*names.split(":"), *("" for _ in range(int(count)))], strict=False):
         os.set_inheritable(FIRST_DESCRIPTOR + number, False)
         if name not in by_name:
             raise OperatorError(
-                f"systemd passed a socket named {name!r}; known are 'ws' (clients) and 'metrics' (HTTP): "
+                f"systemd passed a socket named {name!r}; known are 'ws' (clients), 'metrics' (HTTP) and 'admin': "
                 "set FileDescriptorName= in the socket unit"
             )
         by_name[name].append(_listening(FIRST_DESCRIPTOR + number, name))
-    return Passed(tuple(by_name["ws"]), tuple(by_name["metrics"]))
+    return Passed(*(tuple(by_name[name]) for name in ("ws", "metrics", "admin")))
 
 
 def _listening(descriptor: int, name: str) -> socket.socket:

@@ -7,17 +7,18 @@ descriptors run out.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
 
 import structlog
 from aiohttp import hdrs, web
+from msgspec import Struct
 
 from whaled.config.sections import HttpSettings
 from whaled.listening import SHORTAGES, peer_address, source_of
 from whaled.summaries import Summary
-from whaled.web.meters import Cut, HttpMeter
+from whaled.web.meters import ConnectionMeter, Cut
 from whaled.web.pace import Pace
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -35,6 +36,20 @@ CROWDED_S = 0.001
 ACCEPT_PAUSE_S = 1.0
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def _unreadable(status: int) -> web.Response:
+    return web.Response(status=status, text="the request could not be read\n")
+
+
+class Replies(Struct, frozen=True):
+    """The responses to what no handler sees: a request that is not HTTP, and a head that is too large (as bytes)."""
+
+    unreadable: Callable[[int], web.Response] = _unreadable
+    too_large: bytes = TOO_LARGE
+
+
+REPLIES = Replies()
 
 
 class _Phase(StrEnum):
@@ -87,7 +102,7 @@ class Connection(web.RequestHandler):
                 self._enter(_Phase.HEAD)
             self._unread += len(data)
             if self._unread > self._listener.settings.max_request and self._stream is not None:
-                self._stream.write(TOO_LARGE)
+                self._stream.write(self._listener.replies.too_large)
                 self.cut(Cut.REQUEST_TOO_LARGE)
 
     def pause_writing(self) -> None:
@@ -142,7 +157,7 @@ class Connection(web.RequestHandler):
         """
         if status >= 500:
             return super().handle_error(request, status, exc, message)
-        answer = web.Response(status=status, text="the request could not be read\n")
+        answer = self._listener.replies.unreadable(status)
         answer.force_close()
         return answer
 
@@ -189,7 +204,10 @@ class Connection(web.RequestHandler):
 class Listener:
     """The connections of the HTTP server."""
 
-    def __init__(self, settings: HttpSettings, server: web.Server, meter: HttpMeter) -> None:
+    def __init__(
+        self, settings: HttpSettings, server: web.Server, meter: ConnectionMeter, replies: Replies = REPLIES
+    ) -> None:
+        self.replies = replies
         self.settings = settings
         self.pace = Pace(settings.requests_per_second)
         self.meter = meter
