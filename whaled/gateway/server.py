@@ -22,7 +22,7 @@ from whaled.gateway.connection import Connection
 from whaled.gateway.credential import Authenticator
 from whaled.gateway.drain import Drain
 from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
-from whaled.gateway.listener import Listener, Reserve
+from whaled.gateway.listener import Listener, Reserve, has_left
 from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.origins import Origins
 from whaled.gateway.rechecks import Rechecks
@@ -178,7 +178,13 @@ class Gateway:
             return
         origin = source(address)
         behind_s = 0.0 if self._listener is None else self._listener.behind_s
-        if behind_s and self.roster.admission.is_flood(origin, behind_s):
+        is_deep = self._listener is not None and self._listener.is_deep
+        if is_deep and has_left(sock):
+            # Its request would only be read to be thrown away, while new clients wait behind it.
+            self.roster.admission.failures.failed(origin.network)
+            self._reset(sock, origin)
+            return
+        if behind_s and self.roster.admission.is_flood(origin, behind_s, is_deep=is_deep):
             self._reset(sock, origin)
             return
         connection = Connection(self, address, origin, self.roster.next_slot())
