@@ -21,14 +21,18 @@ TABLES: tuple[str, ...] = (
         outcome TEXT NOT NULL,
         detail TEXT NOT NULL
     ) STRICT""",
-    # `kind` is jti, client, family or kid. A client's tokens and a key's are revoked if issued until `at`.
+    # `kind` is a `revocations.Kind`. A client's tokens are revoked if issued until `at`. The daemon reads the rows
+    # above the highest `seq` that it knows, so a row that changes gets a new one.
     """CREATE TABLE IF NOT EXISTS revocations (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
         kind TEXT NOT NULL,
         name TEXT NOT NULL,
         at REAL NOT NULL,
         until REAL NOT NULL,
-        PRIMARY KEY (kind, name)
-    ) STRICT, WITHOUT ROWID""",
+        UNIQUE (kind, name)
+    ) STRICT""",
+    """CREATE TRIGGER IF NOT EXISTS audit_unchanged BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END""",
     # What was issued: never the token itself. `family` is the jti of the first token of a chain of refreshes.
     """CREATE TABLE IF NOT EXISTS issued (
         jti TEXT PRIMARY KEY,

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from whaled.auth import access_schema
 from whaled.durable import sync_directory
@@ -53,14 +53,30 @@ def beside(event_log: Path) -> Path:
     return resolved.with_name(f"{resolved.stem}.access.db")
 
 
+class Access(Protocol):
+    """What an act on the database needs of it: `AccessStore` in the daemon, `Direct` in a command."""
+
+    async def read(self, work: Work[T]) -> T:
+        """Return the result of `work`, which sees one state of the database. Raises AccessError."""
+        ...
+
+    async def write(self, work: Work[T]) -> T:
+        """Return the result of `work`, in one transaction that is on the disk afterwards. Raises AccessError."""
+        ...
+
+
 class Database:
-    """The open database. Use it on the thread that opened it only."""
+    """The open database. Use it on the thread that opened it only.
+
+    `generation` counts the files that were put in its place while it was open.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
         self._inode = _inode(path)
         self._version = self._data_version()
+        self.generation = 0
 
     @classmethod
     def opened(cls, path: Path) -> "Database":
@@ -86,6 +102,7 @@ class Database:
             self.close()
             self._connection, self._inode = replaced._connection, replaced._inode  # noqa: SLF001 - of this class
             self._version = replaced._version  # noqa: SLF001 - of this class
+            self.generation += 1
             return True
         with _explained(self.path, "read the access database"):
             before, self._version = self._version, self._data_version()
@@ -129,6 +146,11 @@ class AccessStore:
         """The path of the database."""
         return self._database.path
 
+    @property
+    def generation(self) -> int:
+        """The number of files that were put in the place of the database."""
+        return self._database.generation
+
     async def read(self, work: Work[T]) -> T:
         """Return the result of `work`, which sees one state of the database. Raises AccessError."""
         return await self._run(lambda: self._database.read(work))
@@ -154,6 +176,21 @@ class AccessStore:
 
     def _ended(self, _: "asyncio.Future[T]") -> None:
         self._waiting -= 1
+
+
+class Direct:
+    """The database for an act of a command, which has no event loop to keep free."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read(self, work: Work[T]) -> T:
+        """Return the result of `work`, which sees one state of the database. Raises AccessError."""
+        return self._database.read(work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Return the result of `work`, in one transaction that is on the disk afterwards. Raises AccessError."""
+        return self._database.write(work)
 
 
 @contextmanager
