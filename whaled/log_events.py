@@ -13,6 +13,10 @@ MESSAGES = {
     "descriptor_limit_low": "file descriptors are limited: fewer client connections are possible than "
     "gateway.max_connections; raise LimitNOFILE= (without systemd: ulimit -n)",
     "signing_keys_loaded": "signing keys loaded",
+    "access_database_failed": "the access database cannot be read or written: new revocations of other processes do "
+    "not take effect",
+    "access_database_recovered": "the access database can be read and written again",
+    "token_register_full": "refreshed tokens are not in the register: the access database is too slow or fails",
     "authentication_disabled": "authentication is disabled: anyone who can connect can read the alerts",
     "systemd_sockets_used": "listening on sockets from systemd: host and port of this section are ignored",
     "listen_address_missing": "cannot listen on one of the configured addresses: no client reaches whaled there",

@@ -71,7 +71,8 @@ RANKS = {
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
-    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.families",
+    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.access_schema",
+    "auth.families", "auth.revocations",
     "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage", "bookmarks", "cli.tail_lines",
     "client.cursor", "config.fields", "config.given", "config.keys", "config.origins", "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors",

@@ -303,6 +303,10 @@ class AuthSettings(Struct, frozen=True, kw_only=True):
     ] = 20
     issuer: Annotated[Text | None, "required `iss` of tokens; null: not checked", RELOAD] = None
     audience: Annotated[Text | None, "required `aud` of tokens; null: not checked", RELOAD] = None
+    audit_retention: Annotated[Seconds, "older records of the audit log are removed", RELOAD] = 365 * 86400.0
+    audit_limit: Annotated[
+        Count, "records in the audit log; beyond this the oldest ones are removed (about 300 bytes each)", RELOAD
+    ] = 100_000
 
 
 class HttpSettings(Struct, frozen=True, kw_only=True):
