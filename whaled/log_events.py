@@ -13,6 +13,9 @@ MESSAGES = {
     "descriptor_limit_low": "file descriptors are limited: fewer client connections are possible than "
     "gateway.max_connections; raise LimitNOFILE= (without systemd: ulimit -n)",
     "signing_keys_loaded": "signing keys loaded",
+    "issuer_keys_fetched": "the keys of an issuer were fetched",
+    "issuer_keys_unavailable": "cannot fetch the keys of an issuer: the last ones stay in use",
+    "issuer_fetch_failed": "a bug ended a fetch of the keys of an issuer: the last ones stay in use",
     "authentication_disabled": "authentication is disabled: anyone who can connect can read the alerts",
     "systemd_sockets_used": "listening on sockets from systemd: host and port of this section are ignored",
     "listen_address_missing": "cannot listen on one of the configured addresses: no client reaches whaled there",
