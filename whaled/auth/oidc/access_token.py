@@ -1,7 +1,7 @@
 """Access tokens of an issuer (RFC 9068 and what providers issue in its place): signature, claims, and the grant. Pure.
 
 The algorithm must be one that the operator allows for the issuer, and the key must be of its kind; neither comes from
-the token. A verification costs 60 to 700 us, by the algorithm (docs/oidc.md).
+the token. A verification takes 0.06 to 0.4 ms, by the algorithm (docs/oidc.md).
 """
 
 import base64

@@ -86,7 +86,7 @@ class Fetcher:
             address = settings.jwks_uri or await self._discovered(settings)
             raw = await self._get(address, KEYS_LIMIT_BYTES, settings.timeout)
         try:
-            # In a thread: 64 large keys take longer than a client may wait.
+            # In a thread: a text of 256 KiB with 64 keys takes a millisecond or more, in which alerts would wait.
             return await asyncio.to_thread(read_key_set, raw, settings.algorithms)
         except KeySetError as error:
             raise FetchError(FetchFailure.GARBAGE, f"{without_secrets(address)} {error}") from error

@@ -63,9 +63,9 @@ class Issuers:
 
     # --- tokens ---
 
-    def claims_issuer(self, credential: str) -> bool:
-        """Return whether a credential states one of the issuers, unverified."""
-        return bool(self._policies) and stated_issuer(credential) in self._policies
+    def knows(self, issuer: str) -> bool:
+        """Return whether the tokens of an issuer are accepted."""
+        return issuer in self._policies
 
     def owns(self, client_id: str) -> bool:
         """Return whether a client id belongs to an issuer: no other credential may have it."""
