@@ -123,6 +123,10 @@ class LogFailure(StrEnum):
     CLOSED = "closed"
 
 
+class AccessError(WhaledError):
+    """A failure to read or write the access database: revocations, issued tokens, the audit log."""
+
+
 class CanaryFailure(StrEnum):
     """The reason a canary did not arrive (a metric label)."""
 

@@ -16,6 +16,10 @@ MESSAGES = {
     "issuer_keys_fetched": "the keys of an issuer were fetched",
     "issuer_keys_unavailable": "cannot fetch the keys of an issuer: the last ones stay in use",
     "issuer_fetch_failed": "a bug ended a fetch of the keys of an issuer: the last ones stay in use",
+    "access_database_failed": "the access database cannot be read or written: new revocations of other processes do "
+    "not take effect",
+    "access_database_recovered": "the access database can be read and written again",
+    "token_register_full": "refreshed tokens are not in the register: the access database is too slow or fails",
     "authentication_disabled": "authentication is disabled: anyone who can connect can read the alerts",
     "systemd_sockets_used": "listening on sockets from systemd: host and port of this section are ignored",
     "listen_address_missing": "cannot listen on one of the configured addresses: no client reaches whaled there",

@@ -5,7 +5,7 @@ import re
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from whaled.auth.meters import CredentialMeter
+from whaled.auth.meters import AccessMeter, CredentialMeter
 from whaled.auth.oidc.meters import IssuerMeter
 from whaled.backfill.meters import BackfillMeter
 from whaled.canary import CanaryMeter
@@ -47,6 +47,7 @@ class Metrics:
         self.memory = MemoryMeter(registry)
         self.credentials = CredentialMeter(registry)
         self.issuers = IssuerMeter(registry)
+        self.access = AccessMeter(registry)
         self.backfill = BackfillMeter(registry, RestFailure)
         self.http = HttpMeter(registry)
 

@@ -9,7 +9,7 @@ import secrets
 import signal
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,11 @@ import structlog
 from whaled import __version__
 from whaled.addressbook.loading import read_address_book_apart
 from whaled.addressbook.reports import BookReports
+from whaled.auth import store
+from whaled.auth.access import AccessKeeper
+from whaled.auth.gate import Gate
+from whaled.auth.ledger import NoteQueue
+from whaled.auth.revocations import Revocations
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
@@ -36,6 +41,7 @@ from whaled.ingest.intake import Inputs, Intake
 from whaled.metrics import Metrics
 from whaled.model import Alert
 from whaled.ops import descriptors, logs, memory, reloads
+from whaled.ops.announcement import announce
 from whaled.ops.certificates import certificate_expiry, tls_context
 from whaled.ops.memory_watch import MemoryWatch
 from whaled.ops.starts import Starts
@@ -49,7 +55,6 @@ from whaled.sources.mempool_space.changes import canary_change
 from whaled.sources.mempool_space.feed import Feed
 from whaled.sources.mempool_space.rest import Rest
 from whaled.sources.mempool_space.survey import Survey
-from whaled.urls import redacted
 from whaled.web import app as web
 from whaled.whales.detect import Detector, Rules
 
@@ -75,6 +80,7 @@ class _Running(NamedTuple):
     backfill: Worker | None
     survey: Survey
     http: web.HttpServer
+    access: AccessKeeper
 
 
 class Service:
@@ -94,6 +100,12 @@ class Service:
         self._authenticator = (
             TokenAuthenticator(boot.ring, boot.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
             if boot.ring is not None
+            else None
+        )
+        self._revocations, self._notes = Revocations(), NoteQueue(self.metrics.access)
+        self._gate = (
+            Gate(ring=self._authenticator, revocations=self._revocations, ledger=self._notes)
+            if self._authenticator is not None
             else None
         )
         self._stop = asyncio.Event()
@@ -131,13 +143,20 @@ class Service:
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
+            AccessKeeper.opened(
+                store.beside(Path(config.eventlog.path)),
+                self._revocations,
+                self._notes,
+                self.metrics.access,
+                settings=lambda: self.config.auth,
+            ) as access,
             Rest.open(config.upstream, self.metrics.rest) as rest,
         ):
             gateway = Gateway(
                 config.gateway,
                 config.auth,
                 event_log=event_log,
-                authenticator=self._authenticator,
+                authenticator=self._gate,
                 meter=self.metrics.gateway,
                 tls=tls,
                 connections_possible=self._connections_possible(),
@@ -180,15 +199,17 @@ class Service:
                 )
                 http = self._http_server(gateway, canary, intake)
                 running = _Running(
-                    gateway, ingest, intake, committer, event_log, canary, memory_watch, tls, backfill, survey, http
-                )
+                    gateway, ingest, intake, committer, event_log, canary, memory_watch, tls, backfill, survey, http,
+                    access,
+                )  # fmt: skip
                 async with (
                     gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
                 ):
                     self._observe_keys(self._ring)
                     await starts.began()
-                    self._announce(gateway.addresses, http.addresses)
+                    announce(config, self._ring, self._passed, clients=gateway.addresses, http=http.addresses)
+                    self.notifier.ready()
                     await self._work(running)
                 await starts.ended()
         logger.info("daemon_stopped")
@@ -212,6 +233,8 @@ class Service:
             until_end = [
                 tasks.create_task(loop_watch.run(), name="loop watch"),
                 tasks.create_task(running.memory_watch.run(), name="memory watch"),
+                tasks.create_task(running.access.watch(gateway.recheck), name="revocations"),
+                tasks.create_task(running.access.store_notes(), name="token register"),
                 tasks.create_task(feed_watchdog(self.notifier, loop_watch, running.canary.is_alive), name="watchdog"),
             ]
             await self._stop.wait()
@@ -309,27 +332,6 @@ class Service:
         if certificate is not None:
             self.metrics.credentials.certificate(certificate_expiry(certificate))
 
-    def _announce(self, clients: Sequence[str], http: Sequence[str]) -> None:
-        config = self.config
-        scheme = "wss" if config.gateway.tls.certificate else "ws"
-        listen = ", ".join(f"{scheme}://{address}" for address in clients)
-        if not config.auth.enabled:
-            logger.warning("authentication_disabled", listen=listen)
-        if self._ring is not None:
-            logger.info("signing_keys_loaded", source=self._ring.source, keys=len(self._ring.verifying))
-        for name, sockets in (("gateway", self._passed.clients), ("http", self._passed.metrics)):
-            if sockets:
-                logger.info("systemd_sockets_used", section=name)
-        logger.info(
-            "daemon_ready",
-            version=__version__,
-            listen=listen,
-            metrics=", ".join(f"http://{address}/metrics" for address in http) or None,
-            upstream=redacted(config.upstream.url),
-            threshold_btc=config.detection.threshold_btc,
-        )
-        self.notifier.ready()
-
     # --- signals and reload ---
 
     @contextmanager
@@ -373,9 +375,7 @@ class Service:
             self._authenticator.replace_ring(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
         running.ingest.detector = detector
-        running.gateway.reconfigure(
-            self.config.gateway, self.config.auth, self._authenticator, self._connections_possible()
-        )
+        running.gateway.reconfigure(self.config.gateway, self.config.auth, self._gate, self._connections_possible())
         running.canary.reconfigure(self.config.canary)
         running.memory_watch.reconfigure(self.config.memory)
         running.http.reconfigure(self.config.http)

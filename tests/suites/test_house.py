@@ -71,8 +71,9 @@ RANKS = {
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
-    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.families",
-    "auth.oidc.access_token", "auth.oidc.keyset", "auth.signature", "auth.tokens", "auth.tokentext",
+    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.access_schema",
+    "auth.families", "auth.oidc.access_token", "auth.oidc.extra", "auth.oidc.keyset", "auth.revocations",
+    "auth.signature", "auth.tokens", "auth.tokentext",
     "backfill.coverage", "bookmarks", "cli.tail_lines", "client.cursor", "config.claims", "config.fields",
     "config.given", "config.issuers", "config.keys", "config.origins", "config.render", "config.rules",
     "config.scalars", "config.sections", "config.units", "config.values", "errors",

@@ -8,11 +8,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kit.reload import PAYEE, PAYER, PING, Client, Ended, ReloadRig, claims, payment, until, wrong_token
+from whaled.auth import audit
+from whaled.auth.audit import Act
+from whaled.auth.store import open_directly
 from whaled.config.keys import reloadable
 
 pytestmark = pytest.mark.slow
@@ -518,6 +522,32 @@ def _(rig: ReloadRig) -> None:
     rig.apply(auth={"audience": "you"})
     assert rig.refusal(rig.token()) == INVALID
     assert rig.refusal(rig.token(audience="you")) == ""
+
+
+def _record(rig: ReloadRig, *ages_s: float) -> None:
+    """Add records of these ages to the audit log, as an operator's commands do."""
+    with open_directly(rig.directory / "whaled.access.db") as database:
+        for age_s in ages_s:
+            act = Act(at=time.time() - age_s, actor="a", origin="o", act="token revoked", target="jti t1")
+            database.write(partial(audit.record, act=act))
+    until(lambda: rig.metric("whaled_audit_records") >= len(ages_s))
+
+
+@case("auth.audit_limit")
+def _(rig: ReloadRig) -> None:
+    _record(rig, 0, 0, 0)
+    rig.apply(auth={"audit_limit": 2})
+    until(lambda: rig.metric("whaled_audit_records") == 2)
+
+
+@case("auth.audit_retention")
+def _(rig: ReloadRig) -> None:
+    rig.apply(auth={"audit_limit": 1})
+    until(lambda: rig.metric("whaled_audit_records") <= 1)
+    rig.apply()
+    _record(rig, 7_200, 7_200, 0)
+    rig.apply(auth={"audit_retention": "1h"})
+    until(lambda: rig.metric("whaled_audit_records") == 1)
 
 
 # --- http -------------------------------------------------------------------------------------------------------------

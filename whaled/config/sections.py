@@ -347,6 +347,10 @@ class AuthSettings(Struct, frozen=True, kw_only=True):
         "OpenID Connect or OAuth 2.0 issuers whose access tokens are accepted as well, see docs/oidc.md",
         RELOAD,
     ] = ()
+    audit_retention: Annotated[Seconds, "older records of the audit log are removed", RELOAD] = 365 * 86400.0
+    audit_limit: Annotated[
+        Count, "records in the audit log; beyond this the oldest ones are removed (about 300 bytes each)", RELOAD
+    ] = 100_000
 
 
 class HttpSettings(Struct, frozen=True, kw_only=True):

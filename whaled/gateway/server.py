@@ -116,6 +116,10 @@ class Gateway:
         self.rechecks.request()
         self._pause.changed()
 
+    def recheck(self) -> None:
+        """Close the sessions whose credential is no longer in force, after a revocation."""
+        self.rechecks.request()
+
     # --- running ---
 
     @asynccontextmanager
