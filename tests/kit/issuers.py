@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import json
+import queue
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -155,3 +157,24 @@ async def stand_in() -> AsyncIterator[StandIn]:
         yield server
     finally:
         await runner.cleanup()
+
+
+@contextmanager
+def stand_in_apart() -> Iterator[StandIn]:
+    """Run the server in a thread, for a test that blocks."""
+    up: queue.SimpleQueue[tuple[StandIn, asyncio.AbstractEventLoop, asyncio.Event]] = queue.SimpleQueue()
+
+    async def serve() -> None:
+        ended = asyncio.Event()
+        async with stand_in() as server:
+            up.put((server, asyncio.get_running_loop(), ended))
+            await ended.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    server, loop, ended = up.get(timeout=10)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(10)

@@ -13,7 +13,7 @@ server.listen(port, "127.0.0.1", () => {
     clients: [
       {
         client_id: "whale-bot",
-        client_secret: "a secret of this test only, of loopback",
+        client_secret: "only-for-tests-on-loopback",
         grant_types: ["client_credentials"],
         redirect_uris: [],
         response_types: [],

@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 from kit.issuers import ISSUER, StandIn, access_token, claims, issuer_settings, public_jwk, stand_in
 from kit.tokens import GOOD
 from whaled.auth.oidc import issuers as module
-from whaled.auth.oidc.issuers import Issuers, check_package
+from whaled.auth.oidc.issuers import Issuers
 from whaled.auth.oidc.meters import IssuerMeter
 from whaled.config.sections import AuthSettings, IssuerSettings
-from whaled.errors import ConfigError, TokenError, TokenRefusal
+from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
 from whaled.registry import Registry
 
@@ -213,12 +213,3 @@ async def test_the_ids_of_an_issuers_clients_are_its_own() -> None:
     assert issuers.owns("corp:bot")
     for other in ("corp", "corporate:bot", "bot", ":corp", ""):
         assert not issuers.owns(other)
-
-
-def test_an_issuer_without_the_package_for_public_keys_is_a_fault_of_the_configuration(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "has_crypto", False)
-    check_package(AuthSettings(), {})
-    with pytest.raises(ConfigError, match=r"w.yaml:3: auth.issuers: needs the package cryptography: install `whaled"):
-        check_package(AuthSettings(issuers=(issuer_settings(),)), {"auth.issuers": "w.yaml:3"})

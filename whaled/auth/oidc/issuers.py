@@ -1,30 +1,20 @@
 """The trusted issuers: which of them a token is from, its verification, and what ends its grant."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-
-from jwt.algorithms import has_crypto
 
 from whaled.auth.oidc.access_token import Policy, UnknownKeyError, stated_issuer, verified
 from whaled.auth.oidc.fetch import Fetcher
 from whaled.auth.oidc.keeper import Keeper
 from whaled.auth.oidc.meters import IssuerMeter
-from whaled.config.issuers import ISSUERS
 from whaled.config.sections import AuthSettings, IssuerSettings
-from whaled.errors import ConfigError, Fault, TokenError, TokenRefusal
+from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant
 
 # A start waits this long for the first key sets, because until then every token of an issuer is refused. An issuer that
 # is away must not delay clients with other credentials for longer.
 FIRST_KEYS_S = 5.0
-
-
-def check_package(auth: AuthSettings, origins: Mapping[str, str]) -> None:
-    """Raise ConfigError if an issuer is configured and the package for public keys is not installed."""
-    if auth.issuers and not has_crypto:
-        problem = "needs the package cryptography: install `whaled[oidc]`, or remove the issuers"
-        raise ConfigError((Fault(ISSUERS, problem, origins.get(ISSUERS, "")),))
 
 
 class Issuers:
@@ -43,9 +33,10 @@ class Issuers:
         An issuer whose address stays the same keeps its keys until they are fetched again.
         """
         old = self._keepers
-        self._policies = {each.issuer: Policy.of(each, settings.max_token_ttl) for each in settings.issuers}
-        self._keepers = {each.issuer: self._keeper(each, old.get(each.issuer)) for each in settings.issuers}
-        names = {each.name for each in settings.issuers}
+        trusted = settings.issuers if settings.enabled else ()
+        self._policies = {each.issuer: Policy.of(each, settings.max_token_ttl) for each in trusted}
+        self._keepers = {each.issuer: self._keeper(each, old.get(each.issuer)) for each in trusted}
+        names = {each.name for each in trusted}
         for gone in {keeper.settings.name for keeper in old.values()} - names:
             self._meter.ends(gone)
         for name in names:
