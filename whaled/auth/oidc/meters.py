@@ -18,23 +18,29 @@ class IssuerMeter:
             ("issuer",),
         )
         self._series = (self._fetches, self._failures, self._keys, self._fetched)
+        # A fetch may end just after its issuer was removed, and must not create the series again.
+        self._configured: set[str] = set()
 
     def begins(self, issuer: str) -> None:
         """Create the series of an issuer, at 0."""
+        self._configured.add(issuer)
         for metric in self._series:
             metric.labels(issuer)
 
     def ends(self, issuer: str) -> None:
         """Remove the series of an issuer that is no longer configured: an alert about it would never end."""
+        self._configured.discard(issuer)
         for metric in self._series:
             metric.remove(issuer)
 
     def fetched(self, issuer: str, keys: int, now: float) -> None:
         """Count a successful fetch."""
-        self._fetches.labels(issuer).inc()
-        self._keys.labels(issuer).set(keys)
-        self._fetched.labels(issuer).set(now)
+        if issuer in self._configured:
+            self._fetches.labels(issuer).inc()
+            self._keys.labels(issuer).set(keys)
+            self._fetched.labels(issuer).set(now)
 
     def failed(self, issuer: str) -> None:
         """Count a failed fetch."""
-        self._failures.labels(issuer).inc()
+        if issuer in self._configured:
+            self._failures.labels(issuer).inc()
