@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 from prometheus_client import generate_latest
@@ -18,12 +18,13 @@ from whaled.auth.audit import Act
 from whaled.auth.ledger import NoteQueue
 from whaled.auth.meters import AccessMeter
 from whaled.auth.revocations import Kind, Revocation, Revocations
-from whaled.auth.store import open_directly
+from whaled.auth.store import AccessStore, Work, open_directly
 from whaled.config.sections import AuthSettings
 from whaled.errors import AccessError
 from whaled.model import Grant
 from whaled.registry import Registry
 
+T = TypeVar("T")
 FAR = 4e9
 GRANT = Grant(client_id="c1", permissions=frozenset(), issued_at=NOW, expires_at=FAR, token_id="t1", family="t1")
 
@@ -123,6 +124,33 @@ async def test_a_revocation_of_another_process_is_noticed(path: Path) -> None:
         async with asyncio.timeout(30):
             await revoked.wait()
         assert parts.revocations.cover(GRANT, NOW)
+
+
+class Flaky(AccessStore):
+    """A database of which one read fails when it is told to."""
+
+    fails = False
+
+    async def read(self, work: Work[T]) -> T:
+        if self.fails:
+            self.fails = False
+            raise AccessError("broken")
+        return await super().read(work)
+
+
+async def test_a_revocation_is_noticed_even_if_the_first_read_after_it_fails(path: Path) -> None:
+    meter, revocations = AccessMeter(Registry()), Revocations()
+    async with Flaky.open(path) as store:
+        assert isinstance(store, Flaky)
+        keeper = AccessKeeper(store, revocations, NoteQueue(meter), meter, settings=AuthSettings)
+        await keeper.prune()
+        revoke(path)
+        store.fails = True
+        async with watching(Parts(keeper, revocations, NoteQueue(meter), Registry())) as revoked:
+            async with asyncio.timeout(30):
+                await revoked.wait()
+        assert not store.fails
+        assert revocations.cover(GRANT, NOW)
 
 
 async def test_a_write_that_revokes_nothing_does_not_have_every_session_checked(path: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,7 +36,7 @@ class Place:
         token = self.run("token", "issue", "--client", client_id).strip()
         return token, self.listed(client_id)[-1]["jti"]
 
-    def listed(self, *client_id: str) -> list[dict[str, str]]:
+    def listed(self, *client_id: str) -> list[dict[str, Any]]:
         lines = self.run("token", "list", "--json", *(["--client", *client_id] if client_id else [])).splitlines()
         return [json.loads(line) for line in lines]
 

@@ -105,11 +105,14 @@ class AccessKeeper:
 
         `revoked` is called after revocations were added.
         """
-        pruned_at, limits = -PRUNE_S, None
+        pruned_at, limits, is_behind = -PRUNE_S, None, False
         while True:
             try:
-                if await self.store.changed() and await self.load():
+                # A write is reported once: if the load after it fails, the next look has to load.
+                is_behind = await self.store.changed() or is_behind
+                if is_behind and await self.load():
                     revoked()
+                is_behind = False
                 settings = self._settings()
                 wanted = (settings.audit_retention, settings.audit_limit)
                 if time.monotonic() - pruned_at >= PRUNE_S or wanted != limits:
