@@ -13,6 +13,9 @@ MESSAGES = {
     "descriptor_limit_low": "file descriptors are limited: fewer client connections are possible than "
     "gateway.max_connections; raise LimitNOFILE= (without systemd: ulimit -n)",
     "signing_keys_loaded": "signing keys loaded",
+    "issuer_keys_fetched": "the keys of an issuer were fetched",
+    "issuer_keys_unavailable": "cannot fetch the keys of an issuer: the last ones stay in use",
+    "issuer_fetch_failed": "a bug ended a fetch of the keys of an issuer: the last ones stay in use",
     "access_database_failed": "the access database cannot be read or written: new revocations of other processes do "
     "not take effect",
     "access_database_recovered": "the access database can be read and written again",

@@ -6,6 +6,7 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from whaled.auth.meters import AccessMeter, CredentialMeter
+from whaled.auth.oidc.meters import IssuerMeter
 from whaled.backfill.meters import BackfillMeter
 from whaled.canary import CanaryMeter
 from whaled.config.meters import ConfigMeter
@@ -45,6 +46,7 @@ class Metrics:
         self.loop = LoopMeter(registry)
         self.memory = MemoryMeter(registry)
         self.credentials = CredentialMeter(registry)
+        self.issuers = IssuerMeter(registry)
         self.access = AccessMeter(registry)
         self.backfill = BackfillMeter(registry, RestFailure)
         self.http = HttpMeter(registry)

@@ -24,6 +24,7 @@ from whaled.auth import store
 from whaled.auth.access import AccessKeeper
 from whaled.auth.gate import Gate
 from whaled.auth.ledger import NoteQueue
+from whaled.auth.oidc.issuers import Issuers
 from whaled.auth.revocations import Revocations
 from whaled.auth.tokens import KeyRing, TokenAuthenticator
 from whaled.backfill.context import Context
@@ -103,18 +104,15 @@ class Service:
             else None
         )
         self._revocations, self._notes = Revocations(), NoteQueue(self.metrics.access)
+        self._issuers = Issuers(boot.config.auth, self.metrics.issuers)
         self._gate = (
-            Gate(ring=self._authenticator, revocations=self._revocations, ledger=self._notes)
+            Gate(ring=self._authenticator, revocations=self._revocations, issuers=self._issuers, ledger=self._notes)
             if self._authenticator is not None
             else None
         )
         self._stop = asyncio.Event()
-        self._reloads = Reloads(
-            reread,
-            self.notifier,
-            self.metrics.config,
-            reloads.outcome_path(os.environ, Path(boot.config.eventlog.path)),
-        )
+        outcome_path = reloads.outcome_path(os.environ, Path(boot.config.eventlog.path))
+        self._reloads = Reloads(reread, self.notifier, self.metrics.config, outcome_path)
         self._books = BookReports(self.metrics.config)
 
     def stop(self) -> None:
@@ -203,6 +201,7 @@ class Service:
                     access,
                 )  # fmt: skip
                 async with (
+                    self._issuers.running(),  # before clients: without keys their tokens would be refused
                     gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
                 ):
@@ -373,6 +372,7 @@ class Service:
         self.config = boot.config
         if self._authenticator is not None and boot.ring is not None:
             self._authenticator.replace_ring(boot.ring, boot.config.auth)
+        self._issuers.reconfigure(boot.config.auth)
         logs.configure(self.config.log)
         running.ingest.detector = detector
         running.gateway.reconfigure(self.config.gateway, self.config.auth, self._gate, self._connections_possible())

@@ -39,6 +39,9 @@ class Other:
     def knows(self, issuer: str) -> bool:
         return issuer == "https://login.example"
 
+    def owns(self, client_id: str) -> bool:
+        return False
+
 
 def ring() -> TokenAuthenticator:
     ids = iter(f"r{number}" for number in range(100))

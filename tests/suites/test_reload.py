@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.issuers import AUDIENCE, stand_in_apart
 from kit.reload import PAYEE, PAYER, PING, Client, Ended, ReloadRig, claims, payment, until, wrong_token
 from whaled.auth import audit
 from whaled.auth.audit import Act
@@ -548,6 +549,22 @@ def _(rig: ReloadRig) -> None:
     _record(rig, 7_200, 7_200, 0)
     rig.apply(auth={"audit_retention": "1h"})
     until(lambda: rig.metric("whaled_audit_records") == 1)
+
+
+@case("auth.issuers")
+def _(rig: ReloadRig) -> None:
+    with stand_in_apart() as server:
+        token = server.token()
+        assert rig.refusal(token) == INVALID
+        trusted = {"name": "corp", "issuer": server.url, "audience": AUDIENCE, "read": ["scope=whales:read"]}
+        rig.apply(auth={"issuers": [trusted]})
+        until(lambda: rig.metric("whaled_issuer_keys", issuer="corp") == 1)
+        kept, client = rig.client(), rig.client(token)
+        assert client.ask("pong", type="ping")["type"] == "pong"
+        rig.apply()
+        assert client.close_code(5) == 1008
+        assert rig.refusal(token) == INVALID
+        assert kept.ask("pong", type="ping")["type"] == "pong"
 
 
 # --- http -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from whaled.model import Grant
 
 API_KEY_PREFIX = "whk_"
 REVOKED = "it, its family, its client or its key was revoked"
+FOREIGN = "its client id begins with the name of an issuer and a colon"
 TOKEN, API_KEY, OIDC = "token", "api_key", "oidc"
 
 
@@ -30,6 +31,10 @@ class Issuers(Verifier, Protocol):
 
     def knows(self, issuer: str) -> bool:
         """Return whether the tokens of an issuer are accepted."""
+        ...
+
+    def owns(self, client_id: str) -> bool:
+        """Return whether a client id belongs to an issuer: no other credential may have it."""
         ...
 
 
@@ -71,6 +76,8 @@ class Gate:
     def verify(self, credential: str, now: float) -> Grant:
         """Verify a credential. Raises TokenError."""
         grant = self._verifier_for(credential).verify(credential, now)
+        if self._is_an_issuers(grant):
+            raise TokenError(TokenRefusal.BAD_CLAIMS, FOREIGN, claimant=claimant(credential), client_id=grant.client_id)
         if self._is_revoked(grant, now):
             raise TokenError(TokenRefusal.REVOKED, REVOKED, claimant=claimant(credential), client_id=grant.client_id)
         return grant
@@ -80,7 +87,9 @@ class Gate:
         verifier: Verifier | None = self._ring
         if grant.kind != TOKEN:
             verifier = {API_KEY: self._api_keys, OIDC: self._issuers}.get(grant.kind)
-        return verifier is not None and verifier.is_in_force(grant, now) and not self._is_revoked(grant, now)
+        if verifier is None or self._is_an_issuers(grant):
+            return False
+        return verifier.is_in_force(grant, now) and not self._is_revoked(grant, now)
 
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
         """Return a new token for the same client with the same permissions, and its grant. Raises TokenError.
@@ -111,6 +120,10 @@ class Gate:
         self._revocations.add(revocation)
         if self._ledger is not None:
             self._ledger.ended(revocation)
+
+    def _is_an_issuers(self, grant: Grant) -> bool:
+        """Return whether a credential that is not an issuer's names a client of one."""
+        return grant.kind != OIDC and self._issuers is not None and self._issuers.owns(grant.client_id)
 
     def _is_revoked(self, grant: Grant, now: float) -> bool:
         return grant.kind != API_KEY and self._revocations.cover(grant, now)

@@ -13,7 +13,7 @@ from whaled.config.sections import Config
 
 # What a string key expects, by its unit.
 SORTS = {"path": "a path", "url": "a URL", "host": "an address or a host name", "origin": "an origin"}
-# The limit of every list of sections; there is only one such list.
+# The limit of every list of sections.
 MAX_SECTIONS = MAX_WATCH_RULES
 
 

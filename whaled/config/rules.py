@@ -5,6 +5,7 @@ from urllib.parse import SplitResult, unquote_to_bytes
 
 from msgspec import Struct
 
+from whaled.config.issuers import issuer_faults
 from whaled.config.sections import Config, DetectionSettings
 from whaled.hosts import HOST_NAME
 from whaled.urls import redacted, usable
@@ -31,6 +32,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _times(config)
     yield from _ways(config)
     yield from _whales(config.detection)
+    yield from (Conflict(path, problem, ("auth.issuers",)) for path, problem in issuer_faults(config.auth))
     tls = config.gateway.tls
     if (tls.certificate is None) != (tls.private_key is None):
         given, missing = ("certificate", "private_key") if tls.private_key is None else ("private_key", "certificate")
