@@ -258,6 +258,7 @@ class Service:
                 await intake.take(message)
                 if backfill is not None:
                     backfill.observe(message)
+                del message  # see sources/mempool_space/link.py
 
     async def _newest_whale(self, event_log: EventLog) -> tuple[Alert, float] | None:
         """Return the newest whale of earlier runs and the time of its alert, for the status line and the metric."""
