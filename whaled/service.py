@@ -22,6 +22,7 @@ from whaled.addressbook.loading import read_address_book_apart
 from whaled.addressbook.reports import BookReports
 from whaled.auth import store
 from whaled.auth.access import AccessKeeper
+from whaled.auth.apikeykeeper import ApiKeyKeeper
 from whaled.auth.gate import Gate
 from whaled.auth.ledger import NoteQueue
 from whaled.auth.revocations import Revocations
@@ -103,11 +104,10 @@ class Service:
             else None
         )
         self._revocations, self._notes = Revocations(), NoteQueue(self.metrics.access)
-        self._gate = (
-            Gate(ring=self._authenticator, revocations=self._revocations, ledger=self._notes)
-            if self._authenticator is not None
-            else None
-        )
+        self._api_keys = ApiKeyKeeper(self.metrics.api_keys)
+        self._gate = Gate(
+            ring=self._authenticator, revocations=self._revocations, api_keys=self._api_keys.keys, ledger=self._notes
+        ) if self._authenticator is not None else None  # fmt: skip
         self._stop = asyncio.Event()
         self._reloads = Reloads(
             reread,
@@ -149,6 +149,7 @@ class Service:
                 self._notes,
                 self.metrics.access,
                 settings=lambda: self.config.auth,
+                api_keys=self._api_keys,
             ) as access,
             Rest.open(config.upstream, self.metrics.rest) as rest,
         ):

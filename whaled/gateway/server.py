@@ -326,11 +326,11 @@ class Gateway:
         """Perform an action that concerns more than the connection."""
         records = self._records
         match action:
-            case Admit(grant=grant, may_read=may_read):
+            case Admit(grant=grant, may_read=may_read, filter=chosen):
                 self.roster.known(connection, has_authenticated=grant is not None)
                 records.admitted(connection.address, grant)
                 if may_read:
-                    self.subscriptions.join(connection)
+                    self.subscriptions.join(connection, chosen)
             case Attach(filter=chosen, since=since):
                 self.subscriptions.attach(connection, chosen, since)
             case Detach():
