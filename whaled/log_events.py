@@ -15,7 +15,6 @@ MESSAGES = {
     "signing_keys_loaded": "signing keys loaded",
     "access_database_failed": "the access database cannot be read or written: new revocations of other processes do "
     "not take effect",
-    "api_key_unreadable": "a row of the API keys has a permission that no whaled writes: that key is refused",
     "api_key_uses_unstored": "the last uses of API keys could not be stored; they are stored later",
     "access_database_recovered": "the access database can be read and written again",
     "token_register_full": "refreshed tokens are not in the register: the access database is too slow or fails",

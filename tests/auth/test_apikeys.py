@@ -62,7 +62,7 @@ def refused(text: str, keys: ApiKeys) -> TokenError:
 
 def test_a_key_grants_what_is_stored_with_it() -> None:
     grant = ApiKeys(KEYS).verify(GOOD, NOW)
-    assert (grant.client_id, grant.permissions, grant.kind) == ("c1", {Permission.READ}, "api_key")
+    assert (grant.client_id, grant.permissions, grant.kind) == ("c1", frozenset({Permission.READ}), "api_key")
     assert (grant.networks, grant.fixed_filter, grant.rate) == (("10.0.0.0/8",), '{"min_btc":500}', 5.0)
     assert (grant.token_id, grant.expires_at, grant.family) == ("whkid_1", NOW + 10, None)
 

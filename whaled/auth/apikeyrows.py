@@ -2,19 +2,17 @@
 
 import sqlite3
 from collections.abc import Mapping
-
-import structlog
+from typing import Any
 
 from whaled.auth.apikeys import MAX_KEYS, ApiKey
 from whaled.errors import AccessError
 from whaled.model import Permission
 
-logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-_COLUMNS = (
-    "id, digest, client_id, comment, permissions, filter, rate, networks, created_at, created_by, expires_at, "
-    "revoked_at, last_used_at"
-)
+_NAMES = (
+    "id", "digest", "client_id", "comment", "permissions", "filter", "rate", "networks", "created_at", "created_by",
+    "expires_at", "revoked_at", "last_used_at",
+)  # fmt: skip
+_COLUMNS = ", ".join(_NAMES)
 _PERMISSIONS = {permission.value: permission for permission in Permission}
 
 
@@ -31,27 +29,21 @@ def insert(connection: sqlite3.Connection, key: ApiKey) -> None:
 
 
 def load(connection: sqlite3.Connection) -> list[ApiKey]:
-    """Return all keys, the newest last. A row that no whaled wrote permits nothing: it is logged and left out."""
-    keys = []
-    for row in connection.execute(f"SELECT {_COLUMNS} FROM api_keys ORDER BY created_at, id"):  # noqa: S608 - constants
-        names = row[4].split()
-        if set(names) <= _PERMISSIONS.keys():
-            keys.append(_key(row, frozenset(_PERMISSIONS[name] for name in names)))
-        else:
-            logger.error("api_key_unreadable", key=row[0], client_id=row[2])
-    return keys
+    """Return all keys, the newest last. The name of a permission that this whaled does not know grants nothing."""
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM api_keys ORDER BY created_at, id")  # noqa: S608 - constants
+    return [_key(row) for row in rows]
 
 
-def _key(row: tuple[object, ...], permissions: frozenset[Permission]) -> ApiKey:
-    (name, digest, client_id, comment, _, fixed_filter, rate, networks, *times) = row
-    created_at, created_by, expires_at, revoked_at, last_used_at = times
-    fields: dict[str, object] = {
-        "id": name, "digest": digest, "client_id": client_id, "comment": comment, "permissions": permissions,
-        "fixed_filter": fixed_filter, "rate": rate, "networks": tuple(str(networks).split()),
-        "created_at": created_at, "created_by": created_by, "expires_at": expires_at, "revoked_at": revoked_at,
-        "last_used_at": last_used_at,
-    }  # fmt: skip
-    return ApiKey(**fields)  # type: ignore[arg-type]  # the table is STRICT: SQLite checked the type of each column
+def _key(row: tuple[Any, ...]) -> ApiKey:
+    """Return the key in a row. The table is STRICT: SQLite has checked the type of each column."""
+    fields = dict(zip(_NAMES, row, strict=True))
+    names, networks, fixed_filter = fields.pop("permissions"), fields.pop("networks"), fields.pop("filter")
+    return ApiKey(
+        permissions=frozenset(_PERMISSIONS[name] for name in names.split() if name in _PERMISSIONS),
+        networks=tuple(networks.split()),
+        fixed_filter=fixed_filter,
+        **fields,
+    )
 
 
 def revoke(connection: sqlite3.Connection, name: str, at: float) -> bool:
