@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from whaled.auth.apikeytext import SECRET_BYTES, digest_of, is_key, key_of
+from whaled.auth.apikeytext import SECRET_BYTES, STAND_IN, digest_of, is_key
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission
 
@@ -68,7 +68,6 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         return "expired" if self.expires_at is not None and now >= self.expires_at else "active"
 
 
-_STAND_IN_TEXT = key_of(bytes(SECRET_BYTES))
 _STAND_IN = ApiKey(
     id="stand-in",
     digest=bytes(SECRET_BYTES),
@@ -100,7 +99,7 @@ class ApiKeys:
         Whether the client's address is in one of the networks of the grant is for the gateway to check.
         """
         is_whole = is_key(credential)
-        digest = digest_of(credential if is_whole else _STAND_IN_TEXT)
+        digest = digest_of(credential if is_whole else STAND_IN)
         key = self._by_digest.get(digest)
         judged = key if key is not None else _STAND_IN
         is_same = hmac.compare_digest(judged.digest, digest)
