@@ -173,6 +173,8 @@ class TokenRefusal(StrEnum):
     BAD_CLAIMS = "bad_claims"
     TOO_LONG = "too_long"
     REVOKED = "revoked"
+    UNKNOWN_API_KEY = "unknown_api_key"
+    WRONG_NETWORK = "wrong_network"
 
 
 class TokenError(WhaledError):

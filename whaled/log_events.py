@@ -18,6 +18,7 @@ MESSAGES = {
     "issuer_fetch_failed": "a bug ended a fetch of the keys of an issuer: the last ones stay in use",
     "access_database_failed": "the access database cannot be read or written: new revocations of other processes do "
     "not take effect",
+    "api_key_uses_unstored": "the last uses of API keys could not be stored; they are stored later",
     "access_database_recovered": "the access database can be read and written again",
     "token_register_full": "refreshed tokens are not in the register: the access database is too slow or fails",
     "authentication_disabled": "authentication is disabled: anyone who can connect can read the alerts",

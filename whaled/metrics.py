@@ -5,7 +5,7 @@ import re
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from whaled.auth.meters import AccessMeter, CredentialMeter
+from whaled.auth.meters import AccessMeter, ApiKeyMeter, CredentialMeter
 from whaled.auth.oidc.meters import IssuerMeter
 from whaled.backfill.meters import BackfillMeter
 from whaled.canary import CanaryMeter
@@ -48,6 +48,7 @@ class Metrics:
         self.credentials = CredentialMeter(registry)
         self.issuers = IssuerMeter(registry)
         self.access = AccessMeter(registry)
+        self.api_keys = ApiKeyMeter(registry)
         self.backfill = BackfillMeter(registry, RestFailure)
         self.http = HttpMeter(registry)
 

@@ -5,7 +5,6 @@ The nesting of the context managers is the order of the start, and its reverse t
 
 import asyncio
 import os
-import secrets
 import signal
 import ssl
 import time
@@ -20,13 +19,9 @@ import structlog
 from whaled import __version__
 from whaled.addressbook.loading import read_address_book_apart
 from whaled.addressbook.reports import BookReports
-from whaled.auth import store
 from whaled.auth.access import AccessKeeper
-from whaled.auth.gate import Gate
-from whaled.auth.ledger import NoteQueue
-from whaled.auth.oidc.issuers import Issuers
-from whaled.auth.revocations import Revocations
-from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.auth.tokens import KeyRing
+from whaled.auth.wiring import Credentials
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber
@@ -98,17 +93,12 @@ class Service:
         self._passed = passed
         self.metrics = Metrics()
         self.notifier = Notifier()
-        self._authenticator = (
-            TokenAuthenticator(boot.ring, boot.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
-            if boot.ring is not None
-            else None
-        )
-        self._revocations, self._notes = Revocations(), NoteQueue(self.metrics.access)
-        self._issuers = Issuers(boot.config.auth, self.metrics.issuers)
-        self._gate = (
-            Gate(ring=self._authenticator, revocations=self._revocations, issuers=self._issuers, ledger=self._notes)
-            if self._authenticator is not None
-            else None
+        self._credentials = Credentials(
+            boot.ring,
+            boot.config.auth,
+            access=self.metrics.access,
+            api_keys=self.metrics.api_keys,
+            issuers=self.metrics.issuers,
         )
         self._stop = asyncio.Event()
         outcome_path = reloads.outcome_path(os.environ, Path(boot.config.eventlog.path))
@@ -141,20 +131,14 @@ class Service:
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
-            AccessKeeper.opened(
-                store.beside(Path(config.eventlog.path)),
-                self._revocations,
-                self._notes,
-                self.metrics.access,
-                settings=lambda: self.config.auth,
-            ) as access,
+            self._credentials.stored(Path(config.eventlog.path)) as access,
             Rest.open(config.upstream, self.metrics.rest) as rest,
         ):
             gateway = Gateway(
                 config.gateway,
                 config.auth,
                 event_log=event_log,
-                authenticator=self._gate,
+                authenticator=self._credentials.gate,
                 meter=self.metrics.gateway,
                 tls=tls,
                 connections_possible=self._connections_possible(),
@@ -201,7 +185,7 @@ class Service:
                     access,
                 )  # fmt: skip
                 async with (
-                    self._issuers.running(),  # before clients: without keys their tokens would be refused
+                    self._credentials.issuers.running(),  # before clients: without keys their tokens would be refused
                     gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
                 ):
@@ -371,12 +355,12 @@ class Service:
     def _apply(self, running: "_Running", boot: Boot, detector: Detector) -> None:
         """Apply the new configuration in one step."""
         self.config = boot.config
-        if self._authenticator is not None and boot.ring is not None:
-            self._authenticator.replace_ring(boot.ring, boot.config.auth)
-        self._issuers.reconfigure(boot.config.auth)
+        self._credentials.reconfigure(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
         running.ingest.detector = detector
-        running.gateway.reconfigure(self.config.gateway, self.config.auth, self._gate, self._connections_possible())
+        running.gateway.reconfigure(
+            self.config.gateway, self.config.auth, self._credentials.gate, self._connections_possible()
+        )
         running.canary.reconfigure(self.config.canary)
         running.memory_watch.reconfigure(self.config.memory)
         running.http.reconfigure(self.config.http)

@@ -72,12 +72,12 @@ RANKS = {
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
     "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.access_schema",
-    "auth.families", "auth.oidc.access_token", "auth.oidc.extra", "auth.oidc.keyset", "auth.revocations",
-    "auth.signature", "auth.tokens", "auth.tokentext",
-    "backfill.coverage", "bookmarks", "cli.tail_lines", "client.cursor", "config.claims", "config.fields",
-    "config.given", "config.issuers", "config.keys", "config.origins", "config.render", "config.rules",
-    "config.scalars", "config.sections", "config.units", "config.values", "errors",
-    "gateway.actions", "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate",
+    "auth.apikeys", "auth.apikeytext", "auth.families", "auth.oidc.access_token", "auth.oidc.extra",
+    "auth.oidc.keyset", "auth.revocations", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
+    "bookmarks", "cli.tail_lines", "client.cursor", "config.claims", "config.fields", "config.given",
+    "config.issuers", "config.keys", "config.origins", "config.render", "config.rules", "config.scalars",
+    "config.sections", "config.units", "config.values", "errors", "gateway.actions", "gateway.budget",
+    "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate", "gateway.entitlement",
     "gateway.framing", "gateway.incoming", "gateway.interest", "gateway.limits", "gateway.messages",
     "gateway.phase", "gateway.positions", "gateway.session", "gateway.shedding", "gateway.websocket", "hosts",
     "ingest.ingest", "log_events", "model", "retry_after", "source", "sources.mempool_space.canary_frame",

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from whaled.auth import audit, register
+from whaled.auth.apikeykeeper import ApiKeyKeeper
 from whaled.auth.ledger import NoteQueue
 from whaled.auth.meters import AccessMeter
 from whaled.auth.revocations import Revocations
@@ -45,6 +46,7 @@ class AccessKeeper:
         meter: AccessMeter,
         *,
         settings: Callable[[], AuthSettings],
+        api_keys: ApiKeyKeeper | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
@@ -52,6 +54,7 @@ class AccessKeeper:
         self._notes = notes
         self._meter = meter
         self._settings = settings
+        self._api_keys = api_keys
         self._clock = clock
         self._seq = 0
         self._generation = 0
@@ -67,10 +70,11 @@ class AccessKeeper:
         meter: AccessMeter,
         *,
         settings: Callable[[], AuthSettings],
+        api_keys: ApiKeyKeeper | None = None,
     ) -> AsyncIterator["AccessKeeper"]:
         """Open the database and load the revocations. At the end, store the notes that wait. Raises AccessError."""
         async with AccessStore.open(path) as store:
-            keeper = cls(store, revocations, notes, meter, settings=settings)
+            keeper = cls(store, revocations, notes, meter, settings=settings, api_keys=api_keys)
             await keeper.load()
             try:
                 yield keeper
@@ -78,10 +82,14 @@ class AccessKeeper:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAST_NOTES_S):
                         await keeper.keep_notes()
+                        if api_keys is not None:
+                            await api_keys.store_uses(store)
                 meter.lost(notes.waiting)
 
     async def load(self) -> bool:
-        """Add the revocations that were stored since the last call. Return whether there were any. Raises AccessError.
+        """Add the revocations that were stored since the last call, and take the API keys. Raises AccessError.
+
+        Return whether open sessions may have to end.
 
         Those in memory stay in force, even if another file was put in the place of the database.
         """
@@ -98,7 +106,9 @@ class AccessKeeper:
             await asyncio.sleep(0)
         self._meter.held(self._revocations.size)
         self._meter.recorded(records)
-        return bool(revocations)
+        if self._api_keys is not None:
+            await self._api_keys.load(self.store)
+        return bool(revocations) or self._api_keys is not None
 
     async def watch(self, revoked: Callable[[], None]) -> None:
         """Look for writes of other processes, and remove what has expired, until cancelled.
@@ -113,6 +123,8 @@ class AccessKeeper:
                 if is_behind and await self.load():
                     revoked()
                 is_behind = False
+                if self._api_keys is not None:
+                    await self._api_keys.look(self.store)
                 settings = self._settings()
                 wanted = (settings.audit_retention, settings.audit_limit)
                 if time.monotonic() - pruned_at >= PRUNE_S or wanted != limits:

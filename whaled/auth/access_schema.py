@@ -46,4 +46,20 @@ TABLES: tuple[str, ...] = (
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS issued_by_client ON issued (client_id)",
     "CREATE INDEX IF NOT EXISTS issued_by_expiry ON issued (expires_at)",
+    # API keys: the SHA-256 of each, never the key. `permissions` and `networks` are separated by blanks.
+    """CREATE TABLE IF NOT EXISTS api_keys (
+        id TEXT PRIMARY KEY,
+        digest BLOB NOT NULL UNIQUE,
+        client_id TEXT NOT NULL,
+        comment TEXT NOT NULL,
+        permissions TEXT NOT NULL,
+        filter TEXT,
+        rate REAL,
+        networks TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        created_by TEXT NOT NULL,
+        expires_at REAL,
+        revoked_at REAL,
+        last_used_at REAL
+    ) STRICT, WITHOUT ROWID""",
 )

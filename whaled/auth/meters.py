@@ -58,3 +58,14 @@ class AccessMeter:
     def lost(self, number: int = 1) -> None:
         """Count tokens that the register lacks."""
         self._lost.inc(number)
+
+
+class ApiKeyMeter:
+    """The metrics of API keys."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._keys = registry.gauge("api_keys", "API keys that are neither expired nor revoked.")
+
+    def loaded(self, keys: int) -> None:
+        """Set the number of keys that are accepted."""
+        self._keys.set(keys)

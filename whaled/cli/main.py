@@ -27,6 +27,7 @@ COMMANDS = {
     "check-config": Command("whaled.cli.config", "check a configuration file and the files it names"),
     "keys": Command("whaled.cli.keys", "generate, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue, list, inspect and revoke tokens"),
+    "apikey": Command("whaled.cli.apikeys", "create, list and revoke API keys"),
     "labels": Command("whaled.cli.labels", "import, check and count address books"),
     "coverage": Command("whaled.cli.coverage", "show how many whales of each block were known before it"),
     "accuracy": Command("whaled.cli.accuracy", "show how accurate urgencies and predicted blocks were"),

@@ -102,7 +102,7 @@ def _issue(arguments: argparse.Namespace) -> int:
         print(f"whaled: {error}", file=sys.stderr)
         return ExitStatus.USAGE
     if arguments.output is not None:
-        _write(arguments.output, token, overwrite=arguments.force)
+        write_secret(arguments.output, token, overwrite=arguments.force)
     problem = token_register.enter(config, grant)
     if problem is not None:
         print(f"whaled: warning: `whaled token list` will not show this token: {problem}", file=sys.stderr)
@@ -112,8 +112,8 @@ def _issue(arguments: argparse.Namespace) -> int:
     return ExitStatus.STOPPED
 
 
-def _write(path: Path, token: str, *, overwrite: bool) -> None:
-    """Write a token into a file that no other user can read, never through a link. Raises OperatorError."""
+def write_secret(path: Path, token: str, *, overwrite: bool) -> None:
+    """Write a token or key into a file that no other user can read, never through a link. Raises OperatorError."""
     try:
         if overwrite and os.path.lexists(path):
             _replace(path, token)

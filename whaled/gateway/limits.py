@@ -182,6 +182,7 @@ class Refusal(StrEnum):
     CLIENT_CAP = "client_cap"  # sent after the upgrade, since the client is not known earlier
     DISPLACED = "displaced"
     CONNECT_RATE = "connect_rate"
+    LEFT = "left"  # the client had left before its connection was accepted from a deep queue
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
 

@@ -183,13 +183,13 @@ class Gateway:
         origin = source(address)
         behind_s = 0.0 if self._listener is None else self._listener.behind_s
         is_deep = self._listener is not None and self._listener.is_deep
+        if behind_s and self.roster.admission.is_flood(origin, behind_s, is_deep=is_deep):
+            self._reset(sock, origin)
+            return
         if is_deep and has_left(sock):
             # Its request would only be read to be thrown away, while new clients wait behind it.
             self.roster.admission.failures.failed(origin.network)
-            self._reset(sock, origin)
-            return
-        if behind_s and self.roster.admission.is_flood(origin, behind_s, is_deep=is_deep):
-            self._reset(sock, origin)
+            self._reset(sock, origin, Refusal.LEFT)
             return
         connection = Connection(self, address, origin, self.roster.next_slot())
         refusal, _, is_admitted = self.roster.admit(connection, behind_s)
@@ -211,9 +211,9 @@ class Gateway:
         self.roster.add(connection)
         connection.start(client, refusal)
 
-    def _reset(self, sock: socket.socket, origin: Source) -> None:
+    def _reset(self, sock: socket.socket, origin: Source, refusal: Refusal = Refusal.CONNECT_RATE) -> None:
         """Reset an accepted socket. After an orderly close the kernel would keep it for a minute."""
-        self._records.turned_away(Refusal.CONNECT_RATE, origin.network)
+        self._records.turned_away(refusal, origin.network)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
 
@@ -332,11 +332,11 @@ class Gateway:
         """Perform an action that concerns more than the connection."""
         records = self._records
         match action:
-            case Admit(grant=grant, may_read=may_read):
+            case Admit(grant=grant, may_read=may_read, filter=chosen):
                 self.roster.known(connection, has_authenticated=grant is not None)
                 records.admitted(connection.address, grant)
                 if may_read:
-                    self.subscriptions.join(connection)
+                    self.subscriptions.join(connection, chosen)
             case Attach(filter=chosen, since=since):
                 self.subscriptions.attach(connection, chosen, since)
             case Detach():
