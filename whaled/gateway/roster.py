@@ -5,9 +5,10 @@ import time
 from collections.abc import Hashable
 
 from whaled.config.sections import GatewaySettings
-from whaled.gateway.admission import TIME_TO_BEGIN_S, Admission, Verdict, has_failed
+from whaled.gateway.admission import TIME_TO_BEGIN_S, Admission, Verdict, has_failed, source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
+from whaled.gateway.limits import Refusal
 from whaled.gateway.meters import GatewayMeter
 
 # Connections are pinged in this many groups, one after the other, so that 10,000 pings are not sent at once.
@@ -73,12 +74,27 @@ class Roster:
             assert isinstance(member, Connection)
             return _may_displace(member, time.monotonic(), is_behind=behind_s > 0)
 
-        verdict = self.admission.admit(connection, connection.source, may_displace)
+        verdict = self.admission.admit(connection, connection.source, may_displace, is_proxy=connection.is_proxy)
         if isinstance(verdict.displaced, Connection):
             verdict.displaced.displace()
             self._displaced.add(verdict.displaced)
             self.forget(verdict.displaced)
         return verdict
+
+    def move(self, connection: Connection, address: str, behind_s: float, *, is_proxy: bool) -> Refusal | None:
+        """Count the connection of a trusted proxy as the client's, now that it is named. Return the refusal, if any.
+
+        A connection that is not admitted is cut off: there are too many of its network.
+        """
+        self.admission.leave(connection, connection.source, has_failed=False)
+        connection.named(address, source(address), is_proxy=is_proxy)
+        is_flood = behind_s > 0 and not is_proxy and self.admission.is_flood(connection.source, behind_s)
+        verdict = Verdict(is_admitted=False) if is_flood else self.admit(connection, behind_s)
+        if verdict.is_admitted:
+            return verdict.refusal
+        self._displaced.add(connection)
+        connection.displace(Refusal.CONNECT_RATE)
+        return Refusal.CONNECT_RATE
 
     def add(self, connection: Connection) -> None:
         """Keep a connection that was admitted, until `leave`."""
@@ -99,7 +115,7 @@ class Roster:
         self.admission.leave(
             connection,
             connection.source,
-            has_failed=has_failed(connection.refusal, is_waiting=connection.is_waiting),
+            has_failed=not connection.is_proxy and has_failed(connection.refusal, is_waiting=connection.is_waiting),
         )
 
     def leave(self, connection: Connection) -> None:
