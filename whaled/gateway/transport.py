@@ -176,7 +176,7 @@ class ClientSocket:
             found = preamble.feed(data)
         except ProxyHeaderError as error:
             self._owner.proxy_failed(str(error))
-            data = b""
+            data, found = b"", None
         if not data:
             self.abort()
         elif found is not None:
