@@ -106,6 +106,7 @@ MESSAGES = {
     "authentication_refused": "authentication refused",
     "token_family_ended": "a token was refreshed twice, so its family ended: issue a new token, or one for each client",
     "system_clock_stepped": "the system clock was set: checking again which tokens have expired",
+    "proxy_header_refused": "a trusted proxy sent no readable header with the client's address",
     "origin_refused": "a web page may not connect: its origin is not in gateway.origins",
     "connections_refused": "connections refused",
     "accept_paused": "no new connections are accepted for now: no descriptor or memory is free",

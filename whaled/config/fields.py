@@ -48,6 +48,11 @@ Host = Annotated[str, Meta(extra={"unit": "host"})]
 Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
 Origin = Annotated[str, Meta(extra={"unit": "origin"})]
 
+# A proxy of a content network comes from a few dozen networks.
+MAX_PROXIES = 128
+Proxy = Annotated[str, Meta(extra={"unit": "proxy"})]
+Proxies = Annotated[tuple[Proxy, ...], Meta(max_length=MAX_PROXIES)]
+
 
 class Reload(Struct, frozen=True):
     """A mark on the declaration of each key that a reload changes in a running daemon.

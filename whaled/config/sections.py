@@ -28,6 +28,7 @@ from whaled.config.fields import (
     Path,
     Paths,
     Port,
+    Proxies,
     Rate,
     RefreshSeconds,
     RuleName,
@@ -50,6 +51,22 @@ class Basis(StrEnum):
     TOTAL = "total"
     MOVED = "moved"
     INPUTS = "inputs"
+
+
+class ProxyProtocol(StrEnum):
+    """Whether trusted proxies send the header of the PROXY protocol."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class AddressHeader(StrEnum):
+    """The header of a request in which trusted proxies name the client."""
+
+    NONE = "none"
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
 
 
 class LogFormat(StrEnum):
@@ -223,6 +240,21 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
         'https://example.org or chrome-extension://ID; "null" for pages without an origin; "*" for all',
         RELOAD,
     ] = ()
+    trusted_proxies: Annotated[
+        Proxies,
+        'addresses or networks of proxies that name their clients, like 10.0.0.5 or 2001:db8::/32; "unix" for the '
+        "peers of a Unix socket; see docs/proxy.md",
+        RELOAD,
+    ] = ()
+    proxy_protocol: Annotated[
+        ProxyProtocol,
+        "whether trusted proxies send a PROXY protocol header (version 1 or 2): required refuses connections of "
+        "theirs without it",
+        RELOAD,
+    ] = ProxyProtocol.NEVER
+    client_address_header: Annotated[
+        AddressHeader, "the header in which trusted proxies name the client; from others it is ignored", RELOAD
+    ] = AddressHeader.X_FORWARDED_FOR
     max_connections: Annotated[Count, "connections in total; further ones receive 503", RELOAD] = 10_000
     max_connections_per_address: Annotated[
         Count, "connections per address (IPv6: per /64); further ones receive 429", RELOAD

@@ -269,17 +269,25 @@ class Admission:
             network, behind_s, self._clients.get(network, 0), self.strangers.count_in(network), is_deep=is_deep
         )
 
-    def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
+    def admit(
+        self,
+        member: Hashable,
+        source: Source,
+        may_displace: Callable[[Hashable], bool] = _always,
+        *,
+        is_proxy: bool = False,
+    ) -> Verdict:
         """Count a new connection as unauthenticated. `leave` must be called once for it, and for the displaced one.
 
         A refused connection is counted as well, beyond the limits, since it holds a socket until its refusal is sent.
         If the connection to displace is of the same network as the new one, `may_displace` decides; if it returns
-        False, the new connection is not admitted. A connection of another network is displaced unconditionally.
+        False, the new connection is not admitted. A connection of another network is displaced unconditionally. The
+        limit per address does not apply to a trusted proxy, which has not named its client yet.
         """
         here = self._by_address.get(source.address, 0)
         strangers, strangers_here = len(self.strangers), self.strangers.count(source)
         refusal, displaced = None, None
-        if here - strangers_here >= self.per_address_limit:
+        if not is_proxy and here - strangers_here >= self.per_address_limit:
             refusal = Refusal.ADDRESS_CAP
             if strangers_here >= TURNED_AWAY_PER_ADDRESS:
                 displaced = self.strangers.oldest_of(source)
@@ -287,7 +295,7 @@ class Admission:
             refusal = Refusal.GLOBAL_CAP
             if strangers >= TURNED_AWAY:
                 displaced = self._to_displace()
-        elif here >= self.per_address_limit:
+        elif not is_proxy and here >= self.per_address_limit:
             displaced = self.strangers.oldest_of(source)
         elif self.total >= self.total_limit or strangers >= self.unauthenticated_limit:
             displaced = self._to_displace()

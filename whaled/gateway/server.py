@@ -22,9 +22,10 @@ from whaled.gateway.connection import Connection
 from whaled.gateway.credential import Authenticator
 from whaled.gateway.drain import Drain
 from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
-from whaled.gateway.listener import Listener, Reserve, has_left
+from whaled.gateway.listener import Listener, Reserve
 from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.origins import Origins
+from whaled.gateway.proxies import Proxies
 from whaled.gateway.rechecks import Rechecks
 from whaled.gateway.records import ClientRecords, Records
 from whaled.gateway.rehearsal import Rehearsal
@@ -75,6 +76,7 @@ class Gateway:
         self.settings = settings
         self.authenticator = authenticator
         self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
+        self.proxies = Proxies(settings)
         self.now = clock
         self.is_draining = False
         self.is_short_of_memory = False
@@ -109,6 +111,7 @@ class Gateway:
         self.settings = self.rehearsal.settings = settings
         self.authenticator = authenticator
         self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
+        self.proxies = Proxies(settings)
         self._limits = SessionLimits.of(settings, auth)
         self._failures.reconfigure(auth.failures_per_second, auth.failure_burst)
         self.roster.reconfigure(settings, connections_possible)
@@ -182,22 +185,19 @@ class Gateway:
             return
         origin = source(address)
         behind_s = 0.0 if self._listener is None else self._listener.behind_s
+        is_proxy = self.proxies.is_trusted(address)
         is_deep = self._listener is not None and self._listener.is_deep
-        if behind_s and self.roster.admission.is_flood(origin, behind_s, is_deep=is_deep):
-            self._reset(sock, origin)
+        if not is_proxy and (reason := self.roster.reason_to_reset(sock, origin, behind_s, is_deep=is_deep)):
+            self._reset(sock, origin, reason)
             return
-        if is_deep and has_left(sock):
-            # Its request would only be read to be thrown away, while new clients wait behind it.
-            self.roster.admission.failures.failed(origin.network)
-            self._reset(sock, origin, Refusal.LEFT)
-            return
-        connection = Connection(self, address, origin, self.roster.next_slot())
+        connection = Connection(self, address, origin, self.roster.next_slot(), is_proxy=is_proxy)
         refusal, _, is_admitted = self.roster.admit(connection, behind_s)
         if not is_admitted:
             self._reset(sock, origin)
             return
+        preamble = self.proxies.preamble() if is_proxy else None
         try:
-            client = ClientSocket(sock, connection, self.share, origin.network, self._tls)
+            client = ClientSocket(sock, connection, self.share, origin.network, self._tls, preamble)
         except OSError:  # the peer has already closed it
             sock.close()
             self.roster.forget(connection)
@@ -322,6 +322,12 @@ class Gateway:
             address=connection.address,
             now=self.now(),
         )
+
+    def client_named(self, connection: Connection, address: str, *, is_last: bool) -> Refusal | None:
+        """Admit or refuse the client of a trusted proxy. `is_last`: no other header will name one behind it."""
+        behind_s = 0.0 if self._listener is None else self._listener.behind_s
+        is_proxy = not is_last and self.proxies.is_trusted(address)
+        return self.roster.move(connection, address, behind_s, is_proxy=is_proxy)
 
     def opened(self, connection: Connection) -> None:
         """Send away a client that connected during the drain."""
