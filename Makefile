@@ -89,15 +89,15 @@ lock: $(STAMP) ## write constraints.txt from what is installed
 dist/wheels: $(shell find whaled -name '*.py') pyproject.toml constraints.txt
 	rm -rf $@ build/wheels-venv
 	$(INSTALL_PYTHON) -m venv build/wheels-venv
-	build/wheels-venv/bin/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ .
+	build/wheels-venv/bin/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ '.[oidc]'
 	rm -rf build/wheels-venv
 	@touch $@
 
-INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' DOCS_URL='$(DOCS_URL)' WHEELS=dist/wheels deploy/install.sh
+INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' DOCS_URL='$(DOCS_URL)' EXTRAS='$(EXTRAS)' WHEELS=dist/wheels deploy/install.sh
 
 wheels: dist/wheels ## what `make install` installs; the only step that needs the network
 
-install: dist/wheels ## as root: program, units, key ring, and a configuration where there is none; an upgrade too
+install: dist/wheels ## as root: program, units, key ring, and a configuration where there is none; an upgrade too; EXTRAS=[oidc]
 	@$(INSTALL) install
 
 install-share: ## as root: docs, alert rules and dashboards only, for the machine of Prometheus or Grafana; DOCS_URL=https://...

@@ -31,7 +31,20 @@ from bench import machine
 from bench.daemon import Ready, daemon
 from bench.programs import BrokenError, resident_kib
 from bench.report import aims_table, percentile, table
-from bench.soak_aims import LIVE, Course, Received, Sample, aims, by_minute, grown_mib, mean_ms, minutes_of, parts, warm
+from bench.soak_aims import (
+    LIVE,
+    Course,
+    Received,
+    Sample,
+    aims,
+    blocks_grown_percent,
+    by_minute,
+    grown,
+    mean_ms,
+    minutes_of,
+    parts,
+    warm,
+)
 from bench.soak_clients import MANNERS, Client
 from faults.net import Proxy
 from faults.verdict import ClientEvent, Knowable, Verdict, compare, read, state
@@ -50,6 +63,8 @@ POLL_S = 1.0
 BLOCK_S = 12.0
 MEMPOOL = 4_000
 SAMPLE_S = 2.0
+# Python's blocks are in /metrics, which the daemon renders for each sample: seldom enough not to be load.
+BLOCKS_S = 15.0
 SETTLE_S = 180.0
 TIMELINE = 20
 # The daemon's bounded caches are small here, so that they are full when the measurement begins.
@@ -67,6 +82,7 @@ class Soak:
         self.sim = simulator
         self.course = Course()
         self.shown: dict[str, float] = {}
+        self._blocks = 0
         self.url = f"ws://127.0.0.1:{ready.port}"
         # Clients whose connections are reset connect through the proxy.
         through = f"ws://{gateway.address}"
@@ -129,15 +145,20 @@ class Soak:
 
     async def watch(self) -> None:
         """Sample memory and descriptors regularly."""
+        blocks_at = 0.0
         while True:
+            if time.monotonic() >= blocks_at:
+                self._blocks = int((await self.metrics())["whaled_memory_allocated_blocks"])
+                blocks_at = time.monotonic() + BLOCKS_S
             self.course.samples.append(self.look())
             await asyncio.sleep(SAMPLE_S)
 
     def look(self) -> Sample:
-        """Return a sample of memory and descriptors."""
+        """Return a sample of memory and descriptors. The number of blocks is the latest one scraped."""
         pid = self._ready.pid
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208
-        return Sample(time.monotonic(), resident_kib(pid) / 1024, descriptors, len(self.sim.backend.mempool))
+        mempool = len(self.sim.backend.mempool)
+        return Sample(time.monotonic(), resident_kib(pid) / 1024, descriptors, mempool, self._blocks)
 
     async def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics."""
@@ -246,6 +267,7 @@ def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
             "transactions in the mempool",
             *(f"{statistics.mean(s.mempool for s in part):.0f}" for part in parts(samples, third)),
         ),
+        ("Python's blocks", *(f"{statistics.mean(s.blocks for s in part):.0f}" for part in parts(samples, third))),
         ("descriptors", *(f"{statistics.mean(s.descriptors for s in part):.1f}" for part in parts(samples, third))),
         *((f"{name}, mean ms", *(f"{mean_ms(name, *looks[i : i + 2]):.2f}" for i in range(3))) for name in LIVE),
         *(
@@ -257,7 +279,8 @@ def report(soak: Soak, verdict: Verdict, minutes: float) -> str:
         f"{minutes:g} minutes: {verdict.whales} whales, {verdict.alerted} alerted ({verdict.sources}), events",
         f"{verdict.kinds}, {verdict.unknowable} unknowable; {verdict.received} to {len(soak.clients)} clients",
         f"faults {dict(course.faults)}; {course.visits} visits, clients reset {course.cuts} times",
-        f"memory {grown_mib(warmed):+.2f} MiB in the last {minutes_of(warmed):.0f} minutes; along the way:",
+        f"memory {grown(warmed):+.2f} MiB, Python's blocks {blocks_grown_percent(warmed):+.2f} %",
+        f"in the last {minutes_of(warmed):.0f} minutes; memory along the way, MiB:",
         " ".join(f"{mib:.1f}" for _, mib in by_the_minute[:: max(1, len(by_the_minute) // TIMELINE)]),
     )
     problems = [f"  {problem}" for problem in verdict.problems[:20]]

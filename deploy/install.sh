@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts whaled on this machine, or takes it away. Called by `make install`, `make install-share` and `make uninstall`, which set
-# all variables: INSTALL_PYTHON PREFIX SYSCONFDIR UNITDIR BINDIR DESTDIR DOCS_URL, and WHEELS, the directory with the wheels.
+# all variables: INSTALL_PYTHON PREFIX SYSCONFDIR UNITDIR BINDIR DESTDIR DOCS_URL EXTRAS, and WHEELS, the directory with the wheels.
 # Needs no network.
 #
 # Every installation gets a virtual environment of its own, PREFIX/venvs/VERSION-TIME, and the units name it: a daemon that
@@ -40,7 +40,7 @@ check_python() {
 make_venv() { # make_venv: $venv is where it will be, seen without DESTDIR
     mkdir -p "$DESTDIR$PREFIX/venvs"
     "$interpreter" -m venv "$DESTDIR$venv"
-    "$DESTDIR$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" whaled || {
+    "$DESTDIR$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" "whaled${EXTRAS:-}" || {
         rm -rf "$DESTDIR$venv"
         refuse "cannot install from $WHEELS; made for another Python? rm -r $WHEELS, then: make wheels INSTALL_PYTHON=$INSTALL_PYTHON"
     }

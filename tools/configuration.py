@@ -34,7 +34,15 @@ SAMPLES = {
   #  - name: example
   #    labels: ["Example, Inc. treasury"]
   #    threshold_btc: 10
-"""
+""",
+    "auth.issuers": """\
+  #  - name: corp                     # client ids of its tokens begin with corp:
+  #    issuer: https://login.example.org/realms/ops
+  #    audience: whaled
+  #    algorithms: [RS256]
+  #    client_id_claim: azp           # which claim names the client
+  #    read: [realm_access.roles=whale-reader]   # claims that grant the permission; likewise write and admin
+""",
 }
 
 

@@ -123,6 +123,10 @@ class LogFailure(StrEnum):
     CLOSED = "closed"
 
 
+class AccessError(WhaledError):
+    """A failure to read or write the access database: revocations, issued tokens, the audit log."""
+
+
 class CanaryFailure(StrEnum):
     """The reason a canary did not arrive (a metric label)."""
 
@@ -169,6 +173,8 @@ class TokenRefusal(StrEnum):
     BAD_CLAIMS = "bad_claims"
     TOO_LONG = "too_long"
     REVOKED = "revoked"
+    UNKNOWN_API_KEY = "unknown_api_key"
+    WRONG_NETWORK = "wrong_network"
 
 
 class TokenError(WhaledError):

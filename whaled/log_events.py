@@ -13,6 +13,14 @@ MESSAGES = {
     "descriptor_limit_low": "file descriptors are limited: fewer client connections are possible than "
     "gateway.max_connections; raise LimitNOFILE= (without systemd: ulimit -n)",
     "signing_keys_loaded": "signing keys loaded",
+    "issuer_keys_fetched": "the keys of an issuer were fetched",
+    "issuer_keys_unavailable": "cannot fetch the keys of an issuer: the last ones stay in use",
+    "issuer_fetch_failed": "a bug ended a fetch of the keys of an issuer: the last ones stay in use",
+    "access_database_failed": "the access database cannot be read or written: new revocations of other processes do "
+    "not take effect",
+    "api_key_uses_unstored": "the last uses of API keys could not be stored; they are stored later",
+    "access_database_recovered": "the access database can be read and written again",
+    "token_register_full": "refreshed tokens are not in the register: the access database is too slow or fails",
     "authentication_disabled": "authentication is disabled: anyone who can connect can read the alerts",
     "systemd_sockets_used": "listening on sockets from systemd: host and port of this section are ignored",
     "listen_address_missing": "cannot listen on one of the configured addresses: no client reaches whaled there",
@@ -98,6 +106,7 @@ MESSAGES = {
     "authentication_refused": "authentication refused",
     "token_family_ended": "a token was refreshed twice, so its family ended: issue a new token, or one for each client",
     "system_clock_stepped": "the system clock was set: checking again which tokens have expired",
+    "proxy_header_refused": "a trusted proxy sent no readable header with the client's address",
     "origin_refused": "a web page may not connect: its origin is not in gateway.origins",
     "connections_refused": "connections refused",
     "accept_paused": "no new connections are accepted for now: no descriptor or memory is free",

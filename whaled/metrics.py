@@ -6,7 +6,8 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from whaled.admin.meters import AdminMeter
-from whaled.auth.meters import CredentialMeter
+from whaled.auth.meters import AccessMeter, ApiKeyMeter, CredentialMeter
+from whaled.auth.oidc.meters import IssuerMeter
 from whaled.backfill.meters import BackfillMeter
 from whaled.canary import CanaryMeter
 from whaled.config.meters import ConfigMeter
@@ -46,6 +47,9 @@ class Metrics:
         self.loop = LoopMeter(registry)
         self.memory = MemoryMeter(registry)
         self.credentials = CredentialMeter(registry)
+        self.issuers = IssuerMeter(registry)
+        self.access = AccessMeter(registry)
+        self.api_keys = ApiKeyMeter(registry)
         self.backfill = BackfillMeter(registry, RestFailure)
         self.http = HttpMeter(registry)
         self.admin = AdminMeter(registry)

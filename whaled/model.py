@@ -37,6 +37,9 @@ class Grant(Struct, frozen=True, kw_only=True):
 
     `authenticated_at` is the time of issue of the first token in a chain of refreshed tokens, `family` the identifier
     that the chain shares. `key_mark` distinguishes the signing key from another key with the same id.
+    `kind` is the kind of the credential (`token`, `api_key`, `oidc`), `issuer` the `iss` of an access token.
+    `networks` are the CIDR blocks that the client may connect from, empty for any. `fixed_filter` is a filter as JSON
+    that applies in addition to the client's own; `rate` replaces the configured number of messages a second.
     """
 
     client_id: str
@@ -48,6 +51,11 @@ class Grant(Struct, frozen=True, kw_only=True):
     family: str | None = None
     key_id: str | None = None
     key_mark: str | None = None
+    kind: str = "token"
+    issuer: str | None = None
+    networks: tuple[str, ...] = ()
+    fixed_filter: str | None = None
+    rate: float | None = None
 
 
 class Position(Struct, frozen=True, gc=False):

@@ -5,7 +5,6 @@ The nesting of the context managers is the order of the start, and its reverse t
 
 import asyncio
 import os
-import secrets
 import signal
 import ssl
 import time
@@ -22,7 +21,9 @@ from whaled.addressbook.loading import read_address_book_apart
 from whaled.addressbook.reports import BookReports
 from whaled.admin.desk import Desk, Parts
 from whaled.admin.server import AdminServer
-from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.auth.access import AccessKeeper
+from whaled.auth.tokens import KeyRing
+from whaled.auth.wiring import Credentials
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber
@@ -77,6 +78,7 @@ class _Running(NamedTuple):
     backfill: Worker | None
     survey: Survey
     http: web.HttpServer
+    access: AccessKeeper
 
 
 class Service:
@@ -93,18 +95,16 @@ class Service:
         self._passed = passed
         self.metrics = Metrics()
         self.notifier = Notifier()
-        self._authenticator = (
-            TokenAuthenticator(boot.ring, boot.config.auth, new_token_id=lambda: secrets.token_urlsafe(16))
-            if boot.ring is not None
-            else None
+        self._credentials = Credentials(
+            boot.ring,
+            boot.config.auth,
+            access=self.metrics.access,
+            api_keys=self.metrics.api_keys,
+            issuers=self.metrics.issuers,
         )
         self._stop = asyncio.Event()
-        self._reloads = Reloads(
-            reread,
-            self.notifier,
-            self.metrics.config,
-            reloads.outcome_path(os.environ, Path(boot.config.eventlog.path)),
-        )
+        outcome_path = reloads.outcome_path(os.environ, Path(boot.config.eventlog.path))
+        self._reloads = Reloads(reread, self.notifier, self.metrics.config, outcome_path)
         self._books = BookReports(self.metrics.config)
 
     def stop(self) -> None:
@@ -133,13 +133,14 @@ class Service:
         detector = Detector(Rules.of(config.detection), book, seen_limit=config.detection.seen_limit)
         async with (
             EventLog.open(config.eventlog, self.metrics.eventlog) as event_log,
+            self._credentials.stored(Path(config.eventlog.path)) as access,
             Rest.open(config.upstream, self.metrics.rest) as rest,
         ):
             gateway = Gateway(
                 config.gateway,
                 config.auth,
                 event_log=event_log,
-                authenticator=self._authenticator,
+                authenticator=self._credentials.gate,
                 meter=self.metrics.gateway,
                 tls=tls,
                 connections_possible=self._connections_possible(),
@@ -182,16 +183,28 @@ class Service:
                 )
                 http = self._http_server(gateway, canary, intake)
                 running = _Running(
-                    gateway, ingest, intake, committer, event_log, canary, memory_watch, tls, backfill, survey, http
+                    gateway,
+                    ingest,
+                    intake,
+                    committer,
+                    event_log,
+                    canary,
+                    memory_watch,
+                    tls,
+                    backfill,
+                    survey,
+                    http,
+                    access,
                 )
                 async with (
+                    self._credentials.issuers.running(),  # before clients: without keys their tokens would be refused
                     gateway.serving(self._passed.clients),
                     http.serving(self._passed.metrics),
                     self._admin_server(running).serving(self._passed.admin),
                 ):
                     self._observe_keys(self._ring)
                     await starts.began()
-                    announce(config, self._ring, self._passed, gateway.addresses, http.addresses)
+                    announce(config, self._ring, self._passed, clients=gateway.addresses, http=http.addresses)
                     self.notifier.ready()
                     await self._work(running)
                 await starts.ended()
@@ -216,6 +229,8 @@ class Service:
             until_end = [
                 tasks.create_task(loop_watch.run(), name="loop watch"),
                 tasks.create_task(running.memory_watch.run(), name="memory watch"),
+                tasks.create_task(running.access.watch(gateway.recheck), name="revocations"),
+                tasks.create_task(running.access.store_notes(), name="token register"),
                 tasks.create_task(feed_watchdog(self.notifier, loop_watch, running.canary.is_alive), name="watchdog"),
             ]
             await self._stop.wait()
@@ -240,6 +255,7 @@ class Service:
                 await intake.take(message)
                 if backfill is not None:
                     backfill.observe(message)
+                del message  # see sources/mempool_space/link.py
 
     async def _newest_whale(self, event_log: EventLog) -> tuple[Alert, float] | None:
         """Return the newest whale of earlier runs and the time of its alert, for the status line and the metric."""
@@ -319,8 +335,8 @@ class Service:
             reloads=self._reloads,
             is_stopping=self._stop.is_set,
         )
-        routes, path = Desk(parts, time.time()).routes(), Path(parts.path)
-        return AdminServer(self.config.admin, routes=routes, event_log=path, meter=self.metrics.admin)
+        routes = Desk(parts, time.time()).routes()
+        return AdminServer(self.config.admin, routes=routes, event_log=Path(parts.path), meter=self.metrics.admin)
 
     def _observe_keys(self, ring: KeyRing | None) -> None:
         self.metrics.credentials.ring(ring)
@@ -367,12 +383,11 @@ class Service:
     def _apply(self, running: "_Running", boot: Boot, detector: Detector) -> None:
         """Apply the new configuration in one step."""
         self.config = boot.config
-        if self._authenticator is not None and boot.ring is not None:
-            self._authenticator.replace_ring(boot.ring, boot.config.auth)
+        self._credentials.reconfigure(boot.ring, boot.config.auth)
         logs.configure(self.config.log)
         running.ingest.detector = detector
         running.gateway.reconfigure(
-            self.config.gateway, self.config.auth, self._authenticator, self._connections_possible()
+            self.config.gateway, self.config.auth, self._credentials.gate, self._connections_possible()
         )
         running.canary.reconfigure(self.config.canary)
         running.memory_watch.reconfigure(self.config.memory)

@@ -4,6 +4,7 @@ import asyncio
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
+from websockets.protocol import Protocol
 
 
 class Connect(connect):
@@ -26,3 +27,14 @@ async def hang_up(connection: ClientConnection, timeout_s: float) -> None:
         pass
     finally:
         connection.transport.abort()
+        forget_last_message(connection.protocol)
+
+
+def forget_last_message(protocol: Protocol) -> None:
+    """Release the last message of a connection that ended without a close frame.
+
+    The protocol keeps the error that ended it. Its traceback has the frame of the parser, and that has the message and
+    the protocol itself: a cycle, which would keep megabytes until the next full garbage collection.
+    """
+    if protocol.parser_exc is not None:
+        protocol.parser_exc.__traceback__ = None

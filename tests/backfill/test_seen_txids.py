@@ -35,3 +35,13 @@ def test_seen_txids_give_memory_back_when_the_mempool_empties() -> None:
     seen.add(txid(n) for n in range(20_000))
     seen.compare([txid(1)])
     assert seen.table_bytes < full / 100
+
+
+def test_a_comparison_keeps_the_memory_of_what_was_examined() -> None:
+    # New integers would lie among the texts of the mempool, and hold those pages when the texts are freed.
+    seen = SeenTxids()
+    seen.add(txid(n) for n in range(2_000))
+    before = {id(key) for key in seen._hashes}
+    seen.compare(txid(n) for n in range(1_000, 2_000))
+    assert len(seen) == 1_000
+    assert {id(key) for key in seen._hashes} <= before

@@ -37,6 +37,18 @@ async def test_an_api_key_is_sent_as_one() -> None:
         assert await next_offsets(source, 1) == [1]
 
 
+async def test_an_api_key_that_expires_is_not_refreshed() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hear("auth")
+        await peer.welcome(0, authenticated=True)
+        await peer.subscribe(0)
+        await peer.say({"type": "token_expiring", "expires_at": "2026-01-01T00:00:00Z"}, alert_frame(1))
+        await peer.hear("ping")
+
+    async with scripted(script) as server, stream(server.url, token="whk_1") as source:
+        assert await next_offsets(source, 1) == [1]
+
+
 async def test_a_token_for_a_server_without_authentication_does_no_harm() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome(0)

@@ -175,6 +175,11 @@ def test_a_network_from_which_nearly_all_connections_fail_is_a_flood_for_two_sec
     failures.failed("192.0.2.0/24")
     assert failures.is_flood("192.0.2.0/24", behind_s=0.1)
     assert not failures.is_flood("198.51.100.0/24", behind_s=60.0)
+    # A deep queue applies the lowest limit at once, and still counts no unfinished connection of a genuine client.
+    failures.failed("203.0.113.0/24")
+    assert not failures.is_flood("203.0.113.0/24", behind_s=0.01)
+    assert failures.is_flood("203.0.113.0/24", behind_s=0.01, is_deep=True)
+    assert not failures.is_flood("198.51.100.0/24", behind_s=0.01, unfinished=1000, is_deep=True)
     now += FAILURE_WINDOW_S
     assert failures.is_flood("192.0.2.0/24", behind_s=0.1)
     now += FAILURE_WINDOW_S

@@ -1,8 +1,21 @@
-"""For how long more connections have arrived than can be accepted."""
+"""For how long more connections have arrived than can be accepted, how many wait, and which have left again."""
+
+import socket
+from contextlib import ExitStack
 
 import pytest
 
-from whaled.gateway.listener import BEHIND_AGAIN_S, BEHIND_S, FLOOD_RATE, FORGOTTEN_S, REMEMBERED_S, Backlog
+from whaled.gateway.listener import (
+    BEHIND_AGAIN_S,
+    BEHIND_S,
+    DEEP_PART,
+    FLOOD_RATE,
+    FORGOTTEN_S,
+    REMEMBERED_S,
+    Backlog,
+    has_left,
+    waiting_part,
+)
 
 
 class Clock:
@@ -63,3 +76,49 @@ def test_the_memory_of_a_flood_is_bounded_and_expires(clock: Clock) -> None:
     clock.now += REMEMBERED_S / FORGOTTEN_S
     flood(backlog, clock, 0.5)
     assert backlog.behind_s == pytest.approx(0.5)
+
+
+def test_a_deep_queue_is_behind_at_once_and_until_it_is_empty(clock: Clock) -> None:
+    backlog = Backlog(clock)
+    flood(backlog, clock, BEHIND_S / 2)
+    backlog.measured(DEEP_PART * 0.99)
+    assert (backlog.is_deep, backlog.behind_s) == (False, 0.0)
+    backlog.measured(DEEP_PART)
+    assert backlog.is_deep
+    assert backlog.behind_s == pytest.approx(BEHIND_S / 2)
+    backlog.emptied()
+    assert (backlog.is_deep, backlog.behind_s) == (False, 0.0)
+    backlog.filled()
+    assert not backlog.is_deep
+
+
+def test_the_kernel_reports_how_full_the_accept_queue_is() -> None:
+    with ExitStack() as open_sockets:
+        listening = open_sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=8))
+        assert waiting_part(listening) == 0
+        for _ in range(4):
+            open_sockets.enter_context(socket.create_connection(listening.getsockname()))
+        assert waiting_part(listening) == pytest.approx(4 / 8)
+        listening.accept()[0].close()
+        assert waiting_part(listening) == pytest.approx(3 / 8)
+
+
+def test_a_peer_that_closed_or_reset_its_connection_has_left() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        stays, closes, resets = (socket.create_connection(listening.getsockname()) for _ in range(3))
+        with stays, closes, resets:
+            accepted = [listening.accept()[0] for _ in range(3)]
+            assert [has_left(sock) for sock in accepted] == [False, False, False]
+            closes.sendall(b"GET / HTTP/1.1\r\n")
+            closes.close()
+            resets.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            resets.close()
+            assert [has_left(sock) for sock in accepted] == [False, True, True]
+            for sock in accepted:
+                sock.close()
+
+
+def test_a_unix_socket_has_no_queue_to_report() -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        assert waiting_part(listening) == 0
+        assert not has_left(listening)

@@ -18,6 +18,7 @@ from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
 from whaled.gateway.messages import Counters
 from whaled.gateway.origins import Origins
 from whaled.gateway.phase import TABLE, Phase, PhaseError, Step, after
+from whaled.gateway.proxies import Proxies
 from whaled.gateway.records import Records
 from whaled.gateway.session import Session
 from whaled.gateway.share import Lane
@@ -123,6 +124,7 @@ class Owner:
     def __init__(self, *, authenticates: bool, max_unsent: int = 1000) -> None:
         self.settings = GatewaySettings(max_unsent=max_unsent)
         self.origins = Origins.of(("*",), needs_token=authenticates)
+        self.proxies = Proxies(GatewaySettings())
         self.failures = Failures()
         self.records: Records = self.failures
         self.is_draining = False
@@ -147,6 +149,9 @@ class Owner:
 
     def fell_behind(self, connection: Connection, cursor: int) -> None:
         pass
+
+    def client_named(self, connection: Connection, address: str, *, is_last: bool) -> Refusal | None:
+        return None
 
     def disconnected(self, connection: Connection) -> None:
         self.lost.append(connection)

@@ -190,6 +190,27 @@ def test_this_process_has_a_size() -> None:
     assert 10 * MIB < found.used_bytes < 10_000 * MIB
 
 
+def test_pages_of_files_are_no_anonymous_memory(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path)
+    assert kernel.gauge().read(None).anonymous_bytes == 60 * MIB - 1000 * PAGE_BYTES
+    (kernel.proc / "statm").write_text("")  # unreadable
+    assert kernel.gauge().read(None).anonymous_bytes == 0
+
+
+def test_blocks_and_anonymous_memory_are_metrics_so_that_a_leak_can_be_told_from_fragmentation(tmp_path: Path) -> None:
+    registry = Registry()
+    meter = MemoryMeter(registry)
+    value = registry.collectors.get_sample_value
+    meter.observed(Kernel(tmp_path).gauge().read(None), is_shedding=False)
+    assert value("whaled_memory_anonymous_bytes") == 60 * MIB - 1000 * PAGE_BYTES
+    before = value("whaled_memory_allocated_blocks")
+    assert before is not None
+    held = [bytes(100) for _ in range(20_000)]
+    after = value("whaled_memory_allocated_blocks")
+    assert after is not None
+    assert after - before >= 0.9 * len(held)
+
+
 class Seen(MemoryMeter):
     """The metrics of memory, with the value that tests compare."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.soak_aims import LIVE, Course, Received, Sample, aims, grown_mib, mean_ms
+from bench.soak_aims import LIVE, Course, Received, Sample, aims, grown, mean_ms
 from faults.verdict import Verdict
 
 HOUR_S = 3600.0
@@ -21,11 +21,12 @@ def course(
     *,
     lag_s: float = 0.001,
     mempool: Callable[[float], float] = lambda hours: 9_000,
+    blocks: Callable[[float], float] = lambda hours: 300_000,
 ) -> Course:
     """An hour in which all is well, but for what is said."""
     samples = [
-        Sample(second, rss_mib(second / HOUR_S), 25, round(mempool(second / HOUR_S)))
-        for second in range(0, int(HOUR_S), 2)
+        Sample(at, rss_mib(at / HOUR_S), 25, round(mempool(at / HOUR_S)), round(blocks(at / HOUR_S)))
+        for at in range(0, int(HOUR_S), 2)
     ]
     thirds = [look(0, 0.001), look(1200, 0.001), look(2400, 0.001), look(2400, 0.001)]
     thirds[3] = {key: value + look(1200, lag_s)[key] for key, value in thirds[2].items()}
@@ -68,6 +69,17 @@ def test_a_short_soak_may_still_be_warming_up_but_not_for_ever() -> None:
     assert short(30) == ["memory grown after the first third"]
 
 
+def test_blocks_that_grow_are_a_leak_even_while_memory_is_flat() -> None:
+    # A leak first fills the room in pages that are there already.
+    assert missed(course(blocks=lambda hours: 300_000 + 7_500 * hours)) == []
+    assert missed(course(blocks=lambda hours: 300_000 + 10_500 * hours)) == [
+        "Python's blocks grown in the last 40 minutes"
+    ]
+    whole = course(blocks=lambda hours: 300_000 + 600_000 * hours)
+    short = Course(samples=[each for each in whole.samples if each.at <= 360], thirds=whole.thirds)
+    assert missed(short) == ["Python's blocks grown after the first third"]
+
+
 def test_the_median_of_a_short_soak_may_drift_more_but_not_by_any_amount() -> None:
     whole = course()
     short = Course(samples=[each for each in whole.samples if each.at <= 360], thirds=whole.thirds)
@@ -77,7 +89,7 @@ def test_the_median_of_a_short_soak_may_drift_more_but_not_by_any_amount() -> No
 
 def test_a_slope_is_found_through_noise() -> None:
     samples = course(lambda hours: 70 + 12 * hours + (hours * HOUR_S // 10) % 5).samples
-    assert grown_mib(samples) == pytest.approx(12, abs=0.2)
+    assert grown(samples) == pytest.approx(12, abs=0.2)
 
 
 def test_a_mean_covers_the_time_between_two_readings() -> None:

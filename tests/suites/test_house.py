@@ -72,13 +72,16 @@ RANKS = {
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
-    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.families",
-    "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage", "bookmarks", "cli.tail_lines",
-    "client.cursor", "config.fields", "config.given", "config.keys", "config.origins", "config.render",
-    "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors",
-    "gateway.actions", "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate",
-    "gateway.framing", "gateway.incoming", "gateway.interest", "gateway.limits", "gateway.messages",
-    "gateway.phase", "gateway.positions", "gateway.session", "gateway.shedding", "gateway.websocket", "hosts",
+    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.access_schema",
+    "auth.apikeys", "auth.apikeytext", "auth.families", "auth.oidc.access_token", "auth.oidc.extra",
+    "auth.oidc.keyset", "auth.revocations", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage",
+    "bookmarks", "cli.tail_lines", "client.cursor", "config.claims", "config.fields", "config.given",
+    "config.issuers", "config.keys", "config.origins", "config.proxies", "config.render", "config.rules",
+    "config.scalars", "config.sections", "config.units", "config.values", "errors", "gateway.actions",
+    "gateway.budget", "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate",
+    "gateway.entitlement", "gateway.forwarded", "gateway.framing", "gateway.incoming", "gateway.interest",
+    "gateway.limits", "gateway.messages", "gateway.phase", "gateway.positions", "gateway.proxies",
+    "gateway.proxy_protocol", "gateway.session", "gateway.shedding", "gateway.websocket", "hosts",
     "ingest.ingest", "log_events", "model", "retry_after", "source", "sources.mempool_space.canary_frame",
     "sources.mempool_space.changes", "sources.mempool_space.continuity", "sources.mempool_space.dialect",
     "sources.mempool_space.fields", "sources.mempool_space.identity", "sources.mempool_space.proxy",

@@ -8,11 +8,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from kit.issuers import AUDIENCE, stand_in_apart
 from kit.reload import PAYEE, PAYER, PING, Client, Ended, ReloadRig, claims, payment, until, wrong_token
+from whaled.auth import audit
+from whaled.auth.audit import Act
+from whaled.auth.store import open_directly
 from whaled.config.keys import reloadable
 
 pytestmark = pytest.mark.slow
@@ -163,6 +168,36 @@ def _(rig: ReloadRig) -> None:
     assert rig.client(headers=page).status == 403
     rig.apply(gateway={"origins": ["https://example.org"]})
     assert rig.client(headers=page).status == 101
+
+
+FROM_PROXY = {"X-Forwarded-For": "192.0.2.7"}
+
+
+@case("gateway.trusted_proxies")
+def _(rig: ReloadRig) -> None:
+    rig.apply(gateway={"trusted_proxies": ["127.0.6.1"], "max_connections_per_address": 1})
+    rig.client(source="127.0.6.1", headers=FROM_PROXY)
+    assert rig.client(source="127.0.6.1", headers=FROM_PROXY).status == 429
+    assert rig.client(source="127.0.6.1", headers={"X-Forwarded-For": "192.0.2.8"}).status == 101
+
+
+@case("gateway.client_address_header")
+def _(rig: ReloadRig) -> None:
+    unreadable = {"Forwarded": "for=nobody"}
+    rig.apply(gateway={"trusted_proxies": ["127.0.6.2"]})
+    assert rig.client(source="127.0.6.2", headers=unreadable).status == 101
+    rig.apply(gateway={"trusted_proxies": ["127.0.6.2"], "client_address_header": "forwarded"})
+    assert rig.client(source="127.0.6.2", headers=unreadable).status == 400
+
+
+@case("gateway.proxy_protocol")
+def _(rig: ReloadRig) -> None:
+    rig.apply(gateway={"trusted_proxies": ["127.0.6.3"]})
+    assert rig.client(source="127.0.6.3").status == 101
+    rig.apply(gateway={"trusted_proxies": ["127.0.6.3"], "proxy_protocol": "required"})
+    with pytest.raises((OSError, EOFError)):
+        rig.client(source="127.0.6.3")
+    assert rig.metric("whaled_connections_refused_total", reason="proxy_protocol") == 1
 
 
 @case("gateway.max_connections")
@@ -518,6 +553,51 @@ def _(rig: ReloadRig) -> None:
     rig.apply(auth={"audience": "you"})
     assert rig.refusal(rig.token()) == INVALID
     assert rig.refusal(rig.token(audience="you")) == ""
+
+
+def _record(rig: ReloadRig, *ages_s: float) -> None:
+    """Add records of these ages to the audit log, as an operator's commands do."""
+    with open_directly(rig.directory / "whaled.access.db") as database:
+        for age_s in ages_s:
+            act = Act(at=time.time() - age_s, actor="a", origin="o", act="token revoked", target="jti t1")
+            database.write(partial(audit.record, act=act))
+    until(lambda: rig.metric("whaled_audit_records") >= len(ages_s))
+
+
+@case("auth.audit_limit")
+def _(rig: ReloadRig) -> None:
+    _record(rig, 0, 0, 0)
+    rig.apply(auth={"audit_limit": 2})
+    until(lambda: rig.metric("whaled_audit_records") == 2)
+
+
+@case("auth.audit_retention")
+def _(rig: ReloadRig) -> None:
+    # Only this record remains of those of other cases: a new one would keep the old ones after it, too.
+    _record(rig, 7_200)
+    rig.apply(auth={"audit_limit": 1})
+    until(lambda: rig.metric("whaled_audit_records") == 1)
+    rig.apply()
+    _record(rig, 7_200, 0)
+    until(lambda: rig.metric("whaled_audit_records") == 3)
+    rig.apply(auth={"audit_retention": "1h"})
+    until(lambda: rig.metric("whaled_audit_records") == 1)
+
+
+@case("auth.issuers")
+def _(rig: ReloadRig) -> None:
+    with stand_in_apart() as server:
+        token = server.token()
+        assert rig.refusal(token) == INVALID
+        trusted = {"name": "corp", "issuer": server.url, "audience": AUDIENCE, "read": ["scope=whales:read"]}
+        rig.apply(auth={"issuers": [trusted]})
+        until(lambda: rig.metric("whaled_issuer_keys", issuer="corp") == 1)
+        kept, client = rig.client(), rig.client(token)
+        assert client.ask("pong", type="ping")["type"] == "pong"
+        rig.apply()
+        assert client.close_code(5) == 1008
+        assert rig.refusal(token) == INVALID
+        assert kept.ask("pong", type="ping")["type"] == "pong"
 
 
 # --- http -------------------------------------------------------------------------------------------------------------

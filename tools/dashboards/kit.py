@@ -134,11 +134,13 @@ def lines(
     limit: float | None = None,
     width: int = 8,
     colors: Mapping[str, str] | None = None,
+    counts: str = "",
 ) -> timeseries.Panel:
     """Return a panel of lines over time, with one query per legend.
 
     With `many` the legend is a table, largest values first. With `floating` the axis does not start at 0, for values
-    that only grow. `limit` is the upper end of the axis.
+    that only grow. `limit` is the upper end of the axis. Legends that start with `counts` are plain numbers, on an axis
+    of their own at the right.
     """
     panel = (
         timeseries.Panel()
@@ -175,6 +177,9 @@ def lines(
     for name, color in (colors or {}).items():
         fixed = model.FieldColor(mode=model.FieldColorModeId.FIXED, fixed_color=color)
         panel.override_by_name(name, [model.DynamicConfigValue("color", fixed.to_json())])
+    if counts:
+        properties = {"unit": units.Short, "custom.axisPlacement": options.AxisPlacement.RIGHT, "custom.fillOpacity": 0}
+        panel.override_by_regexp(f"/^{counts}/", [model.DynamicConfigValue(*each) for each in properties.items()])
     for index, (legend, expression) in enumerate(queries.items()):
         panel.with_target(query(expression, legend).ref_id(chr(ord("A") + index)))
     return panel

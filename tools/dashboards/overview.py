@@ -295,13 +295,18 @@ def _process() -> Row:
     return "Process", [
         lines(
             "Memory",
-            "Memory used (of the cgroup if it has a limit, else resident), and the limit, if there is one.",
+            "Memory used (of the cgroup if it has a limit, else resident), and the limit, if there is one. Right axis: "
+            "blocks of Python's allocator. If they grow for days with the same load, a leak; if only memory does, "
+            "fragmentation.",
             units.BytesIEC,
             {
                 "used {{instance}}": of("whaled_memory_used_bytes"),
                 "resident {{instance}}": of("process_resident_memory_bytes"),
+                "anonymous {{instance}}": of("whaled_memory_anonymous_bytes"),
                 "limit {{instance}}": f"{of('whaled_memory_limit_bytes')} < Inf",
+                "blocks {{instance}}": of("whaled_memory_allocated_blocks"),
             },
+            counts="blocks",
         ),
         lines(
             "CPU",

@@ -25,7 +25,7 @@ class _Family(Struct):
 
 
 class Families:
-    """The open and the ended families. They are kept in memory only: a restart forgets them."""
+    """The open and the ended families, in memory only. `gate` stores those that have ended, for after a restart."""
 
     def __init__(self, limit: int = MAX_FAMILIES) -> None:
         self._limit = limit
@@ -69,6 +69,10 @@ class Families:
         self._ended[family] = max(until, known.until if known is not None else 0.0)
         if len(self._ended) > self._limit:
             self._ended.popitem(last=False)
+
+    def ended_until(self, family: str) -> float:
+        """Return the time until which an ended family is remembered, 0 if it has not ended."""
+        return self._ended.get(family, 0.0)
 
     @property
     def size(self) -> int:

@@ -30,3 +30,42 @@ class CredentialMeter:
     def certificate(self, expires_at: float) -> None:
         """Set the expiry time of the certificate."""
         self._expiry.set(expires_at)
+
+
+class AccessMeter:
+    """The metrics of the access database: revocations, the register of issued tokens, the audit log."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._revocations = registry.gauge("token_revocations", "Revocations in force.")
+        self._records = registry.gauge("audit_records", "Records in the audit log.")
+        self._failures = registry.counter("access_failures", "Failed accesses to the access database.")
+        self._lost = registry.counter(
+            "token_register_lost", "Issued tokens that are not, or no longer, in the register before their expiry."
+        )
+
+    def held(self, revocations: int) -> None:
+        """Set the number of revocations."""
+        self._revocations.set(revocations)
+
+    def recorded(self, records: int) -> None:
+        """Set the number of records in the audit log."""
+        self._records.set(records)
+
+    def failed(self) -> None:
+        """Count a failed access."""
+        self._failures.inc()
+
+    def lost(self, number: int = 1) -> None:
+        """Count tokens that the register lacks."""
+        self._lost.inc(number)
+
+
+class ApiKeyMeter:
+    """The metrics of API keys."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._keys = registry.gauge("api_keys", "API keys that are neither expired nor revoked.")
+
+    def loaded(self, keys: int) -> None:
+        """Set the number of keys that are accepted."""
+        self._keys.set(keys)

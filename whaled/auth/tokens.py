@@ -287,7 +287,7 @@ class TokenAuthenticator:
     def verify(self, credential: str, now: float) -> Grant:
         """Verify a token and return its grant. Raises TokenError."""
         grant, claims = _checked(self._ring, credential, now, self._settings)
-        if self._families.is_ended(_family_of(grant), now):
+        if self._families.is_ended(family_of(grant), now):
             raise TokenError(
                 TokenRefusal.REVOKED, FAMILY_ENDED, claimant=claimant(credential), client_id=grant.client_id
             )
@@ -297,7 +297,7 @@ class TokenAuthenticator:
     def is_in_force(self, grant: Grant, now: float) -> bool:
         """Return whether a session's token is still accepted: its key is in the ring, its family has not ended."""
         key = self._ring.find(grant.key_id)
-        return key is not None and key.mark == grant.key_mark and not self._families.is_ended(_family_of(grant), now)
+        return key is not None and key.mark == grant.key_mark and not self._families.is_ended(family_of(grant), now)
 
     def refresh(self, grant: Grant, now: float) -> tuple[str, Grant]:
         """Issue a new token with the same client, permissions and lifetime as an earlier one. Return it with its grant.
@@ -308,8 +308,8 @@ class TokenAuthenticator:
         token over to the next key.
         """
         settings = self._settings
-        family, until = _family_of(grant), (grant.expires_at or 0.0) + settings.expiry_grace
-        remembered = _remembered_until(grant, settings)
+        family, until = family_of(grant), (grant.expires_at or 0.0) + settings.expiry_grace
+        remembered = remembered_until(grant, settings)
         if not self.is_in_force(grant, now):
             raise TokenError(TokenRefusal.UNKNOWN_KEY, f"key id {grant.key_id!r}, or its family has ended")
         if now >= until:
@@ -333,19 +333,23 @@ class TokenAuthenticator:
             settings=settings,
             chain=Chain(began, grant.family or _id_of(grant)),
         )
-        ends = max(remembered, _remembered_until(refreshed, settings))
-        self._families.refreshed(_family_of(refreshed), _id_of(refreshed), until=ends)
+        ends = max(remembered, remembered_until(refreshed, settings))
+        self._families.refreshed(family_of(refreshed), _id_of(refreshed), until=ends)
         return token, refreshed
+
+    def ended_until(self, grant: Grant) -> float:
+        """Return the time until which the ended family of a token is remembered."""
+        return self._families.ended_until(family_of(grant))
 
     def answer_lost(self, parent: Grant, child: Grant) -> None:
         """Record that the connection broke right after a refresh.
 
         The client may have only the old token, which may then be refreshed once more.
         """
-        self._families.answer_lost(_family_of(child), _id_of(parent), _id_of(child))
+        self._families.answer_lost(family_of(child), _id_of(parent), _id_of(child))
 
 
-def _remembered_until(grant: Grant, settings: AuthSettings) -> float:
+def remembered_until(grant: Grant, settings: AuthSettings) -> float:
     """Return the time after which a token is refused as expired whatever leeway a reload may set."""
     return (grant.expires_at or 0.0) + max(settings.expiry_grace, MAX_LEEWAY_S)
 
@@ -355,7 +359,7 @@ def _id_of(grant: Grant) -> str:
     return grant.token_id or f"{grant.issued_at}:{grant.expires_at}"
 
 
-def _family_of(grant: Grant) -> str:
+def family_of(grant: Grant) -> str:
     """Return the identifier of a token's family.
 
     It includes the client id, so that no client can end the family of another, whatever ids an external issuer uses.

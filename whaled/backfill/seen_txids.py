@@ -54,7 +54,9 @@ class SeenTxids:
                 here.add(key)
             else:
                 unseen.append(txid)
-        self._hashes.intersection_update(here)
+        # Not intersection_update(here): that keeps the new integers of `here` instead of the old ones. They lie among
+        # the texts of the whole mempool, and would hold those pages of Python's allocator when the texts are freed.
+        self._hashes.difference_update(self._hashes - here)
         self._tables.shrink()
         return unseen
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from whaled.addressbook.loading import idle_rules, read_address_book
 from whaled.auth.keys import load_ring
+from whaled.auth.oidc.extra import check_package
 from whaled.auth.tokens import KeyRing
 from whaled.cli import unit
 from whaled.cli.options import Subparsers
@@ -81,6 +82,10 @@ def faults_of_files(loaded: Loaded) -> tuple[tuple[Fault, ...], KeyRing | None, 
             ring = load_ring(config.auth, os.environ, working_directory())
         except KeyRingError as error:
             faults.append(Fault("auth", str(error)))
+    try:
+        check_package(config.auth, loaded.origins)
+    except ConfigError as error:
+        faults.extend(error.faults)
     try:
         book = read_address_book(config.detection, loaded.origins)
     except ConfigError as error:

@@ -8,6 +8,7 @@ import signal
 import structlog
 
 from whaled.auth.keys import load_ring
+from whaled.auth.oidc.extra import check_package
 from whaled.cli.options import Subparsers
 from whaled.cli.settings import add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(arguments: argparse.Namespace, passed: Passed) -> None:
     def load() -> Boot:
         loaded = load_for(arguments)
+        check_package(loaded.config.auth, loaded.origins)
         ring = load_ring(loaded.config.auth, os.environ, working_directory()) if loaded.config.auth.enabled else None
         return Boot(loaded.config, ring, loaded.origins)
 

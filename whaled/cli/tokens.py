@@ -1,4 +1,4 @@
-"""`whaled token`: issue and inspect the tokens of clients."""
+"""`whaled token`: issue and inspect the tokens of clients; `token_register` lists and revokes them."""
 
 import argparse
 import json
@@ -13,18 +13,21 @@ from pathlib import Path
 import jwt
 
 from whaled.auth import keys, tokenfile, tokens, tokentext
+from whaled.cli import token_register
 from whaled.cli.options import Subparsers, duration
 from whaled.cli.settings import add_config_option, load_for, working_directory
 from whaled.config.sections import AuthSettings
 from whaled.durable import replacing
-from whaled.errors import ExitStatus, KeyRingError, OperatorError, TokenError, reason_of
+from whaled.errors import AccessError, ExitStatus, KeyRingError, OperatorError, TokenError, reason_of
 from whaled.model import Grant, Permission
 
 
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "token", help="issue and inspect tokens", description="Issue and inspect the tokens (JWT) of clients."
+        "token",
+        help="issue, list, inspect and revoke tokens",
+        description="Issue, list, inspect and revoke the tokens (JWT) of clients.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     issue = commands.add_parser(
@@ -57,6 +60,7 @@ def register(subparsers: Subparsers) -> None:
         "itself, which other users of this machine can then see",
     )  # fmt: skip
     inspect.set_defaults(run=_inspect)
+    token_register.register(commands)
     for command in (issue, inspect):
         add_config_option(command)
         command.add_argument("--key-ring", type=Path, metavar="FILE", help="default: auth.key_ring")
@@ -82,7 +86,8 @@ def _key(kid: str | None) -> str:
 
 
 def _issue(arguments: argparse.Namespace) -> int:
-    settings = load_for(arguments).config.auth
+    config = load_for(arguments).config
+    settings = config.auth
     try:
         token, grant = tokens.issue(
             _ring(arguments, settings),
@@ -97,15 +102,18 @@ def _issue(arguments: argparse.Namespace) -> int:
         print(f"whaled: {error}", file=sys.stderr)
         return ExitStatus.USAGE
     if arguments.output is not None:
-        _write(arguments.output, token, overwrite=arguments.force)
+        write_secret(arguments.output, token, overwrite=arguments.force)
+    problem = token_register.enter(config, grant)
+    if problem is not None:
+        print(f"whaled: warning: `whaled token list` will not show this token: {problem}", file=sys.stderr)
     print(_summary("token for", grant), file=sys.stderr)
     if arguments.output is None:
         print(token)
     return ExitStatus.STOPPED
 
 
-def _write(path: Path, token: str, *, overwrite: bool) -> None:
-    """Write a token into a file that no other user can read, never through a link. Raises OperatorError."""
+def write_secret(path: Path, token: str, *, overwrite: bool) -> None:
+    """Write a token or key into a file that no other user can read, never through a link. Raises OperatorError."""
     try:
         if overwrite and os.path.lexists(path):
             _replace(path, token)
@@ -151,9 +159,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
         return ExitStatus.FAILED
     # Escaped to ASCII: the contents of a foreign token must not control this terminal.
     print(json.dumps({"header": header, "claims": claims}, indent=2))
-    settings = load_for(arguments).config.auth
+    config = load_for(arguments).config
+    settings, now = config.auth, time.time()
     try:
-        grant = tokens.verify(_ring(arguments, settings), token, time.time(), settings)
+        grant = tokens.verify(_ring(arguments, settings), token, now, settings)
     except TokenError as error:
         flaw = _flaw(token)
         print(f"not accepted: {_ascii(str(error))}" + (f"; it {_ascii(flaw)}" if flaw else ""), file=sys.stderr)
@@ -161,6 +170,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     except KeyRingError as error:
         print(f"not verified: {error}", file=sys.stderr)
         return ExitStatus.FAILED
+    try:
+        if token_register.is_revoked(config, grant, now):
+            print("not accepted: revoked", file=sys.stderr)
+            return ExitStatus.FAILED
+    except AccessError as error:
+        print(f"whaled: warning: it may be revoked: {error}", file=sys.stderr)
     print(_summary("accepted:", grant), file=sys.stderr)
     return ExitStatus.STOPPED
 

@@ -152,6 +152,11 @@ def _read(name: str, text: str) -> str:
         raise ValueError(f"{name} {error}") from None
 
 
+def is_api_key(token: str | None) -> bool:
+    """Return whether a credential is an API key."""
+    return token is not None and token.startswith(API_KEY_PREFIX)
+
+
 def auth_message(token: str) -> dict[str, str]:
     """Return the `auth` message for a token, the first message of a connection."""
-    return {"type": "auth", "api_key" if token.startswith(API_KEY_PREFIX) else "token": token}
+    return {"type": "auth", "api_key" if is_api_key(token) else "token": token}

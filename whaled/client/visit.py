@@ -9,7 +9,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from whaled.client import events
-from whaled.client.credentials import Credentials, auth_message
+from whaled.client.credentials import Credentials, auth_message, is_api_key
 from whaled.client.cursor import Cursor
 from whaled.client.dial import Dial, bounded
 from whaled.client.events import (
@@ -188,6 +188,8 @@ class Visit:
                 await self._deliver(TokenRenewed(token=frame.token, expires_at=frame.expires_at))
             case events.TokenExpiring():
                 token = await self._credentials.renewed()
+                if token is None and is_api_key(self._token):
+                    return  # a key has no refresh, and is valid until the server closes the connection
                 if token is None:
                     await self._send({"type": "refresh"})
                 else:

@@ -17,6 +17,10 @@ ShortSeconds = Annotated[float, Meta(ge=0.001, le=3600.0, extra={"unit": "durati
 # How far the clocks of the token issuer and of this machine may differ. More would extend the life of expired tokens.
 MAX_LEEWAY_S = 30.0
 Leeway = Annotated[float, Meta(ge=0, le=MAX_LEEWAY_S, extra={"unit": "duration"})]
+# Keys of issuers: an alert relies on a fetch at least once an hour; no issuer is to be asked more than once a second.
+RefreshSeconds = Annotated[float, Meta(ge=10, le=3600, extra={"unit": "duration"})]
+ThrottleSeconds = Annotated[float, Meta(ge=1, le=3600, extra={"unit": "duration"})]
+FetchSeconds = Annotated[float, Meta(ge=0.1, le=60, extra={"unit": "duration"})]
 Bytes = Annotated[int, Meta(ge=1, le=1024**4, extra={"unit": "size"})]
 MemorySize = Annotated[int, Meta(ge=128 * 1024**2, le=1024**4, extra={"unit": "size"})]
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -43,6 +47,11 @@ MAX_HOSTS = 16
 Host = Annotated[str, Meta(extra={"unit": "host"})]
 Hosts = Annotated[tuple[Host, ...], Meta(min_length=1, max_length=MAX_HOSTS, extra={"unit": "hosts"})]
 Origin = Annotated[str, Meta(extra={"unit": "origin"})]
+
+# A proxy of a content network comes from a few dozen networks.
+MAX_PROXIES = 128
+Proxy = Annotated[str, Meta(extra={"unit": "proxy"})]
+Proxies = Annotated[tuple[Proxy, ...], Meta(max_length=MAX_PROXIES)]
 
 
 class Reload(Struct, frozen=True):

@@ -12,8 +12,15 @@ from whaled.config.fields import MAX_BOOKS, MAX_HOSTS, MAX_WATCH_RULES, RULE_NAM
 from whaled.config.sections import Config
 
 # What a string key expects, by its unit.
-SORTS = {"path": "a path", "url": "a URL", "host": "an address or a host name", "origin": "an origin"}
-# The limit of every list of sections; there is only one such list.
+SORTS = {
+    "path": "a path",
+    "url": "a URL",
+    "host": "an address or a host name",
+    "origin": "an origin",
+    "proxy": "an address or a network",
+}
+LISTED = {"origin": "origins", "proxy": "addresses and networks"}
+# The limit of every list of sections.
 MAX_SECTIONS = MAX_WATCH_RULES
 
 
@@ -76,7 +83,7 @@ class Key(Struct, frozen=True):
         if self.element is not None:
             if self.element.choices:
                 return f"a list, each element {self.element.allowed}"
-            return f"a list of {'origins' if self.element.unit == 'origin' else 'strings'}"
+            return f"a list of {LISTED.get(self.element.unit or '', 'strings')}"
         if self.base is str:
             return _string(self.annotation, SORTS.get(self.unit or "", "a string"))
         meta = next(part for part in _parts(self.annotation) if isinstance(part, Meta))

@@ -5,7 +5,8 @@ from urllib.parse import SplitResult, unquote_to_bytes
 
 from msgspec import Struct
 
-from whaled.config.sections import Config, DetectionSettings
+from whaled.config.issuers import issuer_faults
+from whaled.config.sections import Config, DetectionSettings, ProxyProtocol
 from whaled.hosts import HOST_NAME
 from whaled.urls import redacted, usable
 
@@ -31,6 +32,8 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _times(config)
     yield from _ways(config)
     yield from _whales(config.detection)
+    yield from (Conflict(path, problem, ("auth.issuers",)) for path, problem in issuer_faults(config.auth))
+    yield from _proxies(config)
     tls = config.gateway.tls
     if (tls.certificate is None) != (tls.private_key is None):
         given, missing = ("certificate", "private_key") if tls.private_key is None else ("private_key", "certificate")
@@ -102,6 +105,16 @@ def _ways(config: Config) -> Iterator[Conflict]:
     if config.upstream.unix_socket is not None and config.upstream.proxy is not None:
         yield Conflict(
             "upstream.unix_socket", "cannot be combined with upstream.proxy: set only one of them", ("upstream.proxy",)
+        )
+
+
+def _proxies(config: Config) -> Iterator[Conflict]:
+    gateway = config.gateway
+    if gateway.proxy_protocol is not ProxyProtocol.NEVER and not gateway.trusted_proxies:
+        yield Conflict(
+            "gateway.proxy_protocol",
+            "needs gateway.trusted_proxies: the header is accepted from these peers only",
+            ("gateway.trusted_proxies",),
         )
 
 

@@ -18,6 +18,7 @@ from whaled.config.fields import (
     BookSize,
     Bytes,
     Count,
+    FetchSeconds,
     Hosts,
     Leeway,
     MemorySize,
@@ -27,7 +28,9 @@ from whaled.config.fields import (
     Path,
     Paths,
     Port,
+    Proxies,
     Rate,
+    RefreshSeconds,
     RuleName,
     Seconds,
     Share,
@@ -36,6 +39,7 @@ from whaled.config.fields import (
     Text,
     ThresholdBtc,
     ThresholdUsd,
+    ThrottleSeconds,
     Url,
 )
 from whaled.model import OwnerType
@@ -47,6 +51,22 @@ class Basis(StrEnum):
     TOTAL = "total"
     MOVED = "moved"
     INPUTS = "inputs"
+
+
+class ProxyProtocol(StrEnum):
+    """Whether trusted proxies send the header of the PROXY protocol."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class AddressHeader(StrEnum):
+    """The header of a request in which trusted proxies name the client."""
+
+    NONE = "none"
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
 
 
 class LogFormat(StrEnum):
@@ -220,6 +240,21 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
         'https://example.org or chrome-extension://ID; "null" for pages without an origin; "*" for all',
         RELOAD,
     ] = ()
+    trusted_proxies: Annotated[
+        Proxies,
+        'addresses or networks of proxies that name their clients, like 10.0.0.5 or 2001:db8::/32; "unix" for the '
+        "peers of a Unix socket; see docs/proxy.md",
+        RELOAD,
+    ] = ()
+    proxy_protocol: Annotated[
+        ProxyProtocol,
+        "whether trusted proxies send a PROXY protocol header (version 1 or 2): required refuses connections of "
+        "theirs without it",
+        RELOAD,
+    ] = ProxyProtocol.NEVER
+    client_address_header: Annotated[
+        AddressHeader, "the header in which trusted proxies name the client; from others it is ignored", RELOAD
+    ] = AddressHeader.X_FORWARDED_FOR
     max_connections: Annotated[Count, "connections in total; further ones receive 503", RELOAD] = 10_000
     max_connections_per_address: Annotated[
         Count, "connections per address (IPv6: per /64); further ones receive 429", RELOAD
@@ -278,6 +313,42 @@ class GatewaySettings(Struct, frozen=True, kw_only=True):
     tls: TlsSettings = field(default_factory=TlsSettings)
 
 
+class Algorithm(StrEnum):
+    """A signature algorithm of access tokens (RFC 7518, RFC 8037), all with public keys."""
+
+    RS256 = "RS256"
+    RS384 = "RS384"
+    RS512 = "RS512"
+    PS256 = "PS256"
+    PS384 = "PS384"
+    PS512 = "PS512"
+    ES256 = "ES256"
+    ES384 = "ES384"
+    ES512 = "ES512"
+    EDDSA = "EdDSA"
+
+
+class IssuerSettings(Struct, frozen=True, kw_only=True):
+    """A trusted issuer of access tokens. docs/oidc.md explains each key.
+
+    `read`, `write` and `admin` list claims, as `config.claims` reads them; any of them grants the permission.
+    """
+
+    name: RuleName
+    issuer: Url
+    audience: Text
+    algorithms: tuple[Algorithm, ...] = (Algorithm.RS256,)
+    client_id_claim: Text = "client_id"
+    read: tuple[Text, ...] = ()
+    write: tuple[Text, ...] = ()
+    admin: tuple[Text, ...] = ()
+    jwks_uri: Url | None = None
+    leeway: Leeway = 30.0
+    refresh_interval: RefreshSeconds = 600.0
+    unknown_key_interval: ThrottleSeconds = 30.0
+    timeout: FetchSeconds = 10.0
+
+
 class AuthSettings(Struct, frozen=True, kw_only=True):
     """Authentication of clients."""
 
@@ -303,6 +374,15 @@ class AuthSettings(Struct, frozen=True, kw_only=True):
     ] = 20
     issuer: Annotated[Text | None, "required `iss` of tokens; null: not checked", RELOAD] = None
     audience: Annotated[Text | None, "required `aud` of tokens; null: not checked", RELOAD] = None
+    issuers: Annotated[
+        tuple[IssuerSettings, ...],
+        "OpenID Connect or OAuth 2.0 issuers whose access tokens are accepted as well, see docs/oidc.md",
+        RELOAD,
+    ] = ()
+    audit_retention: Annotated[Seconds, "older records of the audit log are removed", RELOAD] = 365 * 86400.0
+    audit_limit: Annotated[
+        Count, "records in the audit log; beyond this the oldest ones are removed (about 300 bytes each)", RELOAD
+    ] = 100_000
 
 
 class HttpSettings(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from whaled.config import units
 from whaled.config.given import Given
 from whaled.config.keys import Key, plain_number
 from whaled.config.origins import origin_fault
+from whaled.config.proxies import proxy_fault
 from whaled.config.scalars import Scalar, misread, number_meant
 from whaled.errors import Fault
 from whaled.hosts import listening_fault
@@ -103,7 +104,9 @@ def value_of(key: Key, found: object, written: Scalar | None) -> object:
 
 
 def _check_form(key: Key, value: object) -> None:
-    """Raise ValueError for an invalid origin or listening address."""
+    """Raise ValueError for an invalid origin, trusted proxy or listening address."""
+    if key.unit == "proxy" and isinstance(value, str) and (problem := proxy_fault(value)):
+        raise ValueError(problem)
     if key.unit == "origin" and isinstance(value, str) and (problem := origin_fault(value)):
         raise ValueError(problem)
     if key.unit == "host" and isinstance(value, str) and (problem := listening_fault(value)):

@@ -9,7 +9,7 @@ from whaled.errors import ClientErrorCode, Close, TokenRefusal
 from whaled.gateway import commands, messages
 from whaled.gateway.limits import Limit
 from whaled.model import Grant
-from whaled.whales.filters import Filter
+from whaled.whales.filters import EVERYTHING, Filter
 
 
 class Send(Struct, frozen=True):
@@ -19,10 +19,11 @@ class Send(Struct, frozen=True):
 
 
 class Admit(Struct, frozen=True):
-    """Count the client as authenticated, and deliver alerts to it if it may read."""
+    """Count the client as authenticated, and deliver the events that pass `filter` to it if it may read."""
 
     grant: Grant | None
     may_read: bool
+    filter: Filter = EVERYTHING
 
 
 class Attach(Struct, frozen=True):

@@ -183,16 +183,21 @@ class FailedConnects:
         """Count a connection that authenticated."""
         self._count(network)[1] += 1
 
-    def is_flood(self, network: str, behind_s: float, clients_here: int = 0, unfinished: int = 0) -> bool:
+    def is_flood(
+        self, network: str, behind_s: float, clients_here: int = 0, unfinished: int = 0, *, is_deep: bool = False
+    ) -> bool:
         """Return whether a network has many connections, nearly all of them failed.
 
         For `behind_s` seconds, connections have arrived faster than they can be accepted. `clients_here` is the number
-        of connected clients in the network, `unfinished` the number of its unauthenticated connections.
+        of connected clients in the network, `unfinished` the number of its unauthenticated connections. If the accept
+        queue `is_deep`, the lowest limit applies at once. Unfinished connections do not count sooner for that: a deep
+        queue may consist of genuine clients that return after a restart.
         """
         self._turn()
         failed, clients = self._now.get(network, (0, 0))
         failed_before, clients_before = self._before.get(network, (0, 0))
-        limit = max(self.limit // LEAST_PART, self.limit >> int(behind_s / HALVED_AFTER_S))
+        least = self.limit // LEAST_PART
+        limit = least if is_deep else max(least, self.limit >> int(behind_s / HALVED_AFTER_S))
         if behind_s >= UNFINISHED_AFTER_S:
             failed += unfinished
         return failed + failed_before > max(limit, CLIENT_PART * (clients + clients_before + clients_here))
@@ -257,24 +262,32 @@ class Admission:
         self._clients: dict[str, int] = {}  # by network
         self._clock = clock
 
-    def is_flood(self, source: Source, behind_s: float) -> bool:
+    def is_flood(self, source: Source, behind_s: float, *, is_deep: bool = False) -> bool:
         """Return whether the network of a new connection counts as a flood. See `FailedConnects.is_flood`."""
         network = source.network
         return self.failures.is_flood(
-            network, behind_s, self._clients.get(network, 0), self.strangers.count_in(network)
+            network, behind_s, self._clients.get(network, 0), self.strangers.count_in(network), is_deep=is_deep
         )
 
-    def admit(self, member: Hashable, source: Source, may_displace: Callable[[Hashable], bool] = _always) -> Verdict:
+    def admit(
+        self,
+        member: Hashable,
+        source: Source,
+        may_displace: Callable[[Hashable], bool] = _always,
+        *,
+        is_proxy: bool = False,
+    ) -> Verdict:
         """Count a new connection as unauthenticated. `leave` must be called once for it, and for the displaced one.
 
         A refused connection is counted as well, beyond the limits, since it holds a socket until its refusal is sent.
         If the connection to displace is of the same network as the new one, `may_displace` decides; if it returns
-        False, the new connection is not admitted. A connection of another network is displaced unconditionally.
+        False, the new connection is not admitted. A connection of another network is displaced unconditionally. The
+        limit per address does not apply to a trusted proxy, which has not named its client yet.
         """
         here = self._by_address.get(source.address, 0)
         strangers, strangers_here = len(self.strangers), self.strangers.count(source)
         refusal, displaced = None, None
-        if here - strangers_here >= self.per_address_limit:
+        if not is_proxy and here - strangers_here >= self.per_address_limit:
             refusal = Refusal.ADDRESS_CAP
             if strangers_here >= TURNED_AWAY_PER_ADDRESS:
                 displaced = self.strangers.oldest_of(source)
@@ -282,7 +295,7 @@ class Admission:
             refusal = Refusal.GLOBAL_CAP
             if strangers >= TURNED_AWAY:
                 displaced = self._to_displace()
-        elif here >= self.per_address_limit:
+        elif not is_proxy and here >= self.per_address_limit:
             displaced = self.strangers.oldest_of(source)
         elif self.total >= self.total_limit or strangers >= self.unauthenticated_limit:
             displaced = self._to_displace()

@@ -31,6 +31,7 @@ class ClientLines:
             per_source=STRANGER,
             in_all=STRANGERS,
         )
+        self._proxy = Summary(logger, "proxy_header_refused", level="warning", per_source=STRANGER, in_all=STRANGERS)
         self._connected = Summary(logger, "client_connected", per_source=CLIENT, in_all=CLIENTS)
         self._left = Summary(logger, "client_disconnected", per_source=CLIENT, in_all=CLIENTS)
         self._stranger_left = Summary(logger, "client_disconnected", per_source=STRANGER, in_all=STRANGERS)
@@ -77,6 +78,10 @@ class ClientLines:
         """Log a connection attempt by a page whose origin is not allowed."""
         self._origin.line(address, address=address, origin=origin)
 
+    def proxy_failed(self, address: str, problem: str) -> None:
+        """Log a header of a trusted proxy that cannot be read, or is missing."""
+        self._proxy.line(address, address=address, problem=problem)
+
     def connected(self, address: str, client_id: str | None) -> None:
         """Log a client that is admitted: it has authenticated, or need not."""
         self._connected.line(client_id or address, address=address, client_id=client_id)
@@ -97,7 +102,8 @@ class ClientLines:
     def flush(self) -> None:
         """Log the counts of the lines suppressed up to now."""
         for summary in (
-            self._refused, self._origin, self._connected, self._left, self._stranger_left, self._shed, self._failed,
+            self._refused, self._origin, self._proxy, self._connected, self._left, self._stranger_left, self._shed,
+            self._failed,
         ):  # fmt: skip
             summary.flush()
         self._count_turned_away()

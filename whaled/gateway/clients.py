@@ -13,14 +13,15 @@ ABSENT_REMEMBERED = 10_000
 
 
 class Client:
-    """One client: its number of connections and their common budget."""
+    """One client: its number of connections and their common budget, which is `factor` times the configured one."""
 
-    __slots__ = ("bucket", "client_id", "connections")
+    __slots__ = ("bucket", "client_id", "connections", "factor")
 
     def __init__(self, client_id: str, bucket: TokenBucket) -> None:
         self.client_id = client_id
         self.bucket = bucket
         self.connections = 0
+        self.factor = 1.0
 
 
 class Clients:
@@ -40,18 +41,28 @@ class Clients:
         self._rate = rate
         self._burst = burst
         for client in (*self._present.values(), *self._absent.values()):
-            client.bucket.reconfigure(rate, burst)
+            client.bucket.reconfigure(rate * client.factor, burst * max(1.0, client.factor))
 
-    def enter(self, client_id: str, now: float) -> Client | None:
-        """Count a connection of a client, for which `leave` must be called once. Return None if it has too many."""
+    def enter(self, client_id: str, now: float, factor: float = 1.0) -> Client | None:
+        """Count a connection of a client, for which `leave` must be called once. Return None if it has too many.
+
+        The budget is `factor` times the configured one. The largest factor of several connections applies.
+        """
         client = self._present.get(client_id)
         if client is None:
             client = self._absent.pop(client_id, None) or self._new_client(client_id, now)
             self._present[client_id] = client
         elif client.connections >= self.max_connections:
             return None
+        if not client.connections or factor > client.factor:
+            self._scale(client, factor)
         client.connections += 1
         return client
+
+    def _scale(self, client: Client, factor: float) -> None:
+        if factor != client.factor:
+            client.factor = factor
+            client.bucket.reconfigure(self._rate * factor, self._burst * max(1.0, factor))
 
     def _new_client(self, client_id: str, now: float) -> Client:
         return Client(client_id, TokenBucket(self._rate, self._burst, now, self.lost))

@@ -8,27 +8,28 @@ connection).
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
+from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 
-from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
 from whaled.gateway import framing, messages
-from whaled.gateway.actions import Action, Admit, Concern, Send, Stop
+from whaled.gateway.actions import Action, Admit, Send, Stop
 from whaled.gateway.admission import Source
+from whaled.gateway.forwarded import ForwardedError
 from whaled.gateway.handshake import BadRequestError, Server, credential, judge
 from whaled.gateway.incoming import UnreadableError
 from whaled.gateway.limits import Refusal
-from whaled.gateway.origins import Origins, shown
+from whaled.gateway.nosocket import NO_SOCKET, NoSocket
+from whaled.gateway.origins import shown
 from whaled.gateway.outbox import Outbox
+from whaled.gateway.owner import ConnectionOwner
 from whaled.gateway.phase import Phase, Step, after
-from whaled.gateway.records import Records
 from whaled.gateway.session import Session
 from whaled.gateway.share import Lane
 from whaled.gateway.timer import LATER_S, Timer
-from whaled.gateway.transport import NO_SOCKET, ClientSocket, NoSocket
+from whaled.gateway.transport import ClientSocket
 from whaled.gateway.websocket import WebSocket
 
 # If a deadline ends while bytes of the client wait to be read, it is extended, up to this multiple of the time allowed
@@ -36,48 +37,21 @@ from whaled.gateway.websocket import WebSocket
 PATIENCE = 3
 
 
-class ConnectionOwner(Protocol):
-    """The gateway as a connection sees it."""
-
-    settings: GatewaySettings
-    origins: Origins
-    records: Records
-    is_draining: bool
-    now: Callable[[], float]  # the wall clock, in Unix seconds
-
-    def new_session(self, connection: "Connection") -> Session:
-        """Create the session of a connection whose handshake is complete."""
-        ...
-
-    def opened(self, connection: "Connection") -> None:
-        """Handle a WebSocket that has just opened, after the first actions of its session."""
-        ...
-
-    def perform(self, connection: "Connection", action: Concern) -> None:
-        """Perform an action that concerns more than the socket."""
-        ...
-
-    def fell_behind(self, connection: "Connection", cursor: int) -> None:
-        """Replay the event log to the connection after `cursor`, once it has drained."""
-        ...
-
-    def disconnected(self, connection: "Connection") -> None:
-        """Forget a connection whose socket is closed."""
-        ...
-
-
 class Connection:
     """A client's connection from accept to close."""
 
     __slots__ = (
         "_owner", "_refusal", "_socket", "_timer", "_verdict", "_ws", "address", "arrived_at", "close_code",
-        "connected_at", "is_client", "number", "outbox", "phase", "pinged_at", "session", "slot", "source",
+        "connected_at", "is_client", "is_proxy", "number", "outbox", "phase", "pinged_at", "session", "slot", "source",
     )  # fmt: skip
 
-    def __init__(self, owner: ConnectionOwner, address: str, source: Source, slot: int) -> None:
+    def __init__(
+        self, owner: ConnectionOwner, address: str, source: Source, slot: int, *, is_proxy: bool = False
+    ) -> None:
         self._owner = owner
         self.address = address
         self.source = source
+        self.is_proxy = is_proxy  # a trusted proxy's, which has not named its client
         self.slot = slot
         self.number = 0  # given by the roster, counted from the start of the daemon
         self.phase = Phase.AGREEING
@@ -114,6 +88,21 @@ class Connection:
         self._verdict = verdict
         self._timer.start(self._owner.settings.handshake_timeout, self._handshake_timed_out)
         client.start()
+
+    def proxy_named(self, address: str | None) -> None:
+        """Handle the end of the PROXY header: admit its client, if it names one."""
+        if address is not None:
+            self._verdict = self._owner.client_named(self, address, is_last=False) or self._verdict
+
+    def proxy_failed(self, problem: str) -> None:
+        """Handle a bad PROXY header. The connection closes, since its peer speaks no other protocol yet."""
+        self._owner.records.proxy_failed(self.address, problem)
+        self._refuse(Refusal.PROXY_PROTOCOL)
+
+    def named(self, address: str, source: Source, *, is_proxy: bool) -> None:
+        """Take the client's address, which the proxy names, in place of the proxy's."""
+        self.address, self.source, self.is_proxy = address, source, is_proxy
+        self._socket.source = source.network
 
     def connection_made(self) -> None:
         """Handle the end of the TLS handshake, if any: bytes may be read and written."""
@@ -188,7 +177,7 @@ class Connection:
     def _handshake(self, server: Server, request: Request) -> None:
         """Answer the request. Open the session, unless the request is refused."""
         owner, is_tls = self._owner, not self._socket.is_plain
-        refusal, response = judge(
+        refusal, response = self._forwarded(server, request.headers) or judge(
             server, request, owner.origins, verdict=self._verdict, is_draining=owner.is_draining, is_tls=is_tls
         )
         if refusal is not None:
@@ -210,6 +199,17 @@ class Connection:
         if self.phase is Phase.AUTHENTICATING:
             self._socket.favour(1)
             self._timer.start(owner.settings.auth_timeout, self._auth_timed_out)
+
+    def _forwarded(self, server: Server, headers: Headers) -> tuple[Refusal, Response] | None:
+        """Admit the client that a trusted proxy names in a header. Return the answer to a header that is unreadable."""
+        try:
+            address = self._owner.proxies.client(headers) if self.is_proxy else None
+        except ForwardedError as error:
+            self._owner.records.proxy_failed(self.address, str(error))
+            return Refusal.FORWARDED, server.reject(400, f"{error}\n")
+        if address is not None:
+            self._verdict = self._owner.client_named(self, address, is_last=True) or self._verdict
+        return None
 
     def _refuse(self, refusal: Refusal) -> None:
         """Count the reason why there will be no session, unless there is one already."""
@@ -236,9 +236,9 @@ class Connection:
         """The progress of an unauthenticated connection: (TLS handshake complete, HTTP handshake complete)."""
         return self._socket.is_agreed, self.session is not None
 
-    def displace(self) -> None:
+    def displace(self, refusal: Refusal = Refusal.DISPLACED) -> None:
         """Cut off this unauthenticated connection, to make room for a new one."""
-        self._count(self._verdict or Refusal.DISPLACED)
+        self._count(self._verdict or refusal)
         self.abort()
 
     def _handshake_timed_out(self) -> None:

@@ -39,10 +39,11 @@ class Credential:
     """A grant in use. Times are Unix seconds.
 
     A token that had expired on arrival was accepted within the leeway for clock differences. Such a connection closes
-    when the leeway ends, and its token cannot be refreshed: the grace period does not apply in addition.
+    when the leeway ends, and its token cannot be refreshed: the grace period does not apply in addition. An API key has
+    neither a leeway nor a grace period, because the clock that judges it also set its end.
     """
 
-    __slots__ = ("grant", "is_late", "replaced", "used_at", "was_warned")
+    __slots__ = ("grant", "is_key", "is_late", "replaced", "used_at", "was_warned")
 
     def __init__(self, grant: Grant, now: float, *, replaced: Grant | None = None) -> None:
         """Use a grant from now on. `replaced` is the one that was refreshed to get it, if any."""
@@ -50,6 +51,7 @@ class Credential:
         self.used_at = now
         self.replaced = replaced
         self.was_warned = False
+        self.is_key = grant.kind == "api_key"
         self.is_late = grant.expires_at is not None and now >= grant.expires_at
 
     def next_deadline(self, *, leeway_s: float, expiry_grace_s: float) -> float | None:
@@ -60,6 +62,8 @@ class Credential:
         if not self.was_warned:
             life_s = grant.expires_at - grant.issued_at if grant.issued_at is not None else WARN_BEFORE_EXPIRY_S
             return grant.expires_at - min(WARN_BEFORE_EXPIRY_S, max(0.0, life_s) * WARN_BEFORE_EXPIRY_PART)
+        if self.is_key:
+            return grant.expires_at
         return grant.expires_at + (leeway_s if self.is_late else expiry_grace_s)
 
     def lost_parent(self, now: float) -> Grant | None:

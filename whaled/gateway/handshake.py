@@ -34,6 +34,7 @@ TLS_BEGINS = b"\x16\x03"
 REFUSAL_STATUS = {
     Refusal.GLOBAL_CAP: (503, "too many connections"),
     Refusal.ADDRESS_CAP: (429, "too many connections from this address"),
+    Refusal.CONNECT_RATE: (429, "too many connections from this network"),
     Refusal.MEMORY: (503, "out of memory"),
     Refusal.DRAINING: (503, "restarting"),
     Refusal.TOKEN_IN_URL: (

@@ -89,18 +89,18 @@ class Interest(Generic[G]):
 
     def add(self, group: G) -> None:
         """Add a group to the index."""
-        index, names = self._index_of(group.filter)
+        index, names, takes_updates = self._index_of(group.filter)
         if index is None:
             self._others[group] = None
             return
-        if group.filter.updates_of is UpdatesOf.ALL:
+        if takes_updates:
             self._updates[group] = None
         for name in names:
             index.add(name, group)
 
     def discard(self, group: G) -> None:
         """Remove a group from the index. Its names may be removed later."""
-        index, names = self._index_of(group.filter)
+        index, names, _ = self._index_of(group.filter)
         if index is None:
             del self._others[group]
             return
@@ -134,11 +134,15 @@ class Interest(Generic[G]):
                 found |= self._updates
         return list(found)
 
-    def _index_of(self, chosen: Filter) -> tuple[_Names[G] | None, frozenset[str]]:
+    def _index_of(self, chosen: Filter) -> tuple[_Names[G] | None, frozenset[str], bool]:
+        """Return the index for a filter, the names to find it by, and whether it may pass updates without them."""
+        takes_updates = chosen.updates_of is UpdatesOf.ALL
         if chosen.addresses is not None:
-            return self._addresses, chosen.addresses
+            return self._addresses, chosen.addresses, takes_updates
         if chosen.exchanges is not None:
-            return self._exchanges, chosen.exchanges
+            return self._exchanges, chosen.exchanges, takes_updates
         if chosen.rules is not None:
-            return self._rules, chosen.rules
-        return None, frozenset()
+            return self._rules, chosen.rules, takes_updates
+        if chosen.within is not None:
+            return self._index_of(chosen.within)  # an event must pass it too
+        return None, frozenset(), takes_updates

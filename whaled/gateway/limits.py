@@ -187,13 +187,17 @@ class Refusal(StrEnum):
     CLIENT_CAP = "client_cap"  # sent after the upgrade, since the client is not known earlier
     DISPLACED = "displaced"
     CONNECT_RATE = "connect_rate"
+    LEFT = "left"  # the client had left before its connection was accepted from a deep queue
     NO_UPGRADE = "no_upgrade"
     TLS = "tls"
+    PROXY_PROTOCOL = "proxy_protocol"  # a trusted proxy sent a malformed header, or none that is required
+    FORWARDED = "forwarded"  # a trusted proxy sent a header that cannot be read
 
 
 # Refusals that are not the client's fault.
 NO_FAULTS = {
     Refusal.GLOBAL_CAP, Refusal.ADDRESS_CAP, Refusal.CLIENT_CAP, Refusal.MEMORY, Refusal.DRAINING, Refusal.NO_UPGRADE,
+    Refusal.PROXY_PROTOCOL, Refusal.FORWARDED,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,11 @@ BEHIND_S = 0.1
 BEHIND_AGAIN_S = 0.01
 # At a lower rate of connections per second there is no flood: whaled is slow for another reason.
 FLOOD_RATE = 500
+# States of a connection in struct tcp_info (linux/tcp_states.h).
+_CLOSE, _CLOSE_WAIT = 7, 8
+# The part of the accept queue from which on it counts as deep. A queue of 4,096 overflows a third of a second after a
+# flood of 12,000 connections a second began; then the kernel drops packets of new clients, which repeat them after 1 s.
+DEEP_PART = 1 / 8
 # The response to a flood continues where the previous one ended. At most REMEMBERED_S of the previous flood's duration
 # is remembered; FORGOTTEN_S of it is forgotten for each second in which the queue is empty.
 REMEMBERED_S, FORGOTTEN_S = 2.0, 0.2
@@ -30,6 +36,28 @@ REMEMBERED_S, FORGOTTEN_S = 2.0, 0.2
 SHORT_WAIT_S = 0.25
 # A shortage has ended when no accept has failed for this time.
 RESUMED_AFTER_S = 1.0
+
+
+def waiting_part(sock: socket.socket) -> float:
+    """Return how full the accept queue of a listening socket is, 0 to 1, and 0 where the kernel does not report it.
+
+    For a listening socket, Linux reports the length of the queue as tcpi_unacked and its limit as tcpi_sacked, at
+    bytes 24 and 28 of struct tcp_info (linux/tcp.h).
+    """
+    try:
+        waiting, limit = struct.unpack_from("=II", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 24)
+    except (OSError, struct.error):  # a Unix socket, or no Linux
+        return 0.0
+    return waiting / limit if limit else 0.0
+
+
+def has_left(sock: socket.socket) -> bool:
+    """Return whether the peer of an accepted TCP socket has already closed its side or reset the connection."""
+    try:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    except (OSError, IndexError):  # a Unix socket, or no Linux
+        return False
+    return state in (_CLOSE, _CLOSE_WAIT)
 
 
 class Backlog:
@@ -44,12 +72,17 @@ class Backlog:
         self._count = 0  # connections accepted since then
         self._before = 0.0  # the remembered duration of the previous flood
         self._emptied_at = 0.0
+        self._is_deep = False
 
     def filled(self) -> None:
         """Record that a connection has arrived in the empty queue."""
         now = self._clock()
         self._before = max(0.0, self._before - FORGOTTEN_S * (now - self._emptied_at))
-        self._since, self._count = now, 0
+        self._since, self._count, self._is_deep = now, 0, False
+
+    def measured(self, part: float) -> None:
+        """Record how full the queue is, 0 to 1."""
+        self._is_deep = part >= DEEP_PART
 
     def accepted(self) -> None:
         """Record that a connection was accepted."""
@@ -58,7 +91,12 @@ class Backlog:
     def emptied(self) -> None:
         """Record that the queue is empty, or that nothing can be accepted from it for now."""
         self._before = min(REMEMBERED_S, max(self._before, self.behind_s))
-        self._since, self._emptied_at = None, self._clock()
+        self._since, self._emptied_at, self._is_deep = None, self._clock(), False
+
+    @property
+    def is_deep(self) -> bool:
+        """True if so many connections wait that the kernel may soon drop further ones."""
+        return self._is_deep
 
     @property
     def behind_s(self) -> float:
@@ -70,7 +108,7 @@ class Backlog:
         if self._since is None:
             return 0.0
         busy_s = self._clock() - self._since
-        is_behind = busy_s > (BEHIND_AGAIN_S if self._before else BEHIND_S)
+        is_behind = self._is_deep or busy_s > (BEHIND_AGAIN_S if self._before else BEHIND_S)
         return self._before + busy_s if is_behind and self._count > FLOOD_RATE * busy_s else 0.0
 
 
@@ -131,6 +169,11 @@ class Listener:
         """The seconds for which connections have arrived faster than they can be accepted, the maximum over sockets."""
         return max(backlog.behind_s for backlog in self._backlogs.values())
 
+    @property
+    def is_deep(self) -> bool:
+        """True if the accept queue of one of the sockets is deep."""
+        return any(backlog.is_deep for backlog in self._backlogs.values())
+
     def _wait(self, sock: socket.socket) -> None:
         if self._is_open:
             asyncio.get_running_loop().add_reader(sock, self._ready, sock)
@@ -141,6 +184,7 @@ class Listener:
         self._share.add(Lane.ACCEPT, partial(self._accept, sock), sock)
 
     def _accept(self, sock: socket.socket) -> bool:
+        self._backlogs[sock].measured(waiting_part(sock))
         for _ in range(ACCEPTS):
             if not self._is_open:
                 return False

@@ -139,13 +139,22 @@ def stats(counters: Counters) -> bytes:
 
 
 def subscribed(
-    filters: object, *, recovered: bool | None, start: Position, position: Position, oldest: Position | None = None
+    filters: object,
+    *,
+    recovered: bool | None,
+    start: Position,
+    position: Position,
+    oldest: Position | None = None,
+    fixed: object = None,
 ) -> bytes:
     """Return the answer to `subscribe`.
 
-    Delivery begins after `start`. `recovered` is None if no position was requested.
+    Delivery begins after `start`. `recovered` is None if no position was requested. `fixed` is the filter of the
+    client's API key, None if it has none.
     """
     fields: dict[str, object] = {"type": "subscribed", "filters": filters}
+    if fixed is not None:
+        fields["fixed_filters"] = fixed
     if recovered is not None:
         fields["recovered"] = recovered
     fields["from"] = start

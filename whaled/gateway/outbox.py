@@ -10,7 +10,7 @@ from typing import Protocol
 
 from whaled.config.sections import GatewaySettings
 from whaled.errors import Close
-from whaled.gateway.transport import NO_SOCKET
+from whaled.gateway.nosocket import NO_SOCKET
 
 # Deliveries stay within the limit of unsent bytes (`write_behind`, and the slices of a replay). The excess is answers.
 WITH_ANSWERS = 2

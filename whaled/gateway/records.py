@@ -25,6 +25,9 @@ class Records:
     def origin_refused(self, address: str, origin: str) -> None:
         """Record a connection attempt by a page whose origin is not allowed."""
 
+    def proxy_failed(self, address: str, problem: str) -> None:
+        """Record a header of a trusted proxy that cannot be read, or is missing."""
+
     def received(self, kind: MessageType, size_bytes: int) -> None:
         """Record a message of a client."""
 
@@ -55,6 +58,10 @@ class ClientRecords(Records):
     def origin_refused(self, address: str, origin: str) -> None:
         """Log a connection attempt by a page whose origin is not allowed."""
         self._lines.origin_refused(address, origin)
+
+    def proxy_failed(self, address: str, problem: str) -> None:
+        """Log a header of a trusted proxy that cannot be read, or is missing."""
+        self._lines.proxy_failed(address, problem)
 
     def opened(self) -> None:
         """Count an opened session."""

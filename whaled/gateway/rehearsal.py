@@ -16,8 +16,9 @@ from whaled.gateway.admission import Source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
 from whaled.gateway.hub import Group, Hub
-from whaled.gateway.limits import FailureLimit, SessionLimits
+from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
 from whaled.gateway.origins import Origins
+from whaled.gateway.proxies import Proxies
 from whaled.gateway.records import Records
 from whaled.gateway.session import Session
 from whaled.gateway.share import LoopShare
@@ -51,6 +52,7 @@ class Rehearsal:
         self.settings = settings
         self.origins = Origins.of(("*",), needs_token=False)
         self.records = Records()
+        self.proxies = Proxies(GatewaySettings())
         self.is_draining = False  # canaries continue until the end of a drain, to watch it too
         self.now = clock
         self._hub = hub
@@ -96,6 +98,9 @@ class Rehearsal:
             address=connection.address,
             now=self.now(),
         )
+
+    def client_named(self, connection: Connection, address: str, *, is_last: bool) -> Refusal | None:
+        """Do nothing: no canary comes through a proxy."""
 
     def opened(self, connection: Connection) -> None:
         """Do nothing: canaries continue until the end of a drain."""

@@ -2,13 +2,16 @@
 
 import asyncio
 import itertools
+import socket
 import time
 from collections.abc import Hashable
 
 from whaled.config.sections import GatewaySettings
-from whaled.gateway.admission import TIME_TO_BEGIN_S, Admission, Verdict, has_failed
+from whaled.gateway.admission import TIME_TO_BEGIN_S, Admission, Source, Verdict, has_failed, source
 from whaled.gateway.clients import Clients
 from whaled.gateway.connection import Connection
+from whaled.gateway.limits import Refusal
+from whaled.gateway.listener import has_left
 from whaled.gateway.meters import GatewayMeter
 
 # Connections are pinged in this many groups, one after the other, so that 10,000 pings are not sent at once.
@@ -64,6 +67,19 @@ class Roster:
         """Return the keepalive group of the next connection."""
         return self._next_slot
 
+    def reason_to_reset(self, sock: socket.socket, origin: Source, behind_s: float, *, is_deep: bool) -> Refusal | None:
+        """Return why an accepted socket is to be reset before anything is allocated for it; None if it is not.
+
+        Its network counts as a flood, or the accept queue `is_deep` and the client has already left: its request would
+        only be read to be thrown away, while new clients wait behind it.
+        """
+        if behind_s and self.admission.is_flood(origin, behind_s, is_deep=is_deep):
+            return Refusal.CONNECT_RATE
+        if is_deep and has_left(sock):
+            self.admission.failures.failed(origin.network)
+            return Refusal.LEFT
+        return None
+
     def admit(self, connection: Connection, behind_s: float) -> Verdict:
         """Count a new connection, and cut off the one that it displaces.
 
@@ -75,12 +91,27 @@ class Roster:
             assert isinstance(member, Connection)
             return _may_displace(member, time.monotonic(), is_behind=behind_s > 0)
 
-        verdict = self.admission.admit(connection, connection.source, may_displace)
+        verdict = self.admission.admit(connection, connection.source, may_displace, is_proxy=connection.is_proxy)
         if isinstance(verdict.displaced, Connection):
             verdict.displaced.displace()
             self._displaced.add(verdict.displaced)
             self.forget(verdict.displaced)
         return verdict
+
+    def move(self, connection: Connection, address: str, behind_s: float, *, is_proxy: bool) -> Refusal | None:
+        """Count the connection of a trusted proxy as the client's, now that it is named. Return the refusal, if any.
+
+        A connection that is not admitted is cut off: there are too many of its network.
+        """
+        self.admission.leave(connection, connection.source, has_failed=False)
+        connection.named(address, source(address), is_proxy=is_proxy)
+        is_flood = behind_s > 0 and not is_proxy and self.admission.is_flood(connection.source, behind_s)
+        verdict = Verdict(is_admitted=False) if is_flood else self.admit(connection, behind_s)
+        if verdict.is_admitted:
+            return verdict.refusal
+        self._displaced.add(connection)
+        connection.displace(Refusal.CONNECT_RATE)
+        return Refusal.CONNECT_RATE
 
     def add(self, connection: Connection) -> None:
         """Keep a connection that was admitted, until `leave`."""
@@ -102,7 +133,7 @@ class Roster:
         self.admission.leave(
             connection,
             connection.source,
-            has_failed=has_failed(connection.refusal, is_waiting=connection.is_waiting),
+            has_failed=not connection.is_proxy and has_failed(connection.refusal, is_waiting=connection.is_waiting),
         )
 
     def leave(self, connection: Connection) -> None:

@@ -25,6 +25,7 @@ from whaled.gateway.limits import FailureLimit, Refusal, SessionLimits
 from whaled.gateway.listener import Listener, Reserve
 from whaled.gateway.meters import GatewayMeter
 from whaled.gateway.origins import Origins
+from whaled.gateway.proxies import Proxies
 from whaled.gateway.rechecks import Rechecks
 from whaled.gateway.records import ClientRecords, Records
 from whaled.gateway.rehearsal import Rehearsal
@@ -75,6 +76,7 @@ class Gateway:
         self.settings = settings
         self.authenticator = authenticator
         self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
+        self.proxies = Proxies(settings)
         self.now = clock
         self.is_draining = False
         self.is_short_of_memory = False
@@ -109,12 +111,17 @@ class Gateway:
         self.settings = self.rehearsal.settings = settings
         self.authenticator = authenticator
         self.origins = Origins.of(settings.origins, needs_token=authenticator is not None)
+        self.proxies = Proxies(settings)
         self._limits = SessionLimits.of(settings, auth)
         self._failures.reconfigure(auth.failures_per_second, auth.failure_burst)
         self.roster.reconfigure(settings, connections_possible)
         self.subscriptions.reconfigure(settings)
         self.rechecks.request()
         self._pause.changed()
+
+    def recheck(self) -> None:
+        """Close the sessions whose credential is no longer in force, after a revocation."""
+        self.rechecks.request()
 
     # --- running ---
 
@@ -178,16 +185,19 @@ class Gateway:
             return
         origin = source(address)
         behind_s = 0.0 if self._listener is None else self._listener.behind_s
-        if behind_s and self.roster.admission.is_flood(origin, behind_s):
-            self._reset(sock, origin)
+        is_proxy = self.proxies.is_trusted(address)
+        is_deep = self._listener is not None and self._listener.is_deep
+        if not is_proxy and (reason := self.roster.reason_to_reset(sock, origin, behind_s, is_deep=is_deep)):
+            self._reset(sock, origin, reason)
             return
-        connection = Connection(self, address, origin, self.roster.next_slot())
+        connection = Connection(self, address, origin, self.roster.next_slot(), is_proxy=is_proxy)
         refusal, _, is_admitted = self.roster.admit(connection, behind_s)
         if not is_admitted:
             self._reset(sock, origin)
             return
+        preamble = self.proxies.preamble() if is_proxy else None
         try:
-            client = ClientSocket(sock, connection, self.share, origin.network, self._tls)
+            client = ClientSocket(sock, connection, self.share, origin.network, self._tls, preamble)
         except OSError:  # the peer has already closed it
             sock.close()
             self.roster.forget(connection)
@@ -201,9 +211,9 @@ class Gateway:
         self.roster.add(connection)
         connection.start(client, refusal)
 
-    def _reset(self, sock: socket.socket, origin: Source) -> None:
+    def _reset(self, sock: socket.socket, origin: Source, refusal: Refusal = Refusal.CONNECT_RATE) -> None:
         """Reset an accepted socket. After an orderly close the kernel would keep it for a minute."""
-        self._records.turned_away(Refusal.CONNECT_RATE, origin.network)
+        self._records.turned_away(refusal, origin.network)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         sock.close()
 
@@ -313,6 +323,12 @@ class Gateway:
             now=self.now(),
         )
 
+    def client_named(self, connection: Connection, address: str, *, is_last: bool) -> Refusal | None:
+        """Admit or refuse the client of a trusted proxy. `is_last`: no other header will name one behind it."""
+        behind_s = 0.0 if self._listener is None else self._listener.behind_s
+        is_proxy = not is_last and self.proxies.is_trusted(address)
+        return self.roster.move(connection, address, behind_s, is_proxy=is_proxy)
+
     def opened(self, connection: Connection) -> None:
         """Send away a client that connected during the drain."""
         if self.is_draining:
@@ -322,11 +338,11 @@ class Gateway:
         """Perform an action that concerns more than the connection."""
         records = self._records
         match action:
-            case Admit(grant=grant, may_read=may_read):
+            case Admit(grant=grant, may_read=may_read, filter=chosen):
                 self.roster.known(connection, has_authenticated=grant is not None)
                 records.admitted(connection.address, grant)
                 if may_read:
-                    self.subscriptions.join(connection)
+                    self.subscriptions.join(connection, chosen)
             case Attach(filter=chosen, since=since):
                 self.subscriptions.attach(connection, chosen, since)
             case Detach():

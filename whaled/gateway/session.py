@@ -24,8 +24,10 @@ from whaled.gateway.actions import (
     Send,
     Stop,
 )
+from whaled.gateway.budget import Budget
 from whaled.gateway.clients import Client, Clients
 from whaled.gateway.credential import Authenticator, Credential
+from whaled.gateway.entitlement import judge, narrowed
 from whaled.gateway.limits import (
     BYTES_PER_TOKEN,
     EVENTS_PER_TOKEN,
@@ -34,11 +36,10 @@ from whaled.gateway.limits import (
     FailureLimit,
     Limit,
     SessionLimits,
-    TokenBucket,
     terms,
 )
 from whaled.model import Grant, Permission, Position
-from whaled.whales.filters import EVERYTHING, parse_filter
+from whaled.whales.filters import EVERYTHING, Filter, parse_filter
 
 # The cost of a malformed message, in messages, so that guessing at the protocol is not cheaper than using it.
 MALFORMED_COST = 5.0
@@ -71,7 +72,7 @@ class Session:
     """The protocol rules of one connection."""
 
     __slots__ = (
-        "_address", "_authenticator", "_bucket", "_clients", "_credential", "_failures", "_house", "_limits", "client",
+        "_address", "_authenticator", "_base", "_budget", "_clients", "_credential", "_failures", "_house", "_limits",
         "last_message", "state",
     )  # fmt: skip
 
@@ -92,11 +93,16 @@ class Session:
         self._failures = failures
         self._clients = clients
         self._address = address
-        self._bucket = TokenBucket(limits.messages_per_second, limits.message_burst, now, clients.lost)
+        self._budget = Budget(limits, clients, now)
         self._credential: Credential | None = None
-        self.client: Client | None = None
+        self._base: Filter = EVERYTHING  # what this client receives without a filter of its own
         self.last_message = commands.MessageType.INVALID
         self.state = State.AUTHENTICATING
+
+    @property
+    def client(self) -> Client | None:
+        """The client that this connection is one of; None before authentication and without it."""
+        return self._budget.client
 
     @property
     def grant(self) -> Grant | None:
@@ -116,11 +122,11 @@ class Session:
 
     def budget(self, now: float) -> float:
         """Return the messages that the connection may still send at once; negative while it has to wait."""
-        return self._bucket.left(now)
+        return self._budget.left(now)
 
     def charge_replay(self, events: int) -> None:
         """Charge the client for events that were read from the event log for it."""
-        self._charge(events / EVENTS_PER_TOKEN)
+        self._budget.charge(events / EVENTS_PER_TOKEN)
 
     # --- events of the connection ---
 
@@ -137,7 +143,7 @@ class Session:
         """Return whether `received` would parse a text message now. If not, its content does not matter."""
         if self.state is not State.READY:
             return self.state is State.AUTHENTICATING
-        return self._bucket.may_pass(now) and (self.client is None or self.client.bucket.may_pass(now))
+        return self._budget.may_pass(now)
 
     def received(self, raw: bytes | bytearray, now: float, arrived_bytes: int = 0) -> list[Action]:
         """Handle a text message.
@@ -198,12 +204,11 @@ class Session:
 
     def received_control(self, now: float) -> list[Action]:
         """Charge for a ping or pong frame, or a fragment of a message. Each costs as much as a message."""
-        over_s = self._bucket.take(now)
-        if over_s <= 0 or self.state is State.CLOSED:
+        if self._budget.take_control(now) or self.state is State.CLOSED:
             return []
         if self.state is State.READY:
             return self._limited(Limit.CONNECTION)
-        return self._refuse(messages.AuthMessage.RATE_LIMITED) if self._bucket.is_exhausted else []
+        return self._refuse(messages.AuthMessage.RATE_LIMITED) if self._budget.is_exhausted else []
 
     def auth_deadline(self) -> list[Action]:
         """Handle the end of the time to authenticate."""
@@ -244,10 +249,8 @@ class Session:
 
     def rejected(self, error: ClientError, now: float) -> list[Action]:
         """Answer an invalid message with an error. The connection closes only if the client persists."""
-        self._bucket.fine(now, MALFORMED_COST - 1.0)
-        if self.client is not None:
-            self.client.bucket.charge(MALFORMED_COST - 1.0)
-        if self._bucket.is_exhausted:
+        self._budget.fine(now, MALFORMED_COST - 1.0)
+        if self._budget.is_exhausted:
             return [Rejected(error.code), *self._limited(Limit.CONNECTION)]
         return [Rejected(error.code), Send(messages.error(error.code, str(error), path=error.path))]
 
@@ -259,20 +262,22 @@ class Session:
         try:
             # Verify even beyond the failure limit: failures of others must not keep out a valid token, and it is cheap.
             grant = self._authenticator.verify(credential, now)
+            self._base = judge(grant, self._address)
         except TokenError as error:
             wait_s = self._failures.failed(self._address, error.claimant, now)
             if wait_s > 0:
                 return self._refuse_for_now(wait_s, error)
             return self._refuse(messages.AuthMessage.INVALID, error)
-        self.client = self._clients.enter(grant.client_id, now)
-        if self.client is None:
+        self._budget.client = self._clients.enter(grant.client_id, now, self._budget.factor(grant.rate))
+        if self._budget.client is None:
             return self._refuse_connection()
+        self._budget.scale(grant.rate)
         self._credential = Credential(grant, now)
         self.state = State.READY
         return [
             Send(messages.auth_success(grant)),
             Send(messages.welcome(grant, self._house.position(), now)),
-            Admit(grant, self.may_read),
+            Admit(grant, self.may_read, self._base),
         ]
 
     def _authenticate_again(self, credential: str | None, now: float) -> list[Action]:
@@ -284,9 +289,13 @@ class Session:
             grant = self._authenticator.verify(credential, now)
             if self.grant is None or grant.client_id != self.grant.client_id:
                 raise TokenError(TokenRefusal.BAD_CLAIMS, "another client's token on an open connection")
+            base = judge(grant, self._address)
         except TokenError as error:
             return self._refuse_again(error, now)
+        if base != self._base:  # events may already be on their way by the filter in force
+            raise ClientError(ClientErrorCode.FORBIDDEN, "this credential has another fixed filter: connect with it")
         could_read = self.may_read
+        self._budget.scale(grant.rate)
         self._credential = Credential(grant, now)
         actions: list[Action] = [Send(messages.auth_success(grant))]
         if could_read and not self.may_read:
@@ -310,14 +319,16 @@ class Session:
     def _subscribe(self, wanted: object, since: commands.Since | None) -> list[Action]:
         if not self.may_read:
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token has no `read` permission")
-        self._charge(terms(wanted) // TERMS_PER_TOKEN + (REPLAY_COST if since is not None else 0.0))
+        self._budget.charge(terms(wanted) // TERMS_PER_TOKEN + (REPLAY_COST if since is not None else 0.0))
         chosen = EVERYTHING if wanted in ({}, None) else parse_filter(wanted, max_addresses=self._limits.max_addresses)
-        return [Attach(chosen, since)]
+        return [Attach(narrowed(chosen, self._base), since)]
 
     def _refresh(self, now: float) -> list[Action]:
         credential = self._credential
         if self._authenticator is None or credential is None:
             raise ClientError(ClientErrorCode.INVALID_MESSAGE, "this server has no authentication: nothing to refresh")
+        if credential.is_key:
+            raise ClientError(ClientErrorCode.FORBIDDEN, "an API key is not refreshed: it is valid until it expires")
         if credential.is_late:
             raise ClientError(ClientErrorCode.FORBIDDEN, "this token has ended: ask for a new one")
         try:
@@ -356,26 +367,14 @@ class Session:
         ]
 
     def _take(self, now: float, cost: float) -> list[Action]:
-        """Take tokens from the budgets of the connection and its client. Return the refusal if one is used up."""
-        if self._bucket.take(now, cost) > 0:
-            return self._limited(Limit.CONNECTION)
-        if self.client is not None and self.client.bucket.take(now, cost) > 0:
-            return self._limited(Limit.CLIENT)
-        return []
-
-    def _charge(self, cost: float) -> None:
-        self._bucket.charge(cost)
-        if self.client is not None:
-            self.client.bucket.charge(cost)
+        """Take tokens for a message. Return the refusal if it exceeds a limit."""
+        limit = self._budget.take(now, cost)
+        return [] if limit is None else self._limited(limit)
 
     def _limited(self, limit: Limit) -> list[Action]:
-        bucket = self._bucket
-        if limit is Limit.CLIENT and self.client is not None:
-            bucket = self.client.bucket
-        refusal = messages.error(
-            ClientErrorCode.RATE_LIMITED, "Rate limit exceeded", retry_after_s=bucket.retry_after_s
-        )
-        if bucket is self._bucket and bucket.is_exhausted:
+        retry_after_s = self._budget.retry_after_s(limit)
+        refusal = messages.error(ClientErrorCode.RATE_LIMITED, "Rate limit exceeded", retry_after_s=retry_after_s)
+        if limit is Limit.CONNECTION and self._budget.is_exhausted:
             return [Limited(limit), Send(refusal), *self._stop(Close.RATE_LIMITED)]
         return [Limited(limit), Send(refusal)]
 

@@ -17,7 +17,7 @@ from whaled.gateway.positions import Start, not_recovered
 from whaled.gateway.replay import Replay, TooSlowError
 from whaled.gateway.share import Lane, LoopShare
 from whaled.model import Position, UpstreamState
-from whaled.whales.filters import EVERYTHING, Filter
+from whaled.whales.filters import Filter
 
 
 class EventLog(LogReader, Protocol):
@@ -128,13 +128,13 @@ class Subscriptions:
             self.hub.publish_upstream_state(state, now)
             self._upstream = (state, now)
 
-    def join(self, connection: Connection) -> None:
-        """Deliver all events to a newly admitted client that may read, until it subscribes."""
+    def join(self, connection: Connection, chosen: Filter) -> None:
+        """Deliver the events that pass `chosen` to a newly admitted client that may read, until it subscribes."""
         state, since = self._upstream
         if state is not UpstreamState.CONNECTED:
             connection.answer(messages.status(state, since))
-        self._subscribed[connection] = _Subscription(EVERYTHING)
-        self.hub.join(connection.outbox, EVERYTHING)
+        self._subscribed[connection] = _Subscription(chosen)
+        self.hub.join(connection.outbox, chosen)
 
     def attach(self, connection: Connection, chosen: Filter, since: commands.Since | None) -> None:
         """Send `subscribed`, then deliver the events that pass `chosen`, from `since` on (None: from now on)."""
@@ -172,9 +172,11 @@ class Subscriptions:
         if start.recovered is False:
             oldest = Position(self.hub.epoch, self._log.whole_from)
             self._meter.replayed(0, recovered=False)
+        chosen = self._subscribed[connection].filter
         connection.answer(
             messages.subscribed(
-                self._subscribed[connection].filter.normalised(),
+                chosen.normalised(),
+                fixed=chosen.within.normalised() if chosen.within is not None else None,
                 recovered=start.recovered,
                 start=Position(self.hub.epoch, start.cursor),
                 position=self.hub.position,

@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Hashable
 from typing import Protocol
 
+from whaled.gateway.proxies import Preamble
+from whaled.gateway.proxy_protocol import ProxyHeaderError
 from whaled.gateway.share import Lane, LoopShare
 from whaled.gateway.tls import CONNECTION_LOST, EXPECTED, HANDSHAKE_RECORD, READ_BYTES, TOO_MANY_BYTES, Tls, TlsError
 
@@ -24,6 +26,12 @@ REPLIES_BYTES = 16 * 1024
 
 class SocketOwner(Protocol):
     """The connection that owns a socket."""
+
+    def proxy_named(self, address: str | None) -> None:
+        """Handle the end of the PROXY header; None if it names no client."""
+
+    def proxy_failed(self, problem: str) -> None:
+        """Handle a bad PROXY header. `connection_lost` follows."""
 
     def connection_made(self) -> None:
         """Handle the end of the TLS handshake, if any: bytes may be read and written."""
@@ -59,11 +67,18 @@ class ClientSocket:
 
     __slots__ = (
         "_ends", "_favoured", "_has_ended", "_is_closed", "_is_paused", "_is_queued", "_is_reading", "_is_writing",
-        "_loop", "_owner", "_replies_bytes", "_share", "_sock", "_tls", "_unsent", "fd", "lane", "source",
+        "_loop", "_owner", "_preamble", "_read_ahead", "_replies_bytes", "_share", "_sock", "_tls", "_unsent", "fd",
+        "lane", "source",
     )  # fmt: skip
 
     def __init__(
-        self, sock: socket.socket, owner: SocketOwner, share: LoopShare, source: Hashable, tls: ssl.SSLContext | None
+        self,
+        sock: socket.socket,
+        owner: SocketOwner,
+        share: LoopShare,
+        source: Hashable,
+        tls: ssl.SSLContext | None,
+        preamble: Preamble | None = None,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -75,13 +90,15 @@ class ClientSocket:
         self.source = source
         self.fd = self._sock.fileno()
         self._unsent = bytearray()
+        self._preamble = preamble  # None once the PROXY header is read, if there is one
+        self._read_ahead = b""  # bytes that were read together with the PROXY header
         self._is_closed = self._is_paused = self._is_queued = self._is_reading = self._is_writing = False
         self._ends = self._has_ended = False
         self._favoured = self._replies_bytes = 0
 
     def start(self) -> None:
         """Start reading."""
-        if self._tls is None:
+        if self._tls is None and self._preamble is None:
             self._owner.connection_made()
         self._start_reading()
 
@@ -93,7 +110,7 @@ class ClientSocket:
     @property
     def is_agreed(self) -> bool:
         """True if the TLS handshake is complete, or there is none."""
-        return self._tls is None or self._tls.is_agreed
+        return self._preamble is None and (self._tls is None or self._tls.is_agreed)
 
     @property
     def is_waiting(self) -> bool:
@@ -136,14 +153,16 @@ class ClientSocket:
         if self._is_closed or self._is_paused:
             return False
         try:
-            if self._tls is None:
+            if self._preamble is not None:
+                self._read_preamble(self._preamble)
+            elif self._tls is None:
                 self._read()
             else:
                 self._read_tls(self._tls)
         except (BlockingIOError, InterruptedError):
             self._start_reading()
         except OSError:
-            if self.is_agreed:
+            if self.is_agreed or self._preamble is not None:
                 self.abort()
             else:
                 self._fail(CONNECTION_LOST)
@@ -151,8 +170,32 @@ class ClientSocket:
             self._fail(failure.reason)
         return False
 
-    def _read(self) -> None:
+    def _read_preamble(self, preamble: Preamble) -> None:
         data = self._sock.recv(READ_BYTES)
+        try:
+            found = preamble.feed(data)
+        except ProxyHeaderError as error:
+            self._owner.proxy_failed(str(error))
+            data, found = b"", None
+        if not data:
+            self.abort()
+        elif found is not None:
+            self._preamble = None
+            address, self._read_ahead = found
+            self._owner.proxy_named(address)
+            if self._tls is None and not self._is_closed:
+                self._owner.connection_made()
+        if self._read_ahead and not self._is_closed:
+            self._queue()
+        else:
+            self._start_reading()
+
+    def _receive(self) -> bytes:
+        data, self._read_ahead = self._read_ahead, b""
+        return data or self._sock.recv(READ_BYTES)
+
+    def _read(self) -> None:
+        data = self._receive()
         if not data:
             self._end_of_stream()
             return
@@ -164,7 +207,7 @@ class ClientSocket:
 
     def _read_tls(self, tls: Tls) -> None:
         if not tls.has_more:
-            received = self._sock.recv(READ_BYTES)
+            received = self._receive()
             if not received:
                 self._end_of_stream()
                 return
@@ -340,34 +383,3 @@ class ClientSocket:
         self._sock.close()
         self.fd = -1
         self._owner.connection_lost()
-
-
-class NoSocket:
-    """The placeholder before a socket is set and after it is closed. It discards all data."""
-
-    fd = -1
-    unsent = 0
-    is_closing = True
-    is_plain = False
-    is_agreed = False
-    is_waiting = False
-    lane = Lane.STRANGER
-    source: Hashable = None
-
-    def write(self, data: bytes) -> None:
-        """Discard the data."""
-
-    def end(self) -> None:
-        """Do nothing."""
-
-    def abort(self) -> None:
-        """Do nothing."""
-
-    def favour(self, jobs: int) -> None:
-        """Do nothing."""
-
-    def pause_reading(self) -> None:
-        """Do nothing."""
-
-
-NO_SOCKET = NoSocket()

@@ -1,4 +1,4 @@
-"""The log lines with which a start ends."""
+"""The log lines of a daemon that has become ready."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,10 @@ from whaled.urls import redacted
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-def announce(config: Config, ring: KeyRing | None, passed: Passed, clients: Sequence[str], http: Sequence[str]) -> None:
-    """Log that the daemon is ready, and where. `clients` and `http` are listening addresses."""
+def announce(
+    config: Config, ring: KeyRing | None, passed: Passed, *, clients: Sequence[str], http: Sequence[str]
+) -> None:
+    """Log the addresses on which the daemon listens, and its keys."""
     scheme = "wss" if config.gateway.tls.certificate else "ws"
     listen = ", ".join(f"{scheme}://{address}" for address in clients)
     if not config.auth.enabled:

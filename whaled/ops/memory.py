@@ -23,10 +23,14 @@ LARGE_BYTES = 128 * 1024  # the initial threshold of glibc
 
 
 class Memory(Struct, frozen=True):
-    """Used memory and its limit. `limit_bytes` is infinite without a limit."""
+    """Used memory and its limit, and the part of resident memory that no file backs.
+
+    `limit_bytes` is infinite without a limit.
+    """
 
     used_bytes: int
     limit_bytes: float
+    anonymous_bytes: int
 
 
 class Gauge:
@@ -44,10 +48,11 @@ class Gauge:
         """Return the used memory, and the lower of `limit_bytes` (None: no limit) and the limit of the cgroup."""
         cgroup_limit = self._cgroup_limit()
         statm = self._statm.read().split()
-        resident = int(statm[1]) * PAGE_BYTES if len(statm) > 1 else 0
+        resident, of_files = (int(pages) * PAGE_BYTES for pages in statm[1:3]) if len(statm) > 2 else (0, 0)
         working_set = self._working_set() if math.isfinite(cgroup_limit) else None
         used = resident if working_set is None else max(resident, working_set)
-        return Memory(used, min(cgroup_limit, limit_bytes if limit_bytes is not None else math.inf))
+        limit = min(cgroup_limit, limit_bytes if limit_bytes is not None else math.inf)
+        return Memory(used, limit, resident - of_files)
 
     def _cgroup_limit(self) -> float:
         """Return the lower of memory.max and memory.high, infinite without either.

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 import time
 
 import structlog
@@ -43,12 +44,20 @@ class MemoryMeter:
         self._limit = registry.gauge(
             "memory_limit_bytes", "memory.limit or the limit of the cgroup, the lower one; +Inf without either."
         )
+        self._anonymous = registry.gauge(
+            "memory_anonymous_bytes", "Resident memory that is not pages of files: heap, arenas and stacks."
+        )
         self._shedding = registry.gauge("memory_shedding", "1 while load is shed to save memory.")
+        # Read at each rendering: 0.3 us with 36,000 blocks, 0.6 ms with 9 million.
+        registry.gauge("memory_allocated_blocks", "Blocks that Python's allocator has in use.").set_function(
+            sys.getallocatedblocks
+        )
 
-    def observed(self, used_bytes: int, limit_bytes: float, *, is_shedding: bool) -> None:
+    def observed(self, found: memory.Memory, *, is_shedding: bool) -> None:
         """Set the used memory, its limit, and whether load is shed."""
-        self._used.set(used_bytes)
-        self._limit.set(limit_bytes)
+        self._used.set(found.used_bytes)
+        self._limit.set(found.limit_bytes)
+        self._anonymous.set(found.anonymous_bytes)
         self._shedding.set(is_shedding)
 
 
@@ -68,7 +77,7 @@ class MemoryWatch:
         self._clients_when_full = 0
         self._used_when_full = 0.0
         self._collected_at = time.monotonic()
-        self.found = memory.Memory(0, math.inf)  # by the last look
+        self.found = memory.Memory(0, math.inf, 0)  # by the last look
 
     def reconfigure(self, settings: MemorySettings) -> None:
         """Apply new settings. What was used at an earlier limit does not delay shedding at a new one."""
@@ -114,7 +123,7 @@ class MemoryWatch:
             is_urgent = used > urgent and clients > self._clients_when_full * SHED_DOWN_TO
             gateway.relieve(math.ceil(used - start), is_urgent=is_urgent)
             memory.give_back()
-        self._meter.observed(used, limit, is_shedding=gateway.is_short_of_memory)
+        self._meter.observed(found, is_shedding=gateway.is_short_of_memory)
 
     def _collect(self, unless_since_s: float) -> bool:
         """Run a full garbage collection, unless the last one is less than this time ago. Return True if it ran."""

@@ -85,7 +85,9 @@ _E = TypeVar("_E", bound=StrEnum)
 class Filter:
     """A client's filter: an event must meet every given condition; None is not given. Equal filters compare equal.
 
-    `exchanges` is case-folded. A null value of an alert never passes a minimum.
+    `exchanges` is case-folded. A null value of an alert never passes a minimum. An event must also pass `within`, a
+    filter that the operator set and the client cannot change; the two are no single filter, since an event may pass
+    both by different addresses.
     """
 
     min_sat: int | None = None
@@ -101,6 +103,7 @@ class Filter:
     rules: frozenset[str] | None = None
     kinds: frozenset[EventClass] | None = None
     updates_of: UpdatesOf = UpdatesOf.SENT
+    within: "Filter | None" = None
     _tests: tuple[_Test, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +116,8 @@ class Filter:
 
     def passes(self, subject: Subject) -> bool:
         """Return whether an event passes; as `matches`, for an event that many filters examine."""
+        if self.within is not None and not self.within.passes(subject):
+            return False
         if subject.is_alert:
             if self.kinds is not None and EventClass.ALERT not in self.kinds:
                 return False
@@ -128,20 +133,26 @@ class Filter:
     def matched_addresses(self, event: Event | Draft) -> tuple[str, ...]:
         """Return the addresses of this filter that the event's transaction spends from or pays to, inputs first.
 
-        Empty for a filter without addresses, and for an update that passes by `updates_of` alone.
+        Empty for a filter without addresses, and for an update that passes by `updates_of` alone. Those of `within`
+        count if this filter has none.
         """
         wanted = self.addresses
-        return () if wanted is None else tuple(address for address in event.whale.addresses if address in wanted)
+        if wanted is None:
+            return () if self.within is None else self.within.matched_addresses(event)
+        return tuple(address for address in event.whale.addresses if address in wanted)
 
     def matched_in(self, subject: Subject) -> tuple[str, ...]:
         """Return the matched addresses; as `matched_addresses`, for an event that many filters examine."""
         if self.addresses is None:
-            return ()
+            return () if self.within is None else self.within.matched_in(subject)
         matched = self.addresses.intersection(subject.addresses)
         return tuple(matched if len(matched) < 2 else sorted(matched, key=subject.places.__getitem__))
 
     def normalised(self) -> dict[str, Any]:
-        """Return the filter in the form that `parse_filter` accepts, with only the given keys, ready for JSON."""
+        """Return the filter in the form that `parse_filter` accepts, with only the given keys, ready for JSON.
+
+        `within` is not part of it.
+        """
         given: dict[str, Any] = {}
         for key, value_sat in (("min_btc", self.min_sat), ("max_btc", self.max_sat)):
             if value_sat is not None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import errno
+import gc
 import gzip
 import json
 import os
 import re
 import socket
 import ssl
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from functools import cache
@@ -19,6 +21,7 @@ import pytest
 from structlog.testing import capture_logs
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame
 from websockets.http11 import Request, Response
 
 from kit.odd_answers import ODD, answering
@@ -269,6 +272,25 @@ async def test_receipt_is_stamped_with_both_clocks(backend: Backend, meter: Reco
     assert (received.received_at, received.received_monotonic) == (1_795_376_507.5, 12.5)
 
 
+@pytest.mark.parametrize("frame", [0, 2])
+async def test_a_message_is_forgotten_before_the_next_one_is_waited_for(
+    backend: Backend, meter: Recorder, frame: int
+) -> None:
+    # 0 answers the subscription, 2 has a delta.
+    async with feed(backend.url(), meter) as stream:
+        message = await until(stream, MempoolChange)
+        if frame:
+            await (await backend.peers.get()).send(recorded(FIRST_RUN)[frame])
+            message = await until(stream, MempoolChange, has_delta)
+        waiting = asyncio.ensure_future(anext(stream))
+        async with asyncio.timeout(5):
+            while sys.getrefcount(message) > 2:  # noqa: ASYNC110 - `message`, and the argument of the call
+                await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
 async def test_a_consumer_that_takes_its_time_loses_nothing_and_the_link_stays(
     backend: Backend, meter: Recorder
 ) -> None:
@@ -456,6 +478,27 @@ async def test_a_dropped_link_is_reported_and_comes_back(backend: Backend, meter
         assert await until(stream, Connected) == Connected(2)
         assert (await until(stream, StateChanged)).state is UpstreamState.CONNECTED
     assert (meter.value("connects_total"), meter.losses) == (2, [LossReason.CLOSED])
+
+
+async def test_the_last_frame_of_a_dropped_link_waits_for_no_garbage_collection(
+    backend: Backend, meter: Recorder
+) -> None:
+    filler = json.dumps({"filler": "x" * 100_000})
+    gc.collect()
+    gc.disable()
+    try:
+        async with feed(backend.url(), meter) as stream:
+            await until(stream, Connected)
+            peer = await backend.peers.get()
+            await peer.send(filler)
+            await until(stream, MempoolChange, lambda _: len(filler) in meter.raw_bytes)
+            peer.drop()
+            await until(stream, Lost)
+            await until(stream, Connected)
+            held = [each for each in gc.get_objects() if type(each) is Frame and len(each.data) >= len(filler)]
+        assert held == []
+    finally:
+        gc.enable()
 
 
 async def test_a_close_by_the_server_is_quoted(backend: Backend, meter: Recorder) -> None:

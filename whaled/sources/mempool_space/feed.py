@@ -86,6 +86,7 @@ class Feed:
                         if isinstance(message, Connected):
                             connected_at = self._monotonic()
                         yield message
+                        del message  # see Link
             except LinkLostError as error:
                 # Not the error itself: its traceback keeps the last frames of the old connection alive.
                 reason, detail, wait_s = error.reason, error.detail, error.wait_s

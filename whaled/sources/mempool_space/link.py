@@ -106,9 +106,12 @@ class Link:
             self._meter.connected()
             logger.info("upstream_connected", attempt=attempt, **self._described(first.frame))
             yield Connected(attempt)
-            async with aclosing(self._listen(connection, first)) as messages:
+            listening = self._listen(connection, first)
+            del first  # it has the mempool's newest transactions, and a connection lasts for weeks
+            async with aclosing(listening) as messages:
                 async for message in messages:
                     yield message
+                    del message  # see _listen
         except LINK_ERRORS as exc:
             raise diagnose(exc, self._settings) from exc
         finally:
@@ -163,6 +166,7 @@ class Link:
         snapshot = SnapshotRound(self._settings.connect_timeout)
         in_sync = False
         received: _Received | None = first
+        del first
         while True:
             change = None
             was_in_sync = in_sync
@@ -181,9 +185,13 @@ class Link:
                 await self._send(connection, request)
                 if snapshot.is_over:
                     yield SnapshotTaken()
+            # A message may have tens of thousands of objects, a frame 100 MB, and the next one may take a long time to
+            # arrive. Whatever is allocated in between would lie beside them and hold their pages afterwards. So all
+            # loops that pass messages on forget each one before they wait for the next.
+            del received
             raw = await self._receive(connection, silence, snapshot.due)
             received = self._received(raw) if raw is not None else None
-            del raw  # it may be 100 MB, and the next frame may take a long time to arrive
+            del raw
 
     def _synced(self, in_sync: bool) -> StateChanged | None:
         if in_sync:
