@@ -14,6 +14,9 @@ BINDIR ?= /usr/local/bin
 # Where the runbook links of the installed alert rules lead; /runbook.md#alert is appended.
 DOCS_URL ?= file://$(PREFIX)/share/docs
 
+# Optional parts of the program, by comma: eddsa (EdDSA keys). After a change: make -B wheels.
+EXTRAS ?=
+
 # Most tests wait for something now and then: half as many workers again as cores.
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 / 2 )))
 # Otherwise every process that a test starts compiles all of the program, and every worker all of the tests.
@@ -89,11 +92,11 @@ lock: $(STAMP) ## write constraints.txt from what is installed
 dist/wheels: $(shell find whaled -name '*.py') pyproject.toml constraints.txt
 	rm -rf $@ build/wheels-venv
 	$(INSTALL_PYTHON) -m venv build/wheels-venv
-	build/wheels-venv/bin/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ .
+	build/wheels-venv/bin/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir $@ '.$(if $(EXTRAS),[$(EXTRAS)])'
 	rm -rf build/wheels-venv
 	@touch $@
 
-INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' DOCS_URL='$(DOCS_URL)' WHEELS=dist/wheels deploy/install.sh
+INSTALL = INSTALL_PYTHON='$(INSTALL_PYTHON)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' UNITDIR='$(UNITDIR)' BINDIR='$(BINDIR)' DESTDIR='$(DESTDIR)' DOCS_URL='$(DOCS_URL)' EXTRAS='$(EXTRAS)' WHEELS=dist/wheels deploy/install.sh
 
 wheels: dist/wheels ## what `make install` installs; the only step that needs the network
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts whaled on this machine, or takes it away. Called by `make install`, `make install-share` and `make uninstall`, which set
-# all variables: INSTALL_PYTHON PREFIX SYSCONFDIR UNITDIR BINDIR DESTDIR DOCS_URL, and WHEELS, the directory with the wheels.
+# all variables: INSTALL_PYTHON PREFIX SYSCONFDIR UNITDIR BINDIR DESTDIR DOCS_URL EXTRAS, and WHEELS, the directory with the wheels.
 # Needs no network.
 #
 # Every installation gets a virtual environment of its own, PREFIX/venvs/VERSION-TIME, and the units name it: a daemon that
@@ -9,6 +9,7 @@ set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
+KEY_GROUP=whaled-keys
 UNITS="whaled.service whaled.socket whaled-metrics.socket whaled-egress.service whaled-egress.socket"
 SHARE=$PREFIX/share/systemd
 
@@ -40,7 +41,7 @@ check_python() {
 make_venv() { # make_venv: $venv is where it will be, seen without DESTDIR
     mkdir -p "$DESTDIR$PREFIX/venvs"
     "$interpreter" -m venv "$DESTDIR$venv"
-    "$DESTDIR$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" whaled || {
+    "$DESTDIR$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$WHEELS" "whaled${EXTRAS:+[$EXTRAS]}" || {
         rm -rf "$DESTDIR$venv"
         refuse "cannot install from $WHEELS; made for another Python? rm -r $WHEELS, then: make wheels INSTALL_PYTHON=$INSTALL_PYTHON"
     }
@@ -112,8 +113,15 @@ configure() {
     if [ -n "$DESTDIR" ]; then
         # A key in a package would be everybody's key.
         say "no key ring made under DESTDIR; on the machine itself: whaled keys generate --key-ring $SYSCONFDIR/keys.json"
-    elif [ ! -e "$SYSCONFDIR/keys.json" ]; then
-        "$venv/bin/python" -m whaled keys generate --key-ring "$SYSCONFDIR/keys.json"
+        say "and for the service: groupadd --system $KEY_GROUP, before the key ring is made"
+    else
+        getent group "$KEY_GROUP" >/dev/null || groupadd --system "$KEY_GROUP"
+        if [ ! -e "$SYSCONFDIR/keys.json" ]; then
+            "$venv/bin/python" -m whaled keys generate --key-ring "$SYSCONFDIR/keys.json"
+        fi
+        # Earlier versions kept it for root alone (0600) and passed the daemon a copy (LoadCredential=).
+        chown "root:$KEY_GROUP" "$SYSCONFDIR/keys.json"
+        chmod 0640 "$SYSCONFDIR/keys.json"
     fi
 }
 
@@ -184,7 +192,7 @@ do_uninstall() {
     for folder in docs prometheus grafana; do rm -rf "$DESTDIR$PREFIX/share/$folder"; done
     rm -rf "$DESTDIR$PREFIX/venvs" "$DESTDIR$PREFIX/root"
     rmdir "$DESTDIR$SHARE" "$DESTDIR$PREFIX/share" "$DESTDIR$PREFIX" 2>/dev/null || true
-    say "removed program and units, stopped nothing. Still there: $SYSCONFDIR (configuration, key ring), /var/lib/whaled (event log)"
+    say "removed program and units, stopped nothing. Still there: $SYSCONFDIR (configuration, key ring), /var/lib/whaled (event log), the group $KEY_GROUP"
     [ -n "$DESTDIR" ] || say "next: systemctl daemon-reload"
 }
 

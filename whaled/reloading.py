@@ -14,7 +14,7 @@ import structlog
 from msgspec import Struct
 
 from whaled.addressbook.loading import read_address_book_apart
-from whaled.auth.tokens import KeyRing
+from whaled.auth.ring import KeyRing
 from whaled.config.meters import ConfigMeter
 from whaled.config.parse import not_reloadable
 from whaled.config.sections import Config
@@ -92,6 +92,7 @@ class Reloads:
         self._notifier.reloading()
         logger.info("reload_started")
         self.problem = None
+        ring: KeyRing | None = None
         try:
             boot, detector = await self._read(in_force)
         except OperatorError as error:
@@ -107,9 +108,10 @@ class Reloads:
             self.problem = f"a bug, the log has the traceback: {type(error).__name__}"
         else:
             apply(boot, detector)
+            ring = boot.ring
         self._meter.reloaded(time.time(), success=self.problem is None)
         ended()
-        await asyncio.to_thread(self._leave_outcome, began_s)
+        await asyncio.to_thread(self._leave_outcome, began_s, ring.signing.kid if ring is not None else None)
         self._notifier.ready()
 
     async def _read(self, in_force: InForce) -> tuple[Boot, Detector]:
@@ -128,9 +130,9 @@ class Reloads:
             load_certificate(in_force.tls, boot.config.gateway.tls)
         return boot, detector
 
-    def _leave_outcome(self, began_s: float) -> None:
+    def _leave_outcome(self, began_s: float, signing_key: str | None) -> None:
         """Write the outcome file that `systemctl reload` and `whaled reload` wait for."""
         try:
-            reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self.problem))
+            reloads.write(self._outcome_path, reloads.Outcome(os.getpid(), began_s, self.problem, signing_key))
         except OSError as error:
             logger.warning("reload_outcome_unstored", path=str(self._outcome_path), problem=error.strerror)

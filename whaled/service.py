@@ -20,7 +20,8 @@ import structlog
 from whaled import __version__
 from whaled.addressbook.loading import read_address_book_apart
 from whaled.addressbook.reports import BookReports
-from whaled.auth.tokens import KeyRing, TokenAuthenticator
+from whaled.auth.ring import KeyRing
+from whaled.auth.tokens import TokenAuthenticator
 from whaled.backfill.context import Context
 from whaled.backfill.worker import Worker
 from whaled.canary import Canary, Subscriber

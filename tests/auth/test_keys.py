@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.whales import NOW
-from whaled.auth.keys import generate, is_weak, load_ring, read, retire, ring_of
+from whaled.auth.keys import generate, is_weak, read, retire, ring_of
+from whaled.auth.sources import load_ring
 from whaled.auth.tokens import verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import KeyRingError

@@ -1,7 +1,7 @@
 import math
 
 from whaled.auth.meters import CredentialMeter
-from whaled.auth.tokens import KeyRing, SigningKey
+from whaled.auth.ring import KeyRing, SigningKey
 from whaled.registry import Registry
 
 

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from kit.tokens import AUTH, NEW, OLD, RING, issued, signed
 from kit.whales import NOW
-from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
+from whaled.auth.ring import KeyRing, SigningKey
+from whaled.auth.tokens import TokenAuthenticator, issue, verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Permission

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from kit.tokens import AUTH, CLAIMS, FIRST, FORGED, GOOD, NEW, OLD, RING, WIDE, head, issued, part, signed, token_of
 from kit.whales import NOW
+from whaled.auth.ring import KeyRing, SigningKey
 from whaled.auth.signature import claimant
-from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, verify
+from whaled.auth.tokens import TokenAuthenticator, verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 

@@ -227,8 +227,10 @@ def test_key_commands_print_the_next_step_and_report_a_created_directory(
     tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "etc" / "keys.json"
-    for unit, verb in (("/etc/whaled/keys.json", "reload"), (str(path), "restart")):
-        monkeypatch.setattr("whaled.cli.keys.UNIT_KEY_RING", unit)
+    # The ring is a credential of the unit only where a drop-in, or the unit of an earlier version, says so.
+    for source, verb in (("/etc/whaled/keys.json", "reload"), (str(path), "restart")):
+        found = Unit("", {}, {"keys.json": source}, ())
+        monkeypatch.setattr("whaled.cli.unit.installed", lambda found=found: found)
         capsys.readouterr()
         assert main(["keys", "generate", "--key-ring", str(path)]) == 0
         out, err = capsys.readouterr()

@@ -23,7 +23,8 @@ from kit.gateway import Rig, ask, closed_with, offsets, receive, receive_type, r
 from kit.raw import CLOSE, CONTINUATION, PING, PONG, TEXT, masked, raw, request
 from kit.tokens import Tokens
 from kit.whales import alert_draft
-from whaled.auth.tokens import KeyRing, SigningKey, verify
+from whaled.auth.ring import KeyRing, SigningKey
+from whaled.auth.tokens import verify
 from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.gateway import listener

@@ -9,8 +9,9 @@ from typing import Any
 import jwt
 
 from kit.whales import NOW
+from whaled.auth.ring import KeyRing, SigningKey
 from whaled.auth.signature import STAND_IN_SECRET
-from whaled.auth.tokens import KeyRing, SigningKey, issue
+from whaled.auth.tokens import issue
 from whaled.config.sections import AuthSettings
 from whaled.errors import TokenError, TokenRefusal
 from whaled.model import Grant, Permission

@@ -11,7 +11,8 @@ import pytest
 from kit.gateway import Rig, ask, closed_with, receive, receive_type, running_gateway, until
 from kit.tokens import FORGED, GOOD, RING
 from kit.whales import NOW
-from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue
+from whaled.auth.ring import KeyRing, SigningKey
+from whaled.auth.tokens import TokenAuthenticator, issue
 from whaled.config.sections import AuthSettings, GatewaySettings
 from whaled.model import Permission
 

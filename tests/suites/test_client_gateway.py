@@ -21,7 +21,8 @@ from kit.paths import ROOT
 from kit.scripted_server import AT, Peer, Script, jwt, scripted
 from kit.tokens import Tokens
 from kit.whales import alert_draft, confirmed_draft, txid
-from whaled.auth.tokens import KeyRing, SigningKey, TokenAuthenticator, issue, verify
+from whaled.auth.ring import KeyRing, SigningKey
+from whaled.auth.tokens import TokenAuthenticator, issue, verify
 from whaled.auth.tokentext import claims_of
 from whaled.client import (
     AuthenticationFailed,

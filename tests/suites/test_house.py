@@ -71,8 +71,8 @@ RANKS = {
 
 # Modules that hold rules: they take `now` and values, and do no I/O.
 PURE = (
-    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.families",
-    "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage", "bookmarks", "cli.tail_lines",
+    "addressbook.bip329", "addressbook.rows", "addressbook.walletexplorer", "addresses", "auth.eddsa", "auth.families",
+    "auth.ring", "auth.signature", "auth.tokens", "auth.tokentext", "backfill.coverage", "bookmarks", "cli.tail_lines",
     "client.cursor", "config.fields", "config.given", "config.keys", "config.origins", "config.render",
     "config.rules", "config.scalars", "config.sections", "config.units", "config.values", "errors",
     "gateway.actions", "gateway.clients", "gateway.commands", "gateway.credential", "gateway.deflate",

@@ -2,56 +2,55 @@
 
 import base64
 import fcntl
-import io
+import math
 import os
 import re
 import secrets
-import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from dotenv import dotenv_values
 from msgspec import Meta, Struct
 
-from whaled.auth.private_files import check_directories, check_privacy, keep_group, opened, read_bounded
+from whaled.auth.eddsa import EDDSA, SEED_BYTES, KeyPair
+from whaled.auth.private_files import check_directories, check_privacy, give_to_group, opened, read_bounded, unreadable
+from whaled.auth.ring import MIN_SECRET_BYTES, KeyRing, SigningKey
 from whaled.auth.signature import ALGORITHM
-from whaled.auth.tokens import MIN_SECRET_BYTES, KeyRing, SigningKey
-from whaled.config.sections import AuthSettings
+from whaled.config.fields import MAX_LEEWAY_S
 from whaled.durable import replacing
 from whaled.errors import KeyRingError, reason_of
 
-SECRET_VARIABLE = "WEBSOCKET_SECRET_KEY"  # noqa: S105 - its name
-# The variable that names a file with the secret.
-SECRET_FILE_VARIABLE = f"{SECRET_VARIABLE}_FILE"
-# The name of the systemd credential: LoadCredential=keys.json:/etc/whaled/keys.json
-CREDENTIAL_NAME = "keys.json"
 SECRET_BYTES = 32
 # A secret made up by a person, or one repeated letter, has fewer distinct bytes.
 MIN_DISTINCT_BYTES = 16
-REMEDY = (
-    "Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(48))', or use a key ring: whaled keys generate"
-)
 # Time to wait for the lock. Commands hold it for milliseconds; one that holds it longer is suspended.
 LOCK_PATIENCE_S = 5.0
 LOCK_RETRY_S = 0.02
-
+# A rotated key verifies for this much longer than its longest token lives: until the daemon has the new ring, it still
+# refreshes with the old key.
+ROTATION_MARGIN_S = 600.0
+ALGORITHMS = (ALGORITHM, EDDSA)
 
 # Whole Unix seconds within a plausible range.
 Timestamp = Annotated[int, Meta(ge=0, le=10**11)]
 
 
 class StoredKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A key in the file. Times are in Unix seconds; `secret` is base64url without padding."""
+    """A key in the file. Times are in Unix seconds; `secret` is base64url without padding.
+
+    The `secret` of an EdDSA key is its private key, from which the public one follows.
+    """
 
     kid: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
     alg: str = ALGORITHM
     secret: str
     created_at: Timestamp
     retired_at: Timestamp | None = None
+    # Set by a rotation: the key no longer signs, and no longer verifies from then on.
+    verifies_until: Timestamp | None = None
 
     def __repr__(self) -> str:
         """Return a text without the secret."""
@@ -72,120 +71,62 @@ class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def active(self) -> tuple[StoredKey, ...]:
-        """The keys that verify; the last of them signs."""
+        """The keys that are not retired."""
         return tuple(key for key in self.keys if key.retired_at is None)
 
+    @property
+    def signing(self) -> StoredKey | None:
+        """The key that signs: the newest one that is neither retired nor rotated out."""
+        return next((key for key in reversed(self.active) if key.verifies_until is None), None)
 
-# --- the ring of a daemon or a command -------------------------------------------------------------------------------
-
-
-def load_ring(settings: AuthSettings, environ: Mapping[str, str], directory: Path) -> KeyRing:
-    """Load the key ring of this process.
-
-    The sources, in order: the systemd credential, WEBSOCKET_SECRET_KEY or the file that WEBSOCKET_SECRET_KEY_FILE
-    names, the `.env` in `directory`, the file of `auth.key_ring`. An unusable secret is an error and not skipped,
-    because the operator intended it. Raises KeyRingError.
-    """
-    credentials = environ.get("CREDENTIALS_DIRECTORY")
-    if credentials is not None and _exists(Path(credentials) / CREDENTIAL_NAME):
-        ring = ring_of(read(Path(credentials) / CREDENTIAL_NAME, is_credential=True), Path(CREDENTIAL_NAME))
-        return msgspec.structs.replace(ring, source=f"the systemd credential {CREDENTIAL_NAME}")
-    secret, source = environ.get(SECRET_VARIABLE), "the environment"
-    if (secret_file := environ.get(SECRET_FILE_VARIABLE)) is not None:
-        if secret is not None:
-            raise KeyRingError(f"{SECRET_VARIABLE} and {SECRET_FILE_VARIABLE} are both set: unset one of them")
-        secret, source = _secret_in_file(Path(secret_file)), f"the file {secret_file}"
-    if secret is None:
-        secret, source = _dotenv_secret(directory / ".env"), str(directory / ".env")
-    if secret is not None:
-        return _ring_of_secret(secret, source)
-    path = Path(settings.key_ring)
-    if not _exists(path):
-        raise KeyRingError(
-            f"there is no key ring at {path} (auth.key_ring) and no {SECRET_VARIABLE}: no client could authenticate. "
-            "If your configuration names another, give it with --config. To make a key: "
-            f"whaled keys generate --key-ring {path}. To go without authentication: whaled run --no-auth"
-        )
-    return ring_of(read(path), path)
+    def state(self, key: StoredKey, now: float) -> str:
+        """Return what a key does: `signs`, `verifies`, `ended` (rotated out, its tokens have ended) or `retired`."""
+        if key.retired_at is not None:
+            return "retired"
+        if key.verifies_until is not None and now >= key.verifies_until:
+            return "ended"
+        return "signs" if key is self.signing else "verifies"
 
 
-def _exists(path: Path) -> bool:
-    """Return whether a file exists.
-
-    Raises KeyRingError if that cannot be determined, because another source would be used instead.
-    """
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise KeyRingError(f"cannot read the key ring {path}: {reason_of(error)}") from error
-    return True
-
-
-def _secret_in_file(path: Path) -> str:
-    """Return the secret in a file that contains nothing else, without trailing line breaks. Raises KeyRingError."""
-    name = f"{path} ({SECRET_FILE_VARIABLE})"
-    if path == Path():
-        raise KeyRingError(f"{SECRET_FILE_VARIABLE} names no file")
-    try:
-        with opened(path) as (descriptor, info):
-            check_privacy(path, info, name)
-            raw = read_bounded(descriptor, path, "secret")
-    except OSError as error:
-        raise KeyRingError(f"cannot read {name}: {reason_of(error)}") from error
-    raw = raw.rstrip(b"\r\n")
-    if b"\n" in raw or b"\0" in raw:
-        raise KeyRingError(f"{name} holds several lines or a zero byte: expected the secret alone")
-    return os.fsdecode(raw)
-
-
-def _dotenv_secret(path: Path) -> str | None:
-    """Return the secret in a `.env`, None if there is no such file or it has no secret. Raises KeyRingError.
-
-    A file with the secret must be as private as a key ring. One without it belongs to another program and may have any
-    mode.
-    """
-    try:
-        with opened(path) as (descriptor, info):
-            if not stat.S_ISREG(info.st_mode):
-                return None
-            text = read_bounded(descriptor, path, "`.env`").decode()
-            secret = dotenv_values(stream=io.StringIO(text), interpolate=False).get(SECRET_VARIABLE)
-            if secret is not None:
-                check_privacy(path, info, f"{SECRET_VARIABLE} in {path}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if not os.access(path.parent, os.X_OK, effective_ids=True):
-            return None  # without access to the directory, this user cannot be the intended reader
-        raise KeyRingError(f"cannot read {path}: {reason_of(error)}") from error
-    except UnicodeDecodeError:
-        raise KeyRingError(f"cannot read {path}: it is not UTF-8") from None  # the chained error would quote a secret
-    return secret
+# --- keys in force ----------------------------------------------------------------------------------------------------
 
 
 def ring_of(file: KeyFile, path: Path) -> KeyRing:
-    """Return the ring of a file's active keys. Raises KeyRingError if there is none, or one is too weak."""
-    keys = tuple(SigningKey(key.kid, _secret(key, path), key.created_at) for key in file.active)
-    if not keys:
-        raise KeyRingError(f"{path} has no key that is not retired; make one: whaled keys generate --key-ring {path}")
-    return KeyRing(keys[-1], keys, source=str(path))
+    """Return the ring of a file's active keys. Raises KeyRingError if none of them signs, or one is too weak."""
+    keys = {key.kid: _signing_key(key, path) for key in file.active}
+    if file.signing is None:
+        raise KeyRingError(f"{path} has no key that signs; make one: whaled keys generate --key-ring {path}")
+    return KeyRing(keys[file.signing.kid], tuple(keys.values()), source=str(path))
 
 
-def _ring_of_secret(text: str, source: str) -> KeyRing:
-    secret = os.fsencode(text)
-    if len(secret) < MIN_SECRET_BYTES:
-        found = f"has {len(secret)} bytes" if secret else "is empty"
-        raise KeyRingError(
-            f"{SECRET_VARIABLE} of {source} {found}, at least {MIN_SECRET_BYTES} are needed (RFC 7518, 3.2). {REMEDY}"
-        )
-    if is_weak(secret):
-        raise KeyRingError(
-            f"{SECRET_VARIABLE} of {source} is too weak: fewer than {MIN_DISTINCT_BYTES} of its bytes differ. {REMEDY}"
-        )
-    key = SigningKey(None, secret)
-    return KeyRing(key, (key,), source=f"{SECRET_VARIABLE} of {source}")
+def _signing_key(key: StoredKey, path: Path) -> SigningKey:
+    secret = _secret(key, path)
+    try:
+        pair = KeyPair(secret) if key.alg == EDDSA else None
+    except KeyRingError as error:
+        raise KeyRingError(f"{path}: key {key.kid}: {error}") from error
+    return SigningKey(key.kid, secret, key.created_at, pair, key.verifies_until)
+
+
+def public_keys(file: KeyFile, path: Path, now: float) -> bytes:
+    """Return the public keys that verify now, as a JWK Set (RFC 7517, RFC 8037). An HS256 key has none.
+
+    Raises KeyRingError for an invalid key, or if cryptography is missing.
+    """
+    found = [_signing_key(key, path) for key in file.active if key.alg == EDDSA and file.state(key, now) != "ended"]
+    jwks = [
+        {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "x": _base64url(key.pair.public_bytes),
+            "kid": key.kid,
+            "alg": EDDSA,
+            "use": "sig",
+        }
+        for key in found
+        if key.pair is not None
+    ]
+    return msgspec.json.encode({"keys": jwks})
 
 
 def is_weak(secret: bytes) -> bool:
@@ -202,14 +143,16 @@ def is_weak(secret: bytes) -> bool:
 
 
 def _secret(key: StoredKey, path: Path) -> bytes:
-    if key.alg != ALGORITHM:
-        raise KeyRingError(f"{path}: key {key.kid}: algorithm {key.alg!r}, only {ALGORITHM} is known")
+    if key.alg not in ALGORITHMS:
+        raise KeyRingError(f"{path}: key {key.kid}: algorithm {key.alg!r}, only {' and '.join(ALGORITHMS)} are known")
     # Base64 encodes in groups of four characters; a single character left over has only six bits and is invalid.
     if not re.fullmatch(r"[A-Za-z0-9_-]+", key.secret) or len(key.secret) % 4 == 1:
         raise KeyRingError(f"{path}: key {key.kid}: the secret is not base64url")
     secret = base64.urlsafe_b64decode(key.secret + "=" * (-len(key.secret) % 4))
     if len(secret) < MIN_SECRET_BYTES:
         raise KeyRingError(f"{path}: key {key.kid}: {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed")
+    if key.alg == EDDSA and len(secret) != SEED_BYTES:
+        raise KeyRingError(f"{path}: key {key.kid}: {len(secret)} bytes, an {EDDSA} key has {SEED_BYTES}")
     if is_weak(secret):
         raise KeyRingError(
             f"{path}: key {key.kid}: the secret is too weak: fewer than {MIN_DISTINCT_BYTES} of its bytes differ"
@@ -220,6 +163,20 @@ def _secret(key: StoredKey, path: Path) -> bytes:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
+def exists(path: Path) -> bool:
+    """Return whether a file exists.
+
+    Raises KeyRingError if that cannot be determined, because another source would be used instead.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise KeyRingError(f"cannot read the key ring {path}: {reason_of(error)}") from error
+    return True
+
+
 def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     """Read a key ring from a file, which no other user may be able to read. Raises KeyRingError."""
     name = f"the key ring {path}"
@@ -228,7 +185,7 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
             check_privacy(path, info, name, is_credential=is_credential)
             raw = read_bounded(descriptor, path, "key ring")
     except OSError as error:
-        raise KeyRingError(f"cannot read {name}: {reason_of(error)}") from error
+        raise KeyRingError(f"cannot read {name}: {reason_of(error)}{unreadable(path, error)}") from error
     try:
         version = msgspec.json.decode(raw, type=Versioned).version
         if version != 1:
@@ -239,21 +196,73 @@ def read(path: Path, *, is_credential: bool = False) -> KeyFile:
     names = [key.kid for key in parsed.keys]
     if len(set(names)) != len(names):
         raise KeyRingError(f"{path}: two keys have the same id")
+    for key in parsed.keys:
+        if key.verifies_until is not None and key.verifies_until < key.created_at:
+            raise KeyRingError(f"{path}: key {key.kid}: `verifies_until` is before `created_at`")
     return parsed
 
 
-def generate(path: Path, now: float, *, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
+def generate(path: Path, now: float, *, algorithm: str = ALGORITHM, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
     """Add a new key, which signs from then on; create the file if there is none. Raises KeyRingError.
 
     `patience_s` is the time to wait for another command that holds the lock.
     """
     with _locked(path, patience_s) as file:
-        old = read(file) if _exists(file) else KeyFile(version=1, keys=())
+        old = read(file) if exists(file) else KeyFile(version=1, keys=())
         check_directories(file, f"a key ring {path}")
-        secret = base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).rstrip(b"=").decode()
-        key = StoredKey(kid=f"k{secrets.token_hex(6)}", secret=secret, created_at=int(now))
+        key = _new_key(algorithm, now)
         _write(file, KeyFile(version=1, keys=(*old.keys, key)))
     return key
+
+
+def rotate(
+    path: Path,
+    now: float,
+    *,
+    longest_s: float,
+    algorithm: str | None = None,
+    patience_s: float = LOCK_PATIENCE_S,
+) -> tuple[StoredKey, tuple[StoredKey, ...]]:
+    """Add a key, which signs from then on; the others verify until their tokens have ended.
+
+    `longest_s` is the longest life of a token (auth.max_token_ttl); `algorithm` that of the new key, None: that of the
+    key that signs now. Keys that were rotated out earlier keep their end, and leave the file after it. Return the new
+    key and those that verify besides. Raises KeyRingError.
+    """
+    with _locked(path, patience_s) as file:
+        old = read(file)
+        check_directories(file, f"a key ring {path}")
+        newest = max((key.created_at for key in old.keys), default=0)
+        if now < newest - MAX_LEEWAY_S:
+            raise KeyRingError(
+                f"{path} has a key that was made {newest - now:.0f} s after the time of this clock: set the clock "
+                "first, or the old key would end too early"
+            )
+        signing = old.signing
+        key = _new_key(algorithm or (signing.alg if signing is not None else ALGORITHM), now)
+        until = math.ceil(now + longest_s + MAX_LEEWAY_S + ROTATION_MARGIN_S)
+        kept = tuple(
+            msgspec.structs.replace(each, verifies_until=until)
+            if each.retired_at is None and each.verifies_until is None
+            else each
+            for each in old.keys
+            if old.state(each, now) != "ended"
+        )
+        new = KeyFile(version=1, keys=(*kept, key))
+        _write(file, new)
+    return key, tuple(each for each in new.active if each is not key)
+
+
+def _new_key(algorithm: str, now: float) -> StoredKey:
+    """Return a new random key. Raises KeyRingError for an EdDSA key without cryptography."""
+    raw = secrets.token_bytes(SECRET_BYTES)
+    if algorithm == EDDSA:
+        KeyPair(raw)  # without the library whaled could not read the ring any more
+    return StoredKey(kid=f"k{secrets.token_hex(6)}", alg=algorithm, secret=_base64url(raw), created_at=int(now))
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s: float = LOCK_PATIENCE_S) -> StoredKey:
@@ -265,10 +274,11 @@ def retire(path: Path, kid: str, now: float, *, force: bool = False, patience_s:
             raise KeyRingError(f"{path} has no key {kid!r}; it has {', '.join(key.kid for key in old.keys) or 'none'}")
         if found.retired_at is not None:
             raise KeyRingError(f"key {kid} is retired already")
-        if len(old.active) == 1 and not force:
+        others = [key for key in old.active if key is not found and key.verifies_until is None]
+        if found is old.signing and not others and not force:
             raise KeyRingError(
-                f"key {kid} is the last one: without it no client can connect. Make another first (whaled keys "
-                "generate) or use --force"
+                f"key {kid} is the last one that signs: without it no client can connect. Make another first (whaled "
+                "keys generate) or use --force"
             )
         retired = msgspec.structs.replace(found, retired_at=int(now))
         _write(file, KeyFile(version=1, keys=tuple(retired if key is found else key for key in old.keys)))
@@ -311,7 +321,7 @@ def _write(path: Path, file: KeyFile) -> None:
     body = msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n"
     try:
         with replacing(path) as handle:
-            keep_group(handle.fileno(), path)  # a group that could read the old file can read the new one
+            give_to_group(handle.fileno(), path)
             handle.write(body)
     except OSError as error:
         raise KeyRingError(f"cannot write the key ring {path}: {reason_of(error)}") from error

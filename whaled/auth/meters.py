@@ -1,8 +1,9 @@
 """The metrics of credentials. docs/metrics.md explains each one."""
 
 import math
+import time
 
-from whaled.auth.tokens import KeyRing
+from whaled.auth.ring import KeyRing
 from whaled.registry import Registry
 
 
@@ -24,7 +25,8 @@ class CredentialMeter:
         """Set the number of keys and the creation time of the signing key. None: authentication is disabled."""
         self._disabled.set(ring is None)
         if ring is not None:
-            self._keys.set(len(ring.verifying))
+            # Read at each rendering: a rotated key leaves the ring by itself.
+            self._keys.set_function(lambda: len(ring.at(time.time()).verifying))
             self._created.set(ring.signing.created_at)
 
     def certificate(self, expires_at: float) -> None:

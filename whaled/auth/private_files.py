@@ -1,5 +1,6 @@
 """Checks of files that contain a secret: whether other users can read or replace them."""
 
+import grp
 import os
 import stat
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 from whaled.errors import KeyRingError
 
 MAX_FILE_BYTES = 1024 * 1024
+# The group that whaled.service is a member of, and nothing else. It is not `whaled`: systemd refuses a group with the
+# name of the unit's dynamic user.
+SERVICE_GROUP = "whaled-keys"
 
 
 @contextmanager
@@ -71,16 +75,36 @@ def _group_remedy(info: os.stat_result) -> str:
     return f", or to let group {info.st_gid} read it: chmod 640"
 
 
-def keep_group(descriptor: int, path: Path) -> None:
-    """Give a new file the group of the file that it replaces, if root let that group read it. Raises OSError."""
+def unreadable(path: Path, error: OSError) -> str:
+    """Return the remedy for a file that this process may not read; "" for any other error."""
+    if not isinstance(error, PermissionError):
+        return ""
+    return f"; run this as root, or for the service: chgrp {SERVICE_GROUP} {path} && chmod 640 {path}"
+
+
+def give_to_group(descriptor: int, path: Path) -> None:
+    """Give a new file the group of the file that it replaces, if root let that group read it. Raises OSError.
+
+    A file that root makes where there was none is for SERVICE_GROUP, if this machine has that group.
+    """
     try:
         old = path.stat()
     except FileNotFoundError:
+        if os.geteuid() == 0 and (group := _service_group()) is not None:
+            os.fchown(descriptor, -1, group)
+            os.fchmod(descriptor, 0o640)
         return
     mode = stat.S_IMODE(old.st_mode)
     if old.st_uid == 0 and mode & 0o077 == 0o040:
         os.fchown(descriptor, -1, old.st_gid)
         os.fchmod(descriptor, mode & 0o640)
+
+
+def _service_group() -> int | None:
+    try:
+        return grp.getgrnam(SERVICE_GROUP).gr_gid
+    except KeyError:
+        return None
 
 
 def check_directories(path: Path, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from whaled.auth.eddsa import EDDSA, SIGNATURE_CHARACTERS
 from whaled.auth.signature import ALGORITHM, MAC_CHARACTERS, MAX_TOKEN_BYTES
 
 API_KEY_PREFIX = "whk_"
@@ -28,6 +29,7 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 # Later times are not dates: `datetime` ends with the year 9999.
 _LATEST = 253_402_300_800
+_LENGTHS = {ALGORITHM: MAC_CHARACTERS, EDDSA: SIGNATURE_CHARACTERS}
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 NO_TOKEN = "holds no token: expected a JWT (three parts with dots between) or an API key (whk_...)"  # noqa: S105 - a text
@@ -190,9 +192,10 @@ def _check_parts(parts: list[str]) -> None:
         raise ValueError("holds a token that is not signed: its third part is missing")
     if not _BASE64URL.fullmatch(signature):
         raise ValueError("holds a damaged token: its third part is not base64url")
-    if header is not None and header.get("alg") == ALGORITHM and len(signature) != MAC_CHARACTERS:
+    expected = _LENGTHS.get(str(header.get("alg"))) if header is not None else None
+    if expected is not None and len(signature) != expected:
         raise ValueError(
-            f"holds a damaged token: its signature has {len(signature)} characters, not {MAC_CHARACTERS}; "
+            f"holds a damaged token: its signature has {len(signature)} characters, not {expected}; "
             "was it copied whole?"
         )
 

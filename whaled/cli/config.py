@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whaled.addressbook.loading import idle_rules, read_address_book
-from whaled.auth.keys import load_ring
-from whaled.auth.tokens import KeyRing
+from whaled.auth.ring import KeyRing
+from whaled.auth.sources import load_ring
 from whaled.cli import unit
 from whaled.cli.options import Subparsers
 from whaled.cli.settings import load_for, working_directory

@@ -25,7 +25,7 @@ COMMANDS = {
     "run": Command("whaled.cli.run", "run the daemon"),
     "reload": Command("whaled.cli.reload", "make a running daemon read its configuration again"),
     "check-config": Command("whaled.cli.config", "check a configuration file and the files it names"),
-    "keys": Command("whaled.cli.keys", "generate, list and retire signing keys"),
+    "keys": Command("whaled.cli.keys", "generate, rotate, list and retire signing keys"),
     "token": Command("whaled.cli.tokens", "issue and inspect tokens"),
     "labels": Command("whaled.cli.labels", "import, check and count address books"),
     "coverage": Command("whaled.cli.coverage", "show how many whales of each block were known before it"),

@@ -20,6 +20,10 @@ MAX_SHOWN = 100
 _MAIN = "whaled/__main__.py"
 
 
+class NoDaemonError(OperatorError):
+    """No running daemon has the event log open."""
+
+
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
@@ -47,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     log_path = Path() if _needs_no_log_path(arguments) else Path(load_for(arguments).config.eventlog.path).resolve()
     if arguments.pid is not None:
         _require_daemon(arguments.pid)
-    pid = arguments.pid if arguments.pid is not None else _holder(log_path)
-    outcome = _request(pid, reloads.outcome_path(os.environ, log_path), arguments.timeout)
+    pid = arguments.pid if arguments.pid is not None else holder(log_path)
+    outcome = request(pid, log_path, arguments.timeout)
     if outcome.problem is not None:
         raise OperatorError(f"reload refused, the old configuration stays: {outcome.problem}")
     print(f"reloaded by process {pid}")
@@ -76,10 +80,10 @@ def _require_daemon(pid: int) -> None:
         raise OperatorError(f"--pid {pid} is not `whaled run` but {shown!r}: no signal was sent")
 
 
-def _holder(log_path: Path) -> int:
-    """Return the process that has the event log open. Raises OperatorError if there is none."""
+def holder(log_path: Path) -> int:
+    """Return the process that has the event log open. Raises NoDaemonError if there is none."""
     lock = log_path.with_name(log_path.name + ".lock")
-    not_running = OperatorError(
+    not_running = NoDaemonError(
         f"no running whaled has {log_path} open (eventlog.path): is it running, and with this configuration? "
         "A changed eventlog.path requires a restart"
     )
@@ -104,7 +108,9 @@ def _holder(log_path: Path) -> int:
         os.close(descriptor)
 
 
-def _request(pid: int, path: Path, timeout_s: float) -> reloads.Outcome:
+def request(pid: int, log_path: Path, timeout_s: float) -> reloads.Outcome:
+    """Make a daemon reload and return the outcome. Raises WhaledError if there is none in time."""
+    path = reloads.outcome_path(_environ_of(pid), log_path)
     requested_s = time.monotonic()
     _signal(pid, signal.SIGHUP)
     while (now := time.monotonic()) < requested_s + timeout_s:
@@ -116,6 +122,20 @@ def _request(pid: int, path: Path, timeout_s: float) -> reloads.Outcome:
     raise WhaledError(
         f"no response from process {pid} within {timeout_s:g} s; its log reports the result of the reload"
     )
+
+
+def _environ_of(pid: int) -> dict[str, str]:
+    """Return the environment in which the outcome is found: our own in a reload by systemd, else that of the daemon.
+
+    By hand nothing tells this command of systemd's state directory. Only root and the daemon's user may look.
+    """
+    if os.environ.get("STATE_DIRECTORY"):
+        return dict(os.environ)
+    try:
+        pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in (pair.partition(b"=") for pair in pairs)}
 
 
 def _signal(pid: int, number: int) -> None:

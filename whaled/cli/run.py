@@ -7,11 +7,11 @@ import signal
 
 import structlog
 
-from whaled.auth.keys import load_ring
+from whaled.auth.sources import load_ring
 from whaled.cli.options import Subparsers
 from whaled.cli.settings import add_config_option, add_run_options, load_for, working_directory
 from whaled.errors import ExitStatus, WhaledError
-from whaled.ops import logs, memory
+from whaled.ops import dumps, logs, memory
 from whaled.ops.systemd import Passed, passed_sockets
 from whaled.reloading import Boot
 from whaled.service import Service
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the daemon. Raises OperatorError if it cannot start, EventLogError if the log fails."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # by default they end the process, and log rotation often sends them
+    dumps.forbid()
     memory.keep_large_apart()
     memory.share_heap()
     loaded = load_for(arguments)

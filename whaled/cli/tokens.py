@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jwt
 
-from whaled.auth import keys, tokenfile, tokens, tokentext
+from whaled.auth import keys, sources, tokenfile, tokens, tokentext
+from whaled.auth.ring import KeyRing
 from whaled.cli.options import Subparsers, duration
 from whaled.cli.settings import add_config_option, load_for, working_directory
 from whaled.config.sections import AuthSettings
@@ -70,15 +71,15 @@ def _permissions(text: str) -> list[Permission]:
     return [Permission(name) for name in names]
 
 
-def _ring(arguments: argparse.Namespace, settings: AuthSettings) -> tokens.KeyRing:
+def _ring(arguments: argparse.Namespace, settings: AuthSettings) -> KeyRing:
     path = arguments.key_ring
     if path is not None:  # an explicit --key-ring overrides the environment
         return keys.ring_of(keys.read(path), path)
-    return keys.load_ring(settings, os.environ, working_directory())
+    return sources.load_ring(settings, os.environ, working_directory())
 
 
 def _key(kid: str | None) -> str:
-    return f"key {kid}" if kid is not None else keys.SECRET_VARIABLE
+    return f"key {kid}" if kid is not None else sources.SECRET_VARIABLE
 
 
 def _issue(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from whaled.durable import replacing
 
@@ -21,12 +21,14 @@ class Outcome(Struct, frozen=True):
     """The result of a reload.
 
     `began_s` is the time at which it began to read files, by the machine's monotonic clock. `problem` is None if the
-    reload was applied.
+    reload was applied. `signing_key` is the id of the key that signs since then; None: a key without an id, none, or an
+    older whaled, which wrote no id.
     """
 
     pid: int
     began_s: float
     problem: str | None = None
+    signing_key: str | None = None
 
 
 def outcome_path(environ: Mapping[str, str], event_log: Path) -> Path:
@@ -46,7 +48,7 @@ def write(path: Path, outcome: Outcome) -> None:
     problem = outcome.problem
     if problem is not None and len(problem) > MAX_PROBLEM_CHARS:
         problem = problem[: MAX_PROBLEM_CHARS - 1] + "\u2026"
-    body = msgspec.json.encode(Outcome(outcome.pid, outcome.began_s, problem))
+    body = msgspec.json.encode(structs.replace(outcome, problem=problem))
     with replacing(path, is_durable=False) as file:
         file.write(body)
 

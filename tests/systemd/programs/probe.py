@@ -24,7 +24,6 @@ from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 STATE = Path(os.environ["STATE_DIRECTORY"])
-CREDENTIALS = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"))
 PASSED = 3
 PATIENCE_S = 1.0
 CLONE_NEWUSER = 0x10000000
@@ -89,8 +88,10 @@ def whole_program() -> None:
 
 
 def key_ring() -> None:
-    assert '"secret"' in (CREDENTIALS / "keys.json").read_text()
-    assert (CREDENTIALS / "keys.json").stat().st_mode & 0o007 == 0
+    ring = Path("/etc/whaled/keys.json")
+    assert '"secret"' in ring.read_text()
+    assert ring.stat().st_mode & 0o037 == 0
+    assert ring.stat().st_uid == 0
 
 
 def journal() -> None:
@@ -250,7 +251,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "homes": lambda: list(Path("/root").iterdir()),
     "another process": lambda: Path("/proc/1").stat(),
     "the system's numbers": lambda: Path("/proc/stat").stat(),
-    "the key ring's file": lambda: Path("/etc/whaled/keys.json").read_bytes(),
+    "write to the key ring": lambda: Path("/etc/whaled/keys.json").open("ab"),
     "connection elsewhere": connect_elsewhere,
     "connection here": backend_here,
     "port of its own": listen_elsewhere,
