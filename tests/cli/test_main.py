@@ -19,6 +19,7 @@ import pytest
 
 from whaled import __version__
 from whaled.cli.main import COMMANDS, main
+from whaled.cli.unit import Unit
 
 Output = pytest.CaptureFixture[str]
 

@@ -34,12 +34,15 @@ QUICK: Mapping[str, Mapping[str, object]] = {
 
 
 class Program:
-    """A test program that runs in the lab as a separate unit and writes JSON lines."""
+    """A test program that runs in the lab as a separate unit and writes JSON lines.
 
-    def __init__(self, lab: Lab, name: str, *argv: str) -> None:
+    A second one of the same program at the same time needs another name: `called`.
+    """
+
+    def __init__(self, lab: Lab, name: str, *argv: str, called: str | None = None) -> None:
         self._lab = lab
-        self._unit = f"lab-{name}.service"
-        self._output = f"{OWN}/{name}.jsonl"
+        self._unit = f"lab-{called or name}.service"
+        self._output = f"{OWN}/{called or name}.jsonl"
         program = lab.project / "tests" / "systemd" / "programs" / f"{name}.py"
         lab.systemctl("stop", self._unit, check=False)
         lab.run(

@@ -48,7 +48,7 @@ def test_a_rotation_disconnects_nobody_and_tokens_of_the_new_key_are_accepted(wh
     issued = lab.run("whaled", "token", "issue", "--client", "later")
     assert new in issued.stderr
     lab.write(f"{OWN}/later", issued.stdout.strip(), 0o600)
-    later = Program(lab, "follow", URL, f"{OWN}/later")
+    later = Program(lab, "follow", URL, f"{OWN}/later", called="later")
     later.until("connected")
     seen = len(client.lines("alert"))
     client.until("alert", count=seen + 3)
@@ -97,7 +97,8 @@ def test_a_ring_that_the_service_may_not_read_is_named_with_the_remedy(whaled: I
         assert "refused the reload and still has its old keys" in done.stderr
         assert f"chgrp whaled-keys {KEY_RING} && chmod 640 {KEY_RING}" in done.stderr
     finally:
-        lab.run("chmod", "0640", KEY_RING)
+        lab.run("chgrp", "whaled-keys", KEY_RING)
+        lab.run("chmod", "640", KEY_RING)
     lab.systemctl("reload", "whaled")
 
 

@@ -132,7 +132,7 @@ def test_the_key_ring_is_readable_for_root_and_the_service_only(whaled: Installa
     assert other.returncode != 0
     assert "secret" not in other.stdout
     pid = str(whaled.main_pid())
-    user = lab.run("stat", "--format", "%u", f"/proc/{pid}").stdout.strip()
+    user = lab.run("awk", "/^Uid:/ {print $2}", f"/proc/{pid}/status").stdout.strip()
     assert user != "0"
     group = lab.run("getent", "group", "whaled-keys").stdout.split(":")[2]
     # Without the group, the user that the daemon has is not enough.

@@ -85,7 +85,7 @@ class KeyFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return "retired"
         if key.verifies_until is not None and now >= key.verifies_until:
             return "ended"
-        return "signs" if key is self.signing else "verifies"
+        return "signs" if key == self.signing else "verifies"
 
 
 # --- keys in force ----------------------------------------------------------------------------------------------------

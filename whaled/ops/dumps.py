@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import resource
 
-# prctl(2)
+# The option of prctl that says whether a process may be dumped.
 PR_SET_DUMPABLE = 4
 
 

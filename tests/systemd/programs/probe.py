@@ -251,7 +251,7 @@ REFUSED: dict[str, Callable[[], object]] = {
     "homes": lambda: list(Path("/root").iterdir()),
     "another process": lambda: Path("/proc/1").stat(),
     "the system's numbers": lambda: Path("/proc/stat").stat(),
-    "write to the key ring": lambda: Path("/etc/whaled/keys.json").open("ab"),
+    "write to the key ring": lambda: os.open("/etc/whaled/keys.json", os.O_WRONLY | os.O_APPEND),
     "connection elsewhere": connect_elsewhere,
     "connection here": backend_here,
     "port of its own": listen_elsewhere,
