@@ -4,6 +4,7 @@ They need the library cryptography, which the extra `eddsa` installs; a ring wit
 """
 
 import base64
+import hashlib
 from functools import cache
 
 from whaled.errors import KeyRingError
@@ -19,8 +20,10 @@ REMEDY = (
 )
 # The key pair that checks tokens which name no EdDSA key, so that their refusal takes as long. It belongs to no ring.
 _STAND_IN_SEED = b"this key pair signs no token....!"[:SEED_BYTES]
-# A signature of the right form, in the place of one that has another. S is 1, which is in range (RFC 8032, 5.1.7).
-_STAND_IN_SIGNATURE = base64.urlsafe_b64encode(b"\x58" + b"\x66" * 31 + b"\x01" + bytes(31)).rstrip(b"=").decode()
+# A signature of the right form, in the place of one that has another. S is in range (RFC 8032, 5.1.7) and as long as
+# that of other signatures, because a check takes longer the more digits S has.
+_STAND_IN_S = hashlib.sha256(b"the signature of nothing").digest()[:31] + b"\x0f"
+_STAND_IN_SIGNATURE = base64.urlsafe_b64encode(b"\x58" + b"\x66" * 31 + _STAND_IN_S).rstrip(b"=").decode()
 
 
 class KeyPair:

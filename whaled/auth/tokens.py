@@ -1,7 +1,7 @@
 """Tokens: JSON Web Tokens (RFC 7519) signed with a key of the ring. Pure: `now` is an argument.
 
 The algorithm is a property of the key and never comes from the token. Every refusal takes the same steps (`signature`)
-and costs about 20 us (160 us with an EdDSA key in the ring); an accepted token is also verified by PyJWT.
+and costs about 20 us (100 us with an EdDSA key in the ring); an accepted token is also verified by PyJWT.
 """
 
 import math
