@@ -14,7 +14,7 @@ BINDIR ?= /usr/local/bin
 # Where the runbook links of the installed alert rules lead; /runbook.md#alert is appended.
 DOCS_URL ?= file://$(PREFIX)/share/docs
 
-# Optional parts of the program, by comma: eddsa (EdDSA keys). After a change: make -B wheels.
+# Optional parts of the program, by comma: eddsa (EdDSA keys). After a change remove dist/wheels.
 EXTRAS ?=
 
 # Most tests wait for something now and then: half as many workers again as cores.

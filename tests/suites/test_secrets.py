@@ -105,7 +105,7 @@ async def hostility(whaled: daemon.Daemon, tokens: list[str]) -> list[str]:
         new += await send(whaled, auth(token), '{"type":"refresh"}', PING)
     for message in odd:
         await send(whaled, message, PING)
-    new += await send(whaled, valid, *odd, PING)
+        await send(whaled, valid, message, PING)
     for url in (whaled.url, whaled.http):
         for token in tokens[:4]:
             await request(url, f"GET /?token={token} HTTP/1.1\r\nHost: {token}\r\n\r\n")
@@ -135,7 +135,7 @@ async def test_nothing_that_a_daemon_writes_shows_a_secret_or_a_token(ring: Path
         new = await hostility(whaled, tokens)
         assert new
         # A ring that is damaged while the daemon runs: each error about it names the fault.
-        for body in (good[:-20], good.replace(b'"alg"', b'"secret"'), good.replace(b"EdDSA", b"RS256"), b"[" + good):
+        for body in (good[:-20], good.replace(b'"alg"', b'"algorithm"'), good.replace(b"EdDSA", b"RS256"), b"[" + good):
             await asyncio.to_thread(ring.write_bytes, body)
             await reloaded(whaled, "reload_refused")
         await asyncio.to_thread(ring.write_bytes, good)
