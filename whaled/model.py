@@ -32,12 +32,20 @@ class Permission(StrEnum):
     ADMIN = "admin"
 
 
+class CredentialKind(StrEnum):
+    """The kind of a credential."""
+
+    TOKEN = "token"  # noqa: S105 - no password
+    API_KEY = "api_key"
+    OIDC = "oidc"
+
+
 class Grant(Struct, frozen=True, kw_only=True):
     """A client's identity and permissions, as its credential proves them.
 
     `authenticated_at` is the time of issue of the first token in a chain of refreshed tokens, `family` the identifier
     that the chain shares. `key_mark` distinguishes the signing key from another key with the same id.
-    `kind` is the kind of the credential (`token`, `api_key`, `oidc`), `issuer` the `iss` of an access token.
+    `issuer` is the `iss` of an access token of another issuer.
     `networks` are the CIDR blocks that the client may connect from, empty for any. `fixed_filter` is a filter as JSON
     that applies in addition to the client's own; `rate` replaces the configured number of messages a second.
     """
@@ -51,7 +59,7 @@ class Grant(Struct, frozen=True, kw_only=True):
     family: str | None = None
     key_id: str | None = None
     key_mark: str | None = None
-    kind: str = "token"
+    kind: CredentialKind = CredentialKind.TOKEN
     issuer: str | None = None
     networks: tuple[str, ...] = ()
     fixed_filter: str | None = None

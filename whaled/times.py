@@ -59,6 +59,11 @@ def parse(text: str) -> datetime:
         raise ValueError(f"{_quoted(text)} is not an ISO 8601 time: {error}") from None
 
 
+def text_of(at: float) -> str:
+    """Return Unix seconds as an ISO 8601 text in UTC, without the fraction of a second."""
+    return datetime.fromtimestamp(int(at), UTC).isoformat()
+
+
 def names_zone(text: str) -> bool:
     """Return whether a text that `parse` accepts names its zone."""
     found = _TIME.fullmatch(text.strip())

@@ -1,13 +1,11 @@
 """API keys in memory: what is accepted, and that every refusal takes the same steps."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable
-from types import FrameType
 
 import pytest
 from msgspec.structs import replace
 
+from kit.calls import work
 from kit.whales import NOW
 from whaled.auth.apikeys import ApiKey, ApiKeys
 from whaled.auth.apikeytext import digest_of, key_of
@@ -82,25 +80,6 @@ def test_failures_count_for_the_key_that_was_presented() -> None:
     assert claimants[2] == ""
     assert refused(EXPIRED, keys).client_id == "c1"
     assert refused(REFUSALS["unknown"][0], keys).client_id == ""
-
-
-def work(call: Callable[[], object]) -> list[str]:
-    """Every function that is called, ours and those written in C, in order."""
-    seen: list[str] = []
-
-    def note(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call":
-            seen.append(frame.f_code.co_qualname)
-        elif event == "c_call":
-            seen.append(str(getattr(argument, "__qualname__", argument)))
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        call()
-    finally:
-        sys.setprofile(before)
-    return seen
 
 
 @pytest.mark.parametrize("name", REFUSALS)

@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 
 from kit.tokens import AUTH, READ, RING, issued
@@ -6,7 +8,7 @@ from whaled.auth.gate import Gate
 from whaled.auth.revocations import Kind, Revocation, Revocations
 from whaled.auth.tokens import TokenAuthenticator
 from whaled.errors import TokenError, TokenRefusal
-from whaled.model import Grant
+from whaled.model import CredentialKind, Grant
 
 LATER = NOW + 1_000_000
 
@@ -27,7 +29,7 @@ class Other:
     """A verifier of another kind, which accepts everything."""
 
     def __init__(self, kind: str) -> None:
-        self.grant = Grant(client_id="c1", permissions=READ, kind=kind, issued_at=NOW)
+        self.grant = Grant(client_id="c1", permissions=READ, kind=cast("CredentialKind", kind), issued_at=NOW)
         self.is_valid = True
 
     def verify(self, credential: str, now: float) -> Grant:

@@ -1,9 +1,6 @@
 """Every refusal of a token: the same answer after the same work, and nothing forged gets in."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import jwt
@@ -11,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.calls import work
 from kit.tokens import AUTH, CLAIMS, FIRST, FORGED, GOOD, NEW, OLD, RING, WIDE, head, issued, part, signed, token_of
 from kit.whales import NOW
 from whaled.auth.signature import claimant
@@ -24,25 +22,6 @@ def judge() -> TokenAuthenticator:
 
 
 # --- the same work ----------------------------------------------------------------------------------------------------
-
-
-def work(call: Callable[[], object]) -> list[str]:
-    """Every function that is called, ours and those written in C, in order."""
-    seen: list[str] = []
-
-    def note(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call":
-            seen.append(frame.f_code.co_qualname)
-        elif event == "c_call":
-            seen.append(str(getattr(argument, "__qualname__", argument)))
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        call()
-    finally:
-        sys.setprofile(before)
-    return seen
 
 
 REFUSALS: dict[str, tuple[str, TokenRefusal]] = {

@@ -20,11 +20,11 @@ from whaled.gateway.entitlement import fixed_filter, judge, narrowed
 from whaled.gateway.interest import Interest
 from whaled.gateway.limits import SessionLimits
 from whaled.metrics import Metrics
-from whaled.model import Grant, Permission
+from whaled.model import CredentialKind, Grant, Permission
 from whaled.whales.filters import EVERYTHING, Filter, Subject, parse_filter
 
 READ = frozenset({Permission.READ})
-GRANT = Grant(client_id="c1", permissions=READ, kind="api_key", token_id="whkid_1")
+GRANT = Grant(client_id="c1", permissions=READ, kind=CredentialKind.API_KEY, token_id="whkid_1")
 
 
 def granted(**more: Any) -> Grant:

@@ -149,3 +149,14 @@ async def metric(http: str, name: str) -> float:
     async with aiohttp.ClientSession() as session, session.get(http + "/metrics") as response:
         lines = (await response.text()).splitlines()
     return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
+
+
+async def command(config: Path, *arguments: str) -> str:
+    """Run a command of whaled as a process, which must succeed, and return what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "whaled", *arguments, "--config", str(config),
+        stdout=asyncio.subprocess.PIPE, cwd=config.parent, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode().strip()

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,23 +17,13 @@ SOON_S = 10.0
 pytestmark = pytest.mark.slow
 
 
-async def command(config: Path, *arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "whaled", "apikey", *arguments, "--config", str(config),
-        stdout=asyncio.subprocess.PIPE, cwd=config.parent, env={"PATH": os.environ["PATH"]},
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    return out.decode().strip()
-
-
 async def test_a_running_daemon_accepts_a_new_key_and_ends_its_connections_when_it_is_revoked(tmp_path: Path) -> None:
     ring = tmp_path / "keys.json"
     generate(ring, 1.0)
     config = daemon.write_config(tmp_path, "ws://127.0.0.1:1", auth={"enabled": True, "key_ring": str(ring)})
     async with daemon.running(config) as whaled:
-        key = await command(config, "create", "--client", "desk-1", "--filter", '{"min_btc": 500}')
-        name = json.loads(await command(config, "list", "--json"))["id"]
+        key = await daemon.command(config, "apikey", "create", "--client", "desk-1", "--filter", '{"min_btc": 500}')
+        name = json.loads(await daemon.command(config, "apikey", "list", "--json"))["id"]
         async with asyncio.timeout(SOON_S):
             while not (await attempt(whaled, key)):  # the daemon looks twice a second
                 pass
@@ -47,7 +35,7 @@ async def test_a_running_daemon_accepts_a_new_key_and_ends_its_connections_when_
             async with WhaleStream(whaled.url, token=key) as stream, asyncio.timeout(SOON_S):
                 first = await anext(aiter(stream))
             assert isinstance(first, UpstreamStatus)
-            await command(config, "revoke", name)
+            await daemon.command(config, "apikey", "revoke", name)
             async with asyncio.timeout(SOON_S):
                 await client.wait_closed()
             assert (client.close_code, client.close_reason) == (1008, "Token revoked")

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,16 +19,6 @@ SOON_S = 10.0
 pytestmark = pytest.mark.slow
 
 
-async def command(config: Path, *arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "whaled", "token", *arguments, "--config", str(config),
-        stdout=asyncio.subprocess.PIPE, cwd=config.parent, env={"PATH": os.environ["PATH"]},
-    )  # fmt: skip
-    out, _ = await process.communicate()
-    assert process.returncode == 0
-    return out.decode().strip()
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     ring = tmp_path / "keys.json"
@@ -39,12 +27,12 @@ def config(tmp_path: Path) -> Path:
 
 
 async def issue(config: Path, client_id: str) -> str:
-    return await command(config, "issue", "--client", client_id)
+    return await daemon.command(config, "token", "issue", "--client", client_id)
 
 
 async def listed(config: Path) -> dict[str, dict[str, str]]:
     """Return the registered tokens by the way in which they were issued and their client."""
-    rows = [json.loads(line) for line in (await command(config, "list", "--json")).splitlines()]
+    rows = [json.loads(line) for line in (await daemon.command(config, "token", "list", "--json")).splitlines()]
     return {f"{row['issued_by'].split()[0]} {row['client_id']}": row for row in rows}
 
 
@@ -77,7 +65,7 @@ async def test_a_revoked_token_ends_at_once_with_what_was_refreshed_from_it_and_
                 pass
         assert rows["refresh desk-1"]["family"] == rows["command desk-1"]["jti"]
 
-        await command(config, "revoke", rows["refresh desk-1"]["jti"])
+        await daemon.command(config, "token", "revoke", rows["refresh desk-1"]["jti"])
         await closed_as_revoked(client)
         assert [await is_refused(whaled, token) for token in (stolen, renewed, other)] == [True, True, False]
         assert await daemon.metric(whaled.http, "whaled_token_revocations") == 2
@@ -94,7 +82,7 @@ async def test_a_revoked_client_is_out_until_it_gets_a_new_token(config: Path) -
     async with daemon.running(config) as whaled, whaled.connect() as first, whaled.connect() as second:
         for client in (first, second):
             await admit(client, token)
-        await command(config, "revoke", "--client", "desk-1")
+        await daemon.command(config, "token", "revoke", "--client", "desk-1")
         for client in (first, second):
             await closed_as_revoked(client)
         assert await is_refused(whaled, token)

@@ -11,7 +11,7 @@ from whaled.auth import apikeyrows, audit
 from whaled.auth.apikeys import ApiKey
 from whaled.auth.apikeytext import DIGITS, SECRET_BYTES, digest_of, key_of
 from whaled.auth.store import Access
-from whaled.auth.tokens import MAX_CLIENT_ID
+from whaled.auth.tokens import check_client_id
 from whaled.model import Permission
 
 ID_PREFIX = "whkid_"
@@ -24,7 +24,7 @@ MAX_RATE = 10_000.0
 
 
 class Order(Struct, frozen=True, kw_only=True):
-    """What a new key shall permit. `fixed_filter` and `networks` are in their canonical forms."""
+    """The client and the permissions of a new key. `fixed_filter` and `networks` are in their canonical forms."""
 
     client_id: str
     permissions: frozenset[Permission]
@@ -117,10 +117,7 @@ class ApiKeyDesk:
 
 def _check(order: Order, now: float) -> None:
     """Raise ValueError for what no key can have."""
-    if not 0 < len(order.client_id) <= MAX_CLIENT_ID or not order.client_id.isprintable():
-        raise ValueError(
-            f"found the client id {order.client_id[:80]!r}; allowed are 1 to {MAX_CLIENT_ID} printable characters"
-        )
+    check_client_id(order.client_id)
     if len(order.comment) > MAX_COMMENT or not order.comment.isprintable():
         raise ValueError(
             f"found a comment of {len(order.comment)} characters; allowed are {MAX_COMMENT} printable ones"

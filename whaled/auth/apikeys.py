@@ -12,16 +12,14 @@ from msgspec import Struct
 
 from whaled.auth.apikeytext import SECRET_BYTES, STAND_IN, digest_of, is_key
 from whaled.errors import TokenError, TokenRefusal
-from whaled.model import Grant, Permission
+from whaled.model import CredentialKind, Grant, Permission
 
-# `Grant.kind` of a client with an API key.
-KIND = "api_key"
 # The most keys that are not revoked, at about 1 KB each in memory and 10 us each to load.
 MAX_KEYS = 10_000
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
-    """What is stored of a key: never the key itself, only its digest. Times are in Unix seconds.
+    """The stored data of a key: never the key itself, only its digest. Times are in Unix seconds.
 
     `id` is public. `fixed_filter` is a filter of the protocol as JSON, which applies in addition to the client's own.
     `networks` are CIDR blocks, empty for any address. `rate` is in messages a second, None for the configured one.
@@ -47,7 +45,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
     @property
     def grant(self) -> Grant:
-        """What the key proves and permits."""
+        """The grant of the client that presents the key."""
         return Grant(
             client_id=self.client_id,
             permissions=self.permissions,
@@ -55,7 +53,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
             authenticated_at=self.created_at,
             expires_at=self.expires_at,
             token_id=self.id,
-            kind=KIND,
+            kind=CredentialKind.API_KEY,
             networks=self.networks,
             fixed_filter=self.fixed_filter,
             rate=self.rate,

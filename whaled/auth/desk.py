@@ -18,7 +18,7 @@ from whaled.model import Grant
 
 
 class Target(StrEnum):
-    """What `TokenDesk.revoke` revokes: a token with its family, the tokens of a client so far, or those of a key."""
+    """The scope of `TokenDesk.revoke`: a token with its family, the tokens of a client so far, or those of a key."""
 
     TOKEN = "jti"  # noqa: S105 - no password
     CLIENT = "client"

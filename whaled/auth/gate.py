@@ -5,13 +5,12 @@ from typing import Protocol
 from whaled.auth.revocations import Kind, Revocation, Revocations
 from whaled.auth.signature import claimant, claimed_issuer
 from whaled.auth.tokens import TokenAuthenticator, family_of
+from whaled.auth.tokentext import API_KEY_PREFIX
 from whaled.errors import TokenError, TokenRefusal
-from whaled.model import Grant
+from whaled.model import CredentialKind, Grant
 
-API_KEY_PREFIX = "whk_"
 REVOKED = "it, its family, its client or its key was revoked"
 FOREIGN = "its client id begins with the name of an issuer and a colon"
-TOKEN, API_KEY, OIDC = "token", "api_key", "oidc"
 
 
 class Verifier(Protocol):
@@ -39,7 +38,7 @@ class Issuers(Verifier, Protocol):
 
 
 class Ledger(Protocol):
-    """What takes notes of refreshes for the database, without waiting for it."""
+    """The queue of notes for the database about refreshes, which nobody waits for."""
 
     def refreshed(self, grant: Grant) -> None:
         """Note a token that a refresh has issued."""
@@ -85,8 +84,8 @@ class Gate:
     def is_in_force(self, grant: Grant, now: float) -> bool:
         """Return whether an earlier grant is still accepted, apart from its expiry."""
         verifier: Verifier | None = self._ring
-        if grant.kind != TOKEN:
-            verifier = {API_KEY: self._api_keys, OIDC: self._issuers}.get(grant.kind)
+        if grant.kind != CredentialKind.TOKEN:
+            verifier = {CredentialKind.API_KEY: self._api_keys, CredentialKind.OIDC: self._issuers}.get(grant.kind)
         if verifier is None or self._is_an_issuers(grant):
             return False
         return verifier.is_in_force(grant, now) and not self._is_revoked(grant, now)
@@ -97,7 +96,7 @@ class Gate:
         Only a token of the ring can be refreshed.
         """
         # REVOKED would mean that a family ends now. The recheck that is due closes a session with a revoked token.
-        if grant.kind != TOKEN or self._is_revoked(grant, now):
+        if grant.kind != CredentialKind.TOKEN or self._is_revoked(grant, now):
             raise TokenError(TokenRefusal.UNKNOWN_KEY, "not a token that can be refreshed", client_id=grant.client_id)
         try:
             token, refreshed = self._ring.refresh(grant, now)
@@ -113,7 +112,7 @@ class Gate:
 
     def answer_lost(self, parent: Grant, child: Grant) -> None:
         """Record that the refreshed token `child` may not have reached its client."""
-        if child.kind == TOKEN:
+        if child.kind == CredentialKind.TOKEN:
             self._ring.answer_lost(parent, child)
 
     def _end(self, revocation: Revocation) -> None:
@@ -123,10 +122,10 @@ class Gate:
 
     def _is_an_issuers(self, grant: Grant) -> bool:
         """Return whether a credential that is not an issuer's names a client of one."""
-        return grant.kind != OIDC and self._issuers is not None and self._issuers.owns(grant.client_id)
+        return grant.kind != CredentialKind.OIDC and self._issuers is not None and self._issuers.owns(grant.client_id)
 
     def _is_revoked(self, grant: Grant, now: float) -> bool:
-        return grant.kind != API_KEY and self._revocations.cover(grant, now)
+        return grant.kind != CredentialKind.API_KEY and self._revocations.cover(grant, now)
 
     def _verifier_for(self, credential: str) -> Verifier:
         if self._api_keys is not None and credential.startswith(API_KEY_PREFIX):

@@ -13,7 +13,7 @@ MAX_REVOCATIONS = 50_000
 
 
 class Kind(StrEnum):
-    """What a revocation names.
+    """The kind of name that a revocation has.
 
     `ended` is a family that ended because a token of it was refreshed twice. Its name includes the client id, so that
     no client can end the family of another.

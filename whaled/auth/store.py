@@ -54,7 +54,7 @@ def beside(event_log: Path) -> Path:
 
 
 class Access(Protocol):
-    """What an act on the database needs of it: `AccessStore` in the daemon, `Direct` in a command."""
+    """The access database as acts use it: `AccessStore` in the daemon, `Direct` in a command."""
 
     async def read(self, work: Work[T]) -> T:
         """Return the result of `work`, which sees one state of the database. Raises AccessError."""

@@ -115,10 +115,7 @@ def issue(
     `chain` is the data that a refreshed token inherits, None for a first token. Raises ValueError for a client id or a
     lifetime that `verify` would refuse.
     """
-    if not _is_client_id(client_id):
-        raise ValueError(
-            f"found the client id {client_id[:80]!r}; allowed are 1 to {MAX_CLIENT_ID} printable characters"
-        )
+    check_client_id(client_id)
     if not 0 < ttl_s <= settings.max_token_ttl:
         longest = units.show_duration(settings.max_token_ttl)
         raise ValueError(
@@ -184,7 +181,7 @@ def _judge(grant: Grant, claims: dict[str, Any], now: float, settings: AuthSetti
     if over_s >= settings.leeway:
         raise TokenError(TokenRefusal.EXPIRED, f"`exp` was {over_s:.0f} s ago")
     for name in ("nbf", "iat"):
-        ahead_s = (_time(claims, name) or 0.0) - now
+        ahead_s = (time_claim(claims, name) or 0.0) - now
         if ahead_s > settings.leeway:
             raise TokenError(TokenRefusal.NOT_YET_VALID, f"`{name}` is {ahead_s:.0f} s ahead of this clock")
     # Lifetimes are whole seconds, rounded up (`issue`).
@@ -222,16 +219,16 @@ def _claims(raw: bytes) -> dict[str, Any]:
 def _grant(claims: dict[str, Any], key: SigningKey | None) -> Grant:
     client_id, named = claims.get("client_id"), claims.get("permissions", [])
     token_id, family = _name(claims, "jti"), _name(claims, "family")
-    if not _is_client_id(client_id):
+    if not is_client_id(client_id):
         raise TokenError(
             TokenRefusal.BAD_CLAIMS, f"`client_id` must be a text of 1 to {MAX_CLIENT_ID} printable characters"
         )
-    expires_at, issued_at = _time(claims, "exp"), _time(claims, "iat")
+    expires_at, issued_at = time_claim(claims, "exp"), time_claim(claims, "iat")
     if expires_at is None:
         raise TokenError(TokenRefusal.BAD_CLAIMS, "`exp` is missing")
     if not isinstance(named, list):
         raise TokenError(TokenRefusal.BAD_CLAIMS, "`permissions` must be a list")
-    authenticated_at = _time(claims, "auth_time")
+    authenticated_at = time_claim(claims, "auth_time")
     return Grant(
         client_id=client_id,
         # An unknown name grants nothing and is not an error: a newer issuer may have more permissions.
@@ -252,11 +249,20 @@ def _name(claims: dict[str, Any], name: str) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME else None
 
 
-def _is_client_id(value: object) -> TypeGuard[str]:
+def is_client_id(value: object) -> TypeGuard[str]:
+    """Return whether a value may name a client."""
     return isinstance(value, str) and 0 < len(value) <= MAX_CLIENT_ID and value.isprintable()
 
 
-def _time(claims: dict[str, Any], name: str) -> float | None:
+def check_client_id(client_id: str) -> None:
+    """Raise ValueError for a text that cannot name a client."""
+    if not is_client_id(client_id):
+        raise ValueError(
+            f"found the client id {client_id[:80]!r}; allowed are 1 to {MAX_CLIENT_ID} printable characters"
+        )
+
+
+def time_claim(claims: dict[str, Any], name: str) -> float | None:
     """Return a claim that is a time, None if it is missing. Raises TokenError for anything else."""
     if name not in claims:
         return None

@@ -7,11 +7,11 @@ text, because it may be a secret. Signatures are not checked here, because that 
 import base64
 import binascii
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from whaled import times
 from whaled.auth.signature import ALGORITHM, MAC_CHARACTERS, MAX_TOKEN_BYTES
 
 API_KEY_PREFIX = "whk_"
@@ -98,9 +98,9 @@ def time_problem(token: str, now: float, tolerance_s: float = 0.0) -> str | None
     claims = claims_of(token)
     ends, begins = _time(claims.get("exp")), _time(claims.get("nbf"))
     if ends is not None and now >= ends + tolerance_s:
-        return f"it expired at {_iso(ends)}, {_span(now - ends)} ago by the clock of this machine"
+        return f"it expired at {times.text_of(ends)}, {_span(now - ends)} ago by the clock of this machine"
     if begins is not None and now < begins - tolerance_s:
-        return f"it is not valid before {_iso(begins)}, in {_span(begins - now)} by the clock of this machine"
+        return f"it is not valid before {times.text_of(begins)}, in {_span(begins - now)} by the clock of this machine"
     return None
 
 
@@ -211,10 +211,6 @@ def _time(value: object) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LATEST:
         return float(value)
     return None
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(int(at), UTC).isoformat()
 
 
 def _span(seconds: float) -> str:

@@ -3,12 +3,8 @@
 import argparse
 import asyncio
 import ipaddress
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +13,12 @@ import msgspec
 from whaled import times
 from whaled.auth.apikeydesk import ApiKeyDesk, Order
 from whaled.auth.apikeys import ApiKey
-from whaled.auth.store import Direct, beside, open_directly
+from whaled.cli.access import ORIGIN, actor, opened
 from whaled.cli.options import Subparsers
-from whaled.cli.settings import add_config_option, load_for
-from whaled.cli.token_register import ORIGIN, actor
+from whaled.cli.settings import add_config_option
 from whaled.cli.tokens import write_secret
 from whaled.config import units
-from whaled.errors import ClientError, ExitStatus, OperatorError
+from whaled.errors import ClientError, ExitStatus
 from whaled.gateway.entitlement import MAX_NETWORKS, fixed_filter
 from whaled.model import Permission
 
@@ -123,18 +118,6 @@ def _expiry(text: str) -> float:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _desk(arguments: argparse.Namespace) -> Iterator[ApiKeyDesk]:
-    """Open the database beside the configured event log. Raises OperatorError if there is neither."""
-    event_log = Path(load_for(arguments).config.eventlog.path)
-    path = beside(event_log)
-    if not (os.path.lexists(path) or os.path.lexists(event_log)):
-        # A new database at a wrong place would have keys that no daemon accepts.
-        raise OperatorError(f"{event_log}: there is no event log here; name it with --config or --db-path")
-    with open_directly(path) as database:
-        yield ApiKeyDesk(Direct(database))
-
-
 def _create(arguments: argparse.Namespace) -> int:
     order = Order(
         client_id=arguments.client,
@@ -154,9 +137,9 @@ def _create(arguments: argparse.Namespace) -> int:
         if output is not None:
             write_secret(output, text, overwrite=arguments.force)
 
-    with _desk(arguments) as desk:
+    with opened(arguments) as access:
         try:
-            text, key = asyncio.run(desk.create(order, actor=actor(), origin=ORIGIN, keep=keep))
+            text, key = asyncio.run(ApiKeyDesk(access).create(order, actor=actor(), origin=ORIGIN, keep=keep))
         except ValueError as error:
             print(f"whaled: {error}", file=sys.stderr)
             return ExitStatus.USAGE
@@ -168,8 +151,8 @@ def _create(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     now = time.time()
-    with _desk(arguments) as desk:
-        keys = asyncio.run(desk.list(arguments.client))
+    with opened(arguments) as access:
+        keys = asyncio.run(ApiKeyDesk(access).list(arguments.client))
     shown = [key for key in keys if arguments.all or key.state(now) == "active"]
     for key in shown:
         print(_json(key, now) if arguments.json else f"{key.id}  {_line(key, now)}")
@@ -179,8 +162,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    with _desk(arguments) as desk:
-        is_new = asyncio.run(desk.revoke(arguments.id, actor=actor(), origin=ORIGIN))
+    with opened(arguments) as access:
+        is_new = asyncio.run(ApiKeyDesk(access).revoke(arguments.id, actor=actor(), origin=ORIGIN))
     text = "a running whaled closes its connections within a second" if is_new else "it was revoked before"
     print(f"API key {arguments.id} revoked; {text}", file=sys.stderr)
     return ExitStatus.STOPPED
@@ -224,4 +207,4 @@ def _json(key: ApiKey, now: float) -> str:
 
 
 def _iso(at: float | None) -> str | None:
-    return datetime.fromtimestamp(int(at), UTC).isoformat() if at is not None else None
+    return times.text_of(at) if at is not None else None

@@ -4,11 +4,11 @@ import argparse
 import os
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from whaled import times
 from whaled.auth import keys
 from whaled.cli.options import Subparsers
 from whaled.cli.settings import add_config_option, load_for
@@ -85,7 +85,7 @@ def _list(arguments: argparse.Namespace) -> int:
             print(_json(key, state))
         else:
             age = f"{max(0, int(now - key.created_at)) // DAY_S} days ago"
-            print(f"{key.kid}  {state:8}  made {_iso(key.created_at)}, {age}")
+            print(f"{key.kid}  {state:8}  made {times.text_of(key.created_at)}, {age}")
     if signing is None:
         print(f"no key of {path} is in use; add one: whaled keys generate --key-ring {path}", file=sys.stderr)
     return ExitStatus.STOPPED
@@ -109,11 +109,7 @@ def _json(key: keys.StoredKey, state: str) -> str:
         "kid": key.kid,
         "alg": key.alg,
         "state": state,
-        "created_at": _iso(key.created_at),
-        "retired_at": _iso(key.retired_at) if key.retired_at is not None else None,
+        "created_at": times.text_of(key.created_at),
+        "retired_at": times.text_of(key.retired_at) if key.retired_at is not None else None,
     }
     return msgspec.json.encode(shown).decode()
-
-
-def _iso(at: int) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat()

@@ -5,26 +5,22 @@ They work on the access database, whether whaled runs or not: a running daemon n
 
 import argparse
 import asyncio
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from whaled import times
 from whaled.auth.desk import Listed, Revoked, Target, TokenDesk, check_name
 from whaled.auth.register import revocations_after
 from whaled.auth.revocations import Revocations
 from whaled.auth.store import Direct, beside, open_directly
+from whaled.cli.access import ORIGIN, actor, opened
 from whaled.cli.options import Subparsers
-from whaled.cli.settings import add_config_option, load_for
+from whaled.cli.settings import add_config_option
 from whaled.config.sections import Config
-from whaled.errors import AccessError, ExitStatus, OperatorError
+from whaled.errors import AccessError, ExitStatus
 from whaled.model import Grant
-
-ORIGIN = "this machine"
 
 
 def register(commands: Subparsers) -> None:
@@ -59,26 +55,9 @@ def register(commands: Subparsers) -> None:
         command.add_argument("--db-path", metavar="FILE", help="event log (eventlog.path); the register lies beside it")
 
 
-def actor() -> str:
-    """Return who runs this command, for the audit log."""
-    return f"command line uid {os.getuid()}"
-
-
-@contextmanager
-def _desk(arguments: argparse.Namespace) -> Iterator[TokenDesk]:
-    """Open the database of the configured event log. Raises OperatorError if there is neither."""
-    event_log = Path(load_for(arguments).config.eventlog.path)
-    path = beside(event_log)
-    if not (os.path.lexists(path) or os.path.lexists(event_log)):
-        # A new database at a wrong place would take a revocation that no daemon ever reads.
-        raise OperatorError(f"{event_log}: there is no event log here; name it with --config or --db-path")
-    with open_directly(path) as database:
-        yield TokenDesk(Direct(database))
-
-
 def _list(arguments: argparse.Namespace) -> int:
-    with _desk(arguments) as desk:
-        found = asyncio.run(desk.list(arguments.client))
+    with opened(arguments) as access:
+        found = asyncio.run(TokenDesk(access).list(arguments.client))
     for listed in found:
         print(_json(listed) if arguments.json else _line(listed))
     if not found:
@@ -98,11 +77,16 @@ def _revoke(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"whaled: {_ascii(str(error))}", file=sys.stderr)
         return ExitStatus.USAGE
-    with _desk(arguments) as desk:
-        revoked = asyncio.run(desk.revoke(target, name, actor=actor(), origin=ORIGIN))
+    with opened(arguments) as access:
+        revoked = asyncio.run(TokenDesk(access).revoke(target, name, actor=actor(), origin=ORIGIN))
     print(_outcome(revoked), file=sys.stderr)
     if arguments.json:
-        shown = {"revoked": target.value, "name": name, "at": _iso(revoked.at), "registered_tokens": revoked.tokens}
+        shown = {
+            "revoked": target.value,
+            "name": name,
+            "at": times.text_of(revoked.at),
+            "registered_tokens": revoked.tokens,
+        }
         print(msgspec.json.encode(shown).decode())
     return ExitStatus.STOPPED
 
@@ -126,7 +110,7 @@ def _line(listed: Listed) -> str:
     state = "revoked" if listed.is_revoked else "valid"
     return (
         f"{_ascii(token.jti)}  {state:7}  {_ascii(token.client_id)}  {token.permissions or '-'}  "
-        f"issued {_iso(token.issued_at)}  until {_iso(token.expires_at)}  key {token.kid or '-'}  "
+        f"issued {times.text_of(token.issued_at)}  until {times.text_of(token.expires_at)}  key {token.kid or '-'}  "
         f"by {_ascii(token.issued_by)}"
     )
 
@@ -138,8 +122,8 @@ def _json(listed: Listed) -> str:
         "family": token.family,
         "client_id": token.client_id,
         "permissions": token.permissions.split(",") if token.permissions else [],
-        "issued_at": _iso(token.issued_at),
-        "expires_at": _iso(token.expires_at),
+        "issued_at": times.text_of(token.issued_at),
+        "expires_at": times.text_of(token.expires_at),
         "kid": token.kid,
         "issued_by": token.issued_by,
         "revoked": listed.is_revoked,
@@ -167,10 +151,6 @@ def is_revoked(config: Config, grant: Grant, now: float) -> bool:
         for revocation in database.read(lambda connection: revocations_after(connection, 0))[1]:
             revocations.add(revocation)
     return revocations.cover(grant, now)
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(int(at), UTC).isoformat()
 
 
 def _ascii(text: str) -> str:

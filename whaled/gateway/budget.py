@@ -1,4 +1,4 @@
-"""What the messages of one connection may cost: its own token bucket, and the one that its client's connections share.
+"""The budget for the messages of one connection: its own token bucket, and the one that its client's connections share.
 
 Pure.
 """

@@ -5,7 +5,7 @@ Pure.
 
 from typing import Protocol
 
-from whaled.model import Grant
+from whaled.model import CredentialKind, Grant
 
 # How long before its end a client is warned, at most, and as a part of the token's life.
 WARN_BEFORE_EXPIRY_S = 300.0
@@ -51,7 +51,7 @@ class Credential:
         self.used_at = now
         self.replaced = replaced
         self.was_warned = False
-        self.is_key = grant.kind == "api_key"
+        self.is_key = grant.kind is CredentialKind.API_KEY
         self.is_late = grant.expires_at is not None and now >= grant.expires_at
 
     def next_deadline(self, *, leeway_s: float, expiry_grace_s: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What a credential permits beyond its permissions: the networks to connect from, and its fixed filter.
+"""The limits of a credential beside its permissions: the networks to connect from, and its fixed filter.
 
 Pure.
 """

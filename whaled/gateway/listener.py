@@ -63,7 +63,7 @@ def has_left(sock: socket.socket) -> bool:
 class Backlog:
     """The time for which connections have arrived at a socket faster than they can be accepted.
 
-    `clock` is monotonic.
+    `clock` is monotonic. `is_deep` is True while so many connections wait that the kernel may soon drop further ones.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,17 +72,17 @@ class Backlog:
         self._count = 0  # connections accepted since then
         self._before = 0.0  # the remembered duration of the previous flood
         self._emptied_at = 0.0
-        self._is_deep = False
+        self.is_deep = False
 
     def filled(self) -> None:
         """Record that a connection has arrived in the empty queue."""
         now = self._clock()
         self._before = max(0.0, self._before - FORGOTTEN_S * (now - self._emptied_at))
-        self._since, self._count, self._is_deep = now, 0, False
+        self._since, self._count, self.is_deep = now, 0, False
 
     def measured(self, part: float) -> None:
         """Record how full the queue is, 0 to 1."""
-        self._is_deep = part >= DEEP_PART
+        self.is_deep = part >= DEEP_PART
 
     def accepted(self) -> None:
         """Record that a connection was accepted."""
@@ -91,12 +91,7 @@ class Backlog:
     def emptied(self) -> None:
         """Record that the queue is empty, or that nothing can be accepted from it for now."""
         self._before = min(REMEMBERED_S, max(self._before, self.behind_s))
-        self._since, self._emptied_at, self._is_deep = None, self._clock(), False
-
-    @property
-    def is_deep(self) -> bool:
-        """True if so many connections wait that the kernel may soon drop further ones."""
-        return self._is_deep
+        self._since, self._emptied_at, self.is_deep = None, self._clock(), False
 
     @property
     def behind_s(self) -> float:
@@ -108,7 +103,7 @@ class Backlog:
         if self._since is None:
             return 0.0
         busy_s = self._clock() - self._since
-        is_behind = self._is_deep or busy_s > (BEHIND_AGAIN_S if self._before else BEHIND_S)
+        is_behind = self.is_deep or busy_s > (BEHIND_AGAIN_S if self._before else BEHIND_S)
         return self._before + busy_s if is_behind and self._count > FLOOD_RATE * busy_s else 0.0
 
 

@@ -30,7 +30,7 @@ class ProxyHeaderError(Exception):
 
 
 class Kind(Enum):
-    """What the first bytes of a connection are."""
+    """The kind of the first bytes of a connection."""
 
     ABSENT = auto()  # no header
     UNNAMED = auto()  # a header without a client: LOCAL, UNKNOWN, or an address that is none of a network

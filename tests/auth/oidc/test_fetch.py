@@ -1,4 +1,4 @@
-"""What an issuer may answer. The stand-in is a server that a hostile or broken issuer could be."""
+"""Answers of an issuer. The stand-in is a server that a hostile or broken issuer could be."""
 
 import asyncio
 import gzip

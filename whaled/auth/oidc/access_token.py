@@ -16,18 +16,13 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from whaled.auth.oidc.keyset import KeySet
 from whaled.auth.signature import MAX_TOKEN_BYTES
+from whaled.auth.tokens import MAX_CLIENT_ID, MAX_NAME, is_client_id, time_claim
 from whaled.config import units
 from whaled.config.claims import ClaimRule, claim_path, claim_rule
 from whaled.config.sections import Algorithm, IssuerSettings
 from whaled.errors import TokenError, TokenRefusal
-from whaled.model import Grant, Permission
+from whaled.model import CredentialKind, Grant, Permission
 
-# A client id appears in log lines, so its length is limited.
-MAX_CLIENT_ID = 256
-# Later times (the year 5138) are invalid; arithmetic with the others cannot overflow.
-LATEST_TIME = 1e11
-# `jti` may be of any length; a longer one is not kept.
-MAX_TOKEN_ID = 128
 # Lists of words in one text (RFC 6749, 3.3; `scp` of Entra). Other texts are compared whole: a role may have spaces.
 WORD_LISTS = (("scope",), ("scp",))
 # ID tokens have the audience of the client and `typ` JWT as well; other types (`logout+jwt`) say what they are.
@@ -67,7 +62,7 @@ _JWS = jwt.PyJWS()
 
 
 class Policy(NamedTuple):
-    """What a token of one issuer must have and what it grants, prepared from the configuration.
+    """The claims that a token of one issuer must have and the permissions they grant, prepared from the settings.
 
     `mark` changes with everything that could change the grant of a token.
     """
@@ -171,7 +166,7 @@ def _grant(claims: dict[str, Any], client_id: str, kid: str | None, policy: Poli
         raise TokenError(
             TokenRefusal.BAD_CLAIMS, "`cnf`: it is bound to a key of its client, which is not checked here"
         )
-    expires_at = _time(claims, "exp")
+    expires_at = time_claim(claims, "exp")
     if expires_at is None:
         raise TokenError(TokenRefusal.BAD_CLAIMS, "`exp` is missing")
     over_s = now - expires_at
@@ -180,21 +175,21 @@ def _grant(claims: dict[str, Any], client_id: str, kid: str | None, policy: Poli
     if -over_s > policy.longest_s + settings.leeway:
         raise TokenError(TokenRefusal.TOO_LONG, f"it lives longer than {units.show_duration(policy.longest_s)}")
     for name in ("nbf", "iat"):
-        ahead_s = (_time(claims, name) or 0.0) - now
+        ahead_s = (time_claim(claims, name) or 0.0) - now
         if ahead_s > settings.leeway:
             raise TokenError(TokenRefusal.NOT_YET_VALID, f"`{name}` is {ahead_s:.0f} s ahead of this clock")
     token_id = claims.get("jti")
-    issued_at = _time(claims, "iat")
+    issued_at = time_claim(claims, "iat")
     return Grant(
         client_id=client_id,
         permissions=frozenset(permission for rule, permission in policy.rules if matches(rule, claims)),
         issued_at=issued_at,
         authenticated_at=issued_at,
         expires_at=expires_at,
-        token_id=token_id if isinstance(token_id, str) and 0 < len(token_id) <= MAX_TOKEN_ID else None,
+        token_id=token_id if isinstance(token_id, str) and 0 < len(token_id) <= MAX_NAME else None,
         key_id=kid,
         key_mark=policy.mark,
-        kind="oidc",
+        kind=CredentialKind.OIDC,
         issuer=settings.issuer,
     )
 
@@ -220,21 +215,11 @@ def _client_id(claims: dict[str, Any], policy: Policy) -> str:
     """Return the client's id: the name of the issuer, a colon, and the claim. No other credential has such an id."""
     found = _at(claims, policy.client_id)
     client_id = f"{policy.settings.name}:{found}"
-    if not isinstance(found, str) or not found or len(client_id) > MAX_CLIENT_ID or not client_id.isprintable():
+    if not isinstance(found, str) or not found or not is_client_id(client_id):
         most = MAX_CLIENT_ID - len(policy.settings.name) - 1
         name = ".".join(policy.client_id)
         raise TokenError(TokenRefusal.BAD_CLAIMS, f"`{name}` must be a text of 1 to {most} printable characters")
     return client_id
-
-
-def _time(claims: dict[str, Any], name: str) -> float | None:
-    """Return a claim that is a time, None if it is missing. Raises TokenError for anything else."""
-    if name not in claims:
-        return None
-    value = claims[name]
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LATEST_TIME:  # false for nan
-        return float(value)
-    raise TokenError(TokenRefusal.BAD_CLAIMS, f"`{name}` must be a time")
 
 
 def _claimant(token: str, policy: Policy) -> str:
